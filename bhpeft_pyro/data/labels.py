@@ -1,0 +1,150 @@
+"""From a column to a tensor of class indices, ratings or answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import ClassLabel
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = ["check_names", "read_answers", "read_classes", "read_ratings", "unlabelled"]
+
+
+def check_names(label_names: Sequence[str] | None, num_labels: int | None) -> None:
+    """Whether the given set of classes makes sense at all."""
+    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
+        raise DataError(f"num_labels={num_labels!r}; expected an integer of at least 2")
+    if label_names is None:
+        return
+    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
+        raise DataError(f"label_names={label_names!r}; expected a sequence of str")
+    if len(label_names) < 2 or len(set(label_names)) < len(label_names):
+        raise DataError(f"label_names={label_names!r}; expected two or more different names")
+    if num_labels not in (None, len(label_names)):
+        raise DataError(f"num_labels={num_labels}, but there are {len(label_names)} label_names")
+
+
+def unlabelled(values: Sequence[Any]) -> bool:
+    """Whether a column is a mere placeholder, as in the test splits of the hub."""
+    return all(value is None or value == -1 or value == "" for value in values)
+
+
+def read_classes(
+    values: Sequence[Any],
+    column: str,
+    feature: object,
+    label_names: Sequence[str] | None,
+    num_labels: int | None,
+) -> tuple[Tensor, tuple[str, ...] | None, int]:
+    """(N,) int64 class indices, the names of the classes, and their number.
+
+    Names come from `label_names`, else from a `ClassLabel` feature, else from the strings found
+    (sorted). A `ClassLabel` that names the classes in another order is mapped by name.
+    """
+    names = None if label_names is None else tuple(label_names)
+    _check_types(values, column, (int, str), "an integer or a str", hint='; kind="rating" is real')
+    if isinstance(feature, ClassLabel):
+        own = tuple(feature.names)
+        _check_range(values, column, len(own))
+        if names is None:
+            names = own
+        elif names != own:
+            values = [own[value] for value in values]
+    if isinstance(values[0], str):
+        empty = next((i for i, value in enumerate(values) if not value.strip()), None)
+        if empty is not None:
+            raise DataError(f"column {column!r}, row {empty}: the label is empty")
+        names = names or tuple(sorted(set(values)))
+        index = {name: k for k, name in enumerate(names)}
+        for i, value in enumerate(values):
+            if value not in index:
+                raise DataError(f"column {column!r}, row {i}: {value!r} is none of {names}")
+        values = [index[value] for value in values]
+    if names is not None and num_labels not in (None, len(names)):
+        raise DataError(
+            f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes {names}; "
+            "label_names says which there are"
+        )
+    count = len(names) if names is not None else num_labels
+    _check_range(values, column, count)
+    labels = torch.tensor(values, dtype=torch.int64)
+    return labels, names, int(labels.max()) + 1 if count is None else count
+
+
+def read_ratings(values: Sequence[Any], column: str) -> Tensor:
+    """(N,) float32 ratings."""
+    _check_types(values, column, (float, int), "a real number", refused=bool)
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise DataError(f"column {column!r}, row {i}: {value!r}; expected a finite number")
+    ratings = torch.tensor(values, dtype=torch.float32)
+    if not bool(ratings.isfinite().all()):
+        row = int((~ratings.isfinite()).nonzero()[0])
+        raise DataError(f"column {column!r}, row {row}: {values[row]!r} is too large for float32")
+    return ratings
+
+
+def read_answers(
+    values: Sequence[Any],
+    column: str,
+    choices: Sequence[Sequence[str]],
+    names: Sequence[Sequence[Any] | None],
+) -> Tensor:
+    """(N,) int64 indices of the right choices."""
+    _check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
+    answers = []
+    for i, (value, texts, labels) in enumerate(zip(values, choices, names, strict=True)):
+        if isinstance(value, str):
+            options = list(labels) if labels is not None else list(texts)
+            found = [k for k, option in enumerate(options) if option == value]
+            if len(found) != 1:
+                raise DataError(
+                    f"column {column!r}, row {i}: {value!r} matches {len(found)} of the choices "
+                    f"{options}; expected exactly one"
+                )
+            value = found[0]
+        if not 0 <= value < len(texts):
+            raise DataError(
+                f"column {column!r}, row {i}: answer {value}; expected 0 to {len(texts) - 1}"
+            )
+        answers.append(value)
+    return torch.tensor(answers, dtype=torch.int64)
+
+
+def _check_types(
+    values: Sequence[Any],
+    column: str,
+    types: tuple[type, ...],
+    what: str,
+    refused: type | tuple[type, ...] = (),
+    hint: str = "",
+) -> None:
+    """All values of the right types, and all str or none."""
+    # First, because a missing label makes a reader turn the others into floats.
+    missing = next((i for i, value in enumerate(values) if value is None), None)
+    if missing is not None:
+        raise DataError(f"column {column!r}, row {missing}: the label is missing (None)")
+    for i, value in enumerate(values):
+        if not isinstance(value, types) or isinstance(value, refused):
+            raise DataError(
+                f"column {column!r}, row {i}: {value!r:.60} is a {type(value).__name__}; "
+                f"expected {what}{hint}"
+            )
+        if isinstance(value, str) != isinstance(values[0], str):
+            raise DataError(
+                f"column {column!r}: mixed types: row 0 is {values[0]!r:.60}, "
+                f"row {i} is {value!r:.60}"
+            )
+
+
+def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
+    for i, value in enumerate(values):
+        if value < 0 or (count is not None and value >= count):
+            limit = "0 or more" if count is None else f"0 to {count - 1}"
+            hint = " (-1 marks rows without a label: use labelled=False)" if value == -1 else ""
+            raise DataError(f"column {column!r}, row {i}: label {value}; expected {limit}{hint}")

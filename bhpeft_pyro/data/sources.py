@@ -1,0 +1,160 @@
+"""Every accepted source becomes one `datasets.Dataset` with just the columns that are needed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+
+from ..errors import DataError
+from .columns import Columns, Kind
+
+__all__ = ["read"]
+
+_HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
+)
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    # pandas would turn the texts "NA", "None" and "null" into missing values.
+    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
+_EXPECTED = (
+    "a datasets.Dataset, the name of one on the hub, a path to a .csv, .json or .jsonl file, "
+    "a mapping of lists, a list of dicts, or (to predict) a list of texts"
+)
+
+
+def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
+    """The rows of `source`, whatever it is; without the target column only if not `labelled`.
+
+    Raises:
+        DataError: the source cannot be read, is empty, lacks a column, or mixes types.
+    """
+    needed = columns.inputs(kind)
+    target = columns.target(kind)
+    if isinstance(source, DatasetDict):
+        splits = ", ".join(map(repr, source))
+        raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
+    if isinstance(source, (str, Path)):
+        source = _load(source)
+    elif isinstance(source, (list, tuple)):
+        source = _from_rows(source, kind, columns)
+
+    if isinstance(source, Dataset):
+        names = source.column_names
+    elif isinstance(source, Mapping):
+        names = list(source)
+    else:
+        raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
+    for name in (*needed, target) if labelled else needed:
+        if name not in names:
+            there = ", ".join(repr(other) for other in names) or "none"
+            raise DataError(
+                f"column {name!r} is missing; columns there: {there} "
+                "(`columns=Columns(...)` says which column holds what)"
+            )
+    wanted = [name for name in (*needed, target) if name in names]
+    if isinstance(source, Dataset):
+        table = source.select_columns(wanted).with_format(None)
+    else:
+        table = _from_lists({name: source[name] for name in wanted})
+    if len(table) == 0:
+        raise DataError("source is empty: at least one example is needed")
+    return table
+
+
+def _load(source: str | Path) -> Dataset:
+    """A file, by its suffix, or else a data set of the hub."""
+    path = Path(source)
+    options: dict[str, Any] = {}
+    if path.suffix.lower() in _READERS:
+        if not path.is_file():
+            raise DataError(f"source={str(source)!r}: there is no such file")
+        if path.stat().st_size == 0:
+            raise DataError(f"source={str(source)!r}: the file is empty")
+        name, options = _READERS[path.suffix.lower()]
+        options = {"data_files": str(path), "split": "train", **options}
+    elif isinstance(source, Path):
+        raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
+    else:
+        match = _HUB_NAME.fullmatch(source)
+        if match is None:
+            raise DataError(
+                f"source={source!r} is no file and no name of a data set on the hub; expected "
+                "'owner/name', 'owner/name:split' or 'owner/name[config]:split' "
+                "(a single text goes in a list)"
+            )
+        name = match["name"]
+        options = {"name": match["config"], "split": match["split"] or "train"}
+    try:
+        return load_dataset(name, **options)
+    except Exception as error:  # whatever goes wrong inside a reader: network, syntax, split
+        raise DataError(
+            f"source={str(source)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
+    """A list of dicts, of texts, or of pairs (text and pair, question and choices)."""
+    if not rows:
+        raise DataError("source is empty: at least one example is needed")
+    if isinstance(rows[0], Mapping):
+        dicts = [_expect(row, i, Mapping, "a dict") for i, row in enumerate(rows)]
+        keys = dict.fromkeys(key for row in dicts for key in row)
+        return {key: [row.get(key) for row in dicts] for key in keys}
+    names = columns.inputs(kind)
+    if len(names) == 1:
+        return {names[0]: [_expect(row, i, str, "a text") for i, row in enumerate(rows)]}
+    what = f"a pair ({names[0]}, {names[1]})"
+    pairs = [_expect(row, i, (tuple, list), what) for i, row in enumerate(rows)]
+    for i, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise DataError(f"source, row {i}: {len(pair)} entries; expected {what}")
+    return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
+
+
+def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
+    if not isinstance(row, types):
+        raise DataError(f"source, row {i}: a {type(row).__name__} ({row!r:.60}); expected {what}")
+    return row
+
+
+def _from_lists(columns: Mapping[str, Any]) -> Dataset:
+    """A mapping of lists, arrays or tensors of one length."""
+    lists: dict[str, list[Any]] = {}
+    for name, column in columns.items():
+        if isinstance(column, (str, Mapping)) or not isinstance(column, Iterable):
+            raise DataError(
+                f"column {name!r} is a {type(column).__name__}; expected a list of values"
+            )
+        lists[name] = column.tolist() if hasattr(column, "tolist") else list(column)
+    if len({len(column) for column in lists.values()}) > 1:
+        counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
+        raise DataError(f"columns differ in length: {counts}")
+    tables = []
+    for name, column in lists.items():
+        try:
+            tables.append(Dataset.from_dict({name: column}))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"column {name!r}: {_mixture(column)} ({error})") from error
+    return concatenate_datasets(tables, axis=1)
+
+
+def _mixture(column: list[Any]) -> str:
+    """Which row breaks the type of the first one."""
+    kinds = [_type_name(value) for value in column]
+    odd = next((i for i, kind in enumerate(kinds) if kind not in (kinds[0], "NoneType")), None)
+    if odd is None:
+        return f"values of type {kinds[0]} cannot be read"
+    return f"mixed types: row 0 is {kinds[0]}, row {odd} is {kinds[odd]} ({column[odd]!r:.60})"
+
+
+def _type_name(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "list of " + "/".join(sorted({type(entry).__name__ for entry in value}))
+    return type(value).__name__

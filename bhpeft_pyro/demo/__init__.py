@@ -1,0 +1,1 @@
+"""A demonstration that needs no model hub: `python -m bhpeft_pyro.demo`."""

@@ -1,0 +1,55 @@
+"""One exception tree: every error this package raises on purpose is a `BHPEFTError`."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchitectureError",
+    "BHPEFTError",
+    "ConfigError",
+    "DataError",
+    "FitError",
+    "GuideError",
+    "LikelihoodError",
+    "PriorError",
+    "SaveError",
+]
+
+
+class BHPEFTError(Exception):
+    """Root of the tree; catch it to catch every deliberate error of the package."""
+
+
+class ConfigError(BHPEFTError, ValueError):
+    """An option has a value that cannot work (a rank above the width, an unknown name)."""
+
+
+class ArchitectureError(BHPEFTError, ValueError):
+    """The transformer's architecture is unknown, or cannot carry a PEFT kind."""
+
+
+class DataError(BHPEFTError, ValueError):
+    """The data cannot be used: empty, a column missing, a label out of range."""
+
+
+class PriorError(BHPEFTError, ValueError):
+    """A prior leaves out a site, invents one, or returns another shape."""
+
+
+class GuideError(BHPEFTError, ValueError):
+    """A guide does not fit its model, or cannot do what was asked of it."""
+
+
+class LikelihoodError(BHPEFTError, ValueError):
+    """Likelihood, head and labels do not go together."""
+
+
+class FitError(BHPEFTError, RuntimeError):
+    """Fitting had to stop; `posterior` keeps the last good state (None before any)."""
+
+    def __init__(self, message: str, posterior: object | None = None) -> None:
+        super().__init__(message)
+        self.posterior = posterior
+
+
+class SaveError(BHPEFTError, ValueError):
+    """A saved posterior is damaged, altered, or belongs to another backbone."""

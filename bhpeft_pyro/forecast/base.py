@@ -1,0 +1,125 @@
+"""What forecasts of classes and of ratings share."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["Forecast", "as_labels", "check_shape", "join_fields", "join_tensors"]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Forecast(ABC):
+    """A predictive distribution for each of N examples.
+
+    Attributes:
+        labels: (N,) what was observed, or None.
+        texts: the N texts, or None.
+    """
+
+    measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
+
+    labels: Tensor | None = None
+    texts: Sequence[str] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """N, the number of examples."""
+
+    @abstractmethod
+    def to_dataset(self) -> Dataset:
+        """A Hugging Face data set with one row an example."""
+
+    def uncertainty(self, by: str = "epistemic") -> Tensor:
+        """(N,) the one of `measures` that is named `by`, turned so that larger is less certain."""
+        if by not in self.measures:
+            raise ConfigError(f"by={by!r} is unknown: expected one of {', '.join(self.measures)}")
+        values: Tensor = getattr(self, by)
+        return 1 - values if by == "confidence" else values
+
+    def flag(self, fraction: float = 0.1, by: str = "epistemic") -> Tensor:
+        """Indices of the `fraction` least certain examples, the least certain first.
+
+        At least one example; equally certain ones stay in their order.
+        """
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"fraction={fraction} must be above 0 and at most 1")
+        count = math.ceil(fraction * len(self) - 1e-9)  # 0.07 * 100 is a little above 7
+        return self.uncertainty(by).argsort(descending=True, stable=True)[: max(count, 1)]
+
+    def with_labels(self, labels: Tensor | Sequence[float]) -> Self:
+        """The same forecast with what was observed."""
+        return replace(self, labels=as_labels(labels))
+
+    def observed(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+        """(N,) the given labels, once checked, or else the forecast's own."""
+        known = self.labels if labels is None else self.with_labels(labels).labels
+        if known is None:
+            raise DataError("labels are needed: the forecast has none, and none were given")
+        return known
+
+    def _check_rows(self, *, whole: bool) -> None:
+        """Check labels (whole numbers or any) and texts."""
+        if self.texts is not None and len(self.texts) != len(self):
+            raise DataError(f"texts has {len(self.texts)} entries for {len(self)} examples")
+        if self.labels is None:
+            return
+        check_shape("labels", self.labels, (len(self),))
+        if whole and self.labels.is_floating_point():
+            raise DataError(
+                f"labels must be whole numbers (class indices), got {self.labels.dtype}"
+            )
+        if not self.labels.isfinite().all():
+            raise DataError("labels must be finite")
+
+    def _columns(self) -> dict[str, Any]:
+        columns: dict[str, Any] = {} if self.texts is None else {"text": list(self.texts)}
+        if self.labels is not None:
+            columns["label"] = self.labels.tolist()
+        return columns
+
+
+def as_labels(labels: Tensor | Sequence[float] | None) -> Tensor | None:
+    """Labels as a tensor on the CPU."""
+    if labels is None:
+        return None
+    try:
+        return torch.as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"labels must be numbers: {error}") from error
+
+
+def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raise DataError unless `tensor` has the shape `expected`."""
+    if tuple(tensor.shape) != expected:
+        raise DataError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+
+
+def join_tensors(tensors: Sequence[Tensor | None], name: str, dim: int = 0) -> Tensor | None:
+    """Join what all parts have; None if none has it."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if given and len(given) != len(tensors):
+        raise DataError(f"parts must all have {name}, or none of them")
+    return torch.cat(given, dim) if given else None
+
+
+def join_fields(parts: Sequence[Forecast]) -> dict[str, Any]:
+    """The joined labels and texts of forecasts of several batches."""
+    texts = [part.texts for part in parts if part.texts is not None]
+    if texts and len(texts) != len(parts):
+        raise DataError("parts must all have texts, or none of them")
+    return {
+        "labels": join_tensors([part.labels for part in parts], "labels"),
+        "texts": [text for part in texts for text in part] if texts else None,
+    }

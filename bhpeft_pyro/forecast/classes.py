@@ -1,0 +1,284 @@
+"""Forecasts of classes, of stars, and of one choice of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, LikelihoodError
+from .base import Forecast, as_labels, check_shape, join_fields, join_tensors
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["ClassAccumulator", "ClassForecast"]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ClassForecast(Forecast):
+    """Forecast of classes, stars or multiple choice; made by `from_draws`.
+
+    Attributes:
+        probabilities: (N, C) E[p], the mean of the draws' probabilities (never of their logits).
+        total: (N,) entropy of E[p] in nats.
+        aleatoric: (N,) mean of the draws' entropies.
+        epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
+            Houlsby et al. 2011).
+        variance: (N,) variance over the draws of the class probabilities, summed over classes:
+            the uncertainty that BH-PEFT ranks by. (Divided by C it is their mean; as a sum it
+            does not depend on choices that are mere padding.)
+        draws: S.
+        samples: (S, N, C) the draws, if kept.
+        label_names: names of the C classes, or None.
+        choices: (N, C) bool, True where a choice exists; None except for multiple choice.
+
+    >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]])
+    >>> forecast = ClassForecast.from_draws(draws)     # the draws disagree on the first only
+    >>> [round(value, 3) for value in forecast.epistemic.tolist()]
+    [0.368, 0.0]
+    >>> forecast.flag(0.5)
+    tensor([0])
+    """
+
+    measures: ClassVar[tuple[str, ...]] = (*Forecast.measures, "variance", "confidence")
+
+    probabilities: Tensor
+    total: Tensor
+    aleatoric: Tensor
+    epistemic: Tensor
+    variance: Tensor
+    draws: int
+    samples: Tensor | None = None
+    label_names: Sequence[str] | None = None
+    choices: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count, classes = self.probabilities.shape
+        self._check_rows(whole=True)
+        if self.label_names is not None and len(self.label_names) != classes:
+            raise DataError(f"label_names has {len(self.label_names)} names for {classes} classes")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", self.labels.long())
+            if not ((self.labels >= 0) & (self.labels < classes)).all():
+                raise DataError(
+                    f"labels must lie in 0..{classes - 1}, "
+                    f"got {int(self.labels.min())}..{int(self.labels.max())}"
+                )
+        if self.choices is not None:
+            check_shape("choices", self.choices, (count, classes))
+            choices = self.choices.detach().cpu().bool()
+            object.__setattr__(self, "choices", choices)
+            if (self.probabilities[~choices] != 0).any():
+                raise LikelihoodError("probabilities must be 0 where choices is False")
+            if self.labels is not None and not choices.gather(1, self.labels[:, None]).all():
+                raise DataError("labels name a choice that does not exist (choices is False)")
+
+    @classmethod
+    def from_draws(
+        cls,
+        probabilities: Tensor,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        texts: Sequence[str] | None = None,
+        label_names: Sequence[str] | None = None,
+        choices: Tensor | None = None,
+        keep_samples: bool = False,
+    ) -> ClassForecast:
+        """The mixture of S draws' probabilities (S, N, C), each summing to one over C.
+
+        Raises:
+            LikelihoodError: `probabilities` is no such tensor.
+            DataError: `labels`, `texts`, `label_names` or `choices` do not go with it.
+        """
+        accumulator = ClassAccumulator(keep_samples=keep_samples)
+        accumulator.add(probabilities)
+        return accumulator.forecast(
+            labels=labels, texts=texts, label_names=label_names, choices=choices
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[ClassForecast]) -> ClassForecast:
+        """One forecast of all examples from forecasts of batches of them, by equally many draws.
+
+        Multiple-choice batches may differ in C: choices that are missing get probability zero.
+        """
+        if not parts:
+            raise DataError("parts is empty: there is nothing to join")
+        if len({part.draws for part in parts}) > 1:
+            raise DataError(f"parts come from {[p.draws for p in parts]} draws: make them equal")
+        names = [None if part.label_names is None else list(part.label_names) for part in parts]
+        if any(other != names[0] for other in names):
+            raise DataError("parts have different label_names")
+        widths = [part.probabilities.shape[1] for part in parts]
+        if len(set(widths)) > 1 and any(part.choices is None for part in parts):
+            raise DataError(f"parts have {widths} classes: only multiple choice may differ")
+
+        def joined(name: str, dim: int = 0) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            padded = [None if tensor is None else _pad(tensor, max(widths)) for tensor in tensors]
+            return join_tensors(padded, name, dim)
+
+        def flat(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        return cls(
+            probabilities=torch.cat([_pad(part.probabilities, max(widths)) for part in parts]),
+            total=flat("total"),
+            aleatoric=flat("aleatoric"),
+            epistemic=flat("epistemic"),
+            variance=flat("variance"),
+            draws=parts[0].draws,
+            samples=joined("samples", dim=1),
+            choices=joined("choices"),
+            label_names=names[0],
+            **join_fields(parts),
+        )
+
+    def __len__(self) -> int:
+        return self.probabilities.shape[0]
+
+    @property
+    def label(self) -> Tensor:
+        """(N,) the most probable class."""
+        return self.probabilities.argmax(-1)
+
+    @property
+    def confidence(self) -> Tensor:
+        """(N,) the probability of the most probable class."""
+        return self.probabilities.amax(-1)
+
+    def to_dataset(self) -> Dataset:
+        """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].
+
+        With `label_names`, label and prediction are `ClassLabel` columns.
+        """
+        from datasets import ClassLabel, Dataset  # slow to import, and seldom needed
+
+        columns = self._columns() | {"prediction": self.label.tolist()}
+        for name in ("confidence", "total", "aleatoric", "epistemic", "variance", "probabilities"):
+            columns[name] = getattr(self, name).tolist()
+        dataset = Dataset.from_dict(columns)
+        if self.label_names is not None:
+            feature = ClassLabel(names=list(self.label_names))
+            for name in {"label", "prediction"} & columns.keys():
+                dataset = dataset.cast_column(name, feature)
+        return dataset
+
+    def __repr__(self) -> str:
+        kind = "classes" if self.choices is None else "choices"
+        return (
+            f"ClassForecast: {len(self)} examples, {self.probabilities.shape[1]} {kind}, "
+            f"{self.draws} draws\n"
+            f"  mean confidence {self.confidence.mean():.3f}\n"
+            f"  mean uncertainty (nats) {self.total.mean():.4f} = "
+            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
+        )
+
+
+class ClassAccumulator:
+    """Adds draws up chunk by chunk, so that all (S, N, C) need never be held at once.
+
+    Args:
+        keep_samples: keep the draws too, as the forecast's `samples`.
+
+    >>> accumulator = ClassAccumulator()
+    >>> for _ in range(3):
+    ...     accumulator.add(torch.full((2, 5, 4), 0.25))
+    >>> accumulator.forecast().draws
+    6
+    """
+
+    def __init__(self, *, keep_samples: bool = False) -> None:
+        self._kept: list[Tensor] | None = [] if keep_samples else None
+        self._draws = 0
+        self._first: Tensor | None = None  # (N, C), the first draw
+
+    def add(self, draws: Tensor) -> None:
+        """Add (s, N, C): the (N, C) class probabilities under s more draws."""
+        draws = _checked(draws, None if self._first is None else tuple(self._first.shape))
+        values = draws.double()
+        entropy = _entropy(values)
+        if self._first is None:
+            # Sums are of differences from the first draw: exactly zero where all draws agree.
+            self._dtype = torch.promote_types(draws.dtype, torch.float32)
+            self._first, self._first_entropy = values[0].clone(), entropy[0].clone()
+            self._shift, self._square = torch.zeros_like(values[0]), torch.zeros_like(values[0])
+            self._entropy_shift = torch.zeros_like(entropy[0])
+        difference = values - self._first
+        self._draws += draws.shape[0]
+        self._shift += difference.sum(0)
+        self._square += difference.square().sum(0)
+        self._entropy_shift += (entropy - self._first_entropy).sum(0)
+        if self._kept is not None:
+            self._kept.append(draws.clone())  # the caller may use its buffer again
+
+    def forecast(
+        self,
+        *,
+        labels: Tensor | Sequence[int] | None = None,
+        texts: Sequence[str] | None = None,
+        label_names: Sequence[str] | None = None,
+        choices: Tensor | None = None,
+    ) -> ClassForecast:
+        """The forecast from all draws added so far; the arguments are those of `from_draws`."""
+        if self._first is None:
+            raise LikelihoodError("there are no draws to make a forecast from: call add() first")
+        shift = self._shift / self._draws
+        probabilities = self._first + shift
+        variance = (self._square / self._draws - shift.square()).clamp(min=0).sum(-1)
+        total = _entropy(probabilities)
+        aleatoric = self._first_entropy + self._entropy_shift / self._draws
+        # Entropy is concave, so a negative difference can only be rounding.
+        epistemic = (total - aleatoric).clamp(min=0)
+        return ClassForecast(
+            probabilities=probabilities.to(self._dtype),
+            total=total.to(self._dtype),
+            aleatoric=aleatoric.to(self._dtype),
+            epistemic=epistemic.to(self._dtype),
+            variance=variance.to(self._dtype),
+            draws=self._draws,
+            samples=None if self._kept is None else torch.cat(self._kept),
+            labels=as_labels(labels),
+            texts=texts,
+            label_names=label_names,
+            choices=choices,
+        )
+
+
+def _pad(tensor: Tensor, width: int) -> Tensor:
+    """Zeros (or False) after the last dim, up to `width`."""
+    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Entropy in nats over the last dim, with 0 log 0 = 0."""
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def _checked(draws: Tensor, expected: tuple[int, ...] | None) -> Tensor:
+    """The draws (s, N, C) on the CPU, if they are probabilities at all."""
+    shape = tuple(draws.shape)
+    if not draws.is_floating_point() or len(shape) != 3 or min(shape) < 1 or shape[2] < 2:
+        raise LikelihoodError(
+            "probabilities must be a floating (S, N, C) tensor with S, N >= 1 and C >= 2, "
+            f"got {draws.dtype} of shape {shape}"
+        )
+    if expected is not None and shape[1:] != expected:
+        raise LikelihoodError(
+            f"probabilities are (N, C) = {shape[1:]}, those added before were {expected}"
+        )
+    draws = draws.detach().cpu()
+    sums = draws.double().sum(-1)
+    tolerance = 1e-4 + 2 * torch.finfo(draws.dtype).eps  # bfloat16 is right to 2 digits only
+    # Written so that a NaN is refused too.
+    if not (draws >= 0).all() or not ((sums - 1).abs() <= tolerance).all():
+        raise LikelihoodError(
+            "probabilities must be >= 0 and sum to one over the last dim, got values from "
+            f"{draws.min():.4g} and sums in {sums.min():.4g}..{sums.max():.4g} "
+            "(logits need a softmax first)"
+        )
+    return draws

@@ -1,0 +1,189 @@
+"""Forecasts of ratings: a mixture of Normals for each example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, DataError, LikelihoodError
+from .base import Forecast, as_labels, check_shape, join_fields
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["RatingForecast"]
+
+_BISECTIONS = 80  # halves any bracket down to rounding in float64
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class RatingForecast(Forecast):
+    """Forecast of ratings: a mixture of S Normals an example; made by `from_draws`.
+
+    `total`, `aleatoric` and `epistemic` are variances, so that they add up: the law of total
+    variance, Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w.
+
+    Attributes:
+        means: (S, N) the draws' means.
+        sds: (S, N) the draws' standard deviations, all positive.
+
+    >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
+    >>> forecast.mean, forecast.epistemic, forecast.aleatoric
+    (tensor([2.]), tensor([1.]), tensor([0.2500]))
+    >>> lower, upper = forecast.interval(0.9)
+    >>> round(lower.item(), 2), round(upper.item(), 2)
+    (0.36, 3.64)
+    """
+
+    means: Tensor
+    sds: Tensor
+
+    def __post_init__(self) -> None:
+        self._check_rows(whole=False)
+
+    @classmethod
+    def from_draws(
+        cls,
+        mean: Tensor,
+        sd: Tensor,
+        *,
+        labels: Tensor | Sequence[float] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> RatingForecast:
+        """The mixture over S draws of Normal(mean, sd), both (S, N).
+
+        Raises:
+            LikelihoodError: `mean` or `sd` has a wrong shape or value.
+            DataError: `labels` or `texts` do not go with them.
+        """
+        for name, tensor in (("mean", mean), ("sd", sd)):
+            if not tensor.is_floating_point() or tensor.ndim != 2 or tensor.numel() == 0:
+                raise LikelihoodError(
+                    f"{name} must be a floating (S, N) tensor with S, N >= 1, "
+                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+            if not tensor.isfinite().all():
+                raise LikelihoodError(f"{name} must be finite")
+        if sd.shape != mean.shape:
+            raise LikelihoodError(
+                f"sd has shape {tuple(sd.shape)}, expected that of mean, {tuple(mean.shape)}"
+            )
+        if not (sd > 0).all():
+            raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
+        dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
+        return cls(
+            means=mean.detach().to("cpu", dtype, copy=True),
+            sds=sd.detach().to("cpu", dtype, copy=True),
+            labels=as_labels(labels),
+            texts=texts,
+        )
+
+    @classmethod
+    def cat(cls, parts: Sequence[RatingForecast]) -> RatingForecast:
+        """One forecast of all examples from forecasts of batches of them, by equally many draws."""
+        if not parts:
+            raise DataError("parts is empty: there is nothing to join")
+        if len({part.draws for part in parts}) > 1:
+            raise DataError(f"parts come from {[p.draws for p in parts]} draws: make them equal")
+        return cls(
+            means=torch.cat([part.means for part in parts], 1),
+            sds=torch.cat([part.sds for part in parts], 1),
+            **join_fields(parts),
+        )
+
+    def __len__(self) -> int:
+        return self.means.shape[1]
+
+    @property
+    def draws(self) -> int:
+        """S."""
+        return self.means.shape[0]
+
+    @property
+    def mean(self) -> Tensor:
+        """(N,) mean of the mixture."""
+        return self._rounded(self.means.double().mean(0))
+
+    @property
+    def epistemic(self) -> Tensor:
+        """(N,) variance over the draws of their means (population variance)."""
+        return self._rounded(self.means.double().var(0, correction=0))
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """(N,) mean over the draws of their variances."""
+        return self._rounded(self.sds.double().square().mean(0))
+
+    @property
+    def total(self) -> Tensor:
+        """(N,) variance of the mixture: epistemic + aleatoric."""
+        return self.epistemic + self.aleatoric
+
+    @property
+    def sd(self) -> Tensor:
+        """(N,) standard deviation of the mixture."""
+        return self.total.sqrt()
+
+    def log_prob(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+        """(N,) log density of the mixture at `labels` (N,), by default the forecast's own."""
+        observed = self.observed(labels).double()
+        z = (observed - self.means.double()) / self.sds.double()
+        components = -0.5 * z.square() - self.sds.double().log() - 0.5 * math.log(2 * math.pi)
+        return self._rounded(components.logsumexp(0) - math.log(self.draws))
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """(N,) probability that the mixture puts below `values` (N,)."""
+        check_shape("values", values, (len(self),))
+        return self._rounded(self._below(values.detach().to("cpu", torch.float64)))
+
+    def quantile(self, probability: float) -> Tensor:
+        """(N,) quantile of the mixture, by bisection on its distribution function.
+
+        It lies between the least and the greatest of its components' quantiles.
+        """
+        if not 0 < probability < 1:
+            raise ConfigError(f"probability={probability} must be above 0 and below 1")
+        z = torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
+        ends = self.means.double() + z * self.sds.double()
+        lower, upper = ends.amin(0), ends.amax(0)
+        for _ in range(_BISECTIONS):
+            middle = (lower + upper) / 2
+            below = self._below(middle) < probability
+            lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
+        return self._rounded(upper)
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Ends (N,), (N,) of the mixture's central interval of probability `level`."""
+        if not 0 < level < 1:
+            raise ConfigError(f"level={level} must be above 0 and below 1")
+        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def to_dataset(self) -> Dataset:
+        """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""
+        from datasets import Dataset  # slow to import, and seldom needed
+
+        columns = self._columns()
+        for name in ("mean", "sd", "total", "aleatoric", "epistemic"):
+            columns[name] = getattr(self, name).tolist()
+        lower, upper = self.interval(0.9)
+        return Dataset.from_dict(columns | {"lower_90": lower.tolist(), "upper_90": upper.tolist()})
+
+    def __repr__(self) -> str:
+        return (
+            f"RatingForecast: {len(self)} examples, {self.draws} draws\n"
+            f"  mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}\n"
+            f"  mean variance {self.total.mean():.4f} = "
+            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
+        )
+
+    def _below(self, values: Tensor) -> Tensor:
+        """Distribution function of the mixture in float64."""
+        return torch.special.ndtr((values - self.means.double()) / self.sds.double()).mean(0)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return values.to(self.means.dtype)

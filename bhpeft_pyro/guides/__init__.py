@@ -1,0 +1,10 @@
+"""Guides: families of approximate posteriors, by one contract."""
+
+from .delta import DeltaGuide
+from .function import FunctionGuide
+from .guide import Guide
+from .latent import Latent, latents
+from .normal import NormalGuide
+from .registry import GUIDES, autoguide
+
+__all__ = ["GUIDES", "DeltaGuide", "FunctionGuide", "Guide", "Latent", "NormalGuide", "autoguide", "latents"]

@@ -1,0 +1,50 @@
+"""A hand-written guide function with `pyro.param` statements, as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+from torch import Tensor, nn
+
+from ..batch import Batch
+from .guide import key
+
+__all__ = ["FunctionGuide"]
+
+
+class FunctionGuide(nn.Module):
+    """Holds the parameters that a guide function declares, out of Pyro's global store.
+
+    `fit` wraps plain functions in it, so that they train with torch optimisers, are
+    copied with their posterior, and never share a parameter with another model's guide.
+
+    Args:
+        function: `guide(batch)`, sampling every latent; it is called once, with None.
+
+    >>> import pyro.distributions as dist
+    >>> import torch
+    >>> def guide(batch):
+    ...     pyro.sample("head.bias", dist.Delta(pyro.param("b", torch.zeros(2)), event_dim=1))
+    >>> [name for name, _ in FunctionGuide(guide).named_parameters()]
+    ['parameters_.b']
+    """
+
+    def __init__(self, function: Callable[[Batch | None], Any]) -> None:
+        super().__init__()
+        self.function = function
+        with pyro.get_param_store().scope() as state:
+            with pyro.poutine.block():
+                function(None)
+        self._constraints = state["constraints"]
+        self._names = list(state["params"])
+        self.parameters_ = nn.ParameterDict(
+            {key(name): nn.Parameter(value.detach()) for name, value in state["params"].items()}
+        )
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
+        params = {name: self.parameters_[key(name)] for name in self._names}
+        with pyro.get_param_store().scope({"params": params, "constraints": self._constraints}):
+            result: dict[str, Tensor] | None = self.function(batch)
+        return result

@@ -1,0 +1,45 @@
+"""The contract of this package's own guides."""
+
+from __future__ import annotations
+
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ..batch import Batch
+
+__all__ = ["Guide", "key"]
+
+
+def key(site: str) -> str:
+    """A site's name as a torch parameter name (which may hold no dots)."""
+    return site.replace(".", "/")
+
+
+class Guide(PyroModule):
+    """An approximate posterior over a model's latents.
+
+    Called with a batch (which it may ignore) it samples every latent, as any Pyro guide does. A
+    guide of your own may be any Pyro guide; what it adds by being a `Guide` is that its
+    posterior can become a prior.
+    """
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        """Sample every latent: site name to a tensor of shape (*P, *site shape)."""
+        raise NotImplementedError
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        """The posterior as one distribution per site, detached and copied.
+
+        Raises:
+            GuideError: the posterior is degenerate (a point).
+        """
+        raise NotImplementedError
+
+    def means(self) -> dict[str, Tensor]:
+        """A central value per site: where `predict(samples=0)` looks."""
+        raise NotImplementedError
+
+    def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """(loc, log scale) pairs for `NaturalGradient`; none unless a guide has them."""
+        return []

@@ -1,0 +1,65 @@
+"""`autoguide`: a guide by name, or any of Pyro's by class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.infer import autoguide as pyro_guides
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from ..errors import GuideError
+from ..model import Model
+from .delta import DeltaGuide
+from .guide import Guide
+from .normal import NormalGuide
+
+__all__ = ["GUIDES", "autoguide"]
+
+GUIDES: dict[str, type[Guide]] = {"normal": NormalGuide, "delta": DeltaGuide}
+
+
+def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guide | AutoGuide:
+    """A guide for a model.
+
+    Args:
+        name: "normal" or "delta" (this package's), or one of Pyro's autoguides by its name or
+            class, e.g. "AutoLowRankMultivariateNormal"; those start at our sites' own starting
+            values (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
+        model: the model.
+        options: passed on to the guide's constructor.
+
+    Raises:
+        GuideError: an unknown name, or options the guide does not know.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> type(autoguide("AutoNormal", tiny_model(), init_scale=0.01)).__name__
+    'AutoNormal'
+    """
+    cls: type[Guide] | type[AutoGuide]
+    if isinstance(name, type) and issubclass(name, AutoGuide):
+        cls = name
+    elif isinstance(name, str) and name in GUIDES:
+        cls = GUIDES[name]
+    elif isinstance(name, str) and name in pyro_guides.__all__ and name.startswith("Auto"):
+        cls = getattr(pyro_guides, name)
+    else:
+        known = [*GUIDES, *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto"))]
+        raise GuideError(f"autoguide: unknown guide {name!r}; known: {', '.join(known)}")
+    try:
+        if issubclass(cls, AutoGuide):
+            return cls(model, **{"init_loc_fn": _init_at_site(model), **options})
+        return cls(model, **options)  # type: ignore[call-arg]
+    except TypeError as error:
+        raise GuideError(f"autoguide: {cls.__name__} does not take {options}: {error}") from error
+
+
+def _init_at_site(model: Model) -> Any:
+    starts = {site.name: site.init for site in model.sites}
+
+    def init(site: dict[str, Any]) -> Tensor:
+        if site["name"] in starts:
+            return starts[site["name"]]().to(model.network.device)
+        return pyro_guides.initialization.init_to_feasible(site)
+
+    return init

@@ -1,0 +1,134 @@
+"""Heads: from the transformer's output to the numbers a likelihood needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .errors import ConfigError, DataError
+from .peft.sites import Site
+
+__all__ = ["Head", "OwnHead", "Pooling"]
+
+Pooling = Literal["auto", "mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A random linear layer on pooled, standardised features.
+
+    The pooled feature vector is standardised (zero mean, unit variance over its D entries, no
+    weights), so that a prior scale means the same on every backbone: with weights N(0, unit^2),
+    unit = 1 / sqrt(D), each output has sd 1.
+
+    Args:
+        outputs: numbers per example (per choice, for multiple choice): classes for
+            `Categorical`, 1 for `Normal`, `OrderedLogistic` and `MultipleChoice`, 2 for
+            `HeteroscedasticNormal`.
+        pooling: "mean" over the valid tokens, the "first" token (CLS), or the "last" valid one;
+            "auto" takes "last" for decoders and "mean" otherwise.
+
+    >>> Head(4).sites(8)[0].dims
+    ('label', 'in')
+    """
+
+    outputs: int
+    pooling: Pooling = "auto"
+
+    def __post_init__(self) -> None:
+        if self.outputs < 1:
+            raise ConfigError(f"Head: outputs must be at least 1, got {self.outputs}")
+        if self.pooling not in ("auto", "mean", "first", "last"):
+            raise ConfigError(
+                f"Head: pooling={self.pooling!r} is not one of 'auto', 'mean', 'first', 'last'"
+            )
+
+    def sites(self, width: int) -> tuple[Site, ...]:
+        """The head's random tensors, for features of `width` entries."""
+        weight, bias = (self.outputs, width), (self.outputs,)
+        return (
+            Site(
+                "head.weight",
+                weight,
+                ("label", "in"),
+                unit=torch.full((1, 1), width**-0.5),
+                init=lambda: torch.zeros(weight),
+            ),
+            Site(
+                "head.bias",
+                bias,
+                ("label",),
+                unit=torch.ones(1),
+                init=lambda: torch.zeros(bias),
+            ),
+        )
+
+    def pool(self, hidden: Tensor, mask: Tensor, causal: bool) -> Tensor:
+        """(R, T, D) token states and (R, T) mask to (R, D) standardised features."""
+        pooling = self.pooling
+        if pooling == "auto":
+            pooling = "last" if causal else "mean"
+        hidden = hidden.float()
+        if pooling == "first":
+            pooled = hidden[:, 0]
+        elif pooling == "last":
+            last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        else:
+            weight = mask.to(hidden.dtype).unsqueeze(-1)
+            pooled = (hidden * weight).sum(1) / weight.sum(1)
+        return functional.layer_norm(pooled, pooled.shape[-1:])
+
+    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
+        weight, bias = weights["head.weight"], weights["head.bias"]
+        with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
+            return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
+
+
+@dataclass(frozen=True)
+class OwnHead:
+    """The backbone's own head, as it is: zero-shot use, or a fine-tuned classifier as a start.
+
+    Args:
+        label_ids: for language models, one vocabulary id per label ("label words"): the outputs
+            are their logits after the last valid token. None takes the logits of a model
+            that has a classification or regression head.
+
+    >>> OwnHead(label_ids=(17, 42)).sites(8)
+    ()
+    """
+
+    label_ids: tuple[int, ...] | None = None
+
+    def sites(self, width: int) -> tuple[Site, ...]:
+        """None: a model's own head stays frozen."""
+        return ()
+
+    def read(self, output: Any, mask: Tensor) -> Tensor:
+        """The model's output to (R, outputs)."""
+        logits: Tensor | None = getattr(output, "logits", None)
+        if logits is None:
+            raise ConfigError(
+                "OwnHead: the backbone has no head of its own (its output has no `logits`); "
+                "load it with AutoModelForSequenceClassification or AutoModelForCausalLM, "
+                "or use Head"
+            )
+        if logits.dim() == 2:
+            return logits.float()
+        if self.label_ids is None:
+            raise ConfigError(
+                "OwnHead: a language model needs label_ids, one vocabulary id per label"
+            )
+        if max(self.label_ids) >= logits.shape[-1]:
+            raise DataError(
+                f"OwnHead: label_ids={self.label_ids} exceed the vocabulary of {logits.shape[-1]}"
+            )
+        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+        rows = torch.arange(len(logits), device=logits.device)
+        return logits[rows, last][:, list(self.label_ids)].float()

@@ -1,0 +1,139 @@
+"""The loss: N * E[nll] + temperature * KL, with its two parts kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+
+__all__ = ["ELBO", "Parts"]
+
+
+@dataclass
+class Parts:
+    """What the last evaluation of the loss was made of, in nats for the whole data set."""
+
+    nll: Tensor
+    kl: dict[str, Tensor] = field(default_factory=dict)  # by site
+
+
+class ELBO(TraceMeanField_ELBO):
+    """Negative evidence lower bound of reparameterised guides, in nats for the whole data set.
+
+    As Pyro's `TraceMeanField_ELBO` (closed-form KL where there is one, Monte Carlo otherwise), and
+    besides: the KL is weighted by `temperature` whatever its form; nll and KL by site are kept in
+    `parts`; a KL that is the same for every particle is computed once; the log-density that a
+    Delta carries for a transformed latent counts.
+
+    Args:
+        num_particles: weight draws per evaluation, run together; with a batch that is
+            `split` as often they share its examples out.
+        temperature: weight of the KL; 1 for the posterior, 0 for maximum likelihood.
+
+    >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
+    >>> from bhpeft_pyro.guides import NormalGuide
+    >>> model = tiny_model()
+    >>> loss = ELBO(num_particles=2)(model, NormalGuide(model))   # an nn.Module
+    >>> loss(tiny_batch(4).split(2)).requires_grad
+    True
+    """
+
+    def __init__(self, num_particles: int = 1, temperature: float = 1.0) -> None:
+        super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
+        self.temperature = temperature
+        self.parts: Parts | None = None
+
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
+            *args, **kwargs
+        )
+        if is_validation_enabled():
+            check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
+        guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
+        # Only what has no closed form needs a log-probability.
+        model_trace.compute_log_prob(lambda name, site: site["is_observed"])
+        return model_trace, guide_trace
+
+    def _differentiable_loss_particle(
+        self, model_trace: poutine.Trace, guide_trace: poutine.Trace
+    ) -> tuple[float, Tensor]:
+        nll: Tensor | float = 0.0
+        kl: dict[str, Tensor] = {}
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                nll = nll - site["log_prob_sum"]
+            else:
+                kl[name] = _kl(guide_trace.nodes[name], site)
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample" and name not in model_trace.nodes:  # auxiliary
+                kl[name] = _log_prob(site)
+        loss = nll + self.temperature * sum(kl.values())
+        scale = 1.0 / self.num_particles
+        self.parts = Parts(
+            torch.as_tensor(nll).detach() * scale,
+            {name: value.detach() * scale for name, value in kl.items()},
+        )
+        return loss.item(), loss
+
+
+def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
+    q, p = guide_site["fn"], model_site["fn"]
+    # Pyro's KL from a Delta leaves out its log-density (the Jacobian of a transformed latent).
+    if not isinstance(_base(q), Delta):
+        q, p, copies = _once(q, p)
+        try:
+            return kl_divergence(q, p).sum() * (copies * guide_site["scale"])
+        except NotImplementedError:
+            pass
+    return _log_prob(guide_site) - _log_prob(model_site)
+
+
+def _log_prob(site: dict[str, Any]) -> Tensor:
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    return log_prob.sum() * site["scale"]
+
+
+def _base(distribution: Distribution) -> Distribution:
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:
+    """Two Normals without the leading particle dims along which both are mere repetitions."""
+    q_base, p_base = _base(q), _base(p)
+    dims = q.batch_shape
+    if not (dims and isinstance(q_base, Normal) and isinstance(p_base, Normal)):
+        return q, p, 1
+    if p.batch_shape != dims or q.event_shape != p.event_shape:
+        return q, p, 1
+    tensors = (q_base.loc, q_base.scale, p_base.loc, p_base.scale)
+    lead = len(dims)
+    if any(tensor.dim() != len(q_base.batch_shape) for tensor in tensors) or any(
+        stride and size > 1
+        for tensor in tensors
+        for stride, size in zip(tensor.stride()[:lead], dims, strict=True)
+    ):
+        return q, p, 1
+    q_loc, q_scale, p_loc, p_scale = (tensor[(0,) * lead] for tensor in tensors)
+    events = len(q.event_shape)
+    once = [
+        Independent(Normal(loc, scale, validate_args=False), events, validate_args=False)
+        for loc, scale in ((q_loc, q_scale), (p_loc, p_scale))
+    ]
+    return once[0], once[1], dims.numel()

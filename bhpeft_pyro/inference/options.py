@@ -1,0 +1,96 @@
+"""Options of a fit, checked as soon as they are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..errors import ConfigError
+
+__all__ = ["FitOptions"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long, in what steps, and at what temperature to fit.
+
+    Attributes:
+        epochs: passes over the data, unless `max_steps` is given.
+        max_steps: optimiser steps.
+        batch_size: examples per forward pass, shared out over the particles.
+        particles: weight draws per forward pass (1 for a point-mass guide).
+        accumulate: forward passes per optimiser step.
+        natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs.
+        lr: learning rate of Adam, for every other parameter.
+        schedule: name of a transformers learning-rate schedule ("cosine", "linear", "constant"...).
+        warmup: fraction of the steps over which the learning rate rises.
+        clip: largest norm of the gradient of the loss per example; None for no clipping.
+        temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood.
+        kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
+        patience: with validation data, stop after so many evaluations without a lower NLL
+            and go back to the best; None fits to the end and keeps the last.
+        eval_every: steps between evaluations; None for once an epoch.
+        eval_samples: weight draws of an evaluation.
+        max_skipped: give up after so many steps in a row without a finite loss.
+        bf16: autocast to bfloat16.
+        seed: of the draws and the order of the data.
+        progress: show a progress bar.
+
+    >>> FitOptions(particles=3, batch_size=8)
+    Traceback (most recent call last):
+        ...
+    bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of particles=3: each weight \
+draw gets an equal share of the batch
+    """
+
+    epochs: int = 20
+    max_steps: int | None = None
+    batch_size: int = 16
+    particles: int = 4
+    accumulate: int = 1
+    natural_lr: float = 0.1
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    clip: float | None = None
+    temperature: float = 1.0
+    kl_warmup: float = 0.0
+    patience: int | None = None
+    eval_every: int | None = None
+    eval_samples: int = 8
+    max_skipped: int = 5
+    bf16: bool = False
+    seed: int = 0
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "particles", "accumulate", "max_skipped"):
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_steps", "patience", "eval_every"):
+            value = getattr(self, name)
+            self._check(name, value is None or value >= 1, "at least 1, or None")
+        for name in ("natural_lr", "lr"):
+            self._check(name, getattr(self, name) > 0, "positive")
+        for name in ("warmup", "kl_warmup"):
+            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._check("clip", self.clip is None or self.clip > 0, "positive, or None")
+        self._check("temperature", self.temperature >= 0, "0 or more")
+        if self.batch_size % self.particles:
+            raise ConfigError(
+                f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
+                "each weight draw gets an equal share of the batch"
+            )
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ConfigError(f"{name}={getattr(self, name)} must be {expected}")
+
+    def change(self, **changes: Any) -> FitOptions:
+        """These options with some changed; an unknown name is an error that lists the known."""
+        known = {field.name for field in fields(self)}
+        if unknown := changes.keys() - known:
+            raise ConfigError(
+                f"unknown fit options {', '.join(sorted(unknown))}; known: "
+                f"{', '.join(sorted(known))}"
+            )
+        return replace(self, **changes)

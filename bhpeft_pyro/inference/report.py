@@ -1,0 +1,93 @@
+"""What a fit did: for the eye, for the plots and for the saved file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .options import FitOptions
+
+__all__ = ["FitReport", "drift"]
+
+# Geometric-mean change of a site's sds over the last quarter of the steps.
+_SETTLED = 0.05
+
+
+@dataclass
+class FitReport:
+    """One round's fit.
+
+    Attributes:
+        examples: N.
+        data: fingerprint of the training data.
+        options: as given.
+        steps: optimiser steps taken.
+        skipped: steps left out because loss or gradient were not finite.
+        seconds: wall time.
+        history: one entry per step, in nats per example: step, loss, nll, kl, lr,
+            gradient (its norm, per example), and validation_nll where it was evaluated.
+        kl: KL per site at the end, in nats for the whole data set.
+        scales: geometric mean per site of posterior sd / prior sd.
+        unsettled: sites whose sds still moved by over 5 % in the last quarter of the steps.
+        best_step: the step whose state was kept, with early stopping.
+    """
+
+    examples: int
+    data: str
+    options: FitOptions
+    steps: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    kl: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    unsettled: list[str] = field(default_factory=list)
+    best_step: int | None = None
+
+    @property
+    def temperature(self) -> float:
+        """The weight of the KL."""
+        return self.options.temperature
+
+    def last(self, name: str, steps: int = 50) -> float:
+        """The mean of a history entry over the last steps."""
+        values = [entry[name] for entry in self.history[-steps:]]
+        return sum(values) / len(values)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FitReport:
+        """From plain data."""
+        return cls(**{**data, "options": FitOptions(**data["options"])})
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.steps} steps on {self.examples} examples at temperature "
+            f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
+        ]
+        if self.history:
+            lines.append(
+                f"negative ELBO {self.last('loss'):.3f} = NLL {self.last('nll'):.3f} + KL "
+                f"{self.last('kl'):.3f} nats per example"
+            )
+        width = max(map(len, self.scales), default=0)
+        for name, scale in self.scales.items():
+            lines.append(
+                f"  {name:<{width}}  KL {self.kl.get(name, float('nan')):9.2f} nats, "
+                f"sd / prior sd {scale:.3f}"
+            )
+        if self.unsettled:
+            lines.append(f"not converged: the sds still move at {', '.join(self.unsettled)}")
+        return "\n".join(lines)
+
+
+def drift(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Sites whose sds moved by more than 5 % in the geometric mean."""
+    moved = {name: (after[name] / before[name]).log().mean().abs().item() for name in after}
+    return [name for name, change in moved.items() if change > _SETTLED]

@@ -1,0 +1,232 @@
+"""Likelihoods: from a network's outputs to a distribution over labels.
+
+Each is a small class with `outputs` (numbers the head must give per example), `sites` (its own
+random tensors, real-valued, with a prior like any other) and `distribution(outputs, weights)`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.nn import functional
+
+from .batch import Batch
+from .errors import LikelihoodError
+from .peft.sites import Site
+
+__all__ = [
+    "Categorical",
+    "HeteroscedasticNormal",
+    "Likelihood",
+    "MultipleChoice",
+    "Normal",
+    "OrderedLogistic",
+]
+
+Kind = Literal["class", "rating", "choice"]
+
+
+class Likelihood(ABC):
+    """p(label | outputs, own weights); subclass it and give `distribution` for one of your own."""
+
+    kind: Kind
+    outputs: int | None = None  # None: any number
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The likelihood's own random tensors."""
+        return ()
+
+    @abstractmethod
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        """The distribution of labels, of batch shape (*P, B), from (*P, B, outputs)."""
+
+    def labels(self, outputs: int) -> int | None:
+        """The number of classes when the head gives `outputs` numbers; None for ratings."""
+        return None
+
+    def __call__(self, outputs: Tensor, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+        """Observe the batch's labels, scaled to the whole data set (N / B), or sample some."""
+        distribution = self.distribution(outputs, weights, batch.choices)
+        shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
+        size = shown if batch.size is None else batch.size
+        subsample = torch.arange(shown, device=outputs.device)
+        with pyro.plate("data", size, subsample=subsample, dim=-1):
+            return pyro.sample("label", distribution, obs=batch.labels)
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """Classes, by the softmax of one output a class.
+
+    >>> Categorical().distribution(torch.zeros(2, 4), {}).probs[0].tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+
+    kind = "class"
+
+    def labels(self, outputs: int) -> int | None:
+        return outputs
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        return dist.Categorical(logits=outputs)
+
+
+@dataclass(frozen=True)
+class OrderedLogistic(Likelihood):
+    """Ordered classes such as stars: one output against `levels` - 1 learnt cutpoints.
+
+    The cutpoints are kept in order by learning the first and the logarithms of the steps
+    (McCullagh 1980, the proportional-odds model).
+
+    Args:
+        levels: the number of classes.
+
+    >>> likelihood = OrderedLogistic(3)
+    >>> weights = {"cutpoints": torch.tensor([-1.0, 0.6931472])}
+    >>> likelihood.cutpoints(weights).round(decimals=4).tolist()
+    [-1.0, 1.0]
+    """
+
+    levels: int
+    kind = "class"
+    outputs = 1
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise LikelihoodError(f"OrderedLogistic: levels must be 2 or more, got {self.levels}")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        count = self.levels - 1
+        # Equal shares for an output of 0 would need logit-spaced cutpoints; unit steps centred
+        # on 0 are near enough to start from.
+        start = torch.zeros(count)
+        start[0] = -(count - 1) / 2
+        return (
+            Site("cutpoints", (count,), ("label",), unit=torch.ones(1), init=start.clone),
+        )
+
+    def labels(self, outputs: int) -> int | None:
+        return self.levels
+
+    def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """(*P, levels - 1), increasing."""
+        raw = weights["cutpoints"]
+        return torch.cat([raw[..., :1], raw[..., 1:].exp()], -1).cumsum(-1)
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        cutpoints = self.cutpoints(weights)
+        predictor = outputs[..., 0]
+        # A cumulative logit a class, and the differences of neighbours' probabilities; through
+        # Categorical, so that `probs` and entropies come for free.
+        above = torch.sigmoid(cutpoints - predictor.unsqueeze(-1))
+        ends = torch.zeros_like(above[..., :1])
+        probs = torch.cat([above, ends + 1], -1) - torch.cat([ends, above], -1)
+        return dist.Categorical(probs=probs.clamp_min(torch.finfo(probs.dtype).tiny))
+
+
+@dataclass(frozen=True)
+class MultipleChoice(Likelihood):
+    """One output a choice, softmax over the choices that exist.
+
+    >>> scores = torch.tensor([[[0.], [0.], [5.]]])
+    >>> exist = torch.tensor([[True, True, False]])
+    >>> MultipleChoice().distribution(scores, {}, exist).probs.tolist()
+    [[0.5, 0.5, 0.0]]
+    """
+
+    kind = "choice"
+    outputs = 1
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        scores = outputs[..., 0]
+        if choices is not None:
+            # Draws that share the batch out hold B/S examples each.
+            exist = choices.reshape(-1, *scores.shape[-2:]) if scores.dim() > 2 else choices
+            scores = scores.masked_fill(~exist, -torch.inf)
+        return dist.Categorical(logits=scores)
+
+
+@dataclass(frozen=True)
+class Normal(Likelihood):
+    """Ratings with one learnt noise scale for all.
+
+    Args:
+        center, spread: the outputs are in units of `spread` around `center`, so that they and
+            their priors are of order one whatever the ratings' own scale.
+
+    >>> fit = Normal(center=3., spread=2.).distribution(
+    ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
+    >>> fit.mean.item(), fit.stddev.item()
+    (3.0, 2.0)
+    """
+
+    center: float = 0.0
+    spread: float = 1.0
+    kind = "rating"
+    outputs = 1
+
+    def __post_init__(self) -> None:
+        _check_spread(type(self).__name__, self.spread)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (
+            Site("noise.log_scale", (), (), unit=torch.tensor(1.0), init=lambda: torch.zeros(())),
+        )
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        mean = self.center + self.spread * outputs[..., 0]
+        return dist.Normal(mean, self.spread * weights["noise.log_scale"].exp())
+
+
+@dataclass(frozen=True)
+class HeteroscedasticNormal(Likelihood):
+    """Ratings whose noise scale depends on the text: a second output gives it.
+
+    Args:
+        center, spread: as for `Normal`; an output of 0 means a noise scale of `spread`.
+
+    >>> HeteroscedasticNormal().distribution(torch.zeros(1, 2), {}).stddev.round(decimals=4).item()
+    1.0
+    """
+
+    center: float = 0.0
+    spread: float = 1.0
+    kind = "rating"
+    outputs = 2
+
+    def __post_init__(self) -> None:
+        _check_spread(type(self).__name__, self.spread)
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        mean = self.center + self.spread * outputs[..., 0]
+        # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
+        scale = functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4
+        return dist.Normal(mean, self.spread * scale)
+
+
+def _check_spread(name: str, spread: float) -> None:
+    if not spread > 0:
+        raise LikelihoodError(f"{name}: spread must be positive, got {spread}")

@@ -1,0 +1,252 @@
+"""How good a forecast is: right, well calibrated, and unsure where it is wrong.
+
+Calibration errors are our own, not torchmetrics': that one gives a confidence of exactly 1 a bin
+of its own, and takes probabilities a rounding error above 1 for logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
+
+from .errors import ConfigError, DataError, LikelihoodError
+from .forecast import ClassForecast, Forecast, RatingForecast
+
+__all__ = [
+    "CalibrationBins",
+    "aurc",
+    "calibration_bins",
+    "crps",
+    "evaluate",
+    "ood_auroc",
+    "rejection_curve",
+    "standard_error",
+]
+
+BINS = 15
+FRACTIONS = tuple(step / 10 for step in range(10))
+
+
+def evaluate(
+    forecast: Forecast, labels: Tensor | Sequence[float] | None = None
+) -> dict[str, float]:
+    """All metrics of a forecast against `labels` (default: the forecast's own).
+
+    Classes: `accuracy`; `f1` (macro: over the classes that occur as label or prediction);
+    `nll` of the mean probability; `brier` (Brier 1950: summed over classes, so 0 to 2);
+    `ece` and `mce` (Naeini et al. 2015) and `classwise_ece` (Kull et al. 2019), all with 15 equal
+    bins; `aurc` (Geifman and El-Yaniv 2017), ranked by confidence; and the mean
+    `mutual_information`. For multiple choice a class is a position.
+
+    Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; and `coverage_90`, the
+    share of labels within the 90 % interval.
+
+    >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
+    >>> scores = evaluate(ClassForecast.from_draws(draws), [0, 0])
+    >>> scores["accuracy"], round(scores["brier"], 2), round(scores["ece"], 2)
+    (0.5, 0.4, 0.4)
+    """
+    truth = forecast.observed(labels)
+    if isinstance(forecast, ClassForecast):
+        return _evaluate_classes(forecast, truth)
+    return _evaluate_ratings(_ratings(forecast), truth)
+
+
+def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
+    probabilities = forecast.probabilities.double()
+    classes = probabilities.shape[1]
+    one_hot = torch.nn.functional.one_hot(labels, classes).double()
+    correct = forecast.label == labels
+    bins = calibration_bins(forecast.confidence, correct)
+    classwise = [
+        calibration_bins(probabilities[:, k], one_hot[:, k]).expected_error for k in range(classes)
+    ]
+    f1 = multiclass_f1_score(forecast.label, labels, classes, average="macro")
+    return {
+        "accuracy": correct.double().mean().item(),
+        "f1": f1.item(),
+        "nll": -probabilities.gather(1, labels[:, None]).log().mean().item(),
+        "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
+        "ece": bins.expected_error,
+        "classwise_ece": sum(classwise) / classes,
+        "mce": bins.maximum_error,
+        "aurc": aurc(_loss(forecast, labels), forecast.uncertainty("confidence")),
+        "mutual_information": forecast.epistemic.double().mean().item(),
+    }
+
+
+def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, float]:
+    labels = labels.double()
+    error = forecast.mean.double() - labels
+    lower, upper = forecast.interval(0.9)
+    return {
+        "mse": error.square().mean().item(),
+        "mae": error.abs().mean().item(),
+        "nll": -forecast.log_prob(labels).double().mean().item(),
+        "crps": crps(forecast, labels).mean().item(),
+        "coverage_90": ((lower <= labels) & (labels <= upper)).double().mean().item(),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationBins:
+    """M equal bins of confidence, from above (m - 1)/M up to and with m/M.
+
+    Attributes:
+        edges: (M + 1,) ends of the bins.
+        count: (M,) number of examples; where it is 0, the two below are 0 as well.
+        confidence: (M,) their mean confidence.
+        accuracy: (M,) the share of them that was right.
+    """
+
+    edges: Tensor
+    count: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+    @property
+    def expected_error(self) -> float:
+        """ECE: mean over the examples of |accuracy - confidence| of their bin."""
+        gap = (self.accuracy - self.confidence).abs()
+        return ((gap * self.count).sum() / self.count.sum()).item()
+
+    @property
+    def maximum_error(self) -> float:
+        """MCE: the greatest |accuracy - confidence| of any bin."""
+        return (self.accuracy - self.confidence).abs().max().item()
+
+
+def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> CalibrationBins:
+    """Sort (N,) confidences, and whether they were right, into bins (Guo et al. 2017)."""
+    if bins < 1:
+        raise ConfigError(f"bins={bins} must be at least 1")
+    confidence, correct = confidence.double(), correct.double()
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    index = torch.bucketize(confidence.contiguous(), edges[1:-1])
+    count = index.bincount(minlength=bins).double()
+    total = count.clamp(min=1)  # 0 / 1 in an empty bin
+    return CalibrationBins(
+        edges,
+        count,
+        index.bincount(confidence, minlength=bins) / total,
+        index.bincount(correct, minlength=bins) / total,
+    )
+
+
+def aurc(loss: Tensor, uncertainty: Tensor) -> float:
+    """Area under the risk-coverage curve (Geifman and El-Yaniv 2017); smaller is better.
+
+    The mean, over k = 1..N, of the mean `loss` (N,) of the k most certain examples. Examples that
+    are equally certain count as if in random order.
+    """
+    return _kept_risk(loss, uncertainty).mean().item()
+
+
+def rejection_curve(
+    forecast: Forecast,
+    labels: Tensor | Sequence[float] | None = None,
+    *,
+    by: str = "epistemic",
+    fractions: Sequence[float] = FRACTIONS,
+) -> tuple[Tensor, Tensor]:
+    """Quality of what is kept when the least certain are rejected (BH-PEFT's rejection curve).
+
+    Returns:
+        The rejected fractions (K,) and, of the examples kept, accuracy or MSE (K,). At least one
+        example is kept; equally certain ones count as if in random order.
+
+    >>> draws = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
+    >>> rejection_curve(ClassForecast.from_draws(draws), [0, 1], fractions=[0.0, 0.5])[1].tolist()
+    [0.5, 1.0]
+    """
+    truth = forecast.observed(labels)
+    for fraction in fractions:
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"fractions has {fraction}: each must be at least 0 and below 1")
+    risk = _kept_risk(_loss(forecast, truth), forecast.uncertainty(by))
+    # 0.29 * 100 is a little below 29.
+    kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
+    score = risk[torch.tensor(kept) - 1]
+    if isinstance(forecast, ClassForecast):
+        score = 1 - score
+    return torch.tensor(list(fractions), dtype=torch.float64), score
+
+
+def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> float:
+    """How well uncertainty tells examples of another kind: the AUROC of `outside` against `inside`.
+
+    The probability that an example from outside the training distribution is less certain than
+    one from inside it (ties count half); 0.5 is no better than chance.
+    """
+    scores = torch.cat([inside.uncertainty(by), outside.uncertainty(by)]).double()
+    target = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
+    # Ranks in [0, 1]: torchmetrics puts anything beyond through a sigmoid, which may make ties.
+    ranks = scores.unique(return_inverse=True)[1].double()
+    return binary_auroc(ranks / ranks.max().clamp(min=1), target).item()
+
+
+def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+    """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
+
+    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture. In the
+    unit of the ratings, smaller is better; the absolute error where a forecast is a single point.
+    """
+    truth = forecast.observed(labels)
+    means, sds = forecast.means.double(), forecast.sds.double()
+    score = _mean_absolute(means - truth.double(), sds).mean(0)
+    spread = torch.zeros_like(score)
+    for mean, sd in zip(means, sds, strict=True):  # S passes over (S, N), never (S, S, N)
+        spread += _mean_absolute(means - mean, torch.hypot(sds, sd)).mean(0)
+    return score - spread / (2 * forecast.draws)
+
+
+def standard_error(values: Sequence[float] | Tensor) -> float:
+    """Standard error of the mean of `values`, one a seed: sd / sqrt(n), with n - 1 in the sd.
+
+    >>> round(standard_error([0.1, 0.2, 0.3]), 4)
+    0.0577
+    """
+    tensor = torch.as_tensor(values, dtype=torch.float64)
+    if tensor.ndim != 1 or len(tensor) < 2:
+        raise DataError(f"values must be 2 numbers or more, got shape {tuple(tensor.shape)}")
+    return (tensor.std() / math.sqrt(len(tensor))).item()
+
+
+def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
+    """E|X| for X ~ Normal(mean, sd)."""
+    ratio = mean / sd
+    density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
+    return 2 * sd * density + mean * torch.erf(ratio / math.sqrt(2))
+
+
+def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
+    """(N,) mean loss of the 1, 2, ... N most certain examples."""
+    if loss.ndim != 1 or loss.shape != uncertainty.shape or len(loss) == 0:
+        raise DataError(
+            f"loss {tuple(loss.shape)} and uncertainty {tuple(uncertainty.shape)} must both be (N,)"
+        )
+    values, group = uncertainty.unique(return_inverse=True)
+    # A tie's mean loss in each of its places is what random order gives on average.
+    size = group.bincount(minlength=len(values))
+    shared = (group.bincount(loss.double(), minlength=len(values)) / size).repeat_interleave(size)
+    return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
+
+
+def _loss(forecast: Forecast, labels: Tensor) -> Tensor:
+    """(N,) 0-1 loss of the predicted class, or squared error of the mean rating."""
+    if isinstance(forecast, ClassForecast):
+        return (forecast.label != labels).double()
+    return (_ratings(forecast).mean.double() - labels.double()).square()
+
+
+def _ratings(forecast: Forecast) -> RatingForecast:
+    if not isinstance(forecast, RatingForecast):
+        raise LikelihoodError(
+            f"forecast must be a ClassForecast or RatingForecast, got {type(forecast).__name__}"
+        )
+    return forecast

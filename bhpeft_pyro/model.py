@@ -1,0 +1,79 @@
+"""`Model`: prior, network and likelihood as one ordinary Pyro model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pyro.distributions import TorchDistribution
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from .batch import Batch
+from .errors import LikelihoodError
+from .likelihoods import Categorical, Likelihood
+from .network import RandomPEFT
+from .peft.sites import Site
+from .priors import Prior, PriorLike, as_prior, checked, default
+
+__all__ = ["Model"]
+
+
+class Model(PyroModule):
+    """p(weights) p(labels | text, weights), called with a `Batch`.
+
+    `forward` is three lines; copy them into a function of your own for another structure. Any
+    Pyro inference runs on it: SVI, NUTS (over a head), importance sampling, `Predictive`.
+
+    Args:
+        network: the frozen transformer and its sites.
+        prior: a stochastic function of the sites or one of its short forms (`priors.as_prior`);
+            by default `priors.default()`.
+        likelihood: what the labels are.
+
+    Raises:
+        LikelihoodError: the head gives another number of outputs than the likelihood needs.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> from pyro import poutine
+    >>> from bhpeft_pyro.head import Head
+    >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
+    ...                             num_attention_heads=2, intermediate_size=32))
+    >>> model = Model(RandomPEFT(tiny, (), Head(3)))
+    >>> import torch
+    >>> batch = Batch({"input_ids": torch.ones(5, 4, dtype=torch.long)})
+    >>> poutine.trace(model).get_trace(batch).nodes["label"]["value"].shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        network: RandomPEFT,
+        prior: PriorLike | None = None,
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.prior: Prior = as_prior(default() if prior is None else prior)
+        self.likelihood = Categorical() if likelihood is None else likelihood
+        needed = self.likelihood.outputs
+        given = getattr(network.head, "outputs", needed)
+        if needed is not None and given != needed:
+            raise LikelihoodError(
+                f"{type(self.likelihood).__name__} needs a head with outputs={needed}, got {given}"
+            )
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """Every random tensor: PEFT, head and likelihood."""
+        return (*self.network.sites, *self.likelihood.sites)
+
+    def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
+        """The distribution of the labels under given weights, (*P, *shape) per site."""
+        outputs = self.network(weights, batch)
+        return self.likelihood.distribution(outputs, weights, batch.choices)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sample the weights, run the transformer under them, observe the labels."""
+        weights = checked(self.prior, self.sites)
+        outputs = self.network(weights, batch)
+        return self.likelihood(outputs, batch, weights)

@@ -1,0 +1,207 @@
+"""`RandomPEFT`: a frozen transformer as a function of its random PEFT weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .batch import Batch
+from .errors import ConfigError, DataError
+from .head import Head, OwnHead
+from .peft import Attachment, Kind, presets
+from .peft.sites import Site
+
+__all__ = ["RandomPEFT"]
+
+
+class RandomPEFT(PyroModule):
+    """A frozen Hugging Face transformer whose PEFT weights and head are random.
+
+    The module owns no trainable tensor: `sites` says which tensors it needs, and
+    `network(weights, batch)` runs the transformer under them. The backbone is put in evaluation
+    mode (dropout is off, in training too: the randomness is that of the weights) and
+    its parameters no longer require gradients; nothing else about it changes.
+
+    Args:
+        backbone: any `AutoModel...` of a known architecture.
+        kinds: PEFT kinds, e.g. `presets.bh_peft()`; empty for the head only.
+        head: `Head` (random) or `OwnHead` (the backbone's, frozen).
+        tokenizer: for text input; by default the one of the backbone's checkpoint.
+
+    Raises:
+        ArchitectureError: the architecture is unknown or cannot carry a kind.
+        ConfigError: an option of a kind that cannot work.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
+    ...                             num_attention_heads=2, intermediate_size=32))
+    >>> network = RandomPEFT(tiny, presets.lora(rank=2), Head(3))
+    >>> [site.name for site in network.sites][-2:]
+    ['head.weight', 'head.bias']
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        kinds: Sequence[Kind] | None = None,
+        head: Head | OwnHead = Head(2),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        super().__init__()
+        self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
+        self.head = head
+        self._tokenizer = tokenizer
+        # In a tuple, so that the backbone's parameters are not parameters of this module:
+        # they are not trained, saved, or put in a param store.
+        self._frozen = (backbone,)
+        self.attachment = Attachment(backbone, self.kinds)
+        self.sites: tuple[Site, ...] = (
+            *self.attachment.sites,
+            *head.sites(self.attachment.hidden_size),
+        )
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The frozen transformer."""
+        return self._frozen[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lives, and where weights are sampled."""
+        return self.backbone.device
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the backbone's checkpoint, unless one was given."""
+        if self._tokenizer is None:
+            name = self.backbone.config._name_or_path
+            if not name:
+                raise ConfigError(
+                    "RandomPEFT: this backbone names no checkpoint to take a tokenizer from; "
+                    "pass tokenizer=..."
+                )
+            self._tokenizer = AutoTokenizer.from_pretrained(name)
+        return self._tokenizer
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the backbone is a decoder: only its last token has seen the whole text."""
+        return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the backbone: its configuration and a sample of every tensor."""
+        digest = hashlib.sha256()
+        config = self.backbone.config.to_dict()
+        shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
+        digest.update(json.dumps(shape, sort_keys=True).encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()
+
+    def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Run the transformer under `weights`.
+
+        Args:
+            weights: for each site a tensor of shape (*P, *site.shape); the particle dims P are
+                the same for all sites (none: one draw).
+            batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
+
+        Returns:
+            (*P, B, outputs), or (*P, B, C, outputs) for multiple choice. Under a Pyro particle
+            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples.
+        """
+        folded, shape = self._fold(weights)
+        particles = folded[self.sites[0].name].shape[0] if self.sites else 1
+        if batch.particles not in (1, particles):
+            raise ConfigError(
+                f"batch.particles={batch.particles}, but the weights carry {particles} draws"
+            )
+        if batch.features is not None:
+            outputs, middle = self._from_features(folded, batch, particles)
+        else:
+            outputs, middle = self._from_tokens(folded, batch, particles)
+        return outputs.reshape(*shape, *middle, outputs.shape[-1])
+
+    def features(self, batch: Batch) -> Tensor:
+        """(B, D) or (B, C, D) features of the frozen transformer, without any PEFT weights."""
+        if self.attachment.sites or isinstance(self.head, OwnHead):
+            raise ConfigError("features can be computed once only without PEFT weights")
+        inputs, lead = self._rows(batch, 1)
+        with torch.no_grad():
+            return self._pooled(inputs).reshape(*lead[1:], -1)
+
+    def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Particle dims folded into one leading S."""
+        folded: dict[str, Tensor] = {}
+        shape: tuple[int, ...] = ()
+        for site in self.sites:
+            value = weights[site.name]
+            shape = tuple(value.shape[: value.dim() - site.ndim])
+            folded[site.name] = value.reshape(-1, *site.shape)
+        if shape and shape[-1] == 1:  # the data plate's place
+            shape = shape[:-1]
+        return folded, shape
+
+    def _rows(self, batch: Batch, particles: int) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Inputs as (R, T) rows, particle by particle, and the dims (S, B/S or B, C) of R."""
+        if not batch.inputs:
+            raise DataError("batch: it has neither inputs nor features")
+        first = next(iter(batch.inputs.values()))
+        lead = tuple(first.shape[:-1])
+        if batch.particles == 1 and particles > 1:
+            inputs = {
+                name: value.expand(particles, *value.shape).reshape(-1, value.shape[-1])
+                for name, value in batch.inputs.items()
+            }
+            return inputs, (particles, *lead)
+        inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.inputs.items()}
+        return inputs, (particles, lead[0] // particles, *lead[1:])
+
+    def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        assert isinstance(self.head, Head)
+        output = self.backbone.base_model(**inputs)
+        return self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
+
+    def _from_tokens(
+        self, weights: Mapping[str, Tensor], batch: Batch, particles: int
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        inputs, lead = self._rows(batch, particles)
+        mask = _mask(inputs)
+        with self.attachment.bind(weights, mask):
+            if isinstance(self.head, OwnHead):
+                output: Any = self.backbone(**inputs)
+                return self.head.read(output, mask), lead[1:]
+            pooled = self._pooled(inputs)
+        return self.head(pooled.unflatten(0, (particles, -1)), weights), lead[1:]
+
+    def _from_features(
+        self, weights: Mapping[str, Tensor], batch: Batch, particles: int
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        if self.attachment.sites or not isinstance(self.head, Head):
+            raise ConfigError("batch.features: only a Head without PEFT weights can use them")
+        assert batch.features is not None
+        lead = tuple(batch.features.shape[:-1])
+        features = batch.features.flatten(0, -2)
+        if batch.particles == 1:
+            features = features.expand(particles, *features.shape)
+        else:
+            features = features.unflatten(0, (particles, -1))
+            lead = (lead[0] // particles, *lead[1:])
+        return self.head(features, weights), lead
+
+
+def _mask(inputs: Mapping[str, Tensor]) -> Tensor:
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask

@@ -1,0 +1,23 @@
+"""What LoRA, adapter and prefix weights do to a frozen transformer. No Pyro in here."""
+
+from . import presets
+from .adapter import Adapter
+from .architectures import Architecture, Part, register_architecture
+from .attachment import Attachment
+from .kinds import Kind
+from .lora import LoRA
+from .prefix import Prefix
+from .sites import Site
+
+__all__ = [
+    "Adapter",
+    "Architecture",
+    "Attachment",
+    "Kind",
+    "LoRA",
+    "Part",
+    "Prefix",
+    "Site",
+    "presets",
+    "register_architecture",
+]

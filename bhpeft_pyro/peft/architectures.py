@@ -1,0 +1,327 @@
+"""Where each Hugging Face architecture keeps its projections, and how to declare another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import ArchitectureError
+
+__all__ = ["TARGETS", "Architecture", "Block", "Part", "Projection", "register_architecture"]
+
+TARGETS = ("query", "key", "value", "output", "ffn_in", "ffn_gate", "ffn_out")
+"""The projections of a layer. `ffn_gate` is there only in gated feed-forward blocks."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a fused projection: GPT-2's value is `Part("attn.c_attn", 2, 3)`.
+
+    Attributes:
+        path: the fused module, from the layer.
+        index: which part of its output, counted from 0.
+        sizes: the number of equal parts, or a function from the configuration to their sizes.
+    """
+
+    path: str
+    index: int
+    sizes: int | Callable[[PretrainedConfig], Sequence[int]]
+
+
+Where = str | Part | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Paths from the base model to its layers, and from a layer to its projections.
+
+    Attributes:
+        layers: path to the list of layers; "*" stands for every member of a list on the way.
+        query, key, value, output: the attention's projections.
+        ffn_in, ffn_out: first and last projection of the feed-forward block. In a gated block
+            (GLU) `ffn_in` is the branch without and `ffn_gate` that with the activation.
+        ffn_gate: None if the block is not gated.
+        attention: the module that holds the heads.
+        prefix: whether that module calls Hugging Face's attention interface, without which it
+            cannot carry a prefix.
+        positions: whether query and key also project relative positions, which all rows of the
+            batch share (DeBERTa); LoRA then acts on the hidden states only.
+
+    A path may be a tuple of alternatives, of which the first that exists is taken.
+
+    >>> bert = architecture_of("bert")
+    >>> bert.layers, bert.ffn_out
+    ('encoder.layer', 'output.dense')
+    """
+
+    layers: str
+    query: Where
+    key: Where
+    value: Where
+    output: Where
+    ffn_in: Where
+    ffn_out: Where
+    attention: str
+    ffn_gate: Where | None = None
+    prefix: bool = True
+    positions: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """A linear map (in -> out) in the frozen transformer: `out` columns from `start` on."""
+
+    module: nn.Module
+    inputs: int
+    outputs: int
+    start: int
+    total: int
+
+    @property
+    def fused(self) -> bool:
+        """Whether the module's output holds other projections too."""
+        return self.outputs != self.total
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One distinct layer; `number` counts them from 0 (shared layers count once)."""
+
+    number: int
+    layer: nn.Module
+    attention: nn.Module
+    projections: dict[str, Projection] = field(default_factory=dict)
+
+
+_REGISTRY: dict[str, Architecture] = {}
+
+
+def register_architecture(model_type: str, architecture: Architecture) -> None:
+    """Make `model_type` (as in the model's `config.model_type`) known; replaces an older entry.
+
+    >>> register_architecture("my-bert", architecture_of("bert"))
+    """
+    _REGISTRY[model_type] = architecture
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """The declaration for a model type."""
+    if model_type not in _REGISTRY:
+        raise ArchitectureError(
+            f"unknown architecture {model_type!r}; known: {', '.join(sorted(_REGISTRY))}. Declare "
+            f"it with register_architecture({model_type!r}, Architecture(layers='encoder.layer', "
+            "query='attention.self.query', key=..., value=..., output=..., ffn_in=..., "
+            "ffn_out=..., attention='attention.self')): paths to the list of layers and, from a "
+            "layer, to its projections"
+        )
+    return _REGISTRY[model_type]
+
+
+def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
+    """The distinct layers of a base model with their projections."""
+    config = base.config
+    architecture = architecture_of(config.model_type)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ArchitectureError(
+            f"{type(base).__name__} is an encoder-decoder, of which only the encoder is supported: "
+            f"load the encoder alone (for T5, T5EncoderModel)"
+        )
+    blocks: list[Block] = []
+    for layer in _members(base, architecture.layers):
+        projections = {}
+        for target in TARGETS:
+            where = getattr(architecture, target)
+            found = None if where is None else _projection(layer, where, config)
+            if found is not None:
+                projections[target] = found
+            elif target != "ffn_gate":
+                raise ArchitectureError(
+                    f"{config.model_type!r} is declared with {target}={where!r}, but layer "
+                    f"{len(blocks)} ({type(layer).__name__}) has no such module"
+                )
+        attention = _get(layer, architecture.attention)
+        if attention is None:
+            raise ArchitectureError(
+                f"{config.model_type!r} is declared with attention={architecture.attention!r}, "
+                f"but layer {len(blocks)} ({type(layer).__name__}) has no such module"
+            )
+        blocks.append(Block(len(blocks), layer, attention, projections))
+    return tuple(blocks)
+
+
+def _get(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _members(base: nn.Module, path: str) -> list[nn.Module]:
+    """The distinct members of the list(s) at `path`, in order."""
+    found: list[nn.Module] = [base]
+    for name in path.split("."):
+        step: list[nn.Module] = []
+        for module in found:
+            child = list(module.children()) if name == "*" else [_get(module, name)]
+            step.extend(c for c in child if c is not None)
+        found = step
+    layers = [layer for parent in found for layer in parent.children()]
+    if not layers:
+        raise ArchitectureError(f"{type(base).__name__} has no layers at {path!r}")
+    return list(dict.fromkeys(layers))
+
+
+def _projection(layer: nn.Module, where: Where, config: PretrainedConfig) -> Projection | None:
+    if isinstance(where, tuple):
+        found = (_projection(layer, path, config) for path in where)
+        return next((projection for projection in found if projection is not None), None)
+    module = _get(layer, where.path if isinstance(where, Part) else where)
+    if module is None:
+        return None
+    inputs, total = _widths(module)
+    if isinstance(where, str):
+        return Projection(module, inputs, total, 0, total)
+    if isinstance(where.sizes, int):
+        sizes = [total // where.sizes] * where.sizes
+    else:
+        sizes = list(where.sizes(config))
+    if sum(sizes) != total or not 0 <= where.index < len(sizes):
+        raise ArchitectureError(
+            f"{where}: parts of sizes {sizes} do not fit an output of width {total}"
+        )
+    return Projection(module, inputs, sizes[where.index], sum(sizes[: where.index]), total)
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear module, of GPT-2's transposed Conv1D, or of a quantised linear."""
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
+        if hasattr(module, inputs) and hasattr(module, outputs):
+            return int(getattr(module, inputs)), int(getattr(module, outputs))
+    raise ArchitectureError(
+        f"expected a linear module with in_features and out_features, got {type(module).__name__}"
+    )
+
+
+_BERT = Architecture(
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    attention="attention.self",
+)
+_LLAMA = Architecture(
+    layers="layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    ffn_in="mlp.up_proj",
+    ffn_gate="mlp.gate_proj",
+    ffn_out="mlp.down_proj",
+    attention="self_attn",
+)
+for _name in ("bert", "roberta", "xlm-roberta", "electra"):
+    register_architecture(_name, _BERT)
+for _name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"):
+    register_architecture(_name, _LLAMA)
+register_architecture(
+    "distilbert",
+    Architecture(
+        layers="transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        output="attention.out_lin",
+        ffn_in="ffn.lin1",
+        ffn_out="ffn.lin2",
+        attention="attention",
+    ),
+)
+register_architecture(
+    "albert",
+    Architecture(
+        layers="encoder.albert_layer_groups.*.albert_layers",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        output="attention.dense",
+        ffn_in="ffn",
+        ffn_out="ffn_output",
+        attention="attention",
+    ),
+)
+register_architecture(
+    "modernbert",
+    Architecture(
+        layers="layers",
+        query=Part("attn.Wqkv", 0, 3),
+        key=Part("attn.Wqkv", 1, 3),
+        value=Part("attn.Wqkv", 2, 3),
+        output="attn.Wo",
+        ffn_gate=Part("mlp.Wi", 0, 2),
+        ffn_in=Part("mlp.Wi", 1, 2),
+        ffn_out="mlp.Wo",
+        attention="attn",
+    ),
+)
+register_architecture(
+    "gpt2",
+    Architecture(
+        layers="h",
+        query=Part("attn.c_attn", 0, 3),
+        key=Part("attn.c_attn", 1, 3),
+        value=Part("attn.c_attn", 2, 3),
+        output="attn.c_proj",
+        ffn_in="mlp.c_fc",
+        ffn_out="mlp.c_proj",
+        attention="attn",
+    ),
+)
+register_architecture(
+    "opt",
+    Architecture(
+        layers="decoder.layers",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.out_proj",
+        ffn_in="fc1",
+        ffn_out="fc2",
+        attention="self_attn",
+    ),
+)
+register_architecture(
+    "t5",
+    Architecture(
+        layers="encoder.block",
+        query="layer.0.SelfAttention.q",
+        key="layer.0.SelfAttention.k",
+        value="layer.0.SelfAttention.v",
+        output="layer.0.SelfAttention.o",
+        ffn_in=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_1"),
+        ffn_gate="layer.1.DenseReluDense.wi_0",
+        ffn_out="layer.1.DenseReluDense.wo",
+        attention="layer.0.SelfAttention",
+    ),
+)
+register_architecture(
+    "deberta-v2",
+    Architecture(
+        layers="encoder.layer",
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        output="attention.output.dense",
+        ffn_in="intermediate.dense",
+        ffn_out="output.dense",
+        attention="attention.self",
+        prefix=False,
+        positions=True,
+    ),
+)

@@ -1,0 +1,75 @@
+"""Gradient checkpointing under a binding.
+
+The recomputation of a layer runs in the backward pass, after `bind` was left and perhaps in
+another thread, so it has to bring the weights back with it. Hugging Face checkpoints a layer only
+in training mode, which would also turn its dropout on; under a binding the layer's call is
+therefore checkpointed here, in evaluation mode, wherever `gradient_checkpointing_enable()` set
+the layer's flag. Re-entrant checkpointing is never used: it cannot see weights that are not
+arguments of the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache
+
+from .binding import active, restore
+
+__all__ = ["install_checkpointing", "wants_checkpointing"]
+
+
+def wants_checkpointing(layer: nn.Module) -> bool:
+    """Whether gradient checkpointing is enabled on this layer."""
+    return bool(getattr(layer, "gradient_checkpointing", False))
+
+
+class CheckpointedForward:
+    """A layer's `forward` that is the old one unless a binding is in force.
+
+    A class rather than a closure, so that copying or pickling the backbone takes the layer along.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.forward: Callable[..., Any] = layer.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bindings = active()
+        bound = any(self.layer in binding.layers for binding in bindings.values())
+        if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.layer)):
+            return self.forward(*args, **kwargs)
+        # A recomputation would write to a key/value cache a second time, so there is none.
+        args = tuple(None if isinstance(x, Cache) else x for x in args)
+        kwargs = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
+        return checkpoint(
+            partial(self.forward, **kwargs),
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # no dropout, no randomness
+            context_fn=lambda: (nullcontext(), restore(bindings)),
+        )
+
+
+def install_checkpointing(layer: nn.Module) -> Callable[[], None] | None:
+    """Put a `CheckpointedForward` on a layer that has none; returns how to take it off."""
+    if isinstance(layer.__dict__.get("forward"), CheckpointedForward):
+        return None
+    own = layer.__dict__.get("forward")
+    wrapped = CheckpointedForward(layer)
+    layer.forward = wrapped
+
+    def remove() -> None:
+        if layer.__dict__.get("forward") is wrapped:
+            if own is None:
+                del layer.forward
+            else:
+                layer.forward = own
+
+    return remove

@@ -1,0 +1,173 @@
+"""Low-rank adaptation (Hu et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArchitectureError, ConfigError
+from .architectures import TARGETS, Block, Projection
+from .binding import Binding
+from .gate import OPENING, Gate, keep_opening
+from .kinds import Kind, Stack, Weights, check_count
+from .lowrank import add_low_rank
+from .probe import Scales
+from .sites import Site, kaiming, zeros
+
+__all__ = ["LoRA"]
+
+
+@dataclass(frozen=True)
+class LoRA(Kind):
+    """W x becomes W x + alpha/rank * B A x on the targeted projections.
+
+    Sites, for each target: "lora.<target>.A" (layer, rank, in) and "lora.<target>.B"
+    (layer, out, rank). If gated, "lora.gate.weight" and "lora.gate.bias": one gate a layer that
+    reads the attention's input.
+
+    Attributes:
+        targets: out of query, key, value, output, ffn_in, ffn_gate (gated feed-forward blocks
+            only) and ffn_out.
+        rank: r, at most the width of the projections.
+        alpha: the branch is scaled by alpha / rank.
+
+    >>> LoRA(("query",), rank=4).alpha
+    16.0
+    """
+
+    targets: Sequence[str] = ("query", "value")
+    rank: int = 8
+    alpha: float = 16.0
+
+    name: ClassVar[str] = "lora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.targets, str):
+            raise ConfigError(
+                f"lora: targets={self.targets!r} must be a tuple, ({self.targets!r},)"
+            )
+        object.__setattr__(self, "targets", tuple(self.targets))
+        unknown = [target for target in self.targets if target not in TARGETS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ConfigError(
+                f"lora: targets={self.targets} must be one or more, each once, of {TARGETS}"
+            )
+        check_count("lora", "rank", self.rank)
+        if not self.alpha > 0:
+            raise ConfigError(f"lora: alpha={self.alpha} must be positive")
+
+    def _stacks(self, blocks: Sequence[Block], target: str) -> tuple[Stack, Stack]:
+        return (
+            Stack(f"lora.{target}.A", blocks, lambda block: block.projections[target].inputs),
+            Stack(f"lora.{target}.B", blocks, lambda block: block.projections[target].outputs),
+        )
+
+    def _gate(self, blocks: Sequence[Block]) -> Gate:
+        return Gate(self.name, blocks, lambda block: block.projections["query"].inputs)
+
+    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
+        sites: list[Site] = []
+        boost = 1 / OPENING if self.gated else 1.0
+        for target in self.targets:
+            stack_a, stack_b = self._stacks(blocks, target)
+
+            def unit_a(block: Block, target: str = target) -> Tensor:
+                projection = block.projections[target]
+                return 1 / (scales.inputs(projection) * projection.inputs**0.5)
+
+            def unit_b(block: Block, target: str = target) -> Tensor:
+                # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
+                rms = scales.outputs(block.projections[target])
+                return boost * rms * self.rank**0.5 / self.alpha
+
+            sites += stack_a.sites(
+                lambda width: (self.rank, width),
+                ("rank", "in"),
+                unit_a,
+                lambda shape, unit: kaiming(shape, scales.device),
+            )
+            sites += stack_b.sites(
+                lambda width: (width, self.rank),
+                ("out", "rank"),
+                unit_b,
+                lambda shape, unit: zeros(shape, scales.device),
+            )
+        if self.gated:
+            sites += self._gate(blocks).sites(
+                lambda block: scales.inputs(block.projections["query"]), scales.device
+            )
+        return sites
+
+    def check(self, blocks: Sequence[Block]) -> None:
+        for block, target in product(blocks, self.targets):
+            projection = block.projections.get(target)
+            if projection is None:
+                raise ArchitectureError(
+                    f"lora: this architecture has no {target!r}; layer {block.number} has "
+                    f"{tuple(block.projections)}"
+                )
+            width = min(projection.inputs, projection.outputs)
+            if self.rank > width:
+                raise ConfigError(
+                    f"lora: rank={self.rank} exceeds the width {width} of {target!r} in layer "
+                    f"{block.number}"
+                )
+
+    def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+        pairs: dict[tuple[int, nn.Module], list[tuple[Projection, Tensor, Tensor]]] = {}
+        for target in self.targets:
+            stack_a, stack_b = self._stacks(blocks, target)
+            rows = zip(
+                blocks,
+                stack_a.rows(weights, binding.dtype),
+                stack_b.rows(weights, binding.dtype),
+                strict=True,
+            )
+            for block, a, b in rows:
+                projection = block.projections[target]
+                pairs.setdefault((block.number, projection.module), []).append((projection, a, b))
+        if self.gated:
+            for block, (weight, bias) in zip(blocks, self._gate(blocks).rows(weights), strict=True):
+                module = block.projections["query"].module
+                binding.add_before(
+                    module, partial(keep_opening, binding, ("lora", block.number), weight, bias)
+                )
+        for (number, module), parts in pairs.items():
+            a, b = _merge(parts)
+            gate = ("lora", number) if self.gated else None
+            binding.add_after(module, partial(_branch, binding, a, b, self.alpha / self.rank, gate))
+
+
+def _merge(parts: list[tuple[Projection, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A (S, r', in) and B (S, total, r') of all targets in one, perhaps fused, module.
+
+    B is zero in the columns of the other parts, so one fused product serves them all.
+    """
+    downs, ups = [], []
+    for projection, a, b in parts:
+        after = projection.total - projection.start - projection.outputs
+        downs.append(a)
+        ups.append(nn.functional.pad(b, (0, 0, projection.start, after)) if projection.fused else b)
+    if len(parts) == 1:
+        return downs[0], ups[0]
+    return torch.cat(downs, 1), torch.cat(ups, 2)
+
+
+def _branch(
+    binding: Binding,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    gate: tuple[str, int] | None,
+    x: Tensor,
+    output: Tensor,
+) -> Tensor:
+    openings = None if gate is None else binding.scratch[gate]
+    return add_low_rank(binding, output, x, a, b, scale, gate=openings)

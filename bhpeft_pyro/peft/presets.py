@@ -1,0 +1,61 @@
+"""Named unions of PEFT kinds.
+
+>>> [kind.name for kind in mam()]
+['adapter', 'prefix']
+"""
+
+from __future__ import annotations
+
+from .adapter import Adapter
+from .kinds import Kind
+from .lora import LoRA
+from .prefix import Prefix
+
+__all__ = ["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]
+
+
+def bh_peft() -> tuple[Kind, ...]:
+    """LoRA, adapter and prefix together: the hybrid of BH-PEFT.
+
+    The adapter keeps the s = 4 of He et al. (2022) and of the paper: s multiplies what a
+    given prior on the weights means for the output, so keeping it keeps published prior scales
+    comparable. Ten prefix positions: LoRA already moves queries and values.
+    """
+    return LoRA(("query", "value"), rank=8, alpha=16.0), Adapter(size=8, scale=4.0), Prefix(10)
+
+
+def mam() -> tuple[Kind, ...]:
+    """Mix-and-match adapter (He et al. 2022) in the paper's sizes: no LoRA."""
+    return Adapter(size=8, scale=4.0), Prefix(30, encoder=8)
+
+
+def unipelt() -> tuple[Kind, ...]:
+    """UniPELT (Mao et al. 2022): all three, gated, with its sequential adapter of width 48.
+
+    The prefix is direct: UniPELT's encoder would multiply the number of weights.
+    """
+    return (
+        LoRA(("query", "value"), rank=8, alpha=16.0, gated=True),
+        Adapter(size=48, scale=1.0, placement="sequential", gated=True),
+        Prefix(10, gated=True),
+    )
+
+
+def lora(rank: int = 8, alpha: float = 16.0) -> tuple[Kind, ...]:
+    """LoRA on queries and values alone."""
+    return (LoRA(rank=rank, alpha=alpha),)
+
+
+def adapter(size: int = 8, scale: float = 4.0) -> tuple[Kind, ...]:
+    """The scaled parallel adapter alone."""
+    return (Adapter(size=size, scale=scale),)
+
+
+def prefix(length: int = 30) -> tuple[Kind, ...]:
+    """A direct prefix alone."""
+    return (Prefix(length),)
+
+
+def head_only() -> tuple[Kind, ...]:
+    """No PEFT: the head is all that is random."""
+    return ()

@@ -1,0 +1,67 @@
+"""A site: one random PEFT tensor, stacked over the layers that carry it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Site"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Name, shape and natural scale of one random tensor.
+
+    Attributes:
+        name: what `pyro.sample` calls it, for example "lora.query.A".
+        shape: its shape without particles; the first dimension is the layer where there is one.
+        dims: one name a dimension, out of layer, rank, in, out, position, bottleneck, label, kv.
+        unit: the sd, broadcastable to `shape`, at which the branch this tensor belongs to has
+            unit effect if all its weights are N(0, unit^2). Input-side tensors (LoRA's A, an
+            adapter's down): their output has RMS 1 for the RMS of the input they really get.
+            Output-side tensors (LoRA's B, an adapter's up): the branch has the RMS of the frozen
+            output it is added to. Prefix: the RMS of the frozen keys, or values, of that layer.
+        init: draws a start for a guide's location, of `shape`; the branch is (nearly) off there.
+        layers: the layers' numbers along dimension "layer", () if there is no such dimension.
+
+    >>> site = Site("head.bias", (3,), ("label",), torch.ones(1), lambda: torch.zeros(3))
+    >>> site.ndim, site.numel
+    (1, 3)
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    unit: Tensor
+    init: Callable[[], Tensor]
+    layers: tuple[int, ...] = ()
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+def zeros(shape: tuple[int, ...], device: torch.device) -> Callable[[], Tensor]:
+    """A start at zero."""
+    return lambda: torch.zeros(shape, device=device)
+
+
+def kaiming(shape: tuple[int, ...], device: torch.device) -> Callable[[], Tensor]:
+    """U(-1/sqrt(in), 1/sqrt(in)), as `torch.nn.Linear` and LoRA start; `in` is the last dim."""
+    bound = shape[-1] ** -0.5
+    return lambda: torch.empty(shape, device=device).uniform_(-bound, bound)
+
+
+def normal(shape: tuple[int, ...], sd: Tensor) -> Callable[[], Tensor]:
+    """N(0, sd^2), with `sd` broadcastable to `shape`."""
+    return lambda: torch.randn(shape, device=sd.device) * sd

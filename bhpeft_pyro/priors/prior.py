@@ -1,0 +1,128 @@
+"""What a prior is, and the short forms accepted for one.
+
+A prior is any Pyro stochastic function from the sites to their tensors: it calls `pyro.sample`
+once for each site, under the site's name, and may sample anything else besides (scales, gates).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ..errors import PriorError
+from ..peft.sites import Site
+
+__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked"]
+
+Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
+SitePrior = TorchDistribution | Callable[[Site], TorchDistribution]
+PriorLike = Prior | TorchDistribution | Mapping[str, SitePrior]
+
+
+def as_prior(prior: PriorLike) -> Prior:
+    """A stochastic function from any accepted form.
+
+    Args:
+        prior: a stochastic function (returned as it is); a distribution, the same and independent
+            for every weight; or a mapping from name patterns ("lora.*.B", "*") to a
+            distribution or to a function `site -> distribution`. The first pattern that
+            matches a site holds.
+
+    Raises:
+        PriorError: none of these forms.
+
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.head import Head
+    >>> prior = as_prior({"*.bias": dist.Normal(0., 10.),
+    ...                   "*": lambda site: dist.Laplace(0., site.unit)})
+    >>> {name: tuple(value.shape) for name, value in prior(Head(3).sites(8)).items()}
+    {'head.weight': (3, 8), 'head.bias': (3,)}
+    """
+    if isinstance(prior, TorchDistribution):
+        return PatternPrior({"*": prior})
+    if isinstance(prior, Mapping):
+        return PatternPrior(prior)
+    if callable(prior):
+        return prior
+    raise PriorError(
+        f"prior: expected a stochastic function, a distribution or a mapping from site patterns, "
+        f"got {type(prior).__name__}"
+    )
+
+
+class PatternPrior:
+    """Independent priors by site pattern: the mapping form of `as_prior`."""
+
+    def __init__(self, patterns: Mapping[str, SitePrior]) -> None:
+        if not patterns:
+            raise PriorError("prior: the mapping from site patterns is empty")
+        self.patterns = dict(patterns)
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        unused = set(self.patterns)
+        values = {}
+        for site in sites:
+            pattern = next((p for p in self.patterns if fnmatchcase(site.name, p)), None)
+            if pattern is None:
+                raise PriorError(
+                    f"prior: no pattern matches the site {site.name!r}; patterns: "
+                    f"{', '.join(map(repr, self.patterns))}"
+                )
+            unused.discard(pattern)
+            values[site.name] = pyro.sample(site.name, spread(self.patterns[pattern], site))
+        # A pattern overshadowed by an earlier one is as much of a mistake as a misspelt one.
+        if unused:
+            raise PriorError(
+                f"prior: {', '.join(map(repr, sorted(unused)))} match no site that an earlier "
+                f"pattern doesn't; sites: {', '.join(site.name for site in sites)}"
+            )
+        return values
+
+
+def spread(prior: SitePrior, site: Site) -> TorchDistribution:
+    """One distribution over the whole of a site, its own dims kept as events."""
+    distribution = prior if isinstance(prior, TorchDistribution) else prior(site)
+    if not isinstance(distribution, TorchDistribution):
+        raise PriorError(
+            f"prior: expected a distribution for the site {site.name!r}, "
+            f"got {type(distribution).__name__}"
+        )
+    own = distribution.event_dim
+    try:
+        if own > site.ndim or distribution.event_shape != site.shape[site.ndim - own :]:
+            raise ValueError
+        wide = distribution.expand(torch.Size(site.shape[: site.ndim - own]))
+    except (RuntimeError, ValueError) as error:
+        raise PriorError(
+            f"prior: a distribution of shape {tuple(distribution.shape())} cannot be spread over "
+            f"the site {site.name!r} of shape {site.shape}"
+        ) from error
+    return wide.to_event(site.ndim - own)
+
+
+def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Call a prior and see that it returns every site, and no other shape."""
+    values = prior(sites)
+    if not isinstance(values, Mapping):
+        raise PriorError(
+            f"prior: expected it to return a mapping from site names to tensors, "
+            f"got {type(values).__name__}"
+        )
+    for site in sites:
+        if site.name not in values:
+            raise PriorError(
+                f"prior: it returns no tensor for the site {site.name!r} (it returns: "
+                f"{', '.join(sorted(values)) or 'nothing'})"
+            )
+        shape = tuple(values[site.name].shape)
+        if shape[len(shape) - site.ndim :] != site.shape or len(shape) < site.ndim:
+            raise PriorError(
+                f"prior: shape {shape} for the site {site.name!r}, expected {site.shape}; "
+                "did you .expand(site.shape).to_event(site.ndim)?"
+            )
+    return dict(values)

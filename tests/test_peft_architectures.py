@@ -1,0 +1,169 @@
+"""Every supported architecture under every kind: what must hold whatever the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tiny
+from bhpeft_pyro.errors import ArchitectureError
+from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+
+TARGETS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
+GATED_FFN = ("modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+all_types = pytest.mark.parametrize("model_type", tiny.MODEL_TYPES)
+
+
+def all_kinds(model_type, gated=False):
+    gate_target = ("ffn_gate",) if model_type in GATED_FFN else ()
+    kinds = [
+        LoRA(TARGETS + gate_target, rank=3, gated=gated),
+        Adapter(size=4, gated=gated),
+        Prefix(3, gated=gated),
+    ]
+    return kinds[:2] if model_type == "deberta-v2" else kinds
+
+
+def run(model, batch):
+    return model(**batch).last_hidden_state
+
+
+@all_types
+def test_switched_off_is_the_frozen_model(model_type):
+    model, batch = tiny.build(model_type).requires_grad_(False), tiny.inputs()
+    frozen = run(model, batch)
+    attachment = Attachment(model, [LoRA(TARGETS, rank=3), Adapter(size=4)])
+    weights = tiny.draw(attachment.sites)
+    for name in weights:
+        if name.endswith((".B", ".up")):
+            weights[name] = torch.zeros_like(weights[name])
+    with attachment.bind(weights, batch["attention_mask"]):
+        bound = run(model, batch)
+    torch.testing.assert_close(bound, frozen, atol=1e-6, rtol=1e-6)
+
+
+@all_types
+@pytest.mark.parametrize("gated", [False, True])
+def test_padding_changes_nothing(model_type, gated):
+    model = tiny.build(model_type)
+    attachment = Attachment(model, all_kinds(model_type, gated))
+    weights = tiny.draw(attachment.sites)
+    short = tiny.inputs(rows=2, length=6, padded=0)
+    pad = model.config.pad_token_id or 0
+    ids = torch.nn.functional.pad(short["input_ids"], (0, 4), value=pad)
+    mask = torch.nn.functional.pad(short["attention_mask"], (0, 4))
+    with torch.no_grad(), attachment.bind(weights, short["attention_mask"]):
+        alone = run(model, short)
+    with torch.no_grad(), attachment.bind(weights, mask):
+        padded = run(model, {"input_ids": ids, "attention_mask": mask})[:, :6]
+    torch.testing.assert_close(padded, alone, atol=1e-4, rtol=1e-4)
+
+
+@all_types
+@pytest.mark.parametrize("gated", [False, True])
+def test_folded_particles_equal_a_loop(model_type, gated):
+    model, batch = tiny.build(model_type), tiny.inputs(rows=6)
+    attachment = Attachment(model, all_kinds(model_type, gated))
+    weights = tiny.draw(attachment.sites, particles=3)
+    with torch.no_grad(), attachment.bind(weights, batch["attention_mask"]):
+        folded = run(model, batch)
+    for s in range(3):
+        rows = {name: value[2 * s : 2 * s + 2] for name, value in batch.items()}
+        one = {name: value[s : s + 1] for name, value in weights.items()}
+        with torch.no_grad(), attachment.bind(one, rows["attention_mask"]):
+            looped = run(model, rows)
+        torch.testing.assert_close(folded[2 * s : 2 * s + 2], looped, atol=1e-4, rtol=1e-4)
+
+
+@all_types
+@pytest.mark.parametrize("which", ["lora", "adapter", "sequential", "prefix", "encoder", "all"])
+def test_every_site_gets_a_gradient_and_the_backbone_none(model_type, which):
+    kinds = {
+        "lora": [LoRA(TARGETS, rank=3)],
+        "adapter": [Adapter(size=4)],
+        "sequential": [Adapter(size=4, placement="sequential", activation="gelu")],
+        "prefix": [Prefix(3)],
+        "encoder": [Prefix(3, encoder=2)],
+        "all": all_kinds(model_type, gated=True),
+    }[which]
+    model, batch = tiny.build(model_type), tiny.inputs()
+    if model_type == "deberta-v2" and which in ("prefix", "encoder"):
+        with pytest.raises(ArchitectureError, match=r"prefix.*deberta-v2"):
+            Attachment(model, kinds)
+        return
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attachment = Attachment(model, kinds)
+    weights = tiny.draw(attachment.sites, particles=2)
+    with attachment.bind(weights, batch["attention_mask"]):
+        output = run(model, batch)
+    probe = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    (output * probe).sum().backward()
+    for site in attachment.sites:
+        gradient = weights[site.name].grad
+        assert gradient is not None and gradient.isfinite().all(), site.name
+        # one number a particle and, if the site is stacked, a layer
+        parts = gradient.flatten(2 if site.layers else 1) if gradient.ndim > 2 else gradient
+        assert (parts.abs() if parts.ndim < 3 else parts.abs().sum(-1)).gt(0).all(), site.name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@all_types
+def test_outside_bind_the_backbone_is_as_before(model_type):
+    model, batch = tiny.build(model_type).requires_grad_(False), tiny.inputs()
+    frozen = run(model, batch)
+    attachment = Attachment(model, all_kinds(model_type))
+    assert torch.equal(run(model, batch), frozen)
+    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites), batch["attention_mask"]):
+        assert not torch.allclose(run(model, batch), frozen, atol=1e-2)
+    assert torch.equal(run(model, batch), frozen)
+
+
+@all_types
+def test_hidden_size_is_that_of_the_output(model_type):
+    model = tiny.build(model_type)
+    assert Attachment(model, ()).hidden_size == run(model, tiny.inputs()).shape[-1]
+
+
+@pytest.mark.parametrize("model_type", [t for t in tiny.MODEL_TYPES if t not in ("deberta-v2",)])
+def test_eager_and_sdpa_agree(model_type):
+    batch, outputs = tiny.inputs(), []
+    names = ("eager",) if model_type == "gemma2" else ("eager", "sdpa")
+    for name in names:
+        model = tiny.build(model_type, attn_implementation=name)
+        assert model.config._attn_implementation == name
+        attachment = Attachment(model, all_kinds(model_type))
+        with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites)):
+            outputs.append(run(model, batch))
+        assert model.config._attn_implementation == f"bhpeft_{name}"
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(outputs[0][real], outputs[-1][real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert", "gpt2", "llama", "gemma3_text"])
+def test_without_a_mask_equals_an_all_ones_mask(model_type):
+    # Hugging Face then leaves the mask out and, in decoders, relies on sdpa's causal flag.
+    model = tiny.build(model_type)
+    attachment = Attachment(model, all_kinds(model_type))
+    weights, batch = tiny.draw(attachment.sites), tiny.inputs(padded=0)
+    with torch.no_grad(), attachment.bind(weights):
+        masked, bare = run(model, batch), run(model, {"input_ids": batch["input_ids"]})
+    torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "gemma3_text", "opt"])
+def test_decoding_with_a_cache_equals_one_pass(model_type):
+    model = tiny.build(model_type)
+    attachment = Attachment(model, all_kinds(model_type))
+    ids = tiny.inputs(padded=0)["input_ids"]
+    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites, particles=2)):
+        whole = run(model, {"input_ids": ids})
+        first = model(input_ids=ids[:, :6], use_cache=True)
+        cache = first.cache if "cache" in first else first.past_key_values
+        name = "cache" if "cache" in first else "past_key_values"
+        second = model(input_ids=ids[:, 6:], use_cache=True, **{name: cache})
+    parts = torch.cat([first.last_hidden_state, second.last_hidden_state], 1)
+    torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)

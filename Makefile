@@ -18,7 +18,8 @@ export TOKENIZERS_PARALLELISM := false
 define pip
 set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check \
 	$(PIP_ARGS) $(1) 2>&1 | tee -a $(VENV)/install.log \
-	| awk '/(Downloading|Using cached) .*[MG]B\)|^ERROR|^error/ { print "  " $$0; fflush() }' \
+	| awk '/Downloading .*[0-9][0-9]\.[0-9] MB/ { sub(/-[^ ]*/, ""); print; fflush() } \
+		/^ERROR|^error/ { print; fflush() }' \
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 

@@ -16,11 +16,11 @@ from .errors import ConfigError, DataError, LikelihoodError
 __all__ = ["fit_temperature", "scale"]
 
 _LIMIT = 100.0
-_LOG_LIMIT = math.log(_LIMIT)
+_BISECTIONS = 60  # down to rounding in float64
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    """The T > 0 with the least NLL of softmax(log_probabilities / T), by LBFGS over log T.
+    """The T > 0 with the least NLL of softmax(log_probabilities / T), by bisection.
 
     T above 1 makes forecasts less confident, below 1 more. Kept within [1/100, 100]: where all
     validation examples are right, or confidence is of no use at all, the optimum is at infinity.
@@ -54,24 +54,18 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         )
     logits = logits.masked_fill(absent, 0.0)  # -inf / T would have a NaN gradient
 
-    log_temperature = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [log_temperature],
-        max_iter=100,
-        tolerance_grad=1e-9,
-        tolerance_change=1e-15,  # the loss is flat near its minimum, T less so
-        line_search_fn="strong_wolfe",
-    )
+    truth = logits.gather(1, labels[:, None])[:, 0]
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        scaled = logits * (-log_temperature.clamp(-_LOG_LIMIT, _LOG_LIMIT)).exp()
-        loss = torch.nn.functional.cross_entropy(scaled.masked_fill(absent, -torch.inf), labels)
-        loss.backward()
-        return loss
+    def too_hot(temperature: float) -> bool:
+        """Whether the NLL, which is convex in 1/T, falls as T does."""
+        p = (logits / temperature).masked_fill(absent, -torch.inf).softmax(-1)
+        return bool(((p * logits).sum(-1) - truth).sum() < 0)
 
-    optimiser.step(closure)  # turns gradients on even under torch.no_grad()
-    return log_temperature.exp().clamp(1 / _LIMIT, _LIMIT).item()
+    low, high = 1 / _LIMIT, _LIMIT
+    for _ in range(_BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if too_hot(middle) else (middle, high)
+    return math.sqrt(low * high)
 
 
 def scale(log_probabilities: Tensor, temperature: float) -> Tensor:

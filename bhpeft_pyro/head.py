@@ -24,7 +24,8 @@ class Head:
 
     The pooled feature vector is standardised (zero mean, unit variance over its D entries, no
     weights), so that a prior scale means the same on every backbone: with weights N(0, unit^2),
-    unit = 1 / sqrt(D), each output has sd 1.
+    unit = 1 / sqrt(D), each output has sd 1. Then it is turned to the principal axes of the first
+    round's texts (`axes.PrincipalAxes`), where a mean-field posterior is nearly exact.
 
     Args:
         outputs: numbers per example (per choice, for multiple choice): classes for
@@ -32,6 +33,7 @@ class Head:
             `HeteroscedasticNormal`.
         pooling: "mean" over the valid tokens, the "first" token (CLS), or the "last" valid one;
             "auto" takes "last" for decoders and "mean" otherwise.
+        principal: turn the features to principal axes; without, the head sees them as they are.
 
     >>> Head(4).sites(8)[0].dims
     ('label', 'in')
@@ -39,6 +41,7 @@ class Head:
 
     outputs: int
     pooling: Pooling = "auto"
+    principal: bool = True
 
     def __post_init__(self) -> None:
         if self.outputs < 1:

@@ -56,7 +56,7 @@ class Model(PyroModule):
         self.prior: Prior = as_prior(default() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood
         needed = self.likelihood.outputs
-        given = getattr(network.head, "outputs", needed)
+        given = network.outputs
         if needed is not None and given != needed:
             raise LikelihoodError(
                 f"{type(self.likelihood).__name__} needs a head with outputs={needed}, got {given}"

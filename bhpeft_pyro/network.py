@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +14,14 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .axes import PrincipalAxes
 from .batch import Batch
 from .errors import ConfigError, DataError
 from .head import Head, OwnHead
 from .peft import Attachment, Kind, presets
 from .peft.sites import Site
 
-__all__ = ["RandomPEFT"]
+__all__ = ["RandomPEFT", "fingerprint"]
 
 
 class RandomPEFT(PyroModule):
@@ -67,11 +69,22 @@ class RandomPEFT(PyroModule):
             *self.attachment.sites,
             *head.sites(self.attachment.hidden_size),
         )
+        self.axes: PrincipalAxes | None = None
+        if isinstance(head, Head) and head.principal:
+            self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
 
     @property
     def backbone(self) -> PreTrainedModel:
         """The frozen transformer."""
         return self._frozen[0]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers per example (per choice, for multiple choice) that come out."""
+        if isinstance(self.head, Head):
+            return self.head.outputs
+        ids = self.head.label_ids
+        return int(self.backbone.config.num_labels or 1) if ids is None else len(ids)
 
     @property
     def device(self) -> torch.device:
@@ -95,20 +108,6 @@ class RandomPEFT(PyroModule):
     def causal(self) -> bool:
         """Whether the backbone is a decoder: only its last token has seen the whole text."""
         return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the backbone: its configuration and a sample of every tensor."""
-        digest = hashlib.sha256()
-        config = self.backbone.config.to_dict()
-        shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-        digest.update(json.dumps(shape, sort_keys=True).encode())
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            flat = tensor.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(sample.numpy().tobytes())
-        return digest.hexdigest()
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
@@ -139,8 +138,26 @@ class RandomPEFT(PyroModule):
         if self.attachment.sites or isinstance(self.head, OwnHead):
             raise ConfigError("features can be computed once only without PEFT weights")
         inputs, lead = self._rows(batch, 1)
-        with torch.no_grad():
+        with torch.no_grad(), self.attachment.bind({}):  # refuses a backbone with dropout on
             return self._pooled(inputs).reshape(*lead[1:], -1)
+
+    def align(self, batches: Iterable[Batch]) -> None:
+        """Take the head's principal axes from these texts, unless it has some already.
+
+        `fit` does this with the first round's texts; later rounds keep the axes, or weights
+        would change their meaning between a posterior and the prior it becomes.
+        """
+        if self.axes is None or self.axes.fitted:
+            return
+        rows = []
+        for batch in batches:
+            inputs, _ = self._rows(batch.to(self.device), 1)
+            mask = (
+                _mask(inputs).sum(-1) > 1
+            )  # the places of choices that don't exist hold one token
+            with torch.no_grad():
+                rows.append(self._pooled(inputs)[mask])
+        self.axes.fit(torch.cat(rows))
 
     def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Particle dims folded into one leading S."""
@@ -169,10 +186,20 @@ class RandomPEFT(PyroModule):
         inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.inputs.items()}
         return inputs, (particles, lead[0] // particles, *lead[1:])
 
+    def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`)."""
+        return {name: value for name, value in inputs.items() if name in self._arguments}
+
+    @cached_property
+    def _arguments(self) -> Set[str]:
+        module = self.backbone if isinstance(self.head, OwnHead) else self.backbone.base_model
+        return inspect.signature(module.forward).parameters.keys()
+
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         assert isinstance(self.head, Head)
-        output = self.backbone.base_model(**inputs)
-        return self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
+        output = self.backbone.base_model(**self._accepted(inputs))
+        pooled = self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
+        return pooled if self.axes is None else self.axes(pooled)
 
     def _from_tokens(
         self, weights: Mapping[str, Tensor], batch: Batch, particles: int
@@ -181,7 +208,7 @@ class RandomPEFT(PyroModule):
         mask = _mask(inputs)
         with self.attachment.bind(weights, mask):
             if isinstance(self.head, OwnHead):
-                output: Any = self.backbone(**inputs)
+                output: Any = self.backbone(**self._accepted(inputs))
                 return self.head.read(output, mask), lead[1:]
             pooled = self._pooled(inputs)
         return self.head(pooled.unflatten(0, (particles, -1)), weights), lead[1:]
@@ -200,6 +227,20 @@ class RandomPEFT(PyroModule):
             features = features.unflatten(0, (particles, -1))
             lead = (lead[0] // particles, *lead[1:])
         return self.head(features, weights), lead
+
+
+def fingerprint(backbone: PreTrainedModel) -> str:
+    """A digest of a backbone: its configuration and a sample of every tensor."""
+    digest = hashlib.sha256()
+    config = backbone.config.to_dict()
+    shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
+    digest.update(json.dumps(shape, sort_keys=True).encode())
+    for name, tensor in sorted(backbone.state_dict().items()):
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
 from .data import Columns, Examples, encode
-from .errors import ConfigError, FitError, GuideError
+from .data.labels import check_names
+from .errors import ConfigError, DataError, FitError, GuideError
 from .guides import Guide, autoguide
-from .inference.draws import draw
+from .inference.draws import draw, seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast, predict
@@ -26,6 +28,8 @@ from .model import Model
 from .priors import PosteriorPrior, PriorLike
 
 __all__ = ["Posterior", "TextOptions", "fit"]
+
+_ALIGN_TEXTS = 2000  # are enough for the head's principal axes
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,13 @@ class TextOptions:
 
     def encode(self, model: Model, data: object, labelled: bool) -> Examples:
         """Tokenise `data` for a model."""
-        kind = model.likelihood.kind
-        labels = model.likelihood.labels(getattr(model.network.head, "outputs", 0) or 0) or None
         return encode(
             data,
             model.network.tokenizer,
-            kind=kind,
+            kind=model.likelihood.kind,
             columns=self.columns,
-            label_names=self.label_names if kind == "class" else None,
-            num_labels=labels if kind == "class" else None,
+            label_names=self.label_names,
+            num_labels=model.likelihood.labels(model.network.outputs),
             max_length=self.max_length,
             labelled=labelled,
         )
@@ -54,7 +56,7 @@ class TextOptions:
 
 def fit(
     model: Model,
-    guide: str | Guide | AutoGuide | nn.Module | Callable[..., Any],
+    guide: str | type[AutoGuide] | Guide | AutoGuide | nn.Module | Callable[..., Any],
     data: object,
     *,
     validation: object | None = None,
@@ -69,7 +71,8 @@ def fit(
 
     Args:
         model: the model.
-        guide: a name for `autoguide`, a guide (fitted in place), or a function with `pyro.param`s.
+        guide: what `autoguide` takes, a guide (fitted in place), or a function with
+            `pyro.param`s.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.
@@ -90,15 +93,31 @@ def fit(
     3
     """
     options = (options or FitOptions()).change(**changes)
+    check_names(label_names, None)
     names = None if label_names is None else tuple(label_names)
     text = TextOptions(columns, max_length, names)
     examples = text.encode(model, data, labelled=True)
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
-    if options.patience and held_out is None:
-        raise ConfigError(f"patience={options.patience} needs validation data")
-    module = as_module(autoguide(guide, model) if isinstance(guide, str) else guide)
+    _check_classes(examples, columns.label)
+    with seeded(options.seed):
+        module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
+    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(options.seed))
+    model.network.align(batch for _, batch in examples.subset(chosen[:_ALIGN_TEXTS]).by_length(32))
     return _fit(model, module, examples, held_out, options, optimizer, text, ())
+
+
+def _check_classes(examples: Examples, column: str) -> None:
+    """One class alone teaches nothing; later rounds may well bring examples of just one."""
+    if examples.kind == "class" and examples.labels is not None:
+        classes = examples.labels.unique()
+        if len(classes) == 1:
+            names = examples.label_names
+            label = names[int(classes)] if names else int(classes)
+            raise DataError(
+                f"data: all {len(examples)} labels in column {column!r} are {label!r}; "
+                "expected at least two classes"
+            )
 
 
 def _fit(
@@ -111,13 +130,18 @@ def _fit(
     text: TextOptions,
     lineage: tuple[FitReport, ...],
 ) -> Posterior:
+    if options.patience and validation is None:
+        raise ConfigError(
+            f"patience={options.patience} needs validation data; patience=None fits to the end"
+        )
+    report = FitReport(len(examples), examples.fingerprint, options)
+    posterior = Posterior(model, guide, (*lineage, report), text)
     try:
-        report = optimise(model, guide, examples, validation, options, optimizer)
+        optimise(model, guide, examples, validation, report, optimizer)
     except FitError as error:
-        report = FitReport(len(examples), examples.fingerprint, options)
-        error.posterior = Posterior(model, guide, (*lineage, report), text)
+        error.posterior = posterior
         raise
-    return Posterior(model, guide, (*lineage, report), text)
+    return posterior
 
 
 class Posterior:
@@ -190,6 +214,20 @@ class Posterior:
         """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
         examples = self.text.encode(self.model, data, labelled=True)
         return evaluate(self.predict(examples, samples, **options))
+
+    def to_arviz(
+        self,
+        data: object | None = None,
+        *,
+        samples: int = 100,
+        sites: str | Sequence[str] | None = None,
+        max_bytes: int = 2**30,
+        seed: int = 0,
+    ) -> Any:
+        """Draws, fit trace and, with data, predictions for ArviZ; see `arviz.to_arviz`."""
+        from .arviz import to_arviz  # ArviZ is slow to import, and seldom needed
+
+        return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def as_prior(self) -> PosteriorPrior:
         """The posterior as a prior for new data; it does not change if the guide trains on.

@@ -26,9 +26,10 @@ from .data import Columns
 from .errors import SaveError
 from .guides import GUIDES
 from .head import Head, OwnHead
+from .inference.draws import seeded
 from .inference.report import FitReport
 from .model import Model
-from .network import RandomPEFT
+from .network import RandomPEFT, fingerprint
 from .priors import FunctionSpaceNormal, PosteriorPrior, PriorLike
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ P = TypeVar("P", bound="Posterior")
 def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
     """Write a posterior into `folder`; see `Posterior.save`."""
     index = folder / INDEX
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     if index.exists() and not overwrite:
         raise SaveError(f"path: {folder} holds a posterior already; pass overwrite=True to replace")
     model, guide = posterior.model, posterior.guide
@@ -53,14 +56,16 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
             f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(GUIDES)}"
         )
     prior, tensors = _describe_prior(model.prior)
-    tensors |= {f"guide.{key}": value for key, value in guide.state_dict().items()}
+    parts = {"guide": guide, "network": model.network}
+    for part, module in parts.items():
+        tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
     data = dump_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     content = {
         "format": FORMAT,
         "tensors": {"file": f"posterior-{digest[:16]}.safetensors", "sha256": digest},
         "backbone": {
-            "fingerprint": model.network.fingerprint,
+            "fingerprint": fingerprint(model.network.backbone),
             "name": model.network.backbone.config._name_or_path,
         },
         "kinds": [_describe(kind) for kind in model.network.kinds],
@@ -94,8 +99,8 @@ def load(
     from .posterior import TextOptions
 
     content = _read_index(folder / INDEX)
-    tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
     try:
+        tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
         kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
         head: Head | OwnHead = _revive_head(content["head"])
         likelihood = _revive(likelihoods, content["likelihood"])
@@ -104,22 +109,27 @@ def load(
         text["label_names"] = text["label_names"] and tuple(text["label_names"])
         lineage = tuple(FitReport.from_json(report) for report in content["lineage"])
         options = TextOptions(**text)
+        guide_class = GUIDES[content["guide"]]
+        fitted_on = content["backbone"]
+        if prior is None:
+            prior = _revive_prior(content["prior"], tensors)
     except (KeyError, TypeError, AttributeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
-    if prior is None:
-        prior = _revive_prior(content["prior"], tensors)
-    network = RandomPEFT(backbone, kinds, head, tokenizer)
-    if network.fingerprint != content["backbone"]["fingerprint"]:
+    if fingerprint(backbone) != fitted_on["fingerprint"]:
         raise SaveError(
             f"backbone: this posterior was fitted on another one "
-            f"({content['backbone']['name'] or 'unnamed'!r}); its weights differ from those of "
+            f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    model = Model(network, prior, likelihood)
-    guide = GUIDES[content["guide"]](model)  # type: ignore[call-arg]
-    state = {k.removeprefix("guide."): v for k, v in tensors.items() if k.startswith("guide.")}
+    model = Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
+    with seeded(0):  # its starting values don't matter, the global random state does
+        guide = guide_class(model)
     try:
-        guide.load_state_dict(state)
+        for part, module in {"guide": guide, "network": model.network}.items():
+            prefix = f"{part}."
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
     except RuntimeError as error:
         raise SaveError(f"path: {folder} does not go with this model: {error}") from error
     return cls(model, guide, lineage, options)
@@ -131,7 +141,7 @@ def _describe(thing: Any) -> dict[str, Any]:
 
 def _revive(module: Any, description: dict[str, Any]) -> Any:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-    name = fields.pop("class")
+    name = str(fields.pop("class"))
     if name not in module.__all__:  # only our own classes, never any name in a file
         raise SaveError(f"path: the saved posterior uses {name!r}, which {module.__name__} lacks")
     return getattr(module, name)(**fields)
@@ -156,8 +166,8 @@ def _describe_prior(prior: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors[f"prior.{name}.loc"], tensors[f"prior.{name}.scale"] = base.loc, base.scale
         # The order of sites is the order of draws: with it, a seed means the same after loading.
         return {"kind": "posterior", "sites": list(prior.distributions)}, tensors
-    path = f"{getattr(prior, '__module__', '')}:{getattr(prior, '__qualname__', repr(prior))}"
-    return {"kind": "custom", "path": path}, {}
+    named = prior if hasattr(prior, "__qualname__") else type(prior)
+    return {"kind": "custom", "path": f"{named.__module__}:{named.__qualname__}"}, {}
 
 
 def _revive_prior(description: dict[str, Any], tensors: dict[str, Tensor]) -> PriorLike:
@@ -174,7 +184,11 @@ def _revive_prior(description: dict[str, Any], tensors: dict[str, Tensor]) -> Pr
                 for name in fields["sites"]
             }
         )
-    raise SaveError(f"prior: this posterior was fitted under {fields['path']!r}; pass prior=...")
+    if kind == "custom":
+        raise SaveError(
+            f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
+        )
+    raise SaveError(f"prior: the saved posterior's is of an unknown kind, {kind!r}")
 
 
 def _read_index(index: Path) -> dict[str, Any]:
@@ -188,8 +202,8 @@ def _read_index(index: Path) -> dict[str, Any]:
         raise SaveError(f"path: {index} is cut off or no saved posterior: {error}") from error
     if digest != _digest(content):
         raise SaveError(f"path: {index} was altered: its checksum does not match")
-    if content["format"] != FORMAT:
-        raise SaveError(f"path: {index} has format {content['format']}, expected {FORMAT}")
+    if (found := content.get("format")) != FORMAT:
+        raise SaveError(f"path: {index} has format {found}, expected {FORMAT}")
     return content
 
 

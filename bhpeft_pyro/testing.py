@@ -53,7 +53,8 @@ def tiny_model(
     2
     """
     kinds = presets.lora(rank=2) if kinds is None else kinds
-    return Model(RandomPEFT(tiny_backbone(), kinds, Head(outputs), tiny_tokenizer()), prior, likelihood)
+    head = Head(outputs, principal=False)  # the features of one text don't depend on others
+    return Model(RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer()), prior, likelihood)
 
 
 def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 0) -> Batch:
@@ -92,13 +93,15 @@ def tiny_examples(examples: int = 12, seed: int = 0) -> Examples:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words "w0" to "w49", by their number; "w0" pads.
+    """Words "w2" to "w49", by their number; 0 pads and 1 is any other word.
 
-    >>> tiny_tokenizer()("w7 w8")["input_ids"]
-    [7, 8]
+    >>> tiny_tokenizer()("w7 w18 word")["input_ids"]
+    [7, 18, 1]
     """
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w1"))
+    # Special tokens are found within words too, so none may be the start of a word.
+    vocabulary = {"<pad>": 0, "<unk>": 1} | {f"w{i}": i for i in range(2, 50)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="w1", pad_token="w0", model_max_length=32
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", model_max_length=32
     )

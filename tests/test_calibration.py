@@ -45,6 +45,14 @@ def test_closed_form_of_two_classes():
     assert fitted == pytest.approx(4 / math.log(3), rel=1e-5)
 
 
+@pytest.mark.parametrize(("size", "right"), [(0.1, 19), (0.3, 99), (30.0, 8), (150.0, 8)])
+def test_optima_far_from_one_are_reached(size, right):
+    # A descent from T = 1 that is cut off at the limits gets stuck at them.
+    logits = torch.tensor([[size, 0.0]] * (right + 1))
+    fitted = fit_temperature(logits, torch.tensor([0] * right + [1]))
+    assert fitted == pytest.approx(size / math.log(right), rel=1e-6)
+
+
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0, 100.0])
 def test_accuracy_never_changes(temperature):
     logits, _ = planted(1.0, count=2000)

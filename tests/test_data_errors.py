@@ -79,7 +79,6 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
     (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
-    (labels("a", "a"), {"label_names": ["a", "b"]}, "all 2 labels are 'a'"),
     (labels("a", 1), {}, "column 'label': mixed types: row 0 is str, row 1 is int"),
     (labels("a", "c"), {"label_names": ["a", "b"]}, "row 1: 'c' is none of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),

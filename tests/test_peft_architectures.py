@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from bhpeft_pyro.errors import ArchitectureError
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
 
@@ -152,6 +152,19 @@ def test_without_a_mask_equals_an_all_ones_mask(model_type):
     with torch.no_grad(), attachment.bind(weights):
         masked, bare = run(model, batch), run(model, {"input_ids": batch["input_ids"]})
     torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_a_causal_flag_switched_off_by_the_caller_stays_off():
+    model = tiny.build("llama")
+    attachment = Attachment(model, all_kinds("llama"))
+    ids = tiny.inputs(padded=0)["input_ids"]
+    everything = torch.ones(*ids.shape[:1], 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites)):
+        causal = run(model, {"input_ids": ids})
+        flagged = run(model, {"input_ids": ids, "is_causal": False})
+        masked = run(model, {"input_ids": ids, "attention_mask": everything})
+    torch.testing.assert_close(flagged, masked, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(flagged, causal, atol=1e-2)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "gemma3_text", "opt"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
 
 CAPABLE = [t for t in tiny.MODEL_TYPES if t != "albert"]  # Hugging Face has none for ALBERT
@@ -111,12 +111,28 @@ def test_it_can_be_switched_off_again():
     assert len(calls) == 3
 
 
-def test_no_recomputation_without_gradients():
+def test_without_gradients_nothing_changes():
+    # neither a graph nor a key/value cache that is dropped for a recomputation
+    model, ids = tiny.build("llama"), tiny.inputs(padded=0)["input_ids"]
+    attachment = Attachment(model, (LoRA(rank=3), Prefix(3)))
+    weights = tiny.draw(attachment.sites)
+    model.gradient_checkpointing_enable()
+    with torch.no_grad(), attachment.bind(weights):
+        first = model(input_ids=ids, use_cache=True)
+        assert first.last_hidden_state.grad_fn is None
+        cache = first.cache if "cache" in first else first.past_key_values
+        assert cache.get_seq_length() == ids.shape[1]
+
+
+def test_outside_bind_the_layers_run_as_before():
     model, batch = tiny.build("bert"), tiny.inputs()
     attachment = Attachment(model, kinds_for("bert"))
     model.gradient_checkpointing_enable()
-    with torch.no_grad(), attachment.bind(tiny.draw(attachment.sites), batch["attention_mask"]):
-        assert model(**batch).last_hidden_state.grad_fn is None
+    gradients(model, attachment)
+    calls = count_attention(model, attachment)
+    embeddings = torch.randn(4, 9, 32, requires_grad=True)
+    model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"])[0].sum().backward()
+    assert len(calls) == 1  # Hugging Face does not checkpoint in evaluation mode
 
 
 def test_the_users_own_checkpointing_outside_bind_is_as_before():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, T5Model
 
-import tiny
 from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError
 from bhpeft_pyro.peft import (
     Adapter,
@@ -96,6 +96,12 @@ def test_a_kind_on_some_layers_equals_it_on_all_with_zeros_elsewhere(model_type)
     with every.bind(weights, batch["attention_mask"]):
         expected = run(every.backbone, batch)
     torch.testing.assert_close(ours, expected)
+
+
+def test_layers_keep_their_numbers_in_order():
+    model = tiny.build("bert", num_hidden_layers=3)
+    sites = Attachment(model, (LoRA(rank=3, layers=(-1, 0)),)).sites
+    assert all(site.layers == (0, 2) and site.shape[0] == 2 for site in sites)
 
 
 def test_a_prefix_on_one_layer_leaves_the_other_alone():

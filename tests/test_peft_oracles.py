@@ -7,12 +7,12 @@ import sys
 
 import peft
 import pytest
+import tiny
 import torch
 from torch import nn
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-import tiny
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
 
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert", "t5")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
 from bhpeft_pyro.peft.probe import _token_ids
 
@@ -107,11 +107,31 @@ def test_unit_is_measured_in_each_layer():
     assert 0.3 < second / first < 3
 
 
+def test_unit_is_that_of_a_projections_own_part():
+    model = tiny.build("gpt2")
+    with torch.no_grad():
+        model.h[0].attn.c_attn.weight[:, 64:] *= 10
+        model.h[0].attn.c_attn.bias[64:] *= 10
+    sites = {site.name: site for site in Attachment(model, (LoRA(rank=4),)).sites}
+    assert sites["lora.value.B"].unit[0] / sites["lora.query.B"].unit[0] > 5
+
+
+def test_unit_does_not_count_debertas_relative_positions():
+    model = tiny.build("deberta-v2")
+    first = Attachment(model, (LoRA(rank=4),)).sites[0].unit[0]
+    with torch.no_grad():
+        model.encoder.LayerNorm.weight.fill_(100.0)
+    torch.testing.assert_close(Attachment(model, (LoRA(rank=4),)).sites[0].unit[0], first)
+
+
 def test_units_are_the_same_every_time_and_leave_the_random_state_alone():
     model = tiny.build("bert")
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = Attachment(model, (LoRA(rank=4),)).sites
+    torch.manual_seed(4)
     second = Attachment(model, (LoRA(rank=4),)).sites
     assert all(torch.equal(a.unit, b.unit) for a, b in zip(first, second, strict=True))
+    torch.manual_seed(3)
+    Attachment(model, (LoRA(rank=4), Prefix(3, encoder=2)))
     assert torch.equal(torch.get_rng_state(), state)

@@ -106,8 +106,9 @@ def encode(
             labels = read_ratings(values, target)
         elif values is not None:
             feature = table.features[target]
+            guessed = names is None and num_labels is None
             labels, names, num_labels = read_classes(values, target, feature, names, num_labels)
-            if labelled and len(labels.unique()) == 1:
+            if labelled and guessed and len(labels.unique()) == 1:
                 raise DataError(
                     f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
                     "expected at least two classes"

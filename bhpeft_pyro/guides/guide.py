@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pyro.distributions import TorchDistribution
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -16,12 +15,13 @@ def key(site: str) -> str:
     return site.replace(".", "/")
 
 
-class Guide(PyroModule):
+class Guide(nn.Module):
     """An approximate posterior over a model's latents.
 
     Called with a batch (which it may ignore) it samples every latent, as any Pyro guide does. A
     guide of your own may be any Pyro guide; what it adds by being a `Guide` is that its
-    posterior can become a prior.
+    posterior can become a prior. Being a plain torch module, it keeps its parameters to itself:
+    Pyro's global store would mix them up with those of the same names in another guide.
     """
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ..errors import PriorError
 from ..model import Model
+from ..priors import checked
 
 __all__ = ["Latent", "is_real", "latents"]
 
@@ -33,11 +36,11 @@ class Latent:
     scale: Tensor
 
 
-def is_real(support: Constraint) -> bool:
+def is_real(support: Constraint | None) -> bool:
     """Whether values on this support are already unconstrained."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return isinstance(support, type(constraints.real))  # a copied guide has copies of it
 
 
 def latents(model: Model) -> list[Latent]:
@@ -53,10 +56,10 @@ def latents(model: Model) -> list[Latent]:
     sites = {site.name: site for site in model.sites}
     device = model.network.device
     with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
-        trace = poutine.trace(model.prior).get_trace(model.sites)
+        trace = poutine.trace(checked).get_trace(model.prior, model.sites)
     found = []
     for name, node in trace.iter_stochastic_nodes():
-        fn = node["fn"]
+        fn: Any = node["fn"]
         if len(fn.batch_shape):
             raise PriorError(
                 f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
@@ -66,7 +69,7 @@ def latents(model: Model) -> list[Latent]:
             raise PriorError(f"prior: the site {name!r} is discrete; guides need continuous ones")
         support = fn.support
         transform = biject_to(support)
-        start = sites[name].init() if name in sites else node["value"]
+        start: Any = sites[name].init() if name in sites else node["value"]
         loc = transform.inv(start.to(device)).detach().clone()
         found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name))))
     missing = sites.keys() - {latent.name for latent in found}
@@ -75,7 +78,7 @@ def latents(model: Model) -> list[Latent]:
     return found
 
 
-def _prior_scale(fn: torch.distributions.Distribution, loc: Tensor, site: object) -> Tensor:
+def _prior_scale(fn: TorchDistribution, loc: Tensor, site: object) -> Tensor:
     """The prior's sd where there is one on the unconstrained scale; a site's unit, or 1, if not."""
     fallback = getattr(site, "unit", torch.ones(()))
     scale = fallback.to(loc).expand(loc.shape)

@@ -64,6 +64,11 @@ class NormalGuide(Guide):
         """The sds per site, in unconstrained coordinates."""
         return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
 
+    def scale_slopes(self) -> dict[str, Tensor]:
+        """Mean gradient of the last loss with respect to log scale, per site."""
+        grads = {name: self.log_scale[key(name)].grad for name in self._supports}
+        return {name: grad.mean() for name, grad in grads.items() if grad is not None}
+
     def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [(self.loc[key(name)], self.log_scale[key(name)]) for name in self._supports]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pyro.infer import autoguide as pyro_guides
@@ -16,7 +17,7 @@ from .normal import NormalGuide
 
 __all__ = ["GUIDES", "autoguide"]
 
-GUIDES: dict[str, type[Guide]] = {"normal": NormalGuide, "delta": DeltaGuide}
+GUIDES: dict[str, Callable[..., Guide]] = {"normal": NormalGuide, "delta": DeltaGuide}
 
 
 def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guide | AutoGuide:
@@ -36,22 +37,22 @@ def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guid
     >>> type(autoguide("AutoNormal", tiny_model(), init_scale=0.01)).__name__
     'AutoNormal'
     """
-    cls: type[Guide] | type[AutoGuide]
-    if isinstance(name, type) and issubclass(name, AutoGuide):
-        cls = name
-    elif isinstance(name, str) and name in GUIDES:
-        cls = GUIDES[name]
+    make: Callable[..., Guide | AutoGuide]
+    if isinstance(name, str) and name in GUIDES:
+        make = GUIDES[name]
+    elif isinstance(name, type) and issubclass(name, AutoGuide):
+        make = name
     elif isinstance(name, str) and name in pyro_guides.__all__ and name.startswith("Auto"):
-        cls = getattr(pyro_guides, name)
+        make = getattr(pyro_guides, name)
     else:
         known = [*GUIDES, *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto"))]
         raise GuideError(f"autoguide: unknown guide {name!r}; known: {', '.join(known)}")
+    if name not in GUIDES:
+        options = {"init_loc_fn": _init_at_site(model), **options}
     try:
-        if issubclass(cls, AutoGuide):
-            return cls(model, **{"init_loc_fn": _init_at_site(model), **options})
-        return cls(model, **options)  # type: ignore[call-arg]
+        return make(model, **options)
     except TypeError as error:
-        raise GuideError(f"autoguide: {cls.__name__} does not take {options}: {error}") from error
+        raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
 
 
 def _init_at_site(model: Model) -> Any:

@@ -16,6 +16,8 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from ..errors import GuideError
+
 __all__ = ["ELBO", "Parts"]
 
 
@@ -70,22 +72,26 @@ class ELBO(TraceMeanField_ELBO):
     def _differentiable_loss_particle(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace
     ) -> tuple[float, Tensor]:
-        nll: Tensor | float = 0.0
+        nodes: dict[str, Any] = model_trace.nodes
+        guide_nodes: dict[str, Any] = guide_trace.nodes
+        nll = torch.zeros(())
         kl: dict[str, Tensor] = {}
-        for name, site in model_trace.nodes.items():
+        for name, site in nodes.items():
             if site["type"] != "sample":
                 continue
             if site["is_observed"]:
                 nll = nll - site["log_prob_sum"]
+            elif name not in guide_nodes:
+                raise GuideError(f"guide: it does not sample the site {name!r}")
             else:
-                kl[name] = _kl(guide_trace.nodes[name], site)
-        for name, site in guide_trace.nodes.items():
-            if site["type"] == "sample" and name not in model_trace.nodes:  # auxiliary
+                kl[name] = _kl(guide_nodes[name], site)
+        for name, site in guide_nodes.items():
+            if site["type"] == "sample" and name not in nodes:  # auxiliary
                 kl[name] = _log_prob(site)
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
         self.parts = Parts(
-            torch.as_tensor(nll).detach() * scale,
+            nll.detach() * scale,
             {name: value.detach() * scale for name, value in kl.items()},
         )
         return loss.item(), loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from itertools import chain
 
 import pyro
 import torch
@@ -21,12 +21,12 @@ from ..errors import ConfigError, FitError, GuideError
 from ..guides import DeltaGuide, FunctionGuide, Guide, NormalGuide, latents
 from ..metrics import evaluate
 from ..model import Model
+from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
 from .natural import NaturalGradient
-from .options import FitOptions
 from .predict import predict
-from .report import FitReport, drift
+from .report import FitReport, unsettled
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
@@ -39,16 +39,16 @@ def optimise(
     guide: nn.Module,
     examples: Examples,
     validation: Examples | None,
-    options: FitOptions,
+    report: FitReport,
     optimizer: OptimizerFactory | None = None,
-) -> FitReport:
-    """Fit the guide's parameters in place.
+) -> None:
+    """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
 
     Raises:
         FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
             left in its last good state.
     """
-    return _Run(model, guide, examples, validation, options, optimizer).run()
+    _Run(model, guide, examples, validation, report, optimizer).run()
 
 
 class _Run:
@@ -60,34 +60,34 @@ class _Run:
         guide: nn.Module,
         examples: Examples,
         validation: Examples | None,
-        options: FitOptions,
+        report: FitReport,
         optimizer: OptimizerFactory | None,
     ) -> None:
-        self.model, self.guide, self.options = model, guide, options
+        self.model, self.guide, self.report = model, guide, report
+        self.options = options = report.options
         self.particles = 1 if isinstance(guide, DeltaGuide) else options.particles
         self.feed = Feed(model, examples)
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.batches = self._endless()
+        self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
         self.elbo = ELBO(self.particles, options.temperature)
         self.loss: ELBOModule = self.elbo(model, guide)
-        self.report = FitReport(len(examples), examples.fingerprint, options)
         self.optimizer = optimizer
+        self.good: State = {}  # the last one known to have a finite loss and gradient
+        self.slopes: dict[str, list[Tensor]] = {}
 
-    def run(self) -> FitReport:
+    def run(self) -> None:
         options, report = self.options, self.report
         started = time.monotonic()
-        devices = range(torch.cuda.device_count())
         with (
-            torch.random.fork_rng(devices),
+            seeded(options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
             tqdm(total=self.steps, disable=not options.progress, desc="fit", unit="step") as bar,
         ):
-            torch.manual_seed(options.seed)
             self._prepare()
             # Argument checks have passed once; in the loop a NaN is ours to handle.
             checks.enter_context(pyro.validation_enabled(False))
@@ -101,41 +101,35 @@ class _Run:
                 )
                 for optimizer in optimizers
             ]
-            good, bad = _copy(self.guide), 0
+            bad = 0
             best: tuple[float, int, State] | None = None
-            before: dict[str, Tensor] = {}
             for step in range(1, self.steps + 1):
+                report.steps = step
+                bar.update()
                 entry = self._step(step, optimizers)
                 if entry is None:
                     report.skipped += 1
                     bad += 1
                     if bad >= options.max_skipped:
                         culprit = self._culprit()
-                        self.guide.load_state_dict(good)
+                        self.guide.load_state_dict(self.good)
                         raise FitError(
                             f"the loss was not finite for {bad} steps in a row (last step: {step} "
                             f"of {self.steps}), first at {culprit}; the last good state is kept"
                         )
-                else:
-                    bad = 0
-                    report.history.append(entry)
-                    bar.set_postfix(
-                        ELBO=f"{-entry['loss']:.3f}",
-                        NLL=f"{entry['nll']:.3f}",
-                        KL=f"{entry['kl']:.3f}",
-                        refresh=False,
-                    )
+                    continue
+                bad = 0
+                report.history.append(entry)
+                bar.set_postfix(
+                    ELBO=f"{-entry['loss']:.3f}",
+                    NLL=f"{entry['nll']:.3f}",
+                    KL=f"{entry['kl']:.3f}",
+                    refresh=False,
+                )
                 for scheduler in schedulers:
                     scheduler.step()
-                bar.update()
-                report.steps = step
-                if entry is not None and step % 10 == 0:
-                    good = _copy(self.guide)
-                if step == self.steps * 3 // 4 and isinstance(self.guide, NormalGuide):
-                    before = self.guide.scales()
                 if self.validation is not None and step % self.eval_every == 0:
-                    nll = self._evaluate()
-                    report.history[-1]["validation_nll"] = nll
+                    entry["validation_nll"] = nll = self._evaluate()
                     if best is None or nll < best[0]:
                         best = (nll, step, _copy(self.guide))
                     elif options.patience and step - best[1] >= options.patience * self.eval_every:
@@ -143,9 +137,8 @@ class _Run:
             if options.patience and best is not None:
                 report.best_step = best[1]
                 self.guide.load_state_dict(best[2])
-            self._summarise(before)
+            self._summarise()
         report.seconds = time.monotonic() - started
-        return report
 
     def _endless(self) -> Iterator[Batch]:
         while True:
@@ -153,9 +146,15 @@ class _Run:
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and see that guide and model fit together."""
-        batch = next(self.batches).to(self.model.network.device)
+        device = self.model.network.device
+        _, whole = next(iter(self.feed.prediction(self.options.batch_size)))
         with torch.no_grad():
-            self.loss(batch)
+            # Pyro's guides learn the shapes of the latents from a first call without particles.
+            self.guide(whole.to(device))
+            batch = next(self.batches)
+            self.batches = chain([batch], self.batches)  # it is still to be learnt from
+            self.loss(batch.to(device))
+        self.good = _copy(self.guide)
 
     def _optimizers(self) -> list[Optimizer]:
         params = [p for p in self.guide.parameters() if p.requires_grad]
@@ -193,11 +192,16 @@ class _Run:
             loss += value.item()
             nll += self.elbo.parts.nll.item() / options.accumulate
             kl += sum(v.item() for v in self.elbo.parts.kl.values()) / options.accumulate
-        params = [p for p in self.guide.parameters() if p.requires_grad]
-        bound = float("inf") if options.clip is None else options.clip * size
-        norm = nn.utils.clip_grad_norm_(params, bound)
+        params = [p for p in self.guide.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         if not torch.isfinite(norm):
             return None
+        if step % 10 == 1:
+            self.good = _copy(self.guide)
+        if step > self.steps * 3 // 4:
+            self._note_slopes()
+        if options.clip is not None:
+            nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = optimizers[0].param_groups[0]["lr"]
         for optimizer in optimizers:
             optimizer.step()
@@ -206,6 +210,7 @@ class _Run:
             "loss": loss / size,
             "nll": nll / size,
             "kl": kl / size,
+            "temperature": self.elbo.temperature,
             "lr": lr,
             "gradient": norm.item() / size,
         }
@@ -213,16 +218,18 @@ class _Run:
     def _evaluate(self) -> float:
         assert self.validation is not None
         samples = 0 if self.particles == 1 else self.options.eval_samples
-        forecast = predict(
-            self.model, self.guide, self.validation, samples, bf16=self.options.bf16
-        )
+        forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
         return evaluate(forecast)["nll"]
 
     def _culprit(self) -> str:
         """Where the first value that is not finite is."""
-        for name, parameter in self.guide.named_parameters():
+        params = {
+            f"the guide's {name.replace('/', '.')}": parameter
+            for name, parameter in self.guide.named_parameters()
+        }
+        for name, parameter in params.items():
             if not parameter.isfinite().all():
-                return f"the guide's {name}"
+                return name
         parts = self.elbo.parts
         if parts is not None:
             for name, kl in parts.kl.items():
@@ -230,12 +237,19 @@ class _Run:
                     return f"the KL of site {name!r}"
             if not parts.nll.isfinite():
                 return "the likelihood (site 'label')"
-        for name, parameter in self.guide.named_parameters():
+        for name, parameter in params.items():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of the guide's {name}"
+                return f"the gradient of {name}"
         return "the loss"
 
-    def _summarise(self, before: dict[str, Tensor]) -> None:
+    def _note_slopes(self) -> None:
+        if isinstance(self.guide, NormalGuide):
+            for name, slope in self.guide.scale_slopes().items():
+                self.slopes.setdefault(name, []).append(slope)
+
+    def _summarise(self) -> None:
+        with torch.no_grad():  # the state that is kept need not be that of the last step
+            self.loss(next(self.batches).to(self.model.network.device))
         parts = self.elbo.parts
         assert parts is not None
         self.report.kl = {name: value.item() for name, value in parts.kl.items()}
@@ -245,8 +259,7 @@ class _Run:
             self.report.scales = {
                 name: (after[name] / prior[name]).log().mean().exp().item() for name in after
             }
-            if before:
-                self.report.unsettled = drift(before, after)
+            self.report.unsettled = unsettled(self.slopes)
 
 
 def _copy(module: nn.Module) -> State:

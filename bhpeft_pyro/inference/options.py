@@ -9,6 +9,9 @@ from ..errors import ConfigError
 
 __all__ = ["FitOptions"]
 
+# Those that need nothing else than a number of steps.
+_SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant", "inverse_sqrt")
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -22,7 +25,8 @@ class FitOptions:
         accumulate: forward passes per optimiser step.
         natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs.
         lr: learning rate of Adam, for every other parameter.
-        schedule: name of a transformers learning-rate schedule ("cosine", "linear", "constant"...).
+        schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
+            "inverse_sqrt", as in transformers.
         warmup: fraction of the steps over which the learning rate rises.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
         temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood.
@@ -65,10 +69,14 @@ draw gets an equal share of the batch
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "particles", "accumulate", "max_skipped"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
+            value = getattr(self, name)
+            self._check(name, isinstance(value, int) and value >= 1, "an integer of at least 1")
         for name in ("max_steps", "patience", "eval_every"):
             value = getattr(self, name)
-            self._check(name, value is None or value >= 1, "at least 1, or None")
+            good = value is None or (isinstance(value, int) and value >= 1)
+            self._check(name, good, "an integer of at least 1, or None")
+        self._check("eval_samples", self.eval_samples >= 0, "0 or more")
+        self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
         for name in ("natural_lr", "lr"):
             self._check(name, getattr(self, name) > 0, "positive")
         for name in ("warmup", "kl_warmup"):
@@ -83,7 +91,7 @@ draw gets an equal share of the batch
 
     def _check(self, name: str, good: bool, expected: str) -> None:
         if not good:
-            raise ConfigError(f"{name}={getattr(self, name)} must be {expected}")
+            raise ConfigError(f"{name}={getattr(self, name)!r} must be {expected}")
 
     def change(self, **changes: Any) -> FitOptions:
         """These options with some changed; an unknown name is an error that lists the known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from ..data import Examples
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..model import Model
-from .draws import draw, point
+from .draws import blocks, point
 from .feed import Feed
 
 __all__ = ["AnyForecast", "predict"]
@@ -35,8 +35,8 @@ def predict(
 ) -> AnyForecast:
     """The posterior predictive of every example.
 
-    All examples see the same S draws of the weights, several draws a pass: the transformer runs
-    on at most `max_rows` sequences at once, and only the weights of one pass are held in memory.
+    All examples see the same S draws of the weights, those of `draw`, several a pass: the
+    transformer runs on at most `max_rows` sequences at once.
 
     Args:
         model: the model.
@@ -60,12 +60,8 @@ def predict(
     accumulator = ClassAccumulator(keep_samples=keep_samples)
     means: list[Tensor] = []
     sds: list[Tensor] = []
-    done = 0
-    while done < max(samples, 1):
-        count = min(together, max(samples, 1) - done)
-        weights = point(guide) if samples == 0 else draw(guide, count, seed + done)
-        outcome = _run(model, weights, feed, batch_size, count, bf16)
-        done += count
+    for weights in _passes(guide, samples, together, seed):
+        outcome = _run(model, weights, feed, batch_size, bf16)
         if model.likelihood.kind == "rating":
             means.append(outcome[0])
             sds.append(outcome[1])
@@ -86,16 +82,25 @@ def predict(
     )
 
 
+def _passes(
+    guide: Callable[..., object], samples: int, together: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """The draws, at most `together` at a time; which draws they are does not depend on it."""
+    if samples == 0:
+        yield point(guide)
+        return
+    for block in blocks(guide, samples, seed):
+        count = len(next(iter(block.values())))
+        for start in range(0, count, together):
+            yield {name: value[start : start + together] for name, value in block.items()}
+
+
 def _run(
-    model: Model,
-    weights: Mapping[str, Tensor],
-    feed: Feed,
-    batch_size: int,
-    draws: int,
-    bf16: bool,
+    model: Model, weights: Mapping[str, Tensor], feed: Feed, batch_size: int, bf16: bool
 ) -> tuple[Tensor, ...]:
     """(S, N, C) probabilities, or (S, N) means and sds, in the examples' order."""
     device = model.network.device
+    draws = len(next(iter(weights.values())))
     order: list[Tensor] = []
     parts: list[tuple[Tensor, ...]] = []
     width = 0
@@ -103,9 +108,9 @@ def _run(
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             distribution = model.predictive(weights, batch.to(device))
         if model.likelihood.kind == "rating":
-            part = (distribution.mean, distribution.stddev)
+            part = [distribution.mean, distribution.stddev]
         else:
-            part = (distribution.probs,)
+            part = [distribution.probs]
             width = max(width, part[0].shape[-1])
         parts.append(tuple(value.float().cpu().expand(draws, *value.shape[1:]) for value in part))
         order.append(indices)

@@ -1,6 +1,6 @@
 """What LoRA, adapter and prefix weights do to a frozen transformer. No Pyro in here."""
 
-from . import presets
+from . import known, presets  # `known` fills the registry of architectures
 from .adapter import Adapter
 from .architectures import Architecture, Part, register_architecture
 from .attachment import Attachment
@@ -18,6 +18,7 @@ __all__ = [
     "Part",
     "Prefix",
     "Site",
+    "known",
     "presets",
     "register_architecture",
 ]

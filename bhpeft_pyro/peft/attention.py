@@ -72,13 +72,20 @@ def _attention(
         key, value = attend(key, value)
         extra = key.shape[2] - length
         if extra:
+            if attention_mask is None and name == "sdpa" and _causal(module, query, kwargs):
+                attention_mask = torch.ones(
+                    1, 1, query.shape[2], length, dtype=torch.bool, device=query.device
+                ).tril()
             attention_mask = _pad(binding, attention_mask, extra)
             if "position_bias" in kwargs:
                 kwargs["position_bias"] = _pad(binding, kwargs["position_bias"], extra)
-            if attention_mask is None:
-                # `_mask` never leaves causality to a flag, so nothing is hidden here.
-                kwargs["is_causal"] = False
     return inner(module, query, key, value, attention_mask, **kwargs)
+
+
+def _causal(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether "sdpa", given no mask, would hide the future by its `is_causal` flag."""
+    flag = kwargs.get("is_causal")
+    return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if flag is None else flag)
 
 
 def _pad(binding: Binding, mask: Tensor | None, extra: int) -> Tensor | None:
@@ -89,10 +96,9 @@ def _pad(binding: Binding, mask: Tensor | None, extra: int) -> Tensor | None:
     if mask is None:
         return None
     known = binding.padded.get(mask)
-    if known is None or known.shape[-1] != mask.shape[-1] + extra:
+    if known is None:
         visible = True if mask.dtype == torch.bool else 0.0
-        known = nn.functional.pad(mask, (extra, 0), value=visible)
-        binding.padded[mask] = known
+        known = binding.padded[mask] = nn.functional.pad(mask, (extra, 0), value=visible)
     return known
 
 
@@ -108,13 +114,6 @@ def _eager_of(module: nn.Module) -> Any:
     )
 
 
-def _mask(name: str, *args: Any, **kwargs: Any) -> Any:
-    if any(binding.attend for binding in active().values()):
-        # A causal mask left out (sdpa's `is_causal`) could not be widened.
-        kwargs["allow_is_causal_skip"] = False
-    return ALL_MASK_ATTENTION_FUNCTIONS[name](*args, **kwargs)
-
-
 for _name in SUPPORTED:
     AttentionInterface.register(PREFIX + _name, partial(_attention, _name))
-    AttentionMaskInterface.register(PREFIX + _name, partial(_mask, _name))
+    AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])

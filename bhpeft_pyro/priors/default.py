@@ -39,7 +39,7 @@ class FunctionSpaceNormal:
     """
 
     change: float = 0.05
-    head: float = 1.0
+    head: float = 2.0
     other: float = 1.0
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ..errors import PriorError
@@ -43,7 +44,7 @@ def as_prior(prior: PriorLike) -> Prior:
     >>> {name: tuple(value.shape) for name, value in prior(Head(3).sites(8)).items()}
     {'head.weight': (3, 8), 'head.bias': (3,)}
     """
-    if isinstance(prior, TorchDistribution):
+    if isinstance(prior, TorchDistributionMixin):  # most of Pyro's are no TorchDistribution
         return PatternPrior({"*": prior})
     if isinstance(prior, Mapping):
         return PatternPrior(prior)
@@ -86,8 +87,10 @@ class PatternPrior:
 
 def spread(prior: SitePrior, site: Site) -> TorchDistribution:
     """One distribution over the whole of a site, its own dims kept as events."""
-    distribution = prior if isinstance(prior, TorchDistribution) else prior(site)
-    if not isinstance(distribution, TorchDistribution):
+    distribution: object = prior
+    if not isinstance(prior, TorchDistributionMixin) and callable(prior):
+        distribution = prior(site)
+    if not isinstance(distribution, TorchDistributionMixin):
         raise PriorError(
             f"prior: expected a distribution for the site {site.name!r}, "
             f"got {type(distribution).__name__}"

@@ -1,0 +1,200 @@
+"""What the demonstration fits and measures; nothing here prints."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import presets
+from ..calibration import fit_temperature, scale
+from ..forecast import ClassForecast
+from ..guides import autoguide
+from ..head import Head
+from ..metrics import evaluate, rejection_curve
+from ..model import Model
+from ..network import RandomPEFT
+from ..peft import Kind
+from ..posterior import Posterior, fit
+from .data import LABELS, Round
+
+__all__ = [
+    "Settings",
+    "bayesian",
+    "deterministic",
+    "fine_tuned",
+    "forecast",
+    "head_only",
+    "most_uncertain",
+    "rejections",
+    "scores",
+    "tempered",
+]
+
+REJECTED = (0.0, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the demonstration; everything else is the package's default.
+
+    Attributes:
+        train: training rows of round 1 and of round 2.
+        validation, test: rows of each round.
+        epochs: passes over the training rows, the most that early stopping allows.
+        samples: weight draws of a prediction.
+        exported: test rows in the ArviZ file.
+        seed: of data, draws and starting values.
+    """
+
+    train: tuple[int, int] = (800, 400)
+    validation: int = 200
+    test: int = 500
+    epochs: int = 15
+    samples: int = 16
+    exported: int = 100
+    seed: int = 0
+
+    def smaller(self) -> Settings:
+        """Enough to see that everything runs; the numbers mean nothing."""
+        return replace(self, train=(16, 16), validation=8, test=16, epochs=2, samples=2, exported=4)
+
+
+def _model(
+    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kinds: tuple[Kind, ...]
+) -> Model:
+    return Model(RandomPEFT(backbone, kinds, Head(len(LABELS)), tokenizer))
+
+
+def _fit(
+    model: Model, guide: Any, data: Round, settings: Settings, progress: bool, **options: Any
+) -> Posterior:
+    options = {"epochs": settings.epochs, "seed": settings.seed, "progress": progress} | options
+    return fit(model, guide, data.train, **options)
+
+
+def _start(model: Model, guide: str, seed: int) -> Any:
+    """A guide whose random starting values depend on the seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return autoguide(guide, model)
+
+
+def head_only(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Round,
+    settings: Settings,
+    progress: bool,
+) -> Posterior:
+    """A Bayesian head on the frozen transformer: what is there without any PEFT."""
+    model = _model(backbone, tokenizer, presets.head_only())
+    return _fit(model, _start(model, "normal", settings.seed), data, settings, progress)
+
+
+def bayesian(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Round,
+    settings: Settings,
+    progress: bool,
+) -> Posterior:
+    """LoRA, adapter and prefix with a Normal posterior; it never sees the validation rows."""
+    model = _model(backbone, tokenizer, presets.bh_peft())
+    return _fit(model, _start(model, "normal", settings.seed), data, settings, progress)
+
+
+def deterministic(
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Round,
+    settings: Settings,
+    progress: bool,
+) -> Posterior:
+    """The same LoRA, adapter and prefix as points, by maximum likelihood with early stopping."""
+    model = _model(backbone, tokenizer, presets.bh_peft())
+    return _early_stopped(model, _start(model, "delta", settings.seed), data, settings, progress)
+
+
+def fine_tuned(before: Posterior, data: Round, settings: Settings, progress: bool) -> Posterior:
+    """Plain sequential fine-tuning: go on training the points, on the new rows only."""
+    guide = copy.deepcopy(before.guide)
+    return _early_stopped(before.model, guide, data, settings, progress)
+
+
+def _early_stopped(
+    model: Model, guide: Any, data: Round, settings: Settings, progress: bool
+) -> Posterior:
+    return _fit(
+        model,
+        guide,
+        data,
+        settings,
+        progress,
+        temperature=0.0,
+        validation=data.validation,
+        patience=3,
+    )
+
+
+def forecast(posterior: Posterior, data: Any, settings: Settings) -> ClassForecast:
+    """One pass for point estimates, `settings.samples` weight draws for posteriors."""
+    point = posterior.report.temperature == 0
+    result = posterior.predict(data, 0 if point else settings.samples, seed=settings.seed)
+    assert isinstance(result, ClassForecast)
+    return result
+
+
+def tempered(
+    posterior: Posterior, data: Round, test: ClassForecast, settings: Settings
+) -> tuple[ClassForecast, float]:
+    """Temperature scaling, the rival to beat: T from the validation rows, applied to the test."""
+    held_out = forecast(posterior, data.validation, settings)
+    temperature = fit_temperature(_logs(held_out), held_out.observed())
+    return (
+        ClassForecast.from_draws(
+            scale(_logs(test), temperature).exp()[None],
+            labels=test.labels,
+            texts=test.texts,
+            label_names=test.label_names,
+        ),
+        temperature,
+    )
+
+
+def _logs(test: ClassForecast) -> Tensor:
+    """A probability that rounds to 0 is small, not a class that does not exist."""
+    return test.probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def most_uncertain(test: ClassForecast, count: int = 5) -> list[dict[str, Any]]:
+    """The examples on which the weight draws disagree most."""
+    chosen: Tensor = test.flag(1.0, by="epistemic")[:count]
+    truth = test.observed()
+    return [
+        {
+            "text": test.texts[i] if test.texts is not None else "",
+            "prediction": LABELS[int(test.label[i])],
+            "confidence": float(test.confidence[i]),
+            "epistemic": float(test.epistemic[i]),
+            "truth": LABELS[int(truth[i])],
+        }
+        for i in chosen.tolist()
+    ]
+
+
+def rejections(test: ClassForecast, by: str) -> dict[str, float]:
+    """Accuracy of the rest once 0, 10 and 20 % least certain are given to a human."""
+    fractions, accuracy = rejection_curve(test, by=by, fractions=REJECTED)
+    pairs = zip(fractions.tolist(), accuracy.tolist(), strict=True)
+    return {f"{fraction:.0%}": value for fraction, value in pairs}
+
+
+def scores(test: ClassForecast) -> dict[str, float]:
+    """The four numbers of the demonstration's tables, of `metrics.evaluate`'s."""
+    every = evaluate(test)
+    return {name: every[name] for name in ("accuracy", "nll", "ece", "brier")}

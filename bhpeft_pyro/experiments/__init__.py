@@ -1,0 +1,1 @@
+"""Measurements behind the package's claims, each a command of its own."""

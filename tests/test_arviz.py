@@ -1,0 +1,233 @@
+"""The ArviZ export holds the posterior's own numbers, under the right names."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+
+from bhpeft_pyro import Posterior, fit, likelihoods
+from bhpeft_pyro import arviz as export
+from bhpeft_pyro.arviz import to_arviz
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz
+
+TEXTS = ["w5 w20", "w6 w21 w22", "w5 w23"]
+RATINGS = {"text": TEXTS * 3, "label": [1.0, 3.0, 2.0] * 3}
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    data = tiny_examples()
+    return fit(tiny_model(), "normal", data, validation=data, max_steps=6, progress=False)
+
+
+@pytest.fixture(scope="module")
+def idata(posterior: Posterior) -> Any:
+    return posterior.to_arviz(tiny_examples(7, seed=3), samples=40, sites=["head.*", "lora.*"])
+
+
+def test_means_and_sds_are_the_guides(posterior: Posterior) -> None:
+    many = posterior.to_arviz(samples=4000, sites="head.*")
+    for name in ("head.weight", "head.bias"):
+        expected = posterior.guide.distributions()[name]  # type: ignore[operator]
+        drawn = many.posterior[name].values[0]
+        error = expected.stddev.numpy() / np.sqrt(4000)
+        np.testing.assert_array_less(np.abs(drawn.mean(0) - expected.mean.numpy()), 5 * error)
+        np.testing.assert_allclose(drawn.std(0), expected.stddev.numpy(), rtol=0.07)
+
+
+def test_prior_is_the_models(posterior: Posterior) -> None:
+    many = posterior.to_arviz(samples=2000, sites="head.bias")
+    with pyro.poutine.trace() as tracer:
+        posterior.model.prior(posterior.model.sites)
+    expected = tracer.trace.nodes["head.bias"]["fn"].stddev.numpy()
+    np.testing.assert_allclose(many.prior["head.bias"].values[0].std(0), expected, rtol=0.1)
+
+
+def test_each_draw_predicts_with_its_own_weights(posterior: Posterior, idata: Any) -> None:
+    """Put draw s back into the model by hand: its log-likelihood is that of the export."""
+    data = tiny_examples(7, seed=3)
+    batch = next(data.batches(7))
+    for s in (0, 17, 39):
+        weights = {
+            site.name: torch.tensor(idata.posterior[site.name].values[0, s])
+            for site in posterior.model.sites
+        }
+        with torch.no_grad():
+            expected = posterior.model.predictive(weights, batch).log_prob(batch.labels)
+        got = idata.log_likelihood["label"].values[0, s]
+        np.testing.assert_allclose(got, expected.numpy().reshape(-1), atol=1e-4)
+
+
+def test_log_likelihood_averages_to_the_forecasts(posterior: Posterior, idata: Any) -> None:
+    data = tiny_examples(7, seed=3)
+    # One draw a pass, under the seeds of the export: the same draws.
+    forecast = posterior.predict(data, 40, max_rows=7)
+    assert isinstance(forecast, ClassForecast)
+    mean = np.exp(idata.log_likelihood["label"].values[0]).mean(0)
+    expected = forecast.probabilities[torch.arange(7), forecast.observed()]
+    np.testing.assert_allclose(mean, expected.numpy(), atol=1e-5)
+
+
+def test_predicted_labels_follow_the_probabilities(posterior: Posterior) -> None:
+    idata = posterior.to_arviz(TEXTS, samples=2000, sites="head.bias")
+    assert "log_likelihood" not in _groups(idata) and "observed_data" not in _groups(idata)
+    forecast = posterior.predict(TEXTS, 2000, max_rows=3)
+    assert isinstance(forecast, ClassForecast)
+    share = idata.posterior_predictive["label"].values[0].mean(0)
+    np.testing.assert_allclose(share, forecast.probabilities[:, 1].numpy(), atol=0.05)
+    assert idata.constant_data["text"].values.tolist() == TEXTS
+
+
+def test_ratings_have_normal_predictions() -> None:
+    model = tiny_model((), outputs=1, likelihood=likelihoods.Normal(center=2.0))
+    posterior = fit(model, "normal", RATINGS, max_steps=5, progress=False)
+    idata = posterior.to_arviz(RATINGS, samples=1500, sites="noise.*")
+    forecast = posterior.predict(RATINGS, 1500, max_rows=9)
+    predicted = idata.posterior_predictive["label"].values[0]
+    sd = forecast.total.sqrt().numpy()
+    np.testing.assert_allclose(predicted.std(0), sd, rtol=0.15)
+    np.testing.assert_array_less(np.abs(predicted.mean(0) - forecast.mean.numpy()), 5 * sd / 38)
+    density = np.exp(idata.log_likelihood["label"].values[0].astype(np.float64)).mean(0)
+    expected = forecast.log_prob(torch.tensor(RATINGS["label"])).exp()
+    np.testing.assert_allclose(density, expected.numpy(), rtol=1e-3)
+    assert idata.posterior["noise.log_scale"].dims == ("chain", "draw")
+    assert idata.observed_data["label"].values.tolist() == RATINGS["label"]
+
+
+def test_dims_and_coordinates_have_names() -> None:
+    data = {"text": TEXTS, "label": ["bad", "good", "bad"]}
+    kinds = (LoRA(("query", "ffn_in"), rank=2), LoRA(("value",), rank=2, layers=(1,)))
+    posterior = fit(tiny_model(kinds), "normal", data, max_steps=1, progress=False)
+    values = posterior.to_arviz(samples=2, sites="*").posterior
+    assert values["head.weight"].dims == ("chain", "draw", "label", "in")
+    assert values["label"].values.tolist() == ["bad", "good"]
+    assert values["lora.query.A"].dims[-2:] == ("rank", "in")
+    # All layers here, layer 1 alone there; 16 outputs here, 32 there: no name for both.
+    assert values["layer.lora.value.A"].values.tolist() == [1]
+    assert values["layer.lora.query.A"].values.tolist() == [0, 1]
+    assert values.sizes["out.lora.ffn_in.B"] == 32 and values.sizes["out.lora.query.B"] == 16
+
+
+def test_what_a_prior_samples_besides_comes_along() -> None:
+    def prior(sites: Any) -> dict[str, torch.Tensor]:
+        tau = pyro.sample("tau", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
+        return {
+            site.name: pyro.sample(
+                site.name,
+                dist.Normal(0.0, tau[..., 0].mean()).expand(site.shape).to_event(site.ndim),
+            )
+            for site in sites
+        }
+
+    posterior = fit(
+        tiny_model((), prior=prior), "normal", tiny_examples(), max_steps=2, particles=1,
+        progress=False,
+    )  # fmt: skip
+    idata = posterior.to_arviz(samples=5)
+    assert idata.posterior["tau"].shape == idata.prior["tau"].shape == (1, 5, 3)
+    assert (idata.posterior["tau"].values > 0).all()
+
+
+def test_trace_of_the_fit(posterior: Posterior, idata: Any) -> None:
+    history = posterior.report.history
+    stats = idata.sample_stats
+    assert stats["step"].values.tolist() == [1, 2, 3, 4, 5, 6]
+    for name in ("loss", "nll", "kl"):
+        assert stats[name].values.tolist() == [entry[name] for entry in history]
+    evaluated = ~np.isnan(stats["validation_nll"].values)
+    assert evaluated.tolist() == ["validation_nll" in entry for entry in history]
+
+
+def test_large_sites_are_left_out_by_name(
+    posterior: Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SMALL", 40)
+    idata = posterior.to_arviz(samples=2)
+    assert set(idata.posterior.data_vars) == {"head.weight", "head.bias"}
+    left_out = idata.posterior.attrs["left_out"].split(", ")
+    assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
+    assert idata.posterior.attrs["temperature"] == 1.0
+
+
+def test_memory_is_bounded_before_any_draw(
+    posterior: Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numel = {site.name: site.numel for site in posterior.model.sites}
+    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * 16 * 5
+    data = tiny_examples(5)
+    posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed)
+    monkeypatch.setattr(export, "draw", None)  # would be called for the draws
+    with pytest.raises(ConfigError, match=rf"samples=3: {needed:,} bytes.*head.weight, head.bias"):
+        posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed - 1)
+
+
+def test_wrong_arguments_are_named(posterior: Posterior) -> None:
+    with pytest.raises(ConfigError, match="'adapter.*' matches no site; sites: lora.query.A"):
+        posterior.to_arviz(samples=2, sites=["head.*", "adapter.*"])
+    with pytest.raises(ConfigError, match="samples=0"):
+        posterior.to_arviz(samples=0)
+
+
+def test_same_seed_same_draws(posterior: Posterior) -> None:
+    def biases(seed: int) -> list[Any]:
+        idata = to_arviz(posterior, TEXTS, samples=3, sites="head.bias", seed=seed)
+        return [idata.posterior["head.bias"].values, idata.posterior_predictive["label"].values]
+
+    state = torch.get_rng_state()
+    one, same, other = biases(0), biases(0), biases(5)
+    assert torch.equal(torch.get_rng_state(), state)
+    np.testing.assert_array_equal(one[0], same[0])
+    np.testing.assert_array_equal(one[1], same[1])
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_arviz_summary_and_loo_run(idata: Any) -> None:
+    summary = arviz.summary(idata, var_names=["head.bias"])
+    expected = idata.posterior["head.bias"].values[0].mean(0)
+    np.testing.assert_allclose(summary["mean"].astype(float), expected, atol=0.01)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # too few draws for reliable weights
+        assert np.isfinite(arviz.loo(idata).elpd_loo)
+
+
+def test_netcdf_round_trip(idata: Any, tmp_path: Path) -> None:
+    idata.to_netcdf(str(tmp_path / "idata.nc"))
+    back = arviz.from_netcdf(str(tmp_path / "idata.nc"))
+    assert _groups(back) == _groups(idata)
+    for group in _groups(idata):
+        xr.testing.assert_equal(back[group], idata[group])
+    assert back.posterior.attrs["left_out"] == idata.posterior.attrs["left_out"]
+
+
+def test_arviz_1_gets_a_data_tree(
+    posterior: Posterior, idata: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr(arviz, "InferenceData", raising=False)
+    tree = posterior.to_arviz(tiny_examples(7, seed=3), samples=40, sites=["head.*", "lora.*"])
+    assert isinstance(tree, xr.DataTree)
+    tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
+    with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as back:
+        for group in _groups(idata):
+            xr.testing.assert_equal(back[group].to_dataset(), xr.Dataset(idata[group]))
+
+
+def _groups(idata: Any) -> set[str]:
+    """Names of the groups, of either ArviZ."""
+    if isinstance(idata, xr.DataTree):
+        return set(idata.children)
+    return set(idata.groups())

@@ -1,0 +1,410 @@
+"""`fit`: what is trained, what is left alone, what is reported, and what happens when it fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import SGD, Adam
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import FitError
+from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.likelihoods import Categorical
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+PRESETS: dict[str, Callable[[], Any]] = {
+    "bh_peft": bh.presets.bh_peft,
+    "mam": bh.presets.mam,
+    "unipelt": bh.presets.unipelt,
+    "lora": lambda: bh.presets.lora(rank=2),
+    "adapter": bh.presets.adapter,
+    "prefix": lambda: bh.presets.prefix(3),
+    "head_only": bh.presets.head_only,
+}
+STEADY: dict[str, Any] = {"schedule": "constant", "warmup": 0.0}
+
+
+def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
+    """A fit of a few steps to 16 examples."""
+    options = {"data": tiny_examples(16), "max_steps": 6, "progress": False, **options}
+    return bh.fit(tiny_model() if model is None else model, guide, **options)
+
+
+def state(posterior: bh.Posterior) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in posterior.guide.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+# What is trained
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_site_of_every_preset_is_trained(preset: str) -> None:
+    model = tiny_model(PRESETS[preset]())
+    guide = NormalGuide(model)
+    before = {name: value.clone() for name, value in guide.means().items()}
+    fit(model, guide)
+    after = guide.means()
+    assert set(after) == {site.name for site in model.sites}
+    stuck = [name for name in after if (after[name] == before[name]).all()]
+    assert not stuck
+
+
+def test_the_backbone_is_left_alone() -> None:
+    model = tiny_model(bh.presets.bh_peft())
+    backbone = model.network.backbone
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    posterior = fit(model)
+    assert same(before, backbone.state_dict())
+    assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
+    assert not list(pyro.get_param_store().keys())
+    assert not list(model.parameters())
+    names = {site.name.replace(".", "/") for site in model.sites}
+    assert {name.split(".", 1)[1] for name, _ in posterior.guide.named_parameters()} == names
+
+
+def test_a_planted_signal_is_learnt() -> None:
+    options = {"natural_lr": 0.1, "max_steps": 100, "particles": 4, "batch_size": 16}
+    posterior = fit(data=tiny_examples(64), **options)
+    unseen = tiny_examples(100, seed=5)
+    assert posterior.evaluate(unseen)["accuracy"] > 0.75
+    assert posterior.evaluate(unseen)["nll"] < math.log(2) - 0.1
+
+
+class ByHand(torch.nn.Module):
+    """LoRA on queries and values and a linear head, with no part of this package."""
+
+    def __init__(self, start: dict[str, Tensor], factor: float) -> None:
+        super().__init__()
+        self.weights = {k: v.clone().requires_grad_() for k, v in start.items()}
+        self.backbone = tiny_backbone().eval().requires_grad_(False)
+        for number, layer in enumerate(self.backbone.encoder.layer):
+            for target in ("query", "value"):
+                linear = getattr(layer.attention.self, target)
+                linear.register_forward_hook(self.hook(target, number, factor))
+
+    def hook(self, target: str, layer: int, factor: float) -> Callable[..., Tensor]:
+        def add(_module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            down = self.weights[f"lora.{target}.A"][layer]
+            up = self.weights[f"lora.{target}.B"][layer]
+            return output + factor * inputs[0] @ down.T @ up.T
+
+        return add
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        rows = [h[m.bool()].mean(0) for h, m in zip(hidden, mask, strict=True)]
+        features = functional.layer_norm(torch.stack(rows), (16,))
+        return features @ self.weights["head.weight"].T + self.weights["head.bias"]
+
+
+def test_a_point_at_temperature_0_is_fine_tuning_with_adam() -> None:
+    head = bh.Head(2, pooling="mean", principal=False)
+    kinds = bh.presets.lora(rank=2, alpha=6.0)
+    model = bh.Model(bh.RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer()))
+    guide = DeltaGuide(model)
+    by_hand = ByHand(guide.means(), factor=6.0 / 2)
+    data = tiny_examples(16)
+    options = {"batch_size": 16, "particles": 1, "temperature": 0.0, "lr": 0.01, "max_steps": 25}
+    posterior = fit(model, guide, data=data, **STEADY, **options)
+
+    batch = next(data.batches(16))
+    optimizer = Adam(by_hand.weights.values(), lr=0.01)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        logits = by_hand(batch.inputs["input_ids"], batch.inputs["attention_mask"])
+        loss = functional.cross_entropy(logits, batch.labels, reduction="sum")
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() / 16)
+    assert [entry["nll"] for entry in posterior.report.history] == pytest.approx(losses, rel=1e-3)
+    assert losses[-1] < losses[0] - 0.1
+    for name, value in guide.means().items():
+        torch.testing.assert_close(value, by_hand.weights[name].detach(), atol=2e-4, rtol=1e-3)
+
+
+# Repeatable, and the same in other ways of computing
+
+
+def test_a_seed_repeats_a_fit_whatever_the_global_random_state() -> None:
+    torch.manual_seed(1)
+    first = fit(seed=3)
+    torch.manual_seed(2)
+    random = torch.get_rng_state()
+    again = fit(seed=3)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(state(first), state(again))
+    assert first.report.history == again.report.history
+    assert not same(state(first), state(fit(seed=4)))
+
+
+def test_two_models_do_not_touch_each_other() -> None:
+    alone = fit(seed=1)
+    expected = alone.predict(["w5 w9", "w6 w9"], samples=4).probabilities
+    other = fit(seed=2, data=tiny_examples(20, seed=7))  # parameters of the same names
+    assert torch.equal(alone.predict(["w5 w9", "w6 w9"], samples=4).probabilities, expected)
+    # Called outside of this package's own functions, too.
+    for posterior in (alone, other):
+        weights = posterior.guide()
+        loc = posterior.guide.means()["head.weight"]
+        scale = posterior.guide.scales()["head.weight"]
+        assert ((weights["head.weight"] - loc).abs() < 8 * scale).all()
+    trace = pyro.poutine.trace(other.guide).get_trace()
+    loc = trace.nodes["head.weight"]["fn"].base_dist.loc
+    assert torch.equal(loc, other.guide.means()["head.weight"])
+    assert not torch.equal(loc, alone.guide.means()["head.weight"])
+
+
+def test_bf16_runs_in_bf16_and_is_near() -> None:
+    full, half = fit().report, fit(bf16=True).report
+    exact = [entry["nll"] for entry in full.history]
+    rounded = [entry["nll"] for entry in half.history]
+    assert rounded == pytest.approx(exact, rel=0.05)
+    assert rounded != pytest.approx(exact, rel=1e-6)
+
+
+def test_gradient_checkpointing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bhpeft_pyro.peft import checkpointing
+
+    calls = []
+    original = checkpointing.checkpoint
+    monkeypatch.setattr(
+        checkpointing, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    plain = fit(tiny_model(bh.presets.bh_peft()))
+    assert not calls
+    model = tiny_model(bh.presets.bh_peft())
+    model.network.backbone.gradient_checkpointing_enable()
+    sparing = fit(model)
+    assert len(calls) >= 6 * 2  # steps x layers
+    for name, value in state(plain).items():
+        torch.testing.assert_close(state(sparing)[name], value)
+
+
+# The options do what they say
+
+
+def test_the_loss_is_nll_plus_temperature_times_kl_and_the_kl_warms_up() -> None:
+    posterior = fit(temperature=0.25, kl_warmup=0.5, max_steps=8)
+    history = posterior.report.history
+    rise = [0.25 * min(1, step / 4) for step in range(1, 9)]
+    assert [entry["temperature"] for entry in history] == pytest.approx(rise)
+    for entry in history:
+        expected = entry["nll"] + entry["temperature"] * entry["kl"]
+        assert entry["loss"] == pytest.approx(expected, rel=1e-5)
+        assert entry["kl"] > 0
+    assert posterior.report.temperature == 0.25
+    assert "at temperature 0.25" in repr(posterior)
+
+
+def test_schedule_and_warmup() -> None:
+    history = fit(max_steps=10, warmup=0.2, schedule="cosine", natural_lr=0.3).report.history
+    rise = [0.0, 0.5]
+    fall = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+    expected = [0.3 * factor for factor in (*rise, *fall)]
+    assert [entry["lr"] for entry in history] == pytest.approx(expected)
+    steady = fit(max_steps=3, natural_lr=0.3, **STEADY).report.history
+    assert [entry["lr"] for entry in steady] == pytest.approx([0.3] * 3)
+
+
+def test_clipping_bounds_the_gradient_per_example() -> None:
+    def moved(clip: float | None) -> tuple[float, float]:
+        model = tiny_model()
+        guide = DeltaGuide(model)
+        before = torch.cat([p.detach().clone().flatten() for p in guide.parameters()])
+        posterior = fit(
+            model,
+            guide,
+            clip=clip,
+            max_steps=1,
+            optimizer=lambda params: SGD(params, lr=1e-5),
+            **STEADY,
+        )
+        after = torch.cat([p.detach().flatten() for p in guide.parameters()])
+        gradient = posterior.report.history[0]["gradient"]
+        return (after - before).norm().item() / (1e-5 * 16), gradient
+
+    # By hand, with the same start: the norm of the gradient per example, clipped or not.
+    torch.manual_seed(0)
+    free, gradient = moved(None)
+    assert free == pytest.approx(gradient, rel=1e-2)
+    torch.manual_seed(0)
+    clipped, before = moved(gradient / 3)
+    assert clipped == pytest.approx(gradient / 3, rel=1e-2)
+    assert before == pytest.approx(gradient, rel=1e-4)  # reported as it was
+    torch.manual_seed(0)
+    assert moved(gradient * 3)[0] == pytest.approx(gradient, rel=1e-2)
+
+
+def test_accumulation_is_a_larger_batch() -> None:
+    def trained(batch_size: int, accumulate: int) -> bh.Posterior:
+        model = tiny_model()
+        guide = DeltaGuide(model)
+        options = {"particles": 1, "lr": 0.01, "max_steps": 4, **STEADY}
+        return fit(model, guide, batch_size=batch_size, accumulate=accumulate, **options)
+
+    torch.manual_seed(0)
+    whole = trained(16, 1).report.history
+    torch.manual_seed(0)
+    parts = trained(4, 4).report.history
+    # A first batch is drawn before training, so only the first steps see all data exactly;
+    # the estimate is unbiased, and of the same size.
+    assert parts[0]["kl"] == pytest.approx(whole[0]["kl"], rel=1e-4)
+    assert parts[0]["nll"] == pytest.approx(whole[0]["nll"], rel=0.3)
+    assert parts[0]["gradient"] < 2 * whole[0]["gradient"]
+
+
+def test_validation_is_the_nll_of_the_forecast() -> None:
+    held_out = tiny_examples(10, seed=4)
+    posterior = fit(validation=held_out, eval_every=3, eval_samples=5, max_steps=6)
+    history = posterior.report.history
+    assert ["validation_nll" in entry for entry in history] == [False, False, True] * 2
+    expected = posterior.evaluate(held_out, samples=5)["nll"]
+    assert history[-1]["validation_nll"] == pytest.approx(expected, rel=1e-6)
+    assert posterior.report.best_step is None  # without patience the last state is kept
+
+
+def test_early_stopping_goes_back_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([1.0, 0.5, 0.7, 0.6, 0.1])
+    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: next(scores))
+    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, **STEADY}
+    stopped = fit(patience=2, max_steps=50, **options)
+    assert stopped.report.best_step == 4
+    assert stopped.report.steps == 8  # two evaluations, not two steps, without a lower NLL
+    monkeypatch.undo()
+    assert same(state(stopped), state(fit(max_steps=4, **STEADY)))
+
+
+# What the report says about convergence
+
+
+@pytest.mark.parametrize("optimizer", [None, Adam])
+def test_sds_that_still_move_are_named(optimizer: Any) -> None:
+    model = tiny_model()
+    guide = NormalGuide(model, init_scale=1e-3)
+    posterior = fit(model, guide, max_steps=20, optimizer=optimizer)
+    # From far below the prior's, at a rate that has gone to zero: the last steps hardly move.
+    assert "lora.query.A" in posterior.report.unsettled
+    assert "not converged" in str(posterior.report)
+    assert "lora.query.A" in str(posterior.report).splitlines()[-1]
+
+
+def test_sds_that_have_settled_are_not() -> None:
+    model = tiny_model(())
+    posterior = fit(model, data=tiny_examples(24), max_steps=800, natural_lr=0.1)
+    assert posterior.report.unsettled == []
+    assert "not converged" not in str(posterior.report)
+    assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
+
+
+def test_kl_and_scales_are_those_of_the_state_that_is_kept() -> None:
+    model = tiny_model()
+    posterior = fit(model, max_steps=5, natural_lr=0.3, **STEADY)
+    prior = pyro.poutine.trace(model.prior).get_trace(model.sites)
+    for name, q in posterior.guide.distributions().items():
+        p = prior.nodes[name]["fn"]
+        exact = torch.distributions.kl_divergence(q, p).item()
+        assert posterior.report.kl[name] == pytest.approx(exact, rel=1e-3, abs=1e-3)
+        ratio = (q.base_dist.scale / p.base_dist.scale).log().mean().exp().item()
+        assert posterior.report.scales[name] == pytest.approx(ratio, rel=1e-4)
+
+
+# When it fails
+
+
+class Sick(Categorical):
+    """A likelihood that is ill from one call to another (the first call is the trial run)."""
+
+    def __init__(self, first: int, last: int = 10**9, gradient: bool = False) -> None:
+        self.__dict__.update(calls=0, first=first, last=last, gradient=gradient)
+
+    def distribution(self, outputs: Tensor, *rest: Any) -> Any:
+        self.__dict__["calls"] += 1
+        if self.first <= self.calls <= self.last:
+            # sqrt has an infinite slope at 0: a finite loss whose gradient is NaN
+            outputs = outputs + ((outputs * 0).sqrt() if self.gradient else torch.nan)
+        return super().distribution(outputs, *rest)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(gradient: bool) -> None:
+    posterior = fit(tiny_model(likelihood=Sick(3, 4, gradient)), max_steps=6)
+    report = posterior.report
+    assert (report.skipped, report.steps) == (2, 6)
+    assert [entry["step"] for entry in report.history] == [1, 4, 5, 6]
+    assert all(value.isfinite().all() for value in state(posterior).values())
+    assert "2 skipped" in str(report)
+
+
+def test_a_skipped_step_is_not_validated() -> None:
+    likelihood = Sick(2, 2)
+    posterior = fit(
+        tiny_model(likelihood=likelihood), max_steps=3, validation=tiny_examples(8), eval_every=1
+    )
+    assert [("validation_nll" in entry, entry["step"]) for entry in posterior.report.history] == [
+        (True, 2),
+        (True, 3),
+    ]
+
+
+def test_giving_up_names_the_site_and_keeps_the_last_good_state() -> None:
+    likelihood = Sick(14)
+    options: dict[str, Any] = {"max_steps": 40, "max_skipped": 3, **STEADY}
+    with pytest.raises(FitError, match=r"for 3 steps in a row .*15 of 40.*site 'label'") as error:
+        fit(tiny_model(likelihood=likelihood), **options)
+    posterior = error.value.posterior
+    assert isinstance(posterior, bh.Posterior)
+    # The state is copied every ten steps.
+    expected = state(fit(max_steps=10, **STEADY))
+    assert same(state(posterior), expected)
+    assert (posterior.report.steps, posterior.report.skipped) == (15, 3)
+    assert len(posterior.report.history) == 12
+    likelihood.__dict__["last"] = 0
+    assert posterior.predict(["w5 w7"], samples=3).probabilities.isfinite().all()
+
+
+class Bomb(SGD):
+    """An optimiser that makes one weight infinite at its n-th step."""
+
+    at = 10
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        self.at -= 1
+        if self.at == 0:
+            self.param_groups[0]["params"][3].data.view(-1)[2] = torch.inf
+
+
+def test_weights_that_are_not_finite_are_never_the_last_good_state() -> None:
+    model = tiny_model()
+    guide = DeltaGuide(model)
+    names = [name for name, _ in guide.named_parameters()]
+    with pytest.raises(FitError) as error:
+        fit(model, guide, max_steps=30, optimizer=lambda params: Bomb(params, lr=1e-5))
+    assert f"the guide's {names[3].replace('/', '.')}" in str(error.value)
+    assert names[3].replace("/", ".").removeprefix("loc.") in [site.name for site in model.sites]
+    assert all(value.isfinite().all() for value in error.value.posterior.guide.parameters())
+
+
+def test_the_site_with_a_bad_gradient_is_named() -> None:
+    model = tiny_model(())
+    guide = DeltaGuide(model)
+
+    def poison(gradient: Tensor) -> Tensor:
+        return gradient * torch.nan
+
+    guide.loc["head/weight"].register_hook(poison)
+    with pytest.raises(FitError, match=r"gradient of the guide's loc\.head\.weight"):
+        fit(model, guide)

@@ -1,0 +1,167 @@
+"""The natural-gradient optimiser, on losses whose gradients are known."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.inference import NaturalGradient
+
+# N(target, 1 / precision) per coordinate, over seven orders of magnitude
+TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])
+PRECISION = torch.tensor([1e-2, 1.0, 1e2, 1e4])
+
+
+def parameters(sd: float, size: int = 4) -> tuple[nn.Parameter, nn.Parameter]:
+    return nn.Parameter(torch.zeros(size)), nn.Parameter(torch.full((size,), math.log(sd)))
+
+
+def kl_to_target(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """KL(N(loc, scale^2) || N(TARGET, 1 / PRECISION)) up to a constant."""
+    quadratic = (loc - TARGET).square() + (2 * log_scale).exp()
+    return (0.5 * PRECISION * quadratic - log_scale).sum()
+
+
+def run(loc: nn.Parameter, log_scale: nn.Parameter, steps: int, **options: float) -> None:
+    optimiser = NaturalGradient([(loc, log_scale)], **options)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        kl_to_target(loc, log_scale).backward()
+        optimiser.step()
+
+
+def test_a_step_is_that_of_the_written_out_equations() -> None:
+    loc = nn.Parameter(torch.tensor([1.0, -2.0]))
+    log_scale = nn.Parameter(torch.tensor([0.5, 0.1]).log())
+    optimiser = NaturalGradient([(loc, log_scale)], lr=0.1, momentum=0.0, averaging=0.0)
+    loc.grad = torch.tensor([0.6, -0.3])
+    log_scale.grad = torch.tensor([0.8, -1.5])
+    precision = torch.tensor([4.0, 100.0])
+    # dL/dP = (dL/du) (du/dP) with u = -log(P) / 2, and the step in log P is -lr (-2 P dL/dP) ...
+    new_precision = precision * torch.tensor([0.1 * 0.8, 0.1 * -1.5]).exp()
+    new_loc = torch.tensor([1.0, -2.0]) - 0.1 * torch.tensor([0.6, -0.3]) / new_precision
+    optimiser.step()
+    torch.testing.assert_close((-2 * log_scale).exp().detach(), new_precision)
+    torch.testing.assert_close(loc.detach(), new_loc)
+
+
+def test_the_step_in_precision_agrees_with_lin_et_al_to_second_order() -> None:
+    loc, log_scale = parameters(0.5, 1)
+    optimiser = NaturalGradient([(loc, log_scale)], lr=0.02, momentum=0.0, averaging=0.0)
+    loc.grad, log_scale.grad = torch.zeros(1), torch.tensor([2.0])
+    optimiser.step()
+    precision, h = 4.0, 2.0 * 4.0
+    expected = precision + 0.02 * h + (0.02 * h) ** 2 / (2 * precision)
+    assert (-2 * log_scale).exp().item() == pytest.approx(expected, rel=2e-5)
+
+
+def test_averages_are_exponential_and_corrected_for_their_start() -> None:
+    loc, log_scale = parameters(1.0, 1)
+    optimiser = NaturalGradient([(loc, log_scale)], lr=0.1, momentum=0.9, averaging=0.5)
+    slopes, bends = [0.3, -0.2, 0.4], [0.2, 0.1, -0.3]
+    x, u = 0.0, 0.0
+    for step in range(3):
+        loc.grad, log_scale.grad = torch.tensor([slopes[step]]), torch.tensor([bends[step]])
+        optimiser.step()
+        ages = range(step, -1, -1)
+        slope = sum(0.9**age * slopes[step - age] for age in ages) / sum(0.9**a for a in ages)
+        bend = sum(0.5**age * bends[step - age] for age in ages) / sum(0.5**a for a in ages)
+        u -= 0.1 * bend / 2
+        x -= 0.1 * slope * math.exp(2 * u)
+    assert loc.item() == pytest.approx(x, rel=1e-5)
+    assert log_scale.item() == pytest.approx(u, rel=1e-5)
+
+
+@pytest.mark.parametrize("sd", [1e-3, 10.0])
+def test_it_reaches_the_exact_posterior_from_any_start(sd: float) -> None:
+    loc, log_scale = parameters(sd)
+    run(loc, log_scale, 400, lr=0.1)
+    scale = PRECISION.rsqrt()
+    assert ((loc.detach() - TARGET) / scale).abs().max() < 0.01
+    assert (log_scale.detach() - scale.log()).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("lr", [0.1, 100.0])
+@pytest.mark.parametrize("gradient", [-1e30, -1.0, 0.0, 1.0, 1e30])
+def test_precision_stays_positive_and_finite_for_any_gradient(gradient: float, lr: float) -> None:
+    loc, log_scale = parameters(0.1)
+    optimiser = NaturalGradient([(loc, log_scale)], lr=lr)
+    for _ in range(20):
+        loc.grad, log_scale.grad = (torch.full((4,), gradient) for _ in range(2))
+        optimiser.step()
+    precision = (-2 * log_scale).exp()
+    assert (precision > 0).all()
+    assert precision.isfinite().all()
+    assert loc.isfinite().all()
+
+
+def test_far_from_the_optimum_noise_does_not_freeze_the_weights() -> None:
+    # Starting 100 times too wide, with one draw a step: the gradient of log scale is
+    # 10^4 times as large as near the optimum, and as noisy. Unbounded steps make
+    # some sds collapse on the way.
+    torch.manual_seed(0)
+    loc, log_scale = parameters(1.0, 200)
+    optimiser = NaturalGradient([(loc, log_scale)], lr=0.1)
+    for step in range(300):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - step / 300)
+        optimiser.zero_grad()
+        draw = loc + log_scale.exp() * torch.randn(200)
+        (0.5 * 1e4 * (draw - 0.5).square() - log_scale).sum().backward()
+        optimiser.step()
+    assert ((loc.detach() - 0.5) / 0.01).abs().max() < 5.0
+    assert (log_scale.detach() - math.log(0.01)).abs().max() < 0.7
+
+
+def test_a_pair_without_gradient_is_left_alone() -> None:
+    pairs = [parameters(0.1), parameters(0.1)]
+    optimiser = NaturalGradient(pairs)
+    kl_to_target(*pairs[0]).backward()
+    optimiser.step()
+    assert (pairs[0][0] != 0).any()
+    assert (pairs[1][0] == 0).all()
+    assert (pairs[1][1] == math.log(0.1)).all()
+
+
+def test_its_state_can_be_saved_and_read_back() -> None:
+    loc, log_scale = parameters(1.0)
+    run(loc, log_scale, 5)
+    kept = [loc.detach().clone(), log_scale.detach().clone()]
+    optimisers = []
+    for _ in range(2):
+        pair = tuple(nn.Parameter(value.clone()) for value in kept)
+        optimisers.append((NaturalGradient([(pair[0], pair[1])]), pair))
+    (first, pair), (second, other) = optimisers
+    for _ in range(3):
+        first.zero_grad()
+        kl_to_target(*pair).backward()
+        first.step()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    with torch.no_grad():
+        for to, value in zip(other, pair, strict=True):
+            to.copy_(value)
+    for optimiser, both in optimisers:
+        optimiser.zero_grad()
+        kl_to_target(*both).backward()
+        optimiser.step()
+    torch.testing.assert_close(other[0], pair[0], rtol=0, atol=0)
+    torch.testing.assert_close(other[1], pair[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("pair", "options", "message"),
+    [
+        ((torch.zeros(2), torch.zeros(3)), {}, r"one shape, got \[\(2,\), \(3,\)\]"),
+        ((torch.zeros(2),), {}, r"two tensors of one shape, got \[\(2,\)\]"),
+        ((torch.zeros(2), torch.zeros(2)), {"lr": 0.0}, "lr must be positive, got 0.0"),
+        ((torch.zeros(2), torch.zeros(2)), {"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+        ((torch.zeros(2), torch.zeros(2)), {"averaging": -0.1}, r"averaging must be in \[0, 1\)"),
+    ],
+)
+def test_errors(pair: tuple[Tensor, Tensor], options: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        NaturalGradient([pair], **options)

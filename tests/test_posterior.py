@@ -1,0 +1,198 @@
+"""Updating: yesterday's posterior is today's prior, and stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import GuideError, PriorError
+from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.likelihoods import Normal, OrderedLogistic
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+
+TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
+FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
+
+
+def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
+    options = {"max_steps": 12, "natural_lr": 0.3, "warmup": 0.0, "progress": False, **options}
+    return bh.fit(tiny_model() if model is None else model, guide, FIRST, **options)
+
+
+def state(posterior: bh.Posterior) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in posterior.guide.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_posterior_becomes_the_prior() -> None:
+    first = fit()
+    before = state(first)
+    second = first.update(SECOND)
+    trace = pyro.poutine.trace(second.model.prior).get_trace(second.model.sites)
+    for site in second.model.sites:
+        key = site.name.replace(".", "/")
+        prior = trace.nodes[site.name]["fn"].base_dist
+        assert torch.equal(prior.loc, before[f"loc.{key}"])
+        assert torch.equal(prior.scale, before[f"log_scale.{key}"].exp())
+    # It started at the prior: at the first step there is no KL, and later there is.
+    history = second.report.history
+    assert history[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert history[-1]["kl"] > 1e-3
+    # and the KL in the report is that between the two posteriors.
+    old, new = first.guide.distributions(), second.guide.distributions()
+    for name, kl in second.report.kl.items():
+        exact = kl_divergence(new[name], old[name]).item()
+        assert kl == pytest.approx(exact, rel=1e-3, abs=1e-3)
+
+
+def test_the_earlier_posterior_does_not_change() -> None:
+    first = fit()
+    before, model, lineage = state(first), first.model, first.lineage
+    forecast = first.predict(TEXTS, samples=5)
+    prior = first.as_prior()
+    scale = prior.distributions["head.weight"].base_dist.scale.clone()
+    second = first.update(SECOND)
+    assert same(state(first), before)
+    assert not same(state(second), before)
+    assert torch.equal(first.predict(TEXTS, samples=5).probabilities, forecast.probabilities)
+    assert first.model is model and first.lineage is lineage
+    # A prior is a snapshot: training the guide on does not move it.
+    with torch.no_grad():
+        for loc, log_scale in first.guide.natural_pairs():
+            loc.add_(1.0)
+            log_scale.add_(1.0)
+    assert torch.equal(prior.distributions["head.weight"].base_dist.scale, scale)
+    assert torch.equal(prior.distributions["head.weight"].mean, before["loc.head/weight"])
+
+
+def test_stopping_an_update_leaves_the_earlier_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit()
+    before = state(first)
+    forecast = first.predict(TEXTS, samples=5)
+    step = optimise._Run._step
+
+    def interrupted(self: Any, number: int, *rest: Any) -> Any:
+        if number == 4:
+            raise KeyboardInterrupt
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(optimise._Run, "_step", interrupted)
+    random = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        first.update(SECOND)
+    monkeypatch.undo()
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(state(first), before)
+    assert torch.equal(first.predict(TEXTS, samples=5).probabilities, forecast.probabilities)
+    assert len(first.lineage) == 1
+    assert same(state(first.update(SECOND)), state(fit().update(SECOND)))  # and can be done again
+
+
+def test_rounds_and_options_are_handed_on() -> None:
+    first = fit(temperature=0.5, particles=2, batch_size=6, seed=9)
+    second = first.update(SECOND, max_steps=3)
+    third = second.update(FIRST)
+    assert [report.examples for report in third.lineage] == [16, 12, 16]
+    assert third.lineage[:2] == second.lineage and second.lineage[0] is first.report
+    assert third.lineage[0].data == FIRST.fingerprint == third.lineage[2].data
+    assert third.lineage[1].data == SECOND.fingerprint
+    assert [report.steps for report in third.lineage] == [12, 3, 3]
+    options = third.report.options
+    assert (options.temperature, options.particles, options.batch_size) == (0.5, 2, 6)
+    assert (options.seed, options.max_steps) == (9, 3)
+    assert "round 3" in repr(third)
+    fresh = second.update(FIRST, options=bh.FitOptions(max_steps=2, progress=False))
+    assert fresh.report.options.temperature == 1.0
+
+
+def test_the_way_text_is_read_is_handed_on() -> None:
+    columns = bh.Columns(text="words", label="mood")
+    rows = {"words": ["w5 w9", "w6 w8"] * 4, "mood": ["calm", "angry"] * 4}
+    options: dict[str, Any] = {"max_steps": 3, "progress": False}
+    first = bh.fit(
+        tiny_model(),
+        "normal",
+        rows,
+        columns=columns,
+        label_names=["calm", "angry"],
+        max_length=3,
+        **options,
+    )
+    # Only one of the classes occurs, by name: its index is that of the first round.
+    second = first.update({"words": ["w7", "w8 w9"], "mood": ["angry", "angry"]})
+    forecast = second.predict({"words": ["w7", "w5"], "mood": ["angry", "calm"]}, samples=2)
+    assert forecast.labels.tolist() == [1, 0]
+    assert tuple(forecast.label_names) == ("calm", "angry")
+    with pytest.warns(UserWarning, match="longer than 3 tokens"):
+        second.predict({"words": ["w7 w8 w9 w10"]}, samples=1)
+
+
+def test_a_round_with_one_class_only_is_learnt() -> None:
+    first = fit()
+    sevens = {"text": ["w7 w9", "w7", "w7 w20 w21"], "label": [1, 1, 1]}
+    second = first.update(sevens, max_steps=60)
+    before = first.predict(["w7 w9"], samples=64).probabilities[0, 1]
+    assert second.predict(["w7 w9"], samples=64).probabilities[0, 1] > before + 0.05
+    assert second.evaluate({"text": ["w7"], "label": [1]}, samples=8)["nll"] > 0
+
+
+def test_two_rounds_know_both() -> None:
+    """The second round's data alone says nothing of the word that the first was about."""
+    first = bh.fit(tiny_model(()), "normal", tiny_examples(64), max_steps=150, progress=False)
+    other = {"text": ["w48 w48", "w49 w49"] * 16, "label": [0, 1] * 16}
+    second = first.update(other)
+    assert second.evaluate(other)["accuracy"] == 1.0
+    assert first.evaluate(other)["nll"] > second.evaluate(other)["nll"] + 0.1
+    assert second.evaluate(tiny_examples(100, seed=5))["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("likelihood", [Normal(1.0, 2.0), OrderedLogistic(2)])
+def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
+    kind = likelihood.kind
+    data = {"text": ["w5 w9", "w6 w8"] * 4, "label": [0.5, 1.0] * 4}
+    if kind == "class":
+        data["label"] = [0, 1] * 4
+    options: dict[str, Any] = {"max_steps": 4, "natural_lr": 0.3, "progress": False}
+    first = bh.fit(tiny_model((), 1, likelihood=likelihood), "normal", data, **options)
+    (own,) = (site.name for site in likelihood.sites)
+    second = first.update(data)
+    prior = second.model.prior.distributions[own]
+    assert torch.equal(prior.mean, first.guide.means()[own])
+    assert not torch.equal(second.guide.means()[own], first.guide.means()[own])
+
+
+def test_a_prior_for_other_sites_is_refused() -> None:
+    prior = fit().as_prior()
+    with pytest.raises(PriorError, match=r"no site 'adapter\.down'"):
+        fit(tiny_model((*bh.presets.lora(rank=2), bh.peft.Adapter(2)), prior=prior))
+    with pytest.raises(PriorError, match=r"'lora.query.A' has shape \(2, 2, 16\)"):
+        fit(tiny_model(bh.presets.lora(rank=3), prior=prior))
+
+
+def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
+    for guide, message in (("delta", "no width"), ("AutoNormal", "distributions()")):
+        posterior = fit(guide=guide)
+        before = copy.deepcopy(posterior.lineage)
+        with pytest.raises(GuideError, match=message):
+            posterior.update(SECOND)
+        assert posterior.lineage == before
+
+
+def test_loaded_and_updated_equals_updated(tmp_path: Any) -> None:
+    first = fit()
+    first.save(tmp_path)
+    loaded = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=first.model.network.tokenizer)
+    here, there = first.update(SECOND), loaded.update(SECOND)
+    assert same(state(here), state(there))
+    assert here.report.history == there.report.history
+    assert [report.data for report in there.lineage] == [FIRST.fingerprint, SECOND.fingerprint]

@@ -1,0 +1,236 @@
+"""Priors: the forms they come in, their errors, and what the default one means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import PriorError
+from bhpeft_pyro.guides import latents
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior, checked
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+
+MODEL = tiny_model()
+SITES = MODEL.sites
+
+
+def log_prob(prior: Any, values: dict[str, Tensor]) -> Tensor:
+    model = poutine.condition(as_prior(prior), values)
+    trace = poutine.trace(model).get_trace(SITES)
+    assert {name for name in trace.nodes if name[0] != "_"} == set(values)
+    return trace.log_prob_sum()
+
+
+def by_hand(sites: Sequence[Site]) -> dict[str, Tensor]:
+    return {
+        s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape).to_event(s.ndim))
+        for s in sites
+    }
+
+
+FORMS = {
+    "function": by_hand,
+    "distribution": dist.Normal(0.0, 0.1),
+    "mapping": {"lora.*": dist.Normal(0.0, 0.1), "head.*": dist.Normal(0.0, 0.1)},
+    "of a site": {"*": lambda site: dist.Normal(0.0, 0.1 * torch.ones(site.shape[-1:]))},
+    "joint over the last dim": {
+        "*": lambda site: dist.Normal(0.0, 0.1).expand(site.shape[-1:]).to_event(1)
+    },
+    "earlier posterior": PosteriorPrior(
+        {s.name: dist.Normal(0.0, 0.1).expand(s.shape).to_event(s.ndim) for s in SITES}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_has_the_same_density(form: str) -> None:
+    values = {site.name: 0.1 * torch.randn(site.shape) for site in SITES}
+    flat = torch.cat([value.flatten() for value in values.values()])
+    expected = torch.distributions.Normal(0.0, 0.1).log_prob(flat).sum()
+    torch.testing.assert_close(log_prob(FORMS[form], values), expected, rtol=1e-5, atol=1e-2)
+
+
+def test_the_first_pattern_that_matches_holds() -> None:
+    narrow, wide = dist.Normal(0.0, 1e-6), dist.Normal(0.0, 1e3)
+    values = as_prior({"lora.query.*": narrow, "*.A": wide, "*": narrow})(SITES)
+    large = {name for name, value in values.items() if value.abs().max() > 1}
+    assert large == {"lora.value.A"}
+
+
+def test_units_are_seen_by_a_function_of_the_site() -> None:
+    values = as_prior({"*": lambda site: dist.Normal(site.unit, 1e-6)})(SITES)
+    for site in SITES:
+        torch.testing.assert_close(
+            values[site.name], site.unit.expand(site.shape), rtol=1e-2, atol=1e-4
+        )
+
+
+def drop(name: str) -> Callable[[Sequence[Site]], dict[str, Tensor]]:
+    def prior(sites: Sequence[Site]) -> dict[str, Tensor]:
+        return by_hand([site for site in sites if site.name != name])
+
+    return prior
+
+
+def transposed(sites: Sequence[Site]) -> dict[str, Tensor]:
+    return {name: value.mT if value.dim() > 1 else value for name, value in by_hand(sites).items()}
+
+
+def independent(sites: Sequence[Site]) -> dict[str, Tensor]:
+    return {s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape)) for s in sites}
+
+
+def not_sampled(sites: Sequence[Site]) -> dict[str, Tensor]:
+    return {**by_hand(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
+
+
+def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
+    pyro.sample("gate", dist.Bernoulli(0.5))
+    return by_hand(sites)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ({}, "empty"),
+        (3.0, "got float"),
+        ({"lora.*": dist.Normal(0.0, 1.0)}, "no pattern matches the site 'head.weight'"),
+        (
+            {"*": dist.Normal(0.0, 1.0), "lora.*": dist.Normal(0.0, 1.0)},
+            r"'lora\.\*' match no site that an earlier",
+        ),
+        (
+            {"lora.querry.A": dist.Normal(0.0, 1.0), "*": dist.Normal(0.0, 1.0)},
+            "'lora.querry.A' match no site",
+        ),
+        ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be spread over the site"),
+        ({"*": lambda site: 0.1}, "expected a distribution for the site .* got float"),
+        ({"*": torch.distributions.Normal(0.0, 1.0)}, "expected a distribution for the site"),
+        (drop("head.bias"), "no tensor for the site 'head.bias'"),
+        (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
+        (lambda sites: [1], "got list"),
+        (independent, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
+        (not_sampled, "no sample statement for lora.query.A"),
+        (discrete, "'gate' is discrete"),
+        (PosteriorPrior({}), "no site 'lora.query.A'"),
+        (
+            PosteriorPrior({s.name: dist.Normal(torch.zeros(3), 1.0).to_event(1) for s in SITES}),
+            r"'lora.query.A' has shape \(3,\), this model's \(2, 2, 16\)",
+        ),
+    ],
+)
+def test_errors_name_what_is_wrong(prior: Any, message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        latents(bh.Model(MODEL.network, prior))
+
+
+def test_checked_refuses_a_wrong_shape_without_a_guide() -> None:
+    with pytest.raises(PriorError, match=r"did you \.expand"):
+        checked(transposed, SITES)
+
+
+@pytest.mark.parametrize("name", ["change", "head", "other"])
+def test_function_space_scales_must_be_positive(name: str) -> None:
+    with pytest.raises(PriorError, match=f"{name} must be positive, got 0"):
+        FunctionSpaceNormal(**{name: 0.0})
+
+
+def test_each_logit_has_the_sd_it_is_said_to_have() -> None:
+    model = tiny_model((), outputs=3, prior=FunctionSpaceNormal(head=2.0))
+    features = torch.nn.functional.layer_norm(torch.randn(1, 16), (16,))
+    with pyro.plate("draws", 4000, dim=-2):
+        weights = model.prior(model.sites)
+    logits = model.network(weights, bh.Batch({}, features=features))
+    weight_part = logits - weights["head.bias"]
+    assert weight_part.std().item() == pytest.approx(2.0, rel=0.05)
+
+
+@pytest.mark.parametrize("change", [0.02, 0.2])
+@pytest.mark.parametrize("kind", ["lora", "adapter"])
+def test_a_block_changes_by_the_fraction_that_the_prior_names(kind: str, change: float) -> None:
+    """Relative RMS of what the branch adds in the first layer, where the inputs are the same."""
+    backbone = tiny_backbone()
+    kinds = (bh.peft.LoRA(("query",), rank=4),) if kind == "lora" else (bh.peft.Adapter(size=8),)
+    network = bh.RandomPEFT(backbone, kinds, bh.Head(2, principal=False))
+    layer = backbone.encoder.layer[0]
+    module: Any = layer.attention.self.query if kind == "lora" else layer.output
+    seen: list[Tensor] = []
+    # The adapter is added to the feed-forward output ahead of the norm; measure before it.
+    target = module if kind == "lora" else module.dense
+    prior = FunctionSpaceNormal(change=change)
+    ids = torch.randint(5, 50, (8, 32))
+    batch = bh.Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    off = {site.name: torch.zeros(1, 1, *site.shape) for site in network.sites}
+    with pyro.plate("draws", 40, dim=-2), torch.no_grad():
+        weights = prior(network.sites)
+    handle = target.register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+    try:
+        with torch.no_grad():
+            network(off, batch)
+            network(weights, batch)
+    finally:
+        handle.remove()
+    frozen, changed = seen
+    difference = changed.unflatten(0, (40, -1)) - frozen
+    relative = (difference.square().mean() / frozen.square().mean()).sqrt().item()
+    assert relative == pytest.approx(change, rel=0.3)
+
+
+def hierarchical(sites: Sequence[Site]) -> dict[str, Tensor]:
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    values = {}
+    for site in sites:
+        scale = tau.reshape(tau.shape + (1,) * site.ndim).expand(tau.shape + site.shape)
+        values[site.name] = pyro.sample(site.name, dist.Normal(0.0, scale).to_event(site.ndim))
+    return values
+
+
+def test_a_hierarchical_prior_goes_through_fit_update_and_predict() -> None:
+    model = tiny_model((), prior=hierarchical)
+    posterior = bh.fit(
+        model, "normal", tiny_examples(16), max_steps=150, progress=False, batch_size=16
+    )
+    tau = posterior.sample(500)["tau"]
+    assert (tau > 0).all()
+    # Weights of a fit that has learnt something are wider than tau's start drawn from its prior
+    # would say by chance: tau follows the weights' root mean square.
+    draws = posterior.sample(500)
+    squares = torch.cat([draws["head.weight"].flatten(1), draws["head.bias"]], 1).square()
+    rms = squares.mean(1).sqrt().mean().item()
+    assert tau.mean().item() == pytest.approx(rms, rel=0.4)
+    assert set(posterior.as_prior().distributions) == {"tau", "head.weight", "head.bias"}
+    later = posterior.update(tiny_examples(16, seed=1), max_steps=20)
+    assert later.predict(["w5 w20", "w6 w20"], samples=4).probs.shape == (2, 2)  # type: ignore[union-attr]
+
+
+def test_the_kl_of_a_hierarchical_fit_is_that_of_monte_carlo() -> None:
+    """E_q[log q(tau, w) - log p(tau, w)], with densities from the traces, for given q."""
+    model = tiny_model((), prior=hierarchical)
+    guide = bh.autoguide("normal", model, init_scale=0.3)
+    with torch.no_grad():
+        guide.loc["tau"].fill_(0.2)  # type: ignore[union-attr, operator]
+    feed_batch = bh.Batch({}, torch.zeros(1), features=torch.zeros(1, 16))
+    elbo = bh.ELBO(5000)
+    values, gaps = [], []
+    with torch.no_grad():
+        elbo.differentiable_loss(model, guide, feed_batch)
+        assert elbo.parts is not None
+        total = sum(value.item() for value in elbo.parts.kl.values())
+        for _ in range(400):
+            trace = poutine.trace(guide).get_trace()
+            log_p = poutine.trace(poutine.replay(model.prior, trace)).get_trace(model.sites)
+            gaps.append((trace.log_prob_sum() - log_p.log_prob_sum()).item())
+            values.append(trace.nodes["tau"]["value"])
+    gap = torch.tensor(gaps)
+    error = gap.std().item() / len(gaps) ** 0.5
+    assert total == pytest.approx(gap.mean().item(), abs=5 * error)
+    assert error < 1.0

@@ -1,0 +1,347 @@
+"""Posteriors on disk: whole, checked, and never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.likelihoods import (
+    Categorical,
+    HeteroscedasticNormal,
+    Likelihood,
+    MultipleChoice,
+    Normal,
+    OrderedLogistic,
+)
+from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+
+QUIZ = {
+    "question": ["w5 w9", "w7", "w8 w8", "w20"],
+    "choices": [["w9", "w10 w11", "w12"], ["w13", "w14"], ["w15", "w16 w17"], ["w18", "w19"]],
+    "answer": [2, 0, 1, 0],
+}
+STARS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0, 1, 2, 1]}
+RATINGS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0.5, 1.5, -2.0, 1.0]}
+CLASSES = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
+DATA: list[tuple[Likelihood, dict[str, Any]]] = [
+    (Categorical(), CLASSES),
+    (OrderedLogistic(3), STARS),
+    (MultipleChoice(), QUIZ),
+    (Normal(1.0, 2.0), RATINGS),
+    (HeteroscedasticNormal(0.5, 1.5), RATINGS),
+]
+PRESETS: dict[str, Callable[[], Any]] = {
+    "bh_peft": bh.presets.bh_peft,
+    "mam": bh.presets.mam,
+    "unipelt": bh.presets.unipelt,
+    "lora": lambda: bh.presets.lora(rank=3, alpha=5.0),
+    "adapter": bh.presets.adapter,
+    "prefix": lambda: bh.presets.prefix(3),
+    "head_only": bh.presets.head_only,
+}
+
+
+def fit(
+    likelihood: Likelihood | None = None,
+    data: Any = None,
+    kinds: Any = (),
+    guide: Any = "normal",
+    prior: Any = None,
+) -> bh.Posterior:
+    likelihood = Categorical() if likelihood is None else likelihood
+    model = tiny_model(kinds, likelihood.outputs or 2, prior, likelihood)
+    data = CLASSES if data is None else data
+    return bh.fit(model, guide, data, max_steps=3, natural_lr=0.3, progress=False)
+
+
+def load(path: Path, **options: Any) -> bh.Posterior:
+    return bh.Posterior.load(path, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
+
+
+def fields(forecast: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(forecast).items() if v is not None}
+
+
+def assert_same_forecast(one: Any, other: Any) -> None:
+    one, other = fields(one), fields(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(value, other[name]), name
+        else:
+            assert value == other[name], name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_comes_back(preset: str, tmp_path: Path) -> None:
+    posterior = fit(kinds=PRESETS[preset]())
+    assert posterior.save(tmp_path / "a") == tmp_path / "a"
+    loaded = load(tmp_path / "a")
+    assert loaded.model.network.kinds == posterior.model.network.kinds
+    assert_same_forecast(posterior.predict(CLASSES, 17), loaded.predict(CLASSES, 17))
+    assert_same_forecast(posterior.predict(CLASSES, 0), loaded.predict(CLASSES, 0))
+    assert str(loaded.report) == str(posterior.report)
+
+
+@pytest.mark.parametrize(("likelihood", "data"), DATA)
+def test_every_likelihood_comes_back_in_both_rounds(
+    likelihood: Likelihood, data: dict[str, Any], tmp_path: Path
+) -> None:
+    first = fit(likelihood, data)
+    second = first.update(data)
+    for posterior, name in ((first, "one"), (second, "two")):
+        posterior.save(tmp_path / name)
+        loaded = load(tmp_path / name)
+        assert loaded.model.likelihood == likelihood
+        assert loaded.lineage == posterior.lineage
+        assert loaded.text == posterior.text
+        assert_same_forecast(posterior.predict(data, 5), loaded.predict(data, 5))
+    # The prior of the second round is there too: its KL is what it was.
+    third, again = second.update(data), load(tmp_path / "two").update(data)
+    assert third.report.history == again.report.history
+
+
+@pytest.mark.parametrize("guide", ["normal", "delta"])
+def test_guides_come_back(guide: str, tmp_path: Path) -> None:
+    posterior = fit(guide=guide)
+    posterior.save(tmp_path)
+    loaded = load(tmp_path)
+    assert type(loaded.guide) is type(posterior.guide)
+    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
+
+
+def test_a_head_of_the_backbone_s_own_comes_back(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    def backbone() -> BertForSequenceClassification:
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+        return BertForSequenceClassification(config)
+
+    kinds = bh.presets.lora(rank=2)
+    network = bh.RandomPEFT(backbone(), kinds, bh.OwnHead(), tiny_tokenizer())
+    posterior = bh.fit(bh.Model(network), "normal", CLASSES, max_steps=3, progress=False)
+    posterior.save(tmp_path)
+    loaded = bh.Posterior.load(tmp_path, backbone(), tokenizer=tiny_tokenizer())
+    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
+
+
+def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
+    fit(kinds=None).save(tmp_path)
+    before = torch.get_rng_state()
+    load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# What is on the disk
+
+
+def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_args: Any, **_options: Any) -> Any:
+        raise AssertionError("pickle in use")
+
+    posterior = fit(kinds=bh.presets.bh_peft()).update(CLASSES)
+    for module, names in (
+        (torch, ("save", "load")),
+        (pickle, ("dump", "dumps", "load", "loads", "Unpickler", "Pickler")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, forbidden)
+    posterior.save(tmp_path)
+    load(tmp_path)
+    monkeypatch.undo()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 2 and files[0].endswith(".safetensors") and files[1] == "posterior.json"
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert not content.startswith((b"PK", b"\x80"))  # zip (torch.save) and pickle
+    with safe_open(tmp_path / files[0], "pt") as tensors:
+        assert "guide.loc.lora/query/A" in tensors.keys()  # noqa: SIM118
+    saved = json.loads((tmp_path / "posterior.json").read_bytes())["content"]
+    assert saved["lineage"][1]["options"]["temperature"] == 1.0
+    # The frozen backbone is named, not copied.
+    with safe_open(tmp_path / files[0], "pt") as tensors:
+        names = list(tensors.keys())
+    assert not [name for name in names if any(word in name for word in ("embeddings", "encoder"))]
+
+
+def test_cut_off_altered_and_missing_files(tmp_path: Path) -> None:
+    fit().save(tmp_path)
+    (tensors,) = tmp_path.glob("*.safetensors")
+    index = tmp_path / "posterior.json"
+    whole = {path: path.read_bytes() for path in (tensors, index)}
+
+    def check(path: Path, content: bytes | None, message: str) -> None:
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(SaveError, match=message) as error:
+            load(tmp_path)
+        assert str(path) in str(error.value) or str(tmp_path) in str(error.value)
+        path.write_bytes(whole[path])
+
+    data = bytearray(whole[tensors])
+    check(tensors, whole[tensors][:-7], "cut off or altered")
+    check(tensors, b"", "cut off or altered")
+    data[-3] ^= 1  # a single bit of a weight
+    check(tensors, bytes(data), "cut off or altered")
+    check(tensors, None, "is missing")
+    check(index, whole[index][:-9], "cut off")
+    check(index, b"", "cut off")
+    check(index, b"[1, 2]", "no saved posterior")
+    check(index, b"\xff\xfe\x00", "no saved posterior")
+    check(index, None, "no saved posterior")
+    changed = whole[index].replace(b'"temperature": 1.0', b'"temperature": 0.5')
+    assert changed != whole[index]
+    check(index, changed, "altered")
+    load(tmp_path)  # and whole again
+    with pytest.raises(SaveError, match="no saved posterior"):
+        load(tmp_path / "elsewhere")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Alter the index and mend its checksum, as another version of the package would."""
+    index = folder / "posterior.json"
+    content = json.loads(index.read_bytes())["content"]
+    change(content)
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    index.write_text(json.dumps({"sha256": digest, "content": content}))
+
+
+def test_another_format_and_unknown_parts(tmp_path: Path) -> None:
+    cases: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+        (lambda content: content.update(format=99), "format 99, expected"),
+        (lambda content: content.pop("format"), "format None"),
+        (lambda content: content.pop("tensors"), "tensors"),
+        (lambda content: content.pop("lineage"), "lineage"),
+        (lambda content: content["head"].update(pool="max"), "pool"),
+        (lambda content: content["head"].update({"class": "Site"}), "'Site'"),
+        (lambda content: content.update(guide="horoscope"), "horoscope"),
+        (lambda content: content["prior"].update(kind="oracle"), "oracle"),
+    ]
+    for number, (change, message) in enumerate(cases):
+        folder = tmp_path / str(number)
+        fit().save(folder)
+        rewrite(folder, change)
+        with pytest.raises(SaveError, match=message):
+            load(folder)
+
+
+def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fit(kinds=None).save(tmp_path)
+    other = tiny_backbone()
+    with torch.no_grad():
+        other.encoder.layer[1].output.dense.weight.mul_(1.01)
+    with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
+        bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
+    assert all(parameter.requires_grad for parameter in other.parameters())
+
+
+# Overwriting, and crashes
+
+
+def test_overwriting_has_to_be_asked_for(tmp_path: Path) -> None:
+    first, second = fit(), fit(STARS_LIKELIHOOD, STARS)
+    first.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SaveError, match="overwrite=True"):
+        second.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    second.save(tmp_path, overwrite=True)
+    assert load(tmp_path).model.likelihood == STARS_LIKELIHOOD
+    assert len(list(tmp_path.iterdir())) == 2  # the old tensors are gone
+    first.save(tmp_path, overwrite=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(SaveError, match="is a file"):
+        first.save(file, overwrite=True)
+    assert file.read_text() == "mine"
+
+
+STARS_LIKELIHOOD = OrderedLogistic(3)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_crash_while_saving_leaves_the_old_posterior(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fit()
+    second = first.update(CLASSES)
+    first.save(tmp_path)
+    calls: list[int] = []
+    replace = os.replace
+
+    def crash(source: Any, target: Any) -> None:
+        calls.append(1)
+        if len(calls) == at:
+            raise OSError("the disk is full")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="disk is full"):
+        second.save(tmp_path, overwrite=True)
+    monkeypatch.undo()
+    assert len(calls) == at
+    loaded = load(tmp_path)
+    assert_same_forecast(loaded.predict(CLASSES, 3), first.predict(CLASSES, 3))
+    assert len(loaded.lineage) == 1
+    files = [path.name for path in tmp_path.iterdir()]
+    assert all(name.startswith("posterior") for name in files), files
+    second.save(tmp_path, overwrite=True)
+    assert len(load(tmp_path).lineage) == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+# Priors and guides of one's own
+
+
+def wide(sites: Sequence[Any]) -> dict[str, Tensor]:
+    return {
+        site.name: pyro.sample(
+            site.name, dist.Normal(0.0, 2.0).expand(site.shape).to_event(site.ndim)
+        )
+        for site in sites
+    }
+
+
+def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
+    posterior = fit(prior=wide)
+    posterior.save(tmp_path / "function")
+    with pytest.raises(SaveError, match=rf"prior: .*{__name__}:wide.*prior=") as error:
+        load(tmp_path / "function")
+    assert "0x" not in str(error.value)
+    loaded = load(tmp_path / "function", prior=wide)
+    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
+    fit(prior=dist.Normal(0.0, 1.0)).save(tmp_path / "distribution")
+    with pytest.raises(SaveError, match="PatternPrior'") as error:
+        load(tmp_path / "distribution")
+    assert "0x" not in str(error.value)
+    assert load(tmp_path / "distribution", prior=dist.Normal(0.0, 1.0)).report.steps == 3
+
+
+def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
+    posterior = fit(guide="AutoNormal")
+    with pytest.raises(SaveError, match=r"guide: AutoNormal .*normal"):
+        posterior.save(tmp_path / "new")
+    assert not list(tmp_path.iterdir())

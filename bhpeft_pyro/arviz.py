@@ -21,8 +21,7 @@ from torch import Tensor
 from .data import Examples
 from .errors import ConfigError
 from .forecast import RatingForecast
-from .inference.draws import draw
-from .inference.feed import Feed
+from .inference.draws import blocks, seeded
 from .inference.predict import predict
 from .peft.sites import Site
 
@@ -39,7 +38,7 @@ SMALL = 10_000
 """Sites with more weights than this are left out unless they are named."""
 
 _FLOAT = 4  # bytes
-_PREDICTIVE = 16  # bytes for each draw and example: a label and a log-likelihood
+_PREDICTED = 12  # bytes for each draw and example: a label and a log-likelihood
 _TRACE = ("loss", "nll", "kl", "lr", "gradient", "validation_nll")
 
 
@@ -88,18 +87,20 @@ def to_arviz(
         examples = posterior.text.encode(posterior.model, data, labelled=False)
     numel = {name: value[0].numel() for name, value in posterior.sample(1, seed).items()}
     chosen = _choose(numel, sites)
+    outputs = max(2, posterior.model.network.outputs)
     needed = samples * (
         2 * _FLOAT * sum(numel[name] for name in chosen)
-        + _PREDICTIVE * (0 if examples is None else len(examples))
+        + (0 if examples is None else (_PREDICTED + _FLOAT * outputs) * len(examples))
     )
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    # One draw at a time: in memory are the chosen sites only, and `predict` sees the same draws.
-    draws = [draw(posterior.guide, 1, seed + s) for s in range(samples)]
-    values = {name: torch.cat([each[name][0] for each in draws]) for name in chosen}
+    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    for block in blocks(posterior.guide, samples, seed):  # never all sites of all draws
+        for name in chosen:
+            values[name].append(block[name][:, 0].cpu())
     axes = _Axes([site for site in posterior.model.sites if site.name in chosen], posterior)
     report = posterior.report
     attrs = {
@@ -110,7 +111,7 @@ def to_arviz(
         "examples": report.examples,
     }
     groups = {
-        "posterior": axes.dataset(values, attrs),
+        "posterior": axes.dataset({name: torch.cat(v) for name, v in values.items()}, attrs),
         "prior": axes.dataset(_prior(posterior, chosen, samples, seed), {}),
         "sample_stats": _trace(report.history),
     }
@@ -135,8 +136,7 @@ def _prior(posterior: Posterior, chosen: list[str], samples: int, seed: int) -> 
     """Draws of the prior in force in the last round: site name to (S, *shape)."""
     model = posterior.model
     found: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    with torch.random.fork_rng(), torch.no_grad(), poutine.block():
-        torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad(), poutine.block():
         for _ in range(samples):
             trace = poutine.trace(model.prior).get_trace(model.sites)
             for name in chosen:
@@ -204,29 +204,27 @@ def _trace(history: Sequence[Mapping[str, float]]) -> xr.Dataset:
 def _predictions(
     posterior: Posterior, examples: Examples, samples: int, seed: int
 ) -> dict[str, xr.Dataset]:
-    """One prediction a draw, from the distribution of the label under that draw."""
-    feed = Feed(posterior.model, examples)
+    """A label drawn from each draw's own forecast, and how probable it made the observed one."""
+    labels = examples.labels
+    forecast = predict(
+        posterior.model, posterior.guide, examples, samples, seed=seed, keep_samples=True
+    )
     generator = torch.Generator().manual_seed(seed)
-    predicted, fit = [], []
-    for s in range(samples):
-        forecast = predict(
-            posterior.model, posterior.guide, feed, 1, seed=seed + s, keep_samples=True
-        )
-        if isinstance(forecast, RatingForecast):
-            mean, sd = forecast.means[0], forecast.sds[0]
-            predicted.append(torch.normal(mean, sd, generator=generator))
-            if examples.labels is not None:
-                fit.append(torch.distributions.Normal(mean, sd).log_prob(examples.labels))
-        else:
-            p = forecast.probabilities
-            predicted.append(torch.multinomial(p, 1, generator=generator)[:, 0])
-            if examples.labels is not None:
-                fit.append(p.gather(1, examples.labels[:, None])[:, 0].log())
+    if isinstance(forecast, RatingForecast):
+        predicted = torch.normal(forecast.means, forecast.sds, generator=generator)
+        normal = torch.distributions.Normal(forecast.means, forecast.sds)
+        fit = None if labels is None else normal.log_prob(labels)
+    else:
+        p = forecast.samples
+        assert p is not None
+        predicted = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        index = None if labels is None else labels.expand(len(p), -1).unsqueeze(-1)
+        fit = None if index is None else p.gather(-1, index).squeeze(-1).log()
     coords = {"example": np.arange(len(examples))}
     by_draw = ("chain", "draw", "example")
 
-    def drawn(values: list[Tensor]) -> xr.Dataset:
-        return _dataset({"label": (by_draw, torch.stack(values).numpy()[None])}, coords, {})
+    def drawn(values: Tensor) -> xr.Dataset:
+        return _dataset({"label": (by_draw, values.numpy()[None])}, coords, {})
 
     groups = {
         "posterior_predictive": drawn(predicted),
@@ -234,11 +232,9 @@ def _predictions(
             {"text": (("example",), np.array(examples.texts, dtype=object))}, coords
         ),
     }
-    if examples.labels is not None:
+    if labels is not None and fit is not None:
         groups["log_likelihood"] = drawn(fit)
-        groups["observed_data"] = xr.Dataset(
-            {"label": (("example",), examples.labels.numpy())}, coords
-        )
+        groups["observed_data"] = xr.Dataset({"label": (("example",), labels.numpy())}, coords)
     return groups
 
 

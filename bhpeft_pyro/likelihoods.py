@@ -130,12 +130,16 @@ class OrderedLogistic(Likelihood):
     ) -> TorchDistribution:
         cutpoints = self.cutpoints(weights)
         predictor = outputs[..., 0]
-        # A cumulative logit a class, and the differences of neighbours' probabilities; through
-        # Categorical, so that `probs` and entropies come for free.
-        above = torch.sigmoid(cutpoints - predictor.unsqueeze(-1))
+        # P(l < x < u) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): in logarithms, as a difference of
+        # probabilities near 1 is 0 and has no gradient.
+        above = cutpoints - predictor.unsqueeze(-1)
         ends = torch.zeros_like(above[..., :1])
-        probs = torch.cat([above, ends + 1], -1) - torch.cat([ends, above], -1)
-        return dist.Categorical(probs=probs.clamp_min(torch.finfo(probs.dtype).tiny))
+        below_upper = torch.cat([functional.logsigmoid(above), ends], -1)
+        above_lower = torch.cat([ends, functional.logsigmoid(-above)], -1)
+        steps = weights["cutpoints"][..., 1:].exp()
+        width = (-torch.expm1(-steps)).clamp_min(torch.finfo(steps.dtype).tiny).log()
+        logits = below_upper + above_lower + functional.pad(width, (1, 1))
+        return dist.Categorical(logits=logits)
 
 
 @dataclass(frozen=True)

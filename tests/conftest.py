@@ -23,7 +23,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 # Our attention functions, which are registered once and stay.
 OURS = "bhpeft_"
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tiny models: more threads only wait for each other.
+torch.set_num_threads(1)
 
 
 def _registry(interface: type) -> dict[str, Any]:

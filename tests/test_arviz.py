@@ -18,7 +18,7 @@ from bhpeft_pyro import arviz as export
 from bhpeft_pyro.arviz import to_arviz
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 with warnings.catch_warnings():
@@ -41,21 +41,21 @@ def idata(posterior: Posterior) -> Any:
 
 
 def test_means_and_sds_are_the_guides(posterior: Posterior) -> None:
-    many = posterior.to_arviz(samples=4000, sites="head.*")
+    many = posterior.to_arviz(samples=600, sites="head.*")
     for name in ("head.weight", "head.bias"):
         expected = posterior.guide.distributions()[name]  # type: ignore[operator]
         drawn = many.posterior[name].values[0]
-        error = expected.stddev.numpy() / np.sqrt(4000)
+        error = expected.stddev.numpy() / np.sqrt(600)
         np.testing.assert_array_less(np.abs(drawn.mean(0) - expected.mean.numpy()), 5 * error)
-        np.testing.assert_allclose(drawn.std(0), expected.stddev.numpy(), rtol=0.07)
+        np.testing.assert_allclose(drawn.std(0), expected.stddev.numpy(), rtol=0.15)
 
 
 def test_prior_is_the_models(posterior: Posterior) -> None:
-    many = posterior.to_arviz(samples=2000, sites="head.bias")
+    many = posterior.to_arviz(samples=300, sites="head.bias")
     with pyro.poutine.trace() as tracer:
         posterior.model.prior(posterior.model.sites)
     expected = tracer.trace.nodes["head.bias"]["fn"].stddev.numpy()
-    np.testing.assert_allclose(many.prior["head.bias"].values[0].std(0), expected, rtol=0.1)
+    np.testing.assert_allclose(many.prior["head.bias"].values[0].std(0), expected, rtol=0.2)
 
 
 def test_each_draw_predicts_with_its_own_weights(posterior: Posterior, idata: Any) -> None:
@@ -75,8 +75,7 @@ def test_each_draw_predicts_with_its_own_weights(posterior: Posterior, idata: An
 
 def test_log_likelihood_averages_to_the_forecasts(posterior: Posterior, idata: Any) -> None:
     data = tiny_examples(7, seed=3)
-    # One draw a pass, under the seeds of the export: the same draws.
-    forecast = posterior.predict(data, 40, max_rows=7)
+    forecast = posterior.predict(data, 40)  # the same seed, so the same draws
     assert isinstance(forecast, ClassForecast)
     mean = np.exp(idata.log_likelihood["label"].values[0]).mean(0)
     expected = forecast.probabilities[torch.arange(7), forecast.observed()]
@@ -84,24 +83,24 @@ def test_log_likelihood_averages_to_the_forecasts(posterior: Posterior, idata: A
 
 
 def test_predicted_labels_follow_the_probabilities(posterior: Posterior) -> None:
-    idata = posterior.to_arviz(TEXTS, samples=2000, sites="head.bias")
+    idata = posterior.to_arviz(TEXTS, samples=400, sites="head.bias")
     assert "log_likelihood" not in _groups(idata) and "observed_data" not in _groups(idata)
-    forecast = posterior.predict(TEXTS, 2000, max_rows=3)
+    forecast = posterior.predict(TEXTS, 400)
     assert isinstance(forecast, ClassForecast)
     share = idata.posterior_predictive["label"].values[0].mean(0)
-    np.testing.assert_allclose(share, forecast.probabilities[:, 1].numpy(), atol=0.05)
+    np.testing.assert_allclose(share, forecast.probabilities[:, 1].numpy(), atol=0.1)
     assert idata.constant_data["text"].values.tolist() == TEXTS
 
 
 def test_ratings_have_normal_predictions() -> None:
     model = tiny_model((), outputs=1, likelihood=likelihoods.Normal(center=2.0))
     posterior = fit(model, "normal", RATINGS, max_steps=5, progress=False)
-    idata = posterior.to_arviz(RATINGS, samples=1500, sites="noise.*")
-    forecast = posterior.predict(RATINGS, 1500, max_rows=9)
+    idata = posterior.to_arviz(RATINGS, samples=300, sites="noise.*")
+    forecast = posterior.predict(RATINGS, 300)
     predicted = idata.posterior_predictive["label"].values[0]
     sd = forecast.total.sqrt().numpy()
-    np.testing.assert_allclose(predicted.std(0), sd, rtol=0.15)
-    np.testing.assert_array_less(np.abs(predicted.mean(0) - forecast.mean.numpy()), 5 * sd / 38)
+    np.testing.assert_allclose(predicted.std(0), sd, rtol=0.3)
+    np.testing.assert_array_less(np.abs(predicted.mean(0) - forecast.mean.numpy()), 5 * sd / 17)
     density = np.exp(idata.log_likelihood["label"].values[0].astype(np.float64)).mean(0)
     expected = forecast.log_prob(torch.tensor(RATINGS["label"])).exp()
     np.testing.assert_allclose(density, expected.numpy(), rtol=1e-3)
@@ -111,14 +110,14 @@ def test_ratings_have_normal_predictions() -> None:
 
 def test_dims_and_coordinates_have_names() -> None:
     data = {"text": TEXTS, "label": ["bad", "good", "bad"]}
-    kinds = (LoRA(("query", "ffn_in"), rank=2), LoRA(("value",), rank=2, layers=(1,)))
+    kinds = (LoRA(("query", "ffn_in"), rank=2), Adapter(size=3, layers=(1,)))
     posterior = fit(tiny_model(kinds), "normal", data, max_steps=1, progress=False)
     values = posterior.to_arviz(samples=2, sites="*").posterior
     assert values["head.weight"].dims == ("chain", "draw", "label", "in")
     assert values["label"].values.tolist() == ["bad", "good"]
     assert values["lora.query.A"].dims[-2:] == ("rank", "in")
     # All layers here, layer 1 alone there; 16 outputs here, 32 there: no name for both.
-    assert values["layer.lora.value.A"].values.tolist() == [1]
+    assert values["layer.adapter.up"].values.tolist() == [1]
     assert values["layer.lora.query.A"].values.tolist() == [0, 1]
     assert values.sizes["out.lora.ffn_in.B"] == 32 and values.sizes["out.lora.query.B"] == 16
 
@@ -168,16 +167,16 @@ def test_memory_is_bounded_before_any_draw(
     posterior: Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numel = {site.name: site.numel for site in posterior.model.sites}
-    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * 16 * 5
+    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * (12 + 4 * 2) * 5
     data = tiny_examples(5)
     posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed)
-    monkeypatch.setattr(export, "draw", None)  # would be called for the draws
+    monkeypatch.setattr(export, "blocks", None)  # would be called for the draws
     with pytest.raises(ConfigError, match=rf"samples=3: {needed:,} bytes.*head.weight, head.bias"):
         posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed - 1)
 
 
 def test_wrong_arguments_are_named(posterior: Posterior) -> None:
-    with pytest.raises(ConfigError, match="'adapter.*' matches no site; sites: lora.query.A"):
+    with pytest.raises(ConfigError, match=r"'adapter\.\*' matches no site; sites: lora"):
         posterior.to_arviz(samples=2, sites=["head.*", "adapter.*"])
     with pytest.raises(ConfigError, match="samples=0"):
         posterior.to_arviz(samples=0)
@@ -223,7 +222,12 @@ def test_arviz_1_gets_a_data_tree(
     tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")
     with xr.open_datatree(tmp_path / "tree.nc", engine="h5netcdf") as back:
         for group in _groups(idata):
-            xr.testing.assert_equal(back[group].to_dataset(), xr.Dataset(idata[group]))
+            xr.testing.assert_equal(back[group].to_dataset(), _dataset(idata[group]))
+
+
+def _dataset(group: Any) -> xr.Dataset:
+    """A group's contents, of either ArviZ."""
+    return group.to_dataset() if isinstance(group, xr.DataTree) else group
 
 
 def _groups(idata: Any) -> set[str]:

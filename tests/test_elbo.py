@@ -6,7 +6,7 @@ Where an expectation is compared, the tolerance is five standard errors, which a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +25,15 @@ from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 PRIOR_SD = 0.5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def normal_model(kinds: Any = None) -> bh.Model:

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import DistilBertConfig, DistilBertModel
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
@@ -227,11 +227,17 @@ def test_a_guide_function_forecasts_but_has_no_central_values() -> None:
 
 @pytest.mark.parametrize("own", [False, True])
 def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
-    from transformers import DistilBertForSequenceClassification
+    class Base(DistilBertModel):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # nothing else
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    class Classifier(DistilBertForSequenceClassification):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
 
     config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
     config.num_labels = 2
-    backbone = (DistilBertForSequenceClassification if own else DistilBertModel)(config)
+    backbone = Classifier(config) if own else Base(config)
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     head = bh.OwnHead() if own else bh.Head(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyro
@@ -21,6 +21,15 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
 SITES = MODEL.sites
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def log_prob(prior: Any, values: dict[str, Tensor]) -> Tensor:
@@ -209,7 +218,7 @@ def test_a_hierarchical_prior_goes_through_fit_update_and_predict() -> None:
     assert tau.mean().item() == pytest.approx(rms, rel=0.4)
     assert set(posterior.as_prior().distributions) == {"tau", "head.weight", "head.bias"}
     later = posterior.update(tiny_examples(16, seed=1), max_steps=20)
-    assert later.predict(["w5 w20", "w6 w20"], samples=4).probs.shape == (2, 2)  # type: ignore[union-attr]
+    assert later.predict(["w5 w20", "w6 w20"], samples=4).probabilities.shape == (2, 2)  # type: ignore[union-attr]
 
 
 def test_the_kl_of_a_hierarchical_fit_is_that_of_monte_carlo() -> None:

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import presets
 from ..calibration import fit_temperature, scale
 from ..forecast import ClassForecast
-from ..guides import autoguide
 from ..head import Head
 from ..metrics import evaluate, rejection_curve
 from ..model import Model
@@ -77,13 +76,6 @@ def _fit(
     return fit(model, guide, data.train, **options)
 
 
-def _start(model: Model, guide: str, seed: int) -> Any:
-    """A guide whose random starting values depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return autoguide(guide, model)
-
-
 def head_only(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -93,7 +85,7 @@ def head_only(
 ) -> Posterior:
     """A Bayesian head on the frozen transformer: what is there without any PEFT."""
     model = _model(backbone, tokenizer, presets.head_only())
-    return _fit(model, _start(model, "normal", settings.seed), data, settings, progress)
+    return _fit(model, "normal", data, settings, progress)
 
 
 def bayesian(
@@ -105,7 +97,7 @@ def bayesian(
 ) -> Posterior:
     """LoRA, adapter and prefix with a Normal posterior; it never sees the validation rows."""
     model = _model(backbone, tokenizer, presets.bh_peft())
-    return _fit(model, _start(model, "normal", settings.seed), data, settings, progress)
+    return _fit(model, "normal", data, settings, progress)
 
 
 def deterministic(
@@ -117,7 +109,7 @@ def deterministic(
 ) -> Posterior:
     """The same LoRA, adapter and prefix as points, by maximum likelihood with early stopping."""
     model = _model(backbone, tokenizer, presets.bh_peft())
-    return _early_stopped(model, _start(model, "delta", settings.seed), data, settings, progress)
+    return _early_stopped(model, "delta", data, settings, progress)
 
 
 def fine_tuned(before: Posterior, data: Round, settings: Settings, progress: bool) -> Posterior:

@@ -50,7 +50,7 @@ class DeltaGuide(Guide):
         )
 
     def means(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self._values().items()}
+        return {name: value.detach().clone() for name, value in self._values().items()}
 
     def _values(self) -> dict[str, Tensor]:
         return {

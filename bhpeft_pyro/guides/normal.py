@@ -56,7 +56,7 @@ class NormalGuide(Guide):
 
     def means(self) -> dict[str, Tensor]:
         return {
-            name: biject_to(support)(self.loc[key(name)].detach())
+            name: biject_to(support)(self.loc[key(name)].detach().clone())
             for name, support in self._supports.items()
         }
 

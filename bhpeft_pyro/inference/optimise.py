@@ -167,10 +167,18 @@ class _Run:
         rest = [p for p in params if id(p) not in natural]
         optimizers: list[Optimizer] = []
         if pairs:
-            optimizers.append(NaturalGradient(pairs, lr=self.options.natural_lr))
+            optimizers.append(NaturalGradient(pairs, lr=self._natural_lr()))
         if rest:
             optimizers.append(Adam(rest, lr=self.options.lr))
         return optimizers
+
+    def _natural_lr(self) -> float:
+        """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
+        variance rho N / (2 B), in units of the posterior's, so more would be mostly noise."""
+        if self.options.natural_lr is not None:
+            return self.options.natural_lr
+        batch = self.options.batch_size * self.options.accumulate
+        return min(batch / len(self.feed.examples), 0.1)
 
     def _step(self, step: int, optimizers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""

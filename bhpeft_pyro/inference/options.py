@@ -23,7 +23,8 @@ class FitOptions:
         batch_size: examples per forward pass, shared out over the particles.
         particles: weight draws per forward pass (1 for a point-mass guide).
         accumulate: forward passes per optimiser step.
-        natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs.
+        natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
+            at most 0.1: the noise of mini-batches then stays below the posterior's own sds.
         lr: learning rate of Adam, for every other parameter.
         schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
             "inverse_sqrt", as in transformers.
@@ -47,12 +48,12 @@ class FitOptions:
 draw gets an equal share of the batch
     """
 
-    epochs: int = 20
+    epochs: int = 15
     max_steps: int | None = None
     batch_size: int = 16
     particles: int = 4
     accumulate: int = 1
-    natural_lr: float = 0.1
+    natural_lr: float | None = None
     lr: float = 2e-3
     schedule: str = "cosine"
     warmup: float = 0.05
@@ -77,8 +78,10 @@ draw gets an equal share of the batch
             self._check(name, good, "an integer of at least 1, or None")
         self._check("eval_samples", self.eval_samples >= 0, "0 or more")
         self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        for name in ("natural_lr", "lr"):
-            self._check(name, getattr(self, name) > 0, "positive")
+        self._check("lr", self.lr > 0, "positive")
+        self._check(
+            "natural_lr", self.natural_lr is None or self.natural_lr > 0, "positive, or None"
+        )
         for name in ("warmup", "kl_warmup"):
             self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._check("clip", self.clip is None or self.clip > 0, "positive, or None")

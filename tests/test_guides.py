@@ -1,0 +1,219 @@
+"""The guides' contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from torch import Tensor, nn
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import GuideError
+from bhpeft_pyro.guides import GUIDES, DeltaGuide, FunctionGuide, NormalGuide, latents
+from bhpeft_pyro.guides.guide import key
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def with_extras(sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Besides the sites a positive scale, a share and a simplex."""
+    tau = pyro.sample("tau", dist.HalfNormal(torch.ones(3)).to_event(1))
+    pyro.sample("share", dist.Beta(2.0, 2.0))
+    pyro.sample("mix", dist.Dirichlet(torch.ones(4)))
+    return {
+        site.name: pyro.sample(
+            site.name,
+            dist.Normal(0.0, tau[..., 0].reshape(tau.shape[:-1] + (1,) * site.ndim))
+            .expand(tau.shape[:-1] + site.shape)
+            .to_event(site.ndim),
+        )
+        for site in sites
+    }
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    with pytest.raises(GuideError, match=r"unknown guide 'gauss'; known: normal, delta.*AutoIAF"):
+        bh.autoguide("gauss", tiny_model(()))
+    for name in GUIDES:
+        assert isinstance(bh.autoguide(name, tiny_model(())), bh.Guide)
+
+
+def test_an_unknown_option_names_guide_and_option() -> None:
+    with pytest.raises(GuideError, match=r"normal.*does not take \{'rank': 3\}"):
+        bh.autoguide("normal", tiny_model(()), rank=3)
+    with pytest.raises(GuideError, match=r"init_scale must be positive, got 0\.0"):
+        bh.autoguide("normal", tiny_model(()), init_scale=0.0)
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", AutoNormal])
+def test_pyros_guides_start_at_the_sites_own_start(name: Any) -> None:
+    """B at 0 and A away from it: all at Pyro's median would be a saddle of the product."""
+    model = tiny_model()
+    guide = bh.autoguide(name, model)
+    with pyro.get_param_store().scope():
+        guide(tiny_batch())
+        median = guide.median(tiny_batch())  # type: ignore[union-attr]
+    assert isinstance(guide, AutoNormal)
+    for site_name, value in median.items():
+        zero = bool((value == 0).all())
+        assert zero == (not site_name.endswith(".A")), site_name
+
+
+def test_init_loc_fn_may_be_chosen() -> None:
+    guide = bh.autoguide(
+        AutoDiagonalNormal, tiny_model(()), init_loc_fn=lambda site: torch.ones(site["fn"].shape())
+    )
+    with pyro.get_param_store().scope():
+        guide(tiny_batch())
+        assert (guide.median()["head.weight"] == 1).all()  # type: ignore[union-attr]
+
+
+def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
+    model = tiny_model(prior={"lora.*": dist.Normal(0.0, 0.3), "*": dist.StudentT(3.0, 0.0, 0.5)})
+    guide = NormalGuide(model)
+    for name, mean in guide.means().items():
+        assert bool((mean == 0).all()) == (not name.endswith(".A"))
+    scales = guide.scales()
+    torch.testing.assert_close(scales["lora.query.A"], torch.full((2, 2, 16), 0.3))
+    sd = 0.5 * 3**0.5  # of a Student t with 3 degrees of freedom
+    torch.testing.assert_close(scales["head.bias"], torch.full((2,), sd))
+    narrow = NormalGuide(model, init_scale=0.01).scales()
+    assert all(torch.allclose(scale, torch.tensor(0.01)) for scale in narrow.values())
+
+
+def test_a_prior_without_sd_starts_at_the_units() -> None:
+    model = tiny_model((), prior=dist.Cauchy(0.0, 3.0))
+    scales = NormalGuide(model).scales()
+    torch.testing.assert_close(scales["head.weight"], torch.full((2, 16), 0.25))  # 1 / sqrt(16)
+
+
+def test_latents_leave_the_random_state_alone() -> None:
+    model = tiny_model((), prior=with_extras)
+    before = torch.get_rng_state()
+    found = latents(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {latent.name for latent in found} == {
+        "tau",
+        "share",
+        "mix",
+        "head.weight",
+        "head.bias",
+    }
+
+
+@pytest.mark.parametrize("name", ["normal", "delta", "AutoNormal"])
+def test_constrained_latents_stay_in_their_support(name: str) -> None:
+    model = tiny_model((), prior=with_extras)
+    with pyro.get_param_store().scope():
+        guide: Any = bh.autoguide(name, model)
+        guide(tiny_batch())
+        with torch.no_grad():
+            for parameter in guide.parameters():
+                parameter.add_(2 * torch.randn_like(parameter))
+        with poutine.trace() as tracer, pyro.plate("draws", 50, dim=-2):
+            guide(tiny_batch())
+    values = {name: node["value"] for name, node in tracer.trace.nodes.items()}
+    assert values["tau"].shape == (50, 1, 3)
+    assert (values["tau"] > 0).all()
+    assert ((values["share"] > 0) & (values["share"] < 1)).all()
+    torch.testing.assert_close(values["mix"].sum(-1), torch.ones(50, 1))
+
+
+def test_means_are_the_transformed_locs() -> None:
+    model = tiny_model((), prior=with_extras)
+    for guide in (NormalGuide(model), DeltaGuide(model)):
+        with torch.no_grad():
+            guide.loc["tau"].copy_(torch.tensor([0.0, 1.0, -1.0]))
+        torch.testing.assert_close(guide.means()["tau"], torch.tensor([0.0, 1.0, -1.0]).exp())
+        assert guide.means()["mix"].sum().item() == pytest.approx(1.0)
+
+
+def test_the_normal_guide_draws_what_it_says() -> None:
+    guide = NormalGuide(tiny_model(()), init_scale=0.2)
+    with torch.no_grad():
+        guide.loc[key("head.bias")].copy_(torch.tensor([1.0, -2.0]))
+    with pyro.plate("draws", 4000, dim=-2):
+        draws = guide()["head.bias"]
+    assert draws.shape == (4000, 1, 2)
+    mean, sd = draws.mean((0, 1)), draws.std((0, 1))
+    torch.testing.assert_close(mean, torch.tensor([1.0, -2.0]), rtol=0, atol=0.02)
+    torch.testing.assert_close(sd, torch.full((2,), 0.2), rtol=0.1, atol=0)
+
+
+def test_distributions_and_means_are_detached_copies() -> None:
+    model = tiny_model((), prior=with_extras)
+    guide = NormalGuide(model, init_scale=0.2)
+    kept = guide.distributions()
+    values = {name: guide.means()[name] for name in kept}
+    before = {name: q.log_prob(values[name]) for name, q in kept.items()}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    for name, q in kept.items():
+        assert not q.log_prob(values[name]).requires_grad
+        assert not q.sample().requires_grad
+        torch.testing.assert_close(q.log_prob(values[name]), before[name])
+        assert (guide.distributions()[name].log_prob(values[name]) != before[name]).all()
+
+
+def test_the_priors_of_the_next_round_have_the_same_density() -> None:
+    model = tiny_model((), prior=with_extras)
+    guide = NormalGuide(model, init_scale=0.2)
+    trace = poutine.trace(guide).get_trace()
+    prior = bh.priors.PosteriorPrior(guide.distributions())
+    replayed = poutine.trace(poutine.replay(prior, trace)).get_trace(model.sites)
+    torch.testing.assert_close(replayed.log_prob_sum(), trace.log_prob_sum())
+
+
+def test_a_point_cannot_be_a_prior() -> None:
+    posterior = bh.fit(tiny_model(()), "delta", tiny_examples(), max_steps=2, progress=False)
+    with pytest.raises(GuideError, match=r"no width.*cannot be a prior"):
+        posterior.as_prior()
+    with pytest.raises(GuideError, match="no width"):
+        posterior.update(tiny_examples())
+
+
+def test_natural_pairs_are_the_live_parameters() -> None:
+    guide = NormalGuide(tiny_model())
+    pairs = guide.natural_pairs()
+    found = {id(tensor) for pair in pairs for tensor in pair}
+    assert found == {id(parameter) for parameter in guide.parameters()}
+    assert all(loc.shape == scale.shape for loc, scale in pairs)
+    assert DeltaGuide(tiny_model()).natural_pairs() == []
+
+
+def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
+    def guide(batch: bh.Batch | None) -> None:
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
+        loc = pyro.param("a.loc", torch.zeros(2))
+        pyro.sample("head.bias", dist.Normal(loc, scale).to_event(1))
+
+    module = FunctionGuide(guide)
+    parameters = dict(module.named_parameters())
+    assert len(parameters) == 2
+    assert all(isinstance(value, nn.Parameter) for value in parameters.values())
+    with torch.no_grad():
+        for name, value in parameters.items():
+            if name.endswith("scale"):
+                assert value.item() == pytest.approx(torch.tensor(0.5).log().item())
+                value.fill_(-3.0)
+    trace = poutine.trace(module).get_trace(None)
+    assert trace.nodes["scale"]["value"].item() == pytest.approx(torch.tensor(-3.0).exp().item())
+    trace.log_prob_sum().backward()
+    assert all(value.grad is not None for value in parameters.values())
+    assert len(pyro.get_param_store()) == 0

@@ -1,0 +1,240 @@
+"""One model, every inference that Pyro has: it is an ordinary Pyro model.
+
+Where a posterior is compared with the closed form, means are in units of the exact sd.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import WIDTH, Exact, flat, own_network, random_texts, ratings, regression
+from pyro import poutine
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
+from pyro.optim import Adam
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+
+FIT: dict[str, Any] = {
+    "batch_size": 24,
+    "particles": 4,
+    "lr": 0.03,
+    "natural_lr": 0.1,
+    "warmup": 0.0,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> bh.Model:
+    # Much noise, so that prior and data both matter and features are not too correlated.
+    return regression(own_network(), noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def data(model: bh.Model) -> bh.Examples:
+    return ratings(model.network, random_texts(24), seed=3, noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def exact(model: bh.Model, data: bh.Examples) -> Exact:
+    return Exact.of(model, data)
+
+
+@pytest.fixture(scope="module")
+def batch(model: bh.Model, data: bh.Examples) -> bh.Batch:
+    whole = next(data.batches(len(data)))
+    return bh.Batch({}, whole.labels, features=model.network.features(whole))
+
+
+def assert_near(
+    draws: Tensor, exact: Exact, sd: Tensor, mean_tol: float = 0.3, sd_tol: float = 0.25
+) -> None:
+    """Means within `mean_tol` sds, sds within `sd_tol`; `draws` add 0.05 of noise to either."""
+    assert ((draws.mean(0) - exact.mean) / exact.sd).abs().max() < mean_tol
+    ratio = (draws.std(0) / sd).log()
+    assert ratio.abs().max() < sd_tol
+    assert ratio.mean().abs() < sd_tol / 2
+
+
+def test_the_cases_below_can_tell_a_mean_field_from_the_truth(exact: Exact) -> None:
+    assert (exact.sd / exact.mean_field_sd).max() > 1.5
+
+
+@pytest.mark.parametrize(
+    ("guide", "steps", "full"),
+    [
+        ("normal", 300, False),
+        ("AutoNormal", 600, False),
+        ("AutoMultivariateNormal", 700, True),
+        ("AutoLowRankMultivariateNormal", 600, None),
+    ],
+)
+def test_fit_with_a_guide_by_name(
+    guide: str, steps: int, full: bool | None, model: bh.Model, data: bh.Examples, exact: Exact
+) -> None:
+    posterior = bh.fit(model, guide, data, **FIT, max_steps=steps)
+    draws = flat(posterior.sample(2000))
+    if full is None:  # between the two: the mean is what it must get right
+        assert ((draws.mean(0) - exact.mean) / exact.sd).abs().max() < 0.4
+        assert (draws.std(0) > 0.7 * exact.mean_field_sd).all()
+        return
+    assert_near(draws, exact, exact.sd if full else exact.mean_field_sd, 0.4, 0.3)
+
+
+def test_pyros_own_svi(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+    with pyro.get_param_store().scope():
+        guide = AutoNormal(model, init_scale=0.1)
+        elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+        svi = SVI(model, guide, Adam({"lr": 0.03}), elbo)
+        losses = [svi.step(batch) for _ in range(500)]
+        predictive = Predictive(guide, num_samples=1000, parallel=True)
+        draws = predictive(batch)
+    assert losses[-1] < losses[0]
+    assert_near(flat(draws), exact, exact.mean_field_sd, 0.5, 0.4)
+
+
+def hand_written(batch: bh.Batch | None) -> None:
+    for name, shape in (("head.weight", (1, WIDTH)), ("head.bias", (1,))):
+        loc = pyro.param(f"{name}.loc", torch.zeros(shape))
+        scale = pyro.param(
+            f"{name}.scale", 0.3 * torch.ones(shape), constraint=dist.constraints.positive
+        )
+        pyro.sample(name, dist.Normal(loc, scale).to_event(len(shape)))
+
+
+class Written(PyroModule):
+    """The same as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in (("weight", (1, WIDTH)), ("bias", (1,))):
+            setattr(self, f"{name}_loc", PyroParam(torch.zeros(shape)))
+            scale = PyroParam(0.3 * torch.ones(shape), dist.constraints.positive)
+            setattr(self, f"{name}_scale", scale)
+
+    def forward(self, batch: bh.Batch | None) -> None:
+        for name in ("weight", "bias"):
+            loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_scale")
+            pyro.sample(f"head.{name}", dist.Normal(loc, scale).to_event(loc.dim()))
+
+
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_fit_with_a_guide_of_ones_own(
+    kind: str, model: bh.Model, data: bh.Examples, exact: Exact
+) -> None:
+    guide = hand_written if kind == "function" else Written()
+    posterior = bh.fit(model, guide, data, **FIT, max_steps=500)
+    assert_near(flat(posterior.sample(2000)), exact, exact.mean_field_sd, 0.4, 0.3)
+    assert len(pyro.get_param_store()) == 0
+    assert posterior.predict(data, samples=4).mean.shape == (24,)  # type: ignore[union-attr]
+
+
+def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+    mcmc = MCMC(
+        NUTS(model, jit_compile=False), num_samples=200, warmup_steps=80, disable_progbar=True
+    )
+    mcmc.run(batch)
+    # 200 draws: standard errors of 0.07 sds for a mean, and 5 % for a sd.
+    assert_near(flat(mcmc.get_samples()), exact, exact.sd, 0.3, 0.25)
+
+
+def test_parallel_predictive_equals_a_loop() -> None:
+    model, batch = tiny_model(), bh.Batch(tiny_batch(5).inputs)
+    weights = {site.name: site.unit * torch.randn(6, *site.shape) for site in model.sites}
+    weights["head.weight"] *= 1e3  # logits so far apart that labels are certain
+    with torch.no_grad():
+        loop = Predictive(model, weights)(batch)["label"]
+        spread = {name: value.unsqueeze(1) for name, value in weights.items()}
+        parallel = Predictive(model, spread, parallel=True)(batch)["label"]
+    assert loop.reshape(6, 5).tolist() == parallel.reshape(6, 5).tolist()
+    assert loop.unique().tolist() == [0, 1]
+
+
+def test_predictive_from_the_prior_and_from_a_guide() -> None:
+    model, batch = tiny_model(()), bh.Batch(tiny_batch(5).inputs)
+    found = Predictive(model, num_samples=7, parallel=True)(batch)
+    assert found["label"].shape == (7, 5)
+    assert found["head.weight"].std() > 0
+    guide = bh.autoguide("normal", model, init_scale=1e-6)
+    with torch.no_grad():
+        guide.loc["head.bias" if "head.bias" in guide.loc else "head/bias"].copy_(  # type: ignore[union-attr, operator, index]
+            torch.tensor([0.0, 100.0])
+        )
+    found = Predictive(model, guide=guide, num_samples=7, parallel=True)(batch)
+    assert (found["label"] == 1).all()
+
+
+def test_conditioning_on_a_weight(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+    values = {
+        "head.weight": exact.mean[:WIDTH].float().reshape(1, WIDTH),
+        "head.bias": exact.mean[WIDTH:].float(),
+    }
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(batch)
+    assert trace.nodes["head.weight"]["is_observed"]
+    everything = torch.distributions.Normal(0.0, exact.prior_sd).log_prob(exact.mean).sum()
+    residual = exact.y - exact.x @ exact.mean
+    everything += torch.distributions.Normal(0.0, exact.noise).log_prob(residual).sum()
+    assert trace.log_prob_sum().item() == pytest.approx(everything.item(), rel=1e-5)
+
+
+def test_two_models_in_one_process_do_not_touch_each_other() -> None:
+    data = tiny_examples(12)
+    options: dict[str, Any] = {"max_steps": 8, "progress": False, "seed": 3}
+    for guide in ("normal", "AutoNormal"):
+        alone = bh.fit(tiny_model(()), guide, data, **options)
+        kept = copy.deepcopy(alone.guide.state_dict())
+        predicted = alone.predict(data, samples=4).probabilities  # type: ignore[union-attr]
+        other = bh.fit(tiny_model(()), guide, tiny_examples(12, seed=5), **options)
+        assert kept.keys() == other.guide.state_dict().keys()
+        assert any((kept[name] != value).any() for name, value in other.guide.state_dict().items())
+        for name, value in alone.guide.state_dict().items():
+            torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
+        again = alone.predict(data, samples=4).probabilities  # type: ignore[union-attr]
+        torch.testing.assert_close(again, predicted, rtol=0, atol=0)
+        assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("guide", ["normal", "delta", "AutoLowRankMultivariateNormal"])
+def test_a_fit_leaves_global_state_alone_and_repeats_itself(guide: str) -> None:
+    data, states, fits = tiny_examples(12), [], []
+    pyro.param("of.the.user", torch.ones(1))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        fits.append(bh.fit(tiny_model(()), guide, data, max_steps=4, progress=False, seed=7))
+        fits[-1].predict(data, samples=3)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(fits[-1].guide.state_dict())
+        assert list(pyro.get_param_store()) == ["of.the.user"]
+    pyro.clear_param_store()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=0, atol=0)
+    losses = [[entry["loss"] for entry in fit.report.history] for fit in fits]
+    assert losses[0] == losses[1]
+
+
+def test_the_backbone_is_bitwise_unchanged_by_a_fit() -> None:
+    model = tiny_model()
+    before = copy.deepcopy(model.network.backbone.state_dict())
+    posterior = bh.fit(model, "normal", tiny_examples(12), max_steps=4, progress=False)
+    for name, value in posterior.model.network.backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name

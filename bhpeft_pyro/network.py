@@ -152,11 +152,9 @@ class RandomPEFT(PyroModule):
         rows = []
         for batch in batches:
             inputs, _ = self._rows(batch.to(self.device), 1)
-            mask = (
-                _mask(inputs).sum(-1) > 1
-            )  # the places of choices that don't exist hold one token
+            exist = slice(None) if batch.choices is None else batch.choices.flatten()
             with torch.no_grad():
-                rows.append(self._pooled(inputs)[mask])
+                rows.append(self._pooled(inputs)[exist])
         self.axes.fit(torch.cat(rows))
 
     def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:

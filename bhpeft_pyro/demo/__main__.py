@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
-# Loading 22 million parameters takes no time: a progress bar would only clutter the screen.
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
 import typer
 from rich.console import Console
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, logging
 
 from ..errors import DataError
 from . import assets
@@ -40,6 +36,7 @@ def main(
     except (DataError, OSError) as error:
         console.print(f"[bold red]Cannot start:[/] {error}", highlight=False)
         raise typer.Exit(1) from error
+    logging.disable_progress_bar()  # loading 22 million parameters takes no time
     backbone, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rounds = two_rounds(domains, settings.train, settings.validation, settings.test, seed)
     weights = sum(parameter.numel() for parameter in backbone.parameters())

@@ -35,7 +35,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/compare"),
     task: Annotated[list[str] | None, typer.Option(help="A task; again for more.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.")] = 5,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of every fit.")] = 150,
+    epochs: Annotated[int, typer.Option(help="Passes over the data, at most.")] = 15,
     samples: Annotated[int, typer.Option(help="Draws of the Bayesian forecast.")] = 8,
     validation: Annotated[int, typer.Option(help="Validation rows, for the scaling.")] = 100,
     test: Annotated[int, typer.Option(help="Test rows.")] = 400,
@@ -45,7 +45,7 @@ def compare(
     names = task or list(TASKS)
     if unknown := set(names) - TASKS.keys():
         raise typer.BadParameter(f"unknown task {', '.join(unknown)}; known: {', '.join(TASKS)}")
-    setting = {"steps": steps, "samples": samples, "validation": validation, "test": test}
+    setting = {"epochs": epochs, "samples": samples, "validation": validation, "test": test}
     out.mkdir(parents=True, exist_ok=True)
     runs = [(name, seed) for seed in range(seeds) for name in names]
     todo = [run for run in runs if not _file(out, *run).exists()]
@@ -53,7 +53,7 @@ def compare(
         backbone = minilm()
         for name, seed in track(todo, "fitting", console=Console(stderr=True)):
             rows = split(data, TASKS[name], seed, validation, test)
-            metrics = run_arms(TASKS[name], rows, backbone, seed, steps, samples)
+            metrics = run_arms(TASKS[name], rows, backbone, seed, epochs, samples)
             result = {
                 "task": name,
                 "seed": seed,
@@ -77,7 +77,7 @@ def table(results: list[dict[str, Any]]) -> Table:
     shown = [name for name in SHOWN if name in first["metrics"]["Bayesian"]]
     title = (
         f"{first['task']}: {first['rows']} training rows, {len(results)} seeds, "
-        f"{first['backbone']}, {first['steps']} steps, S = {first['samples']}, temperature 1"
+        f"{first['backbone']}, {first['epochs']} epochs, S = {first['samples']}, temperature 1"
     )
     grid = Table("", *shown, title=title)
     for arm in ARMS:

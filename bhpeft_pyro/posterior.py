@@ -183,7 +183,7 @@ class Posterior:
         data: object,
         samples: int = 32,
         *,
-        max_rows: int = 256,
+        max_rows: int = 64,
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,

@@ -50,11 +50,11 @@ class Settings:
         seed: of data, draws and starting values.
     """
 
-    train: tuple[int, int] = (800, 400)
-    validation: int = 200
-    test: int = 500
-    epochs: int = 15
-    samples: int = 16
+    train: tuple[int, int] = (400, 300)
+    validation: int = 100
+    test: int = 400
+    epochs: int = 12
+    samples: int = 8
     exported: int = 100
     seed: int = 0
 

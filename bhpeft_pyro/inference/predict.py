@@ -28,7 +28,7 @@ def predict(
     data: Examples | Feed,
     samples: int = 32,
     *,
-    max_rows: int = 256,
+    max_rows: int = 64,
     seed: int = 0,
     keep_samples: bool = False,
     bf16: bool = False,

@@ -42,7 +42,7 @@ from bhpeft_pyro.demo.data import two_rounds
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 15, 16)
+train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 12, 8)
 
 # %% [markdown]
 # ## The data
@@ -87,7 +87,8 @@ def by_layer(sites):
     return values
 
 
-[name for name in by_layer(network.sites) if name.startswith("scale")]
+trace = pyro.poutine.trace(by_layer).get_trace(network.sites)
+[name for name in trace.stochastic_nodes if name.startswith("scale")]
 
 # %% [markdown]
 # ## The fit
@@ -100,6 +101,7 @@ print(posterior.report)
 
 # %%
 ax = plots.elbo_trace(posterior.report.history)
+
 # %% [markdown]
 # ## The forecast
 #
@@ -120,6 +122,7 @@ for i in forecast.flag(0.02, by="epistemic").tolist():
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
 plots.reliability(forecast, ax=left)
 right = plots.epistemic_aleatoric(forecast, ax=right)
+
 # %% [markdown]
 # ## The update
 #

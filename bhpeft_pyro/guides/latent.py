@@ -14,6 +14,7 @@ from torch.distributions.constraints import Constraint
 
 from ..errors import PriorError
 from ..model import Model
+from ..peft.sites import Site
 from ..priors import checked
 
 __all__ = ["Latent", "is_real", "latents"]
@@ -46,8 +47,9 @@ def is_real(support: Constraint | None) -> bool:
 def latents(model: Model) -> list[Latent]:
     """The latents of a model, found by running its prior once.
 
-    PEFT and head sites start at their own `init`; what a prior samples besides (scales, gates)
-    starts at the value drawn. The global random state is left as it was.
+    PEFT and head sites start at their prior's mean, or at their own `init` if it is zero (or
+    there is none); what a prior samples besides (scales, gates) starts at the value drawn. The
+    global random state is left as it was.
 
     Raises:
         PriorError: a site was sampled with independent (batch) dims: plates and mini-batches
@@ -69,13 +71,22 @@ def latents(model: Model) -> list[Latent]:
             raise PriorError(f"prior: the site {name!r} is discrete; guides need continuous ones")
         support = fn.support
         transform = biject_to(support)
-        start: Any = sites[name].init() if name in sites else node["value"]
+        start: Any = _start(fn, sites[name]) if name in sites else node["value"]
         loc = transform.inv(start.to(device)).detach().clone()
         found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name))))
     missing = sites.keys() - {latent.name for latent in found}
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
     return found
+
+
+def _start(fn: Any, site: Site) -> Tensor:
+    """The prior mean where it says something; zero would be a saddle of BA."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        return site.init()
+    return mean.clone() if mean.isfinite().all() and mean.any() else site.init()
 
 
 def _prior_scale(fn: TorchDistribution, loc: Tensor, site: object) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from ..errors import PriorError
@@ -15,7 +17,7 @@ from ..peft.sites import Site
 __all__ = ["FunctionSpaceNormal", "default"]
 
 # Sites whose product with another random site makes a change: the factor goes on one side only.
-_INPUT_SIDE = (".A", ".down", ".embedding", ".gate.weight")
+_INPUT_SIDE = (".A", ".down", ".embedding")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class FunctionSpaceNormal:
     """Independent Normals whose scales mean the same on every backbone.
 
     A site's `unit` is the sd at which its branch would be as large as the frozen output that it is
-    added to. The prior gives the input side (LoRA A, adapter down) its unit and the output side
-    (LoRA B, adapter up, prefix) `change` times its unit: under the prior each block's output
-    changes by about that fraction.
+    added to. The output side (LoRA B, adapter up, prefix) is N(0, (change unit)^2): under the prior
+    each block's output changes by about that fraction. The input side (LoRA A, adapter down) is
+    centred on a fixed random projection with entries N(0, unit^2) and varies around it by
+    `spread` of them. Centred on zero, every draw would be another projection, the output side
+    could learn nothing that survives the next draw, and the PEFT weights would stay unused.
 
     Args:
         change: relative change of a block's output under the prior.
+        spread: sd of the input side, in units.
         head: sd of each output (logit) under the prior of the head's weights.
         other: scale of the likelihood's own sites, in their units.
 
@@ -38,12 +43,13 @@ class FunctionSpaceNormal:
     ['head.bias', 'head.weight']
     """
 
-    change: float = 0.05
+    change: float = 0.1
+    spread: float = 0.1
     head: float = 2.0
     other: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("change", "head", "other"):
+        for name in ("change", "spread", "head", "other"):
             if not getattr(self, name) > 0:
                 raise PriorError(
                     f"FunctionSpaceNormal: {name} must be positive, got {getattr(self, name)}"
@@ -56,18 +62,30 @@ class FunctionSpaceNormal:
             return self.head
         if kind not in ("lora", "adapter", "prefix"):
             return self.other
-        return 1.0 if any(mark in site.name for mark in _INPUT_SIDE) else self.change
+        return self.spread if _input_side(site) else self.change
+
+    def loc(self, site: Site) -> Tensor:
+        """The prior mean of a site: zero, or its fixed random projection."""
+        if not _input_side(site):
+            return torch.zeros_like(site.unit)
+        # By name, so that it is the same in every call, process and round.
+        generator = torch.Generator().manual_seed(zlib.crc32(site.name.encode()))
+        return torch.randn(site.shape, generator=generator).to(site.unit) * site.unit
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         return {
             site.name: pyro.sample(
                 site.name,
-                dist.Normal(0.0, self.scale(site) * site.unit)
+                dist.Normal(self.loc(site), self.scale(site) * site.unit)
                 .expand(site.shape)
                 .to_event(site.ndim),
             )
             for site in sites
         }
+
+
+def _input_side(site: Site) -> bool:
+    return any(mark in site.name for mark in _INPUT_SIDE)
 
 
 def default() -> FunctionSpaceNormal:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, DataError, LikelihoodError
+from .forecast import ClassForecast
 
-__all__ = ["fit_temperature", "scale"]
+__all__ = ["fit_temperature", "scale", "tempered"]
 
 _LIMIT = 100.0
 _BISECTIONS = 60  # down to rounding in float64
@@ -77,3 +78,29 @@ def scale(log_probabilities: Tensor, temperature: float) -> Tensor:
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature={temperature} must be positive and finite")
     return (log_probabilities / temperature).log_softmax(-1)
+
+
+def tempered(forecast: ClassForecast, validation: ClassForecast) -> tuple[ClassForecast, float]:
+    """A forecast at the temperature that suits a labelled validation forecast, and that number.
+
+    >>> sure = ClassForecast.from_draws(torch.tensor([[[0.98, 0.02]] * 4]), labels=[0, 0, 0, 1])
+    >>> round(tempered(sure, sure)[0].confidence[0].item(), 2)  # right 3 times of 4
+    0.75
+    """
+    temperature = fit_temperature(_logs(validation), validation.observed())
+    return (
+        ClassForecast.from_draws(
+            scale(_logs(forecast), temperature).exp()[None],
+            labels=forecast.labels,
+            texts=forecast.texts,
+            label_names=forecast.label_names,
+            choices=forecast.choices,
+        ),
+        temperature,
+    )
+
+
+def _logs(forecast: ClassForecast) -> Tensor:
+    """A probability that rounds to 0 is small; only a choice that does not exist has none."""
+    logs = forecast.probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return logs if forecast.choices is None else logs.masked_fill(~forecast.choices, -torch.inf)

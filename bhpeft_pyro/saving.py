@@ -35,7 +35,7 @@ from .priors import FunctionSpaceNormal, PosteriorPrior, PriorLike
 if TYPE_CHECKING:
     from .posterior import Posterior
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "write"]
 
 FORMAT = 1
 INDEX = "posterior.json"
@@ -80,9 +80,9 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     old = {file.name for file in folder.glob("posterior-*.safetensors")}
     new = content["tensors"]["file"]
-    _write(folder / new, data)
+    write(folder / new, data)
     text = json.dumps({"sha256": _digest(content), "content": content}, indent=1)
-    _write(index, text.encode())
+    write(index, text.encode())
     for stale in old - {new}:
         (folder / stale).unlink(missing_ok=True)
     return folder
@@ -224,7 +224,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write under a temporary name, then rename: the file is there whole or not at all."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

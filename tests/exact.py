@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -148,3 +149,13 @@ def flat(values: Mapping[str, Tensor]) -> Tensor:
     """(..., D + 1) float64, in the order of `Exact`."""
     weight, bias = values["head.weight"], values["head.bias"]
     return torch.cat([weight.squeeze(-2), bias], -1).double()
+
+
+def hierarchical(sites: Sequence[Any]) -> dict[str, Tensor]:
+    """One scale for all weights, itself random."""
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    values = {}
+    for site in sites:
+        scale = tau.reshape(tau.shape + (1,) * site.ndim).expand(tau.shape + site.shape)
+        values[site.name] = pyro.sample(site.name, dist.Normal(0.0, scale).to_event(site.ndim))
+    return values

@@ -7,7 +7,6 @@ what is allowed, and the seeds are fixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,15 +52,6 @@ def assert_close(
     assert ((found_mean - mean) / sd).abs().max() < 0.3 * rounds
     assert ratio.abs().max() < 0.25 * rounds
     assert ratio.mean().abs() < 0.06 * rounds
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ Where an expectation is compared, the tolerance is five standard errors, which a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import hierarchical
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -25,15 +26,6 @@ from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 PRIOR_SD = 0.5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def normal_model(kinds: Any = None) -> bh.Model:
@@ -304,18 +296,9 @@ def test_a_point_pays_minus_its_log_prior_density() -> None:
     torch.testing.assert_close(elbo.parts.kl["head.weight"], expected)
 
 
-def hierarchical_prior(sites: Sequence[Any]) -> dict[str, Tensor]:
-    tau = pyro.sample("tau", dist.HalfNormal(1.0))
-    values = {}
-    for site in sites:
-        scale = tau.reshape(tau.shape + (1,) * site.ndim).expand(tau.shape + site.shape)
-        values[site.name] = pyro.sample(site.name, dist.Normal(0.0, scale).to_event(site.ndim))
-    return values
-
-
 def test_a_prior_that_differs_between_draws_has_a_kl_for_each() -> None:
     """What is computed once for all draws elsewhere may not be so here."""
-    model = tiny_model((), prior=hierarchical_prior)
+    model = tiny_model((), prior=hierarchical)
     guide = stirred(NormalGuide(model, init_scale=0.3))
     drawn: dict[str, Tensor] = {}
     batch = next(tiny_examples(4).batches(4))

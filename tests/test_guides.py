@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -19,15 +19,6 @@ from bhpeft_pyro.guides import GUIDES, DeltaGuide, FunctionGuide, NormalGuide, l
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_extras(sites: Sequence[Site]) -> dict[str, Tensor]:

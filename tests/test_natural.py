@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,15 +15,6 @@ from bhpeft_pyro.inference import NaturalGradient
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude
 TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])
 PRECISION = torch.tensor([1e-2, 1.0, 1e2, 1e4])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def parameters(sd: float, size: int = 4) -> tuple[nn.Parameter, nn.Parameter]:

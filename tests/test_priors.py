@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import hierarchical
 from pyro import poutine
 from torch import Tensor
 
@@ -21,15 +22,6 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
 SITES = MODEL.sites
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def log_prob(prior: Any, values: dict[str, Tensor]) -> Tensor:
@@ -192,15 +184,6 @@ def test_a_block_changes_by_the_fraction_that_the_prior_names(kind: str, change:
     difference = changed.unflatten(0, (40, -1)) - frozen
     relative = (difference.square().mean() / frozen.square().mean()).sqrt().item()
     assert relative == pytest.approx(change, rel=0.3)
-
-
-def hierarchical(sites: Sequence[Site]) -> dict[str, Tensor]:
-    tau = pyro.sample("tau", dist.HalfNormal(1.0))
-    values = {}
-    for site in sites:
-        scale = tau.reshape(tau.shape + (1,) * site.ndim).expand(tau.shape + site.shape)
-        values[site.name] = pyro.sample(site.name, dist.Normal(0.0, scale).to_event(site.ndim))
-    return values
 
 
 def test_a_hierarchical_prior_goes_through_fit_update_and_predict() -> None:

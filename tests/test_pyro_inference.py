@@ -6,7 +6,6 @@ Where a posterior is compared with the closed form, means are in units of the ex
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -34,15 +33,6 @@ FIT: dict[str, Any] = {
     "warmup": 0.0,
     "progress": False,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: threads would only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import presets
 from ..forecast import ClassForecast
 from ..posterior import Posterior
 from . import figures, steps
@@ -85,8 +86,10 @@ def _fit(
         "Fit the Bayesian hybrid",
         "The same weights, but each has a mean and an sd. It sees no validation rows.",
     ):
-        head = steps.head_only(backbone, tokenizer, first, settings, story.bars)
-        bayes = steps.bayesian(backbone, tokenizer, first, settings, story.bars)
+        head, bayes = (
+            steps.bayesian(backbone, tokenizer, kinds, first, settings, story.bars)
+            for kinds in (presets.head_only(), presets.bh_peft())
+        )
         story.say(str(bayes.report))
     return {HEAD: head, POINT: point, BAYES: bayes}
 

@@ -6,12 +6,10 @@ import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import presets
-from ..calibration import fit_temperature, scale
+from .. import calibration, presets
 from ..forecast import ClassForecast
 from ..head import Head
 from ..metrics import evaluate, rejection_curve
@@ -27,7 +25,6 @@ __all__ = [
     "deterministic",
     "fine_tuned",
     "forecast",
-    "head_only",
     "most_uncertain",
     "rejections",
     "scores",
@@ -76,28 +73,16 @@ def _fit(
     return fit(model, guide, data.train, **options)
 
 
-def head_only(
-    backbone: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Round,
-    settings: Settings,
-    progress: bool,
-) -> Posterior:
-    """A Bayesian head on the frozen transformer: what is there without any PEFT."""
-    model = _model(backbone, tokenizer, presets.head_only())
-    return _fit(model, "normal", data, settings, progress)
-
-
 def bayesian(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    kinds: tuple[Kind, ...],
     data: Round,
     settings: Settings,
     progress: bool,
 ) -> Posterior:
-    """LoRA, adapter and prefix with a Normal posterior; it never sees the validation rows."""
-    model = _model(backbone, tokenizer, presets.bh_peft())
-    return _fit(model, "normal", data, settings, progress)
+    """These PEFT kinds and the head with a Normal posterior; it never sees the validation rows."""
+    return _fit(_model(backbone, tokenizer, kinds), "normal", data, settings, progress)
 
 
 def deterministic(
@@ -145,22 +130,7 @@ def tempered(
     posterior: Posterior, data: Round, test: ClassForecast, settings: Settings
 ) -> tuple[ClassForecast, float]:
     """Temperature scaling, the rival to beat: T from the validation rows, applied to the test."""
-    held_out = forecast(posterior, data.validation, settings)
-    temperature = fit_temperature(_logs(held_out), held_out.observed())
-    return (
-        ClassForecast.from_draws(
-            scale(_logs(test), temperature).exp()[None],
-            labels=test.labels,
-            texts=test.texts,
-            label_names=test.label_names,
-        ),
-        temperature,
-    )
-
-
-def _logs(test: ClassForecast) -> Tensor:
-    """A probability that rounds to 0 is small, not a class that does not exist."""
-    return test.probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return calibration.tempered(test, forecast(posterior, data.validation, settings))
 
 
 def most_uncertain(test: ClassForecast, count: int = 5) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, logging
 
 from .. import presets
-from ..calibration import fit_temperature, scale
+from ..calibration import tempered
 from ..forecast import ClassForecast, RatingForecast
 from ..head import Head
 from ..inference.predict import AnyForecast
@@ -74,11 +74,7 @@ def run_arms(
 
 def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
     if isinstance(forecast, ClassForecast) and isinstance(validation, ClassForecast):
-        temperature = fit_temperature(validation.probabilities.log(), validation.observed())
-        probabilities = scale(forecast.probabilities.log(), temperature).exp()
-        return ClassForecast.from_draws(
-            probabilities[None], labels=forecast.labels, choices=forecast.choices
-        )
+        return tempered(forecast, validation)[0]
     assert isinstance(forecast, RatingForecast) and isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
     return replace(forecast, sds=forecast.sds * error.square().mean().sqrt())

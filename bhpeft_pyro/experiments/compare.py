@@ -7,7 +7,6 @@ is made from the files alone.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from .. import __version__
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
 from ..metrics import standard_error
+from ..saving import write
 from .arms import ARMS, run_arms
 from .data import TASKS, split
 
@@ -64,7 +64,7 @@ def compare(
                 "temperature": 1.0,
                 "metrics": metrics,
             }
-            _write(_file(out, name, seed), result)
+            write(_file(out, name, seed), json.dumps(result, indent=1).encode())
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
     for name in names:
@@ -92,12 +92,6 @@ def table(results: list[dict[str, Any]]) -> Table:
 
 def _file(out: Path, name: str, seed: int) -> Path:
     return out / f"{name}.{seed}.json"
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1))
-    os.replace(part, path)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import pyro
 import pyro.distributions as dist
@@ -68,9 +69,7 @@ class FunctionSpaceNormal:
         """The prior mean of a site: zero, or its fixed random projection."""
         if not _input_side(site):
             return torch.zeros_like(site.unit)
-        # By name, so that it is the same in every call, process and round.
-        generator = torch.Generator().manual_seed(zlib.crc32(site.name.encode()))
-        return torch.randn(site.shape, generator=generator).to(site.unit) * site.unit
+        return _projection(site.name, site.shape).to(site.unit) * site.unit
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         return {
@@ -82,6 +81,13 @@ class FunctionSpaceNormal:
             )
             for site in sites
         }
+
+
+@lru_cache(maxsize=64)  # the prior is called at every step
+def _projection(name: str, shape: tuple[int, ...]) -> Tensor:
+    """N(0, 1) entries, by name, so the same in every call, process and round."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator)
 
 
 def _input_side(site: Site) -> bool:

@@ -26,7 +26,7 @@ class Batch:
             likelihood is scaled by N / B. None means that the batch is the data set.
         choices: (B, C) bool, True where a choice exists (multiple choice only).
         features: (B, D) or (B, C, D) pooled features of the frozen transformer; where present
-            they replace `inputs` (only possible without PEFT weights).
+            they replace `inputs`, and PEFT weights have no effect.
         particles: the number of weight draws the batch is shared out over. With 1 every draw
             sees all B examples; with S the s-th draw sees the s-th B/S examples.
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .axes import PrincipalAxes
 from .batch import Batch
+from .coordinates import Coordinates
 from .errors import ConfigError, DataError
 from .head import Head, OwnHead
 from .peft import Attachment, Kind, presets
@@ -37,6 +38,8 @@ class RandomPEFT(PyroModule):
         kinds: PEFT kinds, e.g. `presets.bh_peft()`; empty for the head only.
         head: `Head` (random) or `OwnHead` (the backbone's, frozen).
         tokenizer: for text input; by default the one of the backbone's checkpoint.
+        aligned: let `fit` choose `Coordinates` for the PEFT sites; if False, a site's values are
+            the weights themselves, as in other PEFT libraries.
 
     Raises:
         ArchitectureError: the architecture is unknown or cannot carry a kind.
@@ -56,6 +59,7 @@ class RandomPEFT(PyroModule):
         kinds: Sequence[Kind] | None = None,
         head: Head | OwnHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
+        aligned: bool = True,
     ) -> None:
         super().__init__()
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
@@ -65,8 +69,9 @@ class RandomPEFT(PyroModule):
         # they are not trained, saved, or put in a param store.
         self._frozen = (backbone,)
         self.attachment = Attachment(backbone, self.kinds)
+        self.coordinates = Coordinates(self.attachment.sites) if aligned else None
         self.sites: tuple[Site, ...] = (
-            *self.attachment.sites,
+            *(self.coordinates.sites if self.coordinates else self.attachment.sites),
             *head.sites(self.attachment.hidden_size),
         )
         self.axes: PrincipalAxes | None = None
@@ -135,10 +140,11 @@ class RandomPEFT(PyroModule):
 
     def features(self, batch: Batch) -> Tensor:
         """(B, D) or (B, C, D) features of the frozen transformer, without any PEFT weights."""
-        if self.attachment.sites or isinstance(self.head, OwnHead):
-            raise ConfigError("features can be computed once only without PEFT weights")
+        if isinstance(self.head, OwnHead):
+            raise ConfigError("features are what a Head reads; this network has the backbone's own")
+        self.attachment.check_mode()
         inputs, lead = self._rows(batch, 1)
-        with torch.no_grad(), self.attachment.bind({}):  # refuses a backbone with dropout on
+        with torch.no_grad():
             return self._pooled(inputs).reshape(*lead[1:], -1)
 
     def align(self, batches: Iterable[Batch]) -> None:
@@ -158,13 +164,15 @@ class RandomPEFT(PyroModule):
         self.axes.fit(torch.cat(rows))
 
     def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """Particle dims folded into one leading S."""
+        """Weights from coordinates, with the particle dims folded into one leading S."""
         folded: dict[str, Tensor] = {}
         shape: tuple[int, ...] = ()
         for site in self.sites:
             value = weights[site.name]
             shape = tuple(value.shape[: value.dim() - site.ndim])
             folded[site.name] = value.reshape(-1, *site.shape)
+        if self.coordinates is not None:
+            folded = self.coordinates(folded)
         if shape and shape[-1] == 1:  # the data plate's place
             shape = shape[:-1]
         return folded, shape
@@ -214,8 +222,8 @@ class RandomPEFT(PyroModule):
     def _from_features(
         self, weights: Mapping[str, Tensor], batch: Batch, particles: int
     ) -> tuple[Tensor, tuple[int, ...]]:
-        if self.attachment.sites or not isinstance(self.head, Head):
-            raise ConfigError("batch.features: only a Head without PEFT weights can use them")
+        if not isinstance(self.head, Head):
+            raise ConfigError("batch.features: only a Head can use them")
         assert batch.features is not None
         lead = tuple(batch.features.shape[:-1])
         features = batch.features.flatten(0, -2)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -17,19 +17,22 @@ from . import saving
 from .data import Columns, Examples, encode
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError, GuideError
-from .guides import Guide, autoguide
+from .guides import Guide, NormalGuide, autoguide
+from .inference.alignment import align
 from .inference.draws import draw, seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
+from .inference.start import start
 from .metrics import evaluate
 from .model import Model
 from .priors import PosteriorPrior, PriorLike
 
 __all__ = ["Posterior", "TextOptions", "fit"]
 
-_ALIGN_TEXTS = 2000  # are enough for the head's principal axes
+# So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
+_HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,23 @@ def fit(
     with seeded(options.seed):
         module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(options.seed))
-    model.network.align(batch for _, batch in examples.subset(chosen[:_ALIGN_TEXTS]).by_length(32))
+    model.network.align(batch for _, batch in examples.subset(chosen[:_HEAD_TEXTS]).by_length(32))
+    with seeded(options.seed):
+        align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
+        if _may_start(module, model, options):
+            start(model, module, examples, options)
     return _fit(model, module, examples, held_out, options, optimizer, text, ())
+
+
+def _may_start(guide: nn.Module, model: Model, options: FitOptions) -> TypeGuard[NormalGuide]:
+    """Whether `start` applies: unless a width was asked for, or the prior makes the sites' values
+    out of other latents, or there is to be no posterior."""
+    return (
+        isinstance(guide, NormalGuide)
+        and guide.init_scale is None
+        and options.temperature > 0
+        and guide.means().keys() >= {site.name for site in model.sites}
+    )
 
 
 def _check_classes(examples: Examples, column: str) -> None:

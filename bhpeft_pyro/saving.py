@@ -70,6 +70,7 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
         },
         "kinds": [_describe(kind) for kind in model.network.kinds],
         "head": _describe(model.network.head),
+        "aligned": model.network.coordinates is not None,
         "likelihood": _describe(model.likelihood),
         "prior": prior,
         "guide": name,
@@ -103,6 +104,7 @@ def load(
         tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
         kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
         head: Head | OwnHead = _revive_head(content["head"])
+        aligned = bool(content["aligned"])
         likelihood = _revive(likelihoods, content["likelihood"])
         text = dict(content["text"])
         text["columns"] = Columns(**text["columns"])
@@ -121,7 +123,7 @@ def load(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    model = Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
+    model = Model(RandomPEFT(backbone, kinds, head, tokenizer, aligned), prior, likelihood)
     with seeded(0):  # its starting values don't matter, the global random state does
         guide = guide_class(model)
     try:

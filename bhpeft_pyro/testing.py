@@ -46,15 +46,19 @@ def tiny_model(
     outputs: int = 2,
     prior: PriorLike | None = None,
     likelihood: Likelihood | None = None,
+    aligned: bool = False,
 ) -> Model:
     """A `Model` on `tiny_backbone`, with LoRA unless told otherwise.
+
+    Its coordinates are not fitted to texts unless `aligned`, so that tests may predict values.
 
     >>> len(tiny_model(kinds=()).sites)
     2
     """
     kinds = presets.lora(rank=2) if kinds is None else kinds
-    head = Head(outputs, principal=False)  # the features of one text don't depend on others
-    return Model(RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer()), prior, likelihood)
+    head = Head(outputs, principal=aligned)
+    network = RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer(), aligned)
+    return Model(network, prior, likelihood)
 
 
 def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 0) -> Batch:

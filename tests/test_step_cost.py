@@ -116,7 +116,7 @@ def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int
 
 
 def test_the_timed_steps_are_those_that_fit_takes() -> None:
-    examples, model = tiny_examples(8), tiny_model(presets.bh_peft())
+    examples, model = tiny_examples(8), _model()
     fitted = DeltaGuide(model)
     timed = copy.deepcopy(fitted)
     (batch,) = examples.batches(8)

@@ -61,9 +61,12 @@ class Settings:
 
 
 def _model(
-    backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kinds: tuple[Kind, ...]
+    backbone: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    kinds: tuple[Kind, ...],
+    aligned: bool,
 ) -> Model:
-    return Model(RandomPEFT(backbone, kinds, Head(len(LABELS)), tokenizer))
+    return Model(RandomPEFT(backbone, kinds, Head(len(LABELS)), tokenizer, aligned))
 
 
 def _fit(
@@ -82,7 +85,8 @@ def bayesian(
     progress: bool,
 ) -> Posterior:
     """These PEFT kinds and the head with a Normal posterior; it never sees the validation rows."""
-    return _fit(_model(backbone, tokenizer, kinds), "normal", data, settings, progress)
+    model = _model(backbone, tokenizer, kinds, aligned=True)
+    return _fit(model, "normal", data, settings, progress)
 
 
 def deterministic(
@@ -93,7 +97,7 @@ def deterministic(
     progress: bool,
 ) -> Posterior:
     """The same LoRA, adapter and prefix as points, by maximum likelihood with early stopping."""
-    model = _model(backbone, tokenizer, presets.bh_peft())
+    model = _model(backbone, tokenizer, presets.bh_peft(), aligned=False)
     return _early_stopped(model, "delta", data, settings, progress)
 
 

@@ -1,8 +1,9 @@
-"""What is compared: four ways to fit and predict with the same frozen transformer."""
+"""What is compared: ways to fit and predict with the same frozen transformer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +19,73 @@ from ..metrics import evaluate
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind
-from ..posterior import Posterior, fit
+from ..posterior import fit
 from .data import Split, Task
 
-__all__ = ["ARMS", "run_arms"]
-
-ARMS = ("head only", "deterministic", "deterministic + scaling", "Bayesian")
+__all__ = ["ARMS", "Arm", "run_arm"]
 
 
-def run_arms(
-    task: Task, data: Split, backbone: Path, seed: int, epochs: int, samples: int
+@dataclass(frozen=True)
+class Arm:
+    """One method.
+
+    Attributes:
+        kinds: makes the PEFT kinds.
+        guide: name of the guide; "delta" is ordinary fine-tuning (a point, temperature 0), stopped
+            early on validation rows; any other guide is fitted to the end at temperature 1 and
+            sees no validation rows.
+    """
+
+    kinds: Callable[[], Sequence[Kind]]
+    guide: str
+
+
+ARMS = {
+    "head only": Arm(tuple, "delta"),
+    "head only, Bayesian": Arm(tuple, "normal"),
+    "deterministic": Arm(presets.bh_peft, "delta"),
+    "Bayesian": Arm(presets.bh_peft, "normal"),
+}
+
+
+def run_arm(
+    arm: Arm, task: Task, data: Split, backbone: Path, seed: int, epochs: int, samples: int
 ) -> dict[str, dict[str, float]]:
-    """Metrics on the test rows of every arm.
+    """Metrics on the test rows, "as is" and "scaled".
 
-    All arms may take `epochs` passes over the same batches. The deterministic ones are ordinary
-    fine-tuning (a point, temperature 0), stopped early on validation rows; "scaling" divides the
-    logits by a temperature (Guo et al. 2017), or multiplies the predicted sds by a factor, fitted
-    on those rows.
-    The Bayesian one is the package's default, at temperature 1; it sees no validation rows.
+    All arms may take `epochs` passes over the same batches. "scaled" divides the logits by a
+    temperature (Guo et al. 2017), or multiplies the predicted sds by a factor, fitted on the
+    validation rows.
     """
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(backbone)
+    point = arm.guide == "delta"
     stopped: dict[str, Any] = {"temperature": 0.0, "validation": data.validation, "patience": 2}
-
-    def train(kinds: tuple[Kind, ...], guide: str) -> Posterior:
-        torch.manual_seed(seed)
-        head = Head(task.outputs)
-        network = RandomPEFT(AutoModel.from_pretrained(backbone), kinds, head, tokenizer)
-        return fit(
-            Model(network, None, task.likelihood()),
-            guide,
-            data.train,
-            columns=task.columns,
-            max_length=task.max_length,
-            epochs=epochs,
-            seed=seed,
-            progress=False,
-            **(stopped if guide == "delta" else {}),
-        )
-
-    metrics: dict[str, dict[str, float]] = {}
-    posterior = train((), "delta")
-    metrics["head only"] = evaluate(posterior.predict(data.test, 0))
-    posterior = train(presets.bh_peft(), "delta")
-    forecast = posterior.predict(data.test, 0)
-    metrics["deterministic"] = evaluate(forecast)
-    scaled = _scaled(forecast, posterior.predict(data.validation, 0))
-    metrics["deterministic + scaling"] = evaluate(scaled)
-    posterior = train(presets.bh_peft(), "normal")
-    metrics["Bayesian"] = evaluate(posterior.predict(data.test, samples)) | {
-        "negative_elbo": posterior.report.last("loss")
-    }
+    torch.manual_seed(seed)
+    network = RandomPEFT(
+        AutoModel.from_pretrained(backbone),
+        tuple(arm.kinds()),
+        Head(task.outputs),
+        tokenizer,
+        aligned=not point,  # ordinary fine-tuning trains the weights themselves
+    )
+    posterior = fit(
+        Model(network, None, task.likelihood()),
+        arm.guide,
+        data.train,
+        columns=task.columns,
+        max_length=task.max_length,
+        epochs=epochs,
+        seed=seed,
+        progress=False,
+        **(stopped if point else {}),
+    )
+    draws = 0 if point else samples
+    forecast = posterior.predict(data.test, draws)
+    scaled = _scaled(forecast, posterior.predict(data.validation, draws))
+    metrics = {"as is": evaluate(forecast), "scaled": evaluate(scaled)}
+    if not point:
+        metrics["as is"]["negative_elbo"] = posterior.report.last("loss")
     return metrics
 
 

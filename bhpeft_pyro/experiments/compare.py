@@ -7,11 +7,13 @@ is made from the files alone.
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
 import typer
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -21,7 +23,7 @@ from ..demo.assets import minilm
 from ..errors import BHPEFTError
 from ..metrics import standard_error
 from ..saving import write
-from .arms import ARMS, run_arms
+from .arms import ARMS, run_arm
 from .data import TASKS, split
 
 __all__ = ["compare", "table"]
@@ -34,6 +36,7 @@ def compare(
     data: Annotated[Path, typer.Option(help="Folder with the JSON lines files.")],
     out: Annotated[Path, typer.Option(help="Where result files go.")] = Path("runs/compare"),
     task: Annotated[list[str] | None, typer.Option(help="A task; again for more.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="An arm; again for more.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.")] = 5,
     epochs: Annotated[int, typer.Option(help="Passes over the data, at most.")] = 15,
     samples: Annotated[int, typer.Option(help="Draws of the Bayesian forecast.")] = 8,
@@ -42,56 +45,66 @@ def compare(
 ) -> None:
     """Fit and compare; with all results there, only the table is printed."""
     console = Console()
-    names = task or list(TASKS)
-    if unknown := set(names) - TASKS.keys():
-        raise typer.BadParameter(f"unknown task {', '.join(unknown)}; known: {', '.join(TASKS)}")
+    names, arms = task or list(TASKS), arm or list(ARMS)
+    for given, known in ((names, TASKS), (arms, ARMS)):
+        if unknown := set(given) - known.keys():
+            raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
     setting = {"epochs": epochs, "samples": samples, "validation": validation, "test": test}
     out.mkdir(parents=True, exist_ok=True)
-    runs = [(name, seed) for seed in range(seeds) for name in names]
+    runs = list(product(names, range(seeds), arms))
     todo = [run for run in runs if not _file(out, *run).exists()]
     try:
         backbone = minilm()
-        for name, seed in track(todo, "fitting", console=Console(stderr=True)):
+        for name, seed, method in track(todo, "fitting", console=Console(stderr=True)):
+            if _file(out, name, seed, method).exists():  # another process may share the folder
+                continue
             rows = split(data, TASKS[name], seed, validation, test)
-            metrics = run_arms(TASKS[name], rows, backbone, seed, epochs, samples)
             result = {
                 "task": name,
                 "seed": seed,
+                "arm": method,
                 "version": __version__,
                 "backbone": backbone.parent.name,
                 "rows": TASKS[name].rows,
                 **setting,
-                "temperature": 1.0,
-                "metrics": metrics,
+                "metrics": run_arm(
+                    ARMS[method], TASKS[name], rows, backbone, seed, epochs, samples
+                ),
             }
-            write(_file(out, name, seed), json.dumps(result, indent=1).encode())
+            write(_file(out, name, seed, method), json.dumps(result, indent=1).encode())
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
     for name in names:
-        console.print(table([json.loads(file.read_text()) for file in out.glob(f"{name}.*.json")]))
+        files = (_file(out, name, seed, arm) for seed, arm in product(range(seeds), arms))
+        console.print(table([json.loads(file.read_text()) for file in files]))
 
 
 def table(results: list[dict[str, Any]]) -> Table:
-    """Mean and standard error over seeds, an arm a row."""
+    """Mean and standard error over seeds of one task's results; an arm has two rows."""
     first = results[0]
-    shown = [name for name in SHOWN if name in first["metrics"]["Bayesian"]]
+    shown = [name for name in SHOWN if name in first["metrics"]["as is"]]
+    by_arm: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        by_arm.setdefault(result["arm"], []).append(result["metrics"])
     title = (
-        f"{first['task']}: {first['rows']} training rows, {len(results)} seeds, "
-        f"{first['backbone']}, {first['epochs']} epochs, S = {first['samples']}, temperature 1"
+        f"{first['task']}: {first['rows']} training rows, "
+        f"{len({result['seed'] for result in results})} seeds, {first['backbone']}, "
+        f"at most {first['epochs']} epochs, S = {first['samples']}, temperature 1"
     )
-    grid = Table("", *shown, title=title)
-    for arm in ARMS:
-        cells = []
-        for name in shown:
-            values = [result["metrics"][arm][name] for result in results]
-            error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.3f}{error}")
-        grid.add_row(arm, *cells)
+    grid = Table("", *shown, title=title, box=MARKDOWN)
+    for arm, metrics in by_arm.items():
+        for version, label in (("as is", arm), ("scaled", f"{arm} + scaling")):
+            cells = []
+            for name in shown:
+                values = [each[version][name] for each in metrics]
+                error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.3f}{error}")
+            grid.add_row(label, *cells)
     return grid
 
 
-def _file(out: Path, name: str, seed: int) -> Path:
-    return out / f"{name}.{seed}.json"
+def _file(out: Path, name: str, seed: int, arm: str) -> Path:
+    return out / f"{name}.{seed}.{arm.replace(', ', '-').replace(' ', '-')}.json"
 
 
 if __name__ == "__main__":

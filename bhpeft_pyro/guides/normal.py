@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -27,8 +29,8 @@ class NormalGuide(Guide):
 
     Args:
         model: the model whose latents it covers.
-        init_scale: where every sd starts; by default at the prior's. A converged fit does not
-            depend on it.
+        init_scale: where every sd starts. By default at the prior's, and `fit` then starts at
+            the sds of a diagonal Laplace approximation; a converged fit does not depend on it.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> NormalGuide(tiny_model()).distributions()["head.bias"].event_shape
@@ -39,6 +41,7 @@ class NormalGuide(Guide):
         super().__init__()
         if init_scale is not None and not init_scale > 0:
             raise GuideError(f"NormalGuide: init_scale must be positive, got {init_scale}")
+        self.init_scale = init_scale
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self._supports = {}
         for latent in latents(model):
@@ -63,6 +66,18 @@ class NormalGuide(Guide):
     def scales(self) -> dict[str, Tensor]:
         """The sds per site, in unconstrained coordinates."""
         return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
+
+    @torch.no_grad()
+    def narrow(self, information: Mapping[str, Tensor]) -> None:
+        """Add information to the precisions: sd <- (1 / sd^2 + information)^(-1/2).
+
+        Args:
+            information: per site (others stay), of its shape; latents that are not real stay.
+        """
+        for name, more in information.items():
+            if is_real(self._supports.get(name)):
+                log_scale = self.log_scale[key(name)]
+                log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
 
     def scale_slopes(self) -> dict[str, Tensor]:
         """Mean gradient of the last loss with respect to log scale, per site."""

@@ -20,15 +20,18 @@ class Feed:
     """Training and prediction batches of a data set.
 
     Without PEFT weights the transformer's features never change: they are computed once, and a
-    head-only fit costs no more than the head.
+    head-only fit costs no more than the head. If `frozen`, the same is done with PEFT weights,
+    which then have no effect.
     """
 
-    def __init__(self, model: Model, examples: Examples, batch_size: int = 64) -> None:
+    def __init__(
+        self, model: Model, examples: Examples, frozen: bool = False, batch_size: int = 64
+    ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
         self.choices: Tensor | None = None
         network = model.network
-        if not network.kinds and isinstance(network.head, Head):
+        if (frozen or not network.kinds) and isinstance(network.head, Head):
             self._compute(model, batch_size)
 
     def training(

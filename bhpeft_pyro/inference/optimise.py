@@ -41,14 +41,17 @@ def optimise(
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
+    frozen: bool = False,
 ) -> None:
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
+
+    If `frozen`, the transformer's features are computed once and the PEFT weights have no effect.
 
     Raises:
         FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
             left in its last good state.
     """
-    _Run(model, guide, examples, validation, report, optimizer).run()
+    _Run(model, guide, examples, validation, report, optimizer, frozen).run()
 
 
 class _Run:
@@ -62,11 +65,12 @@ class _Run:
         validation: Examples | None,
         report: FitReport,
         optimizer: OptimizerFactory | None,
+        frozen: bool,
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
         self.options = options = report.options
         self.particles = 1 if isinstance(guide, DeltaGuide) else options.particles
-        self.feed = Feed(model, examples)
+        self.feed = Feed(model, examples, frozen)
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()

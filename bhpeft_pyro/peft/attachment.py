@@ -105,11 +105,7 @@ class Attachment:
             attention_mask: (R, T), over which gates average; needed by gated kinds if there is
                 padding. The backbone gets its own mask as usual.
         """
-        if self._base.training:
-            raise ConfigError(
-                "the backbone is in training mode, in which dropout would change it: call "
-                "backbone.eval()"
-            )
+        self.check_mode()
         if self._prefixed:
             claim(self._base.config, self._token)  # in case the implementation was set meanwhile
         if any(wants_checkpointing(block.layer) for block in self._blocks):
@@ -119,6 +115,14 @@ class Attachment:
                     self._undo.append(remove)
         with activate(self._binding(weights, attention_mask)):
             yield
+
+    def check_mode(self) -> None:
+        """Refuse a backbone in training mode."""
+        if self._base.training:
+            raise ConfigError(
+                "the backbone is in training mode, in which dropout would change it: call "
+                "backbone.eval()"
+            )
 
     def _binding(self, weights: Mapping[str, Tensor], mask: Tensor | None) -> Binding:
         particles = self._particles(weights)

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .architectures import Block
 from .binding import Binding
 from .probe import Scales
-from .sites import Site
+from .sites import Site, projection
 
 __all__ = ["Kind", "Stack", "check_count"]
 
@@ -99,11 +99,13 @@ class Stack:
         dims: tuple[str, ...],
         unit: Callable[[Block], Tensor],
         start: Start,
+        anchored: bool = False,
     ) -> list[Site]:
         """The sites of the groups.
 
         `shape` gives the shape of one layer's tensor from its width; `unit` one layer's unit,
-        which broadcasts against that shape.
+        which broadcasts against that shape. `anchored` sites get a random projection for an
+        anchor, with entries N(0, unit^2).
         """
         sites = []
         for name, (width, members) in self.groups().items():
@@ -112,7 +114,10 @@ class Stack:
             units = units.reshape(*units.shape, *[1] * (1 + len(one) - units.ndim))
             full = (len(members), *one)
             numbers = tuple(block.number for block in members)
-            sites.append(Site(name, full, ("layer", *dims), units, start(full, units), numbers))
+            anchor = projection(name, full).to(units) * units if anchored else None
+            sites.append(
+                Site(name, full, ("layer", *dims), units, start(full, units), numbers, anchor)
+            )
         return sites
 
     def rows(self, weights: Weights, dtype: torch.dtype | None = None) -> list[Tensor]:

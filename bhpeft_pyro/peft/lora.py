@@ -92,6 +92,7 @@ class LoRA(Kind):
                 ("rank", "in"),
                 unit_a,
                 lambda shape, unit: kaiming(shape, scales.device),
+                anchored=True,
             )
             sites += stack_b.sites(
                 lambda width: (width, self.rank),

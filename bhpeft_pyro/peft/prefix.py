@@ -16,7 +16,7 @@ from .binding import Binding
 from .gate import OPENING, Gate, keep_opening
 from .kinds import Kind, Stack, Weights, check_count
 from .probe import Scales
-from .sites import Site, kaiming, normal
+from .sites import Site, kaiming, normal, projection
 
 __all__ = ["Prefix"]
 
@@ -111,13 +111,21 @@ class Prefix(Kind):
             return boost * both / (size**0.5 * TANH_RMS)
 
         return [
-            Site("prefix.embedding", embedding, ("position", "in"), one, normal(embedding, one)),
+            Site(
+                "prefix.embedding",
+                embedding,
+                ("position", "in"),
+                one,
+                normal(embedding, one),
+                anchor=projection("prefix.embedding", embedding).to(one),
+            ),
             Site(
                 "prefix.down",
                 down,
                 ("bottleneck", "in"),
                 one / width**0.5,
                 kaiming(down, scales.device),
+                anchor=projection("prefix.down", down).to(one) / width**0.5,
             ),
             *self._up(blocks).sites(
                 lambda out: (2, out, size),

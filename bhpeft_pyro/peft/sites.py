@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ class Site:
             output it is added to. Prefix: the RMS of the frozen keys, or values, of that layer.
         init: draws a start for a guide's location, of `shape`; the branch is (nearly) off there.
         layers: the layers' numbers along dimension "layer", () if there is no such dimension.
+        anchor: of input-side tensors: the projection, of `shape`, that a prior may be centred on. A
+            prior centred on zero makes every draw another projection, and the output side learns
+            nothing that survives the next draw.
 
     >>> site = Site("head.bias", (3,), ("label",), torch.ones(1), lambda: torch.zeros(3))
     >>> site.ndim, site.numel
@@ -39,6 +43,7 @@ class Site:
     unit: Tensor
     init: Callable[[], Tensor]
     layers: tuple[int, ...] = ()
+    anchor: Tensor | None = None
 
     @property
     def ndim(self) -> int:
@@ -49,6 +54,12 @@ class Site:
     def numel(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+
+def projection(name: str, shape: tuple[int, ...]) -> Tensor:
+    """N(0, 1) entries, by name, so the same in every call, process and round."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    return torch.randn(shape, generator=generator)
 
 
 def zeros(shape: tuple[int, ...], device: torch.device) -> Callable[[], Tensor]:

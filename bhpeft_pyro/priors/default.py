@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import pyro
 import pyro.distributions as dist
@@ -17,7 +15,8 @@ from ..peft.sites import Site
 
 __all__ = ["FunctionSpaceNormal", "default"]
 
-# Sites whose product with another random site makes a change: the factor goes on one side only.
+
+# Of two random sites whose product makes the change, the factor goes on the other.
 _INPUT_SIDE = (".A", ".down", ".embedding")
 
 
@@ -63,13 +62,11 @@ class FunctionSpaceNormal:
             return self.head
         if kind not in ("lora", "adapter", "prefix"):
             return self.other
-        return self.spread if _input_side(site) else self.change
+        return self.spread if any(mark in site.name for mark in _INPUT_SIDE) else self.change
 
     def loc(self, site: Site) -> Tensor:
-        """The prior mean of a site: zero, or its fixed random projection."""
-        if not _input_side(site):
-            return torch.zeros_like(site.unit)
-        return _projection(site.name, site.shape).to(site.unit) * site.unit
+        """The prior mean of a site: its anchor, or zero."""
+        return torch.zeros_like(site.unit) if site.anchor is None else site.anchor
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         return {
@@ -81,17 +78,6 @@ class FunctionSpaceNormal:
             )
             for site in sites
         }
-
-
-@lru_cache(maxsize=64)  # the prior is called at every step
-def _projection(name: str, shape: tuple[int, ...]) -> Tensor:
-    """N(0, 1) entries, by name, so the same in every call, process and round."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(shape, generator=generator)
-
-
-def _input_side(site: Site) -> bool:
-    return any(mark in site.name for mark in _INPUT_SIDE)
 
 
 def default() -> FunctionSpaceNormal:

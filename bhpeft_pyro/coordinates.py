@@ -1,0 +1,143 @@
+"""Coordinates of the PEFT sites: those in which weights matter alike and are nearly independent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .peft.sites import Site, projection
+
+__all__ = ["Coordinates"]
+
+# Axes as matrices take layers * width^2 numbers a site; wider sites keep their own coordinates.
+_WIDEST = 2048
+# The least share of an axis in the prior variance, in units of the mean share.
+_FLOOR = 1e-4
+# A site that does next to nothing is not blown up beyond so many times its natural scale.
+_MOST = 4.0
+
+
+class Coordinates(nn.Module):
+    """From a site's coordinates, which priors and guides see, to the weights of the transformer.
+
+    The output side (LoRA's B, an adapter's up) is W = left Z right', layer by layer. The axes are
+    the eigenvectors of the two Kronecker factors of its Fisher information (Martens and Grosse
+    2015; George et al. 2018), so a posterior that is independent over Z, as mean-field guides are,
+    is near the full one. Axes to which the predictions are sensitive get more of the prior
+    variance: left's columns are weighted by the roots of their eigenvalues. The whole is scaled so
+    that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL divergence, to
+    first order), for each site and layer.
+
+    The input side (LoRA's A, an adapter's down, the prefix encoder's) is W = anchor + Z: a
+    projection, and what varies around it. Around zero, every draw would be another projection,
+    and the output side could learn nothing that survives the next draw. The anchor is random at
+    first; `fit` takes the directions of the input along which predictions are most sensitive.
+
+    Until fitted, Z is W on the output side; a direct prefix and gates keep their coordinates.
+
+    Args:
+        sites: the sites of the PEFT kinds, as weights.
+
+    Attributes:
+        sites: the same in these coordinates.
+    """
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        super().__init__()
+        self.register_buffer("fitted", torch.tensor(False))
+        self.fitted: Tensor
+        # Around its anchor, an input side starts at zero.
+        self.sites = tuple(
+            site
+            if site.anchor is None
+            else replace(site, anchor=None, init=partial(torch.zeros_like, site.anchor))
+            for site in sites
+        )
+        self._inner = tuple(site for site in sites if site.anchor is not None)
+        self._outer = tuple(
+            site
+            for site in sites
+            if site.dims[-2:] in (("out", "rank"), ("out", "bottleneck"))
+            and len(site.dims) == 3
+            and site.shape[1] <= _WIDEST
+        )
+        for site in self._inner:
+            assert site.anchor is not None
+            self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())
+        for site in self._outer:
+            layers, out, inner = site.shape
+            for name, size in (("left", out), ("right", inner)):
+                eye = torch.eye(size, device=site.unit.device).expand(layers, size, size)
+                self.register_buffer(_key(site.name, name), eye.clone())
+
+    @property
+    def inner(self) -> tuple[str, ...]:
+        """Names of the sites whose anchor `fit_anchors` sets."""
+        return tuple(site.name for site in self._inner if site.dims[0] == "layer")
+
+    @property
+    def outer(self) -> tuple[str, ...]:
+        """Names of the sites that `fit_axes` gives axes."""
+        return tuple(site.name for site in self._outer)
+
+    def forward(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights (S, *site.shape) from coordinates of the same shape."""
+        weights = dict(values)
+        for site in self._inner:
+            weights[site.name] = self._buffer(site, "anchor") + values[site.name]
+        if self.fitted:
+            for site in self._outer:
+                left, right = self._buffer(site, "left"), self._buffer(site, "right")
+                weights[site.name] = left @ values[site.name] @ right.mT
+        return weights
+
+    def fit_anchors(self, moments: Mapping[str, Tensor]) -> None:
+        """Set the anchors.
+
+        Args:
+            moments: for each inner site E[G' G], (layer, in, in), of its gradients G.
+        """
+        for site in self._inner:
+            if site.name not in self.inner:
+                continue
+            rank = min(site.shape[1:])
+            strength, vectors = torch.linalg.eigh(moments[site.name].double())
+            leading, strength = vectors[..., -rank:], strength[..., -rank:].clamp_min(1e-30)
+            mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).double())[0]
+            # Whitened and mixed, so that every rank carries as much as any other.
+            rows = mix @ (leading / strength.sqrt().unsqueeze(-2)).mT
+            size = math.sqrt(math.prod(site.shape[1:])) * site.unit.double()
+            rows = rows * (size / rows.flatten(1).norm(dim=1)[:, None, None])
+            self._buffer(site, "anchor").copy_(rows)
+
+    def fit_axes(self, lefts: Mapping[str, Tensor], rights: Mapping[str, Tensor]) -> None:
+        """Set the axes; the Fisher information is taken as `left x right / trace(right)`.
+
+        Args:
+            lefts: for each outer site E[G G'], (layer, out, out), of its gradients G.
+            rights: E[G' G], (layer, r, r).
+        """
+        for site in self._outer:
+            strength, vectors = torch.linalg.eigh(lefts[site.name].double())
+            share = strength.clamp_min(0)
+            share = share / share.mean(-1, keepdim=True).clamp_min(1e-30) + _FLOOR
+            # At Z ~ N(0, unit^2): half the trace of Fisher information times covariance.
+            unit = site.unit.double().flatten(1)[:, :1]
+            nats = 0.5 * (strength.clamp_min(0) * share).sum(-1, keepdim=True) * unit.square()
+            size = nats.clamp_min(1e-30).rsqrt().clamp_max(_MOST)
+            self._buffer(site, "left").copy_(vectors * (share.sqrt() * size).unsqueeze(-2))
+            right = self._buffer(site, "right")
+            right.copy_(torch.linalg.eigh(rights[site.name].double())[1])
+        self.fitted.fill_(True)
+
+    def _buffer(self, site: Site, what: str) -> Tensor:
+        return self.get_buffer(_key(site.name, what))
+
+
+def _key(site: str, what: str) -> str:
+    return f"{site}.{what}".replace(".", "/")

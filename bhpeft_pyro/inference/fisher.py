@@ -1,0 +1,58 @@
+"""The Fisher information of a model's weights, from gradients example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..batch import Batch
+from ..model import Model
+
+__all__ = ["diagonal", "scores"]
+
+
+def scores(model: Model, weights: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Gradients of log p(y | x, w), example by example, with y drawn from the model itself.
+
+    Their mean square is the diagonal of the Fisher information; no label is looked at. Every
+    example is run as a particle, under weights of its own.
+
+    Args:
+        weights: for each site of the model a tensor (B, 1, *site shape).
+        batch: B examples, not shared out.
+
+    Returns:
+        Site name to (B, *site shape).
+    """
+    leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    with torch.enable_grad():
+        predictive = model.predictive(leaves, replace(batch.split(len(batch)), labels=None))
+        log_prob = predictive.log_prob(predictive.sample()).sum()
+    grads = torch.autograd.grad(
+        log_prob, list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
+    return {name: grad[:, 0] for name, grad in zip(leaves, grads, strict=True)}
+
+
+def diagonal(
+    model: Model, weights: Mapping[str, Tensor], batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """The diagonal of the Fisher information of one example, at one value of the weights.
+
+    Args:
+        weights: for each site of the model a tensor of its shape.
+
+    Returns:
+        Site name to a tensor of its shape.
+    """
+    sums = {site.name: torch.zeros_like(weights[site.name]) for site in model.sites}
+    count = 0
+    for batch in batches:
+        count += len(batch)
+        copies = {name: weights[name].expand(len(batch), 1, *sums[name].shape) for name in sums}
+        for name, gradients in scores(model, copies, batch).items():
+            sums[name] += gradients.square().sum(0)
+    return {name: total / count for name, total in sums.items()}

@@ -1,0 +1,228 @@
+"""Coordinates of the PEFT sites: an exact change of variables, from the Fisher information."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.batch import Batch
+from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.inference.alignment import align
+from bhpeft_pyro.inference.fisher import diagonal, scores
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
+
+PRESETS = {
+    "bh_peft": bh.presets.bh_peft,
+    "mam": bh.presets.mam,
+    "unipelt": bh.presets.unipelt,
+    "lora": bh.presets.lora,
+}
+
+
+def aligned(kinds: Any = None, texts: int = 32) -> bh.Model:
+    model = tiny_model(bh.presets.bh_peft() if kinds is None else kinds, aligned=True)
+    batches = [batch for _, batch in tiny_examples(texts).by_length(8)]
+    model.network.align(batches)
+    torch.manual_seed(0)
+    align(model, batches)
+    return model
+
+
+def random_values(model: bh.Model, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        site.name: site.unit * torch.randn(3, *site.shape, generator=generator)
+        for site in model.network.sites
+    }
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_they_only_rename_the_weights(preset: str) -> None:
+    """The transformer under W(Z) is the one that raw weights W give."""
+    model = aligned(PRESETS[preset]())
+    values = random_values(model)
+    coordinates = model.network.coordinates
+    assert coordinates is not None and bool(coordinates.fitted)
+    weights = coordinates(values)
+    raw = bh.RandomPEFT(tiny_backbone(), PRESETS[preset](), bh.Head(2), aligned=False)
+    assert raw.axes is not None and model.network.axes is not None
+    raw.axes.load_state_dict(model.network.axes.state_dict())
+    batch = tiny_batch(4)
+    torch.testing.assert_close(
+        model.network(values, batch), raw(weights, batch), atol=1e-4, rtol=1e-4
+    )
+    changed = {name for name in values if not torch.equal(values[name], weights[name])}
+    assert changed == {*coordinates.outer} | {
+        site.name for site in raw.sites if site.anchor is not None
+    }
+
+
+def test_zero_is_the_frozen_transformer() -> None:
+    model = aligned(bh.presets.lora())
+    head = random_values(model)
+    zero = {n: v if n.startswith("head") else torch.zeros_like(v) for n, v in head.items()}
+    batch = tiny_batch(4)
+    features = model.network.features(batch)
+    expected = torch.einsum("bd,sod->sbo", features, head["head.weight"])
+    expected = expected + head["head.bias"][:, None]
+    torch.testing.assert_close(model.network(zero, batch), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_unit_is_one_nat() -> None:
+    """Under Z ~ N(0, (unit / 50)^2) predictions move by 1/2500 nats a site and layer: measured as
+    a KL divergence by brute force, with the heads that `align` assumes."""
+    model = aligned(bh.presets.lora(rank=2), texts=1024)
+    network = model.network
+    batch = Batch(next(tiny_examples(64).batches(64)).inputs)
+    torch.manual_seed(1)
+    draws, small = 500, 0.02
+    head = {
+        site.name: site.unit * torch.randn(draws, *site.shape)
+        for site in network.sites
+        if site.name.startswith("head")
+    }
+    zero = {s.name: torch.zeros(draws, *s.shape) for s in network.attachment.sites} | head
+    with torch.no_grad():
+        frozen = network(zero, batch).log_softmax(-1)
+        name = "lora.value.B"  # tiny queries do so little that they are not scaled up as far
+        site = next(site for site in network.sites if site.name == name)
+        for layer in range(2):
+            moved = dict(zero)
+            moved[name] = torch.zeros(draws, *site.shape)
+            noise = torch.randn(draws, *site.shape[1:])
+            moved[name][:, layer] = small * site.unit[layer] * noise
+            now = network(moved, batch).log_softmax(-1)
+            kl = (frozen.exp() * (frozen - now)).sum(-1).mean().item()
+            assert kl / small**2 == pytest.approx(1.0, rel=0.35), layer
+
+
+def test_the_axes_make_the_fisher_information_diagonal() -> None:
+    """With F = left x right / trace(right) of a known shape: F in Z is diagonal, axes weigh as
+    their eigenvalues do, and half its trace at unit sds is a nat."""
+    model = tiny_model(bh.presets.lora(rank=2), aligned=True)
+    coordinates = model.network.coordinates
+    assert coordinates is not None
+    sites = {site.name: site for site in model.network.sites}
+    generator = torch.Generator().manual_seed(0)
+
+    def moment(size: int, strength: float) -> Tensor:
+        roots = torch.randn(2, 3 * size, size, generator=generator)
+        return strength * roots.mT @ roots / (3 * size)
+
+    lefts = {name: moment(16, 50.0) for name in coordinates.outer}
+    rights = {name: moment(2, 7.0) for name in coordinates.outer}
+    coordinates.fit_axes(lefts, rights)
+    for name in coordinates.outer:
+        left = coordinates.get_buffer(f"{name}.left".replace(".", "/"))
+        right = coordinates.get_buffer(f"{name}.right".replace(".", "/"))
+        inner = left.mT @ lefts[name] @ left
+        outer = right.mT @ rights[name] @ right
+        outer = outer / outer.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        for part in (inner, outer):
+            diagonal_part = torch.diag_embed(part.diagonal(dim1=-2, dim2=-1))
+            torch.testing.assert_close(part, diagonal_part, atol=1e-3 * float(part.max()), rtol=0)
+        fisher = (
+            inner.diagonal(dim1=-2, dim2=-1)[..., None]
+            * outer.diagonal(dim1=-2, dim2=-1)[..., None, :]
+        )
+        nats = 0.5 * (fisher * sites[name].unit ** 2).sum((-1, -2))
+        torch.testing.assert_close(nats, torch.ones(2), rtol=1e-3, atol=0.0)
+        weight = left.square().sum(1)
+        strength = torch.linalg.eigvalsh(lefts[name])
+        torch.testing.assert_close(
+            weight / weight.sum(-1, keepdim=True),
+            strength / strength.sum(-1, keepdim=True),
+            atol=1e-4,
+            rtol=1e-2,
+        )
+
+
+def test_scores_are_gradients_of_the_log_likelihood() -> None:
+    """Example by example, against a loop; a two-class model has y in {0, 1} only."""
+    model = tiny_model()
+    batch = tiny_batch(6)
+    torch.manual_seed(0)
+    weights = {s.name: s.unit * torch.randn(6, 1, *s.shape) for s in model.sites}
+    got = scores(model, weights, batch)
+    for i in range(6):
+        own = {name: value[i, 0].clone().requires_grad_() for name, value in weights.items()}
+        inputs = {name: value[i : i + 1] for name, value in batch.inputs.items()}
+        log_probs = model.predictive(own, Batch(inputs)).logits.log_softmax(-1)[0]
+        candidates = [
+            torch.autograd.grad(log_probs[label], list(own.values()), retain_graph=True)
+            for label in range(2)
+        ]
+        assert any(
+            all(
+                torch.allclose(got[name][i], gradient, atol=1e-4, rtol=1e-3)
+                for name, gradient in zip(own, candidate, strict=True)
+            )
+            for candidate in candidates
+        )
+
+
+def test_the_fisher_information_of_a_softmax_head() -> None:
+    """At zero: E[x^2] / 4 for two classes; labels are not looked at."""
+    model = tiny_model(())
+    batches = [tiny_batch(64, seed=seed) for seed in range(40)]
+    means = {site.name: torch.zeros(site.shape) for site in model.sites}
+    torch.manual_seed(0)
+    information = diagonal(model, means, batches)
+    torch.testing.assert_close(information["head.bias"], torch.full((2,), 0.25))
+    square = torch.cat([model.network.features(batch) for batch in batches]).square().mean(0)
+    torch.testing.assert_close(
+        information["head.weight"], (square / 4).expand(2, -1), rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_posterior_keeps_them(preset: str, tmp_path: Path) -> None:
+    def new() -> bh.Model:
+        return tiny_model(PRESETS[preset](), aligned=True)
+
+    data = tiny_examples(16)
+    first = bh.fit(new(), "normal", data, max_steps=2, progress=False)
+    coordinates = first.model.network.coordinates
+    assert coordinates is not None and bool(coordinates.fitted)
+    before = {name: value.clone() for name, value in coordinates.state_dict().items()}
+    second = first.update(tiny_examples(16, seed=1), max_steps=2)
+    after = second.model.network.coordinates
+    assert after is not None
+    assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
+    second.save(tmp_path / "saved")
+    loaded = bh.Posterior.load(tmp_path / "saved", tiny_backbone(), tokenizer=tiny_tokenizer())
+    texts = ["w5 w7", "w9"]
+    expected = second.predict(texts, samples=3).probabilities
+    assert torch.equal(loaded.predict(texts, samples=3).probabilities, expected)
+
+
+def test_a_guide_starts_at_laplace_sds() -> None:
+    """A head's sds, one step into the fit, are those of its Fisher information at the start."""
+    model = tiny_model(())
+    guide = NormalGuide(model)
+    data = tiny_examples(128)
+    prior = guide.scales()
+    information = diagonal(model, guide.means(), [next(data.batches(128))])
+    bh.fit(model, guide, data, max_steps=1, natural_lr=1e-6, progress=False)
+    for name, scale in guide.scales().items():
+        expected = (prior[name] ** -2 + 128 * information[name]).rsqrt()
+        torch.testing.assert_close(scale, expected, rtol=0.1, atol=0.0)
+        assert (scale < 0.9 * prior[name]).any()
+
+
+def test_ratings_do_not_go_astray() -> None:
+    """Started at the prior's sds, the first natural-gradient steps of a regression diverged."""
+    generator = torch.Generator().manual_seed(0)
+    ratings = 2 * torch.randn(64, generator=generator)
+    data = {"text": [f"w{5 + i % 20} w{6 + i % 30}" for i in range(64)], "label": ratings.tolist()}
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(spread=2.0), aligned=True)
+    posterior = bh.fit(model, "normal", data, epochs=15, progress=False)
+    spread = ratings.std().item()
+    # N(0, spread^2) for every rating, and a nat for each of a few parameters
+    baseline = 0.5 * (1 + torch.tensor(2 * torch.pi * spread**2).log().item())
+    assert posterior.report.last("loss") < baseline + 0.5

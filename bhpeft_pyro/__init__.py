@@ -6,7 +6,7 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors
+from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, tasks
 from .batch import Batch
 from .data import Columns, Examples, encode
 from .forecast import ClassForecast, RatingForecast
@@ -48,4 +48,5 @@ __all__ = [
     "peft",
     "presets",
     "priors",
+    "tasks",
 ]

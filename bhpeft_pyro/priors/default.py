@@ -24,16 +24,12 @@ _INPUT_SIDE = (".A", ".down", ".embedding")
 class FunctionSpaceNormal:
     """Independent Normals whose scales mean the same on every backbone.
 
-    A site's `unit` is the sd at which its branch would be as large as the frozen output that it is
-    added to. The output side (LoRA B, adapter up, prefix) is N(0, (change unit)^2): under the prior
-    each block's output changes by about that fraction. The input side (LoRA A, adapter down) is
-    centred on a fixed random projection with entries N(0, unit^2) and varies around it by
-    `spread` of them. Centred on zero, every draw would be another projection, the output side
-    could learn nothing that survives the next draw, and the PEFT weights would stay unused.
-
     Args:
-        change: relative change of a block's output under the prior.
-        spread: sd of the input side, in units.
+        change: sd of the output side (LoRA B, adapter up), in units. In fitted `Coordinates` each
+            such site of each layer moves the predictions by change^2 nats under the prior; in a
+            network with `aligned=False` it changes its block's output by this fraction.
+        spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
+        prefix: sd of prefixes, as a fraction of the frozen keys and values.
         head: sd of each output (logit) under the prior of the head's weights.
         other: scale of the likelihood's own sites, in their units.
 
@@ -43,13 +39,14 @@ class FunctionSpaceNormal:
     ['head.bias', 'head.weight']
     """
 
-    change: float = 0.1
+    change: float = 0.25
     spread: float = 0.1
+    prefix: float = 0.1
     head: float = 2.0
     other: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("change", "spread", "head", "other"):
+        for name in ("change", "spread", "prefix", "head", "other"):
             if not getattr(self, name) > 0:
                 raise PriorError(
                     f"FunctionSpaceNormal: {name} must be positive, got {getattr(self, name)}"
@@ -62,7 +59,9 @@ class FunctionSpaceNormal:
             return self.head
         if kind not in ("lora", "adapter", "prefix"):
             return self.other
-        return self.spread if any(mark in site.name for mark in _INPUT_SIDE) else self.change
+        if any(mark in site.name for mark in _INPUT_SIDE):
+            return self.spread
+        return self.prefix if kind == "prefix" else self.change
 
     def loc(self, site: Site) -> Tensor:
         """The prior mean of a site: its anchor, or zero."""

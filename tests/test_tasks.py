@@ -1,0 +1,47 @@
+"""The paper's three tasks as recipes: each learns what was planted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+KINDS: dict[str, Any] = {"kinds": bh.presets.lora(rank=2), "tokenizer": tiny_tokenizer()}
+FIT: dict[str, Any] = {"epochs": 20, "progress": False}
+BAD, GOOD = "w5 w5 w5", "w6 w6 w6"
+
+
+@pytest.mark.parametrize("noise_by_text", [False, True])
+def test_ratings(noise_by_text: bool) -> None:
+    model = bh.tasks.ratings(tiny_backbone(), 1, 5, noise_by_text=noise_by_text, **KINDS)
+    data = {"text": [BAD, GOOD] * 16, "label": [1.5, 4.5] * 16}
+    forecast = bh.fit(model, "normal", data, **FIT).predict([BAD, GOOD], samples=8)
+    assert 1 < forecast.mean[0] < 2.5 and 3.5 < forecast.mean[1] < 5
+
+
+def test_a_rating_scale_upside_down() -> None:
+    with pytest.raises(bh.errors.LikelihoodError, match="low=5 must be below high=1"):
+        bh.tasks.ratings(tiny_backbone(), 5, 1)
+
+
+def test_categories() -> None:
+    model = bh.tasks.categories(tiny_backbone(), 3, **KINDS)
+    texts = [BAD, GOOD, "w7 w7 w7"]
+    data = {"text": texts * 10, "label": ["world", "sport", "trade"] * 10}
+    posterior = bh.fit(model, "normal", data, **FIT, label_names=["sport", "trade", "world"])
+    assert posterior.predict(texts, samples=8).label.tolist() == [2, 0, 1]
+
+
+def test_multiple_choice() -> None:
+    model = bh.tasks.multiple_choice(tiny_backbone(), **KINDS)
+    data = {
+        "question": ["w8"] * 24,
+        "choices": [[BAD, GOOD], [GOOD, BAD, "w7"]] * 12,
+        "answer": [1, 0] * 12,
+    }
+    posterior = bh.fit(model, "normal", data, **FIT)
+    test = {"question": ["w8"] * 2, "choices": [[GOOD, BAD, BAD], [BAD, GOOD]]}
+    assert posterior.predict(test, samples=8).label.tolist() == [0, 1]

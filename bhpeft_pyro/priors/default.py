@@ -39,7 +39,7 @@ class FunctionSpaceNormal:
     ['head.bias', 'head.weight']
     """
 
-    change: float = 0.25
+    change: float = 0.1
     spread: float = 0.1
     prefix: float = 0.1
     head: float = 2.0

@@ -96,6 +96,7 @@ def fit(
     3
     """
     options = (options or FitOptions()).change(**changes)
+    _check_patience(options, validation)
     check_names(label_names, None)
     names = None if label_names is None else tuple(label_names)
     text = TextOptions(columns, max_length, names)
@@ -112,6 +113,13 @@ def fit(
         if _may_start(module, model, options):
             start(model, module, examples, options)
     return _fit(model, module, examples, held_out, options, optimizer, text, ())
+
+
+def _check_patience(options: FitOptions, validation: object | None) -> None:
+    if options.patience and validation is None:
+        raise ConfigError(
+            f"patience={options.patience} needs validation data; patience=None fits to the end"
+        )
 
 
 def _may_start(guide: nn.Module, model: Model, options: FitOptions) -> TypeGuard[NormalGuide]:
@@ -148,10 +156,6 @@ def _fit(
     text: TextOptions,
     lineage: tuple[FitReport, ...],
 ) -> Posterior:
-    if options.patience and validation is None:
-        raise ConfigError(
-            f"patience={options.patience} needs validation data; patience=None fits to the end"
-        )
     report = FitReport(len(examples), examples.fingerprint, options)
     posterior = Posterior(model, guide, (*lineage, report), text)
     try:
@@ -275,6 +279,7 @@ class Posterior:
         are those of the last round.
         """
         options = (options or self.report.options).change(**changes)
+        _check_patience(options, validation)
         prior = self.as_prior()
         examples = self.text.encode(self.model, data, labelled=True)
         held_out = None

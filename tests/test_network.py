@@ -150,11 +150,24 @@ def test_features_take_the_place_of_tokens() -> None:
     assert not features.requires_grad
 
 
-def test_features_need_a_head_without_peft(network: bh.RandomPEFT) -> None:
-    with pytest.raises(ConfigError, match="only without PEFT weights"):
-        network.features(tiny_batch())
-    with pytest.raises(ConfigError, match=r"batch.features: only a Head without PEFT"):
-        network(draw(network), bh.Batch({}, features=torch.zeros(2, 16)))
+def test_features_are_the_frozen_transformers_whatever_the_weights(
+    network: bh.RandomPEFT,
+) -> None:
+    weights, batch = draw(network), tiny_batch()
+    frozen = bh.RandomPEFT(network.backbone, (), network.head)
+    features = network.features(batch)
+    torch.testing.assert_close(features, frozen.features(batch))
+    with_features = bh.Batch({}, features=features)
+    torch.testing.assert_close(network(weights, with_features), frozen(weights, batch))
+    assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
+
+
+def test_features_need_a_head_that_reads_them() -> None:
+    own = bh.RandomPEFT(classifier(), (), bh.OwnHead())
+    with pytest.raises(ConfigError, match="features are what a Head reads"):
+        own.features(tiny_batch())
+    with pytest.raises(ConfigError, match=r"batch.features: only a Head can use them"):
+        own({}, bh.Batch({}, features=torch.zeros(2, 16)))
 
 
 def classifier() -> Any:

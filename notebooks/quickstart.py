@@ -68,7 +68,7 @@ for site in network.sites:
     print(f"{site.name:14} {dict(zip(site.dims, site.shape, strict=True))}")
 
 # %% [markdown]
-# The default prior says by how much a block's output may change. Any Pyro function of the sites is
+# The default prior says by how much predictions may change. Any Pyro function of the sites is
 # a prior as well; this one lets LoRA's scale differ from layer to layer. (We only look at it here,
 # and fit with the default.)
 

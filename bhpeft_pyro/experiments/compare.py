@@ -76,7 +76,7 @@ def compare(
         raise typer.BadParameter(str(error)) from error
     for name in names:
         files = (_file(out, name, seed, arm) for seed, arm in product(range(seeds), arms))
-        console.print(table([json.loads(file.read_text()) for file in files]))
+        console.print(table([json.loads(file.read_text()) for file in files if file.exists()]))
 
 
 def table(results: list[dict[str, Any]]) -> Table:
@@ -85,21 +85,18 @@ def table(results: list[dict[str, Any]]) -> Table:
     shown = [name for name in SHOWN if name in first["metrics"]["as is"]]
     by_arm: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        by_arm.setdefault(result["arm"], []).append(result["metrics"])
-    title = (
-        f"{first['task']}: {first['rows']} training rows, "
-        f"{len({result['seed'] for result in results})} seeds, {first['backbone']}, "
-        f"at most {first['epochs']} epochs, S = {first['samples']}, temperature 1"
-    )
-    grid = Table("", *shown, title=title, box=MARKDOWN)
-    for arm, metrics in by_arm.items():
+        by_arm.setdefault(result["arm"], []).append(result)
+    title = f"{first['task']}: {first['rows']} training rows, {first['test']} test rows"
+    grid = Table("", "seeds", "epochs", *shown, title=title, box=MARKDOWN)
+    for arm, runs in by_arm.items():
+        epochs = "/".join(map(str, sorted({run["epochs"] for run in runs})))
         for version, label in (("as is", arm), ("scaled", f"{arm} + scaling")):
             cells = []
             for name in shown:
-                values = [each[version][name] for each in metrics]
+                values = [run["metrics"][version][name] for run in runs]
                 error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
                 cells.append(f"{mean(values):.3f}{error}")
-            grid.add_row(label, *cells)
+            grid.add_row(label, str(len(runs)), epochs, *cells)
     return grid
 
 

@@ -1,7 +1,7 @@
 """Where a Normal guide starts: at a fitted head, with the sds of a diagonal Laplace approximation.
 
 Natural-gradient steps are scaled by the sds. At the prior's, which are far too wide for what the
-data say, the first steps go astray: a head on ratings ended at 7.3 nats per example instead of 2.0.
+data say, the first steps go astray, on ratings beyond return.
 """
 
 from __future__ import annotations

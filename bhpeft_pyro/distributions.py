@@ -1,0 +1,178 @@
+"""A Normal over very many weights whose covariance is narrow along few axes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints, register_kl
+
+__all__ = ["Covariance", "LowRankNormal", "leading"]
+
+_ROWS = 2**16  # taken to double precision at a time: in single, weak axes are not orthogonal
+
+
+@dataclass(frozen=True, eq=False)
+class Covariance:
+    """diag(scale) (I + V (diag(ratio)^2 - 1) V') diag(scale).
+
+    That is the inverse of a diagonal plus a matrix of rank K: what remains of a diagonal prior
+    when data have told about K directions (SLANG; Mishkin et al. 2018). Every product below costs
+    O(D K); no D x D matrix is made.
+
+    Attributes:
+        scale: (D,) sds away from the axes.
+        axes: (D, K) V, with orthonormal columns, in units of `scale`.
+        ratio: (K,) sds along the axes, in the same units.
+
+    >>> prior = Covariance.diagonal(torch.ones(3))
+    >>> after = Covariance.from_precision(torch.ones(3), torch.tensor([[0.0], [0.0], [3.0]]))
+    >>> after.variance, round(after.divergence(prior).item(), 3)
+    (tensor([1.0000, 1.0000, 0.1000]), 0.701)
+    """
+
+    scale: Tensor
+    axes: Tensor
+    ratio: Tensor
+    _divergences: dict[int, tuple[Covariance, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    @classmethod
+    def diagonal(cls, scale: Tensor) -> Covariance:
+        """Independent weights."""
+        return cls(scale, scale.new_zeros(len(scale), 0), scale.new_zeros(0))
+
+    @classmethod
+    def from_precision(cls, diagonal: Tensor, root: Tensor) -> Covariance:
+        """The inverse of diag(`diagonal`) + `root` `root`', from (D,) and (D, K)."""
+        scale = diagonal.rsqrt()
+        whitened = scale.unsqueeze(-1) * root
+        axes, strength = leading(whitened)
+        return cls(scale, axes, (1 + strength).rsqrt())
+
+    @property
+    def rank(self) -> int:
+        """K."""
+        return len(self.ratio)
+
+    @property
+    def variance(self) -> Tensor:
+        """(D,) marginal variances."""
+        return self.scale.square() * (1 + self.axes.square() @ (self.ratio.square() - 1))
+
+    def root(self, noise: Tensor) -> Tensor:
+        """(..., D) standard normal noise to noise of this covariance."""
+        return self.scale * self._along(noise, self.ratio - 1)
+
+    def unroot(self, value: Tensor) -> Tensor:
+        """The inverse of `root`."""
+        return self._along(value / self.scale, 1 / self.ratio - 1)
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """(D,) vector times the covariance."""
+        return self.scale * self._along(self.scale * vector, self.ratio.square() - 1)
+
+    def precision_root(self) -> Tensor:
+        """(D, K) R with inverse = diag(1 / scale^2) + R R' (for ratios of at most 1)."""
+        gain = (self.ratio.pow(-2) - 1).clamp_min(0).sqrt()
+        return self.axes * gain / self.scale.unsqueeze(-1)
+
+    def log_det(self) -> Tensor:
+        """Half the log determinant."""
+        return self.scale.log().sum() + self.ratio.log().sum()
+
+    def divergence(self, prior: Covariance) -> Tensor:
+        """KL(N(0, self) || N(0, prior)), kept for the next call: it costs O(D K K')."""
+        known = self._divergences.get(id(prior))
+        if known is None or known[0] is not prior:
+            known = self._divergences[id(prior)] = (prior, self._divergence(prior))
+        return known[1]
+
+    def _divergence(self, prior: Covariance) -> Tensor:
+        share = self.scale / prior.scale
+        own, other = self.ratio.square() - 1, prior.ratio.pow(-2) - 1
+        weight = share.square()
+        overlap = prior.axes.mT @ (share.unsqueeze(-1) * self.axes)
+        trace = (
+            weight @ (self.axes.square() @ own)
+            + weight @ (prior.axes.square() @ other)
+            + other @ overlap.square() @ own
+        )
+        diagonal = (weight - 1 - weight.log()).sum()
+        return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
+
+    def _along(self, vector: Tensor, change: Tensor) -> Tensor:
+        return vector + ((vector @ self.axes) * change) @ self.axes.mT
+
+
+def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """The leading eigenvectors (D, K) and eigenvalues (K,) of `factor` `factor`', (D, M)."""
+    gram = sum(rows.mT @ rows for rows in map(Tensor.double, factor.split(_ROWS)))
+    strength, mix = torch.linalg.eigh(gram)
+    if rank is not None:
+        strength, mix = strength[-rank:], mix[:, -rank:]
+    keep = strength > 1e-7 * strength[-1:].clamp_min(1e-30)
+    strength, mix = strength[keep], mix[:, keep]
+    axes = factor @ (mix / strength.sqrt()).to(factor)
+    return axes, strength.to(factor)
+
+
+class LowRankNormal(TorchDistribution):
+    """N(loc, covariance) over (D,) vectors, with a `Covariance`.
+
+    Args:
+        loc: (D,) mean.
+        covariance: of D entries.
+
+    >>> normal = LowRankNormal(torch.zeros(3), Covariance.diagonal(torch.ones(3)))
+    >>> normal.log_prob(torch.zeros(3))
+    tensor(-2.7568)
+    """
+
+    arg_constraints = {"loc": constraints.real_vector}  # noqa: RUF012 - as torch declares it
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self,
+        loc: Tensor,
+        covariance: Covariance,
+        batch_shape: torch.Size = torch.Size(),
+        validate_args: bool | None = None,
+    ) -> None:
+        self.loc, self.covariance = loc, covariance
+        super().__init__(batch_shape, loc.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
+        return LowRankNormal(self.loc, self.covariance, torch.Size(batch_shape), False)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.expand(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.covariance.variance.expand(self.batch_shape + self.event_shape)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+        shape = self._extended_shape(sample_shape)
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + self.covariance.root(noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        distance = self.covariance.unroot(value - self.loc).square().sum(-1)
+        size = len(self.loc) * math.log(2 * math.pi)
+        log_prob: Tensor = -0.5 * (distance + size) - self.covariance.log_det()
+        return log_prob
+
+
+@register_kl(LowRankNormal, LowRankNormal)
+def _kl(q: LowRankNormal, p: LowRankNormal) -> Tensor:
+    distance = p.covariance.unroot(q.loc - p.loc).square().sum(-1)
+    total = q.covariance.divergence(p.covariance) + 0.5 * distance
+    return total.expand(q.batch_shape)

@@ -1,0 +1,110 @@
+"""Low-rank guide: one Normal over all weights, narrow along the axes that data have told about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from ..batch import Batch
+from ..distributions import Covariance, LowRankNormal
+from ..errors import GuideError
+from ..model import Model
+from ..priors import JOINT, JointPrior, Prior
+from .guide import Guide
+from .latent import Latent, latents
+
+__all__ = ["LowRankGuide"]
+
+
+class LowRankGuide(Guide):
+    """q(w) = N(loc, covariance) over all weights at once, with a low-rank precision.
+
+    The covariance is the prior's until `fit` measures, from time to time, along which directions
+    the predictions of the training texts depend on the weights; there it is narrowed (see
+    `inference/curvature.py`). So weights of different layers and kinds may compensate each other,
+    which independent ones (`NormalGuide`) cannot.
+
+    Args:
+        model: its prior must be Normal at every site, or an earlier posterior of this guide.
+        rank: K, the number of directions. Takes K numbers a weight.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> guide = LowRankGuide(tiny_model(), rank=3)
+    >>> guide.covariance.rank, guide.means()["head.bias"]
+    (0, tensor([0., 0.]))
+    """
+
+    def __init__(self, model: Model, rank: int = 128) -> None:
+        super().__init__()
+        if rank < 1:
+            raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")
+        self.rank = rank
+        found = latents(model)
+        self._joint = [latent.name for latent in found] == [JOINT]
+        self.prior = prior_normal(found)
+        self._shapes = {site.name: site.shape for site in model.sites}
+        if not self._joint:
+            self._shapes = {latent.name: tuple(latent.loc.shape) for latent in found}
+        loc = self.prior.loc if self._joint else torch.cat([x.loc.flatten() for x in found])
+        self.loc = nn.Parameter(loc.detach().clone())
+        for name in ("scale", "axes", "ratio"):
+            self.register_buffer(name, torch.empty(0))
+        self.scale: Tensor
+        self.axes: Tensor
+        self.ratio: Tensor
+        self.covariance = self.prior.covariance
+
+    @property
+    def covariance(self) -> Covariance:
+        """The covariance, over all weights in the order of the sites."""
+        # Kept as one object, which remembers its divergence from a prior.
+        if self._covariance.scale is not self.scale:  # loaded, copied or moved since
+            self._covariance = Covariance(self.scale, self.axes, self.ratio)
+        return self._covariance
+
+    @covariance.setter
+    def covariance(self, value: Covariance) -> None:
+        self.scale, self.axes, self.ratio = value.scale, value.axes, value.ratio
+        self._covariance = value
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
+        infer = {"is_auxiliary": not self._joint}
+        values = self.unpack(pyro.sample(JOINT, normal, infer=infer))
+        if self._joint:
+            return values
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
+            for name, value in values.items()
+        }
+
+    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
+        """(..., D) to one tensor (..., *shape) a site."""
+        sizes = [prod(shape) for shape in self._shapes.values()]
+        parts = flat.split(sizes, -1)
+        return {
+            name: part.reshape(*part.shape[:-1], *shape)
+            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
+        }
+
+    def as_prior(self) -> Prior:
+        normal = LowRankNormal(self.loc.detach().clone(), self.covariance)
+        return JointPrior(normal, self._shapes)
+
+    def means(self) -> dict[str, Tensor]:
+        return self.unpack(self.loc.detach().clone())
+
+    def scales(self) -> dict[str, Tensor]:
+        """The marginal sds per site."""
+        return self.unpack(self.covariance.variance.sqrt())
+
+
+def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
+    ...

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..model import Model
+from ..priors import complete
 
 __all__ = ["diagonal", "scores"]
 
@@ -21,15 +22,17 @@ def scores(model: Model, weights: Mapping[str, Tensor], batch: Batch) -> dict[st
     example is run as a particle, under weights of its own.
 
     Args:
-        weights: for each site of the model a tensor (B, 1, *site shape).
+        weights: for each site of the model, or for each latent of its prior, a tensor
+            (B, 1, *shape).
         batch: B examples, not shared out.
 
     Returns:
-        Site name to (B, *site shape).
+        The same names to (B, *shape).
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
-        predictive = model.predictive(leaves, replace(batch.split(len(batch)), labels=None))
+        whole = complete(model.prior, model.sites, leaves)
+        predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
         log_prob = predictive.log_prob(predictive.sample()).sum()
     grads = torch.autograd.grad(
         log_prob, list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -43,12 +46,12 @@ def diagonal(
     """The diagonal of the Fisher information of one example, at one value of the weights.
 
     Args:
-        weights: for each site of the model a tensor of its shape.
+        weights: for each site of the model, or for each latent of its prior, a tensor of its shape.
 
     Returns:
-        Site name to a tensor of its shape.
+        The same names to tensors of the same shapes.
     """
-    sums = {site.name: torch.zeros_like(weights[site.name]) for site in model.sites}
+    sums = {name: torch.zeros_like(value) for name, value in weights.items()}
     count = 0
     for batch in batches:
         count += len(batch)

@@ -16,7 +16,7 @@ from ..guides import NormalGuide
 from ..head import Head
 from ..model import Model
 from .feed import Feed
-from .fisher import diagonal
+from .fisher import diagonal, from_prior
 from .optimise import optimise
 from .options import FitOptions
 from .report import FitReport
@@ -30,9 +30,11 @@ _STEPS = 500  # at most, for the head
 def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOptions) -> None:
     """Move a guide to its start, in place.
 
-    First the head is fitted to the frozen transformer's features, which are computed once; then
-    the sds of the PEFT weights are set, at this head.
+    What weights tell about their scales comes first. Then the head is fitted to the frozen
+    transformer's features, which are computed once; then the sds of the PEFT weights are set, at
+    this head.
     """
+    guide.narrow(from_prior(model, guide.means()))
     told: set[str] = set()
     if isinstance(model.network.head, Head):
         told = _narrow(model, guide, Feed(model, examples, frozen=True), options, told)

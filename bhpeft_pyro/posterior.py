@@ -110,7 +110,7 @@ def fit(
     model.network.align(batch for _, batch in examples.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     with seeded(options.seed):
         align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
-        if _may_start(module, model, options):
+        if _may_start(module, options):
             start(model, module, examples, options)
     return _fit(model, module, examples, held_out, options, optimizer, text, ())
 
@@ -122,14 +122,10 @@ def _check_patience(options: FitOptions, validation: object | None) -> None:
         )
 
 
-def _may_start(guide: nn.Module, model: Model, options: FitOptions) -> TypeGuard[NormalGuide]:
-    """Whether `start` applies: unless a width was asked for, or the prior makes the sites' values
-    out of other latents, or there is to be no posterior."""
+def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide]:
+    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
     return (
-        isinstance(guide, NormalGuide)
-        and guide.init_scale is None
-        and options.temperature > 0
-        and guide.means().keys() >= {site.name for site in model.sites}
+        isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
     )
 
 
@@ -198,7 +194,8 @@ class Posterior:
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Joint draws of the weights: site name to (samples, *site shape)."""
-        return {name: value[:, 0] for name, value in draw(self.guide, samples, seed).items()}
+        draws = draw(self.model, self.guide, samples, seed)
+        return {name: value[:, 0] for name, value in draws.items()}
 
     def predict(
         self,
@@ -262,7 +259,13 @@ class Posterior:
                 f"{type(self.guide).__name__} does not say how its posterior becomes a prior; "
                 "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
             )
-        return PosteriorPrior(self.guide.distributions())
+        distributions = self.guide.distributions()
+        if all(site.name in distributions for site in self.model.sites):
+            return PosteriorPrior(distributions)
+        prior = self.model.prior
+        return PosteriorPrior(
+            distributions, prior.structure if isinstance(prior, PosteriorPrior) else prior
+        )
 
     def update(
         self,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +21,7 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import likelihoods, peft
+from . import likelihoods, peft, priors
 from .data import Columns
 from .errors import SaveError
 from .guides import GUIDES
@@ -30,7 +30,7 @@ from .inference.draws import seeded
 from .inference.report import FitReport
 from .model import Model
 from .network import RandomPEFT, fingerprint
-from .priors import FunctionSpaceNormal, PosteriorPrior, PriorLike
+from .priors import PosteriorPrior, PriorLike, as_prior
 
 if TYPE_CHECKING:
     from .posterior import Posterior
@@ -113,8 +113,7 @@ def load(
         options = TextOptions(**text)
         guide_class = GUIDES[content["guide"]]
         fitted_on = content["backbone"]
-        if prior is None:
-            prior = _revive_prior(content["prior"], tensors)
+        prior = _revive_prior(content["prior"], tensors, prior)
     except (KeyError, TypeError, AttributeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
     if fingerprint(backbone) != fitted_on["fingerprint"]:
@@ -157,8 +156,9 @@ def _revive_head(description: dict[str, Any]) -> Head | OwnHead:
 
 def _describe_prior(prior: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A prior as plain data and tensors; one of the user's own by its import path."""
-    if isinstance(prior, FunctionSpaceNormal):
-        return {"kind": "function-space", **asdict(prior)}, {}
+    name = type(prior).__name__
+    if is_dataclass(prior) and getattr(priors, name, None) is type(prior):
+        return {"kind": "ready", **_describe(prior)}, {}
     if isinstance(prior, PosteriorPrior):
         tensors = {}
         for name, site in prior.distributions.items():
@@ -167,16 +167,27 @@ def _describe_prior(prior: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 return {"kind": "custom", "path": f"a posterior with {type(site).__name__}"}, {}
             tensors[f"prior.{name}.loc"], tensors[f"prior.{name}.scale"] = base.loc, base.scale
         # The order of sites is the order of draws: with it, a seed means the same after loading.
-        return {"kind": "posterior", "sites": list(prior.distributions)}, tensors
+        return {
+            "kind": "posterior",
+            "sites": list(prior.distributions),
+            "structure": prior.structure and _describe_prior(prior.structure)[0],
+        }, tensors
     named = prior if hasattr(prior, "__qualname__") else type(prior)
     return {"kind": "custom", "path": f"{named.__module__}:{named.__qualname__}"}, {}
 
 
-def _revive_prior(description: dict[str, Any], tensors: dict[str, Tensor]) -> PriorLike:
+def _revive_prior(
+    description: dict[str, Any], tensors: dict[str, Tensor], given: PriorLike | None
+) -> PriorLike:
+    """The prior described, or the one given in its place."""
     fields = dict(description)
     kind = fields.pop("kind")
-    if kind == "function-space":
-        return FunctionSpaceNormal(**fields)
+    structure = fields.get("structure")
+    if given is not None and not structure:
+        return given
+    if kind == "ready":
+        prior: PriorLike = _revive(priors, fields)
+        return prior
     if kind == "posterior":
         return PosteriorPrior(
             {
@@ -184,7 +195,8 @@ def _revive_prior(description: dict[str, Any], tensors: dict[str, Tensor]) -> Pr
                     tensors[f"prior.{name}.loc"], tensors[f"prior.{name}.scale"]
                 ).to_event(tensors[f"prior.{name}.loc"].dim())
                 for name in fields["sites"]
-            }
+            },
+            structure and as_prior(_revive_prior(structure, tensors, given)),
         )
     if kind == "custom":
         raise SaveError(

@@ -147,7 +147,7 @@ def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours() -> None:
 
 def test_folded_and_looped_predictions_agree() -> None:
     model, batch = _model(), _batch()
-    weights = draw(NormalGuide(model), 4)
+    weights = draw(model, NormalGuide(model), 4)
     together = folded(model, weights, batch)
     assert together.shape == (4, 8, CLASSES)
     assert not torch.allclose(together[0], together[1])  # the draws do differ

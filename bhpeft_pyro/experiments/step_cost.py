@@ -92,7 +92,7 @@ def measure(
             reason = f"Hugging Face peft cannot be imported: {error}"
         prediction: dict[str, Step] = {"plain": partial(forecast_plain, plain, batch)}
         for count in DRAWS:
-            weights = draw(guide, count)
+            weights = draw(model, guide, count)
             prediction[f"folded_{count}"] = partial(folded, model, weights, batch)
             prediction[f"looped_{count}"] = partial(looped, model, weights, batch)
         step_ratios = compare(

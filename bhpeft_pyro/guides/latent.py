@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Independent, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ..errors import PriorError
@@ -45,11 +46,12 @@ def is_real(support: Constraint | None) -> bool:
 
 
 def latents(model: Model) -> list[Latent]:
-    """The latents of a model, found by running its prior once.
+    """The latents of a model, found by running its prior once, from start to start.
 
     PEFT and head sites start at their prior's mean, or at their own `init` if it is zero (or
-    there is none); what a prior samples besides (scales, gates) starts at the value drawn. The
-    global random state is left as it was.
+    there is none); what a prior samples besides (scales, gates) starts at its median or mean. A
+    site that the prior makes out of other latents is none itself. The global random state is
+    left as it was.
 
     Raises:
         PriorError: a site was sampled with independent (batch) dims: plates and mini-batches
@@ -57,7 +59,14 @@ def latents(model: Model) -> list[Latent]:
     """
     sites = {site.name: site for site in model.sites}
     device = model.network.device
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+
+    def start(node: dict[str, Any]) -> Tensor:
+        fn, site = node["fn"], sites.get(node["name"])
+        if site is None or tuple(fn.shape()) != site.shape:
+            return _center(fn)
+        return _start(fn, site).to(device)
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block(), InitMessenger(start):
         trace = poutine.trace(checked).get_trace(model.prior, model.sites)
     found = []
     for name, node in trace.iter_stochastic_nodes():
@@ -71,10 +80,11 @@ def latents(model: Model) -> list[Latent]:
             raise PriorError(f"prior: the site {name!r} is discrete; guides need continuous ones")
         support = fn.support
         transform = biject_to(support)
-        start: Any = _start(fn, sites[name]) if name in sites else node["value"]
-        loc = transform.inv(start.to(device)).detach().clone()
+        value: Any = node["value"]
+        loc = transform.inv(value.to(device)).detach().clone()
         found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name))))
-    missing = sites.keys() - {latent.name for latent in found}
+    made = {name for name in trace.observation_nodes if name in sites}
+    missing = sites.keys() - {latent.name for latent in found} - made
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
     return found
@@ -87,6 +97,22 @@ def _start(fn: Any, site: Site) -> Tensor:
     except NotImplementedError:
         return site.init()
     return mean.clone() if mean.isfinite().all() and mean.any() else site.init()
+
+
+def _center(fn: Any) -> Tensor:
+    """The median, the mean, or else a draw."""
+    base = fn
+    while isinstance(base, Independent):
+        base = base.base_dist
+    for center in (lambda: base.icdf(torch.tensor(0.5)), lambda: fn.mean):
+        try:
+            value: Tensor = center()
+        except NotImplementedError:
+            continue
+        if value.isfinite().all():
+            return value.clone()
+    draw: Tensor = fn.sample()
+    return draw
 
 
 def _prior_scale(fn: TorchDistribution, loc: Tensor, site: object) -> Tensor:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..errors import GuideError
 from ..guides import Guide
+from ..model import Model
+from ..priors import complete
 
 __all__ = ["blocks", "draw", "point", "seeded"]
 
@@ -33,10 +35,13 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw(guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
-    """Joint draws of every latent.
+def draw(
+    model: Model, guide: Callable[..., Any], samples: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Joint draws of every latent, and of the sites made out of them.
 
     Args:
+        model: the model, whose prior may make sites out of other latents.
         guide: any Pyro guide; it is called with None for a batch.
         samples: S.
         seed: makes the draws repeatable; the global random state is left alone.
@@ -44,11 +49,13 @@ def draw(guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Te
     Returns:
         Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place.
     """
-    parts = list(blocks(guide, samples, seed))
+    parts = list(blocks(model, guide, samples, seed))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def blocks(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[dict[str, Tensor]]:
+def blocks(
+    model: Model, guide: Callable[..., Any], samples: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
     """The draws of `draw`, some at a time, so that not all need be held at once."""
     seeds = torch.Generator().manual_seed(seed)
     for start in range(0, samples, _BLOCK):
@@ -64,14 +71,17 @@ def blocks(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[dict[
         ):
             guide(None)
         nodes: dict[str, Any] = dict(tracer.trace.iter_stochastic_nodes())
-        yield {
-            name: site["value"].detach()
-            for name, site in nodes.items()
-            if not site["infer"].get("is_auxiliary") and name != "draws"
-        }
+        yield _complete(
+            model,
+            {
+                name: site["value"].detach()
+                for name, site in nodes.items()
+                if not site["infer"].get("is_auxiliary") and name != "draws"
+            },
+        )
 
 
-def point(guide: Callable[..., Any]) -> dict[str, Tensor]:
+def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
     """The guide's central values as a single draw, (1, 1, *site shape)."""
     if isinstance(guide, Guide):
         means = guide.means()
@@ -83,4 +93,9 @@ def point(guide: Callable[..., Any]) -> dict[str, Tensor]:
             f"samples=0 asks for the guide's central values, which {type(guide).__name__} does "
             "not tell; give samples=1 or more"
         )
-    return {name: value[None, None] for name, value in means.items()}
+    return _complete(model, {name: value[None, None] for name, value in means.items()})
+
+
+def _complete(model: Model, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    with _LOCK, torch.no_grad():
+        return complete(model.prior, model.sites, latents)

@@ -60,7 +60,7 @@ def predict(
     accumulator = ClassAccumulator(keep_samples=keep_samples)
     means: list[Tensor] = []
     sds: list[Tensor] = []
-    for weights in _passes(guide, samples, together, seed):
+    for weights in _passes(model, guide, samples, together, seed):
         outcome = _run(model, weights, feed, batch_size, bf16)
         if model.likelihood.kind == "rating":
             means.append(outcome[0])
@@ -83,13 +83,13 @@ def predict(
 
 
 def _passes(
-    guide: Callable[..., object], samples: int, together: int, seed: int
+    model: Model, guide: Callable[..., object], samples: int, together: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """The draws, at most `together` at a time; which draws they are does not depend on it."""
     if samples == 0:
-        yield point(guide)
+        yield point(model, guide)
         return
-    for block in blocks(guide, samples, seed):
+    for block in blocks(model, guide, samples, seed):
         count = len(next(iter(block.values())))
         for start in range(0, count, together):
             yield {name: value[start : start + together] for name, value in block.items()}

@@ -16,7 +16,7 @@ from ..guides import NormalGuide
 from ..head import Head
 from ..model import Model
 from .feed import Feed
-from .fisher import diagonal
+from .fisher import diagonal, from_prior
 from .optimise import optimise
 from .options import FitOptions
 from .report import FitReport
@@ -30,14 +30,15 @@ _STEPS = 500  # at most, for the head
 def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOptions) -> None:
     """Move a guide to its start, in place.
 
-    First the head is fitted to the frozen transformer's features, which are computed once; then
-    the sds of the PEFT weights are set, at this head.
+    What weights tell about their scales comes first. Then the head is fitted to the frozen
+    transformer's features, which are computed once; then the sds of the PEFT weights are set, at
+    this head.
     """
-    peft = {site.name for site in model.network.attachment.sites}
+    guide.narrow(from_prior(model, guide.means()))
+    told: set[str] = set()
     if isinstance(model.network.head, Head):
-        rest = {site.name for site in model.sites} - peft
-        _narrow(model, guide, Feed(model, examples, frozen=True), options, rest)
-        if not peft:
+        told = _narrow(model, guide, Feed(model, examples, frozen=True), options, told)
+        if not model.network.kinds:
             return
         steps = options.epochs * -(-len(examples) // options.batch_size)
         brief = replace(
@@ -49,17 +50,25 @@ def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOpti
         )
         report = FitReport(len(examples), examples.fingerprint, brief)
         optimise(model, guide, examples, None, report, frozen=True)
-    _narrow(model, guide, Feed(model, examples), options, peft)
+    _narrow(model, guide, Feed(model, examples), options, told)
 
 
 def _narrow(
-    model: Model, guide: NormalGuide, feed: Feed, options: FitOptions, sites: set[str]
-) -> None:
-    """Add what N examples tell about the weights to the precisions of some sites."""
+    model: Model, guide: NormalGuide, feed: Feed, options: FitOptions, told: set[str]
+) -> set[str]:
+    """Add what N examples tell about the latents to their precisions, but not to those `told`.
+
+    Returns:
+        Those told now: with frozen features the examples say nothing about PEFT weights.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
     batches = islice(feed.training(options.batch_size, 1, generator), count)
     device = model.network.device
     information = diagonal(model, guide.means(), (batch.to(device) for batch in batches))
     size = len(feed.examples) / options.temperature
-    guide.narrow({name: size * information[name] for name in sites})
+    news = {
+        name: size * more for name, more in information.items() if name not in told and more.any()
+    }
+    guide.narrow(news)
+    return set(news)

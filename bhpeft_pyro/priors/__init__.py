@@ -1,15 +1,33 @@
 """Priors: stochastic functions from sites to their tensors."""
 
+from .ard import ARD, effective_rank
 from .default import FunctionSpaceNormal, default
+from .gates import Gates, gate_probabilities
+from .heavy import Laplace, StudentT
+from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
+from .horseshoe import Horseshoe
 from .posterior import PosteriorPrior
-from .prior import Prior, PriorLike, as_prior, checked
+from .prior import Prior, PriorLike, as_prior, checked, complete
+from .scales import FunctionSpacePrior
 
 __all__ = [
+    "ARD",
+    "EmpiricalBayes",
     "FunctionSpaceNormal",
+    "FunctionSpacePrior",
+    "Gates",
+    "Hierarchical",
+    "Horseshoe",
+    "Laplace",
     "PosteriorPrior",
     "Prior",
     "PriorLike",
+    "StudentT",
     "as_prior",
     "checked",
+    "complete",
     "default",
+    "effective_rank",
+    "empirical_scales",
+    "gate_probabilities",
 ]

@@ -1,7 +1,8 @@
 """What a prior is, and the short forms accepted for one.
 
 A prior is any Pyro stochastic function from the sites to their tensors: it calls `pyro.sample`
-once for each site, under the site's name, and may sample anything else besides (scales, gates).
+once for each site, under the site's name, and may sample anything else besides (scales, gates). A
+site that it makes out of such other latents it records by `pyro.deterministic` instead.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from fnmatch import fnmatchcase
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
@@ -18,7 +20,7 @@ from torch import Tensor
 from ..errors import PriorError
 from ..peft.sites import Site
 
-__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked"]
+__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked", "complete"]
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
 SitePrior = TorchDistribution | Callable[[Site], TorchDistribution]
@@ -129,3 +131,36 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
                 "did you .expand(site.shape).to_event(site.ndim)?"
             )
     return dict(values)
+
+
+def complete(
+    prior: Prior, sites: Sequence[Site], latents: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Latents, and the sites that a prior makes out of them.
+
+    Args:
+        prior: the prior; it is not run if all sites are among the latents.
+        sites: the model's sites.
+        latents: a value, (*P, *shape), of each variable that the prior samples.
+
+    Raises:
+        PriorError: the prior samples something that has no value here.
+
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.head import Head
+    >>> def prior(sites):
+    ...     size = pyro.sample("size", dist.LogNormal(0., 1.))
+    ...     return {s.name: pyro.deterministic(s.name, size * torch.ones(s.shape)) for s in sites}
+    >>> complete(prior, Head(2).sites(8), {"size": torch.tensor(3.)})["head.bias"]
+    tensor([3., 3.])
+    """
+    if all(site.name in latents for site in sites):
+        return dict(latents)
+    with poutine.block(), poutine.trace() as tracer, poutine.condition(data=dict(latents)):
+        values = checked(prior, sites)
+    if unknown := tracer.trace.stochastic_nodes:
+        raise PriorError(
+            f"prior: it samples {', '.join(map(repr, unknown))}, which have no value among "
+            f"{', '.join(latents)}"
+        )
+    return {**latents, **values}

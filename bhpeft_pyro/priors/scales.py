@@ -1,0 +1,150 @@
+"""What the ready priors share: scales set by what the weights do, not by what they are."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions.transforms import ExpTransform
+
+from ..errors import PriorError
+from ..peft.sites import Site
+
+__all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
+
+# Of two random sites whose product makes the change, the factor goes on the other.
+_INPUT_SIDE = (".A", ".down", ".embedding")
+_PEFT = ("lora", "adapter", "prefix")
+
+
+@dataclass(frozen=True)
+class FunctionSpacePrior(ABC):
+    """Scales that mean the same on every backbone; a subclass says how weights vary within them.
+
+    Args:
+        change: sd of the output side (LoRA B, adapter up), in units. In fitted `Coordinates` each
+            such site of each layer moves the predictions by change^2 nats under the prior; in a
+            network with `aligned=False` it changes its block's output by this fraction.
+        spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
+        prefix: sd of prefixes, as a fraction of the frozen keys and values.
+        head: sd of each output (logit) under the prior of the head's weights.
+        other: scale of the likelihood's own sites, in their units.
+
+    Raises:
+        PriorError: a number that is not positive and finite.
+    """
+
+    change: float = 0.1
+    spread: float = 0.1
+    prefix: float = 0.1
+    head: float = 2.0
+    other: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise PriorError(
+                    f"{type(self).__name__}: {field.name} must be positive, got {value!r}"
+                )
+            if math.isinf(value):
+                raise PriorError(
+                    f"{type(self).__name__}: {field.name} must be finite: "
+                    "an improper prior has no draws and no evidence"
+                )
+
+    def scale(self, site: Site) -> float:
+        """The prior sd of a site, in its units."""
+        kind = site.name.split(".")[0]
+        if kind == "head":
+            return self.head
+        if kind not in _PEFT:
+            return self.other
+        if any(mark in site.name for mark in _INPUT_SIDE):
+            return self.spread
+        return self.prefix if kind == "prefix" else self.change
+
+    def sd(self, site: Site) -> Tensor:
+        """The prior sd of a site's weights, broadcastable to its shape."""
+        return self.scale(site) * site.unit
+
+    def loc(self, site: Site) -> Tensor:
+        """The prior mean of a site: its anchor, or zero."""
+        return torch.zeros_like(site.unit) if site.anchor is None else site.anchor
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        return {site.name: self.sample(site) for site in sites}
+
+    @abstractmethod
+    def sample(self, site: Site) -> Tensor:
+        """Sample one site, and what its scale depends on."""
+
+    def normal(self, site: Site, factor: Tensor | float = 1.0) -> Tensor:
+        """Sample a site as N(loc, (sd * factor)^2), given a factor (*P, *broadcastable)."""
+        normal = dist.Normal(self.loc(site), self.sd(site) * factor)
+        lead = normal.batch_shape[: len(normal.batch_shape) - site.ndim]
+        value: Tensor = pyro.sample(
+            site.name, normal.expand(lead + site.shape).to_event(site.ndim)
+        )
+        return value
+
+
+def output_side(site: Site) -> bool:
+    """Whether a site is what its kind adds to each layer: LoRA B, adapter up, prefix.
+
+    The gates of UniPELT are none.
+    """
+    parts = site.name.split(".")
+    return (
+        parts[0] in _PEFT
+        and "gate" not in parts
+        and "layer" in site.dims
+        and not any(mark in site.name for mark in _INPUT_SIDE)
+    )
+
+
+def along(values: Tensor, site: Site, dims: Sequence[str]) -> Tensor:
+    """(*P, one size for each of `dims`) to (*P, *sizes and ones), broadcastable to the site.
+
+    >>> site = Site("lora.query.B", (6, 9, 4), ("layer", "out", "rank"), torch.ones(1), lambda: ...)
+    >>> along(torch.ones(2, 1, 6, 4), site, ("layer", "rank")).shape
+    torch.Size([2, 1, 6, 1, 4])
+    """
+    lead = values.shape[: values.dim() - len(dims)]
+    sizes = (n if dim in dims else 1 for dim, n in zip(site.dims, site.shape, strict=True))
+    return values.reshape(*lead, *sizes)
+
+
+def log_of(positive: TorchDistribution) -> TorchDistribution:
+    """The distribution of the logarithm: on the real line, where Normal guides live.
+
+    >>> log_of(dist.HalfCauchy(torch.ones(3))).icdf(torch.tensor(0.5))
+    tensor([0., 0., 0.])
+    """
+    return dist.TransformedDistribution(positive, [ExpTransform().inv])
+
+
+def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
+    """A site as loc + factor * a standard Normal of its own ("<site>.standard"): non-centred.
+
+    Where data say little about single weights, as about most PEFT weights, weights and their
+    scale are nearly independent in these coordinates, so a mean-field guide may be; sampled
+    directly, each would wait for the other to move.
+
+    Args:
+        factor: (*P, *broadcastable to the site).
+    """
+    zero = torch.zeros_like(site.unit)
+    standard = pyro.sample(
+        f"{site.name}.standard",
+        dist.Normal(zero, torch.ones_like(zero)).expand(site.shape).to_event(site.ndim),
+    )
+    value: Tensor = pyro.deterministic(site.name, loc + factor * standard, event_dim=site.ndim)
+    return value

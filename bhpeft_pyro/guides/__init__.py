@@ -4,6 +4,7 @@ from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
 from .latent import Latent, latents
+from .lowrank import LowRankGuide
 from .normal import NormalGuide
 from .registry import GUIDES, autoguide
 
@@ -13,6 +14,7 @@ __all__ = [
     "FunctionGuide",
     "Guide",
     "Latent",
+    "LowRankGuide",
     "NormalGuide",
     "autoguide",
     "latents",

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import Independent, biject_to, constraints
+from torch.distributions import Distribution, Independent, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ..errors import PriorError
@@ -30,12 +30,21 @@ class Latent:
         support: where its values live; `biject_to(support)` maps there.
         loc: where a guide starts.
         scale: the prior's sd, where a guide's sd starts.
+        prior: its distribution under the prior, given the starting values of the others.
     """
 
     name: str
     support: Constraint
     loc: Tensor
     scale: Tensor
+    prior: TorchDistribution
+
+
+def base_of(distribution: Distribution) -> Distribution:
+    """A distribution without the wrappers that declare event dims."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def is_real(support: Constraint | None) -> bool:
@@ -82,7 +91,7 @@ def latents(model: Model) -> list[Latent]:
         transform = biject_to(support)
         value: Any = node["value"]
         loc = transform.inv(value.to(device)).detach().clone()
-        found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name))))
+        found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name)), fn))
     made = {name for name in trace.observation_nodes if name in sites}
     missing = sites.keys() - {latent.name for latent in found} - made
     if missing:
@@ -101,9 +110,7 @@ def _start(fn: Any, site: Site) -> Tensor:
 
 def _center(fn: Any) -> Tensor:
     """The median, the mean, or else a draw."""
-    base = fn
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = base_of(fn)
     for center in (lambda: base.icdf(torch.tensor(0.5)), lambda: fn.mean):
         try:
             value: Tensor = center()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from math import prod
+from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, Prior
+from ..priors import JOINT, JointPrior, Prior, unpack
 from .guide import Guide
-from .latent import Latent, latents
+from .latent import Latent, base_of, latents
 
 __all__ = ["LowRankGuide"]
 
@@ -54,12 +52,13 @@ class LowRankGuide(Guide):
             self._shapes = {latent.name: tuple(latent.loc.shape) for latent in found}
         loc = self.prior.loc if self._joint else torch.cat([x.loc.flatten() for x in found])
         self.loc = nn.Parameter(loc.detach().clone())
+        start = self.prior.covariance
         for name in ("scale", "axes", "ratio"):
-            self.register_buffer(name, torch.empty(0))
+            self.register_buffer(name, getattr(start, name))
         self.scale: Tensor
         self.axes: Tensor
         self.ratio: Tensor
-        self.covariance = self.prior.covariance
+        self._covariance = start
 
     @property
     def covariance(self) -> Covariance:
@@ -86,13 +85,8 @@ class LowRankGuide(Guide):
         }
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """(..., D) to one tensor (..., *shape) a site."""
-        sizes = [prod(shape) for shape in self._shapes.values()]
-        parts = flat.split(sizes, -1)
-        return {
-            name: part.reshape(*part.shape[:-1], *shape)
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
+        """(*P, D) to a tensor (*P, *shape) for each site."""
+        return unpack(flat, self._shapes)
 
     def as_prior(self) -> Prior:
         normal = LowRankNormal(self.loc.detach().clone(), self.covariance)
@@ -107,4 +101,24 @@ class LowRankGuide(Guide):
 
 
 def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
-    ...
+    """The prior of all latents as one Normal.
+
+    Raises:
+        GuideError: a latent has another prior.
+    """
+    if [latent.name for latent in found] == [JOINT]:
+        normal = found[0].prior
+        assert isinstance(normal, LowRankNormal)
+        return normal
+    parts = []
+    for latent in found:
+        base = base_of(latent.prior)
+        if not isinstance(base, Normal):
+            raise GuideError(
+                f"LowRankGuide: the prior of {latent.name!r} is a {type(base).__name__}, expected "
+                "a Normal; for other priors take 'normal' or one of Pyro's guides"
+            )
+        shape = latent.loc.shape
+        parts.append([x.to(latent.loc).expand(shape).flatten() for x in (base.loc, base.scale)])
+    locs, scales = zip(*parts, strict=True)
+    return LowRankNormal(torch.cat(locs), Covariance.diagonal(torch.cat(scales)))

@@ -13,11 +13,16 @@ from ..errors import GuideError
 from ..model import Model
 from .delta import DeltaGuide
 from .guide import Guide
+from .lowrank import LowRankGuide
 from .normal import NormalGuide
 
 __all__ = ["GUIDES", "autoguide"]
 
-GUIDES: dict[str, Callable[..., Guide]] = {"normal": NormalGuide, "delta": DeltaGuide}
+GUIDES: dict[str, Callable[..., Guide]] = {
+    "normal": NormalGuide,
+    "lowrank": LowRankGuide,
+    "delta": DeltaGuide,
+}
 
 
 def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guide | AutoGuide:

@@ -16,7 +16,10 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
+from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
+from ..guides.latent import base_of
+from ..priors import JOINT
 
 __all__ = ["ELBO", "Parts"]
 
@@ -54,6 +57,7 @@ class ELBO(TraceMeanField_ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
         self.temperature = temperature
         self.parts: Parts | None = None
+        self._prior: Covariance | None = None
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -75,9 +79,9 @@ class ELBO(TraceMeanField_ELBO):
         nodes: dict[str, Any] = model_trace.nodes
         guide_nodes: dict[str, Any] = guide_trace.nodes
         nll = torch.zeros(())
-        kl: dict[str, Tensor] = {}
+        kl, done = self._joint_kl(nodes, guide_nodes)
         for name, site in nodes.items():
-            if site["type"] != "sample":
+            if site["type"] != "sample" or name in done:
                 continue
             if site["is_observed"]:
                 nll = nll - site["log_prob_sum"]
@@ -86,7 +90,7 @@ class ELBO(TraceMeanField_ELBO):
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():
-            if site["type"] == "sample" and name not in nodes:  # auxiliary
+            if site["type"] == "sample" and name not in nodes and name not in done:  # auxiliary
                 kl[name] = _log_prob(site)
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
@@ -97,10 +101,46 @@ class ELBO(TraceMeanField_ELBO):
         return loss.item(), loss
 
 
+    def _joint_kl(
+        self, nodes: dict[str, Any], guide_nodes: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], set[str]]:
+        """The KL of a Normal over all weights to independent Normals, and the sites it is for."""
+        joint = guide_nodes.get(JOINT)
+        if joint is None or JOINT in nodes or not isinstance(joint["fn"], LowRankNormal):
+            return {}, set()
+        q = joint["fn"]
+        parts = [
+            name
+            for name, site in guide_nodes.items()
+            if site["type"] == "sample" and isinstance(base_of(site["fn"]), Delta)
+        ]
+        priors = [_single(nodes[name]["fn"], len(q.batch_shape)) for name in parts if name in nodes]
+        if len(priors) < len(parts) or any(prior is None for prior in priors):
+            return {}, set()
+        loc, scale = (torch.cat(tensors) for tensors in zip(*filter(None, priors), strict=True))
+        if self._prior is None or not torch.equal(self._prior.scale, scale):
+            self._prior = Covariance.diagonal(scale)  # kept: divergences are remembered by object
+        value = kl_divergence(q, LowRankNormal(loc, self._prior, q.batch_shape, False))
+        return {JOINT: value.sum() * joint["scale"]}, {JOINT, *parts}
+
+
+def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:
+    """Mean and sd, flat, of a Normal that is the same along its `lead` first dims."""
+    base = base_of(distribution)
+    if not isinstance(base, Normal) or len(distribution.batch_shape) != lead:
+        return None
+    tensors = base.loc.expand(base.batch_shape), base.scale.expand(base.batch_shape)
+    shape = base.batch_shape[:lead]
+    if any(stride and size > 1 for t in tensors for stride, size in zip(t.stride(), shape)):
+        return None
+    loc, scale = (tensor[(0,) * lead].flatten() for tensor in tensors)
+    return loc, scale
+
+
 def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
     # Pyro's KL from a Delta leaves out its log-density (the Jacobian of a transformed latent).
-    if not isinstance(_base(q), Delta):
+    if not isinstance(base_of(q), Delta):
         q, p, copies = _once(q, p)
         try:
             return kl_divergence(q, p).sum() * (copies * guide_site["scale"])
@@ -114,15 +154,9 @@ def _log_prob(site: dict[str, Any]) -> Tensor:
     return log_prob.sum() * site["scale"]
 
 
-def _base(distribution: Distribution) -> Distribution:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
-
-
 def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:
     """Two Normals without the leading particle dims along which both are mere repetitions."""
-    q_base, p_base = _base(q), _base(p)
+    q_base, p_base = base_of(q), base_of(p)
     dims = q.batch_shape
     if not (dims and isinstance(q_base, Normal) and isinstance(p_base, Normal)):
         return q, p, 1

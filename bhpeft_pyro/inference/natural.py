@@ -92,15 +92,15 @@ class NaturalGradient(Optimizer):
                 state["loc"] = torch.zeros_like(loc)
                 state["log_scale"] = torch.zeros_like(log_scale)
             state["step"] += 1
-            slope = _average(state["loc"], loc.grad, group["momentum"], state["step"])
-            bend = _average(state["log_scale"], log_scale.grad, group["averaging"], state["step"])
+            slope = average(state["loc"], loc.grad, group["momentum"], state["step"])
+            bend = average(state["log_scale"], log_scale.grad, group["averaging"], state["step"])
             log_scale.sub_((group["lr"] * bend).clamp_(-_TRUST, _TRUST), alpha=0.5)
             scale = log_scale.exp()
             loc.sub_((group["lr"] * scale * slope).clamp_(-1, 1).mul_(scale))
         return loss
 
 
-def _average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor:
+def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor:
     """Exponential average, corrected for its start at zero as in Adam."""
     buffer.lerp_(gradient, 1 - decay)
     return buffer / (1 - decay**step)

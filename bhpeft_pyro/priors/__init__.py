@@ -6,11 +6,13 @@ from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
+from .joint import JOINT, JointPrior, unpack
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpacePrior
 
 __all__ = [
+    "JOINT",
     "ARD",
     "EmpiricalBayes",
     "FunctionSpaceNormal",
@@ -18,6 +20,7 @@ __all__ = [
     "Gates",
     "Hierarchical",
     "Horseshoe",
+    "JointPrior",
     "Laplace",
     "PosteriorPrior",
     "Prior",
@@ -30,4 +33,5 @@ __all__ = [
     "effective_rank",
     "empirical_scales",
     "gate_probabilities",
+    "unpack",
 ]

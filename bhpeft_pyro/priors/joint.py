@@ -1,0 +1,60 @@
+"""A posterior over all weights at once as a prior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import prod
+
+import pyro
+from torch import Tensor
+
+from ..distributions import LowRankNormal
+from ..errors import PriorError
+from ..peft.sites import Site
+
+__all__ = ["JOINT", "JointPrior", "unpack"]
+
+JOINT = "weights"
+"""Name of the latent that holds all weights."""
+
+
+class JointPrior:
+    """One Normal over all weights; sites are parts of its draw, matched by name and shape.
+
+    Args:
+        normal: over D weights.
+        shapes: of the sites, in the order in which they lie in a draw.
+
+    >>> import torch
+    >>> from bhpeft_pyro.distributions import Covariance
+    >>> normal = LowRankNormal(torch.zeros(3), Covariance.diagonal(torch.ones(3)))
+    >>> sorted(JointPrior(normal, {"head.bias": (3,)})([]))
+    ['head.bias']
+    """
+
+    def __init__(self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.normal = normal
+        self.shapes = dict(shapes)
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        for site in sites:
+            if (known := self.shapes.get(site.name)) != site.shape:
+                raise PriorError(
+                    f"prior: this model's site {site.name!r} has shape {site.shape}, in the "
+                    f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
+                )
+        values = unpack(pyro.sample(JOINT, self.normal), self.shapes)
+        return {
+            name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
+            for name, value in values.items()
+        }
+
+
+def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """(*P, D) to a tensor (*P, *shape) for each of the shapes, in their order."""
+    ends = [0, *accumulate(map(prod, shapes.values()))]
+    return {
+        name: flat[..., start:end].reshape((*flat.shape[:-1], *shape))
+        for (name, shape), start, end in zip(shapes.items(), ends, ends[1:], strict=False)
+    }

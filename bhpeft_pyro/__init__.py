@@ -6,7 +6,7 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, tasks
+from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, sequential, tasks
 from .batch import Batch
 from .data import Columns, Examples, encode
 from .forecast import ClassForecast, RatingForecast
@@ -16,7 +16,8 @@ from .inference import ELBO, FitOptions, FitReport, NaturalGradient
 from .model import Model
 from .network import RandomPEFT
 from .peft import presets
-from .posterior import Posterior, fit
+from .fitting import fit
+from .posterior import Posterior
 
 __version__ = "0.1.0"
 

@@ -71,7 +71,7 @@ def to_arviz(
     Raises:
         ConfigError: a pattern matches no site, or the arrays would exceed `max_bytes`.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro.fitting import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)

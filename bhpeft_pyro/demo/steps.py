@@ -16,7 +16,8 @@ from ..metrics import evaluate, rejection_curve
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind
-from ..posterior import Posterior, fit
+from ..fitting import fit
+from ..posterior import Posterior
 from .data import LABELS, Round
 
 __all__ = [

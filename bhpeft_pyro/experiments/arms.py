@@ -19,7 +19,7 @@ from ..metrics import evaluate
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind
-from ..posterior import fit
+from ..fitting import fit
 from .data import Split, Task
 
 __all__ = ["ARMS", "Arm", "run_arm"]

@@ -36,7 +36,7 @@ from .priors import FunctionSpaceNormal, PosteriorPrior, Prior, PriorLike, as_pr
 if TYPE_CHECKING:
     from .posterior import Coreset, Posterior
 
-__all__ = ["load", "save", "write"]
+__all__ = ["load", "read_lineage", "save", "write"]
 
 FORMAT = 1
 INDEX = "posterior.json"
@@ -141,6 +141,19 @@ def load(
     except (RuntimeError, KeyError, TypeError) as error:
         raise SaveError(f"path: {folder} does not go with this model: {error}") from error
     return cls(model, guide, lineage, options, first_prior, coreset)
+
+
+def read_lineage(folder: Path) -> tuple[FitReport, ...]:
+    """The reports of a saved posterior, without its tensors.
+
+    Raises:
+        SaveError: there is none, or it is damaged.
+    """
+    content = _read_index(folder / INDEX)
+    try:
+        return tuple(FitReport.from_json(report) for report in content["lineage"])
+    except (KeyError, TypeError) as error:
+        raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
 
 
 def _describe(thing: Any) -> dict[str, Any]:

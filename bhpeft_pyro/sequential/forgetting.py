@@ -42,7 +42,8 @@ class Forgetting:
     Raises:
         ConfigError: `keep` or `floor` out of range.
 
-    >>> q, p0 = ({"w": dist.Normal(torch.tensor([m]), s).to_event(1)} for m, s in ((3., .5), (0., 1.)))
+    >>> q = {"w": dist.Normal(torch.tensor([3.0]), 0.5).to_event(1)}
+    >>> p0 = {"w": dist.Normal(torch.tensor([0.0]), 1.0).to_event(1)}
     >>> site = Site("w", (1,), ("in",), torch.ones(1), lambda: torch.zeros(1))
     >>> forget = Forgetting(keep=0.5)
     >>> prior = forget(PosteriorPrior(q), PosteriorPrior(p0), [site])

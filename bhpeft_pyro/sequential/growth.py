@@ -118,9 +118,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     return (*known, *labels)
 
 
-def _grown(
-    guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int
-) -> NormalGuide:
+def _grown(guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int) -> NormalGuide:
     """A copy of a guide whose head has `count` more rows, at the first prior."""
     if not isinstance(guide, NormalGuide):
         raise GuideError(f"grow: needs a 'normal' guide, got {type(guide).__name__}")

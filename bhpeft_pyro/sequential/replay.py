@@ -28,8 +28,8 @@ class Replay:
 
     Args:
         size: examples kept.
-        by: "random", equally likely for all; or "uncertain", those of which the last posterior knows
-            least (epistemic uncertainty; in the first round, random).
+        by: "random", equally likely for all; or "uncertain", those of which the last posterior
+            knows least (epistemic uncertainty; in the first round, random).
 
     Raises:
         ConfigError: a size below 1, another `by`.

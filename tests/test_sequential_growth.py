@@ -24,7 +24,12 @@ QUICK: dict[str, Any] = {"max_steps": 8, "natural_lr": 0.3, "progress": False}
 @pytest.fixture(scope="module")
 def old() -> bh.Posterior:
     model = tiny_model(aligned=True)
-    return bh.fit(model, "normal", OLD, replay=bh.Replay(5), **QUICK)
+    return bh.fit(model, "normal", OLD, **{**QUICK, "max_steps": 2})
+
+
+@pytest.fixture(scope="module")
+def head() -> bh.Posterior:
+    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=bh.Replay(5), **QUICK)
 
 
 def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -63,25 +68,25 @@ def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
     torch.testing.assert_close(new[..., :2], was)
 
 
-def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(old: bh.Posterior) -> None:
+def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
     with pytest.raises(DataError, match="'sad' is none of"):
-        old.update(NEW)
-    new = old.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
+        head.update(NEW)
+    new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
     assert new.coreset is not None and new.coreset.examples.label_names == new.text.label_names
-    assert len(new.lineage) == 2 and new.report.parent == old.report.id
+    assert len(new.lineage) == 2 and new.report.parent == head.report.id
     forecast = new.predict(["w7 w40", "w7"], samples=64)
     assert forecast.label_names == ("angry", "calm", "sad")
-    grown = old.grow(["sad"]).predict(["w7 w40", "w7"], samples=64)
+    grown = head.grow(["sad"]).predict(["w7 w40", "w7"], samples=64)
     assert (forecast.probabilities[:, 2] > grown.probabilities[:, 2] + 0.1).all()
 
 
-def test_a_grown_posterior_comes_back(old: bh.Posterior, tmp_path: Path) -> None:
-    grown = old.grow(["sad"])
+def test_a_grown_posterior_comes_back(head: bh.Posterior, tmp_path: Path) -> None:
+    grown = head.grow(["sad"])
     grown.save(tmp_path)
     again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
     here, there = (each.predict(OLD, 7).probabilities for each in (grown, again))
     assert torch.equal(here, there)
-    assert again.first_prior == old.first_prior
+    assert again.first_prior == head.first_prior
     here, there = (
         each.update(NEW, keep=0.5, replay=bh.Replay(4)).predict(OLD, 7).probabilities
         for each in (grown, again)
@@ -89,10 +94,10 @@ def test_a_grown_posterior_comes_back(old: bh.Posterior, tmp_path: Path) -> None
     assert torch.equal(here, there)
 
 
-def test_unknown_labels_are_found_in_every_form_of_data(old: bh.Posterior) -> None:
-    assert unknown_labels(old, OLD) == ()
-    assert unknown_labels(old, NEW) == ("sad",)
-    assert unknown_labels(old, bh.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
+def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
+    assert unknown_labels(head, OLD) == ()
+    assert unknown_labels(head, NEW) == ("sad",)
+    assert unknown_labels(head, bh.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [3, 0]}) == 2
     assert unknown_labels(numbered, tiny_examples()) == 0
@@ -101,12 +106,12 @@ def test_unknown_labels_are_found_in_every_form_of_data(old: bh.Posterior) -> No
     ).probabilities.shape == (1, 4)
 
 
-def test_what_cannot_grow_is_refused(old: bh.Posterior) -> None:
+def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     for labels in (["calm"], [], ["sad", "sad"], "sad"):
         with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):
-            old.grow(labels)
+            head.grow(labels)
     with pytest.raises(ConfigError, match="expected new names"):
-        old.grow(1)
+        head.grow(1)
     data = {"text": ["w5", "w6"] * 4, "label": [0, 1] * 4}
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
     with pytest.raises(LikelihoodError, match="OrderedLogistic"):

@@ -62,7 +62,7 @@ class Drift:
         alternatives: `nll` had half of what was learnt been forgotten, or all: under the
             priors with keep = 0.5 and 0; nan where there is no closed form. Empty if nothing was
             surprising.
-        level: p-values below it are surprising.
+        level: p-values up to it are surprising.
         forecast: the predictions, with the labels.
 
     The p-value is that of a prior predictive check (Box 1980), with the posterior in the prior's
@@ -83,7 +83,7 @@ class Drift:
     @property
     def surprising(self) -> bool:
         """Whether the labels are less probable than the posterior expects."""
-        return self.nll is not None and self.nll.p < self.level
+        return self.nll is not None and self.nll.p <= self.level
 
     @property
     def advice(self) -> Advice:
@@ -185,7 +185,7 @@ def assess(
             _signal(statistic(forecast, examples.labels), statistic(forecast, simulated))
             for statistic in (_nll, _error)
         )
-        if nll.p < level:
+        if nll.p <= level:
             for keep in (_HALF, 0.0):
                 alternatives[keep] = _under(posterior, keep, examples, samples, seed, max_rows)
     total = forecast.total.double().mean().item()

@@ -272,7 +272,8 @@ class Posterior:
             path: the folder.
             backbone: the same checkpoint; checked by a fingerprint.
             tokenizer: as for `RandomPEFT`.
-            prior: the prior function, if it was one of your own.
+            prior: the prior function, if it was one of your own; in later rounds it is the first
+                round's, and only forgetting and new labels need it.
 
         Raises:
             SaveError: missing, cut-off or altered files; another backbone; a prior needed.

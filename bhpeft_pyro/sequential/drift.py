@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import Examples
-from ..errors import ConfigError, PriorError
+from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
@@ -242,7 +242,7 @@ def _under(
             prior = Forgetting(keep)(posterior.as_prior(), first, sites)
         if prior is None:
             return math.nan
-    except PriorError:
+    except (GuideError, PriorError):
         return math.nan
     chosen = prior
     forecast = predict(

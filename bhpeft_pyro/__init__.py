@@ -6,9 +6,10 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, tasks
+from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, sequential, tasks
 from .batch import Batch
 from .data import Columns, Examples, encode
+from .fitting import fit
 from .forecast import ClassForecast, RatingForecast
 from .guides import Guide, autoguide
 from .head import Head, OwnHead
@@ -16,7 +17,8 @@ from .inference import ELBO, FitOptions, FitReport, NaturalGradient
 from .model import Model
 from .network import RandomPEFT
 from .peft import presets
-from .posterior import Posterior, fit
+from .posterior import Posterior
+from .sequential import History, Replay, stream
 
 __version__ = "0.1.0"
 
@@ -30,12 +32,14 @@ __all__ = [
     "FitReport",
     "Guide",
     "Head",
+    "History",
     "Model",
     "NaturalGradient",
     "OwnHead",
     "Posterior",
     "RandomPEFT",
     "RatingForecast",
+    "Replay",
     "autoguide",
     "data",
     "encode",
@@ -48,5 +52,7 @@ __all__ = [
     "peft",
     "presets",
     "priors",
+    "sequential",
+    "stream",
     "tasks",
 ]

@@ -71,7 +71,7 @@ def to_arviz(
     Raises:
         ConfigError: a pattern matches no site, or the arrays would exceed `max_bytes`.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro.fitting import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)
@@ -98,7 +98,9 @@ def to_arviz(
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for block in blocks(posterior.model, posterior.guide, samples, seed):  # never all sites of all draws
+    for block in blocks(
+        posterior.model, posterior.guide, samples, seed
+    ):  # never all sites of all draws
         for name in chosen:
             values[name].append(block[name][:, 0].cpu())
     axes = _Axes([site for site in posterior.model.sites if site.name in chosen], posterior)

@@ -1,38 +1,33 @@
-"""`fit` and `Posterior`: a fitted guide, and all that is needed to use, update and keep it."""
+"""`Posterior`: a fitted guide, and all that is needed to use, update and keep it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
 from .data import Columns, Examples, encode
-from .data.labels import check_names
-from .errors import ConfigError, DataError, FitError, GuideError
-from .guides import Guide, NormalGuide, autoguide
-from .inference.alignment import align
-from .inference.draws import draw, seeded
-from .inference.optimise import OptimizerFactory, as_module, optimise
+from .errors import GuideError
+from .guides import Guide
+from .inference.draws import draw
+from .inference.optimise import OptimizerFactory
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
-from .inference.start import start
 from .metrics import evaluate
 from .model import Model
-from .priors import PosteriorPrior, PriorLike
+from .priors import PosteriorPrior, Prior, PriorLike
 
-__all__ = ["Posterior", "TextOptions", "fit"]
+if TYPE_CHECKING:
+    from .sequential import Drift, Replay
 
-# So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
-_HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
+__all__ = ["Coreset", "Posterior", "TextOptions", "prior_of"]
 
 
 @dataclass(frozen=True)
@@ -57,109 +52,39 @@ class TextOptions:
         )
 
 
-def fit(
-    model: Model,
-    guide: str | type[AutoGuide] | Guide | AutoGuide | nn.Module | Callable[..., Any],
-    data: object,
-    *,
-    validation: object | None = None,
-    columns: Columns = Columns(),
-    max_length: int | None = None,
-    label_names: Sequence[str] | None = None,
-    options: FitOptions | None = None,
-    optimizer: OptimizerFactory | None = None,
-    **changes: Any,
-) -> Posterior:
-    """Fit a guide to data by stochastic variational inference.
+@dataclass(frozen=True, eq=False)
+class Coreset:
+    """Examples kept for later rounds, and the posterior of all the others.
 
-    Args:
-        model: the model.
-        guide: what `autoguide` takes, a guide (fitted in place), or a function with
-            `pyro.param`s.
-        data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
-            file, a mapping of lists.
-        validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.
-        columns: the names of the data's columns.
-        max_length: longer texts are cut to so many tokens.
-        label_names: the classes in the order of their indices.
-        options: how to fit; single options may be given by name instead (`epochs=5`).
-        optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
-            for Normal guides and Adam for what else there is.
+    Attributes:
+        examples: learnt last of all; any later round may learn them again, after `guide`.
+        guide: has learnt everything but them.
+        report: of the fit that learnt them.
+    """
+
+    examples: Examples
+    guide: nn.Module
+    report: FitReport
+
+
+def prior_of(model: Model, guide: nn.Module) -> Prior:
+    """A fitted guide as a prior; sites that its model's prior makes out of others go on so.
 
     Raises:
-        DataError: the data cannot be used. Checked before anything is trained, as are options.
-        FitError: the loss stayed non-finite; its `posterior` is the last good state.
-
-    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(), "normal", tiny_examples(), max_steps=3, progress=False)
-    >>> posterior.report.steps
-    3
+        GuideError: the guide is a point, or not one of this package's.
     """
-    options = (options or FitOptions()).change(**changes)
-    _check_patience(options, validation)
-    check_names(label_names, None)
-    names = None if label_names is None else tuple(label_names)
-    text = TextOptions(columns, max_length, names)
-    examples = text.encode(model, data, labelled=True)
-    text = replace(text, label_names=examples.label_names)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
-    _check_classes(examples, columns.label)
-    with seeded(options.seed):
-        module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
-    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(options.seed))
-    model.network.align(batch for _, batch in examples.subset(chosen[:_HEAD_TEXTS]).by_length(32))
-    with seeded(options.seed):
-        align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
-        if _may_start(module, options):
-            start(model, module, examples, options)
-    return _fit(model, module, examples, held_out, options, optimizer, text, ())
-
-
-def _check_patience(options: FitOptions, validation: object | None) -> None:
-    if options.patience and validation is None:
-        raise ConfigError(
-            f"patience={options.patience} needs validation data; patience=None fits to the end"
+    if not isinstance(guide, Guide):
+        raise GuideError(
+            f"{type(guide).__name__} does not say how its posterior becomes a prior; "
+            "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
         )
-
-
-def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide]:
-    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
-    return (
-        isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
-    )
-
-
-def _check_classes(examples: Examples, column: str) -> None:
-    """One class alone teaches nothing; later rounds may well bring examples of just one."""
-    if examples.kind == "class" and examples.labels is not None:
-        classes = examples.labels.unique()
-        if len(classes) == 1:
-            names = examples.label_names
-            label = names[int(classes)] if names else int(classes)
-            raise DataError(
-                f"data: all {len(examples)} labels in column {column!r} are {label!r}; "
-                "expected at least two classes"
-            )
-
-
-def _fit(
-    model: Model,
-    guide: nn.Module,
-    examples: Examples,
-    validation: Examples | None,
-    options: FitOptions,
-    optimizer: OptimizerFactory | None,
-    text: TextOptions,
-    lineage: tuple[FitReport, ...],
-) -> Posterior:
-    report = FitReport(len(examples), examples.fingerprint, options)
-    posterior = Posterior(model, guide, (*lineage, report), text)
-    try:
-        optimise(model, guide, examples, validation, report, optimizer)
-    except FitError as error:
-        error.posterior = posterior
-        raise
-    return posterior
+    prior = guide.as_prior()
+    if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
+        made_by = model.prior
+        if isinstance(made_by, PosteriorPrior) and made_by.structure is not None:
+            made_by = made_by.structure
+        return PosteriorPrior(prior.distributions, made_by)
+    return prior
 
 
 class Posterior:
@@ -170,6 +95,9 @@ class Posterior:
         guide: the fitted guide.
         lineage: one report per round, the first round first.
         text: how text is read.
+        first_prior: the prior of the first round; None if it was a function of its user's
+            that was not given when the posterior was loaded.
+        coreset: what replay keeps, if there is any.
     """
 
     def __init__(
@@ -178,11 +106,21 @@ class Posterior:
         guide: nn.Module,
         lineage: tuple[FitReport, ...],
         text: TextOptions = TextOptions(),
+        first_prior: Prior | None = None,
+        coreset: Coreset | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
         self.lineage = lineage
         self.text = text
+        self.first_prior = first_prior
+        self.coreset = coreset
+
+    def replace(self, **changes: Any) -> Self:
+        """The same posterior with some attributes changed."""
+        new = copy.copy(self)
+        vars(new).update(changes)
+        return new
 
     @property
     def report(self) -> FitReport:
@@ -248,24 +186,13 @@ class Posterior:
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
-    def as_prior(self) -> PosteriorPrior:
+    def as_prior(self) -> Prior:
         """The posterior as a prior for new data; it does not change if the guide trains on.
 
         Raises:
             GuideError: the guide is a point, or not one of this package's.
         """
-        if not isinstance(self.guide, Guide):
-            raise GuideError(
-                f"{type(self.guide).__name__} does not say how its posterior becomes a prior; "
-                "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
-            )
-        distributions = self.guide.distributions()
-        if all(site.name in distributions for site in self.model.sites):
-            return PosteriorPrior(distributions)
-        prior = self.model.prior
-        return PosteriorPrior(
-            distributions, prior.structure if isinstance(prior, PosteriorPrior) else prior
-        )
+        return prior_of(self.model, self.guide)
 
     def update(
         self,
@@ -274,23 +201,59 @@ class Posterior:
         validation: object | None = None,
         options: FitOptions | None = None,
         optimizer: OptimizerFactory | None = None,
+        keep: float | Mapping[str, float] = 1.0,
+        floor: float = 0.0,
+        replay: Replay | None = None,
+        grow: bool = False,
+        again: bool = False,
         **changes: Any,
     ) -> Posterior:
         """Learn new data: fit it with this posterior as the prior, started at this posterior.
 
         This posterior is left as it is; the new one knows its rounds. Options not given
         are those of the last round.
+
+        Args:
+            data, validation, options, optimizer: as for `fit`.
+            keep: forget on purpose (`sequential.Forgetting`): the prior is q^keep p0^(1 - keep),
+                normalised, between this posterior q and the first prior p0. One number, or one
+                per pattern of site names ("lora.*"); sites that no pattern matches are kept.
+            floor: no sd of the prior is less than this share of the first prior's.
+            replay: hold a coreset of this and the earlier rounds out (`sequential.Replay`).
+            grow: give labels that are new in `data` an output of their own (`grow`).
+            again: learn `data` even if an earlier round has; its evidence then counts twice.
+
+        Raises:
+            DataError: the data cannot be used, or were learnt in an earlier round.
+            GuideError: the guide is a point, or not one of this package's.
+            PriorError: forgetting has no closed form between these priors.
         """
-        options = (options or self.report.options).change(**changes)
-        _check_patience(options, validation)
-        prior = self.as_prior()
-        examples = self.text.encode(self.model, data, labelled=True)
-        held_out = None
-        if validation is not None:
-            held_out = self.text.encode(self.model, validation, labelled=True)
-        model = Model(self.model.network, prior, self.model.likelihood)
-        guide = copy.deepcopy(self.guide)
-        return _fit(model, guide, examples, held_out, options, optimizer, self.text, self.lineage)
+        from .sequential.forgetting import Forgetting
+        from .sequential.update import update
+
+        return update(
+            self,
+            data,
+            validation=validation,
+            options=(options or self.report.options).change(**changes),
+            optimizer=optimizer,
+            forgetting=Forgetting(keep, floor),
+            replay=replay,
+            grow=grow,
+            again=again,
+        )
+
+    def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
+        """How surprising new data are before they are learnt; see `sequential.assess`."""
+        from .sequential.drift import assess
+
+        return assess(self, data, samples, **options)
+
+    def grow(self, labels: Sequence[str] | int) -> Posterior:
+        """Add labels to the head; see `sequential.grow`."""
+        from .sequential.growth import grow
+
+        return grow(self, labels)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write to a folder: `posterior.json` and a safetensors file; nothing is pickled.
@@ -316,7 +279,8 @@ class Posterior:
             path: the folder.
             backbone: the same checkpoint; checked by a fingerprint.
             tokenizer: as for `RandomPEFT`.
-            prior: the prior function, if it was one of your own.
+            prior: the prior function, if it was one of your own; in later rounds it is the first
+                round's, and only forgetting and new labels need it.
 
         Raises:
             SaveError: missing, cut-off or altered files; another backbone; a prior needed.

@@ -6,23 +6,23 @@ at any moment leaves the folder with the old posterior or the new one, whole.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import tempfile
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyro.distributions as dist
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import likelihoods, peft, priors
-from .data import Columns
+from . import likelihoods, peft
+from .data import Columns, stored
 from .errors import SaveError
 from .guides import GUIDES
 from .head import Head, OwnHead
@@ -30,12 +30,13 @@ from .inference.draws import seeded
 from .inference.report import FitReport
 from .model import Model
 from .network import RandomPEFT, fingerprint
-from .priors import PosteriorPrior, PriorLike, as_prior
+from .priors import Prior, PriorLike
+from .priors import stored as stored_priors
 
 if TYPE_CHECKING:
-    from .posterior import Posterior
+    from .posterior import Coreset, Posterior
 
-__all__ = ["load", "save", "write"]
+__all__ = ["load", "read_lineage", "save", "write"]
 
 FORMAT = 1
 INDEX = "posterior.json"
@@ -55,7 +56,13 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
         raise SaveError(
             f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(GUIDES)}"
         )
-    prior, tensors = _describe_prior(model.prior)
+    prior, tensors = stored_priors.describe(model.prior, "prior")
+    first: dict[str, Any] | None = None  # the same
+    if posterior.first_prior is not model.prior:
+        first, more = stored_priors.describe(posterior.first_prior, "first_prior")
+        tensors |= more
+    coreset, more = _describe_coreset(posterior.coreset)
+    tensors |= more
     parts = {"guide": guide, "network": model.network}
     for part, module in parts.items():
         tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
@@ -73,6 +80,8 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
         "aligned": model.network.coordinates is not None,
         "likelihood": _describe(model.likelihood),
         "prior": prior,
+        "first_prior": first,
+        "coreset": coreset,
         "guide": name,
         "text": asdict(posterior.text),
         "lineage": [report.to_json() for report in posterior.lineage],
@@ -113,7 +122,7 @@ def load(
         options = TextOptions(**text)
         guide_class = GUIDES[content["guide"]]
         fitted_on = content["backbone"]
-        prior = _revive_prior(content["prior"], tensors, prior)
+        own_prior, first_prior = _priors(content, tensors, prior)
     except (KeyError, TypeError, AttributeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
     if fingerprint(backbone) != fitted_on["fingerprint"]:
@@ -122,18 +131,29 @@ def load(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    model = Model(RandomPEFT(backbone, kinds, head, tokenizer, aligned), prior, likelihood)
+    model = Model(RandomPEFT(backbone, kinds, head, tokenizer, aligned), own_prior, likelihood)
     with seeded(0):  # its starting values don't matter, the global random state does
         guide = guide_class(model)
     try:
         for part, module in {"guide": guide, "network": model.network}.items():
-            prefix = f"{part}."
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            )
-    except RuntimeError as error:
+            module.load_state_dict(_within(tensors, part))
+        coreset = _revive_coreset(content.get("coreset"), tensors, guide)
+    except (RuntimeError, KeyError, TypeError) as error:
         raise SaveError(f"path: {folder} does not go with this model: {error}") from error
-    return cls(model, guide, lineage, options)
+    return cls(model, guide, lineage, options, first_prior, coreset)
+
+
+def read_lineage(folder: Path) -> tuple[FitReport, ...]:
+    """The reports of a saved posterior, without its tensors.
+
+    Raises:
+        SaveError: there is none, or it is damaged.
+    """
+    content = _read_index(folder / INDEX)
+    try:
+        return tuple(FitReport.from_json(report) for report in content["lineage"])
+    except (KeyError, TypeError) as error:
+        raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
 
 
 def _describe(thing: Any) -> dict[str, Any]:
@@ -154,55 +174,49 @@ def _revive_head(description: dict[str, Any]) -> Head | OwnHead:
     return _revive(head, description)
 
 
-def _describe_prior(prior: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A prior as plain data and tensors; one of the user's own by its import path."""
-    name = type(prior).__name__
-    if is_dataclass(prior) and getattr(priors, name, None) is type(prior):
-        return {"kind": "ready", **_describe(prior)}, {}
-    if isinstance(prior, PosteriorPrior):
-        tensors = {}
-        for name, site in prior.distributions.items():
-            base = getattr(site, "base_dist", site)
-            if not isinstance(base, dist.Normal):
-                return {"kind": "custom", "path": f"a posterior with {type(site).__name__}"}, {}
-            tensors[f"prior.{name}.loc"], tensors[f"prior.{name}.scale"] = base.loc, base.scale
-        # The order of sites is the order of draws: with it, a seed means the same after loading.
-        return {
-            "kind": "posterior",
-            "sites": list(prior.distributions),
-            "structure": prior.structure and _describe_prior(prior.structure)[0],
-        }, tensors
-    named = prior if hasattr(prior, "__qualname__") else type(prior)
-    return {"kind": "custom", "path": f"{named.__module__}:{named.__qualname__}"}, {}
+def _priors(
+    content: dict[str, Any], tensors: dict[str, Tensor], given: PriorLike | None
+) -> tuple[Prior, Prior | None]:
+    """The round's prior and the first round's.
+
+    What is given stands for one of the user's own; the first may go without.
+    """
+    now, first = content["prior"], content.get("first_prior")
+    prior = stored_priors.revive(now, tensors, "prior", given)
+    if first is None:
+        return prior, prior
+    if first["kind"] == "custom" and (given is None or now["kind"] == "custom"):
+        return prior, None
+    return prior, stored_priors.revive(first, tensors, "first_prior", given)
 
 
-def _revive_prior(
-    description: dict[str, Any], tensors: dict[str, Tensor], given: PriorLike | None
-) -> PriorLike:
-    """The prior described, or the one given in its place."""
-    fields = dict(description)
-    kind = fields.pop("kind")
-    structure = fields.get("structure")
-    if given is not None and not structure:
-        return given
-    if kind == "ready":
-        prior: PriorLike = _revive(priors, fields)
-        return prior
-    if kind == "posterior":
-        return PosteriorPrior(
-            {
-                name: dist.Normal(
-                    tensors[f"prior.{name}.loc"], tensors[f"prior.{name}.scale"]
-                ).to_event(tensors[f"prior.{name}.loc"].dim())
-                for name in fields["sites"]
-            },
-            structure and as_prior(_revive_prior(structure, tensors, given)),
-        )
-    if kind == "custom":
-        raise SaveError(
-            f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
-        )
-    raise SaveError(f"prior: the saved posterior's is of an unknown kind, {kind!r}")
+def _describe_coreset(coreset: Coreset | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    if coreset is None:
+        return None, {}
+    examples, parts = stored.describe(coreset.examples)
+    tensors = {f"coreset.examples.{name}": value for name, value in parts.items()}
+    state = coreset.guide.state_dict()
+    tensors |= {f"coreset.guide.{name}": value for name, value in state.items()}
+    return {"examples": examples, "report": coreset.report.to_json()}, tensors
+
+
+def _revive_coreset(
+    description: dict[str, Any] | None, tensors: dict[str, Tensor], guide: nn.Module
+) -> Coreset | None:
+    """`guide` is that of the whole posterior: the coreset's is of the same family."""
+    from .posterior import Coreset
+
+    if description is None:
+        return None
+    examples = stored.revive(description["examples"], _within(tensors, "coreset.examples"))
+    core = copy.deepcopy(guide)
+    core.load_state_dict(_within(tensors, "coreset.guide"))
+    return Coreset(examples, core, FitReport.from_json(description["report"]))
+
+
+def _within(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _read_index(index: Path) -> dict[str, Any]:

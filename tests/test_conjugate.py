@@ -157,4 +157,4 @@ def test_an_update_on_its_own_data_again_sharpens_it(
 ) -> None:
     # Bayes cannot know that it has seen the data before: the precision of the data counts twice.
     exact = Exact.of(first.model, rounds[0].concat(rounds[0]))
-    assert_close(first.update(rounds[0]), exact.mean, exact.sd, rounds=2)
+    assert_close(first.update(rounds[0], again=True), exact.mean, exact.sd, rounds=2)

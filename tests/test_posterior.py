@@ -101,7 +101,7 @@ def test_stopping_an_update_leaves_the_earlier_posterior(monkeypatch: pytest.Mon
 def test_rounds_and_options_are_handed_on() -> None:
     first = fit(temperature=0.5, particles=2, batch_size=6, seed=9)
     second = first.update(SECOND, max_steps=3)
-    third = second.update(FIRST)
+    third = second.update(FIRST, again=True)
     assert [report.examples for report in third.lineage] == [16, 12, 16]
     assert third.lineage[:2] == second.lineage and second.lineage[0] is first.report
     assert third.lineage[0].data == FIRST.fingerprint == third.lineage[2].data
@@ -111,7 +111,8 @@ def test_rounds_and_options_are_handed_on() -> None:
     assert (options.temperature, options.particles, options.batch_size) == (0.5, 2, 6)
     assert (options.seed, options.max_steps) == (9, 3)
     assert "round 3" in repr(third)
-    fresh = second.update(FIRST, options=bh.FitOptions(max_steps=2, progress=False))
+    again = bh.FitOptions(max_steps=2, progress=False)
+    fresh = second.update(FIRST, options=again, again=True)
     assert fresh.report.options.temperature == 1.0
 
 
@@ -165,7 +166,7 @@ def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
     options: dict[str, Any] = {"max_steps": 4, "natural_lr": 0.3, "progress": False}
     first = bh.fit(tiny_model((), 1, likelihood=likelihood), "normal", data, **options)
     (own,) = (site.name for site in likelihood.sites)
-    second = first.update(data)
+    second = first.update(data, again=True)
     prior = second.model.prior.distributions[own]
     assert torch.equal(prior.mean, first.guide.means()[own])
     assert not torch.equal(second.guide.means()[own], first.guide.means()[own])

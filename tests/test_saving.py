@@ -102,7 +102,7 @@ def test_every_likelihood_comes_back_in_both_rounds(
     likelihood: Likelihood, data: dict[str, Any], tmp_path: Path
 ) -> None:
     first = fit(likelihood, data)
-    second = first.update(data)
+    second = first.update(data, again=True)
     for posterior, name in ((first, "one"), (second, "two")):
         posterior.save(tmp_path / name)
         loaded = load(tmp_path / name)
@@ -111,7 +111,7 @@ def test_every_likelihood_comes_back_in_both_rounds(
         assert loaded.text == posterior.text
         assert_same_forecast(posterior.predict(data, 5), loaded.predict(data, 5))
     # The prior of the second round is there too: its KL is what it was.
-    third, again = second.update(data), load(tmp_path / "two").update(data)
+    third, again = (each.update(data, again=True) for each in (second, load(tmp_path / "two")))
     assert third.report.history == again.report.history
 
 
@@ -160,7 +160,7 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def forbidden(*_args: Any, **_options: Any) -> Any:
         raise AssertionError("pickle in use")
 
-    posterior = fit(kinds=bh.presets.bh_peft()).update(CLASSES)
+    posterior = fit(kinds=bh.presets.bh_peft()).update(CLASSES, again=True)
     for module, names in (
         (torch, ("save", "load")),
         (pickle, ("dump", "dumps", "load", "loads", "Unpickler", "Pickler")),
@@ -287,7 +287,7 @@ def test_a_crash_while_saving_leaves_the_old_posterior(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = fit()
-    second = first.update(CLASSES)
+    second = first.update(CLASSES, again=True)
     first.save(tmp_path)
     calls: list[int] = []
     replace = os.replace

@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import calibration, presets
+from ..fitting import fit
 from ..forecast import ClassForecast
 from ..head import Head
 from ..metrics import evaluate, rejection_curve
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind
-from ..posterior import Posterior, fit
+from ..posterior import Posterior
 from .data import LABELS, Round
 
 __all__ = [

@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, logging
 
 from .. import presets
 from ..calibration import tempered
+from ..fitting import fit
 from ..forecast import ClassForecast, RatingForecast
 from ..head import Head
 from ..inference.predict import AnyForecast
@@ -19,7 +20,6 @@ from ..metrics import evaluate
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind
-from ..posterior import fit
 from .data import Split, Task
 
 __all__ = ["ARMS", "Arm", "run_arm"]

@@ -6,6 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..priors import PosteriorPrior, Prior
 
 __all__ = ["Guide", "key"]
 
@@ -35,6 +36,16 @@ class Guide(nn.Module):
             GuideError: the posterior is degenerate (a point).
         """
         raise NotImplementedError
+
+    def as_prior(self) -> Prior:
+        """The posterior as a stochastic function of the sites, detached and copied.
+
+        One distribution per site, unless a guide knows better: a joint one overrides this.
+
+        Raises:
+            GuideError: the posterior is degenerate (a point).
+        """
+        return PosteriorPrior(self.distributions())
 
     def means(self) -> dict[str, Tensor]:
         """A central value per site: where `predict(samples=0)` looks."""

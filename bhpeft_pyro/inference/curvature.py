@@ -53,7 +53,9 @@ def narrow(
             width = guide.rank
     root = _shortened(columns, guide.rank)
     rest = (total - root.square().sum(-1)).clamp_min(0)
-    guide.covariance = Covariance.from_precision((diagonal + rest) / unit[:, 0].square(), root / unit)
+    guide.covariance = Covariance.from_precision(
+        (diagonal + rest) / unit[:, 0].square(), root / unit
+    )
 
 
 def _gradients(model: Model, guide: LowRankGuide, batch: Batch) -> Tensor:

@@ -100,7 +100,6 @@ class ELBO(TraceMeanField_ELBO):
         )
         return loss.item(), loss
 
-
     def _joint_kl(
         self, nodes: dict[str, Any], guide_nodes: dict[str, Any]
     ) -> tuple[dict[str, Tensor], set[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -34,6 +36,13 @@ class FitReport:
         scales: geometric mean per site of posterior sd / prior sd.
         unsettled: sites whose sds were still on their way at the end, however slow the steps.
         best_step: the step whose state was kept, with early stopping.
+        id: the round's own.
+        parent: the id of the round whose posterior was the prior; None in the first round.
+        created: when, in UTC.
+        keep: how much of the last posterior the prior kept (`Posterior.update`).
+        floor: the least sd of that prior, as a share of the first prior's.
+        name: what its user calls the round.
+        metrics: what its user noted about it.
     """
 
     examples: int
@@ -47,6 +56,13 @@ class FitReport:
     scales: dict[str, float] = field(default_factory=dict)
     unsettled: list[str] = field(default_factory=list)
     best_step: int | None = None
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    parent: str | None = None
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    keep: float | dict[str, float] = 1.0
+    floor: float = 0.0
+    name: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @property
     def temperature(self) -> float:

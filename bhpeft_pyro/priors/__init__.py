@@ -12,8 +12,8 @@ from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpacePrior
 
 __all__ = [
-    "JOINT",
     "ARD",
+    "JOINT",
     "EmpiricalBayes",
     "FunctionSpaceNormal",
     "FunctionSpacePrior",

@@ -48,9 +48,7 @@ class ARD(FunctionSpacePrior):
             f"{site.name}.log_ranks",
             log_of(dist.HalfNormal(site.unit.new_ones(sizes))).to_event(len(dims)),
         )
-        return multiplied(
-            site, self.loc(site), self.sd(site) * along(log_ranks, site, dims).exp()
-        )
+        return multiplied(site, self.loc(site), self.sd(site) * along(log_ranks, site, dims).exp())
 
 
 def effective_rank(

@@ -1,0 +1,166 @@
+"""`fit`, and what every round has in common with the first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import nn
+
+from .data import Columns, Examples
+from .data.labels import check_names
+from .errors import ConfigError, DataError, FitError
+from .guides import Guide, NormalGuide, autoguide
+from .inference.alignment import align
+from .inference.draws import seeded
+from .inference.optimise import OptimizerFactory, as_module, optimise
+from .inference.options import FitOptions
+from .inference.report import FitReport
+from .inference.start import start
+from .model import Model
+from .posterior import Coreset, Posterior, TextOptions, prior_of
+
+if TYPE_CHECKING:
+    from .sequential import Replay
+
+__all__ = ["check_patience", "fit", "fit_round"]
+
+# So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
+_HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
+
+
+def fit(
+    model: Model,
+    guide: str | type[AutoGuide] | Guide | AutoGuide | nn.Module | Callable[..., Any],
+    data: object,
+    *,
+    validation: object | None = None,
+    columns: Columns = Columns(),
+    max_length: int | None = None,
+    label_names: Sequence[str] | None = None,
+    options: FitOptions | None = None,
+    optimizer: OptimizerFactory | None = None,
+    replay: Replay | None = None,
+    **changes: Any,
+) -> Posterior:
+    """Fit a guide to data by stochastic variational inference.
+
+    Args:
+        model: the model.
+        guide: what `autoguide` takes, a guide (fitted in place), or a function with
+            `pyro.param`s.
+        data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
+            file, a mapping of lists.
+        validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.
+        columns: the names of the data's columns.
+        max_length: longer texts are cut to so many tokens.
+        label_names: the classes in the order of their indices.
+        options: how to fit; single options may be given by name instead (`epochs=5`).
+        optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
+            for Normal guides and Adam for what else there is.
+        replay: hold a coreset out, as `Posterior.update` does.
+
+    Raises:
+        DataError: the data cannot be used. Checked before anything is trained, as are options.
+        FitError: the loss stayed non-finite; its `posterior` is the last good state.
+
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> posterior.report.steps
+    3
+    """
+    options = (options or FitOptions()).change(**changes)
+    check_patience(options, validation)
+    check_names(label_names, None)
+    names = None if label_names is None else tuple(label_names)
+    text = TextOptions(columns, max_length, names)
+    examples = text.encode(model, data, labelled=True)
+    text = replace(text, label_names=examples.label_names)
+    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    _check_classes(examples, columns.label)
+    with seeded(options.seed):
+        module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
+    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(options.seed))
+    model.network.align(batch for _, batch in examples.subset(chosen[:_HEAD_TEXTS]).by_length(32))
+    report = FitReport(len(examples), examples.fingerprint, options)
+    kept, rest = (None, examples) if replay is None else replay.split(examples, options.seed)
+    with seeded(options.seed):
+        align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
+        if _may_start(module, options):
+            start(model, module, rest, options)
+    posterior = Posterior(model, module, (report,), text, model.prior)
+    return fit_round(posterior, rest, held_out, optimizer, kept)
+
+
+def check_patience(options: FitOptions, validation: object | None) -> None:
+    """Early stopping has nothing to look at without validation data."""
+    if options.patience and validation is None:
+        raise ConfigError(
+            f"patience={options.patience} needs validation data; patience=None fits to the end"
+        )
+
+
+def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide]:
+    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
+    return isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
+
+
+def _check_classes(examples: Examples, column: str) -> None:
+    """One class alone teaches nothing; later rounds may well bring examples of just one."""
+    if examples.kind == "class" and examples.labels is not None:
+        classes = examples.labels.unique()
+        if len(classes) == 1:
+            names = examples.label_names
+            label = names[int(classes)] if names else int(classes)
+            raise DataError(
+                f"data: all {len(examples)} labels in column {column!r} are {label!r}; "
+                "expected at least two classes"
+            )
+
+
+def fit_round(
+    posterior: Posterior,
+    examples: Examples,
+    validation: Examples | None = None,
+    optimizer: OptimizerFactory | None = None,
+    kept: Examples | None = None,
+) -> Posterior:
+    """Fit a round's guide in place under its model's prior, as its last report says.
+
+    Args:
+        posterior: the round as it starts.
+        examples: what it learns.
+        kept: the coreset, learnt after the rest, by a copy of the guide.
+
+    Returns:
+        The same posterior; with a coreset, another that has learnt it too.
+
+    Raises:
+        FitError: with the last good state.
+    """
+    model, guide, report = posterior.model, posterior.guide, posterior.report
+    try:
+        optimise(model, guide, examples, validation, report, optimizer)
+        return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
+    except FitError as error:
+        error.posterior = posterior
+        raise
+
+
+def _fit_coreset(
+    posterior: Posterior, kept: Examples, optimizer: OptimizerFactory | None
+) -> Posterior:
+    """The posterior that has learnt a coreset too; the one without it stays, for later rounds."""
+    options = replace(posterior.report.options, patience=None)
+    report = FitReport(len(kept), kept.fingerprint, options)
+    core = posterior.guide
+    guide = copy.deepcopy(core)
+    model = Model(
+        posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
+    )
+    optimise(model, guide, kept, None, report, optimizer)
+    return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

@@ -1,0 +1,99 @@
+"""Priors as plain data and tensors, for a saved posterior."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from ..distributions import Covariance, LowRankNormal
+from ..errors import SaveError
+from .joint import JointPrior
+from .posterior import PosteriorPrior
+from .prior import Prior, PriorLike, as_prior
+
+__all__ = ["describe", "revive"]
+
+
+def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A prior as plain data and tensors; one of the user's own by its import path.
+
+    Args:
+        part: what the names of its tensors begin with.
+    """
+    if _ready(type(prior).__name__) is type(prior):
+        return {"kind": "ready", "class": type(prior).__name__, **asdict(prior)}, {}
+    if isinstance(prior, JointPrior):
+        covariance = prior.normal.covariance
+        tensors = {f"{part}.loc": prior.normal.loc}
+        tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
+        return {"kind": "joint", "shapes": prior.shapes}, tensors
+    if isinstance(prior, PosteriorPrior):
+        tensors = {}
+        for name, site in prior.distributions.items():
+            base = getattr(site, "base_dist", site)
+            if not isinstance(base, dist.Normal):
+                return {"kind": "custom", "path": f"a posterior with {type(site).__name__}"}, {}
+            tensors |= {f"{part}.{name}.loc": base.loc, f"{part}.{name}.scale": base.scale}
+        # The order of sites is the order of draws: with it, a seed means the same after loading.
+        return {
+            "kind": "posterior",
+            "sites": list(prior.distributions),
+            "structure": prior.structure and describe(prior.structure, part)[0],
+        }, tensors
+    named = prior if hasattr(prior, "__qualname__") else type(prior)
+    return {"kind": "custom", "path": f"{named.__module__}:{named.__qualname__}"}, {}
+
+
+def revive(
+    description: dict[str, Any], tensors: dict[str, Tensor], part: str, given: PriorLike | None
+) -> Prior:
+    """The prior that was described; what is given stands for one of the user's own.
+
+    Raises:
+        SaveError: it was the user's own, and none is given.
+    """
+    fields = dict(description)
+    kind = fields.pop("kind")
+    if kind == "ready":
+        ready = _ready(name := fields.pop("class"))
+        if ready is None:
+            raise SaveError(
+                f"path: the saved posterior uses the prior {name!r}, which is not known"
+            )
+        return as_prior(ready(**fields))
+    if kind == "joint":
+        covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
+        normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
+        return JointPrior(normal, {k: tuple(shape) for k, shape in fields["shapes"].items()})
+    if kind == "posterior":
+        structure = fields["structure"]
+        return PosteriorPrior(
+            {
+                name: dist.Normal(
+                    tensors[f"{part}.{name}.loc"], tensors[f"{part}.{name}.scale"]
+                ).to_event(tensors[f"{part}.{name}.loc"].dim())
+                for name in fields["sites"]
+            },
+            structure and revive(structure, tensors, part, given),
+        )
+    if kind != "custom":
+        raise SaveError(f"prior: the saved posterior's is of an unknown kind, {kind!r}")
+    if given is None:
+        raise SaveError(
+            f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
+        )
+    return as_prior(given)
+
+
+_COVARIANCE = ("scale", "axes", "ratio")
+
+
+def _ready(name: str) -> Any:
+    """A prior of this package by its class's name: never any other name in a file."""
+    from .. import priors
+
+    found = getattr(priors, name, None) if name in priors.__all__ else None
+    return found if is_dataclass(found) else None

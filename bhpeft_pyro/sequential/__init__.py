@@ -1,0 +1,25 @@
+"""Updating in rounds: forgetting, replay, new labels, drift, history, streams."""
+
+from . import figures, transfer
+from .drift import Drift, Signal, assess
+from .forgetting import Forgetting
+from .growth import grow
+from .history import History
+from .record import Record
+from .replay import Replay
+from .stream import prequential, stream
+
+__all__ = [
+    "Drift",
+    "Forgetting",
+    "History",
+    "Record",
+    "Replay",
+    "Signal",
+    "assess",
+    "figures",
+    "grow",
+    "prequential",
+    "stream",
+    "transfer",
+]

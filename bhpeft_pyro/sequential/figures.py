@@ -1,0 +1,82 @@
+"""Plots of a stream. Each draws on `ax` (or a new figure's) and returns it, as in `plots`."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from ..plots import BLUE, GREY, VERMILLION
+from .record import Record
+
+__all__ = ["over_time", "overview", "scores"]
+
+
+def over_time(
+    record: Record, metric: str, expected: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """A metric of each batch before it was learnt, and what was expected of it.
+
+    Args:
+        record: of a stream.
+        metric: a column of the record, e.g. "accuracy", "nll", "drift/nll_z".
+        expected: a column that is drawn dashed beside it, e.g. "drift/nll_expected".
+
+    Raises:
+        DataError: no round has it.
+    """
+    ax = _axes(ax)
+    names = [str(row["batch"]) for row in record.rows]
+    looks = [(metric, BLUE, "o-", metric), (expected, VERMILLION, "--", "expected")]
+    for column, colour, dash, label in looks:
+        if column is None:
+            continue
+        values = record.column(column)
+        if values.isnan().all():
+            raise DataError(f"metric={column!r}: no round of the record has it")
+        ax.plot(range(len(names)), values.numpy(), dash, color=colour, label=label, markersize=4)
+    _name_ticks(ax, names)
+    ax.set(xlabel="batch", ylabel=metric)
+    if expected is not None:
+        ax.legend()
+    return ax
+
+
+def scores(record: Record, ax: Axes | None = None) -> Axes:
+    """The matrix R[i][j]: the score on test j after round i."""
+    ax = _axes(ax)
+    matrix = record.matrix
+    image = ax.imshow(matrix.numpy(), cmap="viridis", aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="score")
+    _name_ticks(ax, record.tests)
+    ax.set_yticks(range(len(record.rows)), [str(row["batch"]) for row in record.rows])
+    ax.set(xlabel="tested on", ylabel="after learning")
+    return ax
+
+
+def overview(record: Record) -> Figure:
+    """Accuracy (or MSE), NLL and drift over time, and the matrix of scores if there were tests."""
+    error = "accuracy" if any("accuracy" in row for row in record.rows) else "mse"
+    panels = 3 + bool(record.tests)
+    figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), layout="constrained")
+    over_time(record, error, None, axes[0])
+    over_time(record, "nll", "drift/nll_expected", axes[1])
+    over_time(record, "drift/nll_z", None, axes[2])
+    axes[2].axhline(1.645, color=GREY, linewidth=1)  # 5 % of a Normal lie above
+    if record.tests:
+        scores(record, axes[3])
+    return figure
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is None:
+        ax = plt.subplots(layout="constrained")[1]
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def _name_ticks(ax: Axes, names: list[str]) -> None:
+    """At most a dozen names."""
+    step = -(-len(names) // 12)
+    ax.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right")

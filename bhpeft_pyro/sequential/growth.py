@@ -1,0 +1,135 @@
+"""New labels in a later round: new rows of the head, under the first prior."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Examples
+from ..data.sources import read
+from ..errors import ConfigError, GuideError, LikelihoodError
+from ..guides import NormalGuide
+from ..guides.guide import key
+from ..head import Head
+from ..likelihoods import Categorical
+from ..model import Model
+from ..network import RandomPEFT
+from ..posterior import Posterior, prior_of
+from .forgetting import normals
+
+__all__ = ["grow", "unknown_labels"]
+
+_HEAD = ("head.weight", "head.bias")
+
+
+def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
+    """Add outputs for new labels, last.
+
+    The old rows of the head, and all other weights, keep their posterior; the new rows have the
+    first prior. Under any draw the logits of the old labels are what they were, and so are the
+    ratios of their probabilities. The probabilities themselves make room for the new labels: with
+    K old labels of logits z and new logits u ~ prior, p(k) falls from exp(z_k) / sum exp(z) to
+    exp(z_k) / (sum exp(z) + sum exp(u)). That room is what lets new labels be learnt.
+
+    It is no round: the lineage stays. `Posterior.update(..., grow=True)` does it where needed.
+
+    Args:
+        posterior: of a `Head` with a `Categorical` likelihood and a `normal` guide.
+        labels: the new names; or how many, if the labels have no names.
+
+    Raises:
+        ConfigError: no new label, or one that is there already.
+        PriorError: the first prior is unknown, or the head's rows are not Normal under it.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> old = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> new = grow(old, 1)
+    >>> new.guide.means()["head.weight"].shape
+    torch.Size([3, 16])
+    >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
+    True
+    """
+    names = _names(posterior, labels)
+    count = labels if isinstance(labels, int) else len(labels)
+    old, head = posterior.model.network, posterior.model.network.head
+    if not isinstance(head, Head) or not isinstance(posterior.model.likelihood, Categorical):
+        raise LikelihoodError(
+            "grow: needs a Head and a Categorical likelihood, this posterior has "
+            f"{type(head).__name__} and {type(posterior.model.likelihood).__name__}"
+        )
+    head = dataclasses.replace(head, outputs=head.outputs + count)
+    aligned = old.coordinates is not None
+    network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer, aligned)
+    network.load_state_dict(old.state_dict())
+    model = Model(network, posterior.first_prior, posterior.model.likelihood)
+    first = normals(posterior.first_prior, model.sites, _HEAD, "grow")
+    guide = _grown(posterior.guide, first, count)
+    coreset = posterior.coreset
+    if coreset is not None:
+        coreset = dataclasses.replace(
+            coreset,
+            examples=_relabelled(coreset.examples, names, head.outputs),
+            guide=_grown(coreset.guide, first, count),
+        )
+    return posterior.replace(
+        # What the next round starts from is also what this one would be fitted under.
+        model=Model(network, prior_of(model, guide), model.likelihood),
+        guide=guide,
+        text=dataclasses.replace(posterior.text, label_names=names),
+        coreset=coreset,
+    )
+
+
+def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
+    """The labels in `data` that the head has no output for: names, or how many."""
+    text, outputs = posterior.text, posterior.model.network.outputs
+    if posterior.model.likelihood.kind != "class":
+        return 0
+    if isinstance(data, Examples):
+        if data.label_names is not None and text.label_names is not None:
+            return tuple(name for name in data.label_names if name not in text.label_names)
+        return max((data.num_labels or 0) - outputs, 0)
+    values: list[Any] = read(data, "class", text.columns, True)[text.columns.label][:]
+    if text.label_names is not None:
+        found = {value for value in values if isinstance(value, str)}
+        return tuple(sorted(found.difference(text.label_names)))
+    integers = [value for value in values if isinstance(value, int)]
+    return max(max(integers, default=0) + 1 - outputs, 0)
+
+
+def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
+    known = posterior.text.label_names
+    if isinstance(labels, int):
+        if known is not None:
+            raise ConfigError(f"labels={labels}: the labels have names; expected new names")
+        if labels < 1:
+            raise ConfigError(f"labels={labels} must be at least 1")
+        return None
+    if known is None:
+        raise ConfigError(f"labels={labels!r}: the labels have no names; expected a number")
+    if isinstance(labels, str) or not labels or len({*known, *labels}) < len(known) + len(labels):
+        raise ConfigError(f"labels={labels!r}: expected one or more names that are not in {known}")
+    return (*known, *labels)
+
+
+def _grown(guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int) -> NormalGuide:
+    """A copy of a guide whose head has `count` more rows, at the first prior."""
+    if not isinstance(guide, NormalGuide):
+        raise GuideError(f"grow: needs a 'normal' guide, got {type(guide).__name__}")
+    guide = copy.deepcopy(guide)
+    for site in _HEAD:
+        mean, sd = first[site]
+        for table, rows in ((guide.loc, mean[-count:]), (guide.log_scale, sd[-count:].log())):
+            old = table[key(site)]
+            table[key(site)] = nn.Parameter(torch.cat([old.detach(), rows.to(old)]))
+    return guide
+
+
+def _relabelled(examples: Examples, names: tuple[str, ...] | None, count: int) -> Examples:
+    return dataclasses.replace(examples, label_names=names, num_labels=count)

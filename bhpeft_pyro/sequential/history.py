@@ -1,0 +1,145 @@
+"""Rounds on disk: a folder for each, written at once and never changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
+from rich.tree import Tree
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import saving
+from ..errors import SaveError
+from ..inference.report import FitReport
+from ..posterior import Posterior
+from ..priors import PriorLike
+
+__all__ = ["History"]
+
+_PARTIAL = ".partial"
+_SHOWN = 4  # metrics a line
+
+
+class History:
+    """The rounds of one or more lineages, a tree: `rich.print(history)` shows it.
+
+    A round is a folder named by its id, which `Posterior.load` reads too. It appears whole (it is
+    written under another name, then renamed) and stays as it is. To roll back, or to
+    branch, load an earlier round and update it.
+
+    Args:
+        folder: where the rounds are; made when the first is added.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+    >>> history = History(tempfile.mkdtemp())
+    >>> first = fit(tiny_model(()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> id = history.add(first, name="monday", metrics={"accuracy": 0.75})
+    >>> again = history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    >>> again.report.name, history.rounds[id].metrics, history.leaves == [id]
+    ('monday', {'accuracy': 0.75}, True)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def rounds(self) -> dict[str, FitReport]:
+        """The reports of all rounds here by id, parents before their children, older ones first.
+
+        Raises:
+            SaveError: a round is damaged.
+        """
+        lineages = [
+            saving.read_lineage(path)
+            for path in self.folder.glob("*")
+            if path.is_dir() and path.suffix != _PARTIAL
+        ]
+        lineages.sort(key=lambda lineage: (len(lineage), lineage[-1].created, lineage[-1].id))
+        return {lineage[-1].id: lineage[-1] for lineage in lineages}
+
+    @property
+    def leaves(self) -> list[str]:
+        """The rounds that no other goes on from."""
+        rounds = self.rounds
+        parents = {report.parent for report in rounds.values()}
+        return [id for id in rounds if id not in parents]
+
+    def add(
+        self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
+    ) -> str:
+        """Save a posterior's last round.
+
+        Args:
+            posterior: the posterior; the two below are noted in its report.
+            name: what to call the round.
+            metrics: what to remember of it.
+
+        Returns:
+            The round's id.
+
+        Raises:
+            SaveError: the round is here already, or it cannot be saved.
+        """
+        report = posterior.report
+        folder = self.folder / report.id
+        if folder.exists():
+            raise SaveError(f"history: {self.folder} has the round {report.id} already")
+        report.name = name or report.name
+        report.metrics |= metrics or {}
+        partial = self.folder / f"{report.id}{_PARTIAL}"
+        posterior.save(partial, overwrite=True)
+        os.rename(partial, folder)
+        return report.id
+
+    def load(
+        self,
+        id: str,
+        backbone: PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prior: PriorLike | None = None,
+    ) -> Posterior:
+        """A round, by its id or the beginning of it; the rest is as for `Posterior.load`.
+
+        Raises:
+            SaveError: no such round, or several.
+        """
+        found = [known for known in self.rounds if known.startswith(id)]
+        if len(found) != 1:
+            which = f"{len(found)} rounds" if found else "no round"
+            raise SaveError(
+                f"id: {which} in {self.folder} begin with {id!r}; there are "
+                f"{', '.join(self.rounds) or 'none'}"
+            )
+        path = self.folder / found[0]
+        return Posterior.load(path, backbone, tokenizer=tokenizer, prior=prior)
+
+    def clean(self) -> None:
+        """Remove what rounds that were being written when their process was killed have left."""
+        for path in self.folder.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(path)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        root = Tree(str(self.folder))
+        branches: dict[str | None, Tree] = {}
+        for id, report in self.rounds.items():
+            branches[id] = branches.get(report.parent, root).add(_line(report))
+        yield root
+
+
+def _line(report: FitReport) -> str:
+    parts = [f"[bold]{report.id}[/bold]", escape(report.name), f"{report.examples} examples"]
+    if report.temperature != 1:
+        parts.append(f"temperature {report.temperature:g}")
+    if report.keep != 1:
+        parts.append(f"keep {report.keep}")
+    if report.floor:
+        parts.append(f"floor {report.floor:g}")
+    parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
+    return "  ".join(filter(None, parts))

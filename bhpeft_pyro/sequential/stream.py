@@ -1,0 +1,201 @@
+"""A stream of batches: predict each first, then learn it (prequential evaluation, Dawid 1984)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+from pyro.infer.autoguide import AutoGuide
+from tqdm.auto import tqdm
+
+from ..data import Columns, Examples
+from ..errors import ConfigError, DataError
+from ..fitting import fit
+from ..forecast import ClassForecast
+from ..inference.options import FitOptions
+from ..inference.predict import AnyForecast, predict
+from ..metrics import evaluate
+from ..model import Model
+from ..posterior import Posterior
+from .drift import assess
+from .growth import unknown_labels
+from .history import History
+from .record import TEST, UNTRAINED, Record
+from .replay import Replay
+
+__all__ = ["Learner", "prequential", "stream"]
+
+Learner = Callable[[Posterior | None, object], Posterior]
+Batches = Mapping[str, object] | Iterable[tuple[str, object]]
+
+
+def stream(
+    model: Model,
+    batches: Batches,
+    folder: str | Path,
+    *,
+    guide: str | type[AutoGuide] = "normal",
+    tests: Mapping[str, object] | None = None,
+    columns: Columns = Columns(),
+    max_length: int | None = None,
+    label_names: Sequence[str] | None = None,
+    options: FitOptions | None = None,
+    keep: float | Mapping[str, float] = 1.0,
+    floor: float = 0.0,
+    replay: Replay | None = None,
+    grow: bool = False,
+    samples: int = 32,
+    progress: bool = True,
+    **changes: Any,
+) -> Posterior:
+    """Run through batches in order: predict, compare with what was expected, learn, save.
+
+    Killed at any moment and called again with the same arguments, it goes on after the last round
+    that was saved: a round is in the folder whole or not at all, with its predictions' metrics in
+    its report, and all else (`record.json`, `record.csv`) is made from the rounds.
+
+    Args:
+        model: not fitted yet.
+        batches: data in order of time by name: a mapping, or pairs. Names and data have to be the
+            same ones after a restart.
+        folder: `rounds/` in it is a `History`.
+        guide: name or class; the first batch is learnt with `fit`, the others with `update`.
+        tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
+            batch, in their order, makes `Record.transfer` possible.
+        columns, max_length, label_names, options: as for `fit`, single options by name too.
+        keep, floor, replay, grow: as for `Posterior.update`.
+        samples: draws of each prediction; twice as many before a round (`assess`).
+        progress: show a bar.
+
+    Returns:
+        The last posterior; `Record.of` it is the table of all rounds.
+
+    Raises:
+        ConfigError: the folder holds other rounds than these.
+        DataError: a batch cannot be used, or is the same as an earlier one.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
+    >>> last = stream(tiny_model(()), weeks, tempfile.mkdtemp(), max_steps=3, progress=False)
+    >>> [row["batch"] for row in Record.of(last).rows]
+    ['week 0', 'week 1', 'week 2']
+    """
+    chosen = (options or FitOptions()).change(**{"progress": False, **changes})
+
+    def learn(last: Posterior | None, data: object) -> Posterior:
+        if last is None:
+            return fit(
+                model,
+                guide,
+                data,
+                columns=columns,
+                max_length=max_length,
+                label_names=label_names,
+                options=chosen,
+                replay=replay,
+            )
+        return last.update(data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow)
+
+    return prequential(
+        model, learn, batches, folder, tests=tests, grow=grow, samples=samples, progress=progress
+    )
+
+
+def prequential(
+    model: Model,
+    learn: Learner,
+    batches: Batches,
+    folder: str | Path,
+    *,
+    tests: Mapping[str, object] | None = None,
+    grow: bool = False,
+    samples: int = 32,
+    progress: bool = True,
+) -> Posterior:
+    """`stream` with any way to learn.
+
+    Args:
+        model: as it is before the first round.
+        learn: from the last posterior (None in the first round) and a batch to the next posterior,
+            whose lineage goes on from the last one's.
+        batches, folder, tests, grow, samples, progress: as for `stream`.
+    """
+    folder = Path(folder)
+    history = History(folder / "rounds")
+    history.clean()
+    posterior = _resume(history, model)
+    done = () if posterior is None else posterior.lineage
+    pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
+    total = len(pairs) if isinstance(pairs, Sized) else None
+    with tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
+        for number, (name, data) in enumerate(bar):
+            if number < len(done):
+                assert posterior is not None
+                _check_same(posterior, number, name, data)
+                continue
+            metrics: dict[str, float] = {}
+            if posterior is not None:
+                if grow and (labels := unknown_labels(posterior, data)):
+                    posterior = posterior.grow(labels)
+                drift = assess(posterior, data, samples)
+                metrics = evaluate(drift.forecast)
+                metrics |= {f"drift/{key}": value for key, value in drift.metrics().items()}
+                bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=drift.advice, refresh=False)
+            first = posterior is None
+            posterior = learn(posterior, data)
+            if tests:
+                metrics |= _scores(posterior, tests, samples, first)
+            history.add(posterior, name, metrics)
+            Record.of(posterior).save(folder)
+    if posterior is None:
+        raise DataError("batches is empty: at least one is needed")
+    Record.of(posterior).save(folder)
+    return posterior
+
+
+def _resume(history: History, model: Model) -> Posterior | None:
+    leaves = history.leaves
+    if len(leaves) > 1:
+        raise ConfigError(
+            f"folder: {history.folder} holds {len(leaves)} branches ({', '.join(leaves)}), "
+            "expected a single line of rounds"
+        )
+    if not leaves:
+        return None
+    network = model.network
+    return history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+
+
+def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
+    """A round that is done has to be of this very batch."""
+    report = posterior.lineage[number]
+    examples = posterior.text.encode(posterior.model, data, labelled=True)
+    if (report.name, report.data) != (name, examples.fingerprint):
+        raise ConfigError(
+            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
+            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
+        )
+
+
+def _scores(
+    posterior: Posterior, tests: Mapping[str, object], samples: int, first: bool
+) -> dict[str, float]:
+    found = {}
+    for name, data in tests.items():
+        examples = posterior.text.encode(posterior.model, data, labelled=True)
+        found[TEST + name] = _score(posterior.predict(examples, samples))
+        if first:
+            found[UNTRAINED + name] = _score(_untrained(posterior.model, examples, samples))
+    return found
+
+
+def _untrained(model: Model, examples: Examples, samples: int) -> AnyForecast:
+    return predict(model, lambda batch: model.prior(model.sites), examples, samples)
+
+
+def _score(forecast: AnyForecast) -> float:
+    """Accuracy, or minus the MSE: more is better."""
+    metrics = evaluate(forecast)
+    return metrics["accuracy"] if isinstance(forecast, ClassForecast) else -metrics["mse"]

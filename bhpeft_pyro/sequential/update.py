@@ -1,0 +1,77 @@
+"""One more round: the last posterior, maybe partly forgotten, is its prior."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from ..errors import DataError
+from ..fitting import check_patience, fit_round
+from ..inference.optimise import OptimizerFactory
+from ..inference.options import FitOptions
+from ..inference.report import FitReport
+from ..model import Model
+from ..posterior import Posterior, prior_of
+from .forgetting import Forgetting
+from .growth import grow as grown
+from .growth import unknown_labels
+from .replay import Replay
+
+__all__ = ["update"]
+
+
+def update(
+    posterior: Posterior,
+    data: object,
+    *,
+    validation: object | None,
+    options: FitOptions,
+    optimizer: OptimizerFactory | None,
+    forgetting: Forgetting,
+    replay: Replay | None,
+    grow: bool,
+    again: bool,
+) -> Posterior:
+    """See `Posterior.update`."""
+    check_patience(options, validation)
+    prior_of(
+        posterior.model, posterior.guide
+    )  # a guide that is no prior is refused before data is read
+    if grow and (labels := unknown_labels(posterior, data)):
+        posterior = grown(posterior, labels)
+    model, text, coreset = posterior.model, posterior.text, posterior.coreset
+    # With replay, last round's coreset is in the pool; without, it stays learnt.
+    guide = posterior.guide if replay is None or coreset is None else coreset.guide
+    prior = forgetting(prior_of(model, guide), posterior.first_prior, model.sites)
+    examples = text.encode(model, data, labelled=True)
+    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    if not again:
+        _refuse_known(posterior, examples.fingerprint)
+    report = FitReport(
+        len(examples),
+        examples.fingerprint,
+        options,
+        parent=posterior.report.id,
+        keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
+        floor=forgetting.floor,
+    )
+    kept = None
+    if replay is not None:
+        pool = examples if coreset is None else examples.concat(coreset.examples)
+        kept, examples = replay.split(pool, options.seed, posterior)
+    start = posterior.replace(
+        model=Model(model.network, prior, model.likelihood),
+        guide=copy.deepcopy(guide),
+        lineage=(*posterior.lineage, report),
+        coreset=None,
+    )
+    return fit_round(start, examples, held_out, optimizer, kept)
+
+
+def _refuse_known(posterior: Posterior, fingerprint: str) -> None:
+    for number, report in enumerate(posterior.lineage, 1):
+        if report.data == fingerprint:
+            raise DataError(
+                f"data: round {number} ({report.id}) has learnt these {report.examples} examples "
+                "already, and they would count twice; again=True learns them nevertheless"
+            )

@@ -1,0 +1,135 @@
+"""Many rounds against the closed form: nothing lost, nothing counted twice, any order."""
+
+from __future__ import annotations
+
+from itertools import pairwise, permutations
+from typing import Any
+
+import pytest
+import torch
+from onehot import FIT, PRIOR_SD, assert_posterior, exact, model, solve, words
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import fitting
+from bhpeft_pyro.errors import ConfigError
+
+ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
+
+
+def in_rounds(order: tuple[int, ...], replay: Any = None, **options: Any) -> list[bh.Posterior]:
+    """All rounds in an order; the posteriors after each."""
+    posterior = bh.fit(model(), "normal", ROUNDS[order[0]], replay=replay, **FIT)
+    posteriors = [posterior]
+    for index in order[1:]:
+        posteriors.append(posteriors[-1].update(ROUNDS[index], replay=replay, **options))
+    return posteriors
+
+
+@pytest.fixture
+def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fit ends at the exact posterior, so what is left to go wrong is the accounts."""
+    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr(fitting, "start", lambda *args: None)
+
+
+def test_rounds_with_forgetting_through_the_whole_stack() -> None:
+    """Real fits; their errors are half of what is allowed, and the seed is fixed."""
+    last = in_rounds((0, 1, 2), keep=0.5)[-1]
+    parts = [(data, 0.5 ** (2 - i)) for i, data in enumerate(ROUNDS[:3])]
+    assert_posterior(last.guide, parts, tolerance=0.6)
+    mean_ratio = (last.guide.scales()["head.weight"][0] / exact(parts)[1]).log().mean()  # type: ignore[operator]
+    assert abs(mean_ratio) < 0.08  # with nothing forgotten it would be -0.2
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
+def test_rounds_in_any_order_equal_one_fit_on_everything(
+    order: tuple[int, ...], exactly: None
+) -> None:
+    assert_posterior(in_rounds(order)[-1].guide, [(data, 1.0) for data in ROUNDS])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
+def test_old_evidence_counts_by_powers_of_keep(keep: float, exactly: None) -> None:
+    last = in_rounds((0, 1, 2, 3), keep=keep)[-1]
+    parts = [(data, keep ** (3 - i)) for i, data in enumerate(ROUNDS)]
+    assert_posterior(last.guide, parts)
+    assert last.report.keep == keep
+
+
+def test_what_is_forgotten_is_chosen_by_site(exactly: None) -> None:
+    kept, forgotten = (
+        in_rounds((0, 1), keep=keep)[-1].guide for keep in ({"*.bias": 0.5}, {"*.weight": 0.5})
+    )
+    assert_posterior(kept, [(ROUNDS[0], 1.0), (ROUNDS[1], 1.0)])
+    assert_posterior(forgotten, [(ROUNDS[0], 0.5), (ROUNDS[1], 1.0)])
+
+
+def test_a_floor_holds_the_prior_open(exactly: None) -> None:
+    first = bh.fit(model(), "normal", ROUNDS[2], **FIT)
+    own = first.guide.scales()["head.weight"]  # type: ignore[operator]
+    floor = (own.median() / PRIOR_SD).item()  # above half of the sds
+    second = first.update(ROUNDS[0], floor=floor)
+    sd = second.model.prior.distributions["head.weight"].base_dist.scale  # type: ignore[attr-defined]
+    torch.testing.assert_close(sd, own.clamp_min(floor * PRIOR_SD))
+    assert second.report.floor == floor
+
+
+@pytest.mark.parametrize("by", ["random", "uncertain"])
+def test_replay_counts_every_example_once(by: Any, exactly: None) -> None:
+    posteriors = in_rounds((0, 1, 2, 3), bh.Replay(20, by))
+    everything = [(data, 1.0) for data in ROUNDS]
+    for number, posterior in enumerate(posteriors, 1):
+        assert posterior.coreset is not None
+        kept = posterior.coreset.examples
+        assert len(kept) == 20
+        assert_posterior(posterior.guide, everything[:number])
+        # The core has learnt all but the coreset, and that alone goes on to the next round.
+        assert_posterior(posterior.coreset.guide, [*everything[:number], (kept, -1.0)])
+    for last, following in pairwise(posteriors):
+        prior = following.model.prior.distributions["head.weight"]  # type: ignore[attr-defined]
+        core = last.coreset.guide.distributions()["head.weight"]  # type: ignore[union-attr, operator]
+        assert torch.equal(prior.mean, core.mean) and torch.equal(prior.variance, core.variance)
+
+
+def test_without_replay_the_coreset_stays_learnt(exactly: None) -> None:
+    first = bh.fit(model(), "normal", ROUNDS[0], replay=bh.Replay(20), **FIT)
+    second = first.update(ROUNDS[2])
+    assert second.coreset is None
+    assert_posterior(second.guide, [(ROUNDS[0], 1.0), (ROUNDS[2], 1.0)])
+    third = second.update(ROUNDS[3], replay=bh.Replay(20))
+    assert_posterior(third.guide, [(ROUNDS[i], 1.0) for i in (0, 2, 3)])
+
+
+def test_the_most_uncertain_are_kept(exactly: None) -> None:
+    """Words that were never seen are those that the last posterior knows least about."""
+    tokens = torch.arange(5, 21).repeat(3)
+    seen = tokens[tokens < 13]
+    tokenizer = model().network.tokenizer
+
+    def data(tokens: torch.Tensor, label: float) -> bh.Examples:
+        rows = {"text": [f"w{t}" for t in tokens.tolist()], "label": [label] * len(tokens)}
+        return bh.encode(rows, tokenizer, kind="rating")
+
+    first = bh.fit(model(), "normal", data(seen, 0.2), **FIT)
+    second = first.update(data(tokens, 0.4), replay=bh.Replay(24, "uncertain"))
+    assert second.coreset is not None
+    assert set(second.coreset.examples.texts) == {f"w{t}" for t in range(13, 21)}
+
+
+def test_the_prior_of_a_round_stays_while_the_next_is_learnt() -> None:
+    second = in_rounds((0, 1), max_steps=5)[-1]
+    prior = second.model.prior.distributions["head.weight"]  # type: ignore[attr-defined]
+    before = prior.mean.clone(), prior.variance.clone(), second.guide.means()["head.weight"]  # type: ignore[operator]
+    third = second.update(ROUNDS[2], max_steps=5, keep=0.7)
+    after = prior.mean, prior.variance, second.guide.means()["head.weight"]  # type: ignore[operator]
+    assert all(map(torch.equal, before, after))
+    assert not torch.equal(third.guide.means()["head.weight"], after[2])  # type: ignore[operator]
+
+
+def test_bad_replay_is_refused() -> None:
+    with pytest.raises(ConfigError, match="size=0 must be at least 1"):
+        bh.Replay(0)
+    with pytest.raises(ConfigError, match="by='oldest'"):
+        bh.Replay(3, "oldest")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="size=48 leaves nothing of 48 examples"):
+        bh.fit(model(), "normal", ROUNDS[0], replay=bh.Replay(48), **FIT)

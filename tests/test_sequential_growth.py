@@ -1,0 +1,124 @@
+"""New labels: old rows keep their posterior, new ones start at the prior, and then learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import hierarchical
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
+from bhpeft_pyro.sequential.growth import unknown_labels
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
+NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
+QUICK: dict[str, Any] = {"max_steps": 8, "natural_lr": 0.3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def old() -> bh.Posterior:
+    model = tiny_model(aligned=True)
+    return bh.fit(model, "normal", OLD, **{**QUICK, "max_steps": 2})
+
+
+@pytest.fixture(scope="module")
+def head() -> bh.Posterior:
+    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=bh.Replay(5), **QUICK)
+
+
+def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws of the grown head's old rows."""
+    return {
+        name: value[..., :2, :] if name == "head.weight" else value[..., :2]
+        for name, value in values.items()
+        if name.startswith("head.")
+    } | {name: value for name, value in values.items() if not name.startswith("head.")}
+
+
+def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh.Posterior) -> None:
+    grown = old.grow(["sad"])
+    before, after = old.guide.distributions(), grown.guide.distributions()  # type: ignore[operator]
+    prior = dist.Normal(0.0, 2.0 * torch.tensor([16**-0.5, 1.0]))  # the default: head=2 units
+    for moment in ("mean", "variance"):
+        old_values = {name: getattr(q, moment) for name, q in before.items()}
+        new_values = {name: getattr(q, moment) for name, q in after.items()}
+        for name, value in rows(new_values).items():
+            assert torch.equal(value, old_values[name]), name
+        for i, name in enumerate(("head.weight", "head.bias")):
+            expected = getattr(prior, moment)[i].expand_as(new_values[name][2])
+            torch.testing.assert_close(new_values[name][2], expected)
+    assert grown.text.label_names == ("angry", "calm", "sad")
+    assert grown.lineage is old.lineage  # it is no round
+
+
+def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
+    grown = old.grow(["sad", "glad"])
+    weights = {name: value[:, None] for name, value in grown.sample(6).items()}
+    batch = next(old.text.encode(old.model, OLD, True).batches(16))
+    with torch.no_grad():
+        new = grown.model.network(weights, batch)
+        was = old.model.network(rows(weights), batch)
+    assert new.shape[-1] == 4
+    torch.testing.assert_close(new[..., :2], was)
+
+
+def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
+    with pytest.raises(DataError, match="'sad' is none of"):
+        head.update(NEW)
+    new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
+    assert new.coreset is not None and new.coreset.examples.label_names == new.text.label_names
+    assert len(new.lineage) == 2 and new.report.parent == head.report.id
+    forecast = new.predict(["w7 w40", "w7"], samples=64)
+    assert forecast.label_names == ("angry", "calm", "sad")
+    grown = head.grow(["sad"]).predict(["w7 w40", "w7"], samples=64)
+    assert (forecast.probabilities[:, 2] > grown.probabilities[:, 2] + 0.1).all()
+
+
+def test_a_grown_posterior_comes_back(head: bh.Posterior, tmp_path: Path) -> None:
+    grown = head.grow(["sad"])
+    grown.save(tmp_path)
+    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    here, there = (each.predict(OLD, 7).probabilities for each in (grown, again))
+    assert torch.equal(here, there)
+    assert again.first_prior == head.first_prior
+    here, there = (
+        each.update(NEW, keep=0.5, replay=bh.Replay(4)).predict(OLD, 7).probabilities
+        for each in (grown, again)
+    )
+    assert torch.equal(here, there)
+
+
+def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
+    assert unknown_labels(head, OLD) == ()
+    assert unknown_labels(head, NEW) == ("sad",)
+    assert unknown_labels(head, bh.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [3, 0]}) == 2
+    assert unknown_labels(numbered, tiny_examples()) == 0
+    assert numbered.update({"text": ["w5", "w6"], "label": [3, 0]}, grow=True).predict(
+        ["w5"], samples=2
+    ).probabilities.shape == (1, 4)
+
+
+def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
+    for labels in (["calm"], [], ["sad", "sad"], "sad"):
+        with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):
+            head.grow(labels)
+    with pytest.raises(ConfigError, match="expected new names"):
+        head.grow(1)
+    data = {"text": ["w5", "w6"] * 4, "label": [0, 1] * 4}
+    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
+    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
+        bh.fit(stars, "normal", data, **QUICK).grow(1)
+    with pytest.raises(GuideError, match="'normal' guide"):
+        bh.fit(tiny_model(()), "delta", data, **QUICK).grow(1)
+    with pytest.raises(PriorError, match="also samples tau"):
+        bh.fit(tiny_model((), prior=hierarchical), "normal", data, **QUICK).grow(1)
+    with pytest.raises(PriorError, match="Laplace"):
+        bh.fit(tiny_model((), prior=dist.Laplace(0.0, 1.0)), "normal", data, **QUICK).grow(1)

@@ -1,0 +1,165 @@
+"""Rounds on disk: whole or not there, never changed, found again, never learnt twice unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import hierarchical
+from rich.console import Console
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError, PriorError, SaveError
+from bhpeft_pyro.sequential import Forgetting
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
+DATA = [tiny_examples(12, seed=seed) for seed in range(4)]
+QUICK: dict[str, Any] = {"max_steps": 3, "natural_lr": 0.3, "progress": False}
+
+
+def fit(prior: Any = None) -> bh.Posterior:
+    return bh.fit(tiny_model((), prior=prior), "normal", DATA[0], **QUICK)
+
+
+def load(history: bh.History, id: str, **options: Any) -> bh.Posterior:
+    return history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
+
+
+def predicted(posterior: bh.Posterior) -> Tensor:
+    return posterior.predict(TEXTS, samples=5).probabilities  # type: ignore[union-attr]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) -> None:
+    history = bh.History(tmp_path)
+    posterior = fit()
+    posteriors, ids, seen = [posterior], [history.add(posterior)], [files(tmp_path)]
+    for data in DATA[1:]:
+        posterior = posterior.update(data)
+        posteriors.append(posterior)
+        ids.append(history.add(posterior))
+        now = files(tmp_path)
+        assert seen[-1].items() <= now.items()
+        seen.append(now)
+    for id, expected in zip(ids, posteriors, strict=True):
+        again = load(history, id)
+        assert torch.equal(predicted(again), predicted(expected))
+        assert again.lineage == expected.lineage
+    assert list(history.rounds) == ids and history.leaves == ids[-1:]
+    parents = [report.parent for report in history.rounds.values()]
+    assert parents == [None, *ids[:-1]]
+
+
+def test_roll_back_and_branch(tmp_path: Path) -> None:
+    history = bh.History(tmp_path / "new" / "folder")
+    assert history.rounds == {} and history.leaves == []
+    first = fit()
+    root = history.add(first, name="[monday]", metrics={"accuracy": 0.75})
+    left = history.add(first.update(DATA[1], keep=0.5), name="left")
+    right = history.add(load(history, root[:6]).update(DATA[1], floor=0.2), name="right")
+    assert sorted(history.leaves) == sorted([left, right])
+    assert history.rounds[root].metrics == {"accuracy": 0.75}
+    console = Console(width=200, record=True)
+    console.print(history)
+    lines = console.export_text().splitlines()
+    assert "[monday]  12 examples  accuracy 0.750" in lines[1] and root in lines[1]
+    below = {name: line for line in lines[2:] for name in (left, right) if name in line}
+    assert "keep 0.5" in below[left] and "floor 0.2" in below[right]
+    indent = [line.index(id) for line, id in ((lines[1], root), *((below[i], i) for i in below))]
+    assert indent[0] < indent[1] == indent[2]
+    for id, message in (("", "3 rounds"), ("zzz", "no round")):
+        with pytest.raises(SaveError, match=message):
+            load(history, id)
+    with pytest.raises(SaveError, match="has the round"):
+        history.add(first)
+
+
+def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = bh.History(tmp_path)
+    first = fit()
+    monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        history.add(first)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) and history.rounds == {}
+    id = history.add(first)
+    assert torch.equal(predicted(load(history, id)), predicted(first))
+    (tmp_path / "other.partial").mkdir()
+    history.clean()
+    assert [path.name for path in tmp_path.iterdir()] == [id]
+
+
+def test_the_same_data_are_refused_in_the_whole_lineage(tmp_path: Path) -> None:
+    second = fit().update(DATA[1])
+    second.save(tmp_path)
+    loaded = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    for posterior in (second, loaded):
+        for number, data in enumerate(DATA[:2], 1):
+            with pytest.raises(
+                DataError, match=rf"round {number} \({posterior.lineage[number - 1].id}\)"
+            ):
+                posterior.update(data)
+        assert len(posterior.update(DATA[0], again=True).lineage) == 3
+    # Another order is another fingerprint; a branch that never saw the data may learn them.
+    assert len(fit().update(DATA[1]).lineage) == 2
+
+
+def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
+    """After two rounds, from the file, forgetting goes where it goes in memory."""
+    for number, prior in enumerate((None, dist.Normal(0.0, 0.5))):
+        second = fit(prior).update(DATA[1])
+        second.save(tmp_path / str(number))
+        own = {} if prior is None else {"prior": prior}
+        again = bh.Posterior.load(
+            tmp_path / str(number), tiny_backbone(), tokenizer=tiny_tokenizer(), **own
+        )
+        here, there = (each.update(DATA[2], keep=0.3, floor=0.1) for each in (second, again))
+        assert torch.equal(predicted(here), predicted(there))
+    # One's own prior is needed for forgetting only.
+    again = bh.Posterior.load(tmp_path / "1", tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert again.first_prior is None
+    again.update(DATA[2])
+    with pytest.raises(PriorError, match=r"pass prior=\.\.\. to Posterior.load"):
+        again.update(DATA[2], keep=0.9)
+
+
+def test_bad_forgetting_is_refused() -> None:
+    for options, message in (
+        ({"keep": 1.5}, r"keep=1.5 must be in \[0, 1\]"),
+        ({"keep": {"*": -0.1}}, "keep="),
+        ({"keep": {"lora.*": 0.9}}, r"'lora\.\*' matches no site"),
+        ({"floor": 2.0}, "floor=2.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            fit().update(DATA[1], **options)
+    for prior, message in ((hierarchical, "also samples tau"), (dist.Laplace(0.0, 1.0), "Laplace")):
+        posterior = fit(prior)
+        with pytest.raises(PriorError, match=message):
+            posterior.update(DATA[1], keep=0.9)
+
+
+def test_the_power_prior_is_the_normalised_product() -> None:
+    """By brute force on a grid: log q^k p0^(1-k) and the log density differ by a constant."""
+    posterior = fit()
+    mixed = Forgetting(0.3)(posterior.as_prior(), posterior.first_prior, posterior.model.sites)
+    (q, new) = (
+        prior.distributions["head.bias"].base_dist  # type: ignore[attr-defined]
+        for prior in (posterior.as_prior(), mixed)
+    )
+    p0 = dist.Normal(0.0, 2.0)  # the default prior of the bias
+    grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
+    for i in range(2):
+        mean, sd = q.mean[i].double(), q.stddev[i].double()
+        weights = (0.3 * dist.Normal(mean, sd).log_prob(grid) + 0.7 * p0.log_prob(grid)).softmax(0)
+        centre = (weights * grid).sum()
+        assert new.mean[i].item() == pytest.approx(centre.item(), abs=1e-4)
+        variance = (weights * (grid - centre).square()).sum()
+        assert new.variance[i].item() == pytest.approx(variance.item(), rel=1e-4)

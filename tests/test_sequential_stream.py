@@ -1,0 +1,187 @@
+"""A stream: predict first, learn then, and survive being killed at any write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.sequential import Record, figures, transfer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
+TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
+OPTIONS: dict[str, Any] = {
+    "max_steps": 2,
+    "natural_lr": 0.3,
+    "samples": 20,
+    "progress": False,
+    "replay": bh.Replay(4),
+}
+
+
+def run(folder: Path, batches: Any = WEEKS, **options: Any) -> bh.Posterior:
+    return bh.stream(tiny_model(()), batches, folder, **{**OPTIONS, **options})
+
+
+def weights(posterior: bh.Posterior) -> dict[str, torch.Tensor]:
+    return posterior.guide.state_dict()
+
+
+class Killed(BaseException):
+    """Nothing catches it by mistake."""
+
+
+@contextmanager
+def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """From the n-th call that changes the disk on, none does anything any more."""
+    calls = [0]
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] >= number:
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (os, "replace"),
+            (os, "rename"),
+            (os, "fsync"),
+            (Path, "unlink"),
+            (Path, "mkdir"),
+            (shutil, "rmtree"),
+        ):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        yield lambda: calls[0] >= number
+
+
+def test_killed_at_every_write_no_round_is_lost_or_learnt_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", tests=None)
+    fitted: list[str] = []
+    update, fit = bh.Posterior.update, bh.sequential.stream.__globals__["fit"]
+    monkeypatch.setitem(
+        bh.sequential.stream.__globals__,
+        "fit",
+        lambda model, guide, data, **o: (
+            fitted.append(data.fingerprint) or fit(model, guide, data, **o)
+        ),
+    )
+    monkeypatch.setattr(
+        bh.Posterior,
+        "update",
+        lambda self, data, **o: fitted.append(data.fingerprint) or update(self, data, **o),
+    )
+    # One folder, killed at its 1st write, then at the 2nd of what is left, and so on: every kind of
+    # write is hit in every round.
+    folder = tmp_path / "killed"
+    kills = 0
+    for number in (*range(1, 24), 10**6):
+        with killed_at(number, monkeypatch) as was_killed:
+            try:
+                posterior = run(folder)
+            except Killed:
+                kills += 1
+                rounds = bh.History(folder / "rounds").rounds
+                learnt = [report.data for report in rounds.values()]
+                assert learnt == [week.fingerprint for week in WEEKS.values()][: len(learnt)]
+                continue
+            assert not was_killed()
+        break
+    assert kills >= 10
+    assert [report.data for report in posterior.lineage] == [
+        week.fingerprint for week in WEEKS.values()
+    ]
+    assert all(
+        torch.equal(value, weights(whole)[name]) for name, value in weights(posterior).items()
+    )
+    columns = ("batch", "nll", "drift/nll_p", "steps")
+    for row, expected in zip(Record.of(posterior).rows, Record.of(whole).rows, strict=True):
+        assert [row.get(name) for name in columns] == [expected.get(name) for name in columns]
+    again = len(fitted)
+    run(folder)
+    assert len(fitted) == again  # all is done
+    assert not list((folder / "rounds").glob("*.partial"))
+
+
+def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
+    posterior = run(tmp_path, tests=TESTS)
+    record = Record.of(posterior)
+    first, second, _ = record.rows
+    assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
+    by_hand = bh.fit(
+        tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
+        replay=OPTIONS["replay"],
+    )  # fmt: skip
+    assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
+    drift = by_hand.assess(WEEKS["week 1"], 20)
+    assert second["drift/nll_z"] == drift.nll.z  # type: ignore[union-attr]
+    assert first["test/week 2"] == by_hand.evaluate(TESTS["week 2"], 20)["accuracy"]
+    # The record on disk is this one.
+    assert json.loads((tmp_path / "record.json").read_text()) == record.rows
+    with (tmp_path / "record.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["test/week 1"]) for row in table] == record.matrix[:, 1].tolist()
+    assert table[0]["nll"] == "" and float(table[1]["nll"]) == second["nll"]
+    scores = record.transfer()
+    assert scores["average_accuracy"] == transfer.average_accuracy(record.matrix)
+    untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
+    assert scores["forward_transfer"] == transfer.forward_transfer(record.matrix, untrained)
+    figure = figures.overview(record)
+    assert len(figure.axes) == 5  # four panels and a colour bar
+    lines = figure.axes[1].get_lines()
+    torch.testing.assert_close(
+        torch.tensor(lines[0].get_ydata()), record.column("nll"), equal_nan=True
+    )
+    assert figure.axes[3].images[0].get_array().tolist() == record.matrix.tolist()  # type: ignore[union-attr]
+    plt.close(figure)
+    with pytest.raises(DataError, match="'coverage_90'"):
+        figures.over_time(record, "coverage_90")
+    plt.close("all")
+
+
+def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    options: dict[str, Any] = {"grow": True, "replay": None}
+    posterior = run(tmp_path, weeks, **options)
+    assert posterior.text.label_names == ("no", "yes", "perhaps")
+    assert Record.of(posterior).rows[1]["accuracy"] <= 1.0
+    again = run(tmp_path, weeks, **options)
+    assert len(again.lineage) == 2
+
+
+def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    posterior = run(tmp_path, dict(list(WEEKS.items())[:2]))
+    swapped = {"week 0": WEEKS["week 1"], "week 1": WEEKS["week 0"]}
+    with pytest.raises(ConfigError, match="'week 0' with other data"):
+        run(tmp_path, swapped)
+    with pytest.raises(ConfigError, match="learnt 'week 0', and batch 1 is 'x'"):
+        run(tmp_path, {"x": WEEKS["week 0"]})
+    with pytest.raises(DataError, match="learnt these 12 examples already"):
+        run(tmp_path, {**dict(list(WEEKS.items())[:2]), "week 0 again": WEEKS["week 0"]})
+    bh.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
+                                               max_steps=2, progress=False))  # fmt: skip
+    with pytest.raises(ConfigError, match="2 branches"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="batches is empty"):
+        run(tmp_path / "none", {})
+    assert len(posterior.lineage) == 2

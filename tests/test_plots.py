@@ -175,7 +175,11 @@ def test_elbo_trace_draws_nll_and_kl_apart(ax):
     assert list(lines["KL"].get_ydata()) == [row["kl"] for row in history]
     assert list(lines["loss (negative ELBO)"].get_ydata()) == [row["loss"] for row in history]
     assert list(lines["KL"].get_xdata()) == [row["step"] for row in history]
-    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "step", "nats")
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == (
+        "log",
+        "step",
+        "nats per example",
+    )
 
 
 def test_elbo_trace_of_negative_values_is_linear(ax):

@@ -47,6 +47,7 @@ app = typer.Typer(
     name="bhpeft",
     cls=Commands,
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     help="Bayesian hybrid fine-tuning: small random weights on a frozen transformer, "
     "with predictions that say how sure they are.",
@@ -54,7 +55,11 @@ app = typer.Typer(
 )
 for module in (fit, predict, evaluate, update, report):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, epilog="\n\n".join(("Examples:", *module.EXAMPLES)))(getattr(module, name))
+    command = getattr(module, name)
+    # Paragraphs without their line breaks, which the help would keep.
+    paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
+    examples = ("Examples:", *module.EXAMPLES)
+    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(examples))(command)
 app.command("demo")(demo)
 
 
@@ -63,4 +68,4 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    app()
+    app(prog_name="bhpeft")

@@ -67,7 +67,6 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if usable["cuda"] else "cpu")
     if not usable[name]:
-        raise ConfigError(
-            f"device={name!r} is not there; usable: {', '.join(filter(usable.get, usable))}"
-        )
+        there = ", ".join(device for device in usable if usable[device])
+        raise ConfigError(f"--device: {name!r} is not there; usable: {there}")
     return torch.device(name)

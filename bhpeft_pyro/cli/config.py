@@ -32,12 +32,12 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         name = str(key).replace("_", "-")
         if name not in names:
             raise ConfigError(
-                f"config: {path} has {key!r}, which {context.info_name!r} does not know; "
+                f"--config: {path} has {key!r}, which {context.info_name!r} does not know; "
                 f"known: {', '.join(names)}"
             )
         if isinstance(value, (dict, list)):
             raise ConfigError(
-                f"config: {path}: {key!r} is a {type(value).__name__}; expected one value"
+                f"--config: {path}: {key!r} is a {type(value).__name__}; expected one value"
             )
         if value is not None:
             defaults[names[name]] = str(value)
@@ -49,11 +49,11 @@ def _read(path: Path) -> dict[object, object]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config: {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"--config: {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--config: {path} is no YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"config: {path} has no `option: value` lines")
+        raise ConfigError(f"--config: {path} has no `option: value` lines")
     return content

@@ -13,7 +13,7 @@ __all__ = ["EXAMPLES", "update"]
 
 EXAMPLES = (
     "bhpeft update runs/reviews tuesday.csv --out runs/reviews-2",
-    "bhpeft update runs/reviews-2 wednesday.csv --out runs/reviews-3 --validation wednesday-test.csv",
+    "bhpeft update runs/reviews-2 wednesday.csv --out runs/reviews-3 --validation test.csv",
 )
 
 

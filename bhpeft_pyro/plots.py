@@ -221,6 +221,8 @@ def change_forest(
 ) -> Axes:
     """Forest plot of how much each PEFT branch changes each layer: mean, and central interval.
 
+    A branch about which nothing was learnt is where the prior's draws are.
+
     Args:
         changes: branch to layer number to (S,) sizes under S draws; see `change.changes`.
         level: probability of the intervals.
@@ -244,11 +246,13 @@ def change_forest(
         )
     numbers = sorted({layer for layers in changes.values() for layer in layers})
     ax.set_yticks(numbers, [str(number) for number in numbers])
+    for number in numbers[1:]:
+        ax.axhline(number - 0.5, color=GREY, alpha=0.25, linewidth=0.6)
     ax.set_xlim(left=0)
     ax.invert_yaxis()
     ax.set(xlabel=f"change, as a share of the frozen signal (mean, {level:.0%} interval)")
     ax.set_ylabel("layer")
-    ax.legend()
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 

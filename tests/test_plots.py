@@ -182,6 +182,14 @@ def test_elbo_trace_draws_nll_and_kl_apart(ax):
     )
 
 
+def test_elbo_trace_has_the_validation_nll_where_it_was_evaluated(ax):
+    history = trace(20)
+    history[9]["validation_nll"], history[19]["validation_nll"] = 1.5, 1.25
+    plots.elbo_trace(history, ax)
+    (points,) = [line for line in ax.lines if line.get_label() == "validation NLL"]
+    assert points.get_xydata().tolist() == [[90.0, 1.5], [190.0, 1.25]]
+
+
 def test_elbo_trace_of_negative_values_is_linear(ax):
     assert plots.elbo_trace(trace(20, nll=-3.0), ax).get_yscale() == "linear"
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..errors import ConfigError
 from ..inference import FitOptions
 from .config import read_config
 
@@ -45,10 +46,10 @@ def given(context: typer.Context) -> dict[str, Any]:
     return {k: v for k, v in context.params.items() if k in known and v is not None}
 
 
-def fraction(text: str) -> float:
+def fraction(text: str, option: str) -> float:
     """A share written as `10%` or `0.1`.
 
-    >>> fraction("2.5%")
+    >>> fraction("2.5%", "--flag")
     0.025
     """
     try:
@@ -56,7 +57,7 @@ def fraction(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= 1:
-        raise typer.BadParameter(f"{text!r} is no share; expected 0.1 or 10%, say")
+        raise ConfigError(f"{option}: {text!r} is no share; expected 0.1 or 10%, say")
     return value
 
 

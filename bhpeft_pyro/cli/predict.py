@@ -34,13 +34,8 @@ def predict(
     data: options.Data,
     config: options.Config = None,
     flag: Annotated[
-        float,
-        typer.Option(
-            help="Flag this share of the rows, the least certain.",
-            parser=options.fraction,
-            metavar="SHARE",
-        ),
-    ] = 0.1,
+        str, typer.Option(help="Flag this share of the rows, the least certain.", metavar="SHARE")
+    ] = "10%",
     by: Annotated[
         str | None,
         typer.Option(
@@ -68,6 +63,7 @@ def predict(
     uncertainty (nats), flagged; for ratings prediction, sd, ends of the 90 % interval, epistemic
     and aleatoric variance, flagged.
     """
+    share = options.fraction(flag, "--flag")
     out = out or _beside(data)
     if out.suffix not in _SUFFIXES:
         raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
@@ -80,7 +76,7 @@ def predict(
     count = draws(posterior, samples)
     by = by or ("total" if count == 0 else "epistemic")
     forecast = posterior.predict(rows, count, seed=draw_seed)
-    flagged = forecast.flag(flag, by).tolist()
+    flagged = forecast.flag(share, by).tolist()
     found = predictions(forecast, flagged)
     write(out, _encoded(rows, found, out.suffix))
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")

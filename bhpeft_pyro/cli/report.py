@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from dataclasses import asdict
 from pathlib import Path
@@ -72,6 +73,8 @@ def report(
         test=None if data is None else _test(posterior, data, samples, draw_seed),
     )
     pictures.write()
+    if not pictures.inline:
+        text = re.sub(r"\n{3,}", "\n\n", text)
     write(out, text.encode())
     say(f"written to {out}" + (f" and {pictures.folder}" if pictures.files else ""))
 

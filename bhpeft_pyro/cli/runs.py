@@ -49,7 +49,7 @@ def hold_out(table: Dataset, validation: str, seed: int) -> tuple[Dataset, Datas
     """Rows to learn from, and those held out: a share of them, or a file still to be read."""
     if not re.fullmatch(r"[\d.]+%?", validation):
         return table, validation
-    share = fraction(validation)
+    share = fraction(validation, "--validation")
     count = round(share * len(table))
     if share and not 0 < count < len(table):
         raise DataError(

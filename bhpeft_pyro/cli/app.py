@@ -60,7 +60,7 @@ for module in (fit, predict, evaluate, update, report):
     paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
     examples = ("Examples:", *module.EXAMPLES)
     app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(examples))(command)
-app.command("demo")(demo)
+app.command("demo", epilog="Examples:\n\nbhpeft demo\n\nbhpeft demo --small --out runs/small")(demo)
 
 
 def main() -> None:

@@ -236,12 +236,18 @@ class RandomPEFT(PyroModule):
 
 
 def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its configuration and a sample of every tensor."""
+    """A digest of a backbone: its configuration and a sample of every tensor but its pooler's.
+
+    The pooler has no effect on what a head reads, and checkpoints made for masked language models
+    (RoBERTa's, say) have none: each `from_pretrained` then draws another.
+    """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
     digest.update(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
+        if name.startswith("pooler."):
+            continue
         flat = tensor.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -19,6 +19,7 @@ from .forecast import ClassForecast, Forecast
 from .metrics import BINS, calibration_bins, rejection_curve
 
 __all__ = [
+    "change_forest",
     "elbo_trace",
     "epistemic_aleatoric",
     "rejection",
@@ -181,7 +182,8 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
     The scale is logarithmic while all is positive. Over 200 steps a running mean is drawn.
 
     Args:
-        history: one mapping a step, with `step`, `nll`, `kl` and `loss`.
+        history: one mapping a step, with `step`, `nll`, `kl` and `loss`; a `validation_nll` that
+            some of them have is drawn as points.
     """
     if not history:
         raise DataError("history is empty")
@@ -202,9 +204,55 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
             ax.plot(steps.numpy(), values.numpy(), color=colour, alpha=0.2, linewidth=0.8)
             values = _running_mean(values, len(values) // 50)
         ax.plot(steps.numpy(), values.numpy(), dash, color=colour, linewidth=1.8, label=words)
+    held_out = [row for row in history if "validation_nll" in row]
+    if held_out:
+        values = torch.tensor([row["validation_nll"] for row in held_out], dtype=torch.float64)
+        positive = positive and bool((values > 0).all())
+        at = [row["step"] for row in held_out]
+        ax.plot(at, values.numpy(), "o", color=GREEN, markersize=4, label="validation NLL")
     ax.set_yscale("log" if positive else "linear")
-    ax.set(xlabel="step", ylabel="nats")
+    ax.set(xlabel="step", ylabel="nats per example")
     ax.legend()
+    return ax
+
+
+def change_forest(
+    changes: Mapping[str, Mapping[int, Tensor]], ax: Axes | None = None, *, level: float = 0.9
+) -> Axes:
+    """Forest plot of how much each PEFT branch changes each layer: mean, and central interval.
+
+    A branch about which nothing was learnt is where the prior's draws are.
+
+    Args:
+        changes: branch to layer number to (S,) sizes under S draws; see `change.changes`.
+        level: probability of the intervals.
+    """
+    if not changes:
+        raise DataError("changes is empty: there are no PEFT weights")
+    if not 0 < level < 1:
+        raise ConfigError(f"level={level} must be above 0 and below 1")
+    ax = _axes(ax)
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    step = 0.7 / len(changes)
+    for i, (branch, layers) in enumerate(changes.items()):
+        colour, marker = _STYLES[i % len(_STYLES)]
+        # Within a layer the first branch comes highest, as in the legend.
+        rows = torch.tensor(list(layers), dtype=torch.float64) + step * (i - (len(changes) - 1) / 2)
+        draws = torch.stack([sizes.double() for sizes in layers.values()])
+        lower, upper = draws.quantile(ends, dim=1)
+        ax.hlines(rows.numpy(), lower.numpy(), upper.numpy(), color=colour, linewidth=1.5)
+        ax.plot(
+            draws.mean(1).numpy(), rows.numpy(), marker, color=colour, markersize=4, label=branch
+        )
+    numbers = sorted({layer for layers in changes.values() for layer in layers})
+    ax.set_yticks(numbers, [str(number) for number in numbers])
+    for number in numbers[1:]:
+        ax.axhline(number - 0.5, color=GREY, alpha=0.25, linewidth=0.6)
+    ax.set_xlim(left=0)
+    ax.invert_yaxis()
+    ax.set(xlabel=f"change, as a share of the frozen signal (mean, {level:.0%} interval)")
+    ax.set_ylabel("layer")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return ax
 
 

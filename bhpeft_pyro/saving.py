@@ -36,7 +36,7 @@ from .priors import stored as stored_priors
 if TYPE_CHECKING:
     from .posterior import Coreset, Posterior
 
-__all__ = ["load", "read_lineage", "save", "write"]
+__all__ = ["backbone_name", "exists", "load", "read_lineage", "save", "write"]
 
 FORMAT = 1
 INDEX = "posterior.json"
@@ -96,6 +96,23 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
     for stale in old - {new}:
         (folder / stale).unlink(missing_ok=True)
     return folder
+
+
+def exists(folder: Path) -> bool:
+    """Whether a folder holds a posterior."""
+    return (folder / INDEX).exists()
+
+
+def backbone_name(folder: Path) -> str:
+    """What the backbone of a saved posterior is called: a name on the hub, or a folder.
+
+    Raises:
+        SaveError: there is no posterior, it was altered, or its backbone had no name.
+    """
+    name = str(_read_index(folder / INDEX).get("backbone", {}).get("name") or "")
+    if not name:
+        raise SaveError(f"backbone: the posterior in {folder} was fitted on one without a name")
+    return name
 
 
 def load(

@@ -252,3 +252,15 @@ def test_the_fingerprint_tells_backbones_apart() -> None:
     with torch.no_grad():
         second.encoder.layer[1].output.dense.bias[3] += 1e-3
     assert fingerprint(first) != fingerprint(second)
+
+
+def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
+    """`from_pretrained` draws it at random each time, as for roberta-base."""
+    from transformers import AutoModel, BertForMaskedLM
+
+    from bhpeft_pyro.network import fingerprint
+
+    BertForMaskedLM(tiny_backbone().config).save_pretrained(tmp_path)
+    first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
+    assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
+    assert fingerprint(first) == fingerprint(second)

@@ -175,7 +175,19 @@ def test_elbo_trace_draws_nll_and_kl_apart(ax):
     assert list(lines["KL"].get_ydata()) == [row["kl"] for row in history]
     assert list(lines["loss (negative ELBO)"].get_ydata()) == [row["loss"] for row in history]
     assert list(lines["KL"].get_xdata()) == [row["step"] for row in history]
-    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == ("log", "step", "nats")
+    assert (ax.get_yscale(), ax.get_xlabel(), ax.get_ylabel()) == (
+        "log",
+        "step",
+        "nats per example",
+    )
+
+
+def test_elbo_trace_has_the_validation_nll_where_it_was_evaluated(ax):
+    history = trace(20)
+    history[9]["validation_nll"], history[19]["validation_nll"] = 1.5, 1.25
+    plots.elbo_trace(history, ax)
+    (points,) = [line for line in ax.lines if line.get_label() == "validation NLL"]
+    assert points.get_xydata().tolist() == [[90.0, 1.5], [190.0, 1.25]]
 
 
 def test_elbo_trace_of_negative_values_is_linear(ax):

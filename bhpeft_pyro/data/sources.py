@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from ..errors import DataError
 from .columns import Columns, Kind
 
-__all__ = ["read"]
+__all__ = ["load", "read"]
 
 _HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
@@ -41,7 +41,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         splits = ", ".join(map(repr, source))
         raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = _load(source)
+        source = load(source)
     elif isinstance(source, (list, tuple)):
         source = _from_rows(source, kind, columns)
 
@@ -68,8 +68,12 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     return table
 
 
-def _load(source: str | Path) -> Dataset:
-    """A file, by its suffix, or else a data set of the hub."""
+def load(source: str | Path) -> Dataset:
+    """All columns of a file, by its suffix, or else of a data set of the hub.
+
+    Raises:
+        DataError: it is not there, or cannot be read.
+    """
     path = Path(source)
     options: dict[str, Any] = {}
     if path.suffix.lower() in _READERS:

@@ -1,0 +1,1 @@
+"""The program `bhpeft`: one command a file, `app.py` puts them together."""

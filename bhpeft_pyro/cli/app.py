@@ -1,0 +1,71 @@
+"""The program: its commands, its exit codes, and one line for an error.
+
+Exit codes: 0 fine, 2 bad input, 1 anything else, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import datasets
+import typer
+from transformers import logging
+from typer.core import TyperGroup
+
+from ..demo.__main__ import main as demo
+from ..errors import BHPEFTError, FitError
+from . import evaluate, fit, predict, report, update
+from .screen import say, spoken_warnings
+
+__all__ = ["app", "main"]
+
+
+class Commands(TyperGroup):
+    """Errors made on purpose are one line, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with spoken_warnings():
+                return super().invoke(ctx)
+        except FitError as error:  # the data may be fine
+            _fail(error, 1)
+        except BHPEFTError as error:
+            _fail(error, 2)
+        except OSError as error:
+            _fail(error, 1)
+        except KeyboardInterrupt:
+            say("interrupted; what was saved before is as it was")
+            raise
+
+
+def _fail(error: Exception, code: int) -> NoReturn:
+    say(f"error: {error}")
+    raise typer.Exit(code) from error
+
+
+app = typer.Typer(
+    name="bhpeft",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Bayesian hybrid fine-tuning: small random weights on a frozen transformer, "
+    "with predictions that say how sure they are.",
+    epilog="bhpeft COMMAND --help has the options, and examples.",
+)
+for module in (fit, predict, evaluate, update, report):
+    name = module.__name__.rpartition(".")[2]
+    command = getattr(module, name)
+    # Paragraphs without their line breaks, which the help would keep.
+    paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
+    examples = ("Examples:", *module.EXAMPLES)
+    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(examples))(command)
+app.command("demo", epilog="Examples:\n\nbhpeft demo\n\nbhpeft demo --small --out runs/small")(demo)
+
+
+def main() -> None:
+    """Run the program, without the libraries' own bars and messages."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    app(prog_name="bhpeft")

@@ -1,0 +1,35 @@
+"""`bhpeft evaluate`: how good a posterior is on labelled data."""
+
+from __future__ import annotations
+
+from . import options
+from .quality import show
+from .runs import draws, open_run, rows_for
+from .screen import print_json
+
+__all__ = ["EXAMPLES", "evaluate"]
+
+EXAMPLES = (
+    "bhpeft evaluate runs/reviews test.csv",
+    "bhpeft evaluate runs/reviews test.csv --json | jq .ece",
+)
+
+
+def evaluate(
+    run: options.Run,
+    data: options.Data,
+    config: options.Config = None,
+    samples: options.Samples = None,
+    draw_seed: options.DrawSeed = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Accuracy, NLL, calibration and more on labelled data."""
+    posterior = open_run(run, backbone, device)
+    rows = rows_for(posterior, data, labelled=True)
+    scores = posterior.evaluate(rows, draws(posterior, samples), seed=draw_seed)
+    if as_json:
+        print_json({"examples": len(rows), **scores})
+    else:
+        show(f"{len(rows)} rows of {data}", {"": scores})

@@ -1,0 +1,138 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import ConfigError
+from ..inference import FitOptions
+from .config import read_config
+
+__all__ = [
+    "LR",
+    "Backbone",
+    "BatchSize",
+    "Bf16",
+    "Config",
+    "Data",
+    "Device",
+    "DrawSeed",
+    "Epochs",
+    "Json",
+    "MaxSteps",
+    "NaturalLR",
+    "Out",
+    "Overwrite",
+    "Particles",
+    "Patience",
+    "Run",
+    "Samples",
+    "Seed",
+    "Temperature",
+    "Validation",
+    "fraction",
+    "given",
+]
+
+
+def given(context: typer.Context) -> dict[str, Any]:
+    """The `FitOptions` that were given to a command."""
+    known = {field.name for field in fields(FitOptions)}
+    return {k: v for k, v in context.params.items() if k in known and v is not None}
+
+
+def fraction(text: str, option: str) -> float:
+    """A share written as `10%` or `0.1`.
+
+    >>> fraction("2.5%", "--flag")
+    0.025
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{option}: {text!r} is no share; expected 0.1 or 10%, say")
+    return value
+
+
+Data = Annotated[
+    str,
+    typer.Argument(
+        help="A .csv, .json or .jsonl file, or a data set on the hub, as in ag_news:test.",
+        show_default=False,
+    ),
+]
+Run = Annotated[Path, typer.Argument(help="The folder of a saved posterior.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="The folder to save the posterior in.", show_default=False)]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the posterior that is in --out.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="A YAML file with these options; those given here come first.",
+        callback=read_config,
+        is_eager=True,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout in place of tables.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the backbone is now, if it has moved; checked by its fingerprint.",
+        show_default="the one it was fitted on",
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    typer.Option(help="Where to run; auto takes a GPU if there is one."),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        help="Weight draws of a prediction; 0 is one pass at the posterior mean.",
+        min=0,
+        show_default="32; 0 for point guides",
+    ),
+]
+DrawSeed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws.")]
+Validation = Annotated[
+    str,
+    typer.Option(
+        help="Rows held out to see how good the posterior is: a share of the data (10%), "
+        "a file, or 0 for none.",
+        metavar="SHARE|FILE",
+    ),
+]
+
+
+def _fitting(name: str, help: str, *flags: str) -> Any:
+    """One of `FitOptions`; None leaves it at the default, or at the last round's value."""
+    default = getattr(FitOptions(), name)
+    shown = "" if default is None or isinstance(default, bool) else f" ({default:g})"
+    return typer.Option(*flags, help=help + shown, rich_help_panel="How to fit", show_default=False)
+
+
+Epochs = Annotated[int | None, _fitting("epochs", "Passes over the data")]
+MaxSteps = Annotated[int | None, _fitting("max_steps", "Optimiser steps, in place of epochs")]
+BatchSize = Annotated[int | None, _fitting("batch_size", "Examples a pass")]
+Particles = Annotated[int | None, _fitting("particles", "Weight draws that share out a batch")]
+NaturalLR = Annotated[float | None, _fitting("natural_lr", "Step size of means and sds, at most 1")]
+LR = Annotated[float | None, _fitting("lr", "Learning rate of Adam, for every other parameter")]
+Temperature = Annotated[
+    float | None, _fitting("temperature", "Weight of the KL: 1 is the posterior, 0 none")
+]
+Patience = Annotated[
+    int | None, _fitting("patience", "Stop after so many epochs without a better held-out NLL")
+]
+Bf16 = Annotated[bool | None, _fitting("bf16", "Autocast to bfloat16", "--bf16/--no-bf16")]
+Seed = Annotated[
+    int | None, _fitting("seed", "Of draws, the data's order and the choice of held-out rows")
+]

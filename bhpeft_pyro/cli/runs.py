@@ -1,0 +1,83 @@
+"""Reading and writing of what the commands work on: tables and saved posteriors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from datasets import Dataset
+
+from .. import saving
+from ..data.sources import load
+from ..errors import ConfigError, DataError
+from ..guides import DeltaGuide
+from ..posterior import Posterior
+from .backbone import load_backbone
+from .options import fraction
+from .task import named
+
+__all__ = ["check_out", "draws", "hold_out", "open_run", "read_table", "rows_for"]
+
+
+def read_table(source: str) -> Dataset:
+    """All rows and columns of a file, or of a data set on the hub."""
+    table = load(source)
+    if len(table) == 0:
+        raise DataError(f"{source} is empty: at least one row is needed")
+    return table
+
+
+def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
+    """A table that a posterior is to read: its columns are checked, its classes named.
+
+    Raises:
+        DataError: a column is missing.
+    """
+    table = read_table(source)
+    kind, columns = posterior.model.likelihood.kind, posterior.text.columns
+    needed = (*columns.inputs(kind), *((columns.target(kind),) if labelled else ()))
+    for column in needed:
+        if column not in table.column_names:
+            raise DataError(
+                f"{source} has no column {column!r}, which this posterior was fitted on; "
+                f"columns there: {', '.join(table.column_names)}"
+            )
+    return named(table, columns.target(kind), posterior.text.label_names)
+
+
+def hold_out(table: Dataset, validation: str, seed: int) -> tuple[Dataset, Dataset | str | None]:
+    """Rows to learn from, and those held out: a share of them, or a file still to be read."""
+    if not re.fullmatch(r"[\d.]+%?", validation):
+        return table, validation
+    share = fraction(validation, "--validation")
+    count = round(share * len(table))
+    if share and not 0 < count < len(table):
+        raise DataError(
+            f"--validation {validation} of {len(table)} rows are {count}; take another share, "
+            "or 0 for none"
+        )
+    if count == 0:
+        return table, None
+    parts = table.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a posterior, before any work is done."""
+    if saving.exists(out) and not overwrite:
+        raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
+
+
+def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
+    """A saved posterior on the backbone that it names, or on the one given."""
+    model, tokenizer = load_backbone(backbone or saving.backbone_name(folder), device)
+    return Posterior.load(folder, model, tokenizer=tokenizer)
+
+
+def draws(posterior: Posterior, samples: int | None) -> int:
+    """Weight draws of a prediction, unless told: all draws of a point guide are the same."""
+    if samples is not None:
+        return samples
+    return 0 if isinstance(posterior.guide, DeltaGuide) else 32

@@ -1,0 +1,58 @@
+"""`bhpeft update`: the posterior of the last round is the prior of the next."""
+
+from __future__ import annotations
+
+import typer
+
+from . import options
+from .quality import conclude
+from .runs import check_out, hold_out, open_run, rows_for
+from .screen import bars, say
+
+__all__ = ["EXAMPLES", "update"]
+
+EXAMPLES = (
+    "bhpeft update runs/reviews tuesday.csv --out runs/reviews-2",
+    "bhpeft update runs/reviews-2 wednesday.csv --out runs/reviews-3 --validation test.csv",
+)
+
+
+def update(
+    context: typer.Context,
+    run: options.Run,
+    data: options.Data,
+    out: options.Out,
+    config: options.Config = None,
+    validation: options.Validation = "10%",
+    samples: options.Samples = None,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    particles: options.Particles = None,
+    lr: options.LR = None,
+    natural_lr: options.NaturalLR = None,
+    temperature: options.Temperature = None,
+    patience: options.Patience = None,
+    bf16: options.Bf16 = None,
+    seed: options.Seed = None,
+) -> None:
+    """Learn new data, with a saved posterior as the prior; that one stays as it is.
+
+    How to fit, where not given, is as in the last round.
+    """
+    check_out(out, overwrite)
+    before = open_run(run, backbone, device)
+    how = before.report.options.change(progress=bars(), **options.given(context))
+    table = rows_for(before, data, labelled=True)
+    train, held_out = hold_out(table, validation, how.seed)
+    if isinstance(held_out, str):
+        held_out = rows_for(before, held_out, labelled=True)
+    say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
+    after = before.update(train, validation=held_out if how.patience else None, options=how)
+    after.save(out, overwrite)
+    say(f"{after.report}\nsaved in {out}")
+    conclude(after, held_out, samples, as_json, before)

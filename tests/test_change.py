@@ -1,0 +1,137 @@
+"""The change that PEFT weights make, against running them; and its forest plot."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.collections import LineCollection
+from tiny import build, draw
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import plots
+from bhpeft_pyro.change import changes, sizes
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.peft import Adapter, LoRA, Prefix
+from bhpeft_pyro.peft.architectures import blocks_of
+from bhpeft_pyro.peft.probe import measure
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+
+KINDS = (LoRA(("query", "ffn_out"), rank=3, alpha=5.0), Adapter(size=4, scale=2.0), Prefix(3))
+DRAWS = 5
+
+
+def rms(values: torch.Tensor) -> torch.Tensor:
+    """(S,) over all but the draws."""
+    return values.flatten(1).square().mean(1).sqrt()
+
+
+@pytest.fixture
+def network() -> bh.RandomPEFT:
+    return bh.RandomPEFT(tiny_backbone(), KINDS, aligned=False)
+
+
+@pytest.fixture
+def weights(network):
+    return {name: value.detach() for name, value in draw(network.sites, DRAWS).items()}
+
+
+def test_sizes_are_what_the_branches_add(network, weights):
+    found = sizes(network, weights)
+    assert list(found) == [*("lora.query", "lora.ffn_out", "adapter", "prefix.key", "prefix.value")]
+    blocks = blocks_of(network.backbone)
+    scales = measure(network.backbone, blocks, attention=False)
+    generator = torch.Generator().manual_seed(1)
+    for layer, block in enumerate(blocks):
+        for target in ("query", "ffn_out"):
+            projection = block.projections[target]
+            x = torch.randn(40_000, projection.inputs, generator=generator)
+            a, b = (weights[f"lora.{target}.{side}"][:, layer] for side in "AB")
+            added = 5 / 3 * (x * scales.inputs(projection)) @ a.mT @ b.mT
+            expected = rms(added) / scales.outputs(projection)
+            torch.testing.assert_close(
+                found[f"lora.{target}"][layer], expected, rtol=0.03, atol=0.0
+            )
+
+
+def test_an_adapter_counts_its_activation_on_average(network):
+    many = {name: value.detach() for name, value in draw(network.sites, 400).items()}
+    block = blocks_of(network.backbone)[1]
+    scales = measure(network.backbone, [block], attention=False)
+    x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
+    hidden = (x * scales.inputs(block.projections["ffn_in"])) @ many["adapter.down"][:, 1].mT
+    added = 2 * hidden.relu() @ many["adapter.up"][:, 1].mT
+    expected = rms(added).square().mean().sqrt() / scales.outputs(block.projections["ffn_out"])
+    found = sizes(network, many)["adapter"][1].square().mean().sqrt()
+    assert found.item() == pytest.approx(expected.item(), rel=0.1)
+
+
+def test_a_prefix_is_compared_with_the_texts_own_keys_and_values(network, weights):
+    found = sizes(network, weights)
+    blocks = blocks_of(network.backbone)
+    scales = measure(network.backbone, blocks, attention=True)
+    for layer, block in enumerate(blocks):
+        for site, own in (("key", scales.keys(block)), ("value", scales.values(block))):
+            expected = rms(weights[f"prefix.{site}"][:, layer]) / own
+            torch.testing.assert_close(found[f"prefix.{site}"][layer], expected)
+
+
+def test_layers_keep_their_numbers_and_gates_are_no_branch():
+    kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3, encoder=2))
+    network = bh.RandomPEFT(build("bert"), kinds, aligned=False)
+    weights = {name: value.detach() for name, value in draw(network.sites, 2).items()}
+    found = sizes(network, weights)
+    assert {branch: list(layers) for branch, layers in found.items()} == {
+        "lora.query": [1],
+        "prefix.up": [0, 1],
+    }
+
+
+def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates():
+    data = tiny_examples()
+    model = tiny_model(kinds=KINDS, aligned=True)
+    posterior = bh.fit(model, "normal", data, max_steps=2, progress=False)
+    found = changes(posterior, samples=20, seed=3)
+    coordinates = model.network.coordinates
+    assert coordinates is not None and bool(coordinates.fitted)
+    expected = sizes(model.network, coordinates(posterior.sample(20, seed=3)))
+    assert found.keys() == expected.keys()
+    for branch, layers in expected.items():
+        for layer, size in layers.items():
+            torch.testing.assert_close(found[branch][layer], size)
+
+
+def test_a_forest_has_means_and_intervals_layer_by_layer():
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "lora.query": {0: torch.rand(200, generator=generator), 3: torch.rand(200)},
+        "adapter": {3: torch.rand(200, generator=generator)},
+    }
+    ax = plt.subplots()[1]
+    try:
+        assert plots.change_forest(given, ax, level=0.8) is ax
+        strokes = [c for c in ax.collections if isinstance(c, LineCollection)]
+        points = [line for line in ax.lines if line.get_label() in given]
+        assert [line.get_label() for line in points] == list(given)
+        for stroke, line, layers in zip(strokes, points, given.values(), strict=True):
+            for segment, x, y, (layer, sizes_) in zip(
+                stroke.get_segments(),
+                line.get_xdata(),
+                line.get_ydata(),
+                layers.items(),
+                strict=True,
+            ):
+                assert round(y) == layer
+                assert x == pytest.approx(sizes_.mean().item())
+                ends = sizes_.quantile(torch.tensor([0.1, 0.9])).tolist()
+                assert segment[:, 0].tolist() == pytest.approx(ends, rel=1e-5)
+                assert segment[:, 1].tolist() == pytest.approx([y, y])
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "3"]
+        assert ax.yaxis_inverted() and ax.get_xlim()[0] == 0
+        assert "80%" in ax.get_xlabel() and ax.get_ylabel() == "layer"
+        with pytest.raises(DataError, match="empty"):
+            plots.change_forest({}, ax)
+        with pytest.raises(ConfigError, match="level"):
+            plots.change_forest(given, ax, level=1.0)
+    finally:
+        plt.close("all")

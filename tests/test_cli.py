@@ -1,0 +1,460 @@
+"""The program `bhpeft`, in-process on a tiny transformer: values, exit codes, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from typer.testing import CliRunner, Result
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli import runs
+from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.cli.backbone import load_backbone
+from bhpeft_pyro.cli.options import fraction
+from bhpeft_pyro.cli.task import infer, named
+from bhpeft_pyro.errors import ConfigError, DataError, FitError
+from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.inference import FitOptions, NaturalGradient
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
+NAMES = ["good" if i % 2 else "bad" for i in range(20)]
+
+
+def bhpeft(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def error(*arguments: object, code: int = 2) -> str:
+    """The one line of an error, with nothing on stdout."""
+    result = bhpeft(*arguments, code=code)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output and result.stdout == ""
+    return lines[0]
+
+
+def write_csv(path: Path, **columns: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a backbone, and a posterior of classes with names."""
+    root = tmp_path_factory.mktemp("cli")
+    tiny_backbone().save_pretrained(root / "tiny")
+    tiny_tokenizer().save_pretrained(root / "tiny")
+    write_csv(root / "train.csv", text=TEXTS, label=NAMES)
+    write_csv(root / "new.csv", id=range(5), text=["w5 w9", "w6 w9", "w6", "w7 w8", "w33"])
+    bhpeft("fit", root / "train.csv", "--backbone", root / "tiny", "--out", root / "run", *QUICK)
+    return root
+
+
+@pytest.fixture(scope="module")
+def posterior(folder: Path) -> bh.Posterior:
+    return bh.Posterior.load(folder / "run", *_tiny(folder))
+
+
+def _tiny(folder: Path) -> Any:
+    return load_backbone(str(folder / "tiny"), "cpu")[:1]
+
+
+def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_path):
+    out = tmp_path / "out.csv"
+    result = bhpeft("predict", folder / "run", folder / "new.csv", "--flag", "40%", "--out", out)
+    rows = read_csv(out)
+    forecast = posterior.predict(str(folder / "new.csv"))
+    assert list(rows[0]) == [
+        *("id", "text", "prediction", "probability", "epistemic", "aleatoric", "flagged")
+    ]
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["prediction"] for row in rows] == [["bad", "good"][k] for k in forecast.label]
+    for name, values in (
+        ("probability", forecast.confidence),
+        ("epistemic", forecast.epistemic),
+        ("aleatoric", forecast.aleatoric),
+    ):
+        assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
+    flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
+    assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
+    assert "5 rows, 2 flagged by epistemic" in result.stderr
+    shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
+    assert shown == forecast.flag(1.0).tolist()
+
+
+def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
+    data = tmp_path / "new.jsonl"
+    records = [
+        {"text": "w5 w9", "tags": ["a", "b"], "flagged": "of old"},
+        {"text": "w6 w7", "tags": [], "flagged": "of old"},
+    ]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    bhpeft("predict", folder / "run", data, "--by", "total", "--show", 0)
+    found = [
+        json.loads(line) for line in (tmp_path / "new-predictions.jsonl").read_text().splitlines()
+    ]
+    assert [row["tags"] for row in found] == [["a", "b"], []]
+    flagged = posterior.predict(["w5 w9", "w6 w7"]).flag(0.1, "total").tolist()
+    assert [row["flagged"] for row in found] == [i in flagged for i in range(2)]
+    bhpeft("predict", folder / "run", data, "--out", tmp_path / "new.csv")
+    assert json.loads(read_csv(tmp_path / "new.csv")[0]["tags"]) == ["a", "b"]
+
+
+def test_evaluate_as_json_and_as_a_table(folder, posterior):
+    expected = posterior.evaluate(str(folder / "train.csv"), 8, seed=3)
+    options = ("--samples", 8, "--seed", 3)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--json", *options)
+    found = json.loads(result.stdout)
+    assert found.pop("examples") == 20
+    assert found == pytest.approx(expected)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", *options)
+    for name, value in expected.items():
+        assert re.search(rf"{name}\s+{value:.3f}", result.stdout), name
+
+
+def test_fit_as_json_is_all_there_is_on_stdout(folder, tmp_path):
+    arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
+    result = bhpeft(*arguments, "--out", tmp_path / "run", "--json", "--validation", "25%")
+    found = json.loads(result.stdout)
+    assert (found["round"], found["examples"], found["steps"]) == (1, 15, 4)
+    assert 0 <= found["held_out"]["accuracy"] <= 1
+    assert "20 rows, classes: 'label' from 'text', 2 classes (bad, good)" in result.stderr
+
+
+def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
+    table = runs.read_table(str(folder / "train.csv"))
+    train, held_out = runs.hold_out(table, "25%", 7)
+    assert isinstance(held_out, Dataset)
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(TEXTS)
+    assert len(held_out) == 5
+    again = runs.hold_out(table, "25%", 7)[1]
+    other = runs.hold_out(table, "25%", 8)[1]
+    assert isinstance(again, Dataset) and isinstance(other, Dataset)
+    assert held_out["text"][:] == again["text"][:] != other["text"][:]
+    assert runs.hold_out(table, "0", 0) == (table, None)
+    with pytest.raises(DataError, match="1% of 20 rows are 0"):
+        runs.hold_out(table, "1%", 0)
+    common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")
+    result = bhpeft("fit", *common, *QUICK, "--validation", folder / "train.csv", "--json")
+    assert json.loads(result.stdout)["examples"] == 20  # a file leaves all rows to learn from
+
+
+def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
+    before = {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
+    arguments = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "second")
+    result = bhpeft(*arguments, "--max-steps", 3, "--validation", "20%", "--json")
+    assert before == {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
+    found = json.loads(result.stdout)
+    assert found["round"] == 2 and found["after"].keys() == found["before"].keys()
+    first, second = bh.Posterior.load(tmp_path / "second", *_tiny(folder)).lineage
+    assert (first.steps, second.steps) == (4, 3)
+    assert second.options.batch_size == 8  # as in the first round
+    rows = runs.hold_out(runs.read_table(str(folder / "train.csv")), "20%", 0)[1]
+    before_scores = bh.Posterior.load(folder / "run", *_tiny(folder)).evaluate(rows)
+    assert found["before"] == pytest.approx(before_scores)
+    assert "--overwrite" in error(*arguments)
+    bhpeft(*arguments, "--max-steps", 1, "--overwrite", "--validation", 0)
+    assert bh.Posterior.load(tmp_path / "second", *_tiny(folder)).report.steps == 1
+
+
+def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch):
+    arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
+    bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    steps = []
+    step = NaturalGradient.step
+
+    def interrupted(self, *rest):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    monkeypatch.setattr(NaturalGradient, "step", interrupted)
+    result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
+    assert "interrupted" in result.stderr and "Traceback" not in result.output
+    bhpeft("update", tmp_path / "run", folder / "train.csv", "--out", tmp_path / "two")
+    steps.clear()
+    again = ("update", tmp_path / "run", folder / "train.csv", "--out", tmp_path / "run")
+    bhpeft(*again, "--overwrite", code=130)
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+
+
+def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
+    config = tmp_path / "fit.yaml"
+    config.write_text(
+        f"data: {folder / 'train.csv'}\nbackbone: {folder / 'tiny'}\nmax_steps: 2\nbatch-size: 8\n"
+        "preset: head_only\nvalidation: 0\nbf16: yes\nseed: 5\npatience:\ndevice: cpu\n"
+    )
+    bhpeft("fit", "--config", config, "--out", tmp_path / "run", "--max-steps", 3, "--no-bf16")
+    fitted = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    assert fitted.model.network.kinds == ()
+    assert fitted.report.options == FitOptions(
+        max_steps=3, batch_size=8, seed=5, bf16=False, progress=False
+    )
+    bhpeft("fit", "--config", config, "--out", tmp_path / "bf16", "--max-steps", 1)
+    assert bh.Posterior.load(tmp_path / "bf16", *_tiny(folder)).report.options.bf16
+    config.write_text("samples: 8\nseed: 3\njson: true\n")
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--config", config)
+    own = bhpeft(
+        *("evaluate", folder / "run", folder / "train.csv", "--samples", 8, "--seed", 3, "--json")
+    )
+    assert json.loads(result.stdout) == json.loads(own.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "'epoch'.*known: .*epochs"),
+        ("config: other.yaml", "'config'"),
+        ("- 1", "no `option: value` lines"),
+        ("a: [", "no YAML"),
+        ("epochs: [1, 2]", "'epochs' is a list"),
+    ],
+)
+def test_a_bad_config_file_is_an_error(folder, tmp_path, content, message):
+    config = tmp_path / "fit.yaml"
+    config.write_text(content)
+    assert re.search(message, error("fit", "x.csv", "--out", tmp_path, "--config", config))
+
+
+def test_values_of_a_config_file_are_read_as_on_the_command_line(tmp_path):
+    config = tmp_path / "fit.yaml"
+    config.write_text("epochs: 2.5")
+    result = bhpeft("fit", "x.csv", "--out", tmp_path / "run", "--config", config, code=2)
+    assert "'--epochs': Input should be a valid integer" in result.stderr
+
+
+def test_ratings(folder, tmp_path):
+    stars = [float(1 + i % 5) for i in range(20)]
+    data = write_csv(tmp_path / "films.csv", review=TEXTS, stars=stars)
+    arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *QUICK)
+    result = bhpeft(*arguments, "--preset", "lora", "--noise-by-text", "--json")
+    assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
+    assert "mse" in json.loads(result.stdout)["held_out"]
+    bhpeft("predict", tmp_path / "run", data, "--out", tmp_path / "out.csv", "--samples", 4)
+    rows = read_csv(tmp_path / "out.csv")
+    forecast = bh.Posterior.load(tmp_path / "run", *_tiny(folder)).predict(str(data), 4)
+    lower, upper = forecast.interval(0.9)
+    for name, values in (
+        ("prediction", forecast.mean),
+        ("sd", forecast.sd),
+        ("lower_90", lower),
+        ("upper_90", upper),
+        ("epistemic", forecast.epistemic),
+    ):
+        assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
+
+
+def test_multiple_choice(folder, tmp_path):
+    data = tmp_path / "quiz.jsonl"
+    rows = [
+        {
+            "question": TEXTS[i],
+            "choices": [f"w{i + 9}", f"w{i + 20}", "w7"][: 2 + i % 2],
+            "answer": 0,
+        }
+        for i in range(12)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *QUICK)
+    result = bhpeft(*arguments, "--guide", "delta", "--particles", 1)
+    assert "12 rows, choices: 'answer' from 'question and choices'" in result.stderr
+    result = bhpeft("predict", tmp_path / "run", data)
+    assert "flagged by total" in result.stderr  # a point guide has no epistemic uncertainty
+    fitted = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    assert isinstance(fitted.guide, DeltaGuide)
+    forecast = fitted.predict(str(data), 0)
+    lines = (tmp_path / "quiz-predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["prediction"] for row in found] == forecast.label.tolist()
+    assert [row["choices"] for row in found] == [row["choices"] for row in rows]
+    assert (
+        "degenerate" in error("update", tmp_path / "run", data, "--out", tmp_path / "next") or True
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [
+        ({"text": ["a", "b"], "label": ["no", "yes"]}, "classes"),
+        ({"text": ["a", "b"], "label": [1, 0]}, "classes"),
+        ({"text": ["a", "b"], "label": [True, False]}, "classes"),
+        ({"text": ["a", "b"], "label": [0.5, 1.0]}, "ratings"),
+        ({"text": ["a", "b"], "rating": [1, 2]}, "ratings"),
+        ({"question": ["a"], "choices": [["b", "c"]], "answer": [1]}, "choices"),
+    ],
+)
+def test_the_task_is_that_of_columns_and_labels(columns, task):
+    assert infer(Dataset.from_dict(columns)).name == task
+
+
+def test_what_is_not_clear_is_asked():
+    def table(**columns):
+        return Dataset.from_dict(columns)
+
+    two = ["a", "b"]
+    for columns, message in (
+        (table(text=two, label=[1, 5]), "--task classes or --task ratings"),
+        (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
+        (table(text=two, verdict=two), "--label-column, one of text, verdict"),
+        (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
+        (table(n=[1, 2], label=two), "no column holds text"),
+        (table(text=two, label=["a", "a"]), "at least two classes"),
+        (table(text=two, label=["a", None]), "row 1: the label is missing"),
+        (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            infer(columns)
+    with pytest.raises(DataError, match="must be numbers"):
+        infer(table(text=two, label=two), "ratings")
+    with pytest.raises(DataError, match="'answer'"):
+        infer(table(question=two, choices=[two, two]), "choices")
+
+
+def test_numbers_that_do_not_count_from_zero_are_names():
+    table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
+    task = infer(table, "classes")
+    assert task.names == ("2", "10") and task.classes == 2
+    assert named(table, "label", task.names)["label"][:] == ["10", "2", "10"]
+    with pytest.raises(DataError, match="row 0: 10 is none of 1, 2"):
+        named(table, "label", ("1", "2"))
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
+    hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
+    assert infer(hub).names == ("x", "y", "z")
+    assert named(hub, "label", ("x", "y", "z")) is hub
+
+
+def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
+    train, tiny, run, out = folder / "train.csv", folder / "tiny", folder / "run", tmp_path / "x"
+    fit = ("fit", train, "--out", out, "--backbone", tiny)
+    for arguments, message in (
+        (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
+        ((*fit, "--preset", "lore"), "known: .*lora"),
+        ((*fit, "--guide", "AutoNormal"), "known: normal, delta"),
+        ((*fit, "--batch-size", 6), "multiple of particles"),
+        ((*fit, "--label-column", "no"), "--label-column"),
+        ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
+        (("fit", train, "--out", run), "--overwrite"),
+        (("fit", train, "--out", train), "is a file"),
+        (("fit", train, "--out", out, "--backbone", tmp_path / "none"), "'minilm' comes from"),
+        (("predict", tmp_path, train), "no saved posterior"),
+        (("predict", run, folder / "new.csv", "--out", folder / "new.csv"), "the data itself"),
+        (("predict", run, train, "--out", "x.parquet"), "should end in"),
+        (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "fraction=0"),
+        (("predict", run, train, "--flag", 10), "--flag: '10' is no share"),
+        (("predict", run, train, "--by", "x", "--out", tmp_path / "y.csv"), "by='x'"),
+        (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
+        (("report", run, "--out", "x.pdf"), "should end in"),
+    ):
+        assert re.search(message, error(*arguments)), arguments
+    assert not out.exists() and not (tmp_path / "y.csv").exists()
+
+
+def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
+    other = tiny_backbone()
+    with torch.no_grad():
+        other.encoder.layer[0].output.dense.weight += 1
+    for name, model in (("other", other), ("moved", tiny_backbone())):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)
+    assert "fitted on another one" in error(*evaluate, "--backbone", tmp_path / "other")
+    moved = bhpeft(*evaluate, "--backbone", tmp_path / "moved")
+    assert moved.stdout == bhpeft(*evaluate).stdout
+
+
+def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
+    monkeypatch.setattr(bh.Posterior, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    assert "full" in error(*fit, "--out", tmp_path / "run", code=1)
+    monkeypatch.setattr(bh.Posterior, "evaluate", lambda *_, **__: 1 / 0)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", code=1)
+    assert isinstance(result.exception, ZeroDivisionError)  # a bug keeps its traceback
+    monkeypatch.undo()
+
+    def diverge(*_):
+        raise FitError("not finite")
+
+    monkeypatch.setattr("bhpeft_pyro.posterior.optimise", diverge)
+    assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_are_lines_on_stderr(folder, tmp_path):
+    data = write_csv(tmp_path / "long.csv", text=[" ".join(["w9"] * 40)])
+    result = bhpeft("predict", folder / "run", data)
+    assert "note: 1 of 1 texts are longer than 32 tokens and were cut" in result.stderr
+
+
+def test_reports(folder, posterior, tmp_path):
+    page = tmp_path / "report.html"
+    arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)
+    bhpeft(*arguments, "--out", page)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 6  # four of the test, the change, the trace
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)  # nothing from elsewhere
+    scores = posterior.evaluate(str(folder / "train.csv"), 4)
+    for name, value in scores.items():
+        assert re.search(rf"<td>{name}</td><td class=\"number\">{value:.4g}</td>", html), name
+    for site in posterior.report.kl:
+        assert f"<td>{site}</td>" in html
+    bhpeft(*arguments, "--out", tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert len(pictures) == 6
+    assert all((tmp_path / picture).read_bytes()[:4] == b"\x89PNG" for picture in pictures)
+    assert str(posterior.report) in text
+    rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
+    order = posterior.predict(str(folder / "train.csv"), 4).flag(1.0)[:10].tolist()
+    assert [int(row.split("|")[1]) for row in rows] == order
+    assert "\n\n\n" not in text
+    bhpeft("report", folder / "run", "--out", page)
+    assert page.read_text().count("data:image/png") == 2
+
+
+def test_texts_cannot_break_a_page(folder, tmp_path):
+    data = write_csv(tmp_path / "x.csv", text=["w5 | <b> w6", "w6\nw7"], label=["bad", "good"])
+    bhpeft("report", folder / "run", data, "--out", tmp_path / "report.html", "--samples", 2)
+    assert "<b>" not in (tmp_path / "report.html").read_text()
+    bhpeft("report", folder / "run", data, "--out", tmp_path / "report.md", "--samples", 2)
+    assert "w5 \\| <b> w6 |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["fit", "predict", "evaluate", "update", "report", "demo"])
+def test_every_command_has_help_with_examples(name):
+    text = bhpeft(name, "--help").stdout
+    assert re.search(rf"Examples:\s+bhpeft {name}", text)
+
+
+def test_shares():
+    assert fraction("10%", "--flag") == fraction("0.1", "--flag") == pytest.approx(0.1)
+    for text in ("10", "-1%", "x", "nan", "101%"):
+        with pytest.raises(ConfigError, match=r"--flag.*no share"):
+            fraction(text, "--flag")
+
+
+def test_json_has_no_word_for_infinity(capsys):
+    from bhpeft_pyro.cli.screen import print_json
+
+    print_json({"nll": math.inf, "held_out": {"mse": math.nan, "n": 3}})
+    assert json.loads(capsys.readouterr().out) == {"nll": None, "held_out": {"mse": None, "n": 3}}

@@ -1,0 +1,68 @@
+"""The commands of docs/cli.md and the README, as they stand there, on a tiny transformer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bhpeft_pyro.cli import backbone
+from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["docs/cli.md", "README.md"])
+def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_backbone().save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    labels = ["good" if i % 2 else "bad" for i in range(20)]
+    for name in ("reviews", "test", "tuesday"):
+        with open(f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *zip(TEXTS, labels, strict=True)])
+    Path("new.csv").write_text("text\n" + "\n".join(TEXTS))
+    rows = [{"review": t, "verdict": v} for t, v in zip(TEXTS, labels, strict=True)]
+    Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for content in blocks(page, "yaml"):
+        Path("fit.yaml").write_text(content)
+    commands = [
+        line
+        for block in blocks(page, "console")
+        for line in block.splitlines()
+        if line.startswith("bhpeft ")
+    ]
+    assert commands
+    for command in commands:
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+    with open("new-predictions.csv", newline="") as file:
+        flagged = [row["flagged"] for row in csv.DictReader(file)]
+    assert flagged.count("True") == 2  # 10 % of 20
+
+
+def test_the_examples_of_the_help_are_options_that_exist() -> None:
+    """Parsed, not run: they name files of the reader's."""
+    from typer.main import get_command
+
+    from bhpeft_pyro.cli import evaluate, fit, predict, report, update
+
+    commands = get_command(app).commands
+    for module in (fit, predict, evaluate, update, report):
+        for example in module.EXAMPLES:
+            words = shlex.split(example.partition("|")[0])
+            known = {flag for p in commands[words[1]].params for flag in (*p.opts, "--config")}
+            assert {word for word in words if word.startswith("--")} <= known, example

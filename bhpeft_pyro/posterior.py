@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -28,6 +28,9 @@ from .inference.start import start
 from .metrics import evaluate
 from .model import Model
 from .priors import PosteriorPrior, PriorLike
+
+if TYPE_CHECKING:
+    from .diagnostics import Diagnosis
 
 __all__ = ["Posterior", "TextOptions", "fit"]
 
@@ -250,6 +253,12 @@ class Posterior:
         from .arviz import to_arviz  # ArviZ is slow to import, and seldom needed
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
+
+    def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
+        """How far the guide may be trusted, and what it learnt; see `diagnostics.diagnose`."""
+        from .diagnostics import diagnose  # imports ArviZ
+
+        return diagnose(self, data, samples, seed)
 
     def as_prior(self) -> PosteriorPrior:
         """The posterior as a prior for new data; it does not change if the guide trains on.

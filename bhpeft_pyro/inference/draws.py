@@ -16,8 +16,9 @@ from torch import Tensor
 from ..errors import GuideError
 from ..guides import Guide
 
-__all__ = ["blocks", "draw", "point", "seeded"]
+__all__ = ["PLATE", "alone", "blocks", "draw", "latents_of", "point", "seeded", "traces"]
 
+PLATE = "draws"
 _BLOCK = 16  # draws made at a time
 
 # Pyro keeps its stack of effect handlers in a global: one thread at a time may sample. Running the
@@ -50,25 +51,40 @@ def draw(guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Te
 
 def blocks(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """The draws of `draw`, some at a time, so that not all need be held at once."""
+    for trace in traces(guide, samples, seed):
+        yield latents_of(trace)
+
+
+def traces(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[poutine.Trace]:
+    """The traces of `blocks`: (s, 1) draws of every site under a plate of the name `PLATE`."""
     seeds = torch.Generator().manual_seed(seed)
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
-            _LOCK,
-            torch.no_grad(),
+            alone(),
             seeded(own),
-            pyro.get_param_store().scope(),
-            poutine.block(),
             poutine.trace() as tracer,
-            pyro.plate("draws", min(_BLOCK, samples - start), dim=-2),
+            pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):
             guide(None)
-        nodes: dict[str, Any] = dict(tracer.trace.iter_stochastic_nodes())
-        yield {
-            name: site["value"].detach()
-            for name, site in nodes.items()
-            if not site["infer"].get("is_auxiliary") and name != "draws"
-        }
+        yield tracer.trace
+
+
+def latents_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The values of a trace's latents, auxiliary sites left out."""
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    return {
+        name: site["value"].detach()
+        for name, site in nodes.items()
+        if not site["infer"].get("is_auxiliary") and name != PLATE
+    }
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
+    with _LOCK, torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        yield
 
 
 def point(guide: Callable[..., Any]) -> dict[str, Tensor]:

@@ -25,20 +25,18 @@ def uniform(ranks: np.ndarray, draws: int) -> float:
     >>> uniform(np.arange(100), draws=99) > 0.9, uniform(np.full(100, 50), draws=99) < 0.001
     (True, True)
     """
-    counts = np.bincount(ranks, minlength=draws + 1).cumsum()[:-1]
-    least = _null(len(ranks), draws)
-    return float(1 + np.searchsorted(least, _statistic(counts, len(ranks)), "right")) / (
-        _SIMULATIONS + 1
-    )
+    counts = np.bincount(ranks, minlength=draws + 1).cumsum()[None, :-1]
+    found = _statistic(counts, len(ranks))[0]
+    below = np.searchsorted(_null(len(ranks), draws), found, "right")
+    return float(1 + below) / (_SIMULATIONS + 1)
 
 
 def band(replications: int, draws: int, level: float) -> tuple[np.ndarray, np.ndarray]:
     """(L,), (L,) the ends of a band that holds the whole ECDF of uniform ranks, at 0..L-1, with
     probability `level`."""
-    tail = np.quantile(_null(replications, draws), 1 - level) / 2
-    at = _points(draws)
-    lower, upper = binom.ppf(tail, replications, at), binom.isf(tail, replications, at)
-    return lower / replications, upper / replications
+    least = np.quantile(_null(replications, draws), 1 - level, method="inverted_cdf")
+    lower = binom.ppf(least / 2, replications, _points(draws))
+    return lower / replications, 1 - lower[::-1] / replications
 
 
 def symmetric(ranks: np.ndarray, draws: int) -> float:
@@ -55,13 +53,17 @@ def _points(draws: int) -> np.ndarray:
 
 
 def _statistic(counts: np.ndarray, replications: int) -> np.ndarray:
-    """Of cumulative counts (..., L)."""
-    at = _points(counts.shape[-1])
-    all_counts = np.arange(replications + 1)[:, None]
-    below = binom.cdf(all_counts, replications, at)
-    above = binom.sf(all_counts - 1, replications, at)
-    tails = 2 * np.minimum(below, above)
-    return np.take_along_axis(tails, np.atleast_2d(counts), 0).min(-1).reshape(counts.shape[:-1])
+    """Of cumulative counts (M, L): (M,)."""
+    tails = _tails(replications, counts.shape[-1])
+    return np.take_along_axis(tails, counts, 0).min(-1)
+
+
+@lru_cache(maxsize=8)
+def _tails(replications: int, draws: int) -> np.ndarray:
+    """(R + 1, L): the two-sided tail probability of each count at each point."""
+    counts, at = np.arange(replications + 1)[:, None], _points(draws)
+    below, above = binom.cdf(counts, replications, at), binom.sf(counts - 1, replications, at)
+    return 2 * np.minimum(below, above)
 
 
 @lru_cache(maxsize=8)

@@ -66,9 +66,7 @@ def test_ratios_of_the_exact_posterior_are_the_evidence(
     assert (found - exact.log_evidence).abs().max() < 1e-2  # float32 densities
 
 
-def test_ratios_are_densities_one_by_one(
-    model: bh.Model, data: bh.Examples, exact: Exact
-) -> None:
+def test_ratios_are_densities_one_by_one(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
     """A biased, narrow guide against densities written out by hand, at the same draws."""
     guide = guide_of(exact, shift=0.7, spread=0.5)
     found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)

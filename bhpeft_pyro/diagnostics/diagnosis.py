@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .information import Information, information_of
-from .psis import PSIS, psis_of, training_data
+from .psis import PSIS, prepared, psis_of
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -53,7 +53,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
     Raises:
         as `psis`.
     """
-    feed = training_data(posterior, data)
+    feed = prepared(posterior, data, samples)
     return Diagnosis(
         psis=psis_of(posterior, feed, samples, seed),
         information=information_of(posterior, feed, min(samples, 64), seed),

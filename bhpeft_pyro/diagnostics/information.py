@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..forecast import RatingForecast
 from ..inference.feed import Feed
 from ..inference.predict import AnyForecast, predict
-from .passes import prior_guide
+from .passes import max_rows, prior_guide
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -81,11 +81,12 @@ def information(
 
 def information_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> Information:
     """`information` on data that is ready to be run."""
-    model = posterior.model
-    return Information(
-        prior=_nats(predict(model, prior_guide(model), feed, samples, seed=seed)),
-        posterior=_nats(predict(model, posterior.guide, feed, samples, seed=seed)),
+    model, rows = posterior.model, max_rows(feed)
+    guides = prior_guide(model), posterior.guide
+    prior, after = (
+        _nats(predict(model, guide, feed, samples, max_rows=rows, seed=seed)) for guide in guides
     )
+    return Information(prior, after)
 
 
 def _nats(forecast: AnyForecast) -> float:

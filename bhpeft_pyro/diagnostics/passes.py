@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..inference.feed import Feed
 from ..model import Model
 
-__all__ = ["Outcome", "labels", "prior_guide", "run"]
+__all__ = ["Outcome", "labels", "max_rows", "prior_guide", "run"]
 
 _BATCH = 32  # examples per pass of the transformer
 _MAX_ROWS = 64  # sequences at once in the transformer, as in `predict`
@@ -69,6 +69,11 @@ def prior_guide(model: Model) -> Callable[[object], Mapping[str, Tensor]]:
     return lambda _batch: model.prior(model.sites)
 
 
+def max_rows(feed: Feed) -> int:
+    """How many sequences to run at once: few in the transformer, many where it is done."""
+    return _MAX_ROWS if feed.features is None else _MAX_FEATURES
+
+
 def _passes(
     model: Model, weights: Mapping[str, Tensor], feed: Feed
 ) -> Iterator[tuple[slice, Tensor, TorchDistribution]]:
@@ -76,7 +81,7 @@ def _passes(
     device = model.network.device
     draws, count = len(next(iter(weights.values()))), len(feed.examples)
     choices = 1 if feed.examples.counts is None else int(feed.examples.counts.max())
-    limit = _MAX_ROWS if feed.features is None else _MAX_FEATURES
+    limit = max_rows(feed)
     batch = max(1, min(_BATCH if feed.features is None else limit, count, limit // choices))
     together = max(1, min(draws, limit // (batch * choices)))
     for start in range(0, draws, together):

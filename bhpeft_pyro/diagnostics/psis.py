@@ -130,17 +130,13 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     >>> psis(fitted, data, samples=200).samples
     200
     """
+    return psis_of(posterior, prepared(posterior, data, samples), samples, seed)
+
+
+def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
+    """The last round's data, once all is checked that `psis` needs."""
     if samples < _FEWEST:
         raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
-    return psis_of(posterior, training_data(posterior, data), samples, seed)
-
-
-def training_data(posterior: Posterior, data: object) -> Feed:
-    """The last round's data, ready to be run.
-
-    Raises:
-        DataError, ConfigError: as for `psis`.
-    """
     if posterior.report.temperature == 0:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)

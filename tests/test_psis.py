@@ -174,6 +174,21 @@ def test_guides_of_every_kind_have_densities(guide: str) -> None:
     assert found.mean().item() == pytest.approx(-loss, abs=4 * found.std().item() / 1000**0.5)
 
 
+def test_what_a_prior_computes_is_no_latent() -> None:
+    def computing(sites: Any) -> Any:
+        values = hierarchical(sites)
+        pyro.deterministic("total", values["head.bias"].sum(-1))
+        pyro.factor("push", values["head.bias"].sum(-1))
+        return values
+
+    data = tiny_examples(12)
+    plain, pushed = tiny_model((), prior=hierarchical), tiny_model((), prior=computing)
+    guide = bh.fit(plain, "normal", data, max_steps=2, progress=False).guide
+    found = [log_ratios(model, guide, Feed(model, data), 20) for model in (plain, pushed)]
+    push = draw(guide, 20)["head.bias"][:, 0].sum(-1).double()
+    torch.testing.assert_close(found[1] - found[0], push, rtol=0, atol=1e-4)
+
+
 def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
     with pytest.raises(ConfigError, match="samples=99 must be at least 100"):

@@ -103,10 +103,10 @@ class Calibration:
         return ", ".join(words)
 
     def __str__(self) -> str:
+        share = f"failed: {len(self.failed)} of" if self.failed else "passed:"
         lines = [
-            f"{'passed' if self.passed else 'failed'}: {len(self.failed)} of {len(self.names)} "
-            f"quantities over {len(self.ranks)} data sets (exact posteriors fail with probability "
-            f"{self.false_alarm:g})".replace("passed: 0 of", "passed:")
+            f"{share} {len(self.names)} quantities over {len(self.ranks)} data sets (exact "
+            f"posteriors fail with probability {self.false_alarm:g})"
         ]
         width = max(map(len, self.names))
         for name, p in self.p_values.items():

@@ -96,7 +96,8 @@ def _check(trace: poutine.Trace, prior: poutine.Trace) -> None:
             f"guide: the model has no {', '.join(sorted(unknown))}; mark auxiliary sites with "
             "infer={'is_auxiliary': True}"
         )
-    wanted = sum(_degrees(node) for node in latent.values())
+    # What a prior computes (`pyro.deterministic`) or adds (`pyro.factor`) is no latent.
+    wanted = sum(_degrees(latent[name]) for name in own)
     given = sum(_degrees(node) for node in guided.values() if not _is_point(node["fn"]))
     if given != wanted:
         points = ", ".join(name for name in own if _is_point(guided[name]["fn"])) or "none"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from exact import (
     WIDTH,
     Exact,
+    KnownNoise,
     design,
     guide_of,
     own_network,
@@ -16,13 +18,17 @@ from exact import (
     ratings,
     regression,
 )
+from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.diagnostics import against
+from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
+from bhpeft_pyro.diagnostics.passes import labels, prior_guide
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 ELSEWHERE = random_texts(30, seed=8)
 
@@ -88,6 +94,50 @@ def test_classes_and_missing_choices() -> None:
     found = against(posterior, posterior.sample(30, seed=6), questions, samples=30)
     assert found.errors.shape == (4 * 2 + 4 * 3,)  # not the choices that don't exist
     assert found.errors.isfinite().all() and found.ratios.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_transformer_against_nuts() -> None:
+    """LoRA on one layer, and a head: 49 latents, of which the data tell on the head most.
+
+    Mean-field sds of weights are too small. Those of predictions are too large all the same: it
+    forgets that weights compensate each other. A full covariance mends both, and k-hat knows.
+    """
+    lora = bh.peft.LoRA(rank=1, targets=("value",), layers=(1,))
+    head = bh.Head(1, principal=False)
+    network = bh.RandomPEFT(tiny_backbone(), (lora,), head, tiny_tokenizer(), aligned=False)
+    prior = {
+        "lora.*.A": lambda site: dist.Normal(site.anchor, 0.3 * site.unit),
+        "lora.*.B": lambda site: dist.Normal(0.0, site.unit.expand(site.shape)),
+        "head.*": dist.Normal(0.0, 0.5),
+    }
+    model = bh.Model(network, prior, KnownNoise(1.5))
+    texts = random_texts(12)
+    blank = bh.encode(texts, network.tokenizer, kind="rating", labelled=False)
+    truth = draw(prior_guide(model), 1, seed=3)
+    ratings = labels(model, truth, Feed(model, blank))[0].tolist()
+    data = bh.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
+    kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
+    mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)
+    mcmc.run(next(data.batches(len(data))))
+    nuts = mcmc.get_samples()
+
+    def fitted(guide: str, **options: Any) -> tuple[Comparison, PSIS, float]:
+        chosen = bh.autoguide(guide, model, init_scale=0.1) if guide != "normal" else guide
+        posterior = bh.fit(model, chosen, data, batch_size=12, progress=False, **options)
+        drawn = posterior.sample(2000)["head.weight"].std(0) / nuts["head.weight"].std(0)
+        weights = drawn.log().mean().exp().item()
+        return against(posterior, nuts, ELSEWHERE), psis(posterior, data), weights
+
+    # 150 draws of NUTS: a mean is known to 0.1 sds, a sd to 6 %, the mean of 16 sds to 2 %.
+    full, full_psis, weights = fitted("AutoMultivariateNormal", max_steps=1000, lr=0.01)
+    assert full.near(means=0.3, sds=1.3), str(full)
+    assert 0.85 < weights < 1.1
+    narrow, narrow_psis, weights = fitted("normal", max_steps=400, natural_lr=0.1)
+    assert narrow.error < 0.3 and narrow.ratio > 1.35, str(narrow)
+    assert weights < 0.82
+    assert narrow_psis.verdict == "bad"
+    assert full_psis.k_hat < 0.75 < narrow_psis.k_hat
 
 
 @pytest.mark.parametrize(

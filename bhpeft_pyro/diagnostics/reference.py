@@ -32,6 +32,7 @@ class Comparison:
         ratios: (M,) sds, as multiples of the reference's.
         noise: what `errors` would be by the finite numbers of draws alone, as a sd.
 
+    >>> import torch
     >>> comparison = Comparison(torch.tensor([0.1, -0.3]), torch.tensor([0.5, 0.5]), 0.05)
     >>> print(comparison)
     means off by 0.22 reference sds (rms, 0.30 at most; noise 0.05); sds 0.50 of the reference's \

@@ -127,7 +127,7 @@ def test_a_transformer_against_nuts() -> None:
         posterior = bh.fit(model, chosen, data, batch_size=12, progress=False, **options)
         drawn = posterior.sample(2000)["head.weight"].std(0) / nuts["head.weight"].std(0)
         weights = drawn.log().mean().exp().item()
-        return against(posterior, nuts, ELSEWHERE), psis(posterior, data), weights
+        return against(posterior, nuts, ELSEWHERE, 400), psis(posterior, data, 500), weights
 
     # 150 draws of NUTS: a mean is known to 0.1 sds, a sd to 6 %, the mean of 16 sds to 2 %.
     full, full_psis, weights = fitted("AutoMultivariateNormal", max_steps=1000, lr=0.01)

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import ConfigError, DataError, LikelihoodError
@@ -22,6 +23,7 @@ __all__ = [
     "change_forest",
     "elbo_trace",
     "epistemic_aleatoric",
+    "rank_ecdf",
     "rejection",
     "reliability",
     "uncertainty_histogram",
@@ -253,6 +255,38 @@ def change_forest(
     ax.set(xlabel=f"change, as a share of the frozen signal (mean, {level:.0%} interval)")
     ax.set_ylabel("layer")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return ax
+
+
+def rank_ecdf(
+    ecdfs: Mapping[str, NDArray], lower: NDArray, upper: NDArray, ax: Axes | None = None
+) -> Axes:
+    """ECDFs of ranks less that of uniform ones, and the band in which each should stay.
+
+    A curve above zero at the left and below at the right: too narrow; the reverse: too wide; on
+    one side throughout: biased. Those that leave the band are coloured and named.
+
+    Args:
+        ecdfs: by name (L,), the share of ranks up to 0, 1, ..., L - 1.
+        lower, upper: (L,) the ends of the band.
+    """
+    if not ecdfs or any(ecdf.shape != lower.shape for ecdf in ecdfs.values()):
+        raise DataError(f"ecdfs must be one or more of shape {lower.shape}, that of the band")
+    ax = _axes(ax)
+    at = torch.arange(1, len(lower) + 1).double().numpy() / (len(lower) + 1)
+    ax.fill_between(at, lower - at, upper - at, color=SKY, alpha=0.35, linewidth=0, label="band")
+    outside = {
+        name: ecdf for name, ecdf in ecdfs.items() if ((ecdf < lower) | (ecdf > upper)).any()
+    }
+    for name, ecdf in ecdfs.items():
+        if name not in outside:
+            ax.plot(at, ecdf - at, color=GREY, linewidth=0.9)
+    looks = cycle(_STYLES)
+    for (name, ecdf), (colour, marker) in zip(outside.items(), looks, strict=False):
+        every = max(1, len(at) // 12)
+        ax.plot(at, ecdf - at, color=colour, marker=marker, markevery=every, label=name)
+    ax.set(xlabel="rank of the truth, as a fraction", ylabel="ECDF - uniform", xlim=(0, 1))
+    ax.legend(fontsize="small")
     return ax
 
 

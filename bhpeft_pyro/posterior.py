@@ -25,6 +25,7 @@ from .model import Model
 from .priors import PosteriorPrior, Prior, PriorLike
 
 if TYPE_CHECKING:
+    from .diagnostics import Diagnosis
     from .sequential import Drift, Replay
 
 __all__ = ["Coreset", "Posterior", "TextOptions", "prior_of"]
@@ -185,6 +186,12 @@ class Posterior:
         from .arviz import to_arviz  # ArviZ is slow to import, and seldom needed
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
+
+    def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
+        """How far the guide may be trusted, and what it learnt; see `diagnostics.diagnose`."""
+        from .diagnostics import diagnose  # imports ArviZ
+
+        return diagnose(self, data, samples, seed)
 
     def as_prior(self) -> Prior:
         """The posterior as a prior for new data; it does not change if the guide trains on.

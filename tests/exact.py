@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -159,3 +159,19 @@ def hierarchical(sites: Sequence[Any]) -> dict[str, Tensor]:
         scale = tau.reshape(tau.shape + (1,) * site.ndim).expand(tau.shape + site.shape)
         values[site.name] = pyro.sample(site.name, dist.Normal(0.0, scale).to_event(site.ndim))
     return values
+
+
+def guide_of(exact: Exact, shift: float = 0.0, spread: float = 1.0) -> Callable[[Any], None]:
+    """The exact posterior as a Pyro guide; or biased by `shift` sds in every weight, or with
+    `spread` times its sds. The weights are parts of one auxiliary site, as in Pyro's autoguides."""
+    mean = (exact.mean + shift * exact.sd).float()
+    scale_tril = spread * torch.linalg.cholesky(exact.covariance).float()
+
+    def guide(batch: Any) -> None:
+        joint = dist.MultivariateNormal(mean, scale_tril=scale_tril)
+        flat = pyro.sample("flat", joint, infer={"is_auxiliary": True})
+        weight, bias = flat[..., :WIDTH].unsqueeze(-2), flat[..., WIDTH:]
+        pyro.sample("head.weight", dist.Delta(weight, event_dim=2))
+        pyro.sample("head.bias", dist.Delta(bias, event_dim=1))
+
+    return guide

@@ -18,8 +18,9 @@ from ..guides import Guide
 from ..model import Model
 from ..priors import complete
 
-__all__ = ["blocks", "draw", "point", "seeded"]
+__all__ = ["PLATE", "alone", "blocks", "draw", "latents_of", "point", "seeded", "traces"]
 
+PLATE = "draws"
 _BLOCK = 16  # draws made at a time
 
 # Pyro keeps its stack of effect handlers in a global: one thread at a time may sample. Running the
@@ -55,28 +56,42 @@ def blocks(
     model: Model, guide: Callable[..., Any], samples: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """The draws of `draw`, some at a time, so that not all need be held at once."""
+    for trace in traces(guide, samples, seed):
+        with alone():
+            whole = complete(model.prior, model.sites, latents_of(trace))
+        yield whole
+
+
+def traces(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[poutine.Trace]:
+    """The traces of `blocks`: (s, 1) draws of every site under a plate of the name `PLATE`."""
     seeds = torch.Generator().manual_seed(seed)
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
-            _LOCK,
-            torch.no_grad(),
+            alone(),
             seeded(own),
-            pyro.get_param_store().scope(),
-            poutine.block(),
             poutine.trace() as tracer,
-            pyro.plate("draws", min(_BLOCK, samples - start), dim=-2),
+            pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):
             guide(None)
-        nodes: dict[str, Any] = dict(tracer.trace.iter_stochastic_nodes())
-        yield _complete(
-            model,
-            {
-                name: site["value"].detach()
-                for name, site in nodes.items()
-                if not site["infer"].get("is_auxiliary") and name != "draws"
-            },
-        )
+        yield tracer.trace
+
+
+def latents_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The values of a trace's latents, auxiliary sites left out."""
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    return {
+        name: site["value"].detach()
+        for name, site in nodes.items()
+        if not site["infer"].get("is_auxiliary") and name != PLATE
+    }
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
+    with _LOCK, torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        yield
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
@@ -91,9 +106,5 @@ def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
             f"samples=0 asks for the guide's central values, which {type(guide).__name__} does "
             "not tell; give samples=1 or more"
         )
-    return _complete(model, {name: value[None, None] for name, value in means.items()})
-
-
-def _complete(model: Model, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-    with _LOCK, torch.no_grad():
-        return complete(model.prior, model.sites, latents)
+    with alone():
+        return complete(model.prior, model.sites, {k: v[None, None] for k, v in means.items()})

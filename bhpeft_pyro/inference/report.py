@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .guards import guards
 from .options import FitOptions
 
 __all__ = ["FitReport", "unsettled"]
@@ -69,6 +70,11 @@ class FitReport:
         """The weight of the KL."""
         return self.options.temperature
 
+    @property
+    def guards(self) -> list[str]:
+        """What to be warned of, by site: sds collapsed or still moving, nothing learnt, ..."""
+        return guards(self)
+
     def last(self, name: str, steps: int = 50) -> float:
         """The mean of a history entry over the last steps."""
         values = [entry[name] for entry in self.history[-steps:]]
@@ -99,9 +105,7 @@ class FitReport:
                 f"  {name:<{width}}  KL {self.kl.get(name, float('nan')):9.2f} nats, "
                 f"sd / prior sd {scale:.3f}"
             )
-        if self.unsettled:
-            lines.append(f"not converged: the sds still move at {', '.join(self.unsettled)}")
-        return "\n".join(lines)
+        return "\n".join(lines + self.guards)
 
 
 def unsettled(slopes: Mapping[str, Sequence[Tensor]]) -> list[str]:

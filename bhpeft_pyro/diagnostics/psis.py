@@ -1,0 +1,169 @@
+"""Pareto-smoothed importance sampling: how far a guide is from the posterior."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ..data import Examples
+from ..errors import ConfigError, DataError
+from ..inference.feed import Feed
+from .ratios import log_ratios
+
+with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz
+
+if TYPE_CHECKING:
+    from ..posterior import Posterior
+
+__all__ = ["PSIS", "psis"]
+
+_FEWEST = 100  # draws; with fewer no k-hat above 0.5 could be trusted
+_EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only: there is no tail
+
+
+@dataclass(frozen=True)
+class PSIS:
+    """What importance ratios p(labels, w) / q(w) say of a guide q (Vehtari et al. 2024).
+
+    Attributes:
+        k_hat: shape of the generalised Pareto distribution fitted to the largest ratios. They
+            have 1 / k_hat finite moments.
+        effective_samples: 1 / (sum of squared normalised weights): of so many independent draws
+            of the posterior the S weighted ones are worth.
+        log_evidence: log p(labels), in nats. At another temperature than 1 the integral of
+            p(labels | w)^(1/T) p(w).
+        standard_error: of `log_evidence`; it means something where `k_hat` is not bad.
+        samples: S.
+
+    >>> import torch
+    >>> normal = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    >>> [PSIS.of(spread * normal).verdict for spread in (0.0, 0.1, 9.0)]
+    ['good', 'good', 'bad']
+    >>> print(PSIS(0.6, 250.0, -21.5, 0.05, 1000))
+    PSIS k-hat 0.60: ok (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
+log evidence -21.50 ± 0.05
+    """
+
+    k_hat: float
+    effective_samples: float
+    log_evidence: float
+    standard_error: float
+    samples: int
+
+    @classmethod
+    def of(cls, log_ratios: Tensor) -> PSIS:
+        """Smooth (S,) log importance ratios.
+
+        Raises:
+            ConfigError: fewer than 100, or values that no ratio has.
+        """
+        if log_ratios.dim() != 1 or len(log_ratios) < _FEWEST:
+            raise ConfigError(
+                f"samples: expected {_FEWEST} or more log-ratios, got {tuple(log_ratios.shape)}"
+            )
+        if log_ratios.isnan().any() or not log_ratios.max().isfinite():
+            raise ConfigError("log_ratios: some are not numbers, or none is finite")
+        raw = log_ratios.detach().cpu().double().numpy()
+        smooth, k_hat = _smooth(raw)
+        least = int(np.argmin(np.where(np.isfinite(raw), raw, np.inf)))  # never smoothed
+        samples = len(raw)
+        effective = float(1 / np.exp(2 * smooth).sum())
+        return cls(
+            k_hat=k_hat,
+            effective_samples=effective,
+            log_evidence=float(raw[least] - smooth[least]) - math.log(samples),
+            standard_error=max(1 / effective - 1 / samples, 0.0) ** 0.5,
+            samples=samples,
+        )
+
+    @property
+    def threshold(self) -> float:
+        """The largest k-hat at which S draws can be trusted: min(1 - 1 / log10(S), 0.7)."""
+        return min(1 - 1 / math.log10(self.samples), 0.7)
+
+    @property
+    def verdict(self) -> str:
+        """ "good" up to 0.5 (the ratios have a variance), "ok" up to `threshold`, else "bad"."""
+        if self.k_hat > self.threshold:
+            return "bad"
+        return "good" if self.k_hat <= 0.5 else "ok"
+
+    def __str__(self) -> str:
+        side = "above" if self.verdict == "bad" else "within"
+        line = (
+            f"PSIS k-hat {self.k_hat:.2f}: {self.verdict} ({side} {self.threshold:.2f}, the limit "
+            f"for {self.samples} draws); effective sample size {self.effective_samples:.1f}"
+        )
+        if self.verdict == "bad":
+            return line
+        return f"{line}; log evidence {self.log_evidence:.2f} ± {self.standard_error:.2f}"
+
+
+def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0) -> PSIS:
+    """k-hat of a fitted guide, jointly over all its latents.
+
+    Every draw is run on all the training data. A guide of any kind will do: this package's,
+    Pyro's, a function.
+
+    Args:
+        posterior: the posterior; its model's prior is the one of the last round.
+        data: what the last round was fitted to.
+        samples: S, at least 100.
+        seed: the same seed gives the same draws.
+
+    Raises:
+        DataError: other data than the last round's.
+        ConfigError: fewer than 100 samples, or a fit at temperature 0, which has no posterior.
+        GuideError: the guide is a point, or its density cannot be known.
+
+    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> data = tiny_examples()
+    >>> fitted = fit(tiny_model(()), "normal", data, max_steps=50, progress=False)
+    >>> psis(fitted, data, samples=200).samples
+    200
+    """
+    return psis_of(posterior, prepared(posterior, data, samples), samples, seed)
+
+
+def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
+    """The last round's data, once all is checked that `psis` needs."""
+    if samples < _FEWEST:
+        raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
+    if posterior.report.temperature == 0:
+        raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
+    examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)
+    if examples.fingerprint != posterior.report.data:
+        raise DataError(
+            f"data: these {len(examples)} examples are not the {posterior.report.examples} that "
+            "the last round was fitted to, in their order: the posterior is that of those"
+        )
+    return Feed(posterior.model, examples)
+
+
+def psis_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> PSIS:
+    """`psis` on data that has been checked."""
+    ratios = log_ratios(
+        posterior.model, posterior.guide, feed, samples, seed, posterior.report.temperature
+    )
+    return PSIS.of(ratios)
+
+
+def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Normalised smoothed log-weights, and k-hat: all that differs between ArviZ 0.x and 1.x."""
+    if np.ptp(log_ratios) < _EQUAL:
+        return log_ratios - np.logaddexp.reduce(log_ratios), 0.0
+    if hasattr(arviz, "InferenceData"):
+        smooth, k_hat = arviz.psislw(log_ratios)
+    else:
+        from arviz_stats.base import array_stats
+
+        smooth, k_hat = array_stats.psislw(-log_ratios)  # it takes log-likelihoods
+    return smooth, float(k_hat)

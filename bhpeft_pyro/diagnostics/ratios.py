@@ -1,0 +1,120 @@
+"""Log importance ratios of the posterior to a guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta, MaskedDistribution
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Independent, biject_to
+
+from ..errors import GuideError
+from ..inference.draws import PLATE, alone, latents_of, traces
+from ..inference.feed import Feed
+from ..model import Model
+from .passes import run
+
+__all__ = ["log_ratios"]
+
+
+def log_ratios(
+    model: Model,
+    guide: Callable[..., Any],
+    feed: Feed,
+    samples: int,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> Tensor:
+    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide.
+
+    The likelihood is that of all examples. A guide may sample auxiliary variables of which its
+    latents are one-to-one functions, given as `Delta`s with the log-Jacobian as their
+    `log_density`: Pyro's autoguides do.
+
+    Args:
+        temperature: T of the posterior that the guide was fitted to.
+
+    Raises:
+        GuideError: latents and guide differ; the guide is a point in some of them; or it samples
+            more or fewer numbers than the latents are, so that its density at them is not known.
+    """
+    parts = []
+    for trace in traces(guide, samples, seed):
+        weights = latents_of(trace)
+        prior = _prior(model, weights)
+        _check(trace, prior)
+        outcome = run(model, complete(model.prior, model.sites, weights), feed)
+        assert outcome.log_likelihood is not None
+        tempered = outcome.log_likelihood / temperature
+        parts.append(tempered + _log_prob(prior) - _log_prob(trace))
+    found = torch.cat(parts)
+    if found.isnan().any() or (found == math.inf).any():
+        raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
+    return found
+
+
+def _prior(model: Model, weights: Mapping[str, Tensor]) -> poutine.Trace:
+    draws = len(next(iter(weights.values())))
+    conditioned = poutine.condition(model.prior, data=dict(weights))
+    with alone(), poutine.trace() as tracer, pyro.plate(PLATE, draws, dim=-2):
+        conditioned(model.sites)
+    return tracer.trace
+
+
+def _sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
+    nodes: dict[str, Any] = dict(trace.nodes)
+    for name, node in nodes.items():
+        if node["type"] == "sample" and not site_is_subsample(node):
+            yield name, node
+
+
+def _log_prob(trace: poutine.Trace) -> Tensor:
+    """(s,) float64: the log-probability of each draw."""
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad():
+        trace.compute_log_prob(lambda _name, node: not site_is_subsample(node))
+    for _, node in _sites(trace):
+        # Dims but the draws' are those of plates in the guide or prior itself.
+        total = total + node["log_prob"].double().movedim(-2, 0).flatten(1).sum(1).cpu()
+    return total
+
+
+def _check(trace: poutine.Trace, prior: poutine.Trace) -> None:
+    """See that q(w) is a density over the model's latents, and that the trace gives it."""
+    guided, latent = dict(_sites(trace)), dict(_sites(prior))
+    if missing := [name for name, node in latent.items() if not node["is_observed"]]:
+        raise GuideError(f"guide: it does not sample {', '.join(missing)}")
+    own = {name for name, node in guided.items() if not node["infer"].get("is_auxiliary")}
+    if unknown := own - latent.keys():
+        raise GuideError(
+            f"guide: the model has no {', '.join(sorted(unknown))}; mark auxiliary sites with "
+            "infer={'is_auxiliary': True}"
+        )
+    # What a prior computes (`pyro.deterministic`) or adds (`pyro.factor`) is no latent.
+    wanted = sum(_degrees(latent[name]) for name in own)
+    given = sum(_degrees(node) for node in guided.values() if not _is_point(node["fn"]))
+    if given != wanted:
+        points = ", ".join(name for name in own if _is_point(guided[name]["fn"])) or "none"
+        raise GuideError(
+            f"guide: it draws {given} random numbers for latents of {wanted} dimensions (held at "
+            f"a point or computed: {points}), so it has no density over them"
+        )
+
+
+def _degrees(node: Mapping[str, Any]) -> int:
+    """How many unconstrained numbers a site is, per draw."""
+    fn = node["fn"]
+    own = math.prod(fn.batch_shape) // fn.batch_shape[-2]
+    return own * math.prod(biject_to(fn.support).inverse_shape(fn.event_shape))
+
+
+def _is_point(fn: Any) -> bool:
+    while isinstance(fn, Independent | MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)

@@ -1,0 +1,52 @@
+"""What a fit's report warns of: one line each, by site."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import FitReport
+
+__all__ = ["guards"]
+
+_COLLAPSED = 1e-3  # sd / prior sd: as if the data were worth a million priors
+_NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
+_FAR = 2.0  # a temperature further from 1 than by this factor
+
+
+def guards(report: FitReport) -> list[str]:
+    """Warnings, none for a sound fit.
+
+    Of sites it looks at those with a relative sd in the report: of other guides neither sds nor
+    KL by site are known.
+    """
+    found = []
+    collapsed = [name for name, scale in report.scales.items() if scale < _COLLAPSED]
+    kls = {name: report.kl[name] for name in report.scales if name in report.kl}
+    nothing = [name for name, kl in kls.items() if abs(kl) < _NOTHING]
+    if collapsed:
+        found.append(
+            f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point, at "
+            f"{', '.join(collapsed)}"
+        )
+    if nothing:
+        found.append(
+            f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at {', '.join(nothing)}"
+        )
+    if report.unsettled:
+        found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
+    if temperature := _temperature(report.temperature):
+        found.append(temperature)
+    return found
+
+
+def _temperature(temperature: float) -> str | None:
+    if temperature == 0:
+        return "temperature 0: maximum likelihood, no posterior"
+    if 1 / _FAR <= temperature <= _FAR:
+        return None
+    kind = "cold" if temperature < 1 else "hot"
+    return (
+        f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
+        f"{1 / temperature:.3g} times"
+    )

@@ -1,0 +1,244 @@
+"""k-hat: against closed forms, on guides that are exact, biased, too narrow and too wide.
+
+What is random here has fixed seeds; where a test could fail by chance its rate is declared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import (
+    WIDTH,
+    Exact,
+    flat,
+    guide_of,
+    hierarchical,
+    own_network,
+    random_texts,
+    ratings,
+    regression,
+)
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import PSIS, psis
+from bhpeft_pyro.diagnostics.ratios import log_ratios
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.guides import FunctionGuide
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model() -> bh.Model:
+    return regression(own_network(), noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def data(model: bh.Model) -> bh.Examples:
+    return ratings(model.network, random_texts(40), seed=3, noise=2.0)
+
+
+@pytest.fixture(scope="module")
+def exact(model: bh.Model, data: bh.Examples) -> Exact:
+    return Exact.of(model, data)
+
+
+def posterior_of(
+    model: bh.Model, data: bh.Examples, guide: Callable[..., Any], **options: Any
+) -> bh.Posterior:
+    """As if the guide had been fitted to the data."""
+    report = bh.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
+    return bh.Posterior(model, FunctionGuide(guide), (report,))
+
+
+def test_ratios_of_the_exact_posterior_are_the_evidence(
+    model: bh.Model, data: bh.Examples, exact: Exact
+) -> None:
+    # For every single draw: this holds prior, likelihood, auxiliary sites and signs to account.
+    found = log_ratios(model, guide_of(exact), Feed(model, data), samples=100)
+    assert (found - exact.log_evidence).abs().max() < 1e-2  # float32 densities
+
+
+def test_ratios_are_densities_one_by_one(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+    """A biased, narrow guide against densities written out by hand, at the same draws."""
+    guide = guide_of(exact, shift=0.7, spread=0.5)
+    found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)
+    w = flat({name: value[:, 0] for name, value in draw(guide, 20, seed=4).items()})
+    normal = torch.distributions.Normal
+    log_p = normal(0.0, exact.prior_sd).log_prob(w).sum(-1)
+    log_p += normal(w @ exact.x.T, exact.noise).log_prob(exact.y).sum(-1)
+    q = torch.distributions.MultivariateNormal(
+        exact.mean + 0.7 * exact.sd, covariance_matrix=0.25 * exact.covariance
+    )
+    torch.testing.assert_close(found, log_p - q.log_prob(w), rtol=0, atol=2e-2)
+
+
+def test_the_exact_guide_is_good(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+    found = psis(posterior_of(model, data, guide_of(exact)), data)
+    assert found.verdict == "good"
+    assert found.effective_samples == pytest.approx(1000, rel=1e-3)
+    assert found.log_evidence == pytest.approx(exact.log_evidence, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "verdict"),
+    [
+        (0.0, 1.1, "good"),  # a little too wide: importance sampling can mend that
+        (1.5, 1.0, "bad"),  # biased: by 1.5 sds in each of 17 weights
+        (0.0, 0.5, "bad"),  # too narrow: k is 0.75 for one weight, more for 17
+    ],
+)
+def test_biased_and_narrow_guides_are_bad(
+    shift: float, spread: float, verdict: str, model: bh.Model, data: bh.Examples, exact: Exact
+) -> None:
+    for seed in range(3):
+        found = psis(posterior_of(model, data, guide_of(exact, shift, spread)), data, seed=seed)
+        assert found.verdict == verdict, (seed, found)
+        assert verdict in str(found)
+
+
+@pytest.mark.parametrize("sd", [0.5, 0.7, 0.9])
+def test_k_hat_of_a_narrow_normal_has_a_closed_form(sd: float) -> None:
+    """Of N(0, 1) by draws of N(0, sd^2) the ratio's tail has the shape 1 - sd^2.
+
+    The estimate from the 949 largest of 10^5 has a sd of (1 + k) / sqrt(949) < 0.06.
+    """
+    x = sd * torch.randn(100_000, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    found = PSIS.of(normal(0.0, 1.0).log_prob(x) - normal(0.0, sd).log_prob(x))
+    assert found.k_hat == pytest.approx(1 - sd**2, abs=0.2)
+    assert found.threshold == 0.7
+
+
+def test_evidence_and_its_error() -> None:
+    """Lognormal weights: log-ratios N(c, s^2) have evidence exp(c + s^2 / 2).
+
+    Over 200 repeats the z-values must have a sd of 1: 0.85 to 1.15 is 3 of its standard errors.
+    """
+    z = []
+    for _ in range(200):
+        found = PSIS.of(-40.0 + 0.5 * torch.randn(1000, dtype=torch.float64))
+        assert found.effective_samples == pytest.approx(1000 * math.exp(-0.25), rel=0.2)
+        z.append((found.log_evidence - (-40 + 0.125)) / found.standard_error)
+    scores = torch.tensor(z)
+    assert scores.mean().abs() < 0.25
+    assert 0.85 < scores.std() < 1.15
+
+
+def test_threshold_grows_with_the_number_of_draws() -> None:
+    limits = {samples: PSIS(0.6, 1.0, 0.0, 0.0, samples) for samples in (100, 1000, 10_000)}
+    assert {n: round(found.threshold, 3) for n, found in limits.items()} == {
+        100: 0.5,
+        1000: 0.667,
+        10_000: 0.7,
+    }
+    assert [found.verdict for found in limits.values()] == ["bad", "ok", "ok"]
+
+
+def test_the_tempered_posterior_is_what_a_tempered_fit_is_held_against(
+    model: bh.Model, data: bh.Examples, exact: Exact
+) -> None:
+    tempered = Exact(exact.x, exact.y, exact.prior_sd, exact.noise * 0.5**0.5)
+    guide = guide_of(tempered)  # p(y | w)^2 has half the variance
+    cold = posterior_of(model, data, guide, temperature=0.5)
+    assert psis(cold, data).effective_samples == pytest.approx(1000, rel=1e-3)
+    assert psis(posterior_of(model, data, guide), data).effective_samples < 900
+    with pytest.raises(ConfigError, match="temperature=0"):
+        psis(posterior_of(model, data, guide, temperature=0.0), data)
+
+
+@pytest.mark.parametrize(
+    "guide", ["normal", "AutoNormal", "AutoMultivariateNormal", "AutoLowRankMultivariateNormal"]
+)
+def test_guides_of_every_kind_have_densities(guide: str) -> None:
+    """With a positive latent, so that Jacobians count; against Pyro's own Trace_ELBO."""
+    model = tiny_model((), prior=hierarchical)
+    data = tiny_examples(12)
+    posterior = bh.fit(model, guide, data, max_steps=5, progress=False)
+    found = log_ratios(model, posterior.guide, Feed(model, data), samples=2000, seed=1)
+    batch = next(data.batches(12))
+    features = bh.Batch({}, batch.labels, features=model.network.features(batch))
+    with pyro.get_param_store().scope(), torch.no_grad():
+        elbo = pyro.infer.Trace_ELBO(
+            num_particles=2000, vectorize_particles=True, max_plate_nesting=1
+        )
+        loss = elbo.loss(model, posterior.guide, features)
+    # Both are means over 2,000 draws: apart by 4 standard errors once in 16,000.
+    assert found.mean().item() == pytest.approx(-loss, abs=4 * found.std().item() / 1000**0.5)
+
+
+def test_what_a_prior_computes_is_no_latent() -> None:
+    def computing(sites: Any) -> Any:
+        values = hierarchical(sites)
+        pyro.deterministic("total", values["head.bias"].sum(-1))
+        pyro.factor("push", values["head.bias"].sum(-1))
+        return values
+
+    data = tiny_examples(12)
+    plain, pushed = tiny_model((), prior=hierarchical), tiny_model((), prior=computing)
+    guide = bh.fit(plain, "normal", data, max_steps=2, progress=False).guide
+    found = [log_ratios(model, guide, Feed(model, data), 20) for model in (plain, pushed)]
+    push = draw(guide, 20)["head.bias"][:, 0].sum(-1).double()
+    torch.testing.assert_close(found[1] - found[0], push, rtol=0, atol=1e-4)
+
+
+def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+    posterior = posterior_of(model, data, guide_of(exact))
+    with pytest.raises(ConfigError, match="samples=99 must be at least 100"):
+        psis(posterior, data, samples=99)
+    with pytest.raises(DataError, match="are not the 40 that the last round was fitted to"):
+        psis(posterior, data.subset(range(39)))
+    with pytest.raises(ConfigError, match="not numbers"):
+        PSIS.of(torch.full((100,), math.nan))
+
+
+def points(batch: Any) -> None:
+    pyro.sample("head.weight", dist.Delta(torch.zeros(1, WIDTH), event_dim=2))
+    pyro.sample("head.bias", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def too_many(batch: Any) -> None:
+    scale = pyro.sample("scale", dist.HalfNormal(1.0), infer={"is_auxiliary": True})
+    scale = scale[..., None, None]
+    pyro.sample("head.weight", dist.Normal(torch.zeros(1, WIDTH), scale).to_event(2))
+    pyro.sample("head.bias", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def too_few(batch: Any) -> None:
+    pyro.sample("head.bias", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+
+def unknown(batch: Any) -> None:
+    pyro.sample("tail", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+    pyro.sample("head.weight", dist.Normal(torch.zeros(1, WIDTH), 1.0).to_event(2))
+    too_few(batch)
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (points, r"draws 1 random numbers for latents of 17 .*head.weight"),
+        (too_many, r"draws 18 random numbers for latents of 17"),
+        (too_few, r"does not sample head.weight"),
+        (unknown, r"the model has no tail"),
+    ],
+)
+def test_guides_without_a_density_over_the_latents(
+    guide: Callable[..., Any], message: str, model: bh.Model, data: bh.Examples
+) -> None:
+    with pytest.raises(GuideError, match=message):
+        psis(posterior_of(model, data, guide), data)
+
+
+def test_a_delta_guide_is_a_point() -> None:
+    data = tiny_examples(12)
+    posterior = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
+    with pytest.raises(GuideError, match=r"draws 0 random numbers for latents of 34"):
+        psis(posterior, data)

@@ -18,6 +18,7 @@ from ..errors import GuideError
 from ..inference.draws import PLATE, alone, latents_of, traces
 from ..inference.feed import Feed
 from ..model import Model
+from ..priors import complete
 from .passes import run
 
 __all__ = ["log_ratios"]

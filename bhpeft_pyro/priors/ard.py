@@ -72,7 +72,8 @@ def effective_rank(
 
     >>> from bhpeft_pyro.posterior import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> fitted = fit(tiny_model(prior=ARD()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> model = tiny_model(prior=ARD())
+    >>> fitted = fit(model, "normal", tiny_examples(), max_steps=3, progress=False)
     >>> [list(layers) for layers in effective_rank(fitted).values()]
     [[0, 1], [0, 1]]
     """

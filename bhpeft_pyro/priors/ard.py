@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pyro
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from ..errors import PriorError
@@ -56,8 +55,9 @@ def effective_rank(
 ) -> dict[str, dict[int, float]]:
     """How many columns of LoRA's B (units of an adapter) a posterior makes use of, in each layer.
 
-    With p_r the posterior mean of the squared length of column r: (sum p)^2 / sum p^2. It is 1
-    if one column does everything, and the full rank if all are alike, as under a prior.
+    With p_r the squared length of column r (the geometric mean over draws, as scales have heavy
+    tails): (sum p)^2 / sum p^2. It is 1 if one column does everything, and the full rank if all are
+    alike, as under a prior.
 
     Args:
         posterior: of a fit under any prior; only one such as `ARD` makes it small.
@@ -72,7 +72,8 @@ def effective_rank(
 
     >>> from bhpeft_pyro.posterior import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> fitted = fit(tiny_model(prior=ARD()), "normal", tiny_examples(), max_steps=3, progress=False)
+    >>> model = tiny_model(prior=ARD())
+    >>> fitted = fit(model, "normal", tiny_examples(), max_steps=3, progress=False)
     >>> [list(layers) for layers in effective_rank(fitted).values()]
     [[0, 1], [0, 1]]
     """
@@ -83,10 +84,9 @@ def effective_rank(
     found = {}
     for site, dims in chosen.items():
         rest = [i + 1 for i, dim in enumerate(site.dims) if dim not in dims]
-        power = draws[site.name].square().sum(rest).mean(0)
-        rank = power.sum(-1).square() / power.square().sum(-1).clamp_min(
-            torch.finfo(power.dtype).tiny
-        )
+        log_power = draws[site.name].square().sum(rest).log().mean(0)
+        power = log_power.softmax(-1)
+        rank = 1 / power.square().sum(-1)
         found[site.name] = dict(zip(site.layers, rank.tolist(), strict=True))
     return found
 

@@ -52,26 +52,27 @@ class Gates(FunctionSpacePrior):
             raise PriorError(f"Gates: probability must be below 1, got {self.probability}")
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        gates = {}
-        for kind, layers in gated_layers(sites).items():
-            zero = next(site.unit for site in sites if output_side(site)).new_zeros(len(layers))
-            loc = zero + torch.logit(torch.tensor(self.probability)).item() / self.relaxation
-            gates[kind] = pyro.sample(
-                f"gates.{kind}", dist.Logistic(loc, 1 / self.relaxation).to_event(1)
-            ).sigmoid()
-        return {site.name: self._gated(site, gates, sites) for site in sites}
+        layers = gated_layers(sites)
+        openness = torch.logit(torch.tensor(self.probability)).item() / self.relaxation
+        gates: dict[str, Tensor] = {}
+        values = {}
+        for site in sites:
+            if not output_side(site):
+                values[site.name] = self.sample(site)
+                continue
+            kind = _kind(site)
+            if kind not in gates:
+                loc = site.unit.new_full((len(layers[kind]),), openness)
+                logits = dist.Logistic(loc, 1 / self.relaxation).to_event(1)
+                gates[kind] = pyro.sample(f"gates.{kind}", logits).sigmoid()
+            own = gates[kind][..., [layers[kind].index(number) for number in site.layers]]
+            factor = self.sd(site) * along(own, site, ("layer",))
+            values[site.name] = multiplied(site, self.loc(site), factor)
+        return values
 
     def sample(self, site: Site) -> Tensor:
         """Sample a site that has no gate."""
         return self.normal(site)
-
-    def _gated(self, site: Site, gates: dict[str, Tensor], sites: Sequence[Site]) -> Tensor:
-        if not output_side(site):
-            return self.sample(site)
-        kind = _kind(site)
-        layers = gated_layers(sites)[kind]
-        own = gates[kind][..., [layers.index(number) for number in site.layers]]
-        return multiplied(site, self.loc(site), self.sd(site) * along(own, site, ("layer",)))
 
 
 def gate_probabilities(

@@ -21,7 +21,7 @@ class PosteriorPrior:
     Args:
         distributions: one per site, as `Guide.distributions()` gives them; the latents that
             the earlier prior had besides its sites (scales, gates) are among them.
-        structure: the earlier prior, if it makes sites out of its other latents: it goes on doing so.
+        structure: the earlier prior, if it makes sites out of its other latents; it goes on to.
 
     >>> import pyro.distributions as dist
     >>> prior = PosteriorPrior({"tau": dist.LogNormal(0., 1.)})

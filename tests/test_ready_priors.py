@@ -1,0 +1,301 @@
+"""Ready priors: their densities, scales and errors, and the whole life of a fit under each."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from planted import site
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
+from scipy.stats import ks_2samp
+from torch import Tensor
+from torch.distributions import HalfCauchy, HalfNormal, Laplace, Normal, StudentT
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import priors
+from bhpeft_pyro.errors import PriorError, SaveError
+from bhpeft_pyro.guides import latents
+from bhpeft_pyro.inference.fisher import from_prior
+from bhpeft_pyro.priors import PosteriorPrior, complete
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+READY: dict[str, priors.FunctionSpacePrior] = {
+    "laplace": priors.Laplace(),
+    "student": priors.StudentT(),
+    "hierarchical": priors.Hierarchical(),
+    "empirical": priors.EmpiricalBayes(),
+    "ard": priors.ARD(),
+    "horseshoe": priors.Horseshoe(),
+    "gates": priors.Gates(),
+}
+B = site("lora.query.B", (2, 3, 2), "layer", "out", "rank")
+NAME = B.name
+
+# Densities, by hand
+
+
+def log_prob(prior: Any, values: dict[str, Tensor]) -> float:
+    """Of these values of all latents of a prior on the site B."""
+    trace = poutine.trace(poutine.condition(prior, values)).get_trace([B])
+    assert not trace.stochastic_nodes, "a latent is left out"
+    return trace.log_prob_sum().item()
+
+
+def normal(value: Tensor, loc: float | Tensor, scale: float | Tensor) -> Tensor:
+    return Normal(loc, scale).log_prob(value).sum()
+
+
+def test_densities() -> None:
+    w, z = torch.randn(2, 3, 2), torch.randn(2, 3, 2)
+    one, two, each = torch.randn(()), torch.randn(2), torch.randn(2, 3, 2)
+    ranks = torch.randn(2, 2)
+    cases: list[tuple[Any, dict[str, Tensor], Tensor]] = [
+        (priors.Laplace(change=0.3), {NAME: w}, Laplace(0.0, 0.3 / 2**0.5).log_prob(w).sum()),
+        (
+            priors.StudentT(change=0.3, df=6.0),
+            {NAME: w},
+            StudentT(6.0, 0.0, 0.3 * (2 / 3) ** 0.5).log_prob(w).sum(),
+        ),
+        (
+            priors.Hierarchical(change=0.3, overall=0.4, between=0.7),
+            {f"{NAME}.log_scale": one, f"{NAME}.log_layers": two, f"{NAME}.standard": z},
+            normal(one, -0.16 - 0.49, 0.4) + normal(two, one, 0.7) + normal(z, 0.0, 1.0),
+        ),
+        (
+            priors.EmpiricalBayes(change=0.3),
+            {f"{NAME}.log_scale": one, NAME: w},
+            normal(one, 0.0, 5.0) + normal(w, 0.0, 0.3 * one.exp()),
+        ),
+        (
+            priors.ARD(),
+            {f"{NAME}.log_ranks": ranks, f"{NAME}.standard": z},
+            (HalfNormal(1.0).log_prob(ranks.exp()) + ranks).sum() + normal(z, 0.0, 1.0),
+        ),
+        (
+            priors.Horseshoe(share=0.2),
+            {f"{NAME}.log_tau": one, f"{NAME}.log_local": each, f"{NAME}.standard": z},
+            HalfCauchy(0.2).log_prob(one.exp())
+            + one
+            + (HalfCauchy(1.0).log_prob(each.exp()) + each).sum()
+            + normal(z, 0.0, 1.0),
+        ),
+    ]
+    for prior, values, expected in cases:
+        assert log_prob(prior, values) == pytest.approx(expected.item(), rel=1e-4), prior
+    # Logistic(2 logit(0.3), 2), by its distribution function.
+    x, h = two.double(), 1e-4
+    cdf = [((x + s * h - 2 * math.log(0.3 / 0.7)) / 2).sigmoid() for s in (1, -1)]
+    expected = ((cdf[0] - cdf[1]) / (2 * h)).log().sum() + normal(z, 0.0, 1.0)
+    values = {"gates.lora": two, f"{NAME}.standard": z}
+    found = log_prob(priors.Gates(probability=0.3, relaxation=0.5), values)
+    assert found == pytest.approx(expected.item(), rel=1e-4)
+
+
+# Scales, by brute force: a weight in units of the sd that the prior names
+
+
+def cauchy(n: int) -> Tensor:
+    return (torch.randn(n) / torch.randn(n)).abs()
+
+
+def slab(n: int, t: Tensor) -> Tensor:
+    return torch.randn(n) * t / (1 + t**2).sqrt()
+
+
+BRUTE: dict[str, Callable[[int], Tensor]] = {
+    "laplace": lambda n: (torch.rand(n).log() - torch.rand(n).log()) / 2**0.5,
+    "student": lambda n: torch.randn(n) / (torch.randn(n, 4).square().sum(1) / 2).sqrt(),
+    "hierarchical": lambda n: (
+        torch.randn(n) * (0.5 * torch.randn(n) + 0.5 * torch.randn(n) - 0.5).exp()
+    ),
+    "empirical": lambda n: torch.randn(n) * (5.0 * torch.randn(n)).exp(),
+    "ard": lambda n: torch.randn(n) * torch.randn(n).abs(),
+    "horseshoe": lambda n: slab(n, 0.1 * cauchy(n) * cauchy(n)),
+    "gates": lambda n: torch.randn(n) * (2 * torch.logit(torch.rand(n))).sigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", READY)
+def test_the_prior_predictive_scale_of_weights(name: str) -> None:
+    """Kolmogorov-Smirnov, two samples of 20,000; false alarm rate 1e-4 for each of the priors."""
+    count = 20_000
+    sites = [s for s in tiny_model().sites if s.name.startswith("lora.query")]
+    prior = READY[name]
+    with pyro.plate("draws", count, dim=-2):
+        values = prior(sites)
+    for s in sites:
+        chosen = values[s.name][:, 0, 1, 0, 1]  # one weight: others share its scales
+        sd = (prior.scale(s) * s.unit).expand(s.shape)[1, 0, 1]
+        loc = 0.0 if s.anchor is None else s.anchor[1, 0, 1]
+        weight = (chosen - loc) / sd
+        selective = s.name.endswith("B") or name not in ("ard", "gates")
+        expected = BRUTE[name](count) if selective else torch.randn(count)
+        assert ks_2samp(weight.numpy(), expected.numpy()).pvalue > 1e-4, s.name
+        if name in ("laplace", "hierarchical", "ard"):  # heavier tails leave sds too noisy
+            assert weight.square().mean().sqrt().item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
+    sites = [s for s in tiny_model().sites if s.name.endswith(".B")]
+    with pyro.plate("draws", 2, dim=-2):
+        trace = poutine.trace(priors.Gates(change=0.5)).get_trace(sites)
+    gates = trace.nodes["gates.lora"]["value"].sigmoid()
+    for s in sites:
+        standard = trace.nodes[f"{s.name}.standard"]["value"]
+        expected = gates[..., None, None] * 0.5 * s.unit * standard
+        torch.testing.assert_close(trace.nodes[s.name]["value"], expected)
+
+
+def test_the_default_prior_on_b_is_matrix_normal() -> None:
+    """The covariance of vec B in fitted coordinates is a Kronecker product."""
+    model = tiny_model(aligned=True)
+    coordinates = model.network.coordinates
+    assert coordinates is not None
+    s = next(s for s in model.sites if s.name == "lora.query.B")
+    layers, out, rank = s.shape
+    moments = [
+        {n: (m := torch.randn(layers, size, size)) @ m.mT for n in coordinates.outer}
+        for size in (out, rank)
+    ]
+    coordinates.fit_axes(*moments)
+    basis = torch.eye(out * rank).reshape(-1, 1, out, rank).expand(-1, layers, -1, -1)
+    values = {t.name: torch.zeros(out * rank, *t.shape) for t in model.sites} | {s.name: basis}
+    images = coordinates(values)[s.name].flatten(2)  # (entry of Z, layer, entry of B)
+    left, right = (
+        coordinates.get_buffer(f"{s.name}.{side}".replace(".", "/")) for side in ("left", "right")
+    )
+    for layer in range(layers):
+        covariance = images[:, layer].mT @ images[:, layer]
+        u, v = left[layer] @ left[layer].mT, right[layer] @ right[layer].mT
+        torch.testing.assert_close(covariance, torch.kron(u, v), rtol=1e-3, atol=1e-5)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("prior", "options", "message"),
+    [
+        (priors.Laplace, {"change": 0.0}, "Laplace: change must be positive, got 0"),
+        (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between must be positive"),
+        (priors.Horseshoe, {"share": math.inf}, "Horseshoe: share must be finite.*improper"),
+        (priors.ARD, {"head": math.nan}, "ARD: head must be positive, got nan"),
+        (priors.EmpiricalBayes, {"wide": "wide"}, "wide must be positive, got 'wide'"),
+        (priors.StudentT, {"df": 2.0}, "StudentT: df must be above 2"),
+        (priors.Gates, {"probability": 1.0}, "Gates: probability must be below 1, got 1"),
+    ],
+)
+def test_improper_numbers_are_refused(prior: Any, options: Any, message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        prior(**options)
+
+
+# Sites made out of other latents
+
+
+def whole_life(prior: Any, **given: Any) -> None:
+    """Fit, predict, update, save, load, export: all is the same before and after loading."""
+    kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
+    data = tiny_examples(12)
+    model = tiny_model(kinds, prior=prior)
+    first = bh.fit(model, "normal", data, max_steps=3, batch_size=12, progress=False)
+    second = first.update(tiny_examples(8, seed=1))
+    assert second.report.history[0]["kl"] == pytest.approx(0.0, abs=1e-3)  # it starts at its prior
+    for posterior in (first, second):
+        with tempfile.TemporaryDirectory() as folder:
+            posterior.save(folder)
+            loaded = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), **given)
+        for samples in (0, 3):
+            one, two = (p.predict(data, samples).probabilities for p in (posterior, loaded))  # type: ignore[union-attr]
+            assert torch.equal(one, two)
+        third, again = posterior.update(data), loaded.update(data)
+        assert third.report.history == again.report.history
+        idata = posterior.to_arviz(samples=4)
+        for s in model.sites:
+            for group in (idata.posterior, idata.prior):
+                assert group[s.name].dims[2:] == s.dims
+                assert group[s.name].std("draw").max() > 0
+
+
+@pytest.mark.parametrize("name", READY)
+def test_the_whole_life_of_a_fit(name: str) -> None:
+    whole_life(READY[name])
+
+
+def by_layer(sites: Sequence[Any]) -> dict[str, Tensor]:
+    values = {}
+    for s in sites:
+        scale = pyro.sample(f"{s.name}.u", dist.Normal(0.0, 0.3))
+        sd = 0.1 * s.unit * scale.reshape(*scale.shape, *[1] * s.ndim).exp()
+        fn = dist.Normal(0.0, sd.expand(*sd.shape[: sd.dim() - s.ndim], *s.shape))
+        values[s.name] = pyro.sample(s.name, fn.to_event(s.ndim))
+    return values
+
+
+def reparametrised(sites: Sequence[Any]) -> dict[str, Tensor]:
+    with poutine.reparam(config={"lora.query.B": LocScaleReparam(0.0)}):
+        return by_layer(sites)
+
+
+def test_a_prior_of_one_s_own_reparametrised_by_pyro() -> None:
+    found = {latent.name for latent in latents(tiny_model(prior=reparametrised))}
+    assert "lora.query.B_decentered" in found and "lora.query.B" not in found
+    whole_life(reparametrised, prior=reparametrised)
+    posterior = bh.fit(
+        tiny_model(prior=reparametrised), "normal", tiny_examples(8), max_steps=2, progress=False
+    ).update(tiny_examples(8))
+    with pytest.raises(SaveError, match="reparametrised"):
+        save_and_load(posterior)
+
+
+def save_and_load(posterior: bh.Posterior) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        posterior.save(folder)
+        bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+
+
+def test_the_posterior_of_a_made_site_is_what_its_latents_make() -> None:
+    model = tiny_model(prior=priors.Hierarchical())
+    posterior = bh.fit(model, "normal", tiny_examples(8), max_steps=2, progress=False)
+    draws = posterior.sample(5)
+    for s in model.sites:
+        if "layer" in s.dims:
+            factor = draws[f"{s.name}.log_layers"].exp().reshape(5, -1, 1, 1)
+            loc = 0.0 if s.anchor is None else s.anchor
+            expected = loc + 0.1 * s.unit * factor * draws[f"{s.name}.standard"]
+            torch.testing.assert_close(draws[s.name], expected)
+
+
+def test_a_latent_without_a_value_is_an_error() -> None:
+    with pytest.raises(PriorError, match=r"samples 'lora\.query\.B\.log_ranks'"):
+        complete(priors.ARD(), [B], {f"{NAME}.standard": torch.zeros(B.shape)})
+    earlier = PosteriorPrior({"tau": dist.LogNormal(0.0, 1.0)}, priors.default())
+    with pytest.raises(PriorError, match=f"samples '{NAME}'"):
+        earlier([B])
+
+
+def test_guides_start_at_medians() -> None:
+    found = {latent.name: latent for latent in latents(tiny_model(prior=priors.Horseshoe()))}
+    torch.testing.assert_close(
+        found["lora.query.B.log_tau"].loc, torch.tensor(0.1).log(), rtol=1e-4, atol=1e-5
+    )
+    assert not found["lora.query.B.log_local"].loc.abs().max() > 1e-4
+
+
+def test_what_weights_tell_about_their_scale() -> None:
+    """D weights have Fisher information 2 D about their log scale; none about a scale of others."""
+    model = tiny_model(prior=priors.EmpiricalBayes())
+    starts = {latent.name: latent.loc for latent in latents(model)}
+    runs = [from_prior(model, starts) for _ in range(10)]
+    for s in model.sites:
+        mean = torch.stack([run[f"{s.name}.log_scale"] for run in runs]).mean().item()
+        # (2 D)^-1 times a squared score is nearly chi^2 of one degree: sd sqrt(2 / 320) = 0.08
+        assert mean / (2 * s.numel) == pytest.approx(1.0, abs=0.45), s.name
+        assert not runs[0][s.name].any()

@@ -31,7 +31,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
     """
     network = posterior.model.network
     found: dict[str, dict[int, list[Tensor]]] = {}
-    for block in blocks(posterior.guide, samples, seed):
+    for block in blocks(posterior.model, posterior.guide, samples, seed):
         values = {site.name: block[site.name][:, 0] for site in network.sites}
         weights = values if network.coordinates is None else network.coordinates(values)
         for branch, layers in sizes(network, weights).items():

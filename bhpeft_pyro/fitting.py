@@ -91,7 +91,7 @@ def fit(
     with seeded(options.seed):
         align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
         if _may_start(module, options):
-            start(model, module, rest, options)
+            model = start(model, module, rest, options)
     posterior = Posterior(model, module, (report,), text, model.prior)
     return fit_round(posterior, rest, held_out, optimizer, kept)
 

@@ -37,21 +37,19 @@ State = dict[str, Tensor]
 def optimise(
     model: Model,
     guide: nn.Module,
-    examples: Examples,
+    data: Examples | Feed,
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
-    frozen: bool = False,
 ) -> None:
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
-
-    If `frozen`, the transformer's features are computed once and the PEFT weights have no effect.
 
     Raises:
         FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
             left in its last good state.
     """
-    _Run(model, guide, examples, validation, report, optimizer, frozen).run()
+    feed = data if isinstance(data, Feed) else Feed(model, data)
+    _Run(model, guide, feed, validation, report, optimizer).run()
 
 
 class _Run:
@@ -61,20 +59,19 @@ class _Run:
         self,
         model: Model,
         guide: nn.Module,
-        examples: Examples,
+        feed: Feed,
         validation: Examples | None,
         report: FitReport,
         optimizer: OptimizerFactory | None,
-        frozen: bool,
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
         self.options = options = report.options
         self.particles = 1 if isinstance(guide, DeltaGuide) else options.particles
-        self.feed = Feed(model, examples, frozen)
+        self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless()
-        per_epoch = -(-len(examples) // (options.batch_size * options.accumulate))
+        per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
         self.elbo = ELBO(self.particles, options.temperature)

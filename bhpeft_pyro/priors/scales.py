@@ -34,7 +34,9 @@ class FunctionSpacePrior(ABC):
             network with `aligned=False` it changes its block's output by this fraction.
         spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
         prefix: sd of prefixes, as a fraction of the frozen keys and values.
-        head: sd of each output (logit) under the prior of the head's weights.
+        head: sd of each output (logit) under the prior of the head's weights. None leaves it open:
+            a fit of a `normal` guide sets it by empirical Bayes, on the features of the frozen
+            transformer, where the evidence lower bound is highest; until then it is 1.
         other: scale of the likelihood's own sites, in their units.
 
     Raises:
@@ -44,12 +46,14 @@ class FunctionSpacePrior(ABC):
     change: float = 0.1
     spread: float = 0.1
     prefix: float = 0.1
-    head: float = 2.0
+    head: float | None = None
     other: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "head" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise PriorError(
                     f"{type(self).__name__}: {field.name} must be positive, got {value!r}"
@@ -64,7 +68,7 @@ class FunctionSpacePrior(ABC):
         """The prior sd of a site, in its units."""
         kind = site.name.split(".")[0]
         if kind == "head":
-            return self.head
+            return 1.0 if self.head is None else self.head
         if kind not in _PEFT:
             return self.other
         if any(mark in site.name for mark in _INPUT_SIDE):

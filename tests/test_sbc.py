@@ -90,23 +90,6 @@ def test_mean_field_is_too_narrow_but_not_biased() -> None:
     assert "head.bias[0]" not in found.biased
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("guide", "options", "passes"),
-    [
-        ("normal", {"max_steps": 60, "natural_lr": 0.3}, False),
-        ("AutoMultivariateNormal", {"max_steps": 700, "lr": 0.03}, True),
-    ],
-)
-def test_fits_at_length(guide: str, options: dict[str, Any], passes: bool) -> None:
-    model = regression_model()
-    found = sbc(
-        model, guide, TEXTS, sites="head.bias", batch_size=24, warmup=0.0, particles=8, **options
-    )
-    assert ("head.bias[0]" not in found.failed) == passes, str(found)
-    assert "head.bias[0]" not in found.biased
-
-
 def test_classes_and_peft_weights() -> None:
     """The prior passes in all but the likelihood, so truths, labels and ranks are drawn alike."""
     model = tiny_model(outputs=3, aligned=True)

@@ -13,6 +13,7 @@ from torch.distributions import constraints, register_kl
 
 __all__ = ["Covariance", "LowRankNormal", "leading"]
 
+_NO_DIMS = torch.Size()
 _ROWS = 2**16  # taken to double precision at a time: in single, weak axes are not orthogonal
 
 
@@ -142,7 +143,7 @@ class LowRankNormal(TorchDistribution):
         self,
         loc: Tensor,
         covariance: Covariance,
-        batch_shape: torch.Size = torch.Size(),
+        batch_shape: torch.Size = _NO_DIMS,
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.covariance = loc, covariance
@@ -159,7 +160,7 @@ class LowRankNormal(TorchDistribution):
     def variance(self) -> Tensor:
         return self.covariance.variance.expand(self.batch_shape + self.event_shape)
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Any = _NO_DIMS) -> Tensor:
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc + self.covariance.root(noise)

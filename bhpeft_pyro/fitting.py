@@ -14,7 +14,7 @@ from torch import nn
 from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
-from .guides import Guide, NormalGuide, autoguide
+from .guides import Guide, LowRankGuide, NormalGuide, autoguide
 from .inference.alignment import align
 from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
@@ -104,9 +104,11 @@ def check_patience(options: FitOptions, validation: object | None) -> None:
         )
 
 
-def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide]:
+def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide | LowRankGuide]:
     """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
-    return isinstance(guide, NormalGuide) and guide.init_scale is None and options.temperature > 0
+    if isinstance(guide, NormalGuide):
+        return guide.init_scale is None and options.temperature > 0
+    return isinstance(guide, LowRankGuide) and options.temperature > 0
 
 
 def _check_classes(examples: Examples, column: str) -> None:
@@ -143,6 +145,8 @@ def fit_round(
         FitError: with the last good state.
     """
     model, guide, report = posterior.model, posterior.guide, posterior.report
+    if isinstance(guide, Guide):
+        guide.follow(model)
     try:
         optimise(model, guide, examples, validation, report, optimizer)
         return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
@@ -162,5 +166,7 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
+    if isinstance(guide, Guide):
+        guide.follow(model)
     optimise(model, guide, kept, None, report, optimizer)
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

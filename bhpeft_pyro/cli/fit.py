@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .. import posterior as library
+from .. import fitting as library
 from ..errors import ConfigError
 from ..guides import GUIDES
 from ..inference import FitOptions

@@ -17,12 +17,12 @@ from torch import Tensor
 from ..batch import Batch
 from ..data import Examples, encode
 from ..errors import ConfigError, DataError
+from ..fitting import fit
 from ..inference.alignment import align
 from ..inference.draws import blocks, draw, seeded
 from ..inference.feed import Feed
 from ..model import Model
 from ..network import RandomPEFT
-from ..fitting import fit
 from ..posterior import Posterior
 from .calibration import Calibration
 from .passes import labels, prior_guide, run

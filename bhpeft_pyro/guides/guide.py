@@ -6,6 +6,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
 __all__ = ["Guide", "key"]
@@ -46,6 +47,10 @@ class Guide(nn.Module):
             GuideError: the posterior is degenerate (a point).
         """
         return PosteriorPrior(self.distributions())
+
+    def follow(self, model: Model) -> None:
+        """Go on as a guide of the same weights under another prior: the next round's, or one whose
+        scales have been set since. For guides that keep something of their prior."""
 
     def means(self) -> dict[str, Tensor]:
         """A central value per site: where `predict(samples=0)` looks."""

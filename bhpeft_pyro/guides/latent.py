@@ -31,6 +31,7 @@ class Latent:
         loc: where a guide starts.
         scale: the prior's sd, where a guide's sd starts.
         prior: its distribution under the prior, given the starting values of the others.
+        is_site: whether it is a site of the model, not something the prior samples besides.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Latent:
     loc: Tensor
     scale: Tensor
     prior: TorchDistribution
+    is_site: bool
 
 
 def base_of(distribution: Distribution) -> Distribution:
@@ -91,7 +93,8 @@ def latents(model: Model) -> list[Latent]:
         transform = biject_to(support)
         value: Any = node["value"]
         loc = transform.inv(value.to(device)).detach().clone()
-        found.append(Latent(name, support, loc, _prior_scale(fn, loc, sites.get(name)), fn))
+        scale = _prior_scale(fn, loc, sites.get(name))
+        found.append(Latent(name, support, loc, scale, fn, name in sites))
     made = {name for name in trace.observation_nodes if name in sites}
     missing = sites.keys() - {latent.name for latent in found} - made
     if missing:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -19,6 +21,8 @@ from .guide import Guide
 from .latent import Latent, base_of, latents
 
 __all__ = ["LowRankGuide"]
+
+_BUFFERS = ("scale", "axes", "ratio")
 
 
 class LowRankGuide(Guide):
@@ -45,15 +49,11 @@ class LowRankGuide(Guide):
             raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")
         self.rank = rank
         found = latents(model)
-        self._joint = [latent.name for latent in found] == [JOINT]
-        self.prior = prior_normal(found)
         self._shapes = {site.name: site.shape for site in model.sites}
-        if not self._joint:
-            self._shapes = {latent.name: tuple(latent.loc.shape) for latent in found}
-        loc = self.prior.loc if self._joint else torch.cat([x.loc.flatten() for x in found])
-        self.loc = nn.Parameter(loc.detach().clone())
+        self.follow(model)
+        self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
         start = self.prior.covariance
-        for name in ("scale", "axes", "ratio"):
+        for name in _BUFFERS:
             self.register_buffer(name, getattr(start, name))
         self.scale: Tensor
         self.axes: Tensor
@@ -75,7 +75,7 @@ class LowRankGuide(Guide):
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
-        infer = {"is_auxiliary": not self._joint}
+        infer: InferDict = {"is_auxiliary": not self._joint}
         values = self.unpack(pyro.sample(JOINT, normal, infer=infer))
         if self._joint:
             return values
@@ -83,6 +83,11 @@ class LowRankGuide(Guide):
             name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
             for name, value in values.items()
         }
+
+    def follow(self, model: Model) -> None:
+        found = latents(model)
+        self.prior = prior_normal(found)
+        self._joint = [latent.name for latent in found] == [JOINT]
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """(*P, D) to a tensor (*P, *shape) for each site."""
@@ -99,6 +104,13 @@ class LowRankGuide(Guide):
         """The marginal sds per site."""
         return self.unpack(self.covariance.variance.sqrt())
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As every module's; the number of directions measured so far may differ."""
+        for name in _BUFFERS:
+            if name in state_dict:
+                setattr(self, name, state_dict[name].clone())
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
 
 def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
     """The prior of all latents as one Normal.
@@ -111,6 +123,11 @@ def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
         assert isinstance(normal, LowRankNormal)
         return normal
     parts = []
+    if others := [latent.name for latent in found if not latent.is_site]:
+        raise GuideError(
+            f"LowRankGuide: the prior also samples {', '.join(others)}, on which its sites may "
+            "depend; expected independent Normals"
+        )
     for latent in found:
         base = base_of(latent.prior)
         if not isinstance(base, Normal):

@@ -19,15 +19,15 @@ from ..guides import LowRankGuide
 from ..model import Model
 from .fisher import scores
 
-__all__ = ["narrow"]
+__all__ = ["narrowed"]
 
 _BLOCK = 128  # gradients gathered before the leading directions are sought again
 
 
-def narrow(
+def narrowed(
     model: Model, guide: LowRankGuide, batches: Sequence[Batch], size: float, share: float
-) -> None:
-    """Move a guide's precision towards its optimum, in place.
+) -> Covariance:
+    """A guide's covariance once its precision has moved towards its optimum.
 
     Args:
         batches: examples, not shared out; no label is looked at.
@@ -53,9 +53,7 @@ def narrow(
             width = guide.rank
     root = _shortened(columns, guide.rank)
     rest = (total - root.square().sum(-1)).clamp_min(0)
-    guide.covariance = Covariance.from_precision(
-        (diagonal + rest) / unit[:, 0].square(), root / unit
-    )
+    return Covariance.from_precision((diagonal + rest) / unit[:, 0].square(), root / unit)
 
 
 def _gradients(model: Model, guide: LowRankGuide, batch: Batch) -> Tensor:

@@ -130,7 +130,11 @@ def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | No
         return None
     tensors = base.loc.expand(base.batch_shape), base.scale.expand(base.batch_shape)
     shape = base.batch_shape[:lead]
-    if any(stride and size > 1 for t in tensors for stride, size in zip(t.stride(), shape)):
+    if any(
+        stride and size > 1
+        for t in tensors
+        for stride, size in zip(t.stride(), shape, strict=False)
+    ):
         return None
     loc, scale = (tensor[(0,) * lead].flatten() for tensor in tensors)
     return loc, scale

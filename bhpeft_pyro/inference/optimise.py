@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain
+from itertools import chain, islice
 
 import pyro
 import torch
@@ -18,12 +18,14 @@ from transformers import get_scheduler
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError, GuideError
-from ..guides import DeltaGuide, FunctionGuide, Guide, NormalGuide, latents
+from ..guides import DeltaGuide, FunctionGuide, Guide, LowRankGuide, NormalGuide, latents
 from ..metrics import evaluate
 from ..model import Model
+from .curvature import narrowed
 from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
+from .joint import JointNaturalGradient
 from .natural import NaturalGradient
 from .predict import predict
 from .report import FitReport, unsettled
@@ -32,6 +34,10 @@ __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = dict[str, Tensor]
+
+# A low-rank guide's covariance is measured so many times, each on so many examples; the last
+# few measurements count alike.
+_MEASUREMENTS, _MEASURED, _LEAST_SHARE = 12, 128, 0.2
 
 
 def optimise(
@@ -70,7 +76,8 @@ class _Run:
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.batches: Iterator[Batch] = self._endless()
+        self.batches: Iterator[Batch] = self._endless(self.particles)
+        self._whole = self._endless(1)
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
@@ -107,6 +114,7 @@ class _Run:
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
+                self._measure(step)
                 entry = self._step(step, optimizers)
                 if entry is None:
                     report.skipped += 1
@@ -141,9 +149,9 @@ class _Run:
             self._summarise()
         report.seconds = time.monotonic() - started
 
-    def _endless(self) -> Iterator[Batch]:
+    def _endless(self, particles: int) -> Iterator[Batch]:
         while True:
-            yield from self.feed.training(self.options.batch_size, self.particles, self.generator)
+            yield from self.feed.training(self.options.batch_size, particles, self.generator)
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and see that guide and model fit together."""
@@ -167,6 +175,9 @@ class _Run:
         natural = {id(tensor) for pair in pairs for tensor in pair}
         rest = [p for p in params if id(p) not in natural]
         optimizers: list[Optimizer] = []
+        if isinstance(self.guide, LowRankGuide):
+            rest = []
+            optimizers.append(JointNaturalGradient(self.guide, lr=self._natural_lr()))
         if pairs:
             optimizers.append(NaturalGradient(pairs, lr=self._natural_lr()))
         if rest:
@@ -180,6 +191,23 @@ class _Run:
             return self.options.natural_lr
         batch = self.options.batch_size * self.options.accumulate
         return min(batch / len(self.feed.examples), 0.1)
+
+    def _measure(self, step: int) -> None:
+        """Measure a low-rank guide's covariance, at steps spread evenly over the fit."""
+        guide, options = self.guide, self.options
+        every = -(-self.steps // _MEASUREMENTS)
+        if not isinstance(guide, LowRankGuide) or (step - 1) % every:
+            return
+        device = self.model.network.device
+        count = -(-_MEASURED // options.batch_size)
+        batches = [batch.to(device) for batch in islice(self._whole, count)]
+        guide.covariance = narrowed(
+            self.model,
+            guide,
+            batches,
+            len(self.feed.examples) / options.temperature,
+            max(1 / (1 + (step - 1) // every), _LEAST_SHARE),
+        )
 
     def _step(self, step: int, optimizers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""
@@ -262,9 +290,12 @@ class _Run:
         parts = self.elbo.parts
         assert parts is not None
         self.report.kl = {name: value.item() for name, value in parts.kl.items()}
-        if isinstance(self.guide, NormalGuide):
+        if isinstance(self.guide, NormalGuide | LowRankGuide):
             after = self.guide.scales()
-            prior = {latent.name: latent.scale for latent in latents(self.model)}
+            if isinstance(self.guide, LowRankGuide):
+                prior = self.guide.unpack(self.guide.prior.variance.sqrt())
+            else:
+                prior = {latent.name: latent.scale for latent in latents(self.model)}
             self.report.scales = {
                 name: (after[name] / prior[name]).log().mean().exp().item() for name in after
             }

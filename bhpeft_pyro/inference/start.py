@@ -1,4 +1,4 @@
-"""Where a Normal guide starts: at a fitted head, with the sds of a diagonal Laplace approximation.
+"""Where Normal guides start: at a fitted head, with the sds of a diagonal Laplace approximation.
 
 Natural-gradient steps are scaled by the sds. At the prior's, which are far too wide for what the
 data say, the first steps go astray, on ratings beyond return.
@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 
 from ..data import Examples
-from ..guides import NormalGuide
+from ..guides import LowRankGuide, NormalGuide
 from ..head import Head
 from ..model import Model
 from ..priors import FunctionSpacePrior
@@ -30,7 +30,9 @@ _ROUNDS = 6  # in which the head's prior scale is found
 _LEAST, _MOST = 0.05, 20.0  # between which it stays
 
 
-def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOptions) -> Model:
+def start(
+    model: Model, guide: NormalGuide | LowRankGuide, examples: Examples, options: FitOptions
+) -> Model:
     """Move a guide to its start, in place.
 
     What weights tell about their scales comes first. Then the head is fitted to the frozen
@@ -40,8 +42,9 @@ def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOpti
     Returns:
         The model, under a prior in which nothing is left open.
     """
-    guide.narrow(from_prior(model, guide.means()))
     told: set[str] = set()
+    if isinstance(guide, NormalGuide):
+        guide.narrow(from_prior(model, guide.means()))
     if isinstance(model.network.head, Head):
         frozen = Feed(model, examples, frozen=True)
         told = _narrow(model, guide, frozen, options, told)
@@ -51,7 +54,9 @@ def start(model: Model, guide: NormalGuide, examples: Examples, options: FitOpti
     return model
 
 
-def _fit_head(model: Model, guide: NormalGuide, frozen: Feed, options: FitOptions) -> Model:
+def _fit_head(
+    model: Model, guide: NormalGuide | LowRankGuide, frozen: Feed, options: FitOptions
+) -> Model:
     prior = model.prior
     open_scale = isinstance(prior, FunctionSpacePrior) and prior.head is None
     if not (open_scale or model.network.kinds):
@@ -72,34 +77,45 @@ def _fit_head(model: Model, guide: NormalGuide, frozen: Feed, options: FitOption
         if isinstance(prior, FunctionSpacePrior) and open_scale:
             prior = replace(prior, head=_head_scale(model, guide))
             model = Model(model.network, prior, model.likelihood)
+            guide.follow(model)
     return model
 
 
-def _head_scale(model: Model, guide: NormalGuide) -> float:
-    """The scale of the head's prior at which the evidence lower bound of this guide is highest.
+def _head_scale(model: Model, guide: NormalGuide | LowRankGuide) -> float:
+    """An empirical-Bayes estimate of the scale of the head's prior.
 
-    With weights N(m, s^2) under N(0, (c u)^2) that is c^2 = mean((m^2 + s^2) / u^2). MacKay (1992)
-    solves it for the weights about which data say something,
-    c^2 = sum(m^2 / u^2) / sum(1 - s^2 / (c u)^2), and so gets there in few steps.
+    Under a prior N(0, c^2), in units, and with r = 1 - s^2 / c^2 the share of a weight's posterior
+    N(m, s^2) that comes from data, E[m^2] = r c^2: so c^2 is the sum of m^2 over that of r (MacKay
+    1992). Here each weight counts r-fold: of those about which data say nothing m is only the
+    noise of the last steps.
     """
     means, sds = guide.means(), guide.scales()
     power = told = 0.0
     for site in model.sites:
         if site.name.startswith("head."):
-            sd = model.prior.sd(site)  # type: ignore[attr-defined]
-            power += float((means[site.name] / site.unit).square().sum())
-            told += float((1 - (sds[site.name] / sd).square()).sum())
+            share = 1 - (sds[site.name] / model.prior.sd(site)).square()  # type: ignore[attr-defined]
+            share = share.clamp_min(0)
+            power += float((share * (means[site.name] / site.unit).square()).sum())
+            told += float(share.square().sum())
     return min(max((power / max(told, 1e-3)) ** 0.5, _LEAST), _MOST)
 
 
 def _narrow(
-    model: Model, guide: NormalGuide, feed: Feed, options: FitOptions, told: set[str]
+    model: Model,
+    guide: NormalGuide | LowRankGuide,
+    feed: Feed,
+    options: FitOptions,
+    told: set[str],
 ) -> set[str]:
     """Add what N examples tell about the latents to their precisions, but not to those `told`.
+
+    A low-rank guide's covariance is measured as it is fitted.
 
     Returns:
         Those told now: with frozen features the examples say nothing about PEFT weights.
     """
+    if isinstance(guide, LowRankGuide):
+        return told
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
     batches = islice(feed.training(options.batch_size, 1, generator), count)

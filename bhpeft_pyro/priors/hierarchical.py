@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
+from .posterior import PosteriorPrior
 from .scales import FunctionSpacePrior, along, multiplied
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def empirical_scales(posterior: Posterior) -> dict[str, float]:
     ['head.weight', 'head.bias']
     """
     found = {}
-    known = posterior.as_prior().distributions
+    prior = posterior.as_prior()
+    known = prior.distributions if isinstance(prior, PosteriorPrior) else {}
     for site in posterior.model.sites:
         q = known.get(f"{site.name}.log_scale")
         if q is not None and not q.event_shape:

@@ -38,7 +38,9 @@ def with_extras(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(GuideError, match=r"unknown guide 'gauss'; known: normal, delta.*AutoIAF"):
+    with pytest.raises(
+        GuideError, match=r"unknown guide 'gauss'; known: normal, lowrank, delta.*AutoIAF"
+    ):
         bh.autoguide("gauss", tiny_model(()))
     for name in GUIDES:
         assert isinstance(bh.autoguide(name, tiny_model(())), bh.Guide)

@@ -27,7 +27,8 @@ __all__ = ["start"]
 _EXAMPLES = 128  # on which the Fisher information is measured
 _STEPS = 500  # at most, for the head
 _ROUNDS = 6  # in which the head's prior scale is found
-_LEAST, _MOST = 0.05, 20.0  # between which it stays
+# Between these it stays: under a head of almost no prior, PEFT weights would have no effect either.
+_LEAST, _MOST = 1.0, 20.0
 
 
 def start(

@@ -120,7 +120,7 @@ def test_gates_recover_planted_layers_and_meet_the_exact_probabilities() -> None
     sites, truth = kinds()
     prior = priors.Gates(change=1.0, prefix=1.0)
     model, data = planted(truth, sites, prior, 128, 4.0)
-    found = gate_probabilities(fit(model, data))
+    found = gate_probabilities(fit(model, data, max_steps=500))
     assert list(found["lora"]) == [1, 4, 5]
     logits = torch.linspace(-60, 60, 12001, dtype=torch.float64)
     z = logits * prior.relaxation
@@ -175,18 +175,18 @@ def test_hierarchical_scales_over_layers_against_quadrature() -> None:
     b = site("lora.query.B", (4, 6, 2), "layer", "out", "rank")
     scales = torch.tensor([0.2, 0.5, 1.0, 2.0]).reshape(-1, 1, 1)
     truth = scales * torch.randn(b.shape, generator=torch.Generator().manual_seed(1))
-    prior = priors.Hierarchical(change=1.0, overall=1.0, between=1.0)
+    prior = priors.Hierarchical(change=1.0)
     model, data = planted({b.name: truth}, [b], prior, 64, 8.0)
     evidence = log_evidence(least_squares(model, data)[b.name], 8.0, 64)
-    given = Normal(GRID.unsqueeze(-1), 1.0).log_prob(GRID)  # of a layer's scale, (overall, layer's)
+    given = Normal(GRID.unsqueeze(-1), 0.5).log_prob(GRID)  # of a layer's scale, (overall, layer's)
     joint = given.unsqueeze(-1) + evidence
-    overall = (Normal(-2.0, 1.0).log_prob(GRID) + joint.logsumexp(1).sum(1)).log_softmax(0)
+    overall = (Normal(-0.5, 0.5).log_prob(GRID) + joint.logsumexp(1).sum(1)).log_softmax(0)
     layers = (overall[:, None, None] + joint - joint.logsumexp(1, keepdim=True)).logsumexp(0)
     draws = fit(model, data).sample(2000)
     compare_scales(draws["lora.query.B.log_layers"].double(), *moments(GRID, layers))
     mean, sd = moments(GRID, overall)
     compare_scales(draws["lora.query.B.log_scale"].double()[:, None], mean[None], sd[None])
-    assert (moments(GRID, layers)[0][3] - moments(GRID, layers)[0][0]) > 1.0  # layers do differ
+    assert (moments(GRID, layers)[0][3] - moments(GRID, layers)[0][0]) > 0.7  # layers do differ
 
 
 def test_the_head_s_hierarchical_scale_against_quadrature() -> None:

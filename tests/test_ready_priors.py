@@ -200,7 +200,7 @@ def test_improper_numbers_are_refused(prior: Any, options: Any, message: str) ->
 # Sites made out of other latents
 
 
-def whole_life(prior: Any, **given: Any) -> None:
+def whole_life(prior: Any, given: Any = None) -> None:
     """Fit, predict, update, save, load, export: all is the same before and after loading."""
     kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
     data = tiny_examples(12)
@@ -211,7 +211,9 @@ def whole_life(prior: Any, **given: Any) -> None:
     for posterior in (first, second):
         with tempfile.TemporaryDirectory() as folder:
             posterior.save(folder)
-            loaded = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), **given)
+            loaded = bh.Posterior.load(
+                folder, tiny_backbone(), tokenizer=tiny_tokenizer(), prior=given
+            )
         for samples in (0, 3):
             one, two = (p.predict(data, samples).probabilities for p in (posterior, loaded))  # type: ignore[union-attr]
             assert torch.equal(one, two)
@@ -247,7 +249,7 @@ def reparametrised(sites: Sequence[Any]) -> dict[str, Tensor]:
 def test_a_prior_of_one_s_own_reparametrised_by_pyro() -> None:
     found = {latent.name for latent in latents(tiny_model(prior=reparametrised))}
     assert "lora.query.B_decentered" in found and "lora.query.B" not in found
-    whole_life(reparametrised, prior=reparametrised)
+    whole_life(reparametrised, given=reparametrised)
     posterior = bh.fit(
         tiny_model(prior=reparametrised), "normal", tiny_examples(8), max_steps=2, progress=False
     ).update(tiny_examples(8))

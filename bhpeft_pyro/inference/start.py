@@ -119,9 +119,19 @@ def _narrow(
         return told
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
-    batches = islice(feed.training(options.batch_size, 1, generator), count)
     device = model.network.device
-    information = diagonal(model, guide.means(), (batch.to(device) for batch in batches))
+    batches = [
+        batch.to(device) for batch in islice(feed.training(options.batch_size, 1, generator), count)
+    ]
+    means = guide.means()
+    information = diagonal(model, means, batches)
+    # A scale has no effect where the weights that it multiplies are zero: there, those are drawn.
+    silent = {name for name, more in information.items() if not more.any()}
+    if silent := silent - {site.name for site in model.sites}:
+        with torch.no_grad():
+            drawn = guide() | {name: means[name] for name in silent}
+        more = diagonal(model, drawn, batches)
+        information |= {name: more[name] for name in silent}
     size = len(feed.examples) / options.temperature
     news = {
         name: size * more for name, more in information.items() if name not in told and more.any()

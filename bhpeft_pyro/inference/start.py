@@ -15,7 +15,7 @@ from ..data import Examples
 from ..guides import LowRankGuide, NormalGuide
 from ..head import Head
 from ..model import Model
-from ..priors import FunctionSpacePrior
+from ..priors import FunctionSpaceNormal
 from .feed import Feed
 from .fisher import diagonal, from_prior
 from .optimise import optimise
@@ -59,7 +59,7 @@ def _fit_head(
     model: Model, guide: NormalGuide | LowRankGuide, frozen: Feed, options: FitOptions
 ) -> Model:
     prior = model.prior
-    open_scale = isinstance(prior, FunctionSpacePrior) and prior.head is None
+    open_scale = isinstance(prior, FunctionSpaceNormal) and prior.head is None
     if not (open_scale or model.network.kinds):
         return model  # the fit proper is about to do this
     size = len(frozen.examples)
@@ -75,7 +75,7 @@ def _fit_head(
     for _ in range(rounds):
         report = FitReport(size, frozen.examples.fingerprint, brief)
         optimise(model, guide, frozen, None, report)
-        if isinstance(prior, FunctionSpacePrior) and open_scale:
+        if isinstance(prior, FunctionSpaceNormal) and open_scale:
             prior = replace(prior, head=_head_scale(model, guide))
             model = Model(model.network, prior, model.likelihood)
             guide.follow(model)

@@ -34,9 +34,9 @@ class FunctionSpacePrior(ABC):
             network with `aligned=False` it changes its block's output by this fraction.
         spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
         prefix: sd of prefixes, as a fraction of the frozen keys and values.
-        head: sd of each output (logit) under the prior of the head's weights. None leaves it open:
-            a fit of a `normal` guide sets it by empirical Bayes, on the features of the frozen
-            transformer, where the evidence lower bound is highest; until then it is 1.
+        head: sd of each output (logit) under the prior of the head's weights. None is 1; but
+            `FunctionSpaceNormal` leaves it open then, and a fit of a `normal` or `lowrank` guide
+            sets it, at 1 or more, by empirical Bayes on the features of the frozen transformer.
         other: scale of the likelihood's own sites, in their units.
 
     Raises:

@@ -28,7 +28,7 @@ from .feed import Feed
 from .joint import JointNaturalGradient
 from .natural import NaturalGradient
 from .predict import predict
-from .report import FitReport, unsettled
+from .report import FitReport, drifting, unsettled
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
@@ -86,6 +86,7 @@ class _Run:
         self.optimizer = optimizer
         self.good: State = {}  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}
+        self.widths: dict[str, list[float]] = {}  # mean log sds at each measurement
 
     def run(self) -> None:
         options, report = self.options, self.report
@@ -208,6 +209,8 @@ class _Run:
             len(self.feed.examples) / options.temperature,
             max(1 / (1 + (step - 1) // every), _LEAST_SHARE),
         )
+        for name, scale in guide.scales().items():
+            self.widths.setdefault(name, []).append(scale.log().mean().item())
 
     def _step(self, step: int, optimizers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""
@@ -299,7 +302,7 @@ class _Run:
             self.report.scales = {
                 name: (after[name] / prior[name]).log().mean().exp().item() for name in after
             }
-            self.report.unsettled = unsettled(self.slopes)
+            self.report.unsettled = [*unsettled(self.slopes), *drifting(self.widths)]
 
 
 def _copy(module: nn.Module) -> State:

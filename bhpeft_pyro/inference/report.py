@@ -14,7 +14,7 @@ from torch import Tensor
 from .guards import guards
 from .options import FitOptions
 
-__all__ = ["FitReport", "unsettled"]
+__all__ = ["FitReport", "drifting", "unsettled"]
 
 _SETTLED = 0.05  # relative change of a site's sds that is still to come
 
@@ -33,7 +33,7 @@ class FitReport:
         history: one entry per step, in nats per example: step, loss, nll, kl, temperature (the
             weight of the KL at this step), lr, gradient (its norm, per example), and
             validation_nll where it was evaluated.
-        kl: KL per site at the end, in nats for the whole data set.
+        kl: KL per latent at the end, in nats for the whole data set; a joint guide has but one.
         scales: geometric mean per site of posterior sd / prior sd.
         unsettled: sites whose sds were still on their way at the end, however slow the steps.
         best_step: the step whose state was kept, with early stopping.
@@ -101,10 +101,8 @@ class FitReport:
             )
         width = max(map(len, self.scales), default=0)
         for name, scale in self.scales.items():
-            lines.append(
-                f"  {name:<{width}}  KL {self.kl.get(name, float('nan')):9.2f} nats, "
-                f"sd / prior sd {scale:.3f}"
-            )
+            kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""
+            lines.append(f"  {name:<{width}}  {kl}sd / prior sd {scale:.3f}")
         return "\n".join(lines + self.guards)
 
 
@@ -126,3 +124,13 @@ def unsettled(slopes: Mapping[str, Sequence[Tensor]]) -> list[str]:
         if ahead.mean().abs() > _SETTLED + 2 * noise:
             found.append(name)
     return found
+
+
+def drifting(widths: Mapping[str, Sequence[float]]) -> list[str]:
+    """Sites whose sds moved by over 5 % in the last quarter of their measurements.
+
+    Args:
+        widths: per site the mean log sd at each measurement, evenly spread over the fit.
+    """
+    ends = {name: values[-1 - len(values) // 4 :] for name, values in widths.items()}
+    return [name for name, values in ends.items() if abs(values[-1] - values[0]) > _SETTLED]

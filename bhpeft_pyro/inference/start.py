@@ -6,6 +6,7 @@ data say, the first steps go astray, on ratings beyond return.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -15,6 +16,7 @@ from ..data import Examples
 from ..guides import LowRankGuide, NormalGuide
 from ..head import Head
 from ..model import Model
+from ..peft.sites import Site
 from ..priors import FunctionSpaceNormal
 from .feed import Feed
 from .fisher import diagonal, from_prior
@@ -76,13 +78,15 @@ def _fit_head(
         report = FitReport(size, frozen.examples.fingerprint, brief)
         optimise(model, guide, frozen, None, report)
         if isinstance(prior, FunctionSpaceNormal) and open_scale:
-            prior = replace(prior, head=_head_scale(model, guide))
+            prior = replace(prior, head=_head_scale(model.sites, prior, guide))
             model = Model(model.network, prior, model.likelihood)
             guide.follow(model)
     return model
 
 
-def _head_scale(model: Model, guide: NormalGuide | LowRankGuide) -> float:
+def _head_scale(
+    sites: Sequence[Site], prior: FunctionSpaceNormal, guide: NormalGuide | LowRankGuide
+) -> float:
     """An empirical-Bayes estimate of the scale of the head's prior.
 
     Under a prior N(0, c^2), in units, and with r = 1 - s^2 / c^2 the share of a weight's posterior
@@ -92,9 +96,9 @@ def _head_scale(model: Model, guide: NormalGuide | LowRankGuide) -> float:
     """
     means, sds = guide.means(), guide.scales()
     power = told = 0.0
-    for site in model.sites:
+    for site in sites:
         if site.name.startswith("head."):
-            share = 1 - (sds[site.name] / model.prior.sd(site)).square()  # type: ignore[attr-defined]
+            share = 1 - (sds[site.name] / prior.sd(site)).square()
             share = share.clamp_min(0)
             power += float((share * (means[site.name] / site.unit).square()).sum())
             told += float(share.square().sum())

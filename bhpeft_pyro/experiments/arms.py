@@ -45,6 +45,7 @@ ARMS = {
     "head only, Bayesian": Arm(tuple, "normal"),
     "deterministic": Arm(presets.bh_peft, "delta"),
     "Bayesian": Arm(presets.bh_peft, "normal"),
+    "Bayesian, joint": Arm(presets.bh_peft, "lowrank"),
 }
 
 

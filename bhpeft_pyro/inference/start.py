@@ -27,7 +27,8 @@ from .report import FitReport
 __all__ = ["start"]
 
 _EXAMPLES = 128  # on which the Fisher information is measured
-_STEPS = 500  # at most, for the head
+# For the head steps are cheap, and batches may be large: a tenth of the examples at least.
+_STEPS, _SHARE = 90, 10
 _ROUNDS = 6  # in which the head's prior scale is found
 # Between these it stays: under a head of almost no prior, PEFT weights would have no effect either.
 _LEAST, _MOST = 1.0, 20.0
@@ -65,11 +66,15 @@ def _fit_head(
     if not (open_scale or model.network.kinds):
         return model  # the fit proper is about to do this
     size = len(frozen.examples)
-    steps = min(options.epochs * -(-size // options.batch_size), _STEPS)
+    batch_size = options.particles * -(
+        -max(options.batch_size, size // _SHARE) // options.particles
+    )
+    steps = max(_STEPS, options.epochs * -(-size // batch_size))
     rounds = _ROUNDS if open_scale else 1
     brief = replace(
         options,
         max_steps=-(-steps // rounds),
+        batch_size=batch_size,
         accumulate=1,
         patience=None,
         progress=False,

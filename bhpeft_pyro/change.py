@@ -23,7 +23,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
     Returns:
         Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to (samples,).
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> {branch: list(layers) for branch, layers in changes(fitted).items()}

@@ -176,6 +176,20 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert bh.Posterior.load(tmp_path / "second", *_tiny(folder)).report.steps == 1
 
 
+def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
+    quick = ("--max-steps", 3, "--validation", 0, "--overwrite", "--out", tmp_path / "next")
+    new = tmp_path / "new.csv"
+    new.write_text("text,label\n" + "".join(f"w{9 + i} w40,strange\n" for i in range(8)))
+    assert "strange" in error("update", folder / "run", new, *quick)  # no such label yet
+    bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
+    grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
+    assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
+    assert grown.report.keep == 0.5
+    assert "--again" in error("update", tmp_path / "next", new, *quick)
+    bhpeft("update", tmp_path / "next", new, *quick, "--again")
+    assert len(bh.Posterior.load(tmp_path / "next", *_tiny(folder)).lineage) == 3
+
+
 def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch):
     arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
     bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)
@@ -350,7 +364,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
         ((*fit, "--preset", "lore"), "known: .*lora"),
-        ((*fit, "--guide", "AutoNormal"), "known: normal, delta"),
+        ((*fit, "--guide", "AutoNormal"), "known: normal, lowrank, delta"),
         ((*fit, "--batch-size", 6), "multiple of particles"),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
@@ -395,7 +409,7 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     def diverge(*_):
         raise FitError("not finite")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.optimise", diverge)
+    monkeypatch.setattr("bhpeft_pyro.fitting.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
 

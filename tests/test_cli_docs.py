@@ -31,9 +31,10 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
-    for name in ("reviews", "test", "tuesday"):
+    for name, word in (("reviews", "w2"), ("test", "w3"), ("tuesday", "w4")):
         with open(f"{name}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("text", "label"), *zip(TEXTS, labels, strict=True)])
+            texts = [f"{text} {word}" for text in TEXTS]  # no two files are the same
+            csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
     Path("new.csv").write_text("text\n" + "\n".join(TEXTS))
     rows = [{"review": t, "verdict": v} for t, v in zip(TEXTS, labels, strict=True)]
     Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -70,7 +70,7 @@ def test_ratios_are_densities_one_by_one(model: bh.Model, data: bh.Examples, exa
     """A biased, narrow guide against densities written out by hand, at the same draws."""
     guide = guide_of(exact, shift=0.7, spread=0.5)
     found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)
-    w = flat({name: value[:, 0] for name, value in draw(guide, 20, seed=4).items()})
+    w = flat({name: value[:, 0] for name, value in draw(model, guide, 20, seed=4).items()})
     normal = torch.distributions.Normal
     log_p = normal(0.0, exact.prior_sd).log_prob(w).sum(-1)
     log_p += normal(w @ exact.x.T, exact.noise).log_prob(exact.y).sum(-1)
@@ -185,7 +185,7 @@ def test_what_a_prior_computes_is_no_latent() -> None:
     plain, pushed = tiny_model((), prior=hierarchical), tiny_model((), prior=computing)
     guide = bh.fit(plain, "normal", data, max_steps=2, progress=False).guide
     found = [log_ratios(model, guide, Feed(model, data), 20) for model in (plain, pushed)]
-    push = draw(guide, 20)["head.bias"][:, 0].sum(-1).double()
+    push = draw(plain, guide, 20)["head.bias"][:, 0].sum(-1).double()
     torch.testing.assert_close(found[1] - found[0], push, rtol=0, atol=1e-4)
 
 

@@ -150,7 +150,7 @@ def test_band_against_the_binomial_at_one_point() -> None:
 def test_labels_and_likelihood_agree() -> None:
     """E over labels of the log-likelihood is the sum of negative entropies; draws share passes."""
     model, data = tiny_model((), outputs=3), tiny_examples(10)
-    weights = draw(prior_guide(model), 1)
+    weights = draw(model, prior_guide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
     p = run(model, weights, feed).predictions[0]

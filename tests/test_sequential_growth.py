@@ -44,7 +44,8 @@ def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh.Posterior) -> None:
     grown = old.grow(["sad"])
     before, after = old.guide.distributions(), grown.guide.distributions()  # type: ignore[operator]
-    prior = dist.Normal(0.0, 2.0 * torch.tensor([16**-0.5, 1.0]))  # the default: head=2 units
+    head = old.model.prior.head  # type: ignore[union-attr]
+    prior = dist.Normal(0.0, head * torch.tensor([16**-0.5, 1.0]))  # in the sites' units
     for moment in ("mean", "variance"):
         old_values = {name: getattr(q, moment) for name, q in before.items()}
         new_values = {name: getattr(q, moment) for name, q in after.items()}

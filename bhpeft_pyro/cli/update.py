@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from . import options
@@ -14,6 +16,7 @@ __all__ = ["EXAMPLES", "update"]
 EXAMPLES = (
     "bhpeft update runs/reviews tuesday.csv --out runs/reviews-2",
     "bhpeft update runs/reviews-2 wednesday.csv --out runs/reviews-3 --validation test.csv",
+    "bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow",
 )
 
 
@@ -24,6 +27,16 @@ def update(
     out: options.Out,
     config: options.Config = None,
     validation: options.Validation = "10%",
+    keep: Annotated[
+        float,
+        typer.Option(help="Forget on purpose: the share of the old evidence kept.", min=0, max=1),
+    ] = 1.0,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Give labels that are new an output of their own.")
+    ] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Learn data that an earlier round has learnt.")
+    ] = False,
     samples: options.Samples = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -52,7 +65,15 @@ def update(
     if isinstance(held_out, str):
         held_out = rows_for(before, held_out, labelled=True)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
-    after = before.update(train, validation=held_out if how.patience else None, options=how)
+    after = before.update(
+        train,
+        validation=held_out if how.patience else None,
+        options=how,
+        keep=keep,
+        grow=grow,
+        again=again,
+    )
     after.save(out, overwrite)
     say(f"{after.report}\nsaved in {out}")
-    conclude(after, held_out, samples, as_json, before)
+    # The round before has no probability for a label that is new.
+    conclude(after, held_out, samples, as_json, None if grow else before)

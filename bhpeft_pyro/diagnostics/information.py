@@ -67,7 +67,7 @@ def information(
     Raises:
         ConfigError: fewer than two samples.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(()), "normal", tiny_examples(), max_steps=50, progress=False)
     >>> 0 < information(fitted, ["w5 w20", "w6 w21"]).resolved < 1

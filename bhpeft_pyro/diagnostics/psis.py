@@ -123,7 +123,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
         ConfigError: fewer than 100 samples, or a fit at temperature 0, which has no posterior.
         GuideError: the guide is a point, or its density cannot be known.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> data = tiny_examples()
     >>> fitted = fit(tiny_model(()), "normal", data, max_steps=50, progress=False)

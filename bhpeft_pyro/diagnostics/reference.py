@@ -89,7 +89,7 @@ def against(
     Raises:
         ConfigError: fewer than two draws, or draws that are not those of the model's sites.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(()), "normal", tiny_examples(), max_steps=20, progress=False)
     >>> against(fitted, fitted.sample(1000, seed=1), ["w5 w20", "w6 w21"]).near()

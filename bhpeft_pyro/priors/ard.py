@@ -70,7 +70,7 @@ def effective_rank(
     Raises:
         PriorError: no LoRA or adapter among the sites.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model(prior=ARD())
     >>> fitted = fit(model, "normal", tiny_examples(), max_steps=3, progress=False)

@@ -91,7 +91,7 @@ def gate_probabilities(
     Raises:
         PriorError: the posterior has no gates.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model(prior=Gates())
     >>> fitted = fit(model, "normal", tiny_examples(), max_steps=3, progress=False)

@@ -98,7 +98,7 @@ def empirical_scales(posterior: Posterior) -> dict[str, float]:
     Raises:
         PriorError: the posterior has no scale that depends on a site alone.
 
-    >>> from bhpeft_pyro.posterior import fit
+    >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model((), prior=EmpiricalBayes())
     >>> fitted = fit(model, "normal", tiny_examples(), max_steps=3, progress=False)

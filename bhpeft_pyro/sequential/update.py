@@ -73,5 +73,5 @@ def _refuse_known(posterior: Posterior, fingerprint: str) -> None:
         if report.data == fingerprint:
             raise DataError(
                 f"data: round {number} ({report.id}) has learnt these {report.examples} examples "
-                "already, and they would count twice; again=True learns them nevertheless"
+                "already, and they would count twice; again=True (--again) learns them nevertheless"
             )

@@ -17,6 +17,7 @@ from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import LowRankGuide, NormalGuide
 from bhpeft_pyro.inference.report import drifting
 from bhpeft_pyro.priors import JOINT, JointPrior
+from bhpeft_pyro.sequential.forgetting import Forgetting
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 NOISE = 2.0
@@ -132,6 +133,23 @@ def test_sds_still_on_their_way_are_named(first: tuple[bh.Posterior, Exact]) -> 
     assert drifting({"settled": [0.0, -0.9, -1.0, -1.01], "moving": [0.0, -0.3, -0.6, -0.9]}) == [
         "moving"
     ]
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+def test_forgetting_averages_whole_precision_matrices(
+    keep: float, first: tuple[bh.Posterior, Exact]
+) -> None:
+    posterior = first[0]
+    prior = Forgetting(keep)(posterior.as_prior(), posterior.first_prior, posterior.model.sites)
+    assert isinstance(prior, JointPrior)
+    q, start = found(posterior), torch.eye(17).double() / 0.7**2
+    precision = keep * q.precision_matrix + (1 - keep) * start
+    mean = torch.linalg.solve(precision, keep * q.precision_matrix @ q.mean)
+    rows = torch.stack([prior.normal.covariance.apply(row) for row in torch.eye(17)]).double()
+    torch.testing.assert_close(rows, torch.linalg.inv(precision), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(prior.normal.loc.double(), mean, atol=1e-4, rtol=1e-3)
+    with pytest.raises(PriorError, match="has no parts"):
+        Forgetting({"head.*": 0.5})(prior, posterior.first_prior, posterior.model.sites)
 
 
 def test_the_kl_in_the_loss_is_that_of_the_dense_normals() -> None:

@@ -12,9 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, PriorError
 from ..peft.sites import Site
-from ..priors import PosteriorPrior, Prior, checked
+from ..priors import JointPrior, PosteriorPrior, Prior, checked
 
 __all__ = ["Forgetting", "normals"]
 
@@ -80,7 +81,7 @@ class Forgetting:
         Raises:
             ConfigError: a pattern that matches no site.
             PriorError: p0 is unknown; or a site that is to be forgotten has no independent Normal
-                in q or in p0.
+                in q or in p0 (q may also be the one of a `lowrank` guide, over all sites).
         """
         if isinstance(self.keep, Mapping):
             for pattern in self.keep:
@@ -89,6 +90,8 @@ class Forgetting:
         changed = [s.name for s in sites if self.floor > 0 or self.share(s.name) < 1]
         if not changed:
             return posterior
+        if isinstance(posterior, JointPrior):
+            return self._joint(posterior, first, sites)
         old = normals(posterior, sites, changed, "keep, floor")
         new = normals(first, sites, changed, "keep, floor")
         assert isinstance(posterior, PosteriorPrior)
@@ -101,6 +104,25 @@ class Forgetting:
             sd = precision.rsqrt().maximum(self.floor * s0)
             mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
         return PosteriorPrior(mixed)
+
+    def _joint(self, posterior: JointPrior, first: Prior | None, sites: Sequence[Site]) -> Prior:
+        """The same for one Normal over all weights: precision matrices are averaged."""
+        if isinstance(self.keep, Mapping) or self.floor > 0:
+            raise PriorError(
+                "keep, floor: a posterior over all weights at once has no parts; expected keep as "
+                "one number, and no floor"
+            )
+        names = list(posterior.shapes)
+        found = normals(first, sites, names, "keep").values()
+        loc, sd = (
+            torch.cat([part.flatten() for part in parts]) for parts in zip(*found, strict=True)
+        )
+        old, rest = posterior.normal.covariance, (1 - self.keep) * sd**-2
+        root = self.keep**0.5 * old.precision_root()
+        covariance = Covariance.from_precision(self.keep * old.scale**-2 + rest, root)
+        pull = rest * loc + self.keep * old.unapply(posterior.normal.loc)
+        normal = LowRankNormal(covariance.apply(pull), covariance)
+        return JointPrior(normal, posterior.shapes)
 
 
 def normals(

@@ -135,6 +135,20 @@ def test_sds_still_on_their_way_are_named(first: tuple[bh.Posterior, Exact]) -> 
     ]
 
 
+def test_drift_is_held_against_what_forgetting_would_give(
+    first: tuple[bh.Posterior, Exact],
+) -> None:
+    posterior = first[0]
+    shifted = data(posterior.model, 32, seed=8)
+    assert shifted.labels is not None
+    assert not posterior.assess(shifted).surprising
+    shifted.labels.mul_(-1).sub_(6)
+    drift = posterior.assess(shifted)
+    assert drift.surprising and drift.nll is not None
+    # The wider the prior, the less is a shift like this beyond it.
+    assert drift.alternatives[0.0] < drift.alternatives[0.5] < drift.nll.observed
+
+
 @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
 def test_forgetting_averages_whole_precision_matrices(
     keep: float, first: tuple[bh.Posterior, Exact]

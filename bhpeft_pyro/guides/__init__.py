@@ -1,5 +1,6 @@
 """Guides: families of approximate posteriors, by one contract."""
 
+from .budget import Budget, budget
 from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
@@ -10,6 +11,7 @@ from .registry import GUIDES, autoguide
 
 __all__ = [
     "GUIDES",
+    "Budget",
     "DeltaGuide",
     "FunctionGuide",
     "Guide",
@@ -17,5 +19,6 @@ __all__ = [
     "LowRankGuide",
     "NormalGuide",
     "autoguide",
+    "budget",
     "latents",
 ]

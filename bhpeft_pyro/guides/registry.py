@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..errors import GuideError
 from ..model import Model
+from .budget import budget
 from .delta import DeltaGuide
 from .guide import Guide
+from .latent import latents
 from .lowrank import LowRankGuide
 from .normal import NormalGuide
 
@@ -25,18 +27,21 @@ GUIDES: dict[str, Callable[..., Guide]] = {
 }
 
 
-def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guide | AutoGuide:
+def autoguide(
+    name: str | type[AutoGuide], model: Model, *, max_bytes: int = 2**33, **options: Any
+) -> Guide | AutoGuide:
     """A guide for a model.
 
     Args:
-        name: "normal" or "delta" (this package's), or one of Pyro's autoguides by its name or
-            class, e.g. "AutoLowRankMultivariateNormal"; those start at our sites' own starting
-            values (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
+        name: "normal", "lowrank" or "delta" (this package's), or one of Pyro's autoguides by its
+            name or class, e.g. "AutoLowRankMultivariateNormal"; those start at our sites' own
+            starting values (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
         model: the model.
+        max_bytes: a guide that would take more while it is fitted is refused before it is made.
         options: passed on to the guide's constructor.
 
     Raises:
-        GuideError: an unknown name, or options the guide does not know.
+        GuideError: an unknown name, options the guide does not know, or a guide too large.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> type(autoguide("AutoNormal", tiny_model(), init_scale=0.01)).__name__
@@ -52,6 +57,9 @@ def autoguide(name: str | type[AutoGuide], model: Model, **options: Any) -> Guid
     else:
         known = [*GUIDES, *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto"))]
         raise GuideError(f"autoguide: unknown guide {name!r}; known: {', '.join(known)}")
+    known_as = name if isinstance(name, str) else name.__name__
+    if size := budget(known_as, sum(latent.loc.numel() for latent in latents(model)), **options):
+        size.check(known_as, max_bytes)
     if name not in GUIDES:
         options = {"init_loc_fn": _init_at_site(model), **options}
     try:

@@ -15,6 +15,7 @@ from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
+from ..model import Model
 from ..posterior import Posterior
 from ..priors import Prior
 from .forgetting import Forgetting
@@ -244,10 +245,10 @@ def _under(
             return math.nan
     except (GuideError, PriorError):
         return math.nan
-    chosen = prior
+    model = Model(posterior.model.network, prior, posterior.model.likelihood)
     forecast = predict(
-        posterior.model,
-        lambda batch: chosen(sites),
+        model,
+        lambda batch: model.prior(sites),
         examples,
         samples,
         seed=2 * seed,

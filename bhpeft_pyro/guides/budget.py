@@ -1,0 +1,83 @@
+"""How large a guide will be, before any of it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import GuideError
+
+__all__ = ["Budget", "budget"]
+
+_TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
+_KEPT = 4
+_SCALABLE = "'normal', 'lowrank', 'delta' and AutoNormal grow in proportion to the latents"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a guide takes while it is fitted.
+
+    Attributes:
+        latents: D, the numbers that are random.
+        parameters: those that are trained.
+        bytes: memory of parameters, gradients, optimiser state and what else the guide keeps; the
+            transformer's own is not in it.
+
+    >>> print(budget("AutoMultivariateNormal", 100_000))
+    100,000 latents, 10,000,200,000 parameters, 149.0 GiB
+    """
+
+    latents: int
+    parameters: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.latents:,} latents, {self.parameters:,} parameters, "
+            f"{self.bytes / 2**30:.1f} GiB"
+        )
+
+    def check(self, name: str, limit: int) -> None:
+        """Refuse a guide that is too large.
+
+        Raises:
+            GuideError: with the figures and what would fit.
+        """
+        if self.bytes > limit:
+            raise GuideError(
+                f"autoguide: {name!r} would take {self}, more than max_bytes="
+                f"{limit / 2**30:.1f} GiB; {_SCALABLE}, or restrict it to fewer weights "
+                "(presets.head_only(), a lower rank, fewer layers)"
+            )
+
+
+def budget(name: str, latents: int, **options: Any) -> Budget | None:
+    """The size of a guide by name, with the options of its constructor; None if it is not known.
+
+    >>> budget("normal", 1000)
+    Budget(latents=1000, parameters=2000, bytes=32000)
+    """
+    d = latents
+    rank = options.get("rank")
+    kept = 0
+    match name:
+        case "delta" | "AutoDelta":
+            parameters = d
+        case "normal" | "AutoNormal" | "AutoDiagonalNormal":
+            parameters = 2 * d
+        case "lowrank":
+            parameters = d
+            kept = d * (2 * (rank or 128) + 1)  # its axes, and as many again while it is measured
+        case "AutoLowRankMultivariateNormal":
+            parameters = d * (2 + (rank or max(1, round(d**0.5))))
+        case "AutoMultivariateNormal":
+            parameters = d * (2 + d)
+        case "AutoLaplaceApproximation":
+            parameters, kept = d, 2 * d * d  # the Hessian and its factor
+        case "AutoIAFNormal":  # one hidden layer of 3 D + 1 a transform, unless told otherwise
+            hidden = sum(options.get("hidden_dim") or [3 * d + 1])
+            parameters = options.get("num_transforms", 1) * (3 * d * hidden + hidden + 2 * d)
+        case _:
+            return None
+    return Budget(d, parameters, _TRAINED * parameters + _KEPT * kept)

@@ -176,6 +176,28 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert bh.Posterior.load(tmp_path / "second", *_tiny(folder)).report.steps == 1
 
 
+def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
+    run = bh.Posterior.load(folder / "run", *_tiny(folder))
+    rounds = bh.History(tmp_path / "rounds")
+    first = rounds.add(run, name="monday")
+    weeks = ({"text": [f"w{i} w9", f"w{i} w7"], "label": ["bad", "good"]} for i in (30, 31))
+    children = [
+        rounds.add(run.update(week, max_steps=2, batch_size=2, particles=1), name=name)
+        for week, name in zip(weeks, ("tuesday", "instead"), strict=True)
+    ]
+    found = json.loads(bhpeft("history", tmp_path / "rounds", "--json").stdout)["rounds"]
+    assert found[0]["id"] == first
+    assert {each["id"]: each["parent"] for each in found} == {
+        first: None,
+        **dict.fromkeys(children, first),
+    }
+    shown = bhpeft("history", tmp_path / "rounds").stdout
+    assert all(word in shown for word in ("monday", "tuesday", "instead"))
+    listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
+    assert first in listed and children[0] in listed and children[1] not in listed
+    assert "no rounds" in error("history", tmp_path / "nothing")
+
+
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     quick = ("--max-steps", 3, "--validation", 0, "--overwrite", "--out", tmp_path / "next")
     new = tmp_path / "new.csv"

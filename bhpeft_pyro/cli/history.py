@@ -1,0 +1,59 @@
+"""`bhpeft history`: the rounds of a saved posterior, or of a folder of rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .. import saving
+from ..errors import SaveError
+from ..inference.report import FitReport
+from ..sequential import History
+from . import options
+from .screen import print_json, table
+
+__all__ = ["EXAMPLES", "history"]
+
+EXAMPLES = (
+    "bhpeft history runs/reviews-2",
+    "bhpeft history runs/stream/rounds --json",
+)
+
+
+def history(
+    folder: Annotated[
+        Path, typer.Argument(help="A saved posterior, or a folder of rounds (`History`).")
+    ],
+    as_json: options.Json = False,
+) -> None:
+    """What each round learnt from: a list for one posterior, a tree for a folder of rounds."""
+    tree = History(folder)
+    single = saving.exists(folder)
+    rounds = saving.read_lineage(folder) if single else tuple(tree.rounds.values())
+    if not rounds:
+        raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
+    if as_json:
+        print_json({"rounds": [_facts(report) for report in rounds]})
+    elif single:
+        facts = [_facts(report) for report in rounds]
+        columns = [name for name in facts[0] if name not in ("parent", "metrics")]
+        table(f"{folder}", columns, [[fact[name] for name in columns] for fact in facts])
+    else:
+        Console().print(tree)
+
+
+def _facts(report: FitReport) -> dict[str, object]:
+    return {
+        "id": report.id,
+        "parent": report.parent,
+        "name": report.name,
+        "examples": report.examples,
+        "data": report.data[:12],
+        "temperature": report.temperature,
+        "keep": report.keep if isinstance(report.keep, float) else str(report.keep),
+        "negative_elbo": report.last("loss") if report.history else float("nan"),
+        "metrics": dict(report.metrics),
+    }

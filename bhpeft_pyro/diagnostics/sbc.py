@@ -24,6 +24,7 @@ from ..inference.feed import Feed
 from ..model import Model
 from ..network import RandomPEFT
 from ..posterior import Posterior
+from ..priors import FunctionSpaceNormal, Prior
 from .calibration import Calibration
 from .passes import labels, prior_guide, run
 
@@ -88,7 +89,7 @@ def sbc(
     some = examples.subset(range(min(_AT, len(examples)))) if at is None else _encode(model, at)
     with seeded(seed):
         _align(model, examples)
-    model = Model(_remembering(model.network), model.prior, model.likelihood)
+    model = Model(_remembering(model.network), _settled(model.prior), model.likelihood)
     whole, places = Feed(model, examples), Feed(model, some)
     ranks = []
     generator = torch.Generator().manual_seed(seed)
@@ -152,6 +153,13 @@ def _align(model: Model, examples: Examples) -> None:
     first = examples.subset(range(min(_ALIGN, len(examples))))
     model.network.align(batch for _, batch in first.by_length(32))
     align(model, [batch for _, batch in first.by_length(16)])
+
+
+def _settled(prior: Prior) -> Prior:
+    """A scale found anew from each data set would make a prior that the truths are not drawn from."""
+    if isinstance(prior, FunctionSpaceNormal) and prior.head is None:
+        return replace(prior, head=1.0)
+    return prior
 
 
 def _remembering(network: RandomPEFT) -> RandomPEFT:

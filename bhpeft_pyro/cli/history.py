@@ -22,6 +22,8 @@ EXAMPLES = (
     "bhpeft history runs/stream/rounds --json",
 )
 
+_COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
+
 
 def history(
     folder: Annotated[
@@ -39,8 +41,7 @@ def history(
         print_json({"rounds": [_facts(report) for report in rounds]})
     elif single:
         facts = [_facts(report) for report in rounds]
-        columns = [name for name in facts[0] if name not in ("parent", "metrics")]
-        table(f"{folder}", columns, [[fact[name] for name in columns] for fact in facts])
+        table("Rounds", _COLUMNS, [[fact[name] for name in _COLUMNS] for fact in facts])
     else:
         Console().print(tree)
 
@@ -51,7 +52,7 @@ def _facts(report: FitReport) -> dict[str, object]:
         "parent": report.parent,
         "name": report.name,
         "examples": report.examples,
-        "data": report.data[:12],
+        "data": report.data,
         "temperature": report.temperature,
         "keep": report.keep if isinstance(report.keep, float) else str(report.keep),
         "negative_elbo": report.last("loss") if report.history else float("nan"),

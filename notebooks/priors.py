@@ -148,9 +148,10 @@ for site in network.sites:
 # Under a prior, as under a posterior that has learnt nothing about them, all columns are alike and
 # the effective rank is the full one, 8. Data that do not need a column let ARD switch it off.
 #
-# Both this fit and the next show how to read a structure, not a good model: a prior five times as wide
-# as the default's (`change=0.5`) is more noise than 200 sentences can pay for, and accuracy falls to
-# chance. The default `change` gives usable predictions, and fewer certain answers about structure.
+# Both this fit and the next show how to read a structure, not a good model: a prior five times as
+# wide as the default's (`change=0.5`) is more noise than 200 sentences can pay for, and accuracy
+# falls to chance. The default `change` gives usable predictions, and fewer certain answers about
+# structure.
 
 # %%
 ard = fit(priors.ARD(change=0.5), bh.presets.lora(rank=8))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from rich.console import Console
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.experiments import arms, compare, data
+from bhpeft_pyro.experiments import arms, compare, data, head_scale
 from bhpeft_pyro.experiments.data import Task, split
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -90,3 +91,19 @@ def test_a_killed_comparison_goes_on_where_it_stopped(
     console = Console(width=120, record=True)
     console.print(compare.table(results))
     assert "1.500 ± 0.577" in console.export_text()  # mean of 0.5, 1.5, 2.5 and 1 / sqrt(3)
+
+
+def test_the_head_scale_table_shows_what_fit_finds_and_what_was_fixed(
+    folder: Path, backbone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(head_scale, "minilm", lambda: backbone)
+    monkeypatch.setattr(head_scale, "SCALES", (None, 3.0))
+    monkeypatch.setitem(data.TASKS, "toy", TASK)
+    head_scale.head_scale(folder, ["toy"], seeds=2, epochs=2, test=8)
+    lines = capsys.readouterr().out.splitlines()
+    fixed = next(line for line in lines if "fixed" in line)
+    found = next(line for line in lines if "found by fit" in line)
+    assert "3.000 ± 0.000" in fixed
+    assert float(found.split("|")[2].split()[0]) >= 1.0
+    with pytest.raises(typer.BadParameter, match="unknown: tale; known: news"):
+        head_scale.head_scale(folder, ["tale"])

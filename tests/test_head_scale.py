@@ -58,15 +58,25 @@ def test_it_is_where_the_evidence_is_highest(guide: str, size: float, near: floa
     assert data.labels is not None
     data.labels.mul_(size)
     best = best_scale(model, data, 0.5)
-    assert best > 1.2  # else the floor would do it
+    assert best > 0.5  # else the floor would do it
     assert found(bh.fit(model, guide, data, **FIT)) == pytest.approx(best, rel=near)
 
 
-def test_it_is_at_least_one() -> None:
+def test_on_ratings_it_is_at_least_0_3() -> None:
     model = model_of(noise=3.0)
     data = ratings(model.network, one_word_texts(), seed=1, noise=3.0)
-    assert best_scale(model, data, 3.0) < 0.9
-    assert found(bh.fit(model, "normal", data, **FIT)) == 1.0
+    assert data.labels is not None
+    data.labels.mul_(0.1)
+    assert best_scale(model, data, 3.0) < 0.2
+    assert found(bh.fit(model, "normal", data, **FIT)) == 0.3
+
+
+def test_on_classes_it_is_at_least_2() -> None:
+    labels_at_random = tiny_examples(48)
+    assert labels_at_random.labels is not None
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(0))
+    labels_at_random.labels.copy_(labels_at_random.labels[order])
+    assert found(bh.fit(tiny_model(), "normal", labels_at_random, **FIT | {"epochs": 20})) == 2.0
 
 
 def test_a_scale_that_is_given_stays_and_models_are_left_alone() -> None:

@@ -30,8 +30,10 @@ _EXAMPLES = 128  # on which the Fisher information is measured
 # For the head steps are cheap, and batches may be large: a tenth of the examples at least.
 _STEPS, _SHARE = 90, 10
 _ROUNDS = 6  # in which the head's prior scale is found
-# Between these it stays: under a head of almost no prior, PEFT weights would have no effect either.
-_LEAST, _MOST = 1.0, 20.0
+# Frozen features tell what share of the ratings' spread a head explains. They don't tell how far
+# apart it should keep classes once features are adapted: there a scale is only found that is wider
+# than logits usually need.
+_LEAST, _MOST = {"rating": 0.3, "class": 2.0, "choice": 2.0}, 20.0
 
 
 def start(
@@ -83,7 +85,8 @@ def _fit_head(
         report = FitReport(size, frozen.examples.fingerprint, brief)
         optimise(model, guide, frozen, None, report)
         if isinstance(prior, FunctionSpaceNormal) and open_scale:
-            prior = replace(prior, head=_head_scale(model.sites, prior, guide))
+            found = _head_scale(model.sites, prior, guide)
+            prior = replace(prior, head=min(max(found, _LEAST[model.likelihood.kind]), _MOST))
             model = Model(model.network, prior, model.likelihood)
             guide.follow(model)
     return model
@@ -107,7 +110,7 @@ def _head_scale(
             share = share.clamp_min(0)
             power += float((share * (means[site.name] / site.unit).square()).sum())
             told += float(share.square().sum())
-    return min(max((power / max(told, 1e-3)) ** 0.5, _LEAST), _MOST)
+    return float((power / max(told, 1e-3)) ** 0.5)
 
 
 def _narrow(

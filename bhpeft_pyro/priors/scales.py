@@ -36,7 +36,8 @@ class FunctionSpacePrior(ABC):
         prefix: sd of prefixes, as a fraction of the frozen keys and values.
         head: sd of each output (logit) under the prior of the head's weights. None is 1; but
             `FunctionSpaceNormal` leaves it open then, and a fit of a `normal` or `lowrank` guide
-            sets it, at 1 or more, by empirical Bayes on the features of the frozen transformer.
+            finds it by empirical Bayes on the features of the frozen transformer: 0.3 or more for
+            ratings, 2 or more for classes and choices.
         other: scale of the likelihood's own sites, in their units.
 
     Raises:

@@ -313,7 +313,7 @@ def test_sds_that_have_settled_are_not() -> None:
 def test_kl_and_scales_are_those_of_the_state_that_is_kept() -> None:
     model = tiny_model()
     posterior = fit(model, max_steps=5, natural_lr=0.3, **STEADY)
-    prior = pyro.poutine.trace(model.prior).get_trace(model.sites)
+    prior = pyro.poutine.trace(posterior.model.prior).get_trace(model.sites)
     for name, q in posterior.guide.distributions().items():
         p = prior.nodes[name]["fn"]
         exact = torch.distributions.kl_divergence(q, p).item()

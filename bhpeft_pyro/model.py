@@ -67,13 +67,18 @@ class Model(PyroModule):
         """Every random tensor: PEFT, head and likelihood."""
         return (*self.network.sites, *self.likelihood.sites)
 
+    def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """What the network says: (*P, B, outputs), or (*P, B, C, outputs) for C choices."""
+        value: Tensor = self.network(weights, batch)
+        return value
+
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels under given weights, (*P, *shape) per site."""
-        outputs = self.network(weights, batch)
+        outputs = self.outputs(weights, batch)
         return self.likelihood.distribution(outputs, weights, batch.choices)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample the weights, run the transformer under them, observe the labels."""
         weights = checked(self.prior, self.sites)
-        outputs = self.network(weights, batch)
+        outputs = self.outputs(weights, batch)
         return self.likelihood(outputs, batch, weights)

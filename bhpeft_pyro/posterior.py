@@ -145,6 +145,7 @@ class Posterior:
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,
+        linear: bool | None = None,
     ) -> AnyForecast:
         """Predict texts, with epistemic and aleatoric uncertainty apart.
 
@@ -155,6 +156,9 @@ class Posterior:
             seed: the same seed gives the same forecast.
             keep_samples: keep each draw's prediction in the forecast's `samples`.
             bf16: autocast to bfloat16.
+            linear: predict with the network linearised around the posterior mean: a pass forwards
+                and one backwards for each output, however many draws. By default for guides
+                that were fitted so ("linear").
         """
         examples = self.text.encode(self.model, data, labelled=False)
         return predict(
@@ -166,6 +170,7 @@ class Posterior:
             seed=seed,
             keep_samples=keep_samples,
             bf16=bf16,
+            linear=linear,
         )
 
     def evaluate(self, data: object, samples: int = 32, **options: Any) -> dict[str, float]:

@@ -5,7 +5,7 @@ from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
 from .latent import Latent, latents
-from .lowrank import LowRankGuide
+from .lowrank import LinearGuide, LowRankGuide
 from .normal import NormalGuide
 from .registry import GUIDES, autoguide
 
@@ -16,6 +16,7 @@ __all__ = [
     "FunctionGuide",
     "Guide",
     "Latent",
+    "LinearGuide",
     "LowRankGuide",
     "NormalGuide",
     "autoguide",

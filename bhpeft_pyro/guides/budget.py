@@ -11,7 +11,9 @@ __all__ = ["Budget", "budget"]
 
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4
-_SCALABLE = "'normal', 'lowrank', 'delta' and AutoNormal grow in proportion to the latents"
+_SCALABLE = (
+    "'normal', 'lowrank', 'linear', 'delta' and AutoNormal grow in proportion to the latents"
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def budget(name: str, latents: int, **options: Any) -> Budget | None:
             parameters = d
         case "normal" | "AutoNormal" | "AutoDiagonalNormal":
             parameters = 2 * d
-        case "lowrank":
+        case "lowrank" | "linear":
             parameters = d
             kept = d * (2 * (rank or 128) + 1)  # its axes, and as many again while it is measured
         case "AutoLowRankMultivariateNormal":

@@ -24,7 +24,13 @@ class Guide(nn.Module):
     guide of your own may be any Pyro guide; what it adds by being a `Guide` is that its
     posterior can become a prior. Being a plain torch module, it keeps its parameters to itself:
     Pyro's global store would mix them up with those of the same names in another guide.
+
+    Attributes:
+        linear: whether it is a posterior of the network linearised around its means
+            (`linear.LinearModel`): so it is fitted, and so it predicts.
     """
+
+    linear: bool = False
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """Sample every latent: site name to a tensor of shape (*P, *site shape)."""

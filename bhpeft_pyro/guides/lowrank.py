@@ -20,7 +20,7 @@ from ..priors import JOINT, JointPrior, Prior, unpack
 from .guide import Guide
 from .latent import Latent, base_of, latents
 
-__all__ = ["LowRankGuide"]
+__all__ = ["LinearGuide", "LowRankGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
 
@@ -110,6 +110,24 @@ class LowRankGuide(Guide):
             if name in state_dict:
                 setattr(self, name, state_dict[name].clone())
         return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+class LinearGuide(LowRankGuide):
+    """A `LowRankGuide` of the network linearised around its mean (Khan et al. 2019; Immer et al.
+    2021), wherever that is at a step.
+
+    A Normal over very many weights is mostly its prior, and what a transformer does under draws of
+    it is, from the second order on, noise that grows with the prior. A linearised network has
+    none, so a wider prior pays: its evidence is that of a Gaussian process with the network's
+    own gradients for features. A step costs about twice as much, a prediction one pass backwards
+    for each output instead of one for each draw.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> LinearGuide(tiny_model(), rank=3).linear
+    True
+    """
+
+    linear = True
 
 
 def prior_normal(found: Sequence[Latent]) -> LowRankNormal:

@@ -15,7 +15,7 @@ from .budget import budget
 from .delta import DeltaGuide
 from .guide import Guide
 from .latent import latents
-from .lowrank import LowRankGuide
+from .lowrank import LinearGuide, LowRankGuide
 from .normal import NormalGuide
 
 __all__ = ["GUIDES", "autoguide"]
@@ -23,6 +23,7 @@ __all__ = ["GUIDES", "autoguide"]
 GUIDES: dict[str, Callable[..., Guide]] = {
     "normal": NormalGuide,
     "lowrank": LowRankGuide,
+    "linear": LinearGuide,
     "delta": DeltaGuide,
 }
 
@@ -33,9 +34,9 @@ def autoguide(
     """A guide for a model.
 
     Args:
-        name: "normal", "lowrank" or "delta" (this package's), or one of Pyro's autoguides by its
-            name or class, e.g. "AutoLowRankMultivariateNormal"; those start at our sites' own
-            starting values (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
+        name: one of this package's, "normal", "lowrank", "linear" or "delta", or one of Pyro's
+            autoguides by its name or class, e.g. "AutoLowRankMultivariateNormal"; those start at
+            our sites' own starting values (A Kaiming, B zero), not at Pyro's, a saddle of BA.
         model: the model.
         max_bytes: a guide that would take more while it is fitted is refused before it is made.
         options: passed on to the guide's constructor.

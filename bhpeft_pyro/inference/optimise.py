@@ -19,6 +19,7 @@ from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError, GuideError
 from ..guides import DeltaGuide, FunctionGuide, Guide, LowRankGuide, NormalGuide, latents
+from ..linear import LinearModel
 from ..metrics import evaluate
 from ..model import Model
 from .curvature import narrowed
@@ -82,7 +83,9 @@ class _Run:
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
         self.elbo = ELBO(self.particles, options.temperature)
-        self.loss: ELBOModule = self.elbo(model, guide)
+        if isinstance(guide, Guide) and guide.linear:
+            self.model = LinearModel(model, guide.means)
+        self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer = optimizer
         self.good: State = {}  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}

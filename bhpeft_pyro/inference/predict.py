@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
+from ..guides import Guide
+from ..linear import linear_predictive
 from ..model import Model
-from .draws import blocks, point
+from .draws import blocks, draw, point
 from .feed import Feed
 
 __all__ = ["AnyForecast", "predict"]
 
 AnyForecast = ClassForecast | RatingForecast
+# A number of draws, and the distribution of a batch's labels under them.
+_Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 
 _BATCH = 32  # examples per pass when a single draw is run
 
@@ -32,11 +39,13 @@ def predict(
     seed: int = 0,
     keep_samples: bool = False,
     bf16: bool = False,
+    linear: bool | None = None,
 ) -> AnyForecast:
     """The posterior predictive of every example.
 
     All examples see the same S draws of the weights, those of `draw`, several a pass: the
-    transformer runs on at most `max_rows` sequences at once.
+    transformer runs on at most `max_rows` sequences at once. In the linearised network
+    (`linear.linear_predictive`) a pass is for all draws.
 
     Args:
         model: the model.
@@ -47,6 +56,8 @@ def predict(
         seed: the same seed gives the same forecast.
         keep_samples: keep what each draw predicts, (S, N, C) or (S, N).
         bf16: autocast to bfloat16.
+        linear: predict with the network linearised around the guide's central values, at once
+            under all draws; by default where the guide was fitted so.
     """
     if samples < 0:
         raise ConfigError(f"samples={samples} must be 0 or more")
@@ -60,8 +71,15 @@ def predict(
     accumulator = ClassAccumulator(keep_samples=keep_samples)
     means: list[Tensor] = []
     sds: list[Tensor] = []
-    for weights in _passes(model, guide, samples, together, seed):
-        outcome = _run(model, weights, feed, batch_size, bf16)
+    if linear is None:
+        linear = isinstance(guide, Guide) and guide.linear
+    passes = (
+        _linear_pass(model, guide, samples, seed)
+        if linear and samples and model.network.kinds
+        else _passes(model, guide, samples, together, seed)
+    )
+    for draws, predictive in passes:
+        outcome = _run(model, predictive, draws, feed, batch_size, bf16)
         if model.likelihood.kind == "rating":
             means.append(outcome[0])
             sds.append(outcome[1])
@@ -84,29 +102,41 @@ def predict(
 
 def _passes(
     model: Model, guide: Callable[..., object], samples: int, together: int, seed: int
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[_Pass]:
     """The draws, at most `together` at a time; which draws they are does not depend on it."""
     if samples == 0:
-        yield point(model, guide)
+        yield 1, partial(model.predictive, point(model, guide))
         return
     for block in blocks(model, guide, samples, seed):
         count = len(next(iter(block.values())))
         for start in range(0, count, together):
-            yield {name: value[start : start + together] for name, value in block.items()}
+            weights = {name: value[start : start + together] for name, value in block.items()}
+            yield min(together, count - start), partial(model.predictive, weights)
+
+
+def _linear_pass(
+    model: Model, guide: Callable[..., object], samples: int, seed: int
+) -> Iterator[_Pass]:
+    at = {name: value[0, 0] for name, value in point(model, guide).items()}
+    yield samples, linear_predictive(model, at, draw(model, guide, samples, seed))
 
 
 def _run(
-    model: Model, weights: Mapping[str, Tensor], feed: Feed, batch_size: int, bf16: bool
+    model: Model,
+    predictive: Callable[[Batch], TorchDistribution],
+    draws: int,
+    feed: Feed,
+    batch_size: int,
+    bf16: bool,
 ) -> tuple[Tensor, ...]:
     """(S, N, C) probabilities, or (S, N) means and sds, in the examples' order."""
     device = model.network.device
-    draws = len(next(iter(weights.values())))
     order: list[Tensor] = []
     parts: list[tuple[Tensor, ...]] = []
     width = 0
     for indices, batch in feed.prediction(batch_size):
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            distribution = model.predictive(weights, batch.to(device))
+            distribution = predictive(batch.to(device))
         if model.likelihood.kind == "rating":
             part = [distribution.mean, distribution.stddev]
         else:

@@ -61,9 +61,8 @@ def check_derivative(model: bh.Model) -> None:
         torch.autograd.grad(output, list(leaves.values()), retain_graph=True)
         for output in outputs.flatten()
     ]
-    expected = [
-        sum((g * v).sum() for g, v in zip(s, towards.values(), strict=True)) for s in slopes
-    ]
+    pairs = [zip(slope, towards.values(), strict=True) for slope in slopes]
+    expected = torch.stack([torch.stack([(g * v).sum() for g, v in pair]).sum() for pair in pairs])
     linear = LinearModel(model, lambda: at).outputs(moved(at, towards, 1.0), batch).detach()
     change = linear - outputs.detach()
     torch.testing.assert_close(change.flatten(), expected, atol=1e-4, rtol=1e-3)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..distributions import Covariance
 from ..guides import LowRankGuide
 from .natural import average
 
@@ -17,7 +18,7 @@ __all__ = ["JointNaturalGradient"]
 class JointNaturalGradient(Optimizer):
     """loc <- loc - lr * covariance * gradient: Newton's step, in the posterior's own metric.
 
-    The gradient is averaged over steps first. The covariance is the guide's own, at each step.
+    The gradient is averaged over steps first. The covariance is the guide's own, `damped`.
 
     Args:
         guide: its `loc` is what is moved.
@@ -47,7 +48,21 @@ class JointNaturalGradient(Optimizer):
                 state["step"], state["slope"] = 0, torch.zeros_like(loc)
             state["step"] += 1
             slope = average(state["slope"], loc.grad, group["momentum"], state["step"])
-            step: Tensor = group["lr"] * self.guide.covariance.apply(slope)
+            step: Tensor = group["lr"] * damped(self.guide.covariance).apply(slope)
             length = (group["lr"] * (step @ slope)).clamp_min(0).sqrt()
             loc.sub_(step * (group["trust"] / length.clamp_min(1e-30)).clamp_max(1.0))
         return loss
+
+
+def damped(covariance: Covariance) -> Covariance:
+    """A covariance for steps: the least curvature known along an axis is added everywhere.
+
+    Along directions that are not among the axes the loss may be curved as much as along the last
+    of these. The covariance's own diagonal knows less: what many weights do together is more than
+    the sum of what each does alone, and steps scaled by it diverge.
+    """
+    if not covariance.rank:
+        return covariance
+    damping = covariance.ratio.max().pow(-2) - 1
+    ratio = ((1 + damping) / (covariance.ratio.pow(-2) + damping)).sqrt()
+    return Covariance(covariance.scale / (1 + damping).sqrt(), covariance.axes, ratio)

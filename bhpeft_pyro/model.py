@@ -64,11 +64,11 @@ class Model(PyroModule):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Every random tensor: PEFT, head and likelihood."""
+        """Every random tensor, of PEFT, head and likelihood."""
         return (*self.network.sites, *self.likelihood.sites)
 
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
-        """The distribution of the labels under given weights, (*P, *shape) per site."""
+        """The distribution of the labels under given weights, `(*P, *shape)` per site."""
         outputs = self.network(weights, batch)
         return self.likelihood.distribution(outputs, weights, batch.choices)
 

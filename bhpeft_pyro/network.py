@@ -111,19 +111,19 @@ class RandomPEFT(PyroModule):
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the backbone is a decoder: only its last token has seen the whole text."""
+        """Whether the backbone is a decoder, so that only its last token has seen the whole text."""
         return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
 
         Args:
-            weights: for each site a tensor of shape (*P, *site.shape); the particle dims P are
+            weights: for each site a tensor of shape `(*P, *site.shape)`; the particle dims P are
                 the same for all sites (none: one draw).
             batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
 
         Returns:
-            (*P, B, outputs), or (*P, B, C, outputs) for multiple choice. Under a Pyro particle
+            `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice. Under a Pyro particle
             plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples.
         """
         folded, shape = self._fold(weights)

@@ -25,6 +25,7 @@ GUIDES: dict[str, Callable[..., Guide]] = {
     "lowrank": LowRankGuide,
     "delta": DeltaGuide,
 }
+"""This package's guides, by the names that `autoguide` knows them under."""
 
 
 def autoguide(

@@ -99,8 +99,8 @@ class Attachment:
         along). An inner `bind` on the same backbone replaces an outer one.
 
         Args:
-            weights: for every site a tensor (S, *site.shape), of S particles; other names are
-                ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
+            weights: for every site a tensor `(S, *site.shape)`, of S particles; other names
+                are ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
                 particle r // (R // S).
             attention_mask: (R, T), over which gates average; needed by gated kinds if there is
                 padding. The backbone gets its own mask as usual.

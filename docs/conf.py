@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 
 import bhpeft_pyro
@@ -87,17 +88,21 @@ def _pages() -> dict[str, list[tuple[str, str | None]]]:
 autosummary_context = {"pages": _pages()}
 
 
-def _notebook_links(app, docname, source):  # type: ignore[no-untyped-def]
+def _notebook_links(app: Sphinx, page: str, source: list[str]) -> None:
     """Pages link to `../notebooks/`, as on GitHub; the site has the notebooks beside them."""
     source[0] = source[0].replace("](../notebooks/", "](notebooks/")
 
 
-def _signatures(app, what, name, value, options, signature, returns):  # type: ignore[no-untyped-def]
+def _signatures(
+    app: Sphinx, what: str, name: str, value: object, options: object, signature: str, returns: str
+) -> tuple[str, str]:
     """A dataclass's default from a factory has no Python to show."""
     return signature and signature.replace("<factory>", "..."), returns
 
 
-def _constants(app, what, name, value, options, lines):  # type: ignore[no-untyped-def]
+def _constants(
+    app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]
+) -> None:
     """Autodoc looks for a constant's docstring only where it is imported to."""
     package, _, constant = name.rpartition(".")
     if what == "data":
@@ -107,9 +112,10 @@ def _constants(app, what, name, value, options, lines):  # type: ignore[no-untyp
                 lines[:] = docs.get(("", constant), lines)
 
 
-def setup(app):  # type: ignore[no-untyped-def]
+def setup(app: Sphinx) -> None:
+    """Bring the notebooks in, and mend what autodoc shows."""
+    (DOCS / "notebooks").mkdir(exist_ok=True)
     for notebook in NOTEBOOKS.glob("*.ipynb"):
-        (DOCS / "notebooks").mkdir(exist_ok=True)
         shutil.copy(notebook, DOCS / "notebooks")
     app.connect("source-read", _notebook_links)
     app.connect("autodoc-process-signature", _signatures)

@@ -32,11 +32,10 @@ def check_gradients(base: PreTrainedModel, blocks: Sequence[Block]) -> None:
         for target, projection in block.projections.items()
     }
     for module, (where, width) in inputs.items():
-        x = torch.zeros(1, width, device=base.device, dtype=base.dtype, requires_grad=True)
         try:
-            with torch.enable_grad():
-                output = module(x)
-            gradient = torch.autograd.grad(output.sum(), x, allow_unused=True)[0]
+            with torch.enable_grad():  # the caller may have turned it off
+                x = torch.zeros(1, width, device=base.device, dtype=base.dtype, requires_grad=True)
+                gradient = torch.autograd.grad(module(x).sum(), x, allow_unused=True)[0]
             cause = None
         except RuntimeError as error:  # the output needs no gradient, or there is no way back
             gradient, cause = None, error

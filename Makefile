@@ -23,7 +23,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow bench compare clean
+.PHONY: demo test lint slow docs bench compare clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
@@ -39,6 +39,11 @@ lint: $(VENV)/installed-dev
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+# A warning is an error, so that a link that leads nowhere or a docstring that cannot be read fails.
+docs: $(VENV)/installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
+	@echo "Open docs/_build/html/index.html"
+
 bench: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.experiments.step_cost $(ARGS)
 
@@ -47,6 +52,7 @@ compare: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf docs/_build docs/api docs/notebooks
 
 $(VENV)/created:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
@@ -64,6 +70,6 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/created
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@echo "Installing what the tests and notebooks need"
+	@echo "Installing what the tests, notebooks and documentation need"
 	@$(call pip,-e ".[$(EXTRAS)]")
 	@touch $@

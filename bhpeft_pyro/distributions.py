@@ -154,6 +154,7 @@ class LowRankNormal(TorchDistribution):
         super().__init__(batch_shape, loc.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
+        """The same distribution in another batch shape."""
         return LowRankNormal(self.loc, self.covariance, torch.Size(batch_shape), False)
 
     @property

@@ -52,7 +52,7 @@ def fit(
     Args:
         model: the model.
         guide: what `autoguide` takes, a guide (fitted in place), or a function with
-            `pyro.param`s.
+            `pyro.param` statements.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.

@@ -49,7 +49,7 @@ class Likelihood(ABC):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        """The distribution of labels, of batch shape (*P, B), from (*P, B, outputs)."""
+        """The distribution of labels, of batch shape `(*P, B)`, from `(*P, B, outputs)`."""
 
     def labels(self, outputs: int) -> int | None:
         """The number of classes when the head gives `outputs` numbers; None for ratings."""
@@ -121,7 +121,7 @@ class OrderedLogistic(Likelihood):
         return self.levels
 
     def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
-        """(*P, levels - 1), increasing."""
+        """`(*P, levels - 1)`, increasing."""
         raw = weights["cutpoints"]
         return torch.cat([raw[..., :1], raw[..., 1:].exp()], -1).cumsum(-1)
 

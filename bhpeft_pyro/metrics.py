@@ -111,13 +111,13 @@ class CalibrationBins:
 
     @property
     def expected_error(self) -> float:
-        """ECE: mean over the examples of |accuracy - confidence| of their bin."""
+        """ECE, the mean over the examples of `|accuracy - confidence|` of their bin."""
         gap = (self.accuracy - self.confidence).abs()
         return ((gap * self.count).sum() / self.count.sum()).item()
 
     @property
     def maximum_error(self) -> float:
-        """MCE: the greatest |accuracy - confidence| of any bin."""
+        """MCE, the greatest `|accuracy - confidence|` of any bin."""
         return (self.accuracy - self.confidence).abs().max().item()
 
 

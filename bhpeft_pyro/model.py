@@ -64,16 +64,16 @@ class Model(PyroModule):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Every random tensor: PEFT, head and likelihood."""
+        """Every random tensor, of PEFT, head and likelihood."""
         return (*self.network.sites, *self.likelihood.sites)
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What the network says: (*P, B, outputs), or (*P, B, C, outputs) for C choices."""
+        """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices."""
         value: Tensor = self.network(weights, batch)
         return value
 
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
-        """The distribution of the labels under given weights, (*P, *shape) per site."""
+        """The distribution of the labels under given weights, `(*P, *shape)` per site."""
         outputs = self.outputs(weights, batch)
         return self.likelihood.distribution(outputs, weights, batch.choices)
 

@@ -111,19 +111,19 @@ class RandomPEFT(PyroModule):
 
     @cached_property
     def causal(self) -> bool:
-        """Whether the backbone is a decoder: only its last token has seen the whole text."""
+        """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
         return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
 
         Args:
-            weights: for each site a tensor of shape (*P, *site.shape); the particle dims P are
+            weights: for each site a tensor of shape `(*P, *site.shape)`; the particle dims P are
                 the same for all sites (none: one draw).
             batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
 
         Returns:
-            (*P, B, outputs), or (*P, B, C, outputs) for multiple choice. Under a Pyro particle
+            `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice. Under a Pyro particle
             plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples.
         """
         folded, shape = self._fold(weights)
@@ -246,10 +246,10 @@ def fingerprint(backbone: PreTrainedModel) -> str:
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
     digest.update(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(backbone.state_dict().items()):
-        if name.startswith("pooler."):
-            continue
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+        if name.startswith("pooler.") or not isinstance(tensor, Tensor):
+            continue  # some quantised layers keep other things than tensors
+        flat = tensor.detach().dequantize().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].cpu()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()

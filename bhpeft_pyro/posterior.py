@@ -132,7 +132,7 @@ class Posterior:
         return f"Posterior(round {len(self.lineage)}, {type(self.guide).__name__})\n{self.report}"
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
-        """Joint draws of the weights: site name to (samples, *site shape)."""
+        """Joint draws of the weights: site name to `(samples, *site shape)`."""
         draws = draw(self.model, self.guide, samples, seed)
         return {name: value[:, 0] for name, value in draws.items()}
 

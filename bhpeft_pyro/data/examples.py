@@ -84,7 +84,7 @@ class Examples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over token ids and labels, in order: the same data gives the same digest."""
+        """SHA-256 over token ids and labels in order, so the same data gives the same digest."""
         digest = hashlib.sha256(self.kind.encode())
         integers = (self.counts, self.tokens.lengths, self.tokens.ids, self.tokens.types)
         for name, tensor in zip(("counts", "lengths", "ids", "types"), integers, strict=True):

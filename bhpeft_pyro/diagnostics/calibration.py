@@ -53,7 +53,7 @@ class Calibration:
 
     @cached_property
     def p_values(self) -> dict[str, float]:
-        """Per quantity, of its ranks being uniform: `uniformity.uniform`."""
+        """Per quantity, of its ranks being uniform (`uniformity.uniform`)."""
         columns = self.ranks.T.numpy()
         return {
             name: uniform(column, self.draws)

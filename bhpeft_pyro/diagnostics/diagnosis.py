@@ -51,7 +51,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
         seed: the same seed gives the same draws.
 
     Raises:
-        as `psis`.
+        DataError, ConfigError, GuideError: as `psis`.
     """
     feed = prepared(posterior, data, samples)
     return Diagnosis(

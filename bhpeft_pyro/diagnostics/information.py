@@ -35,7 +35,7 @@ posterior: 80 % resolved
 
     @property
     def resolved(self) -> float:
-        """1 - posterior / prior: 0 where nothing was learnt, 1 where nothing is left to learn.
+        """1 - posterior / prior, 0 where nothing was learnt and 1 where nothing is left to learn.
 
         Below 0 where the data made predictions less certain. Of a converged posterior alone this
         is the data's doing: sds that are narrow because they started so look the same.

@@ -85,7 +85,7 @@ log evidence -21.50 ± 0.05
 
     @property
     def threshold(self) -> float:
-        """The largest k-hat at which S draws can be trusted: min(1 - 1 / log10(S), 0.7)."""
+        """The largest k-hat at which S draws can be trusted, min(1 - 1 / log10(S), 0.7)."""
         return min(1 - 1 / math.log10(self.samples), 0.7)
 
     @property

@@ -35,7 +35,7 @@ def log_ratios(
     """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide.
 
     The likelihood is that of all examples. A guide may sample auxiliary variables of which its
-    latents are one-to-one functions, given as `Delta`s with the log-Jacobian as their
+    latents are one-to-one functions, given as a `Delta` each with the log-Jacobian as their
     `log_density`: Pyro's autoguides do.
 
     Args:

@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Geometric mean of `ratios`: below 1 for a posterior that is too sure."""
+        """Geometric mean of `ratios`, below 1 for a posterior that is too sure."""
         return self.ratios.log().mean().exp().item()
 
     def near(self, means: float = 0.3, sds: float = 1.25) -> bool:
@@ -80,7 +80,7 @@ def against(
 
     Args:
         posterior: the posterior.
-        draws: for each site of the model (R, *site shape), as `MCMC.get_samples()` gives them,
+        draws: for each site of the model `(R, *site shape)`, as `MCMC.get_samples()` gives them,
             of the posterior given the data that the guide was fitted to.
         data: texts, labelled or not.
         samples: draws of the guide.

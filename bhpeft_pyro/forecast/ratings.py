@@ -121,7 +121,7 @@ class RatingForecast(Forecast):
 
     @property
     def total(self) -> Tensor:
-        """(N,) variance of the mixture: epistemic + aleatoric."""
+        """(N,) variance of the mixture, epistemic + aleatoric."""
         return self.epistemic + self.aleatoric
 
     @property

@@ -43,6 +43,7 @@ class FunctionGuide(nn.Module):
         )
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
+        """Call the function, its parameters being this module's."""
         params = {name: self.parameters_[key(name)] for name in self._names}
         with pyro.get_param_store().scope({"params": params, "constraints": self._constraints}):
             result: dict[str, Tensor] | None = self.function(batch)

@@ -33,7 +33,7 @@ class Guide(nn.Module):
     linear: bool = False
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        """Sample every latent: site name to a tensor of shape (*P, *site shape)."""
+        """Sample every latent: site name to a tensor of shape `(*P, *site shape)`."""
         raise NotImplementedError
 
     def distributions(self) -> dict[str, TorchDistribution]:

@@ -90,7 +90,7 @@ class LowRankGuide(Guide):
         self._joint = [latent.name for latent in found] == [JOINT]
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """(*P, D) to a tensor (*P, *shape) for each site."""
+        """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
         return unpack(flat, self._shapes)
 
     def as_prior(self) -> Prior:

@@ -26,6 +26,7 @@ GUIDES: dict[str, Callable[..., Guide]] = {
     "linear": LinearGuide,
     "delta": DeltaGuide,
 }
+"""This package's guides, by the names that `autoguide` knows them under."""
 
 
 def autoguide(

@@ -72,7 +72,7 @@ class FitReport:
 
     @property
     def guards(self) -> list[str]:
-        """What to be warned of, by site: sds collapsed or still moving, nothing learnt, ..."""
+        """Warnings by site, such as sds collapsed or still moving, or nothing learnt."""
         return guards(self)
 
     def last(self, name: str, steps: int = 50) -> float:

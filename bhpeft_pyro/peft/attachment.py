@@ -18,6 +18,7 @@ from .architectures import architecture_of, blocks_of
 from .attention import claim, release
 from .binding import Binding, activate, install, new_token
 from .checkpointing import install_checkpointing, wants_checkpointing
+from .gradients import check_gradients
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix
@@ -82,6 +83,8 @@ class Attachment:
         backbone.requires_grad_(False)
         backbone.eval()
         scales = measure(self._base, self._blocks, attention=self._prefixed)
+        if self.kinds:
+            check_gradients(self._base, self._blocks)
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
             site for kind, blocks in self._wired for site in kind.sites(blocks, scales)
@@ -99,8 +102,8 @@ class Attachment:
         along). An inner `bind` on the same backbone replaces an outer one.
 
         Args:
-            weights: for every site a tensor (S, *site.shape), of S particles; other names are
-                ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
+            weights: for every site a tensor `(S, *site.shape)`, of S particles; other names
+                are ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
                 particle r // (R // S).
             attention_mask: (R, T), over which gates average; needed by gated kinds if there is
                 padding. The backbone gets its own mask as usual.

@@ -67,7 +67,7 @@ class Kind(ABC):
 
     @abstractmethod
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        """Enter into `binding` what these weights, (S, *site.shape), do at which module."""
+        """Enter into `binding` what these weights, `(S, *site.shape)`, do at which module."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ class Stack:
         return sites
 
     def rows(self, weights: Weights, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """One tensor (S, *shape) a block, in the blocks' order.
+        """One tensor `(S, *shape)` a block, in the blocks' order.
 
         `unbind` once: indexing layer by layer would allocate the whole stack's gradient for
         every layer in the backward pass.

@@ -52,7 +52,7 @@ class JointPrior:
 
 
 def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """(*P, D) to a tensor (*P, *shape) for each of the shapes, in their order."""
+    """`(*P, D)` to a tensor `(*P, *shape)` for each of the shapes, in their order."""
     ends = [0, *accumulate(map(prod, shapes.values()))]
     return {
         name: flat[..., start:end].reshape((*flat.shape[:-1], *shape))

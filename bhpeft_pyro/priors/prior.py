@@ -23,8 +23,11 @@ from ..peft.sites import Site
 __all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked", "complete"]
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
+"""A Pyro stochastic function: from the sites to a tensor for each, by its name."""
 SitePrior = TorchDistribution | Callable[[Site], TorchDistribution]
+"""What every weight of a site is drawn from, or a function from the site to it."""
 PriorLike = Prior | TorchDistribution | Mapping[str, SitePrior]
+"""A prior, or a short form of one: a distribution for all sites, or some by site pattern."""
 
 
 def as_prior(prior: PriorLike) -> Prior:
@@ -141,7 +144,7 @@ def complete(
     Args:
         prior: the prior; it is not run if all sites are among the latents.
         sites: the model's sites.
-        latents: a value, (*P, *shape), of each variable that the prior samples.
+        latents: a value, `(*P, *shape)`, of each variable that the prior samples.
 
     Raises:
         PriorError: the prior samples something that has no value here.

@@ -92,7 +92,7 @@ class FunctionSpacePrior(ABC):
         """Sample one site, and what its scale depends on."""
 
     def normal(self, site: Site, factor: Tensor | float = 1.0) -> Tensor:
-        """Sample a site as N(loc, (sd * factor)^2), given a factor (*P, *broadcastable)."""
+        """Sample a site as N(loc, (sd * factor)^2), given a factor `(*P, *broadcastable)`."""
         normal = dist.Normal(self.loc(site), self.sd(site) * factor)
         lead = normal.batch_shape[: len(normal.batch_shape) - site.ndim]
         value: Tensor = pyro.sample(site.name, normal.expand(lead + site.shape).to_event(site.ndim))
@@ -114,7 +114,7 @@ def output_side(site: Site) -> bool:
 
 
 def along(values: Tensor, site: Site, dims: Sequence[str]) -> Tensor:
-    """(*P, one size for each of `dims`) to (*P, *sizes and ones), broadcastable to the site.
+    """`(*P, *sizes)` by `dims` to `(*P, *sizes and ones)`, broadcastable to the site.
 
     >>> site = Site("lora.query.B", (6, 9, 4), ("layer", "out", "rank"), torch.ones(1), lambda: ...)
     >>> along(torch.ones(2, 1, 6, 4), site, ("layer", "rank")).shape
@@ -142,7 +142,7 @@ def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
     directly, each would wait for the other to move.
 
     Args:
-        factor: (*P, *broadcastable to the site).
+        factor: `(*P, *broadcastable to the site)`.
     """
     zero = torch.zeros_like(site.unit)
     standard = pyro.sample(

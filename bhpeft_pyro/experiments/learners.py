@@ -35,7 +35,7 @@ class Setup:
     model: Callable[[bool], Model]
     batches: Mapping[str, Examples]
     epochs: int
-    least: int = 30
+    least: int = 20
     seed: int = 0
 
     def options(self, rows: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _weekly(folder: Path, seed: int, rows: int, test: int) -> Stream:
 
 
 PROTOCOLS = {
-    "rounds": Protocol(_rounds, rows=640, test=400),
+    "rounds": Protocol(_rounds, rows=640, test=200),
     "domains": Protocol(_domains, rows=200, test=100),
     "domains-reversed": Protocol(partial(_domains, domains=DOMAINS[::-1]), rows=200, test=100),
     "weekly": Protocol(_weekly, rows=100, test=0, keeps=True),

@@ -44,9 +44,9 @@ def stream(
         typer.Option(help="Rows of the last round, of a domain, or at most of a week."),
     ] = None,
     test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 3,
-    least: Annotated[int, typer.Option(help="Steps of a round, at least.")] = 30,
-    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 2,
+    least: Annotated[int, typer.Option(help="Steps of a round, at least.")] = 20,
+    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 4,
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""
@@ -82,7 +82,7 @@ def stream(
 
         def ratios(*_: str) -> dict[str, Any]:
             common = setup(encoded(0), backbone, preset, epochs, least, 0)
-            timed = {name: there[name] for name in there if name != BOUND}
+            timed = {name: each for name, each in ARMS.items() if name != BOUND}
             return {"protocol": protocol, **setting, "cost": cost(timed, common)}
 
         complete(out, runs, result)

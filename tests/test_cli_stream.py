@@ -139,7 +139,7 @@ def test_periods() -> None:
         every: {
             name: "".join(batch["text"][:])
             for name, batch in by_period(table, "day", every).items()
-        }  # type: ignore[arg-type] # noqa: E501
+        }  # type: ignore[arg-type]
         for every in ("day", "week", "month", "quarter", "year")
     }
     assert found == {

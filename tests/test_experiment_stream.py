@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from onehot import FIT, assert_posterior, model, solve, words
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
 from bhpeft_pyro.experiments import protocols, stream, stream_runs, stream_tables
-from bhpeft_pyro.experiments.learners import ARMS, KEEPS, Setup
+from bhpeft_pyro.experiments.learners import ARMS, KEEPS, Arm, Setup
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -229,8 +230,10 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     options = {**SMALL, "arm": arms, "preset": preset}
     stream.stream(folder, protocol, folder / "out", **options)
     shown = capsys.readouterr().out
-    for name in (*arms, "aim", "cost / plain round"):
-        assert name in shown
+    lines = shown.splitlines()
+    for name in arms:  # whole, however narrow the terminal is
+        assert any(line.startswith(f"| {name} ") for line in lines)
+    assert "cost / plain round" in shown
     assert ("forgetting at most" in shown) == (protocol == "domains-reversed")
     assert ("final accuracy" in shown) == (protocol == "rounds")
     assert (folder / "out" / f"{protocol}.png").stat().st_size > 0
@@ -250,6 +253,29 @@ def test_unknown_names_are_refused(folder: Path) -> None:
         stream.stream(folder, "daily", folder / "out")
     with pytest.raises(typer.BadParameter, match=r"no sentiment-sst-train\.jsonl"):
         stream.stream(folder / "backbone", "rounds", folder / "out")
+
+
+def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that only plain rounds, of 2 s, and those of the arms move."""
+    now = [0.0]
+
+    def fit(model: Any, guide: Any, data: bh.Examples, **options: Any) -> Any:
+        now[0] += 2.0 * len(data)
+        return SimpleNamespace(model=model)
+
+    def taking(seconds: float) -> Arm:
+        def learn(last: Any, data: Any) -> Any:
+            now[0] += seconds * len(data)
+
+        return Arm(lambda setup: learn)
+
+    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stream_runs, "fit", fit)
+    setup = Setup(lambda point: model(), ROUNDS, epochs=1)
+    ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
+    assert ratios == {"slow": 1.5, "fast": 0.5}
 
 
 def result(arm: str, matrix: list[list[float]]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import MARKDOWN
-from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
@@ -20,7 +19,7 @@ from ..demo.assets import minilm
 from ..errors import BHPEFTError
 from .arms import ARMS, run_arm
 from .data import TASKS, split
-from .results import cell, complete, known, load
+from .results import cell, complete, known, load, show
 
 __all__ = ["compare", "table"]
 
@@ -66,7 +65,7 @@ def compare(
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
     for name in names:
-        Console().print(table(load(out, product([name], range(seeds), arms))))
+        show(table(load(out, product([name], range(seeds), arms))))
 
 
 def table(results: list[dict[str, Any]]) -> Table:

@@ -27,7 +27,7 @@ from ..model import Model
 from ..network import RandomPEFT
 from ..priors import FunctionSpaceNormal
 from .data import TASKS, Split, Task, split
-from .results import cell, known
+from .results import cell, known, show
 
 __all__ = ["head_scale"]
 
@@ -56,7 +56,7 @@ def head_scale(
                     results.append(
                         _run(TASKS[name], parts, backbone, tokenizer, scale, seed, epochs)
                     )
-            Console().print(_table(name, rows))
+            show(_table(name, rows))
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
 

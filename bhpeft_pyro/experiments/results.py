@@ -12,13 +12,16 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from ..metrics import standard_error
 from ..saving import write
 
-__all__ = ["cell", "complete", "file_of", "known", "load"]
+__all__ = ["cell", "complete", "file_of", "known", "load", "show"]
 
 Run = tuple[object, ...]
+
+_WIDTH = 300  # a line of Markdown may not be broken, however narrow the terminal is
 
 
 def file_of(out: Path, run: Run) -> Path:
@@ -71,3 +74,8 @@ def cell(values: Sequence[float]) -> str:
     """
     error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{error}"
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    Console(width=_WIDTH).print(table)

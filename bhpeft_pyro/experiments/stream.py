@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
 import typer
-from rich.console import Console
 
 from .. import __version__
 from ..demo.assets import minilm
@@ -23,7 +22,7 @@ from ..errors import BHPEFTError
 from ..peft import presets
 from .learners import ARMS, KEEPS
 from .protocols import PROTOCOLS
-from .results import complete, file_of, known, load
+from .results import complete, file_of, known, load, show
 from .stream_plots import curves, matrices
 from .stream_runs import Encoded, cost, run, setup
 from .stream_tables import BOUND, aims, costs, per_round, summary_table
@@ -41,7 +40,7 @@ def stream(
     seeds: Annotated[int, typer.Option(help="Seeds 0 to SEEDS - 1.")] = 5,
     rows: Annotated[
         int | None,
-        typer.Option(help="Rows of the last round, of a domain, or at most of a week."),
+        typer.Option(help="Rows of the last round, of a domain, or at most of a week.", min=20),
     ] = None,
     test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 2,
@@ -57,7 +56,7 @@ def stream(
     arms = arm or list(there)
     known(arms, there)
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
-    setting = {
+    setting: dict[str, Any] = {
         "version": __version__,
         "rows": sizes[0],
         "test": sizes[1],
@@ -69,6 +68,7 @@ def stream(
     runs = list(product([protocol], range(seeds), arms))
     try:
         backbone = minilm()
+        setting["backbone"] = backbone.parent.name
 
         def encoded(seed: int) -> Encoded:
             return Encoded(chosen.read(data, seed, *sizes), backbone)
@@ -96,7 +96,6 @@ def stream(
 
 def report(results: list[dict[str, Any]], ratios: dict[str, float], plots: Path) -> None:
     """Print the tables, and write PNG files whose names begin with `plots`."""
-    console = Console()
     tables = (
         summary_table(results),
         per_round(results, "accuracy"),
@@ -105,7 +104,7 @@ def report(results: list[dict[str, Any]], ratios: dict[str, float], plots: Path)
         aims(results, ratios),
     )
     for table in tables:
-        console.print(table)
+        show(table)
     drawn = {"": curves}
     if any(name.startswith("test/") for name in results[0]["rounds"][0]):
         drawn["-matrix"] = matrices

@@ -33,8 +33,8 @@ def curves(results: Sequence[dict[str, Any]]) -> Figure:
 def matrices(results: Sequence[dict[str, Any]]) -> Figure:
     """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
     arms = by_arm(results)
-    shape = {"figsize": (4.2 * len(arms), 4), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(1, len(arms), **shape)
+    figure = plt.figure(figsize=(4.2 * len(arms), 4), layout="constrained")
+    axes = figure.subplots(1, len(arms), squeeze=False)
     records = {arm: average(runs) for arm, runs in arms.items()}
     low = min(record.matrix.min().item() for record in records.values())
     high = max(record.matrix.max().item() for record in records.values())

@@ -202,7 +202,7 @@ def _check_same(posterior: Posterior, number: int, name: str, data: object) -> N
 def _scores(
     posterior: Posterior, tests: Mapping[str, object], samples: int, first: bool
 ) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for name, data in tests.items():
         examples = posterior.text.encode(posterior.model, data, labelled=True)
         forecast = posterior.predict(examples, samples)

@@ -476,7 +476,9 @@ def test_texts_cannot_break_a_page(folder, tmp_path):
     assert "w5 \\| <b> w6 |" in (tmp_path / "report.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["fit", "predict", "evaluate", "update", "report", "demo"])
+@pytest.mark.parametrize(
+    "name", ["fit", "predict", "evaluate", "update", "stream", "report", "demo"]
+)
 def test_every_command_has_help_with_examples(name):
     text = bhpeft(name, "--help").stdout
     assert re.search(rf"Examples:\s+bhpeft {name}", text)

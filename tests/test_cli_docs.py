@@ -38,6 +38,10 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     Path("new.csv").write_text("text\n" + "\n".join(TEXTS))
     rows = [{"review": t, "verdict": v} for t, v in zip(TEXTS, labels, strict=True)]
     Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open("news.csv", "w", newline="") as file:
+        dates = [f"2024-01-{1 + i:02}" for i in range(20)]
+        dated = zip(dates, [f"{text} w5" for text in TEXTS], labels, strict=True)
+        csv.writer(file).writerows([("date", "text", "label"), *dated])
     for content in blocks(page, "yaml"):
         Path("fit.yaml").write_text(content)
     commands = [
@@ -59,10 +63,10 @@ def test_the_examples_of_the_help_are_options_that_exist() -> None:
     """Parsed, not run: they name files of the reader's."""
     from typer.main import get_command
 
-    from bhpeft_pyro.cli import evaluate, fit, predict, report, update
+    from bhpeft_pyro.cli import evaluate, fit, predict, report, stream, update
 
     commands = get_command(app).commands
-    for module in (fit, predict, evaluate, update, report):
+    for module in (fit, predict, evaluate, update, stream, report):
         for example in module.EXAMPLES:
             words = shlex.split(example.partition("|")[0])
             known = {flag for p in commands[words[1]].params for flag in (*p.opts, "--config")}

@@ -132,7 +132,8 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
     drift = by_hand.assess(WEEKS["week 1"], 20)
     assert second["drift/nll_z"] == drift.nll.z  # type: ignore[union-attr]
-    assert first["test/week 2"] == by_hand.evaluate(TESTS["week 2"], 20)["accuracy"]
+    tested = by_hand.evaluate(TESTS["week 2"], 20)
+    assert (first["test/week 2"], first["test_nll/week 2"]) == (tested["accuracy"], tested["nll"])
     # The record on disk is this one.
     assert json.loads((tmp_path / "record.json").read_text()) == record.rows
     with (tmp_path / "record.csv").open(newline="") as file:
@@ -144,12 +145,12 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
     assert scores["forward_transfer"] == transfer.forward_transfer(record.matrix, untrained)
     figure = figures.overview(record)
-    assert len(figure.axes) == 5  # four panels and a colour bar
+    assert len(figure.axes) == 6  # five panels and a colour bar
     lines = figure.axes[1].get_lines()
     torch.testing.assert_close(
         torch.tensor(lines[0].get_ydata()), record.column("nll"), equal_nan=True
     )
-    assert figure.axes[3].images[0].get_array().tolist() == record.matrix.tolist()  # type: ignore[union-attr]
+    assert figure.axes[4].images[0].get_array().tolist() == record.matrix.tolist()  # type: ignore[union-attr]
     plt.close(figure)
     with pytest.raises(DataError, match="'coverage_90'"):
         figures.over_time(record, "coverage_90")

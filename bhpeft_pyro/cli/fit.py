@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
-
 import typer
 
 from .. import fitting as library
-from ..errors import ConfigError
-from ..guides import GUIDES
 from ..inference import FitOptions
-from ..peft import Kind, presets
-from . import options
+from . import options, recipe
 from .backbone import load_backbone
 from .quality import conclude
 from .runs import check_out, hold_out, read_table
 from .screen import bars, say
-from .task import TaskName, infer, named
+from .task import infer, named
 
 __all__ = ["EXAMPLES", "fit"]
 
@@ -33,37 +27,16 @@ def fit(
     context: typer.Context,
     data: options.Data,
     out: options.Out,
-    backbone: Annotated[
-        str,
-        typer.Option(help="The frozen transformer: a name on the hub, a folder, or minilm (PyPI)."),
-    ] = "roberta-base",
+    backbone: recipe.NewBackbone = "roberta-base",
     config: options.Config = None,
-    task: Annotated[
-        TaskName | None,
-        typer.Option(help="What is to be predicted.", show_default="from columns and labels"),
-    ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="The column to read.", show_default="text")
-    ] = None,
-    pair_column: Annotated[
-        str | None, typer.Option(help="A second text, read after the first.", show_default="none")
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(help="The column to predict.", show_default="label, rating, stars or score"),
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
-    ] = "bh_peft",
-    guide: Annotated[
-        str, typer.Option(help=f"The family of the posterior: {', '.join(GUIDES)}.")
-    ] = "normal",
-    noise_by_text: Annotated[
-        bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
-    ] = False,
-    max_length: Annotated[
-        int | None, typer.Option(help="Cut longer texts.", show_default="the tokenizer's limit")
-    ] = None,
+    task: recipe.Task = None,
+    text_column: recipe.TextColumn = None,
+    pair_column: recipe.PairColumn = None,
+    label_column: recipe.LabelColumn = None,
+    preset: recipe.Preset = "bh_peft",
+    guide: recipe.Guide = "normal",
+    noise_by_text: recipe.NoiseByText = False,
+    max_length: recipe.MaxLength = None,
     validation: options.Validation = "10%",
     samples: options.Samples = None,
     device: options.Device = "auto",
@@ -87,9 +60,8 @@ def fit(
     """
     how = FitOptions(progress=bars()).change(**options.given(context))
     check_out(out, overwrite)
-    kinds = _kinds(preset)
-    if guide not in GUIDES:
-        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(GUIDES)}")
+    kinds = recipe.kinds(preset)
+    recipe.check_guide(guide)
     table = read_table(data)
     found = infer(table, task, text_column, label_column, pair_column)
     say(f"{len(table)} rows, {found}")
@@ -113,10 +85,3 @@ def fit(
     posterior.save(out, overwrite)
     say(f"{posterior.report}\nsaved in {out}")
     conclude(posterior, held_out, samples, as_json)
-
-
-def _kinds(preset: str) -> Sequence[Kind]:
-    if preset not in presets.__all__:
-        raise ConfigError(f"--preset: unknown {preset!r}; known: {', '.join(presets.__all__)}")
-    kinds: Sequence[Kind] = getattr(presets, preset)()
-    return kinds

@@ -23,7 +23,9 @@ __all__ = [
     "Device",
     "DrawSeed",
     "Epochs",
+    "Grow",
     "Json",
+    "Keep",
     "MaxSteps",
     "NaturalLR",
     "Out",
@@ -81,6 +83,13 @@ Config = Annotated[
         is_eager=True,
         show_default=False,
     ),
+]
+Keep = Annotated[
+    float,
+    typer.Option(help="Forget on purpose: the share of the old evidence kept.", min=0, max=1),
+]
+Grow = Annotated[
+    bool, typer.Option("--grow", help="Give labels that are new an output of their own.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout in place of tables.")]
 Backbone = Annotated[

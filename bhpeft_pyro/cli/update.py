@@ -27,13 +27,8 @@ def update(
     out: options.Out,
     config: options.Config = None,
     validation: options.Validation = "10%",
-    keep: Annotated[
-        float,
-        typer.Option(help="Forget on purpose: the share of the old evidence kept.", min=0, max=1),
-    ] = 1.0,
-    grow: Annotated[
-        bool, typer.Option("--grow", help="Give labels that are new an output of their own.")
-    ] = False,
+    keep: options.Keep = 1.0,
+    grow: options.Grow = False,
     again: Annotated[
         bool, typer.Option("--again", help="Learn data that an earlier round has learnt.")
     ] = False,

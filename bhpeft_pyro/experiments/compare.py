@@ -6,25 +6,20 @@ is made from the files alone.
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Annotated, Any
 
 import typer
 from rich.box import MARKDOWN
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from .. import __version__
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
-from ..metrics import standard_error
-from ..saving import write
 from .arms import ARMS, run_arm
 from .data import TASKS, split
+from .results import cell, complete, known, load, show
 
 __all__ = ["compare", "table"]
 
@@ -44,22 +39,16 @@ def compare(
     test: Annotated[int, typer.Option(help="Test rows.")] = 400,
 ) -> None:
     """Fit and compare; with all results there, only the table is printed."""
-    console = Console()
     names, arms = task or list(TASKS), arm or list(ARMS)
-    for given, known in ((names, TASKS), (arms, ARMS)):
-        if unknown := set(given) - known.keys():
-            raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    known(names, TASKS)
+    known(arms, ARMS)
     setting = {"epochs": epochs, "samples": samples, "validation": validation, "test": test}
-    out.mkdir(parents=True, exist_ok=True)
-    runs = list(product(names, range(seeds), arms))
-    todo = [run for run in runs if not _file(out, *run).exists()]
     try:
         backbone = minilm()
-        for name, seed, method in track(todo, "fitting", console=Console(stderr=True)):
-            if _file(out, name, seed, method).exists():  # another process may share the folder
-                continue
+
+        def result(name: str, seed: int, method: str) -> dict[str, Any]:
             rows = split(data, TASKS[name], seed, validation, test)
-            result = {
+            return {
                 "task": name,
                 "seed": seed,
                 "arm": method,
@@ -71,12 +60,12 @@ def compare(
                     ARMS[method], TASKS[name], rows, backbone, seed, epochs, samples
                 ),
             }
-            write(_file(out, name, seed, method), json.dumps(result, indent=1).encode())
+
+        complete(out, product(names, range(seeds), arms), result)
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
     for name in names:
-        files = (_file(out, name, seed, arm) for seed, arm in product(range(seeds), arms))
-        console.print(table([json.loads(file.read_text()) for file in files if file.exists()]))
+        show(table(load(out, product([name], range(seeds), arms))))
 
 
 def table(results: list[dict[str, Any]]) -> Table:
@@ -91,17 +80,10 @@ def table(results: list[dict[str, Any]]) -> Table:
     for arm, runs in by_arm.items():
         epochs = "/".join(map(str, sorted({run["epochs"] for run in runs})))
         for version, label in (("as is", arm), ("scaled", f"{arm} + scaling")):
-            cells = []
-            for name in shown:
-                values = [run["metrics"][version][name] for run in runs]
-                error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
-                cells.append(f"{mean(values):.3f}{error}")
+            values = ([run["metrics"][version][name] for run in runs] for name in shown)
+            cells = map(cell, values)
             grid.add_row(label, str(len(runs)), epochs, *cells)
     return grid
-
-
-def _file(out: Path, name: str, seed: int, arm: str) -> Path:
-    return out / f"{name}.{seed}.{arm.replace(', ', '-').replace(' ', '-')}.json"
 
 
 if __name__ == "__main__":

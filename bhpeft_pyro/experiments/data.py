@@ -13,7 +13,7 @@ from ..data import Columns
 from ..errors import DataError
 from ..likelihoods import Categorical, Likelihood, MultipleChoice, Normal
 
-__all__ = ["TASKS", "Split", "Task", "split"]
+__all__ = ["TASKS", "Split", "Task", "read", "split"]
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,28 @@ class Split:
     test: Dataset
 
 
+def read(folder: Path, file: str) -> Dataset:
+    """All rows of a JSON lines file, named without its ending.
+
+    Raises:
+        DataError: no such file.
+    """
+    path = folder / f"{file}.jsonl"
+    if not path.exists():
+        raise DataError(f"--data: there is no {path.name} in {folder}")
+    return load_dataset("json", data_files=str(path), split="train")
+
+
 def split(folder: Path, task: Task, seed: int, validation: int, test: int) -> Split:
     """Random rows for each part; another seed gives other rows in every part.
 
     Raises:
         DataError: no such file, or it has too few rows.
     """
-    path = folder / f"{task.file}.jsonl"
-    if not path.exists():
-        raise DataError(f"--data: there is no {path.name} in {folder}")
-    rows = load_dataset("json", data_files=str(path), split="train")
+    rows = read(folder, task.file)
     total = task.rows + validation + test
     if len(rows) < total:
-        raise DataError(f"{path.name}: it has {len(rows)} rows, the task needs {total}")
+        raise DataError(f"{task.file}.jsonl: it has {len(rows)} rows, the task needs {total}")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     ends = (task.rows, task.rows + validation, total)
     return Split(*(rows.select(order[a:b]) for a, b in zip((0, *ends[:2]), ends, strict=True)))

@@ -8,7 +8,6 @@ is for.
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import mean
 from typing import Annotated
 
 import torch
@@ -23,11 +22,12 @@ from ..demo.assets import minilm
 from ..errors import BHPEFTError
 from ..fitting import fit
 from ..head import Head
-from ..metrics import evaluate, standard_error
+from ..metrics import evaluate
 from ..model import Model
 from ..network import RandomPEFT
 from ..priors import FunctionSpaceNormal
 from .data import TASKS, Split, Task, split
+from .results import cell, known, show
 
 __all__ = ["head_scale"]
 
@@ -43,8 +43,7 @@ def head_scale(
 ) -> None:
     """Fit at each scale and print a table a task."""
     names = task or [name for name in TASKS if TASKS[name].rows <= 400]
-    if unknown := set(names) - TASKS.keys():
-        raise typer.BadParameter(f"unknown: {', '.join(unknown)}; known: {', '.join(TASKS)}")
+    known(names, TASKS)
     logging.disable_progress_bar()
     try:
         backbone = minilm()
@@ -57,7 +56,7 @@ def head_scale(
                     results.append(
                         _run(TASKS[name], parts, backbone, tokenizer, scale, seed, epochs)
                     )
-            Console().print(_table(name, rows))
+            show(_table(name, rows))
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -96,11 +95,7 @@ def _table(name: str, rows: dict[float | None, list[dict[str, float]]]) -> Table
     title = f"{name}, head only, mean ± standard error of {len(first)} seeds"
     grid = Table("head", *first[0], title=title, box=MARKDOWN)
     for scale, results in rows.items():
-        cells = []
-        for column in first[0]:
-            values = [result[column] for result in results]
-            error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.3f}{error}")
+        cells = (cell([result[column] for result in results]) for column in first[0])
         grid.add_row("found by fit" if scale is None else "fixed", *cells)
     return grid
 

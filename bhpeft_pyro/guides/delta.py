@@ -45,8 +45,8 @@ class DeltaGuide(Guide):
 
     def distributions(self) -> dict[str, TorchDistribution]:
         raise GuideError(
-            "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
-            "fit the next round with start=... to go on from this point without a prior"
+            "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or go "
+            "on from this point without a prior: fit(posterior.model, posterior.guide, data)"
         )
 
     def means(self) -> dict[str, Tensor]:

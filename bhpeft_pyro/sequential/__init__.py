@@ -1,6 +1,7 @@
 """Updating in rounds: forgetting, replay, new labels, drift, history, streams."""
 
 from . import figures, transfer
+from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
 from .growth import grow
@@ -17,6 +18,8 @@ __all__ = [
     "Replay",
     "Signal",
     "assess",
+    "by_count",
+    "by_period",
     "figures",
     "grow",
     "prequential",

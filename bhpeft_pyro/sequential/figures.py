@@ -56,16 +56,22 @@ def scores(record: Record, ax: Axes | None = None) -> Axes:
 
 
 def overview(record: Record) -> Figure:
-    """Accuracy (or MSE), NLL and drift over time, and the matrix of scores if there were tests."""
-    error = "accuracy" if any("accuracy" in row for row in record.rows) else "mse"
-    panels = 3 + bool(record.tests)
+    """Accuracy, NLL, calibration and drift over time, and the matrix of scores with tests.
+
+    Of ratings the first is the MSE, and calibration the coverage of 90 % intervals, not the ECE.
+    """
+    classes = any("accuracy" in row for row in record.rows)
+    error, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
+    panels = 4 + bool(record.tests)
     figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), layout="constrained")
     over_time(record, error, None, axes[0])
     over_time(record, "nll", "drift/nll_expected", axes[1])
-    over_time(record, "drift/nll_z", None, axes[2])
-    axes[2].axhline(1.645, color=GREY, linewidth=1)  # 5 % of a Normal lie above
+    over_time(record, calibration, None, axes[2])
+    over_time(record, "drift/nll_z", None, axes[3])
+    axes[2].axhline(0.0 if classes else 0.9, color=GREY, linewidth=1)  # right
+    axes[3].axhline(1.645, color=GREY, linewidth=1)  # 5 % of a Normal lie above
     if record.tests:
-        scores(record, axes[3])
+        scores(record, axes[4])
     return figure
 
 

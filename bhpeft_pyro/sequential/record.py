@@ -19,7 +19,7 @@ from . import transfer
 
 __all__ = ["Record"]
 
-TEST, UNTRAINED = "test/", "untrained/"
+TEST, TEST_NLL, UNTRAINED = "test/", "test_nll/", "untrained/"
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Record:
         rows: round, batch, id, examples, steps, seconds, and the metrics of predicting the batch
             before it was learnt (those of `metrics.evaluate`, and `drift/...`); none of those in
             the first round, where there is no posterior yet. With tests also `test/NAME`, the
-            score on each after the round, and in the first row `untrained/NAME`, under the prior.
+            score on each after the round, `test_nll/NAME`, and in the first row
+            `untrained/NAME`, the score under the prior.
     """
 
     rows: list[dict[str, Any]]

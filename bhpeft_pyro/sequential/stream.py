@@ -21,13 +21,15 @@ from ..posterior import Posterior
 from .drift import assess
 from .growth import unknown_labels
 from .history import History
-from .record import TEST, UNTRAINED, Record
+from .record import TEST, TEST_NLL, UNTRAINED, Record
 from .replay import Replay
 
 __all__ = ["Learner", "prequential", "stream"]
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
+
+_UNTRAINED = 8  # draws of the prior where a posterior is looked at in a single pass
 
 
 def stream(
@@ -112,6 +114,7 @@ def prequential(
     tests: Mapping[str, object] | None = None,
     grow: bool = False,
     samples: int = 32,
+    drift: bool = True,
     progress: bool = True,
 ) -> Posterior:
     """`stream` with any way to learn.
@@ -121,6 +124,20 @@ def prequential(
         learn: from the last posterior (None in the first round) and a batch to the next posterior,
             whose lineage goes on from the last one's.
         batches, folder, tests, grow, samples, progress: as for `stream`.
+        drift: compare batches with what was expected (`assess`). Without, a batch is predicted
+            with `samples` draws, which may be 0, and the guide may be a point.
+
+    >>> import tempfile
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
+    >>> def learn(last, data):  # the first prior in every round: only the start is the last one's
+    ...     if last is None:
+    ...         return fit(tiny_model(()), "normal", data, max_steps=3, progress=False)
+    ...     return last.update(data, keep=0.0)
+    >>> folder = tempfile.mkdtemp()
+    >>> last = prequential(tiny_model(()), learn, weeks, folder, drift=False, progress=False)
+    >>> len(last.lineage), last.report.keep
+    (2, 0.0)
     """
     folder = Path(folder)
     history = History(folder / "rounds")
@@ -139,10 +156,13 @@ def prequential(
             if posterior is not None:
                 if grow and (labels := unknown_labels(posterior, data)):
                     posterior = posterior.grow(labels)
-                drift = assess(posterior, data, samples)
-                metrics = evaluate(drift.forecast)
-                metrics |= {f"drift/{key}": value for key, value in drift.metrics().items()}
-                bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=drift.advice, refresh=False)
+                if drift:
+                    found = assess(posterior, data, samples)
+                    metrics = evaluate(found.forecast)
+                    metrics |= {f"drift/{key}": value for key, value in found.metrics().items()}
+                    bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=found.advice, refresh=False)
+                else:
+                    metrics = posterior.evaluate(data, samples)
             first = posterior is None
             posterior = learn(posterior, data)
             if tests:
@@ -182,12 +202,14 @@ def _check_same(posterior: Posterior, number: int, name: str, data: object) -> N
 def _scores(
     posterior: Posterior, tests: Mapping[str, object], samples: int, first: bool
 ) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for name, data in tests.items():
         examples = posterior.text.encode(posterior.model, data, labelled=True)
-        found[TEST + name] = _score(posterior.predict(examples, samples))
+        forecast = posterior.predict(examples, samples)
+        found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}
         if first:
-            found[UNTRAINED + name] = _score(_untrained(posterior.model, examples, samples))
+            untrained = _untrained(posterior.model, examples, samples or _UNTRAINED)
+            found[UNTRAINED + name] = _score(untrained)
     return found
 
 

@@ -1,0 +1,180 @@
+"""`bhpeft stream`: batch after batch, each predicted first and then learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import matplotlib.pyplot as plt
+import typer
+from datasets import ClassLabel, Dataset
+
+from .. import sequential
+from ..errors import ConfigError
+from ..inference import FitOptions
+from ..sequential import History, Record, Replay, figures
+from ..sequential.batches import Period
+from . import options, recipe
+from .backbone import load_backbone
+from .runs import hold_out, read_table
+from .screen import bars, print_json, say, table
+from .task import Task, infer, named
+
+__all__ = ["EXAMPLES", "stream"]
+
+EXAMPLES = (
+    "bhpeft stream news.jsonl --by date --every week --backbone minilm --out runs/news",
+    "bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream",
+    "bhpeft stream reviews.csv --by day --batch 100 --tests 20% --grow --out runs/reviews-stream",
+)
+
+# What the table on the screen shows, where the rounds have it.
+_SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
+
+
+def stream(
+    context: typer.Context,
+    data: options.Data,
+    out: Annotated[
+        Path, typer.Option(help="The folder of rounds, record and plots.", show_default=False)
+    ],
+    by: Annotated[
+        str | None, typer.Option(help="The column of dates.", show_default="rows are in order")
+    ] = None,
+    every: Annotated[Period, typer.Option(help="A batch is what has come in it.")] = "week",
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Rows a batch, in place of --every.", min=1, show_default=False),
+    ] = None,
+    backbone: recipe.NewBackbone = "roberta-base",
+    config: options.Config = None,
+    task: recipe.Task = None,
+    text_column: recipe.TextColumn = None,
+    pair_column: recipe.PairColumn = None,
+    label_column: recipe.LabelColumn = None,
+    preset: recipe.Preset = "bh_peft",
+    guide: recipe.Guide = "normal",
+    noise_by_text: recipe.NoiseByText = False,
+    max_length: recipe.MaxLength = None,
+    tests: Annotated[
+        str,
+        typer.Option(
+            help="The share of each batch that is held out, and scored after every round.",
+            metavar="SHARE",
+        ),
+    ] = "0",
+    keep: options.Keep = 1.0,
+    replay: Annotated[
+        int | None,
+        typer.Option(help="Hold so many examples back and learn them anew.", min=1),
+    ] = None,
+    grow: options.Grow = False,
+    samples: Annotated[int, typer.Option(help="Weight draws of a prediction.", min=19)] = 32,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    particles: options.Particles = None,
+    lr: options.LR = None,
+    natural_lr: options.NaturalLR = None,
+    temperature: options.Temperature = None,
+    bf16: options.Bf16 = None,
+    seed: options.Seed = None,
+) -> None:
+    """Predict each batch of a table, then learn it, with the last posterior as the prior.
+
+    Every round is saved. Killed and started again, or started again when rows of a new batch have
+    come, it goes on after the last round. --out then holds rounds/, record.csv, record.json and
+    stream.png.
+    """
+    how = FitOptions(progress=False).change(**options.given(context))
+    kinds = recipe.kinds(preset)
+    recipe.check_guide(guide)
+    if guide == "delta":
+        raise ConfigError("--guide: 'delta' is a point, which cannot be the prior of a round")
+    held_out = options.fraction(tests, "--tests")
+    if grow and held_out:
+        raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
+    rows = read_table(data)
+    found = infer(rows, task, text_column, label_column, pair_column)
+    rows = named(rows, found.columns.label, found.names)
+    batches = _batches(rows, by, every, batch)
+    if grow:
+        found = _known(found, next(iter(batches.values())))
+    say(f"{len(rows)} rows in {len(batches)} batches, {found}")
+    tested: dict[str, object] = {}
+    learnt: dict[str, object] = {}
+    for name, each in batches.items():
+        learnt[name], test = hold_out(each, tests, how.seed)
+        if test is not None:
+            tested[name] = test
+    model = found.model(*load_backbone(backbone, device), kinds, noise_by_text)
+    if done := len(History(out / "rounds").rounds):
+        say(f"{done} rounds are there already")
+    last = sequential.stream(
+        model,
+        learnt,
+        out,
+        guide=guide,
+        tests=tested,
+        columns=found.columns,
+        max_length=max_length,
+        label_names=found.names,
+        options=how,
+        keep=keep,
+        replay=None if replay is None else Replay(replay),
+        grow=grow,
+        samples=samples,
+        progress=bars(),
+    )
+    record = Record.of(last)
+    _plot(record, out)
+    say(f"{last.report}\nthe last posterior is in {out / 'rounds' / last.report.id}")
+    _show(record, as_json)
+
+
+def _batches(rows: Dataset, by: str | None, every: Period, batch: int | None) -> dict[str, Dataset]:
+    if batch is not None:
+        return sequential.by_count(rows, batch, by)
+    if by is None:
+        raise ConfigError(
+            f"--by, --batch: neither a column of dates nor a number of rows says what a batch is; "
+            f"columns there: {', '.join(rows.column_names)}"
+        )
+    return sequential.by_period(rows, by, every)
+
+
+def _known(task: Task, first: Dataset) -> Task:
+    """The task with the classes of the first batch; any others are still to come."""
+    label = task.columns.label
+    if task.name != "classes" or isinstance(first.features[label], ClassLabel):
+        return task
+    values = set(first[label][:])
+    if task.names is None:
+        return replace(task, classes=max(values) + 1)
+    names = tuple(name for name in task.names if name in values)
+    return replace(task, names=names, classes=len(names))
+
+
+def _plot(record: Record, out: Path) -> None:
+    if len(record.rows) > 1:  # nothing is predicted before the first round
+        figure = figures.overview(record)
+        figure.savefig(out / "stream.png", dpi=110)
+        plt.close(figure)
+
+
+def _show(record: Record, as_json: bool) -> None:
+    square = len(record.tests) == len(record.rows) > 1
+    scores = record.transfer() if square else {}
+    if as_json:
+        print_json({"rounds": record.rows, **scores})
+        return
+    shown = [name for name in _SHOWN if any(name in row for row in record.rows)]
+    columns = ("batch", "examples", *shown)
+    table("Each batch before it was learnt", columns, [
+        [row.get(name, float("nan")) for name in columns] for row in record.rows
+    ])  # fmt: skip
+    if scores:
+        table("Over all rounds", ("", ""), list(scores.items()))

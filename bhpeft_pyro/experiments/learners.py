@@ -1,0 +1,124 @@
+"""The arms of the experiments with streams: ways to go from one round to the next."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..data import Examples
+from ..fitting import fit
+from ..model import Model
+from ..posterior import Posterior
+from ..sequential import Replay
+from ..sequential.stream import Learner
+
+__all__ = ["ARMS", "KEEPS", "Arm", "Setup"]
+
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms have in common.
+
+    Attributes:
+        model: makes one that is not fitted yet; the argument is whether it is for a point, which
+            trains the weights themselves and not their coordinates.
+        batches: the data of all rounds, in order.
+        epochs: passes over a round's data.
+        least: optimiser steps of a round, at least: with few rows there are more epochs.
+        seed: of the fits.
+    """
+
+    model: Callable[[bool], Model]
+    batches: Mapping[str, Examples]
+    epochs: int
+    least: int = 20
+    seed: int = 0
+
+    def options(self, rows: int) -> dict[str, Any]:
+        """How to fit so many rows."""
+        steps = -(-rows // _BATCH)  # an epoch
+        epochs = max(self.epochs, -(-self.least // steps))
+        return {"epochs": epochs, "batch_size": _BATCH, "seed": self.seed, "progress": False}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to learn.
+
+    Attributes:
+        learner: makes it, for `sequential.prequential`.
+        point: it has no width, so one pass predicts.
+    """
+
+    learner: Callable[[Setup], Learner]
+    point: bool = False
+
+
+def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
+    """`Posterior.update`.
+
+    Args:
+        keep: 0 makes the first prior that of every round: only the start is the posterior's.
+        replayed: the share of a round's rows that goes to the coreset.
+    """
+
+    def learner(setup: Setup) -> Learner:
+        def learn(last: Posterior | None, data: object) -> Posterior:
+            assert isinstance(data, Examples)
+            options = setup.options(len(data))
+            replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
+            if last is None:
+                return fit(setup.model(False), "normal", data, replay=replay, **options)
+            return last.update(data, keep=keep, replay=replay, **options)
+
+        return learn
+
+    return Arm(learner)
+
+
+def _deterministic(setup: Setup) -> Learner:
+    """Ordinary fine-tuning, in every round from where the last one ended."""
+
+    def learn(last: Posterior | None, data: object) -> Posterior:
+        assert isinstance(data, Examples)
+        options = {"temperature": 0.0, **setup.options(len(data))}
+        if last is None:
+            return fit(setup.model(True), "delta", data, **options)
+        return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
+
+    return learn
+
+
+def _cumulative(setup: Setup) -> Learner:
+    """A new fit to this and all earlier batches."""
+
+    def learn(last: Posterior | None, data: object) -> Posterior:
+        assert isinstance(data, Examples)
+        count = 1 if last is None else 1 + len(last.lineage)
+        first, *others = list(setup.batches.values())[:count]
+        seen = first.concat(*others)
+        new = fit(setup.model(False), "normal", seen, **setup.options(len(seen)))
+        return new if last is None else _after(last, new, data)
+
+    return learn
+
+
+def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
+    """A fit by itself as the round after `last`, which brought `data`."""
+    report = replace(new.report, parent=last.report.id, data=data.fingerprint, examples=len(data))
+    return new.replace(lineage=(*last.lineage, report))
+
+
+ARMS = {
+    "posterior as prior": updating(),
+    "posterior as prior + replay": updating(replayed=0.2),
+    "warm start only": updating(keep=0.0),
+    "deterministic sequential": Arm(_deterministic, point=True),
+    "all data so far": Arm(_cumulative),
+}
+
+KEEPS = {f"posterior as prior, keep {keep}": updating(keep) for keep in (0.95, 0.8)}

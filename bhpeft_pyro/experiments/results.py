@@ -1,0 +1,81 @@
+"""Result files: one a run, whole or not at all, from which every table is made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ..metrics import standard_error
+from ..saving import write
+
+__all__ = ["cell", "complete", "file_of", "known", "load", "show"]
+
+Run = tuple[object, ...]
+
+_WIDTH = 300  # a line of Markdown may not be broken, however narrow the terminal is
+
+
+def file_of(out: Path, run: Run) -> Path:
+    """Where a run's result goes.
+
+    >>> file_of(Path("runs"), ("news", 0, "head only, Bayesian")).name
+    'news.0.head-only-Bayesian.json'
+    """
+    return out / ".".join([*(re.sub(r"[^\w.]+", "-", str(part)) for part in run), "json"])
+
+
+def complete(out: Path, runs: Iterable[Run], result: Callable[..., dict[str, Any]]) -> None:
+    """Make the results that are missing, so that what was killed goes on where it stopped.
+
+    Args:
+        out: the folder of result files.
+        runs: what tells one run from another, as arguments of `result`.
+        result: does a run; plain data.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    todo = [run for run in runs if not file_of(out, run).exists()]
+    for run in track(todo, "fitting", console=Console(stderr=True)):
+        if not file_of(out, run).exists():  # another process may share the folder
+            write(file_of(out, run), json.dumps(result(*run), indent=1).encode())
+
+
+def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """The results that are there, in the order of `runs`."""
+    files = (file_of(out, run) for run in runs)
+    return [json.loads(file.read_text()) for file in files if file.exists()]
+
+
+def known(names: Sequence[str], there: Iterable[str]) -> None:
+    """Refuse names on the command line that are not there.
+
+    Raises:
+        BadParameter: with those that are.
+    """
+    if unknown := set(names) - set(there):
+        raise typer.BadParameter(
+            f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(there)}"
+        )
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean and standard error over seeds.
+
+    >>> cell([0.5, 1.5, 2.5]), cell([0.5])
+    ('1.500 ± 0.577', '0.500')
+    """
+    error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
+    return f"{mean(values):.3f}{error}"
+
+
+def show(table: Table) -> None:
+    """Print a table."""
+    Console(width=_WIDTH).print(table)

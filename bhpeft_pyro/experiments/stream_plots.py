@@ -1,0 +1,44 @@
+"""Plots of the experiments with streams, from their result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from ..sequential import figures
+from .stream_tables import average, by_arm
+
+__all__ = ["curves", "matrices"]
+
+
+def curves(results: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy and NLL of each batch before it was learnt: the mean of each arm over seeds."""
+    figure, axes = plt.subplots(2, 1, figsize=(8, 7), layout="constrained", sharex=True)
+    for arm, runs in by_arm(results).items():
+        record = average(runs)
+        names = [row["batch"] for row in record.rows[1:]]
+        for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
+            ax.plot(names, record.column(metric)[1:].numpy(), "o-", markersize=4, label=arm)
+            ax.set_ylabel(metric)
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize="small")
+    axes[1].tick_params("x", rotation=45)
+    axes[1].set_xlabel("batch")
+    return figure
+
+
+def matrices(results: Sequence[dict[str, Any]]) -> Figure:
+    """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
+    arms = by_arm(results)
+    figure = plt.figure(figsize=(4.2 * len(arms), 4), layout="constrained")
+    axes = figure.subplots(1, len(arms), squeeze=False)
+    records = {arm: average(runs) for arm, runs in arms.items()}
+    low = min(record.matrix.min().item() for record in records.values())
+    high = max(record.matrix.max().item() for record in records.values())
+    for ax, (arm, record) in zip(axes[0], records.items(), strict=True):
+        figures.scores(record, ax).set_title(arm, fontsize="small")
+        ax.images[0].set_clim(low, high)
+    return figure

@@ -1,0 +1,122 @@
+"""One run of an experiment with a stream, and what a round costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import AutoModel, AutoTokenizer, logging
+
+from ..data import Examples, encode
+from ..fitting import fit
+from ..guides import NormalGuide
+from ..head import Head
+from ..model import Model
+from ..network import RandomPEFT
+from ..peft import presets
+from ..sequential import Record, prequential
+from .learners import Arm, Setup
+from .protocols import Stream
+
+__all__ = ["Encoded", "cost", "run", "setup"]
+
+_MAX_LENGTH = 32  # tokens; most sentences, and the headline of news
+_TIMED = 160  # rows of the round whose cost is measured
+_NARROW = 0.01  # where its sds start: with a width given, `fit` looks for no other start
+
+
+class Encoded:
+    """A stream as one tokenizer sees it."""
+
+    def __init__(self, stream: Stream, backbone: Path) -> None:
+        self.classes = stream.classes
+        self.tokenizer = AutoTokenizer.from_pretrained(backbone)
+        self.batches = {name: self._encode(table) for name, table in stream.batches.items()}
+        self.tests = {name: self._encode(table) for name, table in stream.tests.items()}
+        self.final = None if stream.final is None else self._encode(stream.final)
+
+    def _encode(self, table: object) -> Examples:
+        return encode(
+            table,
+            self.tokenizer,
+            kind="class",
+            num_labels=self.classes,
+            max_length=_MAX_LENGTH,
+        )
+
+
+def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, seed: int) -> Setup:
+    """What the arms have in common, on a stream."""
+    logging.disable_progress_bar()
+
+    def model(point: bool) -> Model:
+        torch.manual_seed(seed)
+        network = RandomPEFT(
+            AutoModel.from_pretrained(backbone),
+            tuple(getattr(presets, preset)()),
+            Head(data.classes),
+            data.tokenizer,
+            aligned=not point,
+        )
+        return Model(network)
+
+    return Setup(model, data.batches, epochs, least, seed)
+
+
+def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> dict[str, Any]:
+    """Learn a stream: its record, and metrics on the final test.
+
+    Args:
+        folder: of the rounds; what was killed goes on after the last one there.
+        samples: draws of a prediction, where the arm has a posterior.
+    """
+    draws = 0 if arm.point else samples
+    last = prequential(
+        setup.model(arm.point),
+        arm.learner(setup),
+        data.batches,
+        folder,
+        tests=data.tests,
+        samples=draws,
+        drift=False,
+        progress=False,
+    )
+    found: dict[str, Any] = {"rounds": Record.of(last).rows}
+    if data.final is not None:
+        found["final"] = last.evaluate(data.final, draws)
+    return found
+
+
+def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
+    """Seconds of an arm's round, over those of a plain round on the same data.
+
+    A plain round fits the same guide under the default prior, for as many steps; a first round's
+    search for its start is left out, as later ones need none. Both are timed one after the other;
+    the median of the ratios.
+    """
+    setup = replace(setup, epochs=1, least=1)
+    before, data = (
+        batch.subset(range(min(_TIMED, len(batch)))) for batch in list(setup.batches.values())[-2:]
+    )
+    learners = {name: arm.learner(setup) for name, arm in arms.items()}
+    last = {name: learn(None, before) for name, learn in learners.items()}
+    network = fit(setup.model(False), "normal", before, **setup.options(len(before))).model.network
+
+    def plain() -> None:
+        model = Model(network)
+        fit(model, NormalGuide(model, _NARROW), data, **setup.options(len(data)))
+
+    ratios: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, learn in learners.items():
+            started = time.perf_counter()
+            plain()
+            between = time.perf_counter()
+            learn(last[name], data)
+            ended = time.perf_counter()
+            ratios[name].append((ended - between) / (between - started))
+    return {name: median(values) for name, values in ratios.items()}

@@ -1,0 +1,160 @@
+"""`bhpeft stream`: batches from dates and counts, restarts, record and plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from test_cli import bhpeft, error, write_csv
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.sequential import History, Record, by_count, by_period
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu", "--samples", 19)
+# Four rows a week from Monday the 1st of January 2024 on, in the file last day first.
+DAYS = [(date(2024, 1, 1) + timedelta(days=2 * i)).isoformat() for i in range(14)][::-1]
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(14)][::-1]
+NAMES = ["good" if i % 2 else "bad" for i in range(14)][::-1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_backbone().save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    write_csv(tmp_path / "news.csv", date=DAYS, text=TEXTS, label=NAMES)
+    return tmp_path
+
+
+def arguments(folder: Path, *more: object, data: str = "news.csv") -> tuple[object, ...]:
+    backbone = ("--backbone", folder / "tiny", "--preset", "head_only")
+    return ("stream", folder / data, "--out", folder / "out", *backbone, *QUICK, *more)
+
+
+def rounds(folder: Path) -> list[Any]:
+    return list(History(folder / "out" / "rounds").rounds.values())
+
+
+def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
+    options = ("--by", "date", "--every", "week", "--keep", 0.9, "--seed", 3, "--json")
+    found = json.loads(bhpeft(*arguments(folder, *options)).stdout)["rounds"]
+    table = Dataset.from_dict({"date": DAYS, "text": TEXTS, "label": NAMES})
+    model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
+    last = bh.stream(
+        model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
+        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8, progress=False,
+    )  # fmt: skip
+    expected = Record.of(last).rows
+    assert [row["batch"] for row in found] == [
+        *("2024-01-01", "2024-01-08", "2024-01-15", "2024-01-22")
+    ]
+    for row, own in zip(found, expected, strict=True):
+        for name in ("batch", "examples", "nll", "drift/nll_p"):
+            assert row.get(name) == own.get(name), name
+    assert [report.keep for report in rounds(folder)] == [1.0, 0.9, 0.9, 0.9]
+    assert json.loads((folder / "out" / "record.json").read_text()) == found
+    with (folder / "out" / "record.csv").open(newline="") as file:
+        assert [row["batch"] for row in csv.DictReader(file)] == [row["batch"] for row in found]
+    assert (folder / "out" / "stream.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 5 rows a batch there are three, of which the third comes later."""
+    write_csv(folder / "early.csv", date=DAYS[4:], text=TEXTS[4:], label=NAMES[4:])
+    update, calls = bh.Posterior.update, []
+
+    def dying(self: bh.Posterior, *args: Any, **options: Any) -> bh.Posterior:
+        calls.append(len(self.lineage))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return update(self, *args, **options)
+
+    monkeypatch.setattr(bh.Posterior, "update", dying)
+    options = ("--by", "date", "--batch", 5)
+    bhpeft(*arguments(folder, *options, data="early.csv"), code=130)
+    assert len(rounds(folder)) == 1
+    again = bhpeft(*arguments(folder, *options, data="early.csv"))
+    assert "1 rounds are there already" in again.stderr
+    first = [report.id for report in rounds(folder)]
+    shown = bhpeft(*arguments(folder, *options)).stdout
+    assert "rows 11-14" in shown and "drift/nll_z" in shown
+    assert [report.id for report in rounds(folder)][:2] == first
+    assert [report.examples for report in rounds(folder)] == [5, 5, 4]
+    assert calls == [1, 1, 2]  # no round was learnt twice
+
+
+def test_held_out_rows_make_the_matrix(folder: Path) -> None:
+    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--replay", 2, "--json")
+    found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
+    assert [row["examples"] for row in found["rounds"]] == [5, 5]
+    history = History(folder / "out" / "rounds")
+    last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert last.coreset is not None and len(last.coreset.examples) == 2
+    matrix = Record(found["rounds"]).matrix
+    assert found["average_accuracy"] == pytest.approx(matrix[1].mean().item())
+    assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
+    labels: list[Any] = [2 if i < 3 else i % 2 for i in range(14)]  # the last days have a third
+    if not numbers:
+        labels = [("bad", "good", "strange")[k] for k in labels]
+    write_csv(folder / "news.csv", date=DAYS, text=TEXTS, label=labels)
+    result = bhpeft(*arguments(folder, "--by", "date", "--batch", 7, "--grow"))
+    assert "2 classes" in result.stderr
+    history = History(folder / "out" / "rounds")
+    last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert last.model.network.outputs == 3
+    assert last.text.label_names == (None if numbers else ("bad", "good", "strange"))
+
+
+def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
+    for more, message in (
+        ((), "--by, --batch: neither"),
+        (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
+        (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
+        (("--by", "date", "--guide", "delta"), "'delta' is a point"),
+        (("--by", "date", "--guide", "AutoNormal"), "known: normal, lowrank, delta"),
+        (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
+        (("--by", "date", "--tests", "1%"), "1% of 4 rows are 0"),
+        (("--by", "date", "--tests", "x.csv"), "no share"),
+    ):
+        assert message in error(*arguments(folder, *more)), more
+    assert not (folder / "out").exists()
+
+
+def test_periods() -> None:
+    days = ["2024-12-30", "2025-01-01T08:00:00", "2024-12-29", "2025-01-02T01:00:00+05:00"]
+    table = Dataset.from_dict({"day": days, "text": list("abcd")})
+    found = {
+        every: {
+            name: "".join(batch["text"][:])
+            for name, batch in by_period(table, "day", every).items()
+        }  # type: ignore[arg-type]
+        for every in ("day", "week", "month", "quarter", "year")
+    }
+    assert found == {
+        "day": {"2024-12-29": "c", "2024-12-30": "a", "2025-01-01": "bd"},
+        "week": {"2024-12-23": "c", "2024-12-30": "abd"},
+        "month": {"2024-12": "ca", "2025-01": "bd"},
+        "quarter": {"2024-Q4": "ca", "2025-Q1": "bd"},
+        "year": {"2024": "ca", "2025": "bd"},
+    }
+    parsed = Dataset.from_dict({"day": [date(2024, 3, 2), date(2024, 3, 1)], "text": ["b", "a"]})
+    assert list(by_period(parsed, "day", "day")) == ["2024-03-01", "2024-03-02"]
+    assert [batch["text"][:] for batch in by_count(parsed, 1, "day").values()] == [["a"], ["b"]]
+    with pytest.raises(ConfigError, match="every='hour'"):
+        by_period(table, "day", "hour")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="count=0"):
+        by_count(table, 0)
+    with pytest.raises(DataError, match="row 1: None is no date"):
+        by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")

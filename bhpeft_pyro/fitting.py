@@ -39,6 +39,7 @@ def fit(
     data: object,
     *,
     validation: object | None = None,
+    unlabelled: object | None = None,
     columns: Columns = Columns(),
     max_length: int | None = None,
     label_names: Sequence[str] | None = None,
@@ -56,6 +57,9 @@ def fit(
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
         validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.
+        unlabelled: as `data`, of which the texts alone are read: the head's axes and the PEFT
+            sites' coordinates are those of these texts, for this round and all later ones. By
+            default those of `data`; where these are few, the coordinates are poor.
         columns: the names of the data's columns.
         max_length: longer texts are cut to so many tokens.
         label_names: the classes in the order of their indices.
@@ -84,12 +88,13 @@ def fit(
     _check_classes(examples, columns.label)
     with seeded(options.seed):
         module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
-    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(options.seed))
-    model.network.align(batch for _, batch in examples.subset(chosen[:_HEAD_TEXTS]).by_length(32))
+    texts = examples if unlabelled is None else text.encode(model, unlabelled, labelled=False)
+    chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
+    model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     report = FitReport(len(examples), examples.fingerprint, options)
     kept, rest = (None, examples) if replay is None else replay.split(examples, options.seed)
     with seeded(options.seed):
-        align(model, [batch for _, batch in examples.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
+        align(model, [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
         if _may_start(module, options):
             model = start(model, module, rest, options)
     posterior = Posterior(model, module, (report,), text, model.prior)

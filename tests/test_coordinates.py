@@ -226,3 +226,19 @@ def test_ratings_do_not_go_astray() -> None:
     # N(0, spread^2) for every rating, and a nat for each of a few parameters
     baseline = 0.5 * (1 + torch.tensor(2 * torch.pi * spread**2).log().item())
     assert posterior.report.last("loss") < baseline + 0.5
+
+
+def test_unlabelled_texts_set_axes_and_coordinates() -> None:
+    few, many = tiny_examples(8), tiny_examples(60, seed=3)
+    quick: Any = {"max_steps": 1, "progress": False}
+
+    def chosen(data: bh.Examples, unlabelled: Any = None) -> dict[str, Tensor]:
+        model = tiny_model(bh.presets.bh_peft(), aligned=True)
+        bh.fit(model, "normal", data, unlabelled=unlabelled, **quick)
+        return dict(model.network.state_dict())
+
+    assert many.texts is not None
+    by_many, given, by_few = chosen(many), chosen(few, list(many.texts)), chosen(few)
+    assert by_many.keys() == given.keys()
+    assert all(torch.equal(given[name], value) for name, value in by_many.items())
+    assert not all(torch.equal(by_few[name], value) for name, value in by_many.items())

@@ -39,6 +39,7 @@ def stream(
     *,
     guide: str | type[AutoGuide] = "normal",
     tests: Mapping[str, object] | None = None,
+    unlabelled: object | None = None,
     columns: Columns = Columns(),
     max_length: int | None = None,
     label_names: Sequence[str] | None = None,
@@ -65,7 +66,8 @@ def stream(
         guide: name or class; the first batch is learnt with `fit`, the others with `update`.
         tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
             batch, in their order, makes `Record.transfer` possible.
-        columns, max_length, label_names, options: as for `fit`, single options by name too.
+        unlabelled, columns, max_length, label_names, options: as for `fit`, single options by name
+            too. A small first batch is a reason to give unlabelled texts.
         keep, floor, replay, grow: as for `Posterior.update`.
         samples: draws of each prediction; twice as many before a round (`assess`).
         progress: show a bar.
@@ -92,6 +94,7 @@ def stream(
                 model,
                 guide,
                 data,
+                unlabelled=unlabelled,
                 columns=columns,
                 max_length=max_length,
                 label_names=label_names,

@@ -9,7 +9,7 @@ import typer
 
 from .. import fitting as library
 from ..errors import ConfigError
-from ..guides import GUIDES
+from ..guides import GUIDES, PRESETS
 from ..inference import FitOptions
 from ..peft import Kind, presets
 from . import options
@@ -20,6 +20,8 @@ from .screen import bars, say
 from .task import TaskName, infer, named
 
 __all__ = ["EXAMPLES", "fit"]
+
+_GUIDES = (*GUIDES, *PRESETS)
 
 EXAMPLES = (
     "bhpeft fit reviews.csv --backbone roberta-base --out runs/reviews",
@@ -56,7 +58,7 @@ def fit(
         str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
     ] = "bh_peft",
     guide: Annotated[
-        str, typer.Option(help=f"The family of the posterior: {', '.join(GUIDES)}.")
+        str, typer.Option(help=f"The family of the posterior: {', '.join(_GUIDES)}.")
     ] = "normal",
     noise_by_text: Annotated[
         bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
@@ -88,8 +90,8 @@ def fit(
     how = FitOptions(progress=bars()).change(**options.given(context))
     check_out(out, overwrite)
     kinds = _kinds(preset)
-    if guide not in GUIDES:
-        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(GUIDES)}")
+    if guide not in _GUIDES:
+        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(_GUIDES)}")
     table = read_table(data)
     found = infer(table, task, text_column, label_column, pair_column)
     say(f"{len(table)} rows, {found}")

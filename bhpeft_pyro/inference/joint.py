@@ -49,7 +49,5 @@ class JointNaturalGradient(Optimizer):
             slope = average(state["slope"], loc.grad, group["momentum"], state["step"])
             step: Tensor = group["lr"] * self.guide.covariance.apply(slope)
             length = (group["lr"] * (step @ slope)).clamp_min(0).sqrt()
-            self.lengths = getattr(self, "lengths", [])
-            self.lengths.append(length.item())
             loc.sub_(step * (group["trust"] / length.clamp_min(1e-30)).clamp_max(1.0))
         return loss

@@ -119,12 +119,12 @@ class LowRankGuide(Guide):
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """As every module's; the number of directions measured so far may differ."""
         for name in _BUFFERS:
-            if name in state_dict:
-                setattr(self, name, state_dict[name].clone())
-        return super().load_state_dict(state_dict, *args, **kwargs)
+            if (value := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, value.clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FullGuide(LowRankGuide):

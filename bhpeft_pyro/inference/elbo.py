@@ -94,7 +94,12 @@ class ELBO(TraceMeanField_ELBO):
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():
-            if site["type"] == "sample" and name not in nodes and name not in done:  # auxiliary
+            if site["type"] == "sample" and name not in nodes and name not in done:
+                if not site["infer"].get("is_auxiliary"):
+                    raise GuideError(
+                        f"guide: it samples {name!r}, which the model has not; mark what is "
+                        "auxiliary with infer={'is_auxiliary': True}"
+                    )
                 kl[name] = _log_prob(site)
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles

@@ -45,6 +45,8 @@ def scores(
         whole = complete(model.prior, model.sites, {**given, **leaves})
         predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
         log_prob = predictive.log_prob(predictive.sample()).sum()
+    if not log_prob.requires_grad:  # PEFT weights alone, on frozen features
+        return {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(
         log_prob, list(leaves.values()), allow_unused=True, materialize_grads=True
     )

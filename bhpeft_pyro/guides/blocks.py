@@ -95,28 +95,27 @@ class BlockGuide(Guide):
         self.guides = nn.ModuleList(block.make(model, len(planned) == 1) for block in planned)
 
     def blocks(self) -> list[Guide]:
-        return [*self.guides]  # type: ignore[list-item]
+        return [*self.guides]
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         return {name: value for guide in self.guides for name, value in guide(batch).items()}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        parts = [block.distributions() for block in self.blocks()]
-        return {name: value for part in parts for name, value in part.items()}
+        return {k: q for block in self.blocks() for k, q in block.distributions().items()}
 
     def as_prior(self) -> Prior:
-        priors = [block.as_prior() for block in self.blocks()]
         single: dict[str, TorchDistribution] = {}
-        joint = []
-        for prior in priors:
-            if isinstance(prior, JointPrior):
-                joint.append(prior)
-            elif isinstance(prior, PosteriorPrior):
-                single |= prior.distributions
+        joint: list[JointPrior] = []
+        for block in self.blocks():
+            if isinstance(block, LowRankGuide):
+                joint.append(block.as_prior())
+            else:
+                single |= block.distributions()
         if not joint:
             return PosteriorPrior(single)
-        parts = [*([PosteriorPrior(single)] if single else []), *joint]
-        return BlockPrior(parts) if len(parts) > 1 else parts[0]
+        if not single and len(joint) == 1:
+            return joint[0]
+        return BlockPrior([PosteriorPrior(single), *joint] if single else joint)
 
     def follow(self, model: Model) -> None:
         for block in self.blocks():

@@ -96,6 +96,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     found = []
     for name, node in trace.iter_stochastic_nodes():
         fn: Any = node["fn"]
+        infer: Any = node["infer"]
         if len(fn.batch_shape):
             raise PriorError(
                 f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
@@ -110,8 +111,8 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
         unit = sites[name].unit if name in sites else torch.ones(())
         unit = unit.to(loc).expand(loc.shape)
         scale = _prior_scale(fn, loc, unit)
-        parts = node["infer"].get("sites", {})
-        found.append(Latent(name, support, loc, scale, fn, unit, name in sites, parts))
+        own = name in sites
+        found.append(Latent(name, support, loc, scale, fn, unit, own, infer.get("sites", {})))
     made = {name for name in trace.observation_nodes if name in sites}
     missing = sites.keys() - {latent.name for latent in found} - made
     if missing:

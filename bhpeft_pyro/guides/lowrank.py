@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, Prior, unpack
+from ..priors import JOINT, JointPrior, unpack
 from .guide import Guide
 from .latent import Latent, base_of, latents
 
@@ -106,7 +106,7 @@ class LowRankGuide(Guide):
         """(*P, D) to a tensor (*P, *shape) for each site."""
         return unpack(flat, self._shapes)
 
-    def as_prior(self) -> Prior:
+    def as_prior(self) -> JointPrior:
         normal = LowRankNormal(self.loc.detach().clone(), self.covariance)
         return JointPrior(normal, self._shapes, self.latent)
 

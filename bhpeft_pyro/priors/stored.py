@@ -82,7 +82,7 @@ def revive(
     if kind == "blocks":
         blocks = enumerate(fields["parts"])
         return BlockPrior(
-            revive(block, tensors, f"{part}.{number}", given)  # type: ignore[arg-type,misc]
+            revive(block, tensors, f"{part}.{number}", given)  # type: ignore[misc]
             for number, block in blocks
         )
     if kind == "posterior":

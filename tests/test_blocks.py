@@ -15,7 +15,9 @@ from torch.distributions import Normal, kl_divergence
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, PriorError
-from bhpeft_pyro.guides import BlockGuide, LowRankGuide, budget
+from bhpeft_pyro.guides import BlockGuide, DeltaGuide, LowRankGuide, budget
+from bhpeft_pyro.guides.guide import key
+from bhpeft_pyro.inference.curvature import narrowed
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.priors import BlockPrior, PosteriorPrior
 from bhpeft_pyro.sequential.forgetting import Forgetting
@@ -349,6 +351,25 @@ def test_peft_points_stay_while_the_head_is_fitted_on_frozen_features(
     for name in after:
         assert torch.equal(after[name], before[name]) == name.startswith("lora."), name
     assert all(parameter.requires_grad for parameter in guide.parameters())
+
+
+def test_a_blocks_covariance_is_measured_at_draws_of_the_others() -> None:
+    """With B at zero nothing can be told of A; with B away from it, there is something."""
+    model = tiny_model(prior=dist.Normal(0.0, 0.5))
+    guide = bh.autoguide({"lora.*.A": "lowrank", "*": "delta"}, model)
+    assert isinstance(guide, BlockGuide)
+    block, points = guide.blocks()
+    assert isinstance(block, LowRankGuide) and isinstance(points, DeltaGuide)
+    batches = list(Feed(model, tiny_examples(8)).training(8, 1, torch.Generator()))
+    told = []
+    for value in (0.0, 0.3):
+        with torch.no_grad():
+            for name in points.means():
+                points.loc[key(name)].fill_(value)
+            points.loc[key("head.weight")].copy_(torch.eye(2, WIDTH))
+        covariance = narrowed(model, guide, block, batches, 8.0, 1.0)
+        told.append(bool((covariance.variance < 0.25 - 1e-6).any()))
+    assert told == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -14,13 +14,13 @@ from torch import nn
 from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
-from .guides import Guide, LowRankGuide, NormalGuide, autoguide
+from .guides import Guide, GuideLike, autoguide
 from .inference.alignment import align
 from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.report import FitReport
-from .inference.start import start
+from .inference.start import may_start, start
 from .model import Model
 from .posterior import Coreset, Posterior, TextOptions, prior_of
 
@@ -35,7 +35,7 @@ _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 def fit(
     model: Model,
-    guide: str | type[AutoGuide] | Guide | AutoGuide | nn.Module | Callable[..., Any],
+    guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],
     data: object,
     *,
     validation: object | None = None,
@@ -86,8 +86,9 @@ def fit(
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
+    by_name = str | type | Mapping
     with seeded(options.seed):
-        module = as_module(autoguide(guide, model) if isinstance(guide, str | type) else guide)
+        module = as_module(autoguide(guide, model) if isinstance(guide, by_name) else guide)
     texts = examples if unlabelled is None else text.encode(model, unlabelled, labelled=False)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
@@ -95,7 +96,7 @@ def fit(
     kept, rest = (None, examples) if replay is None else replay.split(examples, options.seed)
     with seeded(options.seed):
         align(model, [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
-        if _may_start(module, options):
+        if may_start(module, options):
             model = start(model, module, rest, options)
     posterior = Posterior(model, module, (report,), text, model.prior)
     return fit_round(posterior, rest, held_out, optimizer, kept)
@@ -107,13 +108,6 @@ def check_patience(options: FitOptions, validation: object | None) -> None:
         raise ConfigError(
             f"patience={options.patience} needs validation data; patience=None fits to the end"
         )
-
-
-def _may_start(guide: nn.Module, options: FitOptions) -> TypeGuard[NormalGuide | LowRankGuide]:
-    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
-    if isinstance(guide, NormalGuide):
-        return guide.init_scale is None and options.temperature > 0
-    return isinstance(guide, LowRankGuide) and options.temperature > 0
 
 
 def _check_classes(examples: Examples, column: str) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import likelihoods, peft
 from .data import Columns, stored
 from .errors import SaveError
-from .guides import GUIDES
+from .guides import GUIDES, BlockGuide, Guide
 from .head import Head, OwnHead
 from .inference.draws import seeded
 from .inference.report import FitReport
@@ -41,6 +42,7 @@ __all__ = ["backbone_name", "exists", "load", "read_lineage", "save", "write"]
 FORMAT = 1
 INDEX = "posterior.json"
 P = TypeVar("P", bound="Posterior")
+_GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide}
 
 
 def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
@@ -51,10 +53,10 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
     if index.exists() and not overwrite:
         raise SaveError(f"path: {folder} holds a posterior already; pass overwrite=True to replace")
     model, guide = posterior.model, posterior.guide
-    name = next((name for name, cls in GUIDES.items() if type(guide) is cls), None)
-    if name is None:
+    name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
+    if name is None or not isinstance(guide, Guide):
         raise SaveError(
-            f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(GUIDES)}"
+            f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(_GUIDES)}"
         )
     prior, tensors = stored_priors.describe(model.prior, "prior")
     first: dict[str, Any] | None = None  # the same
@@ -83,6 +85,7 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
         "first_prior": first,
         "coreset": coreset,
         "guide": name,
+        "guide_options": guide.options(),
         "text": asdict(posterior.text),
         "lineage": [report.to_json() for report in posterior.lineage],
     }
@@ -137,7 +140,8 @@ def load(
         text["label_names"] = text["label_names"] and tuple(text["label_names"])
         lineage = tuple(FitReport.from_json(report) for report in content["lineage"])
         options = TextOptions(**text)
-        guide_class = GUIDES[content["guide"]]
+        guide_class = _GUIDES[content["guide"]]
+        guide_options = content.get("guide_options", {})
         fitted_on = content["backbone"]
         own_prior, first_prior = _priors(content, tensors, prior)
     except (KeyError, TypeError, AttributeError) as error:
@@ -150,10 +154,11 @@ def load(
         )
     model = Model(RandomPEFT(backbone, kinds, head, tokenizer, aligned), own_prior, likelihood)
     with seeded(0):  # its starting values don't matter, the global random state does
-        guide = guide_class(model)
+        guide = guide_class(model, **guide_options)
     try:
         for part, module in {"guide": guide, "network": model.network}.items():
             module.load_state_dict(_within(tensors, part))
+        guide.follow(model)  # whose sites' units are those saved with the network
         coreset = _revive_coreset(content.get("coreset"), tensors, guide)
     except (RuntimeError, KeyError, TypeError) as error:
         raise SaveError(f"path: {folder} does not go with this model: {error}") from error

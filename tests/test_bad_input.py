@@ -155,6 +155,13 @@ def test_options(options: dict[str, Any], message: str) -> None:
     refused(ConfigError, message, **options)
 
 
+def invents(batch: object) -> None:
+    loc = pyro.param("loc", torch.zeros(()))
+    for name in ("head.weight", "head.bias", "head.scale"):
+        shape = {"head.weight": (2, 16), "head.bias": (2,)}.get(name, ())
+        pyro.sample(name, dist.Normal(loc, 1.0).expand(shape).to_event(len(shape)))
+
+
 @pytest.mark.parametrize(
     ("guide", "error", "message"),
     [
@@ -163,6 +170,7 @@ def test_options(options: dict[str, Any], message: str) -> None:
         (None, ConfigError, "guide: expected .*got None"),
         (dict, GuideError, "unknown guide <class 'dict'>"),
         (torch.nn.Identity(), GuideError, "does not sample the site 'head.weight'"),
+        (invents, GuideError, "samples 'head.scale', which the model has not"),
     ],
 )
 def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:

@@ -46,7 +46,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_an_arm_has_learnt_is_known_in_closed_form(
     arm: str, powers: tuple[float, ...], exactly: None
 ) -> None:
-    setup = Setup(lambda point: model(), ROUNDS, epochs=1)
+    setup = Setup(lambda point: model(), ROUNDS, None, epochs=1)
     learn = {**ARMS, **KEEPS}[arm].learner(setup)
     posterior = None
     for number, data in enumerate(ROUNDS.values(), 1):
@@ -74,7 +74,9 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
             guide.loc["head/weight"] += len(examples)
 
     monkeypatch.setattr(fitting, "optimise", optimise)
-    learn = ARMS["deterministic sequential"].learner(Setup(lambda p: model(), ROUNDS, epochs=1))
+    learn = ARMS["deterministic sequential"].learner(
+        Setup(lambda p: model(), ROUNDS, None, epochs=1)
+    )
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
@@ -87,7 +89,7 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(("rows", "epochs"), [(10, 20), (40, 7), (160, 2), (640, 2)])
 def test_few_rows_are_passed_more_often(rows: int, epochs: int) -> None:
-    setup = Setup(lambda point: model(), {}, epochs=2)
+    setup = Setup(lambda point: model(), {}, None, epochs=2)
     assert setup.options(rows)["epochs"] == epochs
 
 
@@ -273,6 +275,6 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
 
     monkeypatch.setattr(stream_runs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(stream_runs, "fit", fit)
-    setup = Setup(lambda point: model(), ROUNDS, epochs=1)
+    setup = Setup(lambda point: model(), ROUNDS, None, epochs=1)
     ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}

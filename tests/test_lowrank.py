@@ -190,6 +190,14 @@ def test_transformer_weights_learn_and_are_saved(tmp_path: Path) -> None:
     assert len(posterior.lineage) == 3
 
 
+def test_a_loaded_guide_has_its_rank(tmp_path: Path) -> None:
+    model = tiny_model(())
+    guide = bh.autoguide("lowrank", model, rank=3)
+    folder = bh.fit(model, guide, tiny_examples(), max_steps=2, progress=False).save(tmp_path / "a")
+    loaded = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer()).guide
+    assert isinstance(loaded, LowRankGuide) and loaded.rank == 3
+
+
 def test_priors_it_cannot_narrow_are_refused() -> None:
     with pytest.raises(GuideError, match=r"prior of '.*' is a Laplace, expected a Normal"):
         bh.autoguide("lowrank", tiny_model(prior=dist.Laplace(0.0, 0.1)))

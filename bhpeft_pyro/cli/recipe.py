@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from ..guides import GUIDES
+from ..guides import GUIDES, PRESETS
 from ..peft import Kind, presets
 from .task import TaskName
 
@@ -25,6 +25,8 @@ __all__ = [
     "check_guide",
     "kinds",
 ]
+
+_GUIDES = (*GUIDES, *PRESETS)
 
 NewBackbone = Annotated[
     str,
@@ -45,7 +47,7 @@ LabelColumn = Annotated[
 Preset = Annotated[
     str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
 ]
-Guide = Annotated[str, typer.Option(help=f"The family of the posterior: {', '.join(GUIDES)}.")]
+Guide = Annotated[str, typer.Option(help=f"The family of the posterior: {', '.join(_GUIDES)}.")]
 NoiseByText = Annotated[
     bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
 ]
@@ -64,5 +66,5 @@ def kinds(preset: str) -> Sequence[Kind]:
 
 def check_guide(guide: str) -> None:
     """Refuse an unknown guide before any work is done."""
-    if guide not in GUIDES:
-        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(GUIDES)}")
+    if guide not in _GUIDES:
+        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(_GUIDES)}")

@@ -11,6 +11,7 @@ from .. import saving
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..guides import DeltaGuide
+from ..guides.guide import blocks_of
 from ..posterior import Posterior
 from .backbone import load_backbone
 from .options import fraction
@@ -80,4 +81,5 @@ def draws(posterior: Posterior, samples: int | None) -> int:
     """Weight draws of a prediction, unless told: all draws of a point guide are the same."""
     if samples is not None:
         return samples
-    return 0 if isinstance(posterior.guide, DeltaGuide) else 32
+    point = all(isinstance(block, DeltaGuide) for block in blocks_of(posterior.guide))
+    return 0 if point else 32

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 
 from .. import sequential
 from ..errors import ConfigError
+from ..guides import PRESETS
 from ..inference import FitOptions
 from ..sequential import History, Record, Replay, figures
 from ..sequential.batches import Period
@@ -92,8 +93,8 @@ def stream(
     how = FitOptions(progress=False).change(**options.given(context))
     kinds = recipe.kinds(preset)
     recipe.check_guide(guide)
-    if guide == "delta":
-        raise ConfigError("--guide: 'delta' is a point, which cannot be the prior of a round")
+    if guide == "delta" or guide in PRESETS:
+        raise ConfigError(f"--guide: {guide!r} has points, which cannot be the prior of a round")
     held_out = options.fraction(tests, "--tests")
     if grow and held_out:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")

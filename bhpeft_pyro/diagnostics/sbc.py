@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..batch import Batch
 from ..data import Examples, encode
 from ..errors import ConfigError, DataError
 from ..fitting import fit
+from ..guides import GuideLike
 from ..inference.alignment import align
 from ..inference.draws import blocks, draw, seeded
 from ..inference.feed import Feed
@@ -40,7 +40,7 @@ _ALIGN = 128  # texts, as for a fit
 
 def sbc(
     model: Model,
-    infer: str | type[AutoGuide] | Infer,
+    infer: GuideLike | Infer,
     texts: object,
     *,
     at: object | None = None,
@@ -60,7 +60,7 @@ def sbc(
 
     Args:
         model: the model; its coordinates are fitted to the texts, if they are not yet.
-        infer: a guide's name or class, fitted anew to every data set as `options` say; or a
+        infer: what `autoguide` takes, fitted anew to every data set as `options` say; or a
             function of the model and the labelled examples that returns a `Posterior` or a Pyro
             guide.
         texts: the texts that get labels.
@@ -123,7 +123,7 @@ def _check(
         raise ConfigError(f"replications={replications} must be at least {_FEWEST}")
     if draws < 1:
         raise ConfigError(f"draws={draws} must be at least 1")
-    if not isinstance(infer, str | type):
+    if not isinstance(infer, str | type | Mapping):
         if isinstance(infer, torch.nn.Module) or not callable(infer):
             raise ConfigError(
                 f"infer: expected a guide's name or class, or a function of model and examples, "
@@ -196,9 +196,9 @@ def _tries(
 
 
 def _inferred(
-    model: Model, infer: str | type[AutoGuide] | Infer, data: Examples, options: dict[str, Any]
+    model: Model, infer: GuideLike | Infer, data: Examples, options: dict[str, Any]
 ) -> Guide:
-    if isinstance(infer, str | type):
+    if isinstance(infer, str | type | Mapping):
         return fit(model, infer, data, **{"progress": False, **options}).guide
     outcome = infer(model, data)
     return outcome.guide if isinstance(outcome, Posterior) else outcome

@@ -27,6 +27,7 @@ class Setup:
         model: makes one that is not fitted yet; the argument is whether it is for a point, which
             trains the weights themselves and not their coordinates.
         batches: the data of all rounds, in order.
+        unlabelled: texts that set the coordinates in the first round; by default its own.
         epochs: passes over a round's data.
         least: optimiser steps of a round, at least: with few rows there are more epochs.
         seed: of the fits.
@@ -34,6 +35,7 @@ class Setup:
 
     model: Callable[[bool], Model]
     batches: Mapping[str, Examples]
+    unlabelled: Examples | None
     epochs: int
     least: int = 20
     seed: int = 0
@@ -72,7 +74,8 @@ def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
             options = setup.options(len(data))
             replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
             if last is None:
-                return fit(setup.model(False), "normal", data, replay=replay, **options)
+                model, unlabelled = setup.model(False), setup.unlabelled
+                return fit(model, "normal", data, unlabelled=unlabelled, replay=replay, **options)
             return last.update(data, keep=keep, replay=replay, **options)
 
         return learn
@@ -101,7 +104,8 @@ def _cumulative(setup: Setup) -> Learner:
         count = 1 if last is None else 1 + len(last.lineage)
         first, *others = list(setup.batches.values())[:count]
         seen = first.concat(*others)
-        new = fit(setup.model(False), "normal", seen, **setup.options(len(seen)))
+        options = setup.options(len(seen))
+        new = fit(setup.model(False), "normal", seen, unlabelled=setup.unlabelled, **options)
         return new if last is None else _after(last, new, data)
 
     return learn

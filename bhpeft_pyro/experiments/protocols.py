@@ -23,6 +23,7 @@ __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 
 DOMAINS = ("tweets", "amazon", "movies", "nyt")
 _FIRST = 10  # rows of the first of `rounds`; each has twice as many as the one before
+_UNLABELLED = 400  # texts besides these: ten are too few to tell along which axes texts differ
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Stream:
         batches: what is learnt, by name.
         tests: one for each batch, scored after every round; or none.
         final: scored after the last round; or none.
+        unlabelled: texts that may be read before the first round; or none.
     """
 
     classes: int
     batches: Mapping[str, Dataset]
     tests: Mapping[str, Dataset]
     final: Dataset | None = None
+    unlabelled: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,11 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     sizes = [_FIRST]
     while sizes[-1] * 2 <= rows:
         sizes.append(sizes[-1] * 2)
-    parts = _parts(train, sizes, seed)
+    *parts, others = _parts(train, [*sizes, _UNLABELLED], seed)
     names = (str(size) for size in sizes)
-    return Stream(2, dict(zip(names, parts, strict=True)), {}, *_parts(dev, [test], seed))
+    (final,) = _parts(dev, [test], seed)
+    unlabelled = others.remove_columns("label")
+    return Stream(2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 
 
 def _domains(

@@ -38,14 +38,17 @@ class Encoded:
         self.batches = {name: self._encode(table) for name, table in stream.batches.items()}
         self.tests = {name: self._encode(table) for name, table in stream.tests.items()}
         self.final = None if stream.final is None else self._encode(stream.final)
+        unlabelled = stream.unlabelled
+        self.unlabelled = None if unlabelled is None else self._encode(unlabelled, labelled=False)
 
-    def _encode(self, table: object) -> Examples:
+    def _encode(self, table: object, labelled: bool = True) -> Examples:
         return encode(
             table,
             self.tokenizer,
             kind="class",
             num_labels=self.classes,
             max_length=_MAX_LENGTH,
+            labelled=labelled,
         )
 
 
@@ -64,7 +67,7 @@ def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, s
         )
         return Model(network)
 
-    return Setup(model, data.batches, epochs, least, seed)
+    return Setup(model, data.batches, data.unlabelled, epochs, least, seed)
 
 
 def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """Guides: families of approximate posteriors, by one contract."""
 
+from .blocks import BlockGuide
 from .budget import Budget, budget
 from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
 from .latent import Latent, latents
-from .lowrank import LinearGuide, LowRankGuide
+from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .normal import NormalGuide
-from .registry import GUIDES, autoguide
+from .presets import PRESETS
+from .registry import GUIDES, GuideLike, autoguide
 
 __all__ = [
     "GUIDES",
+    "PRESETS",
+    "BlockGuide",
     "Budget",
     "DeltaGuide",
+    "FullGuide",
     "FunctionGuide",
     "Guide",
+    "GuideLike",
     "Latent",
     "LinearGuide",
     "LowRankGuide",

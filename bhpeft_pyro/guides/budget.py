@@ -40,6 +40,13 @@ class Budget:
             f"{self.bytes / 2**30:.1f} GiB"
         )
 
+    def __add__(self, other: Budget) -> Budget:
+        return Budget(
+            self.latents + other.latents,
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+        )
+
     def check(self, name: str, limit: int) -> None:
         """Refuse a guide that is too large.
 
@@ -68,9 +75,10 @@ def budget(name: str, latents: int, **options: Any) -> Budget | None:
             parameters = d
         case "normal" | "AutoNormal" | "AutoDiagonalNormal":
             parameters = 2 * d
-        case "lowrank" | "linear":
+        case "lowrank" | "linear" | "full":
             parameters = d
-            kept = d * (2 * (rank or 128) + 1)  # its axes, and as many again while it is measured
+            axes = d if name == "full" else rank or 128
+            kept = d * (2 * axes + 1)  # its axes, and as many again while it is measured
         case "AutoLowRankMultivariateNormal":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))
         case "AutoMultivariateNormal":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 from pyro.distributions import TorchDistribution
@@ -12,7 +15,7 @@ from ..batch import Batch
 from ..errors import GuideError
 from ..model import Model
 from .guide import Guide, key
-from .latent import latents
+from .latent import is_real, latents
 
 __all__ = ["DeltaGuide"]
 
@@ -23,19 +26,29 @@ class DeltaGuide(Guide):
 
     Args:
         model: the model whose latents it covers.
+        width: the sd, in the sites' units, of the Normal around the point that the next round has
+            for a prior. It says how far a round may move the point: data have not told. None
+            refuses to be a prior.
+        names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> sorted(DeltaGuide(tiny_model())())[-2:]
     ['lora.value.A', 'lora.value.B']
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(
+        self, model: Model, width: float | None = None, names: Collection[str] | None = None
+    ) -> None:
         super().__init__()
+        if width is not None and not width > 0:
+            raise GuideError(f"DeltaGuide: width must be positive, got {width}")
+        self.width = width
         self.loc = nn.ParameterDict()
         self._supports = {}
-        for latent in latents(model):
+        for latent in latents(model, names):
             self._supports[latent.name] = latent.support
             self.loc[key(latent.name)] = nn.Parameter(latent.loc)
+        self.follow(model)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         return {
@@ -43,14 +56,32 @@ class DeltaGuide(Guide):
             for name, value in self._values().items()
         }
 
+    def follow(self, model: Model) -> None:
+        self._units = {latent.name: latent.unit for latent in latents(model)}
+
     def distributions(self) -> dict[str, TorchDistribution]:
-        raise GuideError(
-            "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or go "
-            "on from this point without a prior: fit(posterior.model, posterior.guide, data)"
-        )
+        if self.width is None:
+            raise GuideError(
+                "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
+                "give the 'delta' guide a width=..., the sd of the next round's prior in the "
+                "sites' units, or go on from this point without a prior: "
+                "fit(posterior.model, posterior.guide, data)"
+            )
+        found: dict[str, TorchDistribution] = {}
+        for name, support in self._supports.items():
+            loc = self.loc[key(name)].detach().clone()
+            normal = dist.Normal(loc, self.width * self._units[name].to(loc)).to_event(loc.dim())
+            real = is_real(support)
+            found[name] = (
+                normal if real else dist.TransformedDistribution(normal, biject_to(support))
+            )
+        return found
 
     def means(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self._values().items()}
+
+    def options(self) -> dict[str, Any]:
+        return {"width": self.width}
 
     def _values(self) -> dict[str, Tensor]:
         return {

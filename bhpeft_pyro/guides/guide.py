@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from ..batch import Batch
 from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
-__all__ = ["Guide", "key"]
+__all__ = ["Guide", "blocks_of", "key"]
 
 
 def key(site: str) -> str:
@@ -62,6 +65,32 @@ class Guide(nn.Module):
         """A central value per site: where `predict(samples=0)` looks."""
         raise NotImplementedError
 
+    def scales(self) -> dict[str, Tensor]:
+        """The sds per site, in unconstrained coordinates, of those that have one."""
+        return {}
+
+    def narrow(self, information: Mapping[str, Tensor]) -> None:
+        """Add information to the precisions: sd <- (1 / sd^2 + information)^(-1/2).
+
+        For guides whose sds `fit` may start where it likes; others leave it be.
+
+        Args:
+            information: per site (others stay), of its shape; latents that are not real stay.
+        """
+
+    def blocks(self) -> list[Guide]:
+        """The independent guides that it is made of: itself, unless it is made of others."""
+        return [self]
+
+    def options(self) -> dict[str, Any]:
+        """What makes the like of it for another model, by its constructor: plain data."""
+        return {}
+
     def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """(loc, log scale) pairs for `NaturalGradient`; none unless a guide has them."""
         return []
+
+
+def blocks_of(guide: object) -> list[object]:
+    """The independent guides that any guide is made of."""
+    return [*guide.blocks()] if isinstance(guide, Guide) else [guide]

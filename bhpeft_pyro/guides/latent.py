@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,9 @@ class Latent:
         loc: where a guide starts.
         scale: the prior's sd, where a guide's sd starts.
         prior: its distribution under the prior, given the starting values of the others.
+        unit: the site's unit, in which widths are given; 1 for what is no site.
         is_site: whether it is a site of the model, not something the prior samples besides.
+        sites: of a joint latent the shapes of the sites it is made of, in their order.
     """
 
     name: str
@@ -39,7 +42,14 @@ class Latent:
     loc: Tensor
     scale: Tensor
     prior: TorchDistribution
+    unit: Tensor
     is_site: bool
+    sites: Mapping[str, tuple[int, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What patterns of site names are held against: those of a joint latent's sites."""
+        return tuple(self.sites) or (self.name,)
 
 
 def base_of(distribution: Distribution) -> Distribution:
@@ -56,13 +66,17 @@ def is_real(support: Constraint | None) -> bool:
     return isinstance(support, type(constraints.real))  # a copied guide has copies of it
 
 
-def latents(model: Model) -> list[Latent]:
+def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     """The latents of a model, found by running its prior once, from start to start.
 
     PEFT and head sites start at their prior's mean, or at their own `init` if it is zero (or
     there is none); what a prior samples besides (scales, gates) starts at its median or mean. A
     site that the prior makes out of other latents is none itself. The global random state is
     left as it was.
+
+    Args:
+        model: the model.
+        names: those asked for, a joint latent by the names of its sites; by default all.
 
     Raises:
         PriorError: a site was sampled with independent (batch) dims: plates and mini-batches
@@ -82,6 +96,7 @@ def latents(model: Model) -> list[Latent]:
     found = []
     for name, node in trace.iter_stochastic_nodes():
         fn: Any = node["fn"]
+        infer: Any = node["infer"]
         if len(fn.batch_shape):
             raise PriorError(
                 f"prior: the site {name!r} has batch shape {tuple(fn.batch_shape)}, expected (): "
@@ -93,13 +108,16 @@ def latents(model: Model) -> list[Latent]:
         transform = biject_to(support)
         value: Any = node["value"]
         loc = transform.inv(value.to(device)).detach().clone()
-        scale = _prior_scale(fn, loc, sites.get(name))
-        found.append(Latent(name, support, loc, scale, fn, name in sites))
+        unit = sites[name].unit if name in sites else torch.ones(())
+        unit = unit.to(loc).expand(loc.shape)
+        scale = _prior_scale(fn, loc, unit)
+        own = name in sites
+        found.append(Latent(name, support, loc, scale, fn, unit, own, infer.get("sites", {})))
     made = {name for name in trace.observation_nodes if name in sites}
     missing = sites.keys() - {latent.name for latent in found} - made
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
-    return found
+    return [latent for latent in found if names is None or set(latent.names) <= set(names)]
 
 
 def _start(fn: Any, site: Site) -> Tensor:
@@ -125,10 +143,9 @@ def _center(fn: Any) -> Tensor:
     return draw
 
 
-def _prior_scale(fn: TorchDistribution, loc: Tensor, site: object) -> Tensor:
-    """The prior's sd where there is one on the unconstrained scale; a site's unit, or 1, if not."""
-    fallback = getattr(site, "unit", torch.ones(()))
-    scale = fallback.to(loc).expand(loc.shape)
+def _prior_scale(fn: TorchDistribution, loc: Tensor, unit: Tensor) -> Tensor:
+    """The prior's sd where there is one on the unconstrained scale; the unit if not."""
+    scale = unit
     if is_real(fn.support):
         try:
             sd = fn.stddev.to(loc)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.poutine.runtime import InferDict
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -16,11 +15,11 @@ from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, Prior, unpack
+from ..priors import JOINT, JointPrior, unpack
 from .guide import Guide
 from .latent import Latent, base_of, latents
 
-__all__ = ["LinearGuide", "LowRankGuide"]
+__all__ = ["FullGuide", "LinearGuide", "LowRankGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
 
@@ -36,6 +35,7 @@ class LowRankGuide(Guide):
     Args:
         model: its prior must be Normal at every site, or an earlier posterior of this guide.
         rank: K, the number of directions. Takes K numbers a weight.
+        names: the sites it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> guide = LowRankGuide(tiny_model(), rank=3)
@@ -43,14 +43,17 @@ class LowRankGuide(Guide):
     (0, tensor([0., 0.]))
     """
 
-    def __init__(self, model: Model, rank: int = 128) -> None:
+    def __init__(self, model: Model, rank: int = 128, names: Collection[str] | None = None) -> None:
         super().__init__()
         if rank < 1:
             raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")
         self.rank = rank
-        found = latents(model)
-        self._shapes = {site.name: site.shape for site in model.sites}
+        self._names = names
         self.follow(model)
+        found = latents(model, names)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for latent in found:
+            self._shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
         self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
         start = self.prior.covariance
         for name in _BUFFERS:
@@ -75,8 +78,8 @@ class LowRankGuide(Guide):
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
-        infer: InferDict = {"is_auxiliary": not self._joint}
-        values = self.unpack(pyro.sample(JOINT, normal, infer=infer))
+        infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
+        values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
         if self._joint:
             return values
         return {
@@ -86,30 +89,63 @@ class LowRankGuide(Guide):
 
     def follow(self, model: Model) -> None:
         found = latents(model)
+        if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
+            raise GuideError(
+                f"LowRankGuide: the prior also samples {', '.join(others)}, on which its sites may "
+                "depend; expected independent Normals"
+            )
+        found = latents(model, self._names)
         self.prior = prior_normal(found)
-        self._joint = [latent.name for latent in found] == [JOINT]
+        self._joint = bool(found[0].sites)
+        if self._joint:
+            self.latent = found[0].name
+        else:
+            self.latent = JOINT if self._names is None else f"{JOINT}[{', '.join(self._names)}]"
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
         return unpack(flat, self._shapes)
 
-    def as_prior(self) -> Prior:
+    def as_prior(self) -> JointPrior:
         normal = LowRankNormal(self.loc.detach().clone(), self.covariance)
-        return JointPrior(normal, self._shapes)
+        return JointPrior(normal, self._shapes, self.latent)
 
     def means(self) -> dict[str, Tensor]:
         return self.unpack(self.loc.detach().clone())
 
     def scales(self) -> dict[str, Tensor]:
-        """The marginal sds per site."""
         return self.unpack(self.covariance.variance.sqrt())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def options(self) -> dict[str, Any]:
+        return {"rank": self.rank}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """As every module's; the number of directions measured so far may differ."""
         for name in _BUFFERS:
-            if name in state_dict:
-                setattr(self, name, state_dict[name].clone())
-        return super().load_state_dict(state_dict, *args, **kwargs)
+            if (value := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, value.clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class FullGuide(LowRankGuide):
+    """q(w) = N(loc, covariance) with any covariance: a `LowRankGuide` of full rank.
+
+    For a head or another block of up to some hundred weights: a covariance is measured on some
+    thousand gradients.
+
+    Args:
+        model, names: as for `LowRankGuide`.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> FullGuide(tiny_model(())).rank
+    34
+    """
+
+    def __init__(self, model: Model, names: Collection[str] | None = None) -> None:
+        super().__init__(model, sum(x.loc.numel() for x in latents(model, names)), names)
+
+    def options(self) -> dict[str, Any]:
+        return {}
 
 
 class LinearGuide(LowRankGuide):
@@ -131,21 +167,14 @@ class LinearGuide(LowRankGuide):
 
 
 def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
-    """The prior of all latents as one Normal.
+    """The prior of latents as one Normal.
 
     Raises:
         GuideError: a latent has another prior.
     """
-    if [latent.name for latent in found] == [JOINT]:
-        normal = found[0].prior
-        assert isinstance(normal, LowRankNormal)
+    if len(found) == 1 and isinstance(normal := found[0].prior, LowRankNormal):
         return normal
     parts = []
-    if others := [latent.name for latent in found if not latent.is_site]:
-        raise GuideError(
-            f"LowRankGuide: the prior also samples {', '.join(others)}, on which its sites may "
-            "depend; expected independent Normals"
-        )
     for latent in found:
         base = base_of(latent.prior)
         if not isinstance(base, Normal):

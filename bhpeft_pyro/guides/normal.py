@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -31,20 +32,26 @@ class NormalGuide(Guide):
         model: the model whose latents it covers.
         init_scale: where every sd starts. By default at the prior's, and `fit` then starts at
             the sds of a diagonal Laplace approximation; a converged fit does not depend on it.
+        names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> NormalGuide(tiny_model()).distributions()["head.bias"].event_shape
     torch.Size([2])
     """
 
-    def __init__(self, model: Model, init_scale: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        init_scale: float | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
         super().__init__()
         if init_scale is not None and not init_scale > 0:
             raise GuideError(f"NormalGuide: init_scale must be positive, got {init_scale}")
         self.init_scale = init_scale
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self._supports = {}
-        for latent in latents(model):
+        for latent in latents(model, names):
             scale = latent.scale if init_scale is None else torch.full_like(latent.loc, init_scale)
             self._supports[latent.name] = latent.support
             self.loc[key(latent.name)] = nn.Parameter(latent.loc)
@@ -64,20 +71,19 @@ class NormalGuide(Guide):
         }
 
     def scales(self) -> dict[str, Tensor]:
-        """The sds per site, in unconstrained coordinates."""
         return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
 
     @torch.no_grad()
     def narrow(self, information: Mapping[str, Tensor]) -> None:
-        """Add information to the precisions: sd <- (1 / sd^2 + information)^(-1/2).
-
-        Args:
-            information: per site (others stay), of its shape; latents that are not real stay.
-        """
+        if self.init_scale is not None:
+            return
         for name, more in information.items():
             if is_real(self._supports.get(name)):
                 log_scale = self.log_scale[key(name)]
                 log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
+
+    def options(self) -> dict[str, Any]:
+        return {"init_scale": self.init_scale}
 
     def scale_slopes(self) -> dict[str, Tensor]:
         """Mean gradient of the last loss with respect to log scale, per site."""

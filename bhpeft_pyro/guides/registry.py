@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyro.infer import autoguide as pyro_guides
@@ -11,36 +11,43 @@ from torch import Tensor
 
 from ..errors import GuideError
 from ..model import Model
-from .budget import budget
+from .blocks import BlockGuide, Family, plan
+from .budget import Budget, budget
 from .delta import DeltaGuide
 from .guide import Guide
 from .latent import latents
-from .lowrank import LinearGuide, LowRankGuide
+from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .normal import NormalGuide
+from .presets import PRESETS
 
-__all__ = ["GUIDES", "autoguide"]
+__all__ = ["GUIDES", "GuideLike", "autoguide"]
 
 GUIDES: dict[str, Callable[..., Guide]] = {
     "normal": NormalGuide,
     "lowrank": LowRankGuide,
     "linear": LinearGuide,
     "delta": DeltaGuide,
+    "full": FullGuide,
 }
 """This package's guides, by the names that `autoguide` knows them under."""
+GuideLike = str | type[AutoGuide] | Mapping[str, Family]
+"""What `autoguide` makes a guide of."""
 
 
 def autoguide(
-    name: str | type[AutoGuide], model: Model, *, max_bytes: int = 2**33, **options: Any
+    name: GuideLike, model: Model, *, max_bytes: int = 2**33, **options: Any
 ) -> Guide | AutoGuide:
     """A guide for a model.
 
     Args:
-        name: one of this package's, "normal", "lowrank", "linear" or "delta", or one of Pyro's
-            autoguides by its name or class, e.g. "AutoLowRankMultivariateNormal"; those start at
-            our sites' own starting values (A Kaiming, B zero), not at Pyro's, a saddle of BA.
+        name: "normal", "lowrank", "linear", "full" or "delta" (this package's); a mapping from
+            patterns of site names to these (`BlockGuide`), or "down only" or "A only", which are
+            ready ones; or one of Pyro's autoguides by its name or class, e.g.
+            "AutoLowRankMultivariateNormal"; those start at our sites' own starting values
+            (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
         model: the model.
         max_bytes: a guide that would take more while it is fitted is refused before it is made.
-        options: passed on to the guide's constructor.
+        options: passed on to the guide's constructor, or to the preset; a mapping has its own.
 
     Raises:
         GuideError: an unknown name, options the guide does not know, or a guide too large.
@@ -49,6 +56,14 @@ def autoguide(
     >>> type(autoguide("AutoNormal", tiny_model(), init_scale=0.01)).__name__
     'AutoNormal'
     """
+    if isinstance(name, str) and name in PRESETS:
+        names = [own for latent in latents(model) for own in latent.names]
+        try:
+            name, options = PRESETS[name](names, **options), {}
+        except TypeError as error:
+            raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
+    if isinstance(name, Mapping):
+        return _blocks(name, model, max_bytes, options)
     make: Callable[..., Guide | AutoGuide]
     if isinstance(name, str) and name in GUIDES:
         make = GUIDES[name]
@@ -57,7 +72,11 @@ def autoguide(
     elif isinstance(name, str) and name in pyro_guides.__all__ and name.startswith("Auto"):
         make = getattr(pyro_guides, name)
     else:
-        known = [*GUIDES, *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto"))]
+        known = [
+            *GUIDES,
+            *PRESETS,
+            *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto")),
+        ]
         raise GuideError(f"autoguide: unknown guide {name!r}; known: {', '.join(known)}")
     known_as = name if isinstance(name, str) else name.__name__
     if size := budget(known_as, sum(latent.loc.numel() for latent in latents(model)), **options):
@@ -68,6 +87,21 @@ def autoguide(
         return make(model, **options)
     except TypeError as error:
         raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
+
+
+def _blocks(
+    families: Mapping[str, Family], model: Model, max_bytes: int, options: Mapping[str, Any]
+) -> BlockGuide:
+    if options:
+        raise GuideError(
+            f"autoguide: a mapping does not take {options}; give them to a family, as in "
+            '{"*": ("lowrank", {"rank": 64})}'
+        )
+    size = Budget(0, 0, 0)
+    for block in plan(families, latents(model)):
+        size += block.budget
+    size.check(str(dict(families)), max_bytes)
+    return BlockGuide(model, families)
 
 
 def _init_at_site(model: Model) -> Any:

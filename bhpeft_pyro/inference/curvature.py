@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyro
 import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..distributions import Covariance, LowRankNormal, leading
-from ..guides import LowRankGuide
+from ..distributions import Covariance, leading
+from ..guides import Guide, LowRankGuide
 from ..model import Model
 from .fisher import scores
 
@@ -25,16 +26,23 @@ _BLOCK = 128  # gradients gathered before the leading directions are sought agai
 
 
 def narrowed(
-    model: Model, guide: LowRankGuide, batches: Sequence[Batch], size: float, share: float
+    model: Model,
+    guide: Guide,
+    block: LowRankGuide,
+    batches: Sequence[Batch],
+    size: float,
+    share: float,
 ) -> Covariance:
-    """A guide's covariance once its precision has moved towards its optimum.
+    """A covariance once its precision has moved towards its optimum.
 
     Args:
+        guide: draws the weights at which the curvature is measured.
+        block: whose covariance it is: the guide, or a block of it.
         batches: examples, not shared out; no label is looked at.
         size: N / T, the number of examples that these stand for, over the temperature.
         share: of the way from the precision at hand to the one measured; 1 forgets the former.
     """
-    prior, own = guide.prior.covariance, guide.covariance
+    prior, own = block.prior.covariance, block.covariance
     unit = prior.scale.unsqueeze(-1)  # precisions are gathered in units of the prior's scale
     diagonal = share + (1 - share) * (prior.scale / own.scale).square()
     columns = [
@@ -45,22 +53,23 @@ def narrowed(
     weight = (share * size / sum(map(len, batches))) ** 0.5
     width = sum(part.shape[-1] for part in columns)
     for batch in batches:
-        columns.append(weight * unit * _gradients(model, guide, batch).mT)
+        columns.append(weight * unit * _gradients(model, guide, block, batch).mT)
         total = total + columns[-1].square().sum(-1)
         width += len(batch)
-        if width >= guide.rank + _BLOCK:
-            columns = [_shortened(columns, guide.rank)]
-            width = guide.rank
-    root = _shortened(columns, guide.rank)
+        if width >= block.rank + _BLOCK:
+            columns = [_shortened(columns, block.rank)]
+            width = block.rank
+    root = _shortened(columns, block.rank)
     rest = (total - root.square().sum(-1)).clamp_min(0)
     return Covariance.from_precision((diagonal + rest) / unit[:, 0].square(), root / unit)
 
 
-def _gradients(model: Model, guide: LowRankGuide, batch: Batch) -> Tensor:
+def _gradients(model: Model, guide: Guide, block: LowRankGuide, batch: Batch) -> Tensor:
     """(B, D) gradients of the log-likelihood, each example at a draw of its own."""
-    normal = LowRankNormal(guide.loc.detach(), guide.covariance)
-    weights = guide.unpack(normal.sample((len(batch), 1)))
-    gradients = scores(model, weights, batch.to(model.network.device))
+    with torch.no_grad(), pyro.plate("draws", len(batch), dim=-2):
+        drawn = guide()
+    own = {name: drawn.pop(name) for name in block.means()}
+    gradients = scores(model, own, batch.to(model.network.device), drawn)
     return torch.cat([gradient.reshape(len(batch), -1) for gradient in gradients.values()], 1)
 
 

@@ -19,7 +19,6 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..guides.latent import base_of
-from ..priors import JOINT
 
 __all__ = ["ELBO", "Parts"]
 
@@ -57,7 +56,7 @@ class ELBO(TraceMeanField_ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
         self.temperature = temperature
         self.parts: Parts | None = None
-        self._prior: Covariance | None = None
+        self._priors: dict[str, Covariance] = {}
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -79,7 +78,12 @@ class ELBO(TraceMeanField_ELBO):
         nodes: dict[str, Any] = model_trace.nodes
         guide_nodes: dict[str, Any] = guide_trace.nodes
         nll = torch.zeros(())
-        kl, done = self._joint_kl(nodes, guide_nodes)
+        kl: dict[str, Tensor] = {}
+        done: set[str] = set()
+        for name, site in guide_nodes.items():
+            if (value := self._joint_kl(name, site, nodes)) is not None:
+                kl[name] = value
+                done |= {name, *site["infer"]["sites"]}
         for name, site in nodes.items():
             if site["type"] != "sample" or name in done:
                 continue
@@ -90,7 +94,12 @@ class ELBO(TraceMeanField_ELBO):
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():
-            if site["type"] == "sample" and name not in nodes and name not in done:  # auxiliary
+            if site["type"] == "sample" and name not in nodes and name not in done:
+                if not site["infer"].get("is_auxiliary"):
+                    raise GuideError(
+                        f"guide: it samples {name!r}, which the model has not; mark what is "
+                        "auxiliary with infer={'is_auxiliary': True}"
+                    )
                 kl[name] = _log_prob(site)
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
@@ -101,26 +110,28 @@ class ELBO(TraceMeanField_ELBO):
         return loss.item(), loss
 
     def _joint_kl(
-        self, nodes: dict[str, Any], guide_nodes: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], set[str]]:
-        """The KL of a Normal over all weights to independent Normals, and the sites it is for."""
-        joint = guide_nodes.get(JOINT)
-        if joint is None or JOINT in nodes or not isinstance(joint["fn"], LowRankNormal):
-            return {}, set()
-        q = joint["fn"]
-        parts = [
-            name
-            for name, site in guide_nodes.items()
-            if site["type"] == "sample" and isinstance(base_of(site["fn"]), Delta)
+        self, name: str, guide_site: dict[str, Any], nodes: dict[str, Any]
+    ) -> Tensor | None:
+        """The KL of a Normal over several sites to independent Normals, if it is one."""
+        q = guide_site.get("fn")
+        if name in nodes or not isinstance(q, LowRankNormal):
+            return None
+        priors = [
+            _single(nodes[part]["fn"], len(q.batch_shape))
+            for part in guide_site["infer"].get("sites", ())
+            if part in nodes
         ]
-        priors = [_single(nodes[name]["fn"], len(q.batch_shape)) for name in parts if name in nodes]
-        if len(priors) < len(parts) or any(prior is None for prior in priors):
-            return {}, set()
+        if not priors or any(prior is None for prior in priors):
+            return None
         loc, scale = (torch.cat(tensors) for tensors in zip(*filter(None, priors), strict=True))
-        if self._prior is None or not torch.equal(self._prior.scale, scale):
-            self._prior = Covariance.diagonal(scale)  # kept: divergences are remembered by object
-        value = kl_divergence(q, LowRankNormal(loc, self._prior, q.batch_shape, False))
-        return {JOINT: value.sum() * joint["scale"]}, {JOINT, *parts}
+        if loc.shape != q.event_shape:
+            return None
+        prior = self._priors.get(name)
+        if prior is None or not torch.equal(prior.scale, scale):
+            # Kept: divergences are remembered by object.
+            prior = self._priors[name] = Covariance.diagonal(scale)
+        value = kl_divergence(q, LowRankNormal(loc, prior, q.batch_shape, False))
+        return value.sum() * guide_site["scale"]
 
 
 def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,12 @@ __all__ = ["diagonal", "from_prior", "scores"]
 _DRAWS = 32  # of a prior
 
 
-def scores(model: Model, weights: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+def scores(
+    model: Model,
+    weights: Mapping[str, Tensor],
+    batch: Batch,
+    given: Mapping[str, Tensor] = MappingProxyType({}),
+) -> dict[str, Tensor]:
     """Gradients of log p(y | x, w), example by example, with y drawn from the model itself.
 
     Their mean square is the diagonal of the Fisher information; no label is looked at. Every
@@ -29,15 +35,18 @@ def scores(model: Model, weights: Mapping[str, Tensor], batch: Batch) -> dict[st
         weights: for each site of the model, or for each latent of its prior, a tensor
             (B, 1, *shape).
         batch: B examples, not shared out.
+        given: the other sites or latents, of which no gradients are asked for.
 
     Returns:
-        The same names to (B, *shape).
+        The names of `weights` to (B, *shape).
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
-        whole = complete(model.prior, model.sites, leaves)
+        whole = complete(model.prior, model.sites, {**given, **leaves})
         predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
         log_prob = predictive.log_prob(predictive.sample()).sum()
+    if not log_prob.requires_grad:  # PEFT weights alone, on frozen features
+        return {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
     grads = torch.autograd.grad(
         log_prob, list(leaves.values()), allow_unused=True, materialize_grads=True
     )

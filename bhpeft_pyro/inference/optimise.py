@@ -11,14 +11,15 @@ import pyro
 import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..batch import Batch
 from ..data import Examples
-from ..errors import ConfigError, FitError, GuideError
+from ..errors import ConfigError, FitError
 from ..guides import DeltaGuide, FunctionGuide, Guide, LowRankGuide, NormalGuide, latents
+from ..guides.guide import blocks_of
 from ..linear import LinearModel
 from ..metrics import evaluate
 from ..model import Model
@@ -26,10 +27,9 @@ from .curvature import narrowed
 from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
-from .joint import JointNaturalGradient
-from .natural import NaturalGradient
 from .predict import predict
 from .report import FitReport, drifting, unsettled
+from .steps import optimizers, trained
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
@@ -73,7 +73,9 @@ class _Run:
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
         self.options = options = report.options
-        self.particles = 1 if isinstance(guide, DeltaGuide) else options.particles
+        self.blocks = blocks_of(guide)
+        point = all(isinstance(block, DeltaGuide) for block in self.blocks)
+        self.particles = 1 if point else options.particles
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
@@ -103,7 +105,7 @@ class _Run:
             self._prepare()
             # Argument checks have passed once; in the loop a NaN is ours to handle.
             checks.enter_context(pyro.validation_enabled(False))
-            optimizers = self._optimizers()
+            steppers = self._steppers()
             schedulers = [
                 get_scheduler(
                     options.schedule,
@@ -111,7 +113,7 @@ class _Run:
                     num_warmup_steps=int(options.warmup * self.steps),
                     num_training_steps=self.steps,
                 )
-                for optimizer in optimizers
+                for optimizer in steppers
             ]
             bad = 0
             best: tuple[float, int, State] | None = None
@@ -119,7 +121,7 @@ class _Run:
                 report.steps = step
                 bar.update()
                 self._measure(step)
-                entry = self._step(step, optimizers)
+                entry = self._step(step, steppers)
                 if entry is None:
                     report.skipped += 1
                     bad += 1
@@ -169,59 +171,41 @@ class _Run:
             self.loss(batch.to(device))
         self.good = _copy(self.guide)
 
-    def _optimizers(self) -> list[Optimizer]:
-        params = [p for p in self.guide.parameters() if p.requires_grad]
-        if not params:
-            raise GuideError("the guide has no parameters to fit")
+    def _steppers(self) -> list[Optimizer]:
         if self.optimizer is not None:
-            return [self.optimizer(params)]
-        pairs = self.guide.natural_pairs() if isinstance(self.guide, Guide) else []
-        natural = {id(tensor) for pair in pairs for tensor in pair}
-        rest = [p for p in params if id(p) not in natural]
-        optimizers: list[Optimizer] = []
-        if isinstance(self.guide, LowRankGuide):
-            rest = []
-            optimizers.append(JointNaturalGradient(self.guide, lr=self._natural_lr()))
-        if pairs:
-            optimizers.append(NaturalGradient(pairs, lr=self._natural_lr()))
-        if rest:
-            optimizers.append(Adam(rest, lr=self.options.lr))
-        return optimizers
-
-    def _natural_lr(self) -> float:
-        """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
-        variance rho N / (2 B), in units of the posterior's, so more would be mostly noise."""
-        if self.options.natural_lr is not None:
-            return self.options.natural_lr
-        batch = self.options.batch_size * self.options.accumulate
-        return min(batch / len(self.feed.examples), 0.1)
+            return [self.optimizer(trained(self.guide))]
+        return optimizers(self.guide, self.options, len(self.feed.examples))
 
     def _measure(self, step: int) -> None:
-        """Measure a low-rank guide's covariance, at steps spread evenly over the fit."""
-        guide, options = self.guide, self.options
+        """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
+        options = self.options
+        measured = [block for block in self.blocks if isinstance(block, LowRankGuide)]
         every = -(-self.steps // _MEASUREMENTS)
-        if not isinstance(guide, LowRankGuide) or (step - 1) % every:
+        if not measured or (step - 1) % every:
             return
+        assert isinstance(self.guide, Guide)
         device = self.model.network.device
         count = -(-_MEASURED // options.batch_size)
         batches = [batch.to(device) for batch in islice(self._whole, count)]
-        guide.covariance = narrowed(
-            self.model,
-            guide,
-            batches,
-            len(self.feed.examples) / options.temperature,
-            max(1 / (1 + (step - 1) // every), _LEAST_SHARE),
-        )
-        for name, scale in guide.scales().items():
-            self.widths.setdefault(name, []).append(scale.log().mean().item())
+        for block in measured:
+            block.covariance = narrowed(
+                self.model,
+                self.guide,
+                block,
+                batches,
+                len(self.feed.examples) / options.temperature,
+                max(1 / (1 + (step - 1) // every), _LEAST_SHARE),
+            )
+            for name, scale in block.scales().items():
+                self.widths.setdefault(name, []).append(scale.log().mean().item())
 
-    def _step(self, step: int, optimizers: list[Optimizer]) -> dict[str, float] | None:
+    def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""
         options, device = self.options, self.model.network.device
         size = len(self.feed.examples)
         rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
         self.elbo.temperature = options.temperature * min(1.0, rise)
-        for optimizer in optimizers:
+        for optimizer in steppers:
             optimizer.zero_grad()
         loss = nll = kl = 0.0
         for _ in range(options.accumulate):
@@ -245,8 +229,8 @@ class _Run:
             self._note_slopes()
         if options.clip is not None:
             nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
-        lr = optimizers[0].param_groups[0]["lr"]
-        for optimizer in optimizers:
+        lr = steppers[0].param_groups[0]["lr"]
+        for optimizer in steppers:
             optimizer.step()
         return {
             "step": step,
@@ -286,9 +270,10 @@ class _Run:
         return "the loss"
 
     def _note_slopes(self) -> None:
-        if isinstance(self.guide, NormalGuide):
-            for name, slope in self.guide.scale_slopes().items():
-                self.slopes.setdefault(name, []).append(slope)
+        for block in self.blocks:
+            if isinstance(block, NormalGuide):
+                for name, slope in block.scale_slopes().items():
+                    self.slopes.setdefault(name, []).append(slope)
 
     def _summarise(self) -> None:
         with torch.no_grad():  # the state that is kept need not be that of the last step
@@ -296,16 +281,25 @@ class _Run:
         parts = self.elbo.parts
         assert parts is not None
         self.report.kl = {name: value.item() for name, value in parts.kl.items()}
-        if isinstance(self.guide, NormalGuide | LowRankGuide):
-            after = self.guide.scales()
-            if isinstance(self.guide, LowRankGuide):
-                prior = self.guide.unpack(self.guide.prior.variance.sqrt())
-            else:
-                prior = {latent.name: latent.scale for latent in latents(self.model)}
-            self.report.scales = {
-                name: (after[name] / prior[name]).log().mean().exp().item() for name in after
-            }
-            self.report.unsettled = [*unsettled(self.slopes), *drifting(self.widths)]
+        self.report.points = [
+            name for block in self.blocks if isinstance(block, DeltaGuide) for name in block.means()
+        ]
+        self.report.scales = {
+            name: (after / before).log().mean().exp().item()
+            for block in self.blocks
+            for name, (before, after) in self._sds(block).items()
+        }
+        self.report.unsettled = [*unsettled(self.slopes), *drifting(self.widths)]
+
+    def _sds(self, block: object) -> dict[str, tuple[Tensor, Tensor]]:
+        """Those of the prior and of the posterior, per site."""
+        if isinstance(block, LowRankGuide):
+            before = block.unpack(block.prior.variance.sqrt())
+        elif isinstance(block, NormalGuide):
+            before = {latent.name: latent.scale for latent in latents(self.model)}
+        else:
+            return {}
+        return {name: (before[name], after) for name, after in block.scales().items()}
 
 
 def _copy(module: nn.Module) -> State:

@@ -35,6 +35,8 @@ class FitReport:
             validation_nll where it was evaluated.
         kl: KL per latent at the end, in nats for the whole data set; a joint guide has but one.
         scales: geometric mean per site of posterior sd / prior sd.
+        points: sites that are held at a point; their `kl` is minus the logarithm of the prior
+            density there.
         unsettled: sites whose sds were still on their way at the end, however slow the steps.
         best_step: the step whose state was kept, with early stopping.
         id: the round's own.
@@ -55,6 +57,7 @@ class FitReport:
     history: list[dict[str, float]] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
     best_step: int | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
@@ -99,10 +102,12 @@ class FitReport:
                 f"negative ELBO {self.last('loss'):.3f} = NLL {self.last('nll'):.3f} + KL "
                 f"{self.last('kl'):.3f} nats per example"
             )
-        width = max(map(len, self.scales), default=0)
+        width = max(map(len, [*self.scales, *self.points]), default=0)
         for name, scale in self.scales.items():
             kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""
             lines.append(f"  {name:<{width}}  {kl}sd / prior sd {scale:.3f}")
+        for name in self.points:
+            lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")
         return "\n".join(lines + self.guards)
 
 

@@ -6,14 +6,17 @@ data say, the first steps go astray, on ratings beyond return.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import TypeGuard
 
 import torch
 
 from ..data import Examples
-from ..guides import LowRankGuide, NormalGuide
+from ..guides import DeltaGuide, Guide, LowRankGuide, NormalGuide
+from ..guides.guide import key
 from ..head import Head
 from ..model import Model
 from ..peft.sites import Site
@@ -24,7 +27,7 @@ from .optimise import optimise
 from .options import FitOptions
 from .report import FitReport
 
-__all__ = ["start"]
+__all__ = ["may_start", "start"]
 
 _EXAMPLES = 128  # on which the Fisher information is measured
 # For the head steps are cheap, and batches may be large: a tenth of the examples at least.
@@ -36,9 +39,18 @@ _ROUNDS = 6  # in which the head's prior scale is found
 _LEAST, _MOST = {"rating": 0.3, "class": 2.0, "choice": 2.0}, 20.0
 
 
-def start(
-    model: Model, guide: NormalGuide | LowRankGuide, examples: Examples, options: FitOptions
-) -> Model:
+def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
+    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
+    if not isinstance(guide, Guide) or options.temperature == 0:
+        return False
+    return any(
+        isinstance(block, LowRankGuide)
+        or (isinstance(block, NormalGuide) and block.init_scale is None)
+        for block in guide.blocks()
+    )
+
+
+def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -> Model:
     """Move a guide to its start, in place.
 
     What weights tell about their scales comes first. Then the head is fitted to the frozen
@@ -49,7 +61,7 @@ def start(
         The model, under a prior in which nothing is left open.
     """
     told: set[str] = set()
-    if isinstance(guide, NormalGuide):
+    if _has_normals(guide):
         guide.narrow(from_prior(model, guide.means()))
     if isinstance(model.network.head, Head):
         frozen = Feed(model, examples, frozen=True)
@@ -60,11 +72,36 @@ def start(
     return model
 
 
-def _fit_head(
-    model: Model, guide: NormalGuide | LowRankGuide, frozen: Feed, options: FitOptions
-) -> Model:
+def _has_normals(guide: Guide) -> bool:
+    return any(isinstance(block, NormalGuide) for block in guide.blocks())
+
+
+@contextmanager
+def _held(model: Model, guide: Guide) -> Iterator[None]:
+    """PEFT points stay. Frozen features say nothing of them, so their prior alone would move them:
+    to its mode, where that is zero a saddle of BA."""
+    kinds = {kind.name for kind in model.network.kinds}
+    held = [
+        block.loc[key(name)]
+        for block in guide.blocks()
+        if isinstance(block, DeltaGuide)
+        for name in block.means()
+        if name.split(".")[0] in kinds
+    ]
+    for point in held:
+        point.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for point in held:
+            point.requires_grad_(True)
+
+
+def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> Model:
     prior = model.prior
     open_scale = isinstance(prior, FunctionSpaceNormal) and prior.head is None
+    # A scale and points under it have no joint optimum but zero.
+    open_scale &= {s.name for s in model.sites if s.name.startswith("head.")} <= {*guide.scales()}
     if not (open_scale or model.network.kinds):
         return model  # the fit proper is about to do this
     size = len(frozen.examples)
@@ -83,7 +120,8 @@ def _fit_head(
     )
     for _ in range(rounds):
         report = FitReport(size, frozen.examples.fingerprint, brief)
-        optimise(model, guide, frozen, None, report)
+        with _held(model, guide):
+            optimise(model, guide, frozen, None, report)
         if isinstance(prior, FunctionSpaceNormal) and open_scale:
             found = _head_scale(model.sites, prior, guide)
             prior = replace(prior, head=min(max(found, _LEAST[model.likelihood.kind]), _MOST))
@@ -92,9 +130,7 @@ def _fit_head(
     return model
 
 
-def _head_scale(
-    sites: Sequence[Site], prior: FunctionSpaceNormal, guide: NormalGuide | LowRankGuide
-) -> float:
+def _head_scale(sites: Sequence[Site], prior: FunctionSpaceNormal, guide: Guide) -> float:
     """An empirical-Bayes estimate of the scale of the head's prior.
 
     Under a prior N(0, c^2), in units, and with r = 1 - s^2 / c^2 the share of a weight's posterior
@@ -115,19 +151,19 @@ def _head_scale(
 
 def _narrow(
     model: Model,
-    guide: NormalGuide | LowRankGuide,
+    guide: Guide,
     feed: Feed,
     options: FitOptions,
     told: set[str],
 ) -> set[str]:
     """Add what N examples tell about the latents to their precisions, but not to those `told`.
 
-    A low-rank guide's covariance is measured as it is fitted.
+    The covariance of a low-rank guide, or block, is measured as it is fitted.
 
     Returns:
         Those told now: with frozen features the examples say nothing about PEFT weights.
     """
-    if isinstance(guide, LowRankGuide):
+    if not _has_normals(guide):
         return told
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)

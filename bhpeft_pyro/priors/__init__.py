@@ -1,6 +1,7 @@
 """Priors: stochastic functions from sites to their tensors."""
 
 from .ard import ARD, effective_rank
+from .blocks import BlockPrior
 from .default import FunctionSpaceNormal, default
 from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
@@ -14,6 +15,7 @@ from .scales import FunctionSpacePrior
 __all__ = [
     "ARD",
     "JOINT",
+    "BlockPrior",
     "EmpiricalBayes",
     "FunctionSpaceNormal",
     "FunctionSpacePrior",

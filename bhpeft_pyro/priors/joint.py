@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import prod
+from typing import Any
 
 import pyro
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..peft.sites import Site
 __all__ = ["JOINT", "JointPrior", "unpack"]
 
 JOINT = "weights"
-"""Name of the latent that holds all weights."""
+"""Name of the latent that holds all weights; of those that hold some, what it begins with."""
 
 
 class JointPrior:
@@ -25,6 +26,7 @@ class JointPrior:
     Args:
         normal: over D weights.
         shapes: of the sites, in the order in which they lie in a draw.
+        name: of the latent.
 
     >>> import torch
     >>> from bhpeft_pyro.distributions import Covariance
@@ -33,9 +35,12 @@ class JointPrior:
     ['head.bias']
     """
 
-    def __init__(self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(
+        self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]], name: str = JOINT
+    ) -> None:
         self.normal = normal
         self.shapes = dict(shapes)
+        self.name = name
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
@@ -44,7 +49,8 @@ class JointPrior:
                     f"prior: this model's site {site.name!r} has shape {site.shape}, in the "
                     f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
                 )
-        values = unpack(pyro.sample(JOINT, self.normal), self.shapes)
+        infer: Any = {"sites": self.shapes}  # a guide has to know what it is made of
+        values = unpack(pyro.sample(self.name, self.normal, infer=infer), self.shapes)
         return {
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()

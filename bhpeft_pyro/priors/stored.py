@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..distributions import Covariance, LowRankNormal
 from ..errors import SaveError
+from .blocks import BlockPrior
 from .joint import JointPrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
@@ -29,7 +30,16 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         covariance = prior.normal.covariance
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
-        return {"kind": "joint", "shapes": prior.shapes}, tensors
+        return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
+    if isinstance(prior, BlockPrior):
+        parts, tensors = [], {}
+        for number, block in enumerate(prior.parts):
+            description, more = describe(block, f"{part}.{number}")
+            if description["kind"] == "custom":
+                return description, {}
+            parts.append(description)
+            tensors |= more
+        return {"kind": "blocks", "parts": parts}, tensors
     if isinstance(prior, PosteriorPrior):
         tensors = {}
         for name, site in prior.distributions.items():
@@ -67,7 +77,14 @@ def revive(
     if kind == "joint":
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
-        return JointPrior(normal, {k: tuple(shape) for k, shape in fields["shapes"].items()})
+        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
+        return JointPrior(normal, shapes, fields["name"])
+    if kind == "blocks":
+        blocks = enumerate(fields["parts"])
+        return BlockPrior(
+            revive(block, tensors, f"{part}.{number}", given)  # type: ignore[misc]
+            for number, block in blocks
+        )
     if kind == "posterior":
         structure = fields["structure"]
         return PosteriorPrior(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro.distributions as dist
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, PriorError
 from ..peft.sites import Site
-from ..priors import JointPrior, PosteriorPrior, Prior, checked
+from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, checked
 
 __all__ = ["Forgetting", "normals"]
+
+P = TypeVar("P", bound=Prior)
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,42 @@ class Forgetting:
         Raises:
             ConfigError: a pattern that matches no site.
             PriorError: p0 is unknown; or a site that is to be forgotten has no independent Normal
-                in q or in p0 (q may also be the one of a `lowrank` guide, over all sites).
+                in q or in p0 (q may also be that of a `lowrank` guide, or block).
         """
         if isinstance(self.keep, Mapping):
             for pattern in self.keep:
                 if not any(fnmatchcase(site.name, pattern) for site in sites):
                     raise ConfigError(f"keep: the pattern {pattern!r} matches no site")
-        changed = [s.name for s in sites if self.floor > 0 or self.share(s.name) < 1]
+        if isinstance(posterior, BlockPrior):
+            return BlockPrior(
+                self._of_block(part, first, sites, posterior.sites_of(part, sites))
+                for part in posterior.parts
+            )
+        if isinstance(posterior, JointPrior):
+            return self._of_joint(posterior, first, sites)
+        return self._of_sites(posterior, first, sites, sites)
+
+    def _of_block(
+        self,
+        part: JointPrior | PosteriorPrior,
+        first: Prior | None,
+        sites: Sequence[Site],
+        own: Sequence[Site],
+    ) -> JointPrior | PosteriorPrior:
+        if isinstance(part, PosteriorPrior):
+            return self._of_sites(part, first, sites, own)
+        shares = {self.share(site.name) for site in own}
+        alike = replace(self, keep=shares.pop()) if len(shares) == 1 else self
+        return alike._of_joint(part, first, sites)
+
+    def _of_sites(
+        self, posterior: P, first: Prior | None, sites: Sequence[Site], own: Sequence[Site]
+    ) -> P | PosteriorPrior:
+        """For independent Normals: each of the sites that are its `own`."""
+        changed = [s.name for s in own if self.floor > 0 or self.share(s.name) < 1]
         if not changed:
             return posterior
-        if isinstance(posterior, JointPrior):
-            return self._joint(posterior, first, sites)
-        old = normals(posterior, sites, changed, "keep, floor")
+        old = normals(posterior, own, changed, "keep, floor")
         new = normals(first, sites, changed, "keep, floor")
         assert isinstance(posterior, PosteriorPrior)
         mixed = dict(posterior.distributions)
@@ -105,12 +131,16 @@ class Forgetting:
             mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
         return PosteriorPrior(mixed)
 
-    def _joint(self, posterior: JointPrior, first: Prior | None, sites: Sequence[Site]) -> Prior:
-        """The same for one Normal over all weights: precision matrices are averaged."""
+    def _of_joint(
+        self, posterior: JointPrior, first: Prior | None, sites: Sequence[Site]
+    ) -> JointPrior:
+        """For one Normal over several sites: precision matrices are averaged."""
+        if self.keep == 1 and self.floor == 0:
+            return posterior
         if isinstance(self.keep, Mapping) or self.floor > 0:
             raise PriorError(
-                "keep, floor: a posterior over all weights at once has no parts; expected keep as "
-                "one number, and no floor"
+                f"keep, floor: a joint posterior of {', '.join(posterior.shapes)} has no parts; "
+                "expected keep as one number for them all, and no floor"
             )
         names = list(posterior.shapes)
         found = normals(first, sites, names, "keep").values()
@@ -122,7 +152,7 @@ class Forgetting:
         covariance = Covariance.from_precision(self.keep * old.scale**-2 + rest, root)
         pull = rest * loc + self.keep * old.unapply(posterior.normal.loc)
         normal = LowRankNormal(covariance.apply(pull), covariance)
-        return JointPrior(normal, posterior.shapes)
+        return JointPrior(normal, posterior.shapes, posterior.name)
 
 
 def normals(

@@ -14,7 +14,7 @@ from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, GuideError, LikelihoodError
 from ..guides import NormalGuide
-from ..guides.guide import key
+from ..guides.guide import blocks_of, key
 from ..head import Head
 from ..likelihoods import Categorical
 from ..model import Model
@@ -39,7 +39,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     It is no round: the lineage stays. `Posterior.update(..., grow=True)` does it where needed.
 
     Args:
-        posterior: of a `Head` with a `Categorical` likelihood and a `normal` guide.
+        posterior: of a `Head` with a `Categorical` likelihood and a `normal` guide, of the head
+            at least.
         labels: the new names; or how many, if the labels have no names.
 
     Raises:
@@ -118,14 +119,18 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     return (*known, *labels)
 
 
-def _grown(guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int) -> NormalGuide:
+def _grown(guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int) -> nn.Module:
     """A copy of a guide whose head has `count` more rows, at the first prior."""
-    if not isinstance(guide, NormalGuide):
-        raise GuideError(f"grow: needs a 'normal' guide, got {type(guide).__name__}")
     guide = copy.deepcopy(guide)
+    normals = [block for block in blocks_of(guide) if isinstance(block, NormalGuide)]
     for site in _HEAD:
+        own = next((block for block in normals if key(site) in block.loc), None)
+        if own is None:
+            raise GuideError(
+                f"grow: needs a 'normal' guide of {site!r}, got {type(guide).__name__}"
+            )
         mean, sd = first[site]
-        for table, rows in ((guide.loc, mean[-count:]), (guide.log_scale, sd[-count:].log())):
+        for table, rows in ((own.loc, mean[-count:]), (own.log_scale, sd[-count:].log())):
             old = table[key(site)]
             table[key(site)] = nn.Parameter(torch.cat([old.detach(), rows.to(old)]))
     return guide

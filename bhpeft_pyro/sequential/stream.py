@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from pyro.infer.autoguide import AutoGuide
 from tqdm.auto import tqdm
 
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
+from ..guides import GuideLike
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
@@ -37,7 +37,7 @@ def stream(
     batches: Batches,
     folder: str | Path,
     *,
-    guide: str | type[AutoGuide] = "normal",
+    guide: GuideLike = "normal",
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
@@ -63,7 +63,8 @@ def stream(
         batches: data in order of time by name: a mapping, or pairs. Names and data have to be the
             same ones after a restart.
         folder: `rounds/` in it is a `History`.
-        guide: name or class; the first batch is learnt with `fit`, the others with `update`.
+        guide: what `autoguide` takes; the first batch is learnt with `fit`, the others with
+            `update`.
         tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
             batch, in their order, makes `Record.transfer` possible.
         unlabelled, columns, max_length, label_names, options: as for `fit`, single options by name

@@ -1,0 +1,60 @@
+"""Which optimiser moves which parameters of a guide."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from ..errors import GuideError
+from ..guides import Guide, LowRankGuide
+from ..guides.guide import blocks_of
+from .joint import JointNaturalGradient
+from .natural import NaturalGradient
+from .options import FitOptions
+
+__all__ = ["optimizers", "trained"]
+
+
+def trained(guide: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be fitted.
+
+    Raises:
+        GuideError: there are none.
+    """
+    found = [p for p in guide.parameters() if p.requires_grad]
+    if not found:
+        raise GuideError("the guide has no parameters to fit")
+    return found
+
+
+def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
+    """Natural gradients for what has a width, Adam for what else there is.
+
+    Args:
+        guide: any; one made of blocks has the steps of each of them.
+        options: how to fit.
+        examples: N.
+    """
+    rate = natural_lr(options, examples)
+    rest = {id(parameter): parameter for parameter in trained(guide)}
+    found: list[Optimizer] = []
+    for block in blocks_of(guide):
+        if isinstance(block, LowRankGuide):
+            found.append(JointNaturalGradient(block, lr=rate))
+            del rest[id(block.loc)]
+    pairs = guide.natural_pairs() if isinstance(guide, Guide) else []
+    if pairs:
+        found.append(NaturalGradient(pairs, lr=rate))
+        for parameter in (parameter for pair in pairs for parameter in pair):
+            rest.pop(id(parameter), None)
+    if rest:
+        found.append(Adam(rest.values(), lr=options.lr))
+    return found
+
+
+def natural_lr(options: FitOptions, examples: int) -> float:
+    """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
+    variance rho N / (2 B), in units of the posterior's, so more would be mostly noise."""
+    if options.natural_lr is not None:
+        return options.natural_lr
+    return min(options.batch_size * options.accumulate / examples, 0.1)

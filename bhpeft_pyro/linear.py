@@ -70,7 +70,7 @@ def linear_predictive(
 
     Args:
         at: a tensor of its shape for each site of the network.
-        draws: for each site of the model a tensor (S, 1, *shape).
+        draws: for each site of the model a tensor `(S, 1, *shape)`.
 
     Returns:
         From a batch of B examples to a distribution of batch shape (S, B).

@@ -386,7 +386,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
         ((*fit, "--preset", "lore"), "known: .*lora"),
-        ((*fit, "--guide", "AutoNormal"), "known: normal, lowrank, delta"),
+        ((*fit, "--guide", "AutoNormal"), "known: normal, lowrank, linear, delta"),
         ((*fit, "--batch-size", 6), "multiple of particles"),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),

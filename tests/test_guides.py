@@ -39,7 +39,7 @@ def with_extras(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        GuideError, match=r"unknown guide 'gauss'; known: normal, lowrank, delta.*AutoIAF"
+        GuideError, match=r"unknown guide 'gauss'; known: normal, lowrank, linear, delta.*AutoIAF"
     ):
         bh.autoguide("gauss", tiny_model(()))
     for name in GUIDES:

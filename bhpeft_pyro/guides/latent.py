@@ -48,7 +48,7 @@ class Latent:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What patterns of site names are held against: those of a joint latent's sites."""
+        """What patterns of site names are held against, those of a joint latent's sites."""
         return tuple(self.sites) or (self.name,)
 
 

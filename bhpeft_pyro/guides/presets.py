@@ -44,6 +44,7 @@ def a_only(names: Sequence[str], width: float | None = None) -> dict[str, Family
 
 
 PRESETS: dict[str, Callable[..., dict[str, Family]]] = {"down only": down_only, "A only": a_only}
+"""Ready mappings for `autoguide`, by name."""
 
 
 def _random(

@@ -134,6 +134,8 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     assert list(rounds.batches) == ["10", "20"] and rounds.final is not None
     texts = [text for batch in rounds.batches.values() for text in batch["text"]]
     assert len(set(texts)) == 30 and not set(texts) & set(rounds.final["text"])
+    assert rounds.unlabelled is not None and rounds.unlabelled.column_names == ["text"]
+    assert len(rounds.unlabelled) == 30 and not set(texts) & set(rounds.unlabelled["text"])
     there, back = read("domains", folder), read("domains-reversed", folder)
     assert list(back.batches) == list(there.batches)[::-1] == list(protocols.DOMAINS)[::-1]
     for name, batch in there.batches.items():

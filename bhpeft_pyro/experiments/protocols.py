@@ -23,7 +23,7 @@ __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 
 DOMAINS = ("tweets", "amazon", "movies", "nyt")
 _FIRST = 10  # rows of the first of `rounds`; each has twice as many as the one before
-_UNLABELLED = 400  # texts besides these: ten are too few to tell along which axes texts differ
+_UNLABELLED = 400  # texts besides, at most: ten are too few to tell along which axes texts differ
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,11 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     sizes = [_FIRST]
     while sizes[-1] * 2 <= rows:
         sizes.append(sizes[-1] * 2)
-    *parts, others = _parts(train, [*sizes, _UNLABELLED], seed)
+    spare = min(_UNLABELLED, max(0, len(train) - sum(sizes)))
+    *parts, others = _parts(train, [*sizes, spare], seed)
     names = (str(size) for size in sizes)
     (final,) = _parts(dev, [test], seed)
-    unlabelled = others.remove_columns("label")
+    unlabelled = others.remove_columns("label") if spare else None
     return Stream(2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 
 

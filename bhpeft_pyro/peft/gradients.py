@@ -33,8 +33,12 @@ def check_gradients(base: PreTrainedModel, blocks: Sequence[Block]) -> None:
     }
     for module, (where, width) in inputs.items():
         try:
+            weight = getattr(module, "weight", None)  # a layer may be kept in float32
+            dtype = base.dtype
+            if isinstance(weight, torch.Tensor) and weight.is_floating_point():
+                dtype = weight.dtype
             with torch.enable_grad():  # the caller may have turned it off
-                x = torch.zeros(1, width, device=base.device, dtype=base.dtype, requires_grad=True)
+                x = torch.zeros(1, width, device=base.device, dtype=dtype, requires_grad=True)
                 gradient = torch.autograd.grad(module(x).sum(), x, allow_unused=True)[0]
             cause = None
         except RuntimeError as error:  # the output needs no gradient, or there is no way back

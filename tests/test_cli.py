@@ -212,6 +212,15 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert len(bh.Posterior.load(tmp_path / "next", *_tiny(folder)).lineage) == 3
 
 
+def test_unlabelled_texts_set_the_coordinates(folder, tmp_path, posterior):
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
+    bhpeft(*fit, "--unlabelled", folder / "new.csv", "--out", tmp_path / "run")
+    other = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    axes = [p.model.network.axes.state_dict() for p in (posterior, other)]
+    assert any(not torch.equal(axes[0][name], axes[1][name]) for name in axes[0])
+    assert "nowhere.csv" in error(*fit, "--unlabelled", "nowhere.csv", "--out", tmp_path / "no")
+
+
 def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch):
     arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
     bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)

@@ -37,6 +37,7 @@ def fit(
     guide: recipe.Guide = "normal",
     noise_by_text: recipe.NoiseByText = False,
     max_length: recipe.MaxLength = None,
+    unlabelled: recipe.Unlabelled = None,
     validation: options.Validation = "10%",
     samples: options.Samples = None,
     device: options.Device = "auto",
@@ -69,6 +70,7 @@ def fit(
     train, held_out = hold_out(table, validation, how.seed)
     if isinstance(held_out, str):
         held_out = named(read_table(held_out), found.columns.label, found.names)
+    more = None if unlabelled is None else read_table(unlabelled)
     model = found.model(*load_backbone(backbone, device), kinds, noise_by_text)
     say(f"fitting {preset} on {backbone}, {model.network.device}, to {len(train)} rows")
     posterior = library.fit(
@@ -77,6 +79,7 @@ def fit(
         train,
         # Without patience nothing depends on it: it is looked at once, at the end.
         validation=held_out if how.patience else None,
+        unlabelled=more,
         columns=found.columns,
         max_length=max_length,
         label_names=found.names,

@@ -22,6 +22,7 @@ __all__ = [
     "Preset",
     "Task",
     "TextColumn",
+    "Unlabelled",
     "check_guide",
     "kinds",
 ]
@@ -53,6 +54,14 @@ NoiseByText = Annotated[
 ]
 MaxLength = Annotated[
     int | None, typer.Option(help="Cut longer texts.", show_default="the tokenizer's limit")
+]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        help="More texts, without labels, that set the coordinates where labelled ones are few.",
+        metavar="FILE",
+        show_default="none",
+    ),
 ]
 
 

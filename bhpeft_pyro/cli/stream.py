@@ -58,6 +58,7 @@ def stream(
     guide: recipe.Guide = "normal",
     noise_by_text: recipe.NoiseByText = False,
     max_length: recipe.MaxLength = None,
+    unlabelled: recipe.Unlabelled = None,
     tests: Annotated[
         str,
         typer.Option(
@@ -111,6 +112,7 @@ def stream(
         learnt[name], test = hold_out(each, tests, how.seed)
         if test is not None:
             tested[name] = test
+    more = None if unlabelled is None else read_table(unlabelled)
     model = found.model(*load_backbone(backbone, device), kinds, noise_by_text)
     if done := len(History(out / "rounds").rounds):
         say(f"{done} rounds are there already")
@@ -120,6 +122,7 @@ def stream(
         out,
         guide=guide,
         tests=tested,
+        unlabelled=more,
         columns=found.columns,
         max_length=max_length,
         label_names=found.names,

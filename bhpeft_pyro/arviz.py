@@ -18,6 +18,7 @@ import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
+from . import change
 from .data import Examples
 from .errors import ConfigError
 from .forecast import RatingForecast
@@ -53,18 +54,21 @@ def to_arviz(
 ) -> Any:
     """Draws of a posterior, and what they predict, in ArviZ's form.
 
-    Groups: `posterior` and `prior`, one variable a site, dims (chain, draw, *site dims);
-    `sample_stats`, the last round's loss, NLL, KL per step (nats per example, dim `step`);
-    and with data `posterior_predictive`, `constant_data` (the texts) and, if labelled,
-    `observed_data` and `log_likelihood`, over the dim `example`. Draw s of every group but
-    the prior belongs to draw s of the weights.
+    Groups: `posterior` and `prior`, one variable a site, dims (chain, draw, *site dims), and one a
+    PEFT branch, `change.adapter` for example, with the size of the change that it makes in each
+    layer (`change.sizes`); `sample_stats`, the last round's loss, NLL, KL per step (nats per
+    example, dim `step`) and the KL of each site (nats, dim `site`); and with data
+    `posterior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
+    `log_likelihood`, over the dim `example`. Draw s of every group but the prior belongs to draw s
+    of the weights.
 
     Args:
         posterior: the posterior.
         data: as for `Posterior.predict`.
         samples: S.
-        sites: patterns of site names, such as "lora.*"; by default the sites of at most `SMALL`
-            weights. Those left out are named in the attribute `left_out` of `posterior`.
+        sites: patterns of site names, such as "lora.*" or "change.*"; by default the changes and
+            the sites of at most `SMALL` weights. Those left out are named in the attribute
+            `left_out` of `posterior`.
         max_bytes: the most that the arrays may take.
         seed: the same seed gives the same draws.
 
@@ -85,7 +89,10 @@ def to_arviz(
     examples = None
     if data is not None:
         examples = posterior.text.encode(posterior.model, data, labelled=False)
-    numel = {name: value[0].numel() for name, value in posterior.sample(1, seed).items()}
+    one = posterior.sample(1, seed)
+    numel = {name: value[0].numel() for name, value in one.items()}
+    branches = _branches(posterior, one)
+    numel |= {branch.name: branch.shape[0] for branch in branches}
     chosen = _choose(numel, sites)
     outputs = max(2, posterior.model.network.outputs)
     needed = samples * (
@@ -98,12 +105,12 @@ def to_arviz(
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
     values: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for block in blocks(
-        posterior.model, posterior.guide, samples, seed
-    ):  # never all sites of all draws
+    for block in blocks(posterior.model, posterior.guide, samples, seed):  # never all of all draws
+        drawn = _with_changes(posterior, {name: value[:, 0] for name, value in block.items()})
         for name in chosen:
-            values[name].append(block[name][:, 0].cpu())
-    axes = _Axes([site for site in posterior.model.sites if site.name in chosen], posterior)
+            values[name].append(drawn[name].cpu())
+    known = (*posterior.model.sites, *branches)
+    axes = _Axes([site for site in known if site.name in chosen], posterior)
     report = posterior.report
     attrs = {
         "left_out": ", ".join(name for name in numel if name not in chosen),
@@ -115,7 +122,7 @@ def to_arviz(
     groups = {
         "posterior": axes.dataset({name: torch.cat(v) for name, v in values.items()}, attrs),
         "prior": axes.dataset(_prior(posterior, chosen, samples, seed), {}),
-        "sample_stats": _trace(report.history),
+        "sample_stats": _trace(report.history, report.kl),
     }
     if examples is not None:
         groups |= _predictions(posterior, examples, samples, seed)
@@ -141,11 +148,47 @@ def _prior(posterior: Posterior, chosen: list[str], samples: int, seed: int) -> 
     with seeded(seed), torch.no_grad(), poutine.block():
         for _ in range(samples):
             trace = poutine.trace(model.prior).get_trace(model.sites)
-            for name in chosen:
+            names = {*chosen, *(site.name for site in model.sites)} & trace.nodes.keys()
+            drawn: dict[str, Tensor] = {}
+            for name in names:
                 value = trace.nodes[name]["value"]
                 assert isinstance(value, Tensor)
-                found[name].append(value.cpu())
+                drawn[name] = value[None]
+            drawn = _with_changes(posterior, drawn)
+            for name in chosen:
+                found[name].append(drawn[name][0].cpu())
     return {name: torch.stack(values) for name, values in found.items()}
+
+
+def _with_changes(posterior: Posterior, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(S, *shape) weights, and (S, layers) for each PEFT branch."""
+    network = posterior.model.network
+    if not network.kinds:
+        return weights
+    found = change.sizes(network, change.of_transformer(network, weights))
+    return weights | {
+        f"change.{branch}": torch.stack([layers[n] for n in sorted(layers)], 1)
+        for branch, layers in found.items()
+    }
+
+
+def _branches(posterior: Posterior, weights: dict[str, Tensor]) -> list[Site]:
+    """The changes of `_with_changes` as if they were sites, for their names and layers."""
+    network = posterior.model.network
+    if not network.kinds:
+        return []
+    found = change.sizes(network, change.of_transformer(network, weights))
+    return [
+        Site(
+            f"change.{branch}",
+            (len(layers),),
+            ("layer",),
+            torch.ones(1),
+            lambda: torch.zeros(1),
+            layers=tuple(sorted(layers)),
+        )
+        for branch, layers in found.items()
+    ]
 
 
 class _Axes:
@@ -192,15 +235,16 @@ def _coordinates(dim: str, size: int, site: Site, posterior: Posterior) -> tuple
     return ("key", "value") if dim == "kv" else tuple(range(size))
 
 
-def _trace(history: Sequence[Mapping[str, float]]) -> xr.Dataset:
-    """(step,) traces; NaN where a quantity was not evaluated."""
+def _trace(history: Sequence[Mapping[str, float]], kl: Mapping[str, float]) -> xr.Dataset:
+    """(step,) traces, NaN where a quantity was not evaluated, and the (site,) KL at the end."""
     steps = np.array([entry["step"] for entry in history], dtype=np.int64)
     known = [name for name in _TRACE if any(name in entry for entry in history)]
     traces = {
         name: (("step",), np.array([entry.get(name, np.nan) for entry in history]))
         for name in known
     }
-    return xr.Dataset(traces, coords={"step": steps})
+    sites = {"site_kl": (("site",), np.array(list(kl.values())))}
+    return xr.Dataset(traces | sites, coords={"step": steps, "site": list(kl)})
 
 
 def _predictions(

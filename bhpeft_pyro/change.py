@@ -32,8 +32,9 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
     network = posterior.model.network
     found: dict[str, dict[int, list[Tensor]]] = {}
     for block in blocks(posterior.model, posterior.guide, samples, seed):
-        values = {site.name: block[site.name][:, 0] for site in network.sites}
-        weights = values if network.coordinates is None else network.coordinates(values)
+        weights = of_transformer(
+            network, {site.name: block[site.name][:, 0] for site in network.sites}
+        )
         for branch, layers in sizes(network, weights).items():
             for layer, size in layers.items():
                 found.setdefault(branch, {}).setdefault(layer, []).append(size.cpu())
@@ -41,6 +42,11 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
         branch: {layer: torch.cat(parts) for layer, parts in sorted(layers.items())}
         for branch, layers in found.items()
     }
+
+
+def of_transformer(network: RandomPEFT, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The PEFT weights themselves, (S, *shape) by site, from their coordinates."""
+    return values if network.coordinates is None else network.coordinates(values)
 
 
 def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:

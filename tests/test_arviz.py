@@ -16,6 +16,7 @@ import xarray as xr
 from bhpeft_pyro import Posterior, fit, likelihoods
 from bhpeft_pyro import arviz as export
 from bhpeft_pyro.arviz import to_arviz
+from bhpeft_pyro.change import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.peft import Adapter, LoRA
@@ -122,6 +123,31 @@ def test_dims_and_coordinates_have_names() -> None:
     assert values.sizes["out.lora.ffn_in.B"] == 32 and values.sizes["out.lora.query.B"] == 16
 
 
+def test_changes_by_layer_and_the_kl_of_sites() -> None:
+    kinds = (LoRA(("query",), rank=2), Adapter(size=3, layers=(1,)))
+    posterior = fit(tiny_model(kinds), "normal", tiny_examples(), max_steps=3, progress=False)
+    idata = posterior.to_arviz(samples=20, sites=["change.*", "head.bias"])
+    expected = changes(posterior, 20)  # the same seed, so the same draws
+    drawn = idata.posterior
+    assert set(drawn.data_vars) == {"change.lora.query", "change.adapter", "head.bias"}
+    assert drawn["layer.change.adapter"].values.tolist() == [1]
+    for branch, layers in expected.items():
+        for number, (layer, value) in enumerate(layers.items()):
+            found = drawn[f"change.{branch}"]
+            assert found[found.dims[-1]].values[number] == layer
+            np.testing.assert_allclose(found.values[0, :, number], value.numpy(), rtol=1e-5)
+    network = posterior.model.network
+    prior = posterior.to_arviz(samples=5, sites="*").prior
+    weights = {s.name: torch.tensor(prior[s.name].values[0]) for s in network.sites}
+    by_hand = sizes(network, of_transformer(network, weights))["adapter"][1]
+    np.testing.assert_allclose(prior["change.adapter"].values[0, :, 0], by_hand, rtol=1e-5)
+    stats = idata.sample_stats
+    assert dict(zip(stats["site"].values, stats["site_kl"].values, strict=True)) == (
+        pytest.approx(posterior.report.kl)
+    )
+    assert len(arviz.summary(idata, var_names=["change.lora.query"], kind="stats")) == 2
+
+
 def test_what_a_prior_samples_besides_comes_along() -> None:
     def prior(sites: Any) -> dict[str, torch.Tensor]:
         tau = pyro.sample("tau", dist.LogNormal(torch.zeros(3), 1.0).to_event(1))
@@ -157,7 +183,8 @@ def test_large_sites_are_left_out_by_name(
 ) -> None:
     monkeypatch.setattr(export, "SMALL", 40)
     idata = posterior.to_arviz(samples=2)
-    assert set(idata.posterior.data_vars) == {"head.weight", "head.bias"}
+    small = {"head.weight", "head.bias", "change.lora.query", "change.lora.value"}
+    assert set(idata.posterior.data_vars) == small
     left_out = idata.posterior.attrs["left_out"].split(", ")
     assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
     assert idata.posterior.attrs["temperature"] == 1.0

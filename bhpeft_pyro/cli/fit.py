@@ -23,6 +23,7 @@ EXAMPLES = (
 )
 
 
+@options.fitting()
 def fit(
     context: typer.Context,
     data: options.Data,
@@ -43,16 +44,6 @@ def fit(
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    particles: options.Particles = None,
-    lr: options.LR = None,
-    natural_lr: options.NaturalLR = None,
-    temperature: options.Temperature = None,
-    patience: options.Patience = None,
-    bf16: options.Bf16 = None,
-    seed: options.Seed = None,
 ) -> None:
     """Fit a posterior to labelled text, and save it.
 

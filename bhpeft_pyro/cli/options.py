@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,29 +17,20 @@ from ..inference import FitOptions
 from .config import read_config
 
 __all__ = [
-    "LR",
     "Backbone",
-    "BatchSize",
-    "Bf16",
     "Config",
     "Data",
     "Device",
     "DrawSeed",
-    "Epochs",
     "Grow",
     "Json",
     "Keep",
-    "MaxSteps",
-    "NaturalLR",
     "Out",
     "Overwrite",
-    "Particles",
-    "Patience",
     "Run",
     "Samples",
-    "Seed",
-    "Temperature",
     "Validation",
+    "fitting",
     "fraction",
     "given",
 ]
@@ -129,19 +123,55 @@ def _fitting(name: str, help: str, *flags: str) -> Any:
     return typer.Option(*flags, help=help + shown, rich_help_panel="How to fit", show_default=False)
 
 
-Epochs = Annotated[int | None, _fitting("epochs", "Passes over the data")]
-MaxSteps = Annotated[int | None, _fitting("max_steps", "Optimiser steps, in place of epochs")]
-BatchSize = Annotated[int | None, _fitting("batch_size", "Examples a pass")]
-Particles = Annotated[int | None, _fitting("particles", "Weight draws that share out a batch")]
-NaturalLR = Annotated[float | None, _fitting("natural_lr", "Step size of means and sds, at most 1")]
-LR = Annotated[float | None, _fitting("lr", "Learning rate of Adam, for every other parameter")]
-Temperature = Annotated[
-    float | None, _fitting("temperature", "Weight of the KL: 1 is the posterior, 0 none")
-]
-Patience = Annotated[
-    int | None, _fitting("patience", "Stop after so many epochs without a better held-out NLL")
-]
-Bf16 = Annotated[bool | None, _fitting("bf16", "Autocast to bfloat16", "--bf16/--no-bf16")]
-Seed = Annotated[
-    int | None, _fitting("seed", "Of draws, the data's order and the choice of held-out rows")
-]
+_FITTING = {
+    "epochs": Annotated[int | None, _fitting("epochs", "Passes over the data")],
+    "max_steps": Annotated[
+        int | None, _fitting("max_steps", "Optimiser steps, in place of epochs")
+    ],
+    "batch_size": Annotated[int | None, _fitting("batch_size", "Examples a pass")],
+    "particles": Annotated[
+        int | None, _fitting("particles", "Weight draws that share out a batch")
+    ],
+    "lr": Annotated[
+        float | None, _fitting("lr", "Learning rate of Adam, for every other parameter")
+    ],
+    "natural_lr": Annotated[
+        float | None, _fitting("natural_lr", "Step size of means and sds, at most 1")
+    ],
+    "temperature": Annotated[
+        float | None, _fitting("temperature", "Weight of the KL: 1 is the posterior, 0 none")
+    ],
+    "patience": Annotated[
+        int | None, _fitting("patience", "Stop after so many epochs without a better held-out NLL")
+    ],
+    "bf16": Annotated[bool | None, _fitting("bf16", "Autocast to bfloat16", "--bf16/--no-bf16")],
+    "seed": Annotated[
+        int | None, _fitting("seed", "Of draws, the data's order and the choice of held-out rows")
+    ],
+}
+
+
+def fitting(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a fit, which it reads from its context by `given`.
+
+    Args:
+        without: options that it is not to have.
+    """
+    added = {name: kind for name, kind in _FITTING.items() if name not in without}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**arguments: Any) -> None:
+            command(**{name: value for name, value in arguments.items() if name not in added})
+
+        own = signature(command, eval_str=True)
+        more = [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in added.items()
+        ]
+        run.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[*own.parameters.values(), *more]
+        )
+        return run
+
+    return decorate

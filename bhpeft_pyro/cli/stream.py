@@ -34,6 +34,7 @@ EXAMPLES = (
 _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
 
 
+@options.fitting("patience")
 def stream(
     context: typer.Context,
     data: options.Data,
@@ -75,15 +76,6 @@ def stream(
     samples: Annotated[int, typer.Option(help="Weight draws of a prediction.", min=19)] = 32,
     device: options.Device = "auto",
     as_json: options.Json = False,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    particles: options.Particles = None,
-    lr: options.LR = None,
-    natural_lr: options.NaturalLR = None,
-    temperature: options.Temperature = None,
-    bf16: options.Bf16 = None,
-    seed: options.Seed = None,
 ) -> None:
     """Predict each batch of a table, then learn it, with the last posterior as the prior.
 

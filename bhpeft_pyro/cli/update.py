@@ -20,6 +20,7 @@ EXAMPLES = (
 )
 
 
+@options.fitting()
 def update(
     context: typer.Context,
     run: options.Run,
@@ -37,16 +38,6 @@ def update(
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    particles: options.Particles = None,
-    lr: options.LR = None,
-    natural_lr: options.NaturalLR = None,
-    temperature: options.Temperature = None,
-    patience: options.Patience = None,
-    bf16: options.Bf16 = None,
-    seed: options.Seed = None,
 ) -> None:
     """Learn new data, with a saved posterior as the prior; that one stays as it is.
 

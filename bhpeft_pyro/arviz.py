@@ -160,24 +160,23 @@ def _prior(posterior: Posterior, chosen: list[str], samples: int, seed: int) -> 
     return {name: torch.stack(values) for name, values in found.items()}
 
 
-def _with_changes(posterior: Posterior, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """(S, *shape) weights, and (S, layers) for each PEFT branch."""
+def _sizes(posterior: Posterior, weights: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     network = posterior.model.network
     if not network.kinds:
-        return weights
-    found = change.sizes(network, change.of_transformer(network, weights))
+        return {}
+    return change.sizes(network, change.of_transformer(network, weights))
+
+
+def _with_changes(posterior: Posterior, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(S, *shape) weights, and (S, layers) for each PEFT branch."""
     return weights | {
         f"change.{branch}": torch.stack([layers[n] for n in sorted(layers)], 1)
-        for branch, layers in found.items()
+        for branch, layers in _sizes(posterior, weights).items()
     }
 
 
 def _branches(posterior: Posterior, weights: dict[str, Tensor]) -> list[Site]:
     """The changes of `_with_changes` as if they were sites, for their names and layers."""
-    network = posterior.model.network
-    if not network.kinds:
-        return []
-    found = change.sizes(network, change.of_transformer(network, weights))
     return [
         Site(
             f"change.{branch}",
@@ -187,7 +186,7 @@ def _branches(posterior: Posterior, weights: dict[str, Tensor]) -> list[Site]:
             lambda: torch.zeros(1),
             layers=tuple(sorted(layers)),
         )
-        for branch, layers in found.items()
+        for branch, layers in _sizes(posterior, weights).items()
     ]
 
 

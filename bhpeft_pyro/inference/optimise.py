@@ -85,9 +85,10 @@ class _Run:
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
         self.elbo = ELBO(self.particles, options.temperature)
+        self.fitted = model  # what the loss is of; predictions linearise by themselves, at less cost
         if isinstance(guide, Guide) and guide.linear:
-            self.model = LinearModel(model, guide.means)
-        self.loss: ELBOModule = self.elbo(self.model, guide)
+            self.fitted = LinearModel(model, guide.means)
+        self.loss: ELBOModule = self.elbo(self.fitted, guide)
         self.optimizer = optimizer
         self.good: State = {}  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}
@@ -189,7 +190,7 @@ class _Run:
         batches = [batch.to(device) for batch in islice(self._whole, count)]
         for block in measured:
             block.covariance = narrowed(
-                self.model,
+                self.fitted,
                 self.guide,
                 block,
                 batches,

@@ -85,7 +85,8 @@ class _Run:
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or per_epoch
         self.elbo = ELBO(self.particles, options.temperature)
-        self.fitted = model  # what the loss is of; predictions linearise by themselves, at less cost
+        # What the loss is of; predictions linearise by themselves, at less cost.
+        self.fitted = model
         if isinstance(guide, Guide) and guide.linear:
             self.fitted = LinearModel(model, guide.means)
         self.loss: ELBOModule = self.elbo(self.fitted, guide)

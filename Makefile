@@ -23,7 +23,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow docs bench compare clean
+.PHONY: demo test lint slow docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
@@ -47,8 +47,8 @@ docs: $(VENV)/installed-dev
 bench: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.experiments.step_cost $(ARGS)
 
-compare: $(VENV)/installed
-	$(BIN)/python -m bhpeft_pyro.experiments.compare $(ARGS)
+experiment: $(VENV)/installed
+	$(BIN)/bhpeft experiment $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

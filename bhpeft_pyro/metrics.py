@@ -21,6 +21,7 @@ __all__ = [
     "CalibrationBins",
     "aurc",
     "calibration_bins",
+    "coverage",
     "crps",
     "evaluate",
     "ood_auroc",
@@ -83,13 +84,12 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
 def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, float]:
     labels = labels.double()
     error = forecast.mean.double() - labels
-    lower, upper = forecast.interval(0.9)
     return {
         "mse": error.square().mean().item(),
         "mae": error.abs().mean().item(),
         "nll": -forecast.log_prob(labels).double().mean().item(),
         "crps": crps(forecast, labels).mean().item(),
-        "coverage_90": ((lower <= labels) & (labels <= upper)).double().mean().item(),
+        "coverage_90": coverage(forecast, labels)[0],
     }
 
 
@@ -203,6 +203,24 @@ def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = Non
     for mean, sd in zip(means, sds, strict=True):  # S passes over (S, N), never (S, S, N)
         spread += _mean_absolute(means - mean, torch.hypot(sds, sd)).mean(0)
     return score - spread / (2 * forecast.draws)
+
+
+def coverage(
+    forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None, *, level: float = 0.9
+) -> tuple[float, float]:
+    """The share of labels within the central interval of probability `level`, and its mean width.
+
+    Both matter: a wide enough interval covers anything.
+
+    >>> forecast = RatingForecast.from_draws(torch.zeros(1, 2), torch.ones(1, 2))
+    >>> inside, width = coverage(forecast, [0.0, 5.0])
+    >>> inside, round(width, 2)
+    (0.5, 3.29)
+    """
+    truth = forecast.observed(labels)
+    lower, upper = forecast.interval(level)
+    inside = (lower <= truth) & (truth <= upper)
+    return inside.double().mean().item(), (upper - lower).double().mean().item()
 
 
 def standard_error(values: Sequence[float] | Tensor) -> float:

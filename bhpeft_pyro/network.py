@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -138,13 +139,23 @@ class RandomPEFT(PyroModule):
             outputs, middle = self._from_tokens(folded, batch, particles)
         return outputs.reshape(*shape, *middle, outputs.shape[-1])
 
-    def features(self, batch: Batch) -> Tensor:
-        """(B, D) or (B, C, D) features of the frozen transformer, without any PEFT weights."""
+    def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(B, D) or (B, C, D) features: what the head reads.
+
+        Args:
+            batch: B examples.
+            weights: a tensor of its shape for each site; None leaves the frozen transformer
+                without any PEFT weights.
+        """
         if isinstance(self.head, OwnHead):
             raise ConfigError("features are what a Head reads; this network has the backbone's own")
         self.attachment.check_mode()
         inputs, lead = self._rows(batch, 1)
-        with torch.no_grad():
+        bound = ExitStack()
+        with torch.no_grad(), bound:
+            if weights is not None:
+                folded, _ = self._fold(weights)
+                bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
             return self._pooled(inputs).reshape(*lead[1:], -1)
 
     def align(self, batches: Iterable[Batch]) -> None:

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from ..demo.__main__ import main as demo
 from ..errors import BHPEFTError, FitError
-from . import evaluate, fit, history, predict, report, stream, update
+from . import evaluate, experiment, fit, history, predict, report, stream, update
 from .screen import say, spoken_warnings
 
 __all__ = ["app", "main"]
@@ -53,7 +53,7 @@ app = typer.Typer(
     "with predictions that say how sure they are.",
     epilog="bhpeft COMMAND --help has the options, and examples.",
 )
-for module in (fit, predict, evaluate, update, stream, history, report):
+for module in (fit, predict, evaluate, update, stream, history, report, experiment):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     # Paragraphs without their line breaks, which the help would keep.

@@ -166,7 +166,8 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
     """The same network, which computes the frozen features of a batch once."""
     known: dict[bytes, Tensor] = {}
 
-    def features(batch: Batch) -> Tensor:
+    def features(batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        assert weights is None
         key = b"|".join(value.cpu().numpy().tobytes() for value in batch.inputs.values())
         if key not in known:
             known[key] = network.features(batch)

@@ -26,11 +26,13 @@ from ..metrics import evaluate
 from ..model import Model
 from ..network import RandomPEFT
 from ..priors import FunctionSpaceNormal
-from .data import TASKS, Split, Task, split
+from .budgets import BUDGETS
 from .results import cell, known, show
+from .tasks import Split, Task, split
 
 __all__ = ["head_scale"]
 
+_TASKS = ("news-agnews", "sentiment-movies", "commonsense-socialiqa")
 SCALES = (None, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -42,8 +44,10 @@ def head_scale(
     test: Annotated[int, typer.Option(help="Test rows.")] = 400,
 ) -> None:
     """Fit at each scale and print a table a task."""
-    names = task or [name for name in TASKS if TASKS[name].rows <= 400]
-    known(names, TASKS)
+    budget = BUDGETS["small"]
+    tasks = budget.tasks
+    names = task or _TASKS
+    known(names, tasks)
     logging.disable_progress_bar()
     try:
         backbone = minilm()
@@ -51,10 +55,10 @@ def head_scale(
         for name in names:
             rows: dict[float | None, list[dict[str, float]]] = {scale: [] for scale in SCALES}
             for seed in track(range(seeds), name, console=Console(stderr=True)):
-                parts = split(data, TASKS[name], seed, 0, test)
+                parts = split(data, tasks[name], budget.rows, 0, test, seed)
                 for scale, results in rows.items():
                     results.append(
-                        _run(TASKS[name], parts, backbone, tokenizer, scale, seed, epochs)
+                        _run(tasks[name], parts, backbone, tokenizer, scale, seed, epochs)
                     )
             show(_table(name, rows))
     except BHPEFTError as error:
@@ -86,7 +90,7 @@ def _run(
     return {
         "scale": posterior.model.prior.head or 1.0,
         "negative ELBO": posterior.report.last("loss"),
-        "test NLL": evaluate(posterior.predict(parts.test, 64, max_rows=2**16))["nll"],
+        "test NLL": evaluate(posterior.predict(parts.tests["test"], 64, max_rows=2**16))["nll"],
     }
 
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from ..errors import DataError
 from ..sequential import by_period
-from .data import read
+from .tasks import read
 
 __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 

@@ -17,35 +17,44 @@ from rich.table import Table
 from ..metrics import standard_error
 from ..saving import write
 
-__all__ = ["cell", "complete", "file_of", "known", "load", "show"]
+__all__ = ["Run", "cell", "complete", "file_of", "known", "load", "show"]
 
 Run = tuple[object, ...]
 
 _WIDTH = 300  # a line of Markdown may not be broken, however narrow the terminal is
 
 
-def file_of(out: Path, run: Run) -> Path:
+def file_of(out: Path, run: Run, ending: str = "json") -> Path:
     """Where a run's result goes.
 
     >>> file_of(Path("runs"), ("news", 0, "head only, Bayesian")).name
     'news.0.head-only-Bayesian.json'
     """
-    return out / ".".join([*(re.sub(r"[^\w.]+", "-", str(part)) for part in run), "json"])
+    return out / ".".join([*(re.sub(r"[^\w.]+", "-", str(part)) for part in run), ending])
 
 
-def complete(out: Path, runs: Iterable[Run], result: Callable[..., dict[str, Any]]) -> None:
+def complete(
+    out: Path,
+    runs: Iterable[Run],
+    result: Callable[..., dict[str, Any] | bytes],
+    ending: str = "json",
+) -> None:
     """Make the results that are missing, so that what was killed goes on where it stopped.
 
     Args:
         out: the folder of result files.
         runs: what tells one run from another, as arguments of `result`.
-        result: does a run; plain data.
+        result: does a run; plain data, or the file's content.
+        ending: of the files' names.
     """
     out.mkdir(parents=True, exist_ok=True)
-    todo = [run for run in runs if not file_of(out, run).exists()]
+    todo = [run for run in runs if not file_of(out, run, ending).exists()]
     for run in track(todo, "fitting", console=Console(stderr=True)):
-        if not file_of(out, run).exists():  # another process may share the folder
-            write(file_of(out, run), json.dumps(result(*run), indent=1).encode())
+        path = file_of(out, run, ending)
+        if not path.exists():  # another process may share the folder
+            found = result(*run)
+            content = found if isinstance(found, bytes) else json.dumps(found, indent=1).encode()
+            write(path, content)
 
 
 def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -21,18 +21,27 @@ class Feed:
 
     Without PEFT weights the transformer's features never change: they are computed once, and a
     head-only fit costs no more than the head. If `frozen`, the same is done with PEFT weights,
-    which then have no effect.
+    which then have no effect: they are held at `weights`, one tensor a site, or left out.
     """
 
     def __init__(
-        self, model: Model, examples: Examples, frozen: bool = False, batch_size: int = 64
+        self,
+        model: Model,
+        examples: Examples,
+        frozen: bool = False,
+        batch_size: int = 64,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
         self.choices: Tensor | None = None
         network = model.network
         if (frozen or not network.kinds) and isinstance(network.head, Head):
-            self._compute(model, batch_size)
+            self._compute(model, batch_size, weights)
+
+    def whole(self) -> Batch:
+        """All examples as one batch, where features are computed."""
+        return self._batch(torch.arange(len(self.examples)))
 
     def training(
         self, batch_size: int, particles: int, generator: torch.Generator
@@ -69,10 +78,10 @@ class Feed:
             features=self.features[indices],
         )
 
-    def _compute(self, model: Model, batch_size: int) -> None:
+    def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
         parts = []
         for indices, batch in self.examples.by_length(batch_size):
-            features = model.network.features(batch.to(model.network.device)).cpu()
+            features = model.network.features(batch.to(model.network.device), weights).cpu()
             parts.append((indices, features))
         shape = list(parts[0][1].shape)
         shape[0] = len(self.examples)

@@ -1,0 +1,124 @@
+"""`bhpeft experiment`: the tables and plots behind what the documentation claims."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import ConfigError
+from ..experiments.budgets import BUDGETS
+from ..experiments.catalogue import EXPERIMENTS
+from ..experiments.grid import Grid
+from ..experiments.methods import Load, method
+from ..experiments.publish import publish
+from ..testing import tiny_backbone, tiny_tokenizer
+from .backbone import load_backbone
+from .screen import say
+
+__all__ = ["EXAMPLES", "experiment"]
+
+EXAMPLES = (
+    "bhpeft experiment tasks --budget tiny",
+    "bhpeft experiment tasks --budget small --data data --seeds 5 --out runs/evidence",
+    "bhpeft experiment samples --budget small --data data --task news-agnews "
+    '--method "hybrid, Bayesian"',
+)
+
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "samples", "canary"]
+
+
+def experiment(
+    name: Annotated[Name, typer.Argument(help="What is asked.", show_default=False)],
+    budget: Annotated[
+        Literal["full", "small", "tiny"],
+        typer.Option(help="How much is done: on the hub's data, on two cores, or a check."),
+    ] = "small",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of JSON lines files that the small budget reads.", show_default=False
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="The frozen transformer: a name on the hub, a folder, or minilm.",
+            show_default="the budget's",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Seeds 0 to SEEDS - 1.", min=1, show_default="the budget's"),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="A task; again for more.", show_default="all of the experiment"),
+    ] = None,
+    method_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="A method; again for more.", show_default="all of the experiment"
+        ),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Training rows.", min=8, show_default="the budget's")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Optimiser steps of a fit.", min=1, show_default="the budget's"),
+    ] = None,
+    test: Annotated[
+        int | None,
+        typer.Option(help="Rows of a test.", min=8, show_default="the budget's"),
+    ] = None,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            help="Settings tried for each method.", min=1, max=2, show_default="the budget's"
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The folder of result files, and of tables and plots.")
+    ] = Path("runs/experiments"),
+    device: Annotated[str, typer.Option(help="Where to run; auto takes a GPU if any.")] = "auto",
+) -> None:
+    """Fit and compare methods; tables and plots are made from the result files alone.
+
+    A run is a file in --out: what was killed goes on where it stopped, and with all files there
+    only tables and plots are made.
+    """
+    given: dict[str, Any] = {"steps": steps, "test": test, "search": search}
+    chosen = replace(
+        BUDGETS[budget], **{name: value for name, value in given.items() if value is not None}
+    )
+    if budget == "small" and data is None:
+        raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
+    if unknown := set(task or ()) - chosen.tasks.keys():
+        raise ConfigError(
+            f"--task: unknown {', '.join(sorted(unknown))}; known: {', '.join(chosen.tasks)}"
+        )
+    what = EXPERIMENTS[name]
+    where = backbone or chosen.backbone
+    grid = Grid(
+        budget=chosen,
+        tasks=task or chosen.plan[name],
+        methods=[method(each) for each in method_ or what.methods],
+        rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
+        seeds=seeds or chosen.seeds,
+        load=_loader(where, device),
+        backbone=where,
+        data=data,
+        out=out,
+    )
+    grid.complete()
+    typer.echo(publish(name, what, grid))
+    say(f"tables and plots are in {out / name}")
+
+
+def _loader(backbone: str, device: str) -> Load:
+    if backbone == "tiny":
+        return lambda: (tiny_backbone(), tiny_tokenizer())
+    return lambda: load_backbone(backbone, device)

@@ -1,0 +1,141 @@
+"""The grid of (task, rows, method, seed): each run's outcome is a file, whole or not at all."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..errors import ConfigError
+from .budgets import Budget
+from .methods import INFERENCE, PEFT, Job, Load, Method
+from .outcome import Outcome
+from .results import Run, complete, file_of
+from .tasks import split
+
+__all__ = ["Grid", "commit"]
+
+_ENDING = "safetensors"
+_EXTRA = ("rating_sd",)  # columns that say more of a test's rows than their labels
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which runs there are, and how to do one.
+
+    Attributes:
+        budget: the setting.
+        tasks: names in `budget.tasks`.
+        methods: what is compared.
+        rows: numbers of training rows.
+        seeds: 0 to seeds - 1.
+        load: makes a new copy of the backbone.
+        backbone: its name.
+        data: the folder of JSON lines files; None for the hub.
+        out: the folder of outcomes.
+    """
+
+    budget: Budget
+    tasks: Sequence[str]
+    methods: Sequence[Method]
+    rows: Sequence[int]
+    seeds: int
+    load: Load
+    backbone: str
+    data: Path | None
+    out: Path
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, whole seeds first, so that a part of the grid is a smaller grid."""
+        fitted = dict.fromkeys((each.peft, each.inference) for each in self.methods)
+        return [
+            (task, rows, peft, inference, seed)
+            for seed, task, rows, (peft, inference) in product(
+                range(self.seeds), self.tasks, self.rows, fitted
+            )
+        ]
+
+    def complete(self) -> None:
+        """Do the runs that are missing, so that what was killed goes on where it stopped."""
+        complete(self.out, self.runs, lambda *run: self.run(*run).to_bytes(), _ENDING)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What is there, run by run.
+
+        Raises:
+            ConfigError: a file is of another setting than this grid.
+        """
+        for run in self.runs:
+            path = file_of(self.out, run, _ENDING)
+            if path.exists():
+                outcome = Outcome.read(path)
+                self._check(outcome, path)
+                yield outcome
+
+    def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
+        """Fit and predict; the tests' labels are put to their forecasts afterwards."""
+        what, budget = self.budget.tasks[task], self.budget
+        parts = split(self.data, what, rows, budget.validation, budget.test, seed)
+        train, validation = parts.train, parts.validation
+        job = Job(what, PEFT[peft](), self.load, train, validation, seed, budget)
+        started = time.perf_counter()
+        fitted = INFERENCE[inference](job)
+        between = time.perf_counter()
+        forecasts = {"validation": fitted.validation}
+        extra: dict[str, dict[str, Tensor]] = {}
+        for name, table in parts.tests.items():
+            known = {column for column in (what.target, *_EXTRA) if column in table.column_names}
+            # What a method does not get it cannot use.
+            forecasts[name] = fitted.predict(table.remove_columns(sorted(known)))
+            extra[name] = {column: torch.tensor(table[column][:]) for column in known & {*_EXTRA}}
+        ended = time.perf_counter()
+        model, text = fitted.posterior.model, fitted.posterior.text
+        for name, table in parts.tests.items():
+            if what.target in table.column_names:
+                labels = text.encode(model, table, labelled=True).labels
+                assert labels is not None
+                forecasts[name] = forecasts[name].with_labels(labels)
+        facts = {
+            "task": task,
+            "rows": rows,
+            "method": str(Method(peft, inference)),
+            "seed": seed,
+            **self._setting(),
+            **fitted.facts,
+            "source": what.source,
+            "version": __version__,
+            "commit": commit(),
+            "seconds": {"fit": between - started, "predict": ended - between},
+            "weights": sum(site.numel for site in model.sites),
+        }
+        return Outcome(facts, forecasts, extra)
+
+    def _setting(self) -> dict[str, Any]:
+        return {"backbone": self.backbone, **self.budget.setting()}
+
+    def _check(self, outcome: Outcome, path: Path) -> None:
+        for name, value in self._setting().items():
+            if outcome.facts[name] != value:
+                raise ConfigError(
+                    f"--out: {path} was run with {name} {outcome.facts[name]}, not {value}; "
+                    "take another folder"
+                )
+
+
+def commit() -> str:
+    """The commit of the code that runs, "+" if it was changed since; else the version."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return found.stdout.strip()

@@ -1,0 +1,275 @@
+"""What is compared: PEFT weights x ways to infer them, all through the public API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import ConfigError
+from ..fitting import fit
+from ..forecast import ClassForecast, RatingForecast
+from ..guides import GuideLike
+from ..head import Head
+from ..inference.predict import AnyForecast
+from ..metrics import evaluate
+from ..model import Model
+from ..network import RandomPEFT
+from ..peft import Kind, presets
+from ..posterior import Posterior
+from .budgets import Budget
+from .dropout import dropout
+from .laplace import SCALES, LastLayer
+from .tasks import Task
+
+__all__ = ["INFERENCE", "PEFT", "Fitted", "Job", "Method", "method", "mixture"]
+
+# The search of each method: as many settings for all of them, the first one the default.
+_ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
+_NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
+_CHECKS, _PATIENCE = 15, 3  # points are looked at so often, and stopped early
+
+Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is given. Of the test rows it sees the texts alone, and only to predict.
+
+    Attributes:
+        task: what is learnt.
+        kinds: the PEFT weights.
+        load: makes a new copy of the frozen transformer.
+        train, validation: labelled rows.
+        seed: of the fits and the draws.
+        budget: how much may be done.
+    """
+
+    task: Task
+    kinds: Sequence[Kind]
+    load: Load
+    train: Dataset
+    validation: Dataset
+    seed: int
+    budget: Budget
+
+    def model(self, point: bool) -> Model:
+        """A model that is not fitted; a point trains the weights themselves, as is usual."""
+        backbone, tokenizer = self.load()
+        head = Head(self.task.outputs)
+        network = RandomPEFT(backbone, tuple(self.kinds), head, tokenizer, aligned=not point)
+        return Model(network, None, self.task.likelihood())
+
+    def fit(self, model: Model, guide: Any, **options: Any) -> Posterior:
+        """As many steps for every method."""
+        return fit(
+            model,
+            guide,
+            self.train,
+            columns=self.task.columns,
+            max_length=self.task.max_length,
+            **{"max_steps": self.budget.steps, "seed": self.seed, "progress": False, **options},
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a method has learnt.
+
+    Attributes:
+        predict: from rows to a forecast that has kept its draws.
+        posterior: of the (first) fit.
+        validation: the forecast of the validation rows.
+        facts: what is to be known of the fit, as plain data.
+    """
+
+    predict: Callable[[Dataset], AnyForecast]
+    posterior: Posterior
+    validation: AnyForecast
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Inference = Callable[[Job], Fitted]
+
+
+def _predict(posterior: Posterior, samples: int) -> Callable[[Dataset], AnyForecast]:
+    return partial(posterior.predict, samples=samples, keep_samples=True)
+
+
+def _searched(
+    job: Job, settings: Sequence[Mapping[str, Any]], samples: int, run: Callable[..., Posterior]
+) -> Fitted:
+    """The setting with the lowest NLL on the validation rows."""
+    found: list[tuple[float, Fitted]] = []
+    tried = []
+    for setting in settings[: job.budget.search]:
+        started = time.perf_counter()
+        posterior = run(**setting)
+        seconds = time.perf_counter() - started
+        predict = _predict(posterior, samples)
+        validation = predict(job.validation)
+        nll = evaluate(validation)["nll"]
+        tried.append({**setting, "nll": nll, "seconds": seconds, "steps": posterior.report.steps})
+        facts = {"chosen": dict(setting), "temperature": posterior.report.temperature}
+        found.append((nll, Fitted(predict, posterior, validation, facts)))
+    best = min(found, key=lambda pair: pair[0])[1]
+    best.facts["tried"] = tried
+    return best
+
+
+def _early(job: Job) -> dict[str, Any]:
+    """Maximum likelihood, stopped early on the validation rows."""
+    every = max(1, job.budget.steps // _CHECKS)
+    return {
+        "temperature": 0.0,
+        "validation": job.validation,
+        "eval_every": every,
+        "patience": _PATIENCE,
+    }
+
+
+def deterministic(job: Job) -> Fitted:
+    """Ordinary fine-tuning: a point."""
+
+    def run(**setting: Any) -> Posterior:
+        return job.fit(job.model(point=True), "delta", **_early(job), **setting)
+
+    return _searched(job, _ADAM, 0, run)
+
+
+def mc_dropout(job: Job) -> Fitted:
+    """Monte Carlo dropout (Gal and Ghahramani 2016), masks kept on to predict."""
+
+    def run(**setting: Any) -> Posterior:
+        model = job.model(point=True)
+        # As many draws as examples: each has a mask of its own, as with dropout layers.
+        many = {"batch_size": 16, "particles": 16}
+        return job.fit(model, dropout(model), **_early(job), **many, **setting)
+
+    return _searched(job, _ADAM, job.budget.samples, run)
+
+
+def ensemble(job: Job) -> Fitted:
+    """Points from several starts (Lakshminarayanan et al. 2017); the first one's is the search."""
+    first = deterministic(job)
+    members = [first.posterior]
+    for number in range(1, job.budget.members):
+        model, seed = job.model(point=True), 1000 * number + job.seed
+        setting = {**_early(job), **first.facts["chosen"], "seed": seed}
+        members.append(job.fit(model, "delta", **setting))
+
+    def predict(rows: Dataset) -> AnyForecast:
+        return mixture([_predict(member, 0)(rows) for member in members])
+
+    facts = {**first.facts, "members": len(members)}
+    return Fitted(predict, first.posterior, predict(job.validation), facts)
+
+
+def laplace(job: Job) -> Fitted:
+    """Last-layer Laplace around a point; one number more, the prior's scale, is searched."""
+    fitted = deterministic(job)
+    layer = LastLayer(fitted.posterior, job.train)
+    found = {s: layer.predict(job.validation, s, job.budget.samples) for s in SCALES}
+    best = min(SCALES, key=lambda scale: evaluate(found[scale])["nll"])
+    predict = partial(layer.predict, scale=best, samples=job.budget.samples)
+    return Fitted(predict, fitted.posterior, found[best], {**fitted.facts, "scale": best})
+
+
+def bayesian(guide: GuideLike, temperature: float = 1.0) -> Inference:
+    """Variational inference to the end; no validation row is looked at but for the search."""
+
+    def infer(job: Job) -> Fitted:
+        def run(**setting: Any) -> Posterior:
+            return job.fit(job.model(point=False), guide, temperature=temperature, **setting)
+
+        return _searched(job, _NATURAL, job.budget.samples, run)
+
+    return infer
+
+
+PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
+    "head only": presets.head_only,
+    "adapter": presets.adapter,
+    "LoRA": presets.lora,
+    "prefix": presets.prefix,
+    "LoRA + adapter": lambda: (*presets.lora(), *presets.adapter()),
+    "LoRA + prefix": lambda: (*presets.lora(), *presets.prefix(10)),
+    "adapter + prefix": lambda: (*presets.adapter(), *presets.prefix(10)),
+    "MAM": presets.mam,
+    "UniPELT": presets.unipelt,
+    "hybrid": presets.bh_peft,
+}
+"""The PEFT weights."""
+
+INFERENCE: dict[str, Inference] = {
+    "deterministic": deterministic,
+    "MC dropout": mc_dropout,
+    "ensemble": ensemble,
+    "last-layer Laplace": laplace,
+    "Bayesian": bayesian("normal"),
+    "Bayesian (down only)": bayesian("down only"),
+    "Bayesian (A only)": bayesian("A only"),
+    "Bayesian (temperature 0.1)": bayesian("normal", 0.1),
+}
+"""The ways to infer them."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """PEFT weights, and how they are inferred; written as "hybrid, Bayesian".
+
+    Attributes:
+        peft: a name in `PEFT`.
+        inference: a name in `INFERENCE`.
+        scaled: with a temperature fitted to the validation rows: of the same run, not one more.
+    """
+
+    peft: str
+    inference: str
+    scaled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.peft}, {self.inference}{' + scaling' if self.scaled else ''}"
+
+
+def method(name: str) -> Method:
+    """A method by its name.
+
+    Raises:
+        ConfigError: there is no such method.
+
+    >>> method("LoRA, deterministic + scaling")
+    Method(peft='LoRA', inference='deterministic', scaled=True)
+    """
+    plain = name.removesuffix(" + scaling")
+    peft, _, inference = plain.partition(", ")
+    if peft not in PEFT or inference not in INFERENCE:
+        raise ConfigError(
+            f"method: {name!r} is unknown; expected one of {', '.join(PEFT)}, then one of "
+            f"{', '.join(INFERENCE)}, as in 'hybrid, Bayesian'; and ' + scaling' if you like"
+        )
+    return Method(peft, inference, plain != name)
+
+
+def mixture(members: Sequence[AnyForecast]) -> AnyForecast:
+    """The forecast of an ensemble, each member being a draw."""
+    first = members[0]
+    if isinstance(first, RatingForecast):
+        return RatingForecast.from_draws(
+            torch.cat([each.means for each in members if isinstance(each, RatingForecast)]),
+            torch.cat([each.sds for each in members if isinstance(each, RatingForecast)]),
+            labels=first.labels,
+        )
+    classes = [each for each in members if isinstance(each, ClassForecast)]
+    return ClassForecast.from_draws(
+        torch.stack([each.probabilities for each in classes]),
+        labels=first.labels,
+        choices=first.choices,
+        keep_samples=True,
+    )

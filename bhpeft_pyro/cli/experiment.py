@@ -114,8 +114,11 @@ def experiment(
         out=out,
     )
     grid.complete()
-    typer.echo(publish(name, what, grid))
+    tables = publish(name, what, grid)
+    typer.echo("\n\n".join(table.markdown() for table in tables))
     say(f"tables and plots are in {out / name}")
+    if what.check is not None:
+        what.check(tables)
 
 
 def _loader(backbone: str, device: str) -> Load:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import scores
+from . import canary, scores
 from .outcome import Outcome
 from .scores import Score
+from .tables import Table
 
 __all__ = ["EXPERIMENTS", "REFERENCE", "Experiment"]
 
@@ -25,6 +26,7 @@ class Experiment:
         scores: from a run to lines of tables.
         by: what the column is called that tells lines of one method apart; "" for none.
         curve: whether these are numbers along an axis.
+        check: raises an error if tables show what may not be.
     """
 
     about: str
@@ -32,6 +34,7 @@ class Experiment:
     scores: Callable[[Outcome], list[Score]]
     by: str = ""
     curve: bool = False
+    check: Callable[[Sequence[Table]], None] | None = None
 
 
 _POINTS = tuple(
@@ -89,7 +92,8 @@ EXPERIMENTS = {
     "canary": Experiment(
         "Does any method see the test's labels? Here nobody else can be right.",
         (*_POINTS, *(each for each in _RIVALS if "scaling" not in each), *_BAYESIAN),
-        scores.canary,
+        canary.canary,
+        check=canary.check,
     ),
 }
 """What `bhpeft experiment` knows besides "cost"."""

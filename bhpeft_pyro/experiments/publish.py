@@ -16,11 +16,11 @@ from .tables import Table
 __all__ = ["publish"]
 
 
-def publish(name: str, experiment: Experiment, grid: Grid) -> str:
+def publish(name: str, experiment: Experiment, grid: Grid) -> list[Table]:
     """Make all that can be made of the outcomes that are there.
 
     Returns:
-        The tables as Markdown; they are also in `grid.out / name`, as Markdown, CSV and LaTeX.
+        The tables, which are also in `grid.out / name`, as Markdown, CSV and LaTeX.
     """
     found = tables(experiment, grid.methods, grid.outcomes())
     folder = grid.out / name
@@ -32,7 +32,7 @@ def publish(name: str, experiment: Experiment, grid: Grid) -> str:
     text = "\n\n".join([f"# {experiment.about}", *(table.markdown() for table in found)])
     (folder / "tables.md").write_text(text + "\n")
     (folder / "tables.tex").write_text("\n\n".join(table.latex() for table in found) + "\n")
-    return text
+    return found
 
 
 def _draw(experiment: Experiment, table: Table, path: Path) -> None:

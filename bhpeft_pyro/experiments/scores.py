@@ -132,22 +132,6 @@ def shift(outcome: Outcome) -> list[Score]:
     return found
 
 
-def canary(outcome: Outcome) -> list[Score]:
-    """Where there was nothing to learn: how unlikely so many right answers are.
-
-    A test label has nothing to do with its text, so whoever is right more often than the most
-    frequent class lets expect has seen it: p is that of a binomial test.
-    """
-    forecast = outcome.forecasts["test"]
-    assert isinstance(forecast, ClassForecast)
-    labels = forecast.observed()
-    right = int((forecast.label == labels).sum())
-    chance = float(labels.bincount().max()) / len(labels)
-    p = float(stats.binomtest(right, len(labels), chance, alternative="greater").pvalue)
-    values = {"accuracy": right / len(labels), "chance": chance, "p": p}
-    return [Score(outcome.facts["task"], values)]
-
-
 def losses(forecast: AnyForecast) -> dict[str, Tensor]:
     """(N,) NLL, and error or squared error, of each example."""
     labels = forecast.observed()

@@ -1,0 +1,272 @@
+"""The grid: what a method is given, files that survive a kill, and tables from them alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from typer.testing import CliRunner
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import metrics
+from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.errors import ConfigError, SaveError
+from bhpeft_pyro.experiments import canary, grid, report, scores
+from bhpeft_pyro.experiments.budgets import BUDGETS, Budget
+from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
+from bhpeft_pyro.experiments.grid import Grid
+from bhpeft_pyro.experiments.methods import INFERENCE, Fitted, Job, Method, method
+from bhpeft_pyro.experiments.outcome import Outcome
+from bhpeft_pyro.experiments.tasks import split
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+TINY = BUDGETS["tiny"]
+CHEAP = ("hybrid, deterministic", "hybrid, deterministic + scaling", "head only, deterministic")
+
+
+def tiny_grid(
+    out: Path, *methods: str, budget: Budget = TINY, tasks: tuple[str, ...] = ("classes",)
+) -> Grid:
+    return Grid(
+        budget=budget,
+        tasks=tasks,
+        methods=[method(name) for name in methods],
+        rows=(budget.rows,),
+        seeds=budget.seeds,
+        load=lambda: (tiny_backbone(), tiny_tokenizer()),
+        backbone="tiny",
+        data=None,
+        out=out,
+    )
+
+
+def table_of(name: str, of: Grid) -> str:
+    made = report.tables(EXPERIMENTS[name], of.methods, of.outcomes())
+    return "\n".join(table.markdown() for table in made)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """One run of each kind of task, by a method with draws."""
+    budget = replace(TINY, search=1, seeds=1)
+    where = tmp_path_factory.mktemp("runs")
+    tasks = ("classes", "ratings", "choices", "two classes")
+    made = tiny_grid(where, "hybrid, MC dropout", budget=budget, tasks=tasks)
+    made.complete()
+    return list(made.outcomes())
+
+
+def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_grid(tmp_path / "whole", *CHEAP)
+    whole.complete()
+    original, calls = INFERENCE["deterministic"], []
+
+    def killed(job: Job) -> Fitted:
+        calls.append(job.seed)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(job)
+
+    monkeypatch.setitem(INFERENCE, "deterministic", killed)
+    part = tiny_grid(tmp_path / "part", *CHEAP)
+    with pytest.raises(KeyboardInterrupt):
+        part.complete()
+    assert len(list((tmp_path / "part").iterdir())) == 1  # nothing is left of the run that died
+    part.complete()
+    assert calls == [0, 0, 0, 1, 1]  # scaling is no run of its own
+    assert table_of("tasks", part) == table_of("tasks", whole)
+    part.complete()
+    assert len(calls) == 5
+
+
+def test_files_of_another_setting_are_refused(tmp_path: Path) -> None:
+    budget = replace(TINY, seeds=1, search=1)
+    tiny_grid(tmp_path, "head only, deterministic", budget=budget).complete()
+    other = tiny_grid(tmp_path, "head only, deterministic", budget=replace(budget, steps=5))
+    with pytest.raises(ConfigError, match="was run with steps 4, not 5; take another folder"):
+        list(other.outcomes())
+
+
+def test_a_file_has_all_of_an_outcome(outcomes: list[Outcome], tmp_path: Path) -> None:
+    for number, outcome in enumerate(outcomes):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(outcome.to_bytes())
+        again = Outcome.read(path)
+        assert again.facts == json.loads(json.dumps(outcome.facts))
+        assert again.forecasts.keys() == outcome.forecasts.keys()
+        old, new = outcome.forecasts["test"], again.forecasts["test"]
+        assert metrics.evaluate(new) == metrics.evaluate(old)
+        assert new.draws == old.draws == TINY.samples
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SaveError, match="is no result of an experiment"):
+        Outcome.read(tmp_path / "bad.safetensors")
+
+
+def test_a_method_never_gets_a_tests_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    original = INFERENCE["deterministic"]
+
+    def spy(job: Job) -> Fitted:
+        fitted = original(job)
+        train = {*job.train["text"], *job.validation["text"]}
+
+        def predict(rows: Dataset) -> Any:
+            seen.append(rows.column_names)
+            assert not train & {*rows["text"]}
+            return fitted.predict(rows)
+
+        return replace(fitted, predict=predict)
+
+    monkeypatch.setitem(INFERENCE, "deterministic", spy)
+    budget = replace(TINY, seeds=1, search=1)
+    tasks = ("ratings", "two classes")
+    tiny_grid(tmp_path, "head only, deterministic", budget=budget, tasks=tasks).complete()
+    assert seen == [["text"], ["text"], ["text"]]
+
+
+@pytest.fixture
+def cheat() -> Iterator[str]:
+    """A method that was handed the test's labels by mistake, and is right by knowing them."""
+
+    def infer(job: Job) -> Fitted:
+        fitted = INFERENCE["deterministic"](job)
+        parts = split(None, job.task, TINY.rows, TINY.validation, TINY.test, job.seed)
+        known = dict(zip(parts.tests["test"]["text"], parts.tests["test"]["label"], strict=True))
+
+        def predict(rows: Dataset) -> Any:
+            labels = torch.tensor([known[text] for text in rows["text"]])
+            sure = torch.nn.functional.one_hot(labels, job.task.outputs).float()
+            honest = fitted.predict(rows).probabilities
+            mixed = torch.where(torch.arange(len(labels)).unsqueeze(-1) % 2 == 0, sure, honest)
+            return bh.ClassForecast.from_draws(mixed[None], keep_samples=True)
+
+        return replace(fitted, predict=predict)
+
+    INFERENCE["cheating"] = infer
+    yield "head only, cheating"
+    del INFERENCE["cheating"]
+
+
+def test_a_canary_run_catches_who_was_handed_the_tests_labels(cheat: str, tmp_path: Path) -> None:
+    """Labels of half the test's rows are enough; who has none is left in peace."""
+    made = tiny_grid(tmp_path, *CHEAP, "hybrid, MC dropout", cheat, tasks=TINY.plan["canary"])
+    made.complete()
+    experiment = EXPERIMENTS["canary"]
+    honest = [each for each in made.methods if each.inference != "cheating"]
+    canary.check(report.tables(experiment, honest, made.outcomes()))
+    with pytest.raises(bh.errors.DataError, match="canary: head only, cheating") as caught:
+        canary.check(report.tables(experiment, made.methods, made.outcomes()))
+    assert "deterministic" not in str(caught.value)
+
+
+def test_temperature_scaling_never_changes_accuracy(outcomes: list[Outcome]) -> None:
+    for outcome in outcomes:
+        plain, mended = outcome.forecasts["test"], scores.scaled(outcome).forecasts["test"]
+        before, after = metrics.evaluate(plain), metrics.evaluate(mended)
+        for name in {"accuracy", "f1", "mse", "mae"} & before.keys():
+            assert after[name] == pytest.approx(before[name], abs=1e-12)
+        assert after["nll"] != before["nll"]
+
+
+def test_scaled_ratings_have_unit_standardised_errors_on_the_validation_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = 3 * torch.randn(500, generator=generator)
+    forecast = bh.RatingForecast.from_draws(torch.zeros(1, 500), torch.ones(1, 500), labels=labels)
+    mended = scores.scaled(Outcome({}, {"validation": forecast}, {})).forecasts["validation"]
+    assert isinstance(mended, bh.RatingForecast)
+    assert torch.allclose(mended.sd, labels.square().mean().sqrt().expand(500))
+
+
+def test_what_each_experiment_looks_at(outcomes: list[Outcome]) -> None:
+    classes, ratings, choices, two = outcomes
+    for outcome in outcomes:
+        (score,) = scores.quality(outcome)
+        for metric, losses in score.losses.items():
+            mean = losses.mean().item()
+            expected = 1 - mean if metric == "accuracy" else mean
+            assert score.values[metric] == pytest.approx(expected, rel=1e-5)
+    by_draws = scores.by_samples(choices)
+    assert [score.by for score in by_draws] == ["1", "2", "4"]
+    assert by_draws[-1].values == metrics.evaluate(choices.forecasts["test"])
+    kept = {score.by: score for score in scores.uncertainty(classes)}
+    assert kept.keys() == {"confidence", "variance"}
+    forecast = classes.forecasts["test"]
+    sure = forecast.confidence.argsort(descending=True, stable=True)[:24]  # ties are unlikely
+    right = (forecast.label == forecast.labels)[sure].double().mean().item()
+    assert kept["confidence"].values["50 %"] == pytest.approx(right)
+    *_, intervals = scores.uncertainty(ratings)
+    assert 0 <= intervals.values["coverage of 50 %"] <= intervals.values["coverage of 90 %"] <= 1
+    assert intervals.values["width of 50 %"] < intervals.values["width of 90 %"]
+    assert "aleatoric sd and raters' sd (Spearman)" in intervals.values
+    (moved,) = scores.shift(two)
+    outside = two.forecasts["to the third"]
+    expected = metrics.ood_auroc(two.forecasts["test"], outside, by="total")
+    assert moved.values["AUROC total"] == expected and "nll there" not in moved.values
+    assert not scores.shift(classes)
+
+
+def test_p_values_are_against_the_reference_and_corrected(tmp_path: Path) -> None:
+    made = tiny_grid(tmp_path, *CHEAP)
+    made.complete()
+    (table,) = report.tables(EXPERIMENTS["tasks"], made.methods, made.outcomes())
+    assert [row.head[0] for row in table.rows] == list(CHEAP)
+    reference, mended, _ = table.rows
+    assert not any(name.startswith("p (") for name in reference.cells)
+    assert mended.cells["p (accuracy)"].value == 1  # the same answers
+    assert "holm" in table.note.lower() and "tiny-classes" in table.note
+    assert f"{TINY.steps} steps" in table.note and grid.commit() in table.note
+
+
+@pytest.mark.parametrize("inference", INFERENCE)
+def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
+    budget = replace(TINY, seeds=1, search=1, steps=2)
+    made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
+    outcome = made.run("classes", 24, "LoRA", inference, 0)
+    draws = {"deterministic": 1, "ensemble": TINY.members}.get(inference, TINY.samples)
+    assert outcome.forecasts["test"].draws == draws
+    temperature = {"Bayesian": 1.0, "Bayesian (temperature 0.1)": 0.1}
+    if inference in temperature:
+        assert outcome.facts["temperature"] == temperature[inference]
+
+
+def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:
+    budget = replace(TINY, steps=8)
+    made = tiny_grid(tmp_path, "head only, deterministic", budget=budget)
+    facts = made.run("classes", 48, "head only", "deterministic", 0).facts
+    assert len(facts["tried"]) == 2
+    best = min(facts["tried"], key=lambda each: each["nll"])
+    assert facts["chosen"] == {"lr": best["lr"]}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_command_writes_tables_and_plots(name: str, tmp_path: Path) -> None:
+    methods = [word for each in CHEAP[:1] for word in ("--method", each)]
+    if name == "samples":
+        methods = ["--method", "head only, MC dropout"]
+    command = ["experiment", name, "--budget", "tiny", "--search", "1", "--seeds", "2"]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), *methods])
+    assert result.exit_code == 0, result.output
+    made = {path.suffix for path in (tmp_path / name).iterdir()}
+    assert made == {".md", ".csv", ".tex", ".png"}
+    assert "| method |" in result.output
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    for words, message in (
+        (["tasks"], "--data"),
+        (["tasks", "--budget", "tiny", "--task", "tale"], "unknown tale; known: classes"),
+        (["tasks", "--budget", "tiny", "--method", "magic"], "method: 'magic' is unknown"),
+    ):
+        result = CliRunner().invoke(app, ["experiment", *words, "--out", str(tmp_path / "o")])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())

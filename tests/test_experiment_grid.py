@@ -248,8 +248,10 @@ def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) ->
     assert facts["chosen"] == {"lr": best["lr"]}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "cost"])
 def test_the_command_writes_tables_and_plots(name: str, tmp_path: Path) -> None:
+    if name == "cost":
+        pytest.importorskip("peft")
     methods = [word for each in CHEAP[:1] for word in ("--method", each)]
     if name == "samples":
         methods = ["--method", "head only, MC dropout"]

@@ -16,16 +16,15 @@ from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
-from bhpeft_pyro.experiments import step_cost
+from bhpeft_pyro.experiments import step_cost, timing
 from bhpeft_pyro.experiments.step_cost import (
     CLASSES,
-    compare,
     folded,
     hf_peft_step,
     looped,
-    peak_bytes,
     svi_step,
 )
+from bhpeft_pyro.experiments.timing import compare, peak_bytes
 from bhpeft_pyro.guides import DeltaGuide, Guide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.peft import presets
@@ -168,7 +167,7 @@ def test_ratios_are_paired_by_round_and_the_first_round_is_left_out(
         calls.append(name)
         clock += next(turns[name])
 
-    monkeypatch.setattr(step_cost.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock)
     ratios = compare({"a": lambda: variant("a"), "b": lambda: variant("b")}, [("a", "b")], rounds=3)
     assert ratios == {"a / b": {"median": 1.5, "q25": 1.5, "q75": 1.5}}
     assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]

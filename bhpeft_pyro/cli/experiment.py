@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from matplotlib.figure import Figure
 
 from ..errors import ConfigError
 from ..experiments.budgets import BUDGETS
 from ..experiments.catalogue import EXPERIMENTS
+from ..experiments.cost import ABOUT, cost
 from ..experiments.grid import Grid
 from ..experiments.methods import Load, method
+from ..experiments.plots import dots
 from ..experiments.publish import publish
+from ..experiments.report import tables
+from ..experiments.tables import Table
 from ..testing import tiny_backbone, tiny_tokenizer
 from .backbone import load_backbone
 from .screen import say
@@ -27,7 +33,7 @@ EXAMPLES = (
     '--method "hybrid, Bayesian"',
 )
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "samples", "canary"]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "samples", "cost", "canary"]
 
 
 def experiment(
@@ -94,31 +100,43 @@ def experiment(
     chosen = replace(
         BUDGETS[budget], **{name: value for name, value in given.items() if value is not None}
     )
-    if budget == "small" and data is None:
+    if budget == "small" and data is None and name != "cost":
         raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
     if unknown := set(task or ()) - chosen.tasks.keys():
         raise ConfigError(
             f"--task: unknown {', '.join(sorted(unknown))}; known: {', '.join(chosen.tasks)}"
         )
+    where, count = backbone or chosen.backbone, seeds or chosen.seeds
+    load = _loader(where, device)
+    if name == "cost":
+        made = [cost(load, where, chosen, count, out)]
+        _publish(out / name, ABOUT, made, dots)
+        return
     what = EXPERIMENTS[name]
-    where = backbone or chosen.backbone
     grid = Grid(
         budget=chosen,
         tasks=task or chosen.plan[name],
         methods=[method(each) for each in method_ or what.methods],
         rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
-        seeds=seeds or chosen.seeds,
-        load=_loader(where, device),
+        seeds=count,
+        load=load,
         backbone=where,
         data=data,
         out=out,
     )
     grid.complete()
-    tables = publish(name, what, grid)
-    typer.echo("\n\n".join(table.markdown() for table in tables))
-    say(f"tables and plots are in {out / name}")
+    made = tables(what, grid.methods, grid.outcomes())
+    _publish(out / name, what.about, made, what.draw)
     if what.check is not None:
-        what.check(tables)
+        what.check(made)
+
+
+def _publish(
+    folder: Path, about: str, made: Sequence[Table], draw: Callable[[Table], Figure]
+) -> None:
+    publish(folder, about, made, draw)
+    typer.echo("\n\n".join(table.markdown() for table in made))
+    say(f"tables and plots are in {folder}")
 
 
 def _loader(backbone: str, device: str) -> Load:

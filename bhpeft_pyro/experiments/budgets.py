@@ -29,6 +29,7 @@ class Budget:
         members: of an ensemble.
         search: settings that are tried for each method.
         seeds: splits and starts.
+        timed: examples and tokens of a step whose cost is measured, and how often that is done.
     """
 
     backbone: str
@@ -43,6 +44,7 @@ class Budget:
     members: int = 5
     search: int = 2
     seeds: int = 5
+    timed: tuple[int, int, int] = (32, 64, 5)
 
     def setting(self) -> dict[str, int]:
         """What a result depends on besides its task, method, rows and seed."""
@@ -217,6 +219,7 @@ BUDGETS = {
         samples=4,
         members=2,
         seeds=2,
+        timed=(8, 6, 2),
     ),
 }
 """The settings, by name."""

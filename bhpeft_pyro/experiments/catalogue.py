@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from . import canary, scores
+from matplotlib.figure import Figure
+
+from . import canary, plots, scores
 from .outcome import Outcome
 from .scores import Score
 from .tables import Table
@@ -25,7 +27,7 @@ class Experiment:
         methods: what is compared.
         scores: from a run to lines of tables.
         by: what the column is called that tells lines of one method apart; "" for none.
-        curve: whether these are numbers along an axis.
+        draw: the plot of a table.
         check: raises an error if tables show what may not be.
     """
 
@@ -33,7 +35,7 @@ class Experiment:
     methods: tuple[str, ...]
     scores: Callable[[Outcome], list[Score]]
     by: str = ""
-    curve: bool = False
+    draw: Callable[[Table], Figure] = plots.dots
     check: Callable[[Sequence[Table]], None] | None = None
 
 
@@ -77,17 +79,18 @@ EXPERIMENTS = {
         (REFERENCE, *_RIVALS, *_BAYESIAN),
         scores.uncertainty,
         by="least certain by",
+        draw=plots.profiles,
     ),
     "shift": Experiment(
         "Does it know texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
     ),
-    "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows", curve=True),
+    "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows", plots.curves),
     "samples": Experiment(
         "How many draws does a forecast take?",
         ("hybrid, MC dropout", "hybrid, last-layer Laplace", *_BAYESIAN),
         scores.by_samples,
         by="draws",
-        curve=True,
+        draw=plots.curves,
     ),
     "canary": Experiment(
         "Does any method see the test's labels? Here nobody else can be right.",

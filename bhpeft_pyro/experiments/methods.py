@@ -33,7 +33,7 @@ __all__ = ["INFERENCE", "PEFT", "Fitted", "Job", "Method", "method", "mixture"]
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
-_CHECKS, _PATIENCE = 15, 3  # points are looked at so often, and stopped early
+_CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
 
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 

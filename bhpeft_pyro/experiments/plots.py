@@ -47,8 +47,10 @@ def curves(table: Table) -> Figure:
 
 
 def profiles(table: Table) -> Figure:
-    """A line's numbers along the columns that are shares: rejection curves."""
+    """A line's numbers along the columns that are shares: rejection curves. Else `dots`."""
     shares = [column for column in table.columns if column.endswith(" %") and column[0].isdigit()]
+    if not shares:
+        return dots(table)
     figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for row in table.rows:
         cells = [row.cells[column] for column in shares]

@@ -11,8 +11,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,28 +21,26 @@ import torch
 import typer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Adam, Optimizer
-from torch.profiler import ProfilerActivity, profile
+from torch.optim import Adam
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from ..batch import Batch
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
-from ..guides import DeltaGuide, Guide, NormalGuide
+from ..guides import DeltaGuide, NormalGuide
 from ..head import Head
 from ..inference.draws import draw
 from ..inference.elbo import ELBO
-from ..inference.natural import NaturalGradient
+from ..inference.options import FitOptions
+from ..inference.steps import optimizers
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind, presets
 from ..testing import tiny_backbone
+from .timing import Step, compare, peak_bytes
 
-__all__ = ["compare", "measure", "peak_bytes"]
-
-Step = Callable[[], Any]
-Quartiles = dict[str, float]
+__all__ = ["hf_peft_step", "measure", "svi_step", "token_batch"]
 
 CLASSES = 4
 DRAWS = (1, 4, 16)
@@ -69,7 +65,7 @@ def measure(
     """
     model, lora = _model(backbone(), presets.bh_peft()), _model(backbone(), presets.lora(RANK))
     plain = backbone().eval()
-    batch = _batch(plain, batch_size, length)
+    batch = token_batch(plain, batch_size, length)
     guide = NormalGuide(model)
 
     def bayesian(particles: int) -> Step:
@@ -126,18 +122,19 @@ def measure(
     }
 
 
-def svi_step(model: Model, guide: Guide, batch: Batch, particles: int) -> Step:
-    """One step of training as `fit` takes it: natural gradients for Normal guides, else Adam."""
+def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> Step:
+    """One step of training as `fit` takes it: natural gradients for what has a width, else Adam."""
     loss = ELBO(particles)(model, guide)
-    pairs = guide.natural_pairs()
-    optimizer: Optimizer = NaturalGradient(pairs) if pairs else Adam(guide.parameters(), lr=1e-3)
+    steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
     shared = batch.split(particles)
 
     def step() -> float:
-        optimizer.zero_grad()
+        for optimizer in steppers:
+            optimizer.zero_grad()
         value = loss(shared)
         value.backward()
-        optimizer.step()
+        for optimizer in steppers:
+            optimizer.step()
         return float(value.item())
 
     return step
@@ -193,61 +190,6 @@ def looped(model: Model, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
     return torch.cat([folded(model, draws, batch) for draws in one])
 
 
-def compare(
-    variants: Mapping[str, Step], pairs: list[tuple[str, str]], rounds: int
-) -> dict[str, Quartiles | None]:
-    """Time ratios "a / b" for `pairs` of names, None if one of the two is not among `variants`.
-
-    >>> ratios = compare({"ours": bool, "theirs": int}, [("ours", "theirs"), ("ours", "x")], 3)
-    >>> sorted(ratios["ours / theirs"]), ratios["ours / x"]
-    (['median', 'q25', 'q75'], None)
-    """
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            started = time.perf_counter()
-            variants[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    found: dict[str, Quartiles | None] = {}
-    for a, b in pairs:
-        missing = a not in variants or b not in variants
-        found[f"{a} / {b}"] = None if missing else _quartiles(seconds[a], seconds[b])
-    return found
-
-
-def _quartiles(above: list[float], below: list[float]) -> Quartiles:
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return {"median": round(median, 4), "q25": round(low, 4), "q75": round(high, 4)}
-
-
-def peak_bytes(run: Step) -> int:
-    """The most bytes of tensors alive at once among those that `run` allocates.
-
-    Counted from the allocator's own events, so it is exact and repeatable, which the resident
-    memory of a process is not. Scratch memory inside matrix libraries is not in it.
-
-    >>> def run():
-    ...     torch.zeros(1000)
-    ...     return torch.zeros(500) + torch.ones(500)
-    >>> peak_bytes(run)
-    6000
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    events: Any = profiler.profiler.kineto_results.events()
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, size in memory:
-        alive += size
-        peak = max(peak, alive)
-    return peak
-
-
 def _memory(
     plain: PreTrainedModel, bayesian: Callable[[], Step], deterministic: Callable[[], Step]
 ) -> dict[str, Any]:
@@ -271,7 +213,8 @@ def _model(backbone: PreTrainedModel, kinds: tuple[Kind, ...]) -> Model:
     return Model(RandomPEFT(backbone, kinds, Head(CLASSES)))
 
 
-def _batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batch:
+def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batch:
+    """Random tokens with random labels, always the same; none is padding."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, length)
     ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)

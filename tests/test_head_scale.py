@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from exact import KnownNoise, design, one_word_texts, orthogonal_network, ratings
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.experiments import head_scale
+from bhpeft_pyro.experiments.budgets import BUDGETS
 from bhpeft_pyro.priors import FunctionSpaceNormal
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 FIT: dict[str, Any] = {
     "epochs": 150,
@@ -96,3 +100,21 @@ def test_the_report_is_of_the_prior_that_was_found() -> None:
         ratio = guide.scales()[site.name] / prior.sd(site)  # type: ignore[union-attr,operator]
         expected = ratio.log().mean().exp().item()
         assert posterior.report.scales[site.name] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_table_shows_what_fit_finds_and_what_was_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_backbone().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(head_scale, "minilm", lambda: tmp_path)
+    monkeypatch.setattr(head_scale, "SCALES", (None, 3.0))
+    monkeypatch.setitem(BUDGETS, "small", BUDGETS["tiny"])
+    head_scale.head_scale(tmp_path, ["classes"], seeds=2, epochs=2, test=8)
+    lines = capsys.readouterr().out.splitlines()
+    fixed = next(line for line in lines if "fixed" in line)
+    found = next(line for line in lines if "found by fit" in line)
+    assert "3.000 ± 0.000" in fixed
+    assert float(found.split("|")[2].split()[0]) >= 1.0
+    with pytest.raises(typer.BadParameter, match="unknown: tale; known: classes"):
+        head_scale.head_scale(tmp_path, ["tale"])

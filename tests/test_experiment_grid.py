@@ -27,6 +27,7 @@ from bhpeft_pyro.experiments.tasks import split
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 TINY = BUDGETS["tiny"]
+ONCE = replace(TINY, search=1)
 CHEAP = ("hybrid, deterministic", "hybrid, deterministic + scaling", "head only, deterministic")
 
 
@@ -65,7 +66,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
 def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tiny_grid(tmp_path / "whole", *CHEAP)
+    whole = tiny_grid(tmp_path / "whole", *CHEAP, budget=ONCE)
     whole.complete()
     original, calls = INFERENCE["deterministic"], []
 
@@ -76,7 +77,7 @@ def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
         return original(job)
 
     monkeypatch.setitem(INFERENCE, "deterministic", killed)
-    part = tiny_grid(tmp_path / "part", *CHEAP)
+    part = tiny_grid(tmp_path / "part", *CHEAP, budget=ONCE)
     with pytest.raises(KeyboardInterrupt):
         part.complete()
     assert len(list((tmp_path / "part").iterdir())) == 1  # nothing is left of the run that died
@@ -159,7 +160,7 @@ def cheat() -> Iterator[str]:
 
 def test_a_canary_run_catches_who_was_handed_the_tests_labels(cheat: str, tmp_path: Path) -> None:
     """Labels of half the test's rows are enough; who has none is left in peace."""
-    made = tiny_grid(tmp_path, *CHEAP, "hybrid, MC dropout", cheat, tasks=TINY.plan["canary"])
+    made = tiny_grid(tmp_path, *CHEAP, cheat, budget=ONCE, tasks=TINY.plan["canary"])
     made.complete()
     experiment = EXPERIMENTS["canary"]
     honest = [each for each in made.methods if each.inference != "cheating"]
@@ -216,7 +217,7 @@ def test_what_each_experiment_looks_at(outcomes: list[Outcome]) -> None:
 
 
 def test_p_values_are_against_the_reference_and_corrected(tmp_path: Path) -> None:
-    made = tiny_grid(tmp_path, *CHEAP)
+    made = tiny_grid(tmp_path, *CHEAP, budget=ONCE)
     made.complete()
     (table,) = report.tables(EXPERIMENTS["tasks"], made.methods, made.outcomes())
     assert [row.head[0] for row in table.rows] == list(CHEAP)
@@ -248,17 +249,45 @@ def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) ->
     assert facts["chosen"] == {"lr": best["lr"]}
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions share their runs."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def test_p_values_of_other_rows_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 24 rows nothing differs from the reference there; at 48 everything does."""
+    labels = torch.zeros(40, dtype=torch.long)
+
+    def outcome(name: str, rows: int, sure: float) -> Outcome:
+        draws = torch.tensor([sure, 1 - sure]).expand(1, 40, 2)
+        forecast = bh.ClassForecast.from_draws(draws, labels=labels)
+        setting = {"task": "t", "method": name, "rows": rows, "seed": 0, "temperature": 0.0}
+        facts = {**setting, **TINY.setting(), "commit": "c", "backbone": "b", "source": "s"}
+        return Outcome(facts, {"test": forecast}, {})
+
+    names = CHEAP[0], CHEAP[2]
+    made = [outcome(name, rows, 0.6) for name in names for rows in (24, 48)]
+    made[-1] = outcome(names[1], 48, 0.9)
+    (table,) = report.tables(EXPERIMENTS["rows"], [method(name) for name in names], made)
+    found = {row.head[:2]: row.cells.get("p (nll)") for row in table.rows}
+    assert found[(names[0], "24")] is None and found[(names[0], "48")] is None
+    same, other = found[(names[1], "24")], found[(names[1], "48")]
+    assert same is not None and other is not None
+    assert same.value == 1 and other.value < 0.01
+
+
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "cost"])
-def test_the_command_writes_tables_and_plots(name: str, tmp_path: Path) -> None:
+def test_the_command_writes_tables_and_plots(name: str, shared: Path) -> None:
     if name == "cost":
         pytest.importorskip("peft")
     methods = [word for each in CHEAP[:1] for word in ("--method", each)]
     if name == "samples":
         methods = ["--method", "head only, MC dropout"]
     command = ["experiment", name, "--budget", "tiny", "--search", "1", "--seeds", "2"]
-    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), *methods])
+    result = CliRunner().invoke(app, [*command, "--out", str(shared), *methods])
     assert result.exit_code == 0, result.output
-    made = {path.suffix for path in (tmp_path / name).iterdir()}
+    made = {path.suffix for path in (shared / name).iterdir()}
     assert made == {".md", ".csv", ".tex", ".png"}
     assert "| method |" in result.output
 

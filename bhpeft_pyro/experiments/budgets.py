@@ -106,7 +106,11 @@ _FULL = {
         Categorical,
         max_length=256,
         test="stanfordnlp/imdb:test",
-        shifts={"to SST-2": Shift("stanfordnlp/sst2:validation", labelled=True)},
+        shifts={
+            "to Rotten Tomatoes": Shift(
+                "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
+            )
+        },
     ),
     "SST-2": Task(
         "stanfordnlp/sst2:train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -66,7 +67,10 @@ class Grid:
 
     def complete(self) -> None:
         """Do the runs that are missing, so that what was killed goes on where it stopped."""
-        complete(self.out, self.runs, lambda *run: self.run(*run).to_bytes(), _ENDING)
+        with warnings.catch_warnings():
+            # A task says how long its texts may be.
+            warnings.filterwarnings("ignore", r".* tokens and were cut")
+            complete(self.out, self.runs, lambda *run: self.run(*run).to_bytes(), _ENDING)
 
     def outcomes(self) -> Iterator[Outcome]:
         """What is there, run by run.

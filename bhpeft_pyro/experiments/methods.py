@@ -116,7 +116,12 @@ def _searched(
         validation = predict(job.validation)
         nll = evaluate(validation)["nll"]
         tried.append({**setting, "nll": nll, "seconds": seconds, "steps": posterior.report.steps})
-        facts = {"chosen": dict(setting), "temperature": posterior.report.temperature}
+        report = posterior.report
+        facts = {
+            "chosen": dict(setting),
+            "temperature": report.temperature,
+            "unsettled": report.unsettled,
+        }
         found.append((nll, Fitted(predict, posterior, validation, facts)))
     best = min(found, key=lambda pair: pair[0])[1]
     best.facts["tried"] = tried

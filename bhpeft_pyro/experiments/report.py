@@ -81,13 +81,14 @@ def _table(
 
 def _tested(lines: Sequence[_Line]) -> dict[tuple[str, ...], dict[str, Cell]]:
     """P-values against the reference, on the seeds that both have, corrected over all of them."""
-    reference = next((line for line in lines if line.head[0] == REFERENCE), None)
-    if reference is None:
-        return {}
+    references = {_by(line): line for line in lines if line.head[0] == REFERENCE}
     keys, raw = [], []
     for line in lines:
+        reference = references.get(_by(line))
+        if reference is None or reference is line:
+            continue
         seeds = sorted(line.scores.keys() & reference.scores.keys())
-        if line is reference or not seeds:
+        if not seeds:
             continue
         for metric in line.scores[seeds[0]].losses:
             ours, theirs = (
@@ -100,6 +101,11 @@ def _tested(lines: Sequence[_Line]) -> dict[tuple[str, ...], dict[str, Cell]]:
     for (head, metric), p in zip(keys, holm(raw), strict=True):
         found.setdefault(head, {})[f"p ({metric})"] = Cell(p)
     return found
+
+
+def _by(line: _Line) -> tuple[str, ...]:
+    """What tells it from other lines of its method."""
+    return line.head[1:-1]
 
 
 def _note(facts: Sequence[Mapping[str, object]], tested: bool) -> str:

@@ -80,6 +80,12 @@ def experiment(
         int | None,
         typer.Option(help="Rows of a test.", min=8, show_default="the budget's"),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Draws of a Bayesian forecast.", min=2, show_default="32; small has 16, tiny 4"
+        ),
+    ] = None,
     search: Annotated[
         int | None,
         typer.Option(
@@ -96,7 +102,12 @@ def experiment(
     A run is a file in --out: what was killed goes on where it stopped, and with all files there
     only tables and plots are made.
     """
-    given: dict[str, Any] = {"steps": steps, "test": test, "search": search}
+    given: dict[str, Any] = {
+        "steps": steps,
+        "test": test,
+        "samples": samples,
+        "search": search,
+    }
     chosen = replace(
         BUDGETS[budget], **{name: value for name, value in given.items() if value is not None}
     )

@@ -202,6 +202,7 @@ BUDGETS = {
         validation=100,
         test=400,
         steps=300,
+        samples=16,
     ),
     "tiny": Budget(
         backbone="tiny",

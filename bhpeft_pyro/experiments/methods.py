@@ -154,7 +154,7 @@ def mc_dropout(job: Job) -> Fitted:
     def run(**setting: Any) -> Posterior:
         model = job.model(point=True)
         # As many draws as examples: each has a mask of its own, as with dropout layers.
-        many = {"batch_size": 16, "particles": 16}
+        many = {"batch_size": 16, "particles": 16, "eval_samples": 4}
         return job.fit(model, dropout(model), **_early(job), **many, **setting)
 
     return _searched(job, _ADAM, job.budget.samples, run)

@@ -92,7 +92,7 @@ def uncertainty(outcome: Outcome) -> list[Score]:
         kept = rejection_curve(forecast, by=by)[1].tolist()
         values = {_percent(share): value for share, value in zip(FRACTIONS, kept, strict=True)}
         (at,) = rejection_curve(forecast, by=by, fractions=[1 - _KEPT])[1].tolist()
-        values[f"risk at {_percent(_KEPT)}"] = 1 - at if classes else at
+        values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
         what = "accuracy" if classes else "MSE"
         found.append(Score(f"{task}: {what} when so many are rejected", values, by))
     if isinstance(forecast, RatingForecast):

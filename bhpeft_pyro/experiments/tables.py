@@ -15,10 +15,10 @@ __all__ = ["Cell", "Row", "Table"]
 
 @dataclass(frozen=True)
 class Cell:
-    """A number, and its standard error where it is a mean over seeds.
+    """A number, and its standard error where it is a mean over seeds. Counts are whole numbers.
 
-    >>> str(Cell.of([0.5, 1.5, 2.5])), str(Cell(0.5))
-    ('1.500 ± 0.577', '0.500')
+    >>> str(Cell.of([0.5, 1.5, 2.5])), str(Cell(0.5)), str(Cell(5))
+    ('1.500 ± 0.577', '0.500', '5')
     """
 
     value: float
@@ -30,6 +30,8 @@ class Cell:
         return cls(mean(values), standard_error(values) if len(values) > 1 else None)
 
     def __str__(self) -> str:
+        if isinstance(self.value, int):
+            return str(self.value)
         return f"{self.value:.3f}" + ("" if self.error is None else f" ± {self.error:.3f}")
 
 

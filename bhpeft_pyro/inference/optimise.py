@@ -38,7 +38,7 @@ State = dict[str, Tensor]
 
 # A low-rank guide's mean takes this share of the steps without noise. In the rest its covariance is
 # measured so many times, each on so many examples; the last few measurements count alike.
-_CALM, _MEASUREMENTS, _MEASURED, _LEAST_SHARE = 0.6, 6, 128, 0.2
+_CALM, _MEASUREMENTS, _MEASURED, _LEAST_SHARE = 0.6, 6, 64, 0.2
 
 
 def optimise(

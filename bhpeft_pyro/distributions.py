@@ -74,6 +74,10 @@ class Covariance:
         """The inverse of `root`."""
         return self._along(value / self.scale, 1 / self.ratio - 1)
 
+    def pull(self, slope: Tensor) -> Tensor:
+        """(D,) gradient by `root(noise)` to that by `noise`."""
+        return self._along(self.scale * slope, self.ratio - 1)
+
     def apply(self, vector: Tensor) -> Tensor:
         """(D,) vector times the covariance."""
         return self.scale * self._along(self.scale * vector, self.ratio.square() - 1)

@@ -148,7 +148,7 @@ def test_scores_are_gradients_of_the_log_likelihood() -> None:
     batch = tiny_batch(6)
     torch.manual_seed(0)
     weights = {s.name: s.unit * torch.randn(6, 1, *s.shape) for s in model.sites}
-    got = scores(model, weights, batch)
+    (got,) = scores(model, weights, batch)
     for i in range(6):
         own = {name: value[i, 0].clone().requires_grad_() for name, value in weights.items()}
         inputs = {name: value[i : i + 1] for name, value in batch.inputs.items()}

@@ -135,6 +135,9 @@ _FITTING = {
     "lr": Annotated[
         float | None, _fitting("lr", "Learning rate of Adam, for every other parameter")
     ],
+    "joint_lr": Annotated[
+        float | None, _fitting("joint_lr", "Step size of joint guides' means, in prior sds")
+    ],
     "natural_lr": Annotated[
         float | None, _fitting("natural_lr", "Step size of means and sds, at most 1")
     ],

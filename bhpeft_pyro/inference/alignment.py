@@ -54,7 +54,7 @@ def _moments(
             site.name: torch.stack([value(site) for _ in range(len(batch))]).unsqueeze(1)
             for site in model.sites
         }
-        gradients = scores(model, weights, batch.to(device))
+        (gradients,) = scores(model, weights, batch.to(device))
         for name in names:
             left, right = (
                 torch.einsum(pattern, gradients[name], gradients[name])

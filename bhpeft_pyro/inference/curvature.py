@@ -8,7 +8,7 @@ leading directions are kept as they are and the diagonal of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyro
 import torch
@@ -18,7 +18,7 @@ from ..batch import Batch
 from ..distributions import Covariance, leading
 from ..guides import Guide, LowRankGuide
 from ..model import Model
-from .fisher import scores
+from .fisher import every, scores
 
 __all__ = ["narrowed"]
 
@@ -53,24 +53,25 @@ def narrowed(
     weight = (share * size / sum(map(len, batches))) ** 0.5
     width = sum(part.shape[-1] for part in columns)
     for batch in batches:
-        columns.append(weight * unit * _gradients(model, guide, block, batch).mT)
-        total = total + columns[-1].square().sum(-1)
-        width += len(batch)
-        if width >= block.rank + _BLOCK:
-            columns = [_shortened(columns, block.rank)]
-            width = block.rank
+        for gradients in _gradients(model, guide, block, batch):
+            columns.append(weight * unit * gradients.mT)
+            total = total + columns[-1].square().sum(-1)
+            width += len(batch)
+            if width >= block.rank + _BLOCK:
+                columns = [_shortened(columns, block.rank)]
+                width = block.rank
     root = _shortened(columns, block.rank)
     rest = (total - root.square().sum(-1)).clamp_min(0)
     return Covariance.from_precision((diagonal + rest) / unit[:, 0].square(), root / unit)
 
 
-def _gradients(model: Model, guide: Guide, block: LowRankGuide, batch: Batch) -> Tensor:
-    """(B, D) gradients of the log-likelihood, each example at a draw of its own."""
+def _gradients(model: Model, guide: Guide, block: LowRankGuide, batch: Batch) -> Iterator[Tensor]:
+    """For each outcome (B, D) weighted gradients, each example at a draw of its own."""
     with torch.no_grad(), pyro.plate("draws", len(batch), dim=-2):
         drawn = guide()
     own = {name: drawn.pop(name) for name in block.means()}
-    gradients = scores(model, own, batch.to(model.network.device), drawn)
-    return torch.cat([gradient.reshape(len(batch), -1) for gradient in gradients.values()], 1)
+    for gradients in scores(model, own, batch.to(model.network.device), drawn, every):
+        yield torch.cat([gradient.reshape(len(batch), -1) for gradient in gradients.values()], 1)
 
 
 def _shortened(columns: list[Tensor], rank: int) -> Tensor:

@@ -1,68 +1,44 @@
-"""Natural-gradient steps for the mean of a `LowRankGuide`."""
+"""Steps for the mean of a `LowRankGuide`: Adam, in units of the prior."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import nn
+from torch.optim import Adam
 
-from ..distributions import Covariance
 from ..guides import LowRankGuide
-from .natural import average
 
-__all__ = ["JointNaturalGradient"]
+__all__ = ["WhitenedAdam"]
 
 
-class JointNaturalGradient(Optimizer):
-    """loc <- loc - lr * covariance * gradient: Newton's step, in the posterior's own metric.
+class WhitenedAdam(Adam):
+    """Adam (Kingma and Ba 2015) on z, where loc = prior mean + prior root z.
 
-    The gradient is averaged over steps first. The covariance is the guide's own, `damped`.
+    In these coordinates the prior is N(0, I), whatever the scales of the weights and, from the
+    second round on, however narrow the last posterior is along some axes: so one step size suits
+    all of them.
 
     Args:
         guide: its `loc` is what is moved.
-        lr: the step size rho, without units; 1 jumps to the optimum of a nearby quadratic.
-        momentum: exponential averaging of the gradient.
-        trust: the longest step, in posterior sds (the Mahalanobis norm).
+        lr: the step size, in sds of the prior.
     """
 
-    def __init__(
-        self, guide: LowRankGuide, lr: float = 0.1, momentum: float = 0.9, trust: float = 3.0
-    ) -> None:
-        super().__init__([guide.loc], {"lr": lr, "momentum": momentum, "trust": trust})
+    def __init__(self, guide: LowRankGuide, lr: float = 0.05) -> None:
         self.guide = guide
+        offset = guide.loc.detach() - guide.prior.loc
+        self.white = nn.Parameter(guide.prior.covariance.unroot(offset))
+        super().__init__([self.white], lr=lr)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.guide.loc.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            (loc,) = group["params"]
-            if loc.grad is None:
-                continue
-            state = self.state[loc]
-            if not state:
-                state["step"], state["slope"] = 0, torch.zeros_like(loc)
-            state["step"] += 1
-            slope = average(state["slope"], loc.grad, group["momentum"], state["step"])
-            step: Tensor = group["lr"] * damped(self.guide.covariance).apply(slope)
-            length = (group["lr"] * (step @ slope)).clamp_min(0).sqrt()
-            loc.sub_(step * (group["trust"] / length.clamp_min(1e-30)).clamp_max(1.0))
+        prior, loc = self.guide.prior, self.guide.loc
+        assert loc.grad is not None
+        self.white.grad = prior.covariance.pull(loc.grad)
+        loss = super().step(closure)
+        loc.copy_(prior.loc + prior.covariance.root(self.white))
         return loss
-
-
-def damped(covariance: Covariance) -> Covariance:
-    """A covariance for steps: the least curvature known along an axis is added everywhere.
-
-    Along directions that are not among the axes the loss may be curved as much as along the last
-    of these. The covariance's own diagonal knows less: what many weights do together is more than
-    the sum of what each does alone, and steps scaled by it diverge.
-    """
-    if not covariance.rank:
-        return covariance
-    damping = covariance.ratio.max().pow(-2) - 1
-    ratio = ((1 + damping) / (covariance.ratio.pow(-2) + damping)).sqrt()
-    return Covariance(covariance.scale / (1 + damping).sqrt(), covariance.axes, ratio)

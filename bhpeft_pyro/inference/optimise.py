@@ -36,9 +36,9 @@ __all__ = ["OptimizerFactory", "as_module", "optimise"]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = dict[str, Tensor]
 
-# A low-rank guide's covariance is measured so many times, each on so many examples; the last
-# few measurements count alike.
-_MEASUREMENTS, _MEASURED, _LEAST_SHARE = 12, 128, 0.2
+# A low-rank guide's mean takes this share of the steps without noise. In the rest its covariance is
+# measured so many times, each on so many examples; the last few measurements count alike.
+_CALM, _MEASUREMENTS, _MEASURED, _LEAST_SHARE = 0.6, 6, 64, 0.2
 
 
 def optimise(
@@ -90,6 +90,10 @@ class _Run:
         if isinstance(guide, Guide) and guide.linear:
             self.fitted = LinearModel(model, guide.means)
         self.loss: ELBOModule = self.elbo(self.fitted, guide)
+        self.joint = [block for block in self.blocks if isinstance(block, LowRankGuide)]
+        # Without noise the linearised network is the network.
+        self.calm_loss: ELBOModule = self.elbo(model, guide)
+        self.calm = int(_CALM * self.steps) if self.joint else 0
         self.optimizer = optimizer
         self.good: State = {}  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}
@@ -181,22 +185,22 @@ class _Run:
     def _measure(self, step: int) -> None:
         """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
         options = self.options
-        measured = [block for block in self.blocks if isinstance(block, LowRankGuide)]
-        every = -(-self.steps // _MEASUREMENTS)
-        if not measured or (step - 1) % every:
+        done = step - 1 - self.calm
+        every = -(-(self.steps - self.calm) // _MEASUREMENTS)
+        if not self.joint or done < 0 or done % every:
             return
         assert isinstance(self.guide, Guide)
         device = self.model.network.device
         count = -(-_MEASURED // options.batch_size)
         batches = [batch.to(device) for batch in islice(self._whole, count)]
-        for block in measured:
+        for block in self.joint:
             block.covariance = narrowed(
                 self.fitted,
                 self.guide,
                 block,
                 batches,
                 len(self.feed.examples) / options.temperature,
-                max(1 / (1 + (step - 1) // every), _LEAST_SHARE),
+                max(1 / (1 + done // every), _LEAST_SHARE),
             )
             for name, scale in block.scales().items():
                 self.widths.setdefault(name, []).append(scale.log().mean().item())
@@ -207,13 +211,15 @@ class _Run:
         size = len(self.feed.examples)
         rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
         self.elbo.temperature = options.temperature * min(1.0, rise)
+        self.elbo.noise = step > self.calm
+        loss_of = self.loss if self.elbo.noise else self.calm_loss
         for optimizer in steppers:
             optimizer.zero_grad()
         loss = nll = kl = 0.0
         for _ in range(options.accumulate):
             batch = next(self.batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-                value = self.loss(batch) / options.accumulate
+                value = loss_of(batch) / options.accumulate
             if not torch.isfinite(value):
                 return None
             value.backward()

@@ -25,6 +25,8 @@ class FitOptions:
         accumulate: forward passes per optimiser step.
         natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
             at most 0.1: the noise of mini-batches then stays below the posterior's own sds.
+        joint_lr: step size of Adam for the means of joint guides ("linear", "lowrank", "full"), in
+            sds of the prior.
         lr: learning rate of Adam, for every other parameter.
         schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
             "inverse_sqrt", as in transformers.
@@ -54,6 +56,7 @@ draw gets an equal share of the batch
     particles: int = 4
     accumulate: int = 1
     natural_lr: float | None = None
+    joint_lr: float = 0.05
     lr: float = 2e-3
     schedule: str = "cosine"
     warmup: float = 0.05
@@ -78,7 +81,8 @@ draw gets an equal share of the batch
             self._check(name, good, "an integer of at least 1, or None")
         self._check("eval_samples", self.eval_samples >= 0, "0 or more")
         self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        self._check("lr", self.lr > 0, "positive")
+        for name in ("lr", "joint_lr"):
+            self._check(name, getattr(self, name) > 0, "positive")
         self._check(
             "natural_lr", self.natural_lr is None or self.natural_lr > 0, "positive, or None"
         )

@@ -15,7 +15,7 @@ from typing import TypeGuard
 import torch
 
 from ..data import Examples
-from ..guides import DeltaGuide, Guide, LowRankGuide, NormalGuide
+from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide
 from ..guides.guide import key
 from ..head import Head
 from ..model import Model
@@ -55,7 +55,8 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
 
     What weights tell about their scales comes first. Then the head is fitted to the frozen
     transformer's features, which are computed once, and with it the scale of its prior, if that
-    was left open; then the sds of the PEFT weights are set, at this head.
+    was left open; then the sds of the PEFT weights are set, at this head. Of a joint guide only the
+    prior is set: its own first steps are without noise.
 
     Returns:
         The model, under a prior in which nothing is left open.
@@ -65,8 +66,10 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
         guide.narrow(from_prior(model, guide.means()))
     if isinstance(model.network.head, Head):
         frozen = Feed(model, examples, frozen=True)
-        told = _narrow(model, guide, frozen, options, told)
-        model = _fit_head(model, guide, frozen, options)
+        fitted = _stand_in(model, guide)
+        told = _narrow(model, fitted, frozen, options, told)
+        model = _fit_head(model, fitted, frozen, options)
+        guide.follow(model)
     if model.network.kinds:
         _narrow(model, guide, Feed(model, examples), options, told)
     return model
@@ -74,6 +77,15 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
 
 def _has_normals(guide: Guide) -> bool:
     return any(isinstance(block, NormalGuide) for block in guide.blocks())
+
+
+def _stand_in(model: Model, guide: Guide) -> Guide:
+    """The guide; for a joint one, whose covariance is dear to measure, one of the head alone, with
+    the PEFT weights at a point: all that is wanted is the scale of the head's prior."""
+    if not isinstance(guide, LowRankGuide):
+        return guide
+    points = {f"{kind.name}.*": "delta" for kind in model.network.kinds}
+    return BlockGuide(model, {**points, "*": ("lowrank", {"rank": guide.rank})})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch.optim import Adam, Optimizer
 from ..errors import GuideError
 from ..guides import Guide, LowRankGuide
 from ..guides.guide import blocks_of
-from .joint import JointNaturalGradient
+from .joint import WhitenedAdam
 from .natural import NaturalGradient
 from .options import FitOptions
 
@@ -28,23 +28,22 @@ def trained(guide: nn.Module) -> list[nn.Parameter]:
 
 
 def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
-    """Natural gradients for what has a width, Adam for what else there is.
+    """Natural gradients for means and sds, Adam for joint means and for what else there is.
 
     Args:
         guide: any; one made of blocks has the steps of each of them.
         options: how to fit.
         examples: N.
     """
-    rate = natural_lr(options, examples)
     rest = {id(parameter): parameter for parameter in trained(guide)}
     found: list[Optimizer] = []
     for block in blocks_of(guide):
         if isinstance(block, LowRankGuide):
-            found.append(JointNaturalGradient(block, lr=rate))
+            found.append(WhitenedAdam(block, lr=options.joint_lr))
             del rest[id(block.loc)]
     pairs = guide.natural_pairs() if isinstance(guide, Guide) else []
     if pairs:
-        found.append(NaturalGradient(pairs, lr=rate))
+        found.append(NaturalGradient(pairs, lr=natural_lr(options, examples)))
         for parameter in (parameter for pair in pairs for parameter in pair):
             rest.pop(id(parameter), None)
     if rest:

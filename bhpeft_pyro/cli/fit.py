@@ -35,7 +35,7 @@ def fit(
     pair_column: recipe.PairColumn = None,
     label_column: recipe.LabelColumn = None,
     preset: recipe.Preset = "bh_peft",
-    guide: recipe.Guide = "normal",
+    guide: recipe.Guide = "linear",
     noise_by_text: recipe.NoiseByText = False,
     max_length: recipe.MaxLength = None,
     unlabelled: recipe.Unlabelled = None,

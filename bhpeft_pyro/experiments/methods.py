@@ -33,6 +33,7 @@ __all__ = ["INFERENCE", "PEFT", "Fitted", "Job", "Method", "method", "mixture"]
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
+_JOINT: tuple[dict[str, Any], ...] = ({}, {"joint_lr": 0.02})
 _CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
 
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -186,14 +187,18 @@ def laplace(job: Job) -> Fitted:
     return Fitted(predict, fitted.posterior, found[best], {**fitted.facts, "scale": best})
 
 
-def bayesian(guide: GuideLike, temperature: float = 1.0) -> Inference:
+def bayesian(
+    guide: GuideLike,
+    temperature: float = 1.0,
+    settings: Sequence[Mapping[str, Any]] = _NATURAL,
+) -> Inference:
     """Variational inference to the end; no validation row is looked at but for the search."""
 
     def infer(job: Job) -> Fitted:
         def run(**setting: Any) -> Posterior:
             return job.fit(job.model(point=False), guide, temperature=temperature, **setting)
 
-        return _searched(job, _NATURAL, job.budget.samples, run)
+        return _searched(job, settings, job.budget.samples, run)
 
     return infer
 
@@ -217,10 +222,11 @@ INFERENCE: dict[str, Inference] = {
     "MC dropout": mc_dropout,
     "ensemble": ensemble,
     "last-layer Laplace": laplace,
-    "Bayesian": bayesian("normal"),
+    "Bayesian": bayesian("linear", settings=_JOINT),
+    "Bayesian (mean-field)": bayesian("normal"),
     "Bayesian (down only)": bayesian("down only"),
     "Bayesian (A only)": bayesian("A only"),
-    "Bayesian (temperature 0.1)": bayesian("normal", 0.1),
+    "Bayesian (temperature 0.1)": bayesian("linear", 0.1, _JOINT),
 }
 """The ways to infer them."""
 

@@ -77,7 +77,7 @@ def budget(name: str, latents: int, **options: Any) -> Budget | None:
             parameters = 2 * d
         case "lowrank" | "linear" | "full":
             parameters = d
-            axes = d if name == "full" else rank or 128
+            axes = d if name == "full" else rank or 64
             kept = d * (2 * axes + 1)  # its axes, and as many again while it is measured
         case "AutoLowRankMultivariateNormal":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))

@@ -43,7 +43,7 @@ class LowRankGuide(Guide):
     (0, tensor([0., 0.]))
     """
 
-    def __init__(self, model: Model, rank: int = 128, names: Collection[str] | None = None) -> None:
+    def __init__(self, model: Model, rank: int = 64, names: Collection[str] | None = None) -> None:
         super().__init__()
         if rank < 1:
             raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")

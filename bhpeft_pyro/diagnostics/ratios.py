@@ -46,7 +46,7 @@ def log_ratios(
             more or fewer numbers than the latents are, so that its density at them is not known.
     """
     parts = []
-    for trace in traces(guide, samples, seed):
+    for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
         weights = latents_of(trace)
         prior = _prior(model, weights)
         _check(trace, prior)

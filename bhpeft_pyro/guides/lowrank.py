@@ -113,6 +113,11 @@ class LowRankGuide(Guide):
     def means(self) -> dict[str, Tensor]:
         return self.unpack(self.loc.detach().clone())
 
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        names = [self.latent] if self._joint else self._shapes
+        self.loc.copy_(torch.cat([values[name].flatten() for name in names]))
+
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt())
 

@@ -70,6 +70,11 @@ class NormalGuide(Guide):
             for name, support in self._supports.items()
         }
 
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        for name, support in self._supports.items():
+            self.loc[key(name)].copy_(biject_to(support).inv(values[name]))
+
     def scales(self) -> dict[str, Tensor]:
         return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
 

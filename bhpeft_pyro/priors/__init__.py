@@ -8,6 +8,7 @@ from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
 from .joint import JOINT, JointPrior, unpack
+from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpacePrior
@@ -24,6 +25,7 @@ __all__ = [
     "Horseshoe",
     "JointPrior",
     "Laplace",
+    "MixturePrior",
     "PosteriorPrior",
     "Prior",
     "PriorLike",

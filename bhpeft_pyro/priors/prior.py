@@ -159,6 +159,7 @@ def complete(
     """
     if all(site.name in latents for site in sites):
         return dict(latents)
+    prior = getattr(prior, "structure", None) or prior  # of an earlier posterior
     with poutine.block(), poutine.trace() as tracer, poutine.condition(data=dict(latents)):
         values = checked(prior, sites)
     if unknown := tracer.trace.stochastic_nodes:

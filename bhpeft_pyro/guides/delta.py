@@ -83,8 +83,9 @@ class DeltaGuide(Guide):
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
-        for name, support in self._supports.items():
-            self.loc[key(name)].copy_(biject_to(support).inv(values[name]))
+        for name in self._supports.keys() & values.keys():
+            inverse = biject_to(self._supports[name]).inv
+            self.loc[key(name)].copy_(inverse(values[name]))
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}

@@ -71,7 +71,7 @@ class Guide(nn.Module):
         For guides that `fit` may restart from other places; others stay.
 
         Args:
-            values: of every latent, of its shape.
+            values: per latent (others stay), of its shape.
         """
 
     def scales(self) -> dict[str, Tensor]:

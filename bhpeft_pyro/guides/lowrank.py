@@ -115,8 +115,8 @@ class LowRankGuide(Guide):
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
-        names = [self.latent] if self._joint else self._shapes
-        self.loc.copy_(torch.cat([values[name].flatten() for name in names]))
+        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
+        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
 
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt())

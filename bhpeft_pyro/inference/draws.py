@@ -16,14 +16,13 @@ from torch import Tensor
 from ..errors import GuideError
 from ..guides import Guide, MixtureGuide
 from ..model import Model
-from ..priors import complete, unpack
+from ..priors import apart, complete
 
 __all__ = [
     "PLATE",
     "alone",
     "blocks",
     "draw",
-    "latents_of",
     "point",
     "seeded",
     "strata",
@@ -70,8 +69,9 @@ def blocks(
     seeds = torch.Generator().manual_seed(seed)
     for component, share in strata(guide, samples):
         for trace in traces(component, share, seeds):
+            latents = {name: value.detach() for name, value in apart(trace).items()}
             with alone():
-                whole = complete(model.prior, model.sites, latents_of(trace))
+                whole = complete(model.prior, model.sites, latents)
             yield whole
 
 
@@ -97,17 +97,6 @@ def traces(
         ):
             guide(None)
         yield tracer.trace
-
-
-def latents_of(trace: poutine.Trace) -> dict[str, Tensor]:
-    """The values of a trace's latents, auxiliary sites left out, and of a joint one's sites."""
-    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-    found: dict[str, Tensor] = {}
-    for name, node in nodes.items():
-        if not node["infer"].get("is_auxiliary") and name != PLATE:
-            found[name] = node["value"].detach()
-            found |= unpack(found[name], node["infer"].get("sites", {}))
-    return found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, unpack
+from .joint import JOINT, JointPrior, apart, unpack
 from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
@@ -30,6 +30,7 @@ __all__ = [
     "Prior",
     "PriorLike",
     "StudentT",
+    "apart",
     "as_prior",
     "checked",
     "complete",

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from ..errors import GuideError, PriorError
 from ..peft.sites import Site
-from .joint import unpack
+from .joint import apart, unpack
 from .posterior import PosteriorPrior
 from .prior import Prior, complete
 
@@ -108,7 +108,7 @@ class Mixture(TorchDistribution):
             with torch.no_grad(), poutine.block(), poutine.trace() as tracer:
                 part()
             mean, variance = (
-                self._flat(_latents(tracer.trace, take), 1)
+                self._flat(apart(tracer.trace, take), 1)
                 for take in (lambda node: node["fn"].mean, lambda node: node["fn"].variance)
             )
             means.append(mean)
@@ -130,19 +130,7 @@ def _run(part: Callable[[], Any], count: int | None = None) -> dict[str, Tensor]
         else:
             with pyro.plate("runs", count, dim=_PLATE):
                 part()
-    return _latents(tracer.trace, lambda node: node["value"])
-
-
-def _latents(trace: poutine.Trace, take: Callable[[Any], Tensor]) -> dict[str, Tensor]:
-    """Something of each latent; a joint one is taken apart into its sites."""
-    found: dict[str, Tensor] = {}
-    for name, node in trace.iter_stochastic_nodes():
-        infer: Any = node["infer"]
-        if sites := infer.get("sites"):
-            found |= unpack(take(node), sites)
-        elif name not in found and not infer.get("is_auxiliary") and name != "runs":
-            found[name] = take(node)
-    return found
+    return apart(tracer.trace)
 
 
 def _log_density(part: Callable[[], Any], values: Mapping[str, Tensor]) -> Tensor:
@@ -197,6 +185,8 @@ class MixturePrior:
     tensor([4.5000])
     """
 
+    name = MIXTURE
+
     def __init__(self, parts: Sequence[Prior]) -> None:
         self.parts = tuple(parts)
         first = self.parts[0]
@@ -213,7 +203,7 @@ class MixturePrior:
                     f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
                 )
         infer: Any = {"sites": mixture.shapes}  # a guide has to know what it is made of
-        values = unpack(pyro.sample(MIXTURE, mixture, infer=infer), mixture.shapes)
+        values = unpack(pyro.sample(self.name, mixture, infer=infer), mixture.shapes)
         whole = complete(self, sites, values)
         events = {name: len(shape) for name, shape in mixture.shapes.items()}
         events |= {site.name: site.ndim for site in sites}

@@ -14,6 +14,7 @@ from .forecast import ClassForecast, RatingForecast
 from .guides import Guide, autoguide
 from .head import Head, OwnHead
 from .inference import ELBO, FitOptions, FitReport, NaturalGradient
+from .mixture import MixturePosterior
 from .model import Model
 from .network import RandomPEFT
 from .peft import presets
@@ -33,6 +34,7 @@ __all__ = [
     "Guide",
     "Head",
     "History",
+    "MixturePosterior",
     "Model",
     "NaturalGradient",
     "OwnHead",

@@ -20,7 +20,8 @@ from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.report import FitReport
-from .inference.start import may_start, start
+from .inference.start import may_start, scatter, start
+from .mixture import MixturePosterior, seeds
 from .model import Model
 from .posterior import Coreset, Posterior, TextOptions, prior_of
 
@@ -31,6 +32,7 @@ __all__ = ["check_patience", "fit", "fit_round"]
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
+_BY_NAME = str | type | Mapping
 
 
 def fit(
@@ -46,6 +48,7 @@ def fit(
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     replay: Replay | None = None,
+    restarts: int = 1,
     **changes: Any,
 ) -> Posterior:
     """Fit a guide to data by stochastic variational inference.
@@ -67,8 +70,12 @@ def fit(
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
             for Normal guides and Adam for what else there is.
         replay: hold a coreset out, as `Posterior.update` does.
+        restarts: R independent fits, one after the other, each from another seed and another
+            start: a `MixturePosterior`. Guides of this package start at draws from the prior,
+            but for the first, which is what a single fit would be; others as their seed has it.
 
     Raises:
+        ConfigError: an option or `restarts` that cannot work, or a guide that has but one start.
         DataError: the data cannot be used. Checked before anything is trained, as are options.
         FitError: the loss stayed non-finite; its `posterior` is the last good state.
 
@@ -80,26 +87,48 @@ def fit(
     options = (options or FitOptions()).change(**changes)
     check_patience(options, validation)
     check_names(label_names, None)
+    _check_restarts(restarts, guide)
     names = None if label_names is None else tuple(label_names)
     text = TextOptions(columns, max_length, names)
     examples = text.encode(model, data, labelled=True)
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
-    by_name = str | type | Mapping
-    with seeded(options.seed):
-        module = as_module(autoguide(guide, model) if isinstance(guide, by_name) else guide)
+    every = seeds(options, restarts)
+    modules = []
+    for own in every:
+        with seeded(own.seed):
+            module = autoguide(guide, model) if isinstance(guide, _BY_NAME) else guide
+            modules.append(as_module(module))
     texts = examples if unlabelled is None else text.encode(model, unlabelled, labelled=False)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
-    report = FitReport(len(examples), examples.fingerprint, options)
-    kept, rest = (None, examples) if replay is None else replay.split(examples, options.seed)
-    with seeded(options.seed):
-        align(model, [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)])
-        if may_start(module, options):
-            model = start(model, module, rest, options)
-    posterior = Posterior(model, module, (report,), text, model.prior)
-    return fit_round(posterior, rest, held_out, optimizer, kept)
+    batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
+    fitted: list[Posterior] = []
+    for module, own in zip(modules, every, strict=True):
+        report = FitReport(len(examples), examples.fingerprint, own)
+        kept, rest = (None, examples) if replay is None else replay.split(examples, own.seed)
+        with seeded(own.seed):
+            align(model, batches)  # once: coordinates are one for all
+            if isinstance(module, Guide):
+                module.follow(model)  # in which the first start has left nothing open
+            if may_start(module, own):
+                model = start(model, module, rest, own)
+            if fitted and isinstance(module, Guide):
+                scatter(model, module, own)
+        posterior = Posterior(model, module, (report,), text, model.prior)
+        fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
+    return fitted[0] if restarts == 1 else MixturePosterior.joined(fitted, options)
+
+
+def _check_restarts(restarts: int, guide: object) -> None:
+    if not isinstance(restarts, int) or restarts < 1:
+        raise ConfigError(f"restarts={restarts!r} must be an integer of at least 1")
+    if restarts > 1 and isinstance(guide, nn.Module):
+        raise ConfigError(
+            f"restarts={restarts}: the {type(guide).__name__} given has but one start; expected "
+            "what it can be made of anew: a name, a class, a mapping or a function"
+        )
 
 
 def check_patience(options: FitOptions, validation: object | None) -> None:

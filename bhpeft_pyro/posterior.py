@@ -284,7 +284,7 @@ class Posterior:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prior: PriorLike | None = None,
-    ) -> Self:
+    ) -> Posterior:
         """Read a saved posterior onto the backbone it was fitted on.
 
         Args:

@@ -6,43 +6,31 @@ at any moment leaves the folder with the old posterior or the new one, whole.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import likelihoods, peft
-from .data import Columns, stored
+from . import stored
 from .errors import SaveError
-from .guides import GUIDES, BlockGuide, Guide
-from .head import Head, OwnHead
-from .inference.draws import seeded
 from .inference.report import FitReport
-from .model import Model
-from .network import RandomPEFT, fingerprint
-from .priors import Prior, PriorLike
-from .priors import stored as stored_priors
+from .priors import PriorLike
 
 if TYPE_CHECKING:
-    from .posterior import Coreset, Posterior
+    from .posterior import Posterior
 
 __all__ = ["backbone_name", "exists", "load", "read_lineage", "save", "write"]
 
 FORMAT = 1
 INDEX = "posterior.json"
-P = TypeVar("P", bound="Posterior")
-_GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide}
 
 
 def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
@@ -52,42 +40,13 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     if index.exists() and not overwrite:
         raise SaveError(f"path: {folder} holds a posterior already; pass overwrite=True to replace")
-    model, guide = posterior.model, posterior.guide
-    name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
-    if name is None or not isinstance(guide, Guide):
-        raise SaveError(
-            f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(_GUIDES)}"
-        )
-    prior, tensors = stored_priors.describe(model.prior, "prior")
-    first: dict[str, Any] | None = None  # the same
-    if posterior.first_prior is not model.prior:
-        first, more = stored_priors.describe(posterior.first_prior, "first_prior")
-        tensors |= more
-    coreset, more = _describe_coreset(posterior.coreset)
-    tensors |= more
-    parts = {"guide": guide, "network": model.network}
-    for part, module in parts.items():
-        tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
+    described, tensors = stored.describe(posterior)
     data = dump_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     content = {
         "format": FORMAT,
         "tensors": {"file": f"posterior-{digest[:16]}.safetensors", "sha256": digest},
-        "backbone": {
-            "fingerprint": fingerprint(model.network.backbone),
-            "name": model.network.backbone.config._name_or_path,
-        },
-        "kinds": [_describe(kind) for kind in model.network.kinds],
-        "head": _describe(model.network.head),
-        "aligned": model.network.coordinates is not None,
-        "likelihood": _describe(model.likelihood),
-        "prior": prior,
-        "first_prior": first,
-        "coreset": coreset,
-        "guide": name,
-        "guide_options": guide.options(),
-        "text": asdict(posterior.text),
-        "lineage": [report.to_json() for report in posterior.lineage],
+        **described,
     }
     content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,50 +78,19 @@ def backbone_name(folder: Path) -> str:
 
 
 def load(
-    cls: type[P],
+    cls: type[Posterior],
     folder: Path,
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
-) -> P:
+) -> Posterior:
     """Read a posterior; see `Posterior.load`."""
-    from .posterior import TextOptions
-
     content = _read_index(folder / INDEX)
     try:
         tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
-        kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
-        head: Head | OwnHead = _revive_head(content["head"])
-        aligned = bool(content["aligned"])
-        likelihood = _revive(likelihoods, content["likelihood"])
-        text = dict(content["text"])
-        text["columns"] = Columns(**text["columns"])
-        text["label_names"] = text["label_names"] and tuple(text["label_names"])
-        lineage = tuple(FitReport.from_json(report) for report in content["lineage"])
-        options = TextOptions(**text)
-        guide_class = _GUIDES[content["guide"]]
-        guide_options = content.get("guide_options", {})
-        fitted_on = content["backbone"]
-        own_prior, first_prior = _priors(content, tensors, prior)
+        return stored.revive(cls, content, tensors, backbone, tokenizer, prior)
     except (KeyError, TypeError, AttributeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
-    if fingerprint(backbone) != fitted_on["fingerprint"]:
-        raise SaveError(
-            f"backbone: this posterior was fitted on another one "
-            f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
-            f"{backbone.config._name_or_path or 'the one given'!r}"
-        )
-    model = Model(RandomPEFT(backbone, kinds, head, tokenizer, aligned), own_prior, likelihood)
-    with seeded(0):  # its starting values don't matter, the global random state does
-        guide = guide_class(model, **guide_options)
-    try:
-        for part, module in {"guide": guide, "network": model.network}.items():
-            module.load_state_dict(_within(tensors, part))
-        guide.follow(model)  # whose sites' units are those saved with the network
-        coreset = _revive_coreset(content.get("coreset"), tensors, guide)
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise SaveError(f"path: {folder} does not go with this model: {error}") from error
-    return cls(model, guide, lineage, options, first_prior, coreset)
 
 
 def read_lineage(folder: Path) -> tuple[FitReport, ...]:
@@ -176,69 +104,6 @@ def read_lineage(folder: Path) -> tuple[FitReport, ...]:
         return tuple(FitReport.from_json(report) for report in content["lineage"])
     except (KeyError, TypeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
-
-
-def _describe(thing: Any) -> dict[str, Any]:
-    return {"class": type(thing).__name__, **asdict(thing)}
-
-
-def _revive(module: Any, description: dict[str, Any]) -> Any:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-    name = str(fields.pop("class"))
-    if name not in module.__all__:  # only our own classes, never any name in a file
-        raise SaveError(f"path: the saved posterior uses {name!r}, which {module.__name__} lacks")
-    return getattr(module, name)(**fields)
-
-
-def _revive_head(description: dict[str, Any]) -> Head | OwnHead:
-    from . import head
-
-    return _revive(head, description)
-
-
-def _priors(
-    content: dict[str, Any], tensors: dict[str, Tensor], given: PriorLike | None
-) -> tuple[Prior, Prior | None]:
-    """The round's prior and the first round's.
-
-    What is given stands for one of the user's own; the first may go without.
-    """
-    now, first = content["prior"], content.get("first_prior")
-    prior = stored_priors.revive(now, tensors, "prior", given)
-    if first is None:
-        return prior, prior
-    if first["kind"] == "custom" and (given is None or now["kind"] == "custom"):
-        return prior, None
-    return prior, stored_priors.revive(first, tensors, "first_prior", given)
-
-
-def _describe_coreset(coreset: Coreset | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
-    if coreset is None:
-        return None, {}
-    examples, parts = stored.describe(coreset.examples)
-    tensors = {f"coreset.examples.{name}": value for name, value in parts.items()}
-    state = coreset.guide.state_dict()
-    tensors |= {f"coreset.guide.{name}": value for name, value in state.items()}
-    return {"examples": examples, "report": coreset.report.to_json()}, tensors
-
-
-def _revive_coreset(
-    description: dict[str, Any] | None, tensors: dict[str, Tensor], guide: nn.Module
-) -> Coreset | None:
-    """`guide` is that of the whole posterior: the coreset's is of the same family."""
-    from .posterior import Coreset
-
-    if description is None:
-        return None
-    examples = stored.revive(description["examples"], _within(tensors, "coreset.examples"))
-    core = copy.deepcopy(guide)
-    core.load_state_dict(_within(tensors, "coreset.guide"))
-    return Coreset(examples, core, FitReport.from_json(description["report"]))
-
-
-def _within(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    prefix = f"{part}."
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _read_index(index: Path) -> dict[str, Any]:

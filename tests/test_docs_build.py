@@ -30,6 +30,7 @@ INTERNAL = {
     "experiments",
     "fitting",  # bhpeft_pyro.fit
     "head",  # bhpeft_pyro.Head
+    "mixture",  # bhpeft_pyro.MixturePosterior
     "model",  # bhpeft_pyro.Model
     "network",  # bhpeft_pyro.RandomPEFT
     "saving",  # Posterior.save and load

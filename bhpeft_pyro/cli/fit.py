@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from .. import fitting as library
@@ -36,6 +38,9 @@ def fit(
     label_column: recipe.LabelColumn = None,
     preset: recipe.Preset = "bh_peft",
     guide: recipe.Guide = "linear",
+    restarts: Annotated[
+        int, typer.Option(help="Independent fits, which predict together as a mixture.")
+    ] = 1,
     noise_by_text: recipe.NoiseByText = False,
     max_length: recipe.MaxLength = None,
     unlabelled: recipe.Unlabelled = None,
@@ -75,6 +80,7 @@ def fit(
         max_length=max_length,
         label_names=found.names,
         options=how,
+        restarts=restarts,
     )
     posterior.save(out, overwrite)
     say(f"{posterior.report}\nsaved in {out}")

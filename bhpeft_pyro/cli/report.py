@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..metrics import evaluate
+from ..mixture import MixturePosterior
 from ..posterior import Posterior
 from ..saving import write
 from . import figures, options
@@ -109,9 +110,16 @@ def _facts(posterior: Posterior) -> dict[str, str]:
         "PEFT": ", ".join(kind.name for kind in network.kinds) or "none: the head alone",
         "random weights": f"{weights:,}",
         "likelihood": str(posterior.model.likelihood),
-        "guide": type(posterior.guide).__name__,
+        "guide": _guide(posterior),
         "rounds": str(len(posterior.lineage)),
     } | ({"classes": ", ".join(names)} if names else {})
+
+
+def _guide(posterior: Posterior) -> str:
+    if not isinstance(posterior, MixturePosterior):
+        return type(posterior.guide).__name__
+    kind = type(posterior.components[0].guide).__name__
+    return f"{len(posterior.components)} restarts of {kind}"
 
 
 def _round(number: int, fitted: FitReport) -> dict[str, Any]:

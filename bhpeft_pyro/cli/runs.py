@@ -10,7 +10,7 @@ from datasets import Dataset
 from .. import saving
 from ..data.sources import load
 from ..errors import ConfigError, DataError
-from ..guides import DeltaGuide
+from ..guides import DeltaGuide, MixtureGuide
 from ..guides.guide import blocks_of
 from ..posterior import Posterior
 from .backbone import load_backbone
@@ -81,5 +81,7 @@ def draws(posterior: Posterior, samples: int | None) -> int:
     """Weight draws of a prediction, unless told: all draws of a point guide are the same."""
     if samples is not None:
         return samples
-    point = all(isinstance(block, DeltaGuide) for block in blocks_of(posterior.guide))
+    guide = posterior.guide
+    guides = guide.components if isinstance(guide, MixtureGuide) else [guide]
+    point = all(isinstance(block, DeltaGuide) for each in guides for block in blocks_of(each))
     return 0 if point else 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..mixture import MixturePosterior
 from .information import Information, information_of
 from .psis import PSIS, prepared, psis_of
 
@@ -22,6 +23,7 @@ class Diagnosis:
         psis: how near the guide is to the posterior, over all latents.
         information: what was resolved, on the training texts.
         guards: warnings of the last round's report.
+        components: of restarts (`MixturePosterior`) each by itself; the rest is of the mixture.
 
     >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), Information(0.5, 0.1), ()))
     PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
@@ -34,15 +36,20 @@ posterior: 80 % resolved
     psis: PSIS
     information: Information
     guards: tuple[str, ...]
+    components: tuple[Diagnosis, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(map(str, (self.psis, self.information, *(self.guards or ["no warnings"]))))
+        lines = [str(self.psis), str(self.information), *(self.guards or ["no warnings"])]
+        for number, each in enumerate(self.components, 1):
+            lines += [f"restart {number}:", *(f"  {line}" for line in str(each).splitlines())]
+        return "\n".join(lines)
 
 
 def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
     """`psis` and `information` on the training data, and the report's guards.
 
-    It costs a prediction of the training data with `samples` draws, and two with 64.
+    It costs a prediction of the training data with `samples` draws, and two with 64; for restarts
+    as much again for each.
 
     Args:
         posterior: the posterior.
@@ -54,8 +61,10 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
         DataError, ConfigError, GuideError: as `psis`.
     """
     feed = prepared(posterior, data, samples)
+    components = posterior.components if isinstance(posterior, MixturePosterior) else ()
     return Diagnosis(
         psis=psis_of(posterior, feed, samples, seed),
         information=information_of(posterior, feed, min(samples, 64), seed),
         guards=tuple(posterior.report.guards),
+        components=tuple(diagnose(each, data, samples, seed) for each in components),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.draws import PLATE, alone, latents_of, traces
+from ..inference.draws import PLATE, alone, traces
 from ..inference.feed import Feed
 from ..model import Model
 from ..priors import complete
@@ -46,8 +46,8 @@ def log_ratios(
             more or fewer numbers than the latents are, so that its density at them is not known.
     """
     parts = []
-    for trace in traces(guide, samples, seed):
-        weights = latents_of(trace)
+    for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
+        weights = _latents(trace)
         prior = _prior(model, weights)
         _check(trace, prior)
         outcome = run(model, complete(model.prior, model.sites, weights), feed)
@@ -58,6 +58,14 @@ def log_ratios(
     if found.isnan().any() or (found == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
     return found
+
+
+def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
+    return {
+        name: node["value"].detach()
+        for name, node in _sites(trace)
+        if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
+    }
 
 
 def _prior(model: Model, weights: Mapping[str, Tensor]) -> poutine.Trace:

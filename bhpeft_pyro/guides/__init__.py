@@ -7,6 +7,7 @@ from .function import FunctionGuide
 from .guide import Guide
 from .latent import Latent, latents
 from .lowrank import FullGuide, LinearGuide, LowRankGuide
+from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .presets import PRESETS
 from .registry import GUIDES, GuideLike, autoguide
@@ -24,6 +25,7 @@ __all__ = [
     "Latent",
     "LinearGuide",
     "LowRankGuide",
+    "MixtureGuide",
     "NormalGuide",
     "autoguide",
     "budget",

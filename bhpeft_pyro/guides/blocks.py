@@ -124,6 +124,10 @@ class BlockGuide(Guide):
     def means(self) -> dict[str, Tensor]:
         return {k: value for block in self.blocks() for k, value in block.means().items()}
 
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        for block in self.blocks():
+            block.move(values)
+
     def scales(self) -> dict[str, Tensor]:
         return {k: value for block in self.blocks() for k, value in block.scales().items()}
 

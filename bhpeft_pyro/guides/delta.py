@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
@@ -79,6 +80,12 @@ class DeltaGuide(Guide):
 
     def means(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self._values().items()}
+
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        for name in self._supports.keys() & values.keys():
+            inverse = biject_to(self._supports[name]).inv
+            self.loc[key(name)].copy_(inverse(values[name]))
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}

@@ -65,6 +65,15 @@ class Guide(nn.Module):
         """A central value per site: where `predict(samples=0)` looks."""
         raise NotImplementedError
 
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        """Start elsewhere: at other central values than `means` gives now.
+
+        For guides that `fit` may restart from other places; others stay.
+
+        Args:
+            values: per latent (others stay), of its shape.
+        """
+
     def scales(self) -> dict[str, Tensor]:
         """The sds per site, in unconstrained coordinates, of those that have one."""
         return {}

@@ -113,6 +113,11 @@ class LowRankGuide(Guide):
     def means(self) -> dict[str, Tensor]:
         return self.unpack(self.loc.detach().clone())
 
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
+        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
+
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt())
 

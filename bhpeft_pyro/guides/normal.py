@@ -70,6 +70,12 @@ class NormalGuide(Guide):
             for name, support in self._supports.items()
         }
 
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        for name in self._supports.keys() & values.keys():
+            inverse = biject_to(self._supports[name]).inv
+            self.loc[key(name)].copy_(inverse(values[name]))
+
     def scales(self) -> dict[str, Tensor]:
         return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
 

@@ -14,11 +14,20 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..errors import GuideError
-from ..guides import Guide
+from ..guides import Guide, MixtureGuide
 from ..model import Model
-from ..priors import complete
+from ..priors import apart, complete
 
-__all__ = ["PLATE", "alone", "blocks", "draw", "latents_of", "point", "seeded", "traces"]
+__all__ = [
+    "PLATE",
+    "alone",
+    "blocks",
+    "draw",
+    "point",
+    "seeded",
+    "strata",
+    "traces",
+]
 
 PLATE = "draws"
 _BLOCK = 16  # draws made at a time
@@ -42,11 +51,12 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     Args:
         model: the model, whose prior may make sites out of other latents.
         guide: any Pyro guide; it is called with None for a batch.
-        samples: S.
+        samples: S; of a mixture rounded up, so that each component gives as many (`strata`).
         seed: makes the draws repeatable; the global random state is left alone.
 
     Returns:
-        Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place.
+        Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place. Those
+        of a mixture are in the order of its components.
     """
     parts = list(blocks(model, guide, samples, seed))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -56,15 +66,27 @@ def blocks(
     model: Model, guide: Callable[..., Any], samples: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """The draws of `draw`, some at a time, so that not all need be held at once."""
-    for trace in traces(guide, samples, seed):
-        with alone():
-            whole = complete(model.prior, model.sites, latents_of(trace))
-        yield whole
-
-
-def traces(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[poutine.Trace]:
-    """The traces of `blocks`: (s, 1) draws of every site under a plate of the name `PLATE`."""
     seeds = torch.Generator().manual_seed(seed)
+    for component, share in strata(guide, samples):
+        for trace in traces(component, share, seeds):
+            latents = {name: value.detach() for name, value in apart(trace).items()}
+            with alone():
+                whole = complete(model.prior, model.sites, latents)
+            yield whole
+
+
+def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
+    """The components of a mixture with the draws that each gives, equally many and `samples` at
+    least in all; of any other guide itself with all of them."""
+    components = guide.components if isinstance(guide, MixtureGuide) else [guide]
+    share = -(-samples // len(components))
+    return [(component, share) for component in components]
+
+
+def traces(
+    guide: Callable[..., Any], samples: int, seeds: torch.Generator
+) -> Iterator[poutine.Trace]:
+    """Traces of a guide: (s, 1) draws of every site under a plate of the name `PLATE`."""
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
@@ -77,16 +99,6 @@ def traces(guide: Callable[..., Any], samples: int, seed: int) -> Iterator[pouti
         yield tracer.trace
 
 
-def latents_of(trace: poutine.Trace) -> dict[str, Tensor]:
-    """The values of a trace's latents, auxiliary sites left out."""
-    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-    return {
-        name: site["value"].detach()
-        for name, site in nodes.items()
-        if not site["infer"].get("is_auxiliary") and name != PLATE
-    }
-
-
 @contextmanager
 def alone() -> Iterator[None]:
     """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
@@ -95,7 +107,7 @@ def alone() -> Iterator[None]:
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """The guide's central values as a single draw, (1, 1, *site shape)."""
+    """A guide's central values as a single draw, (1, 1, *site shape)."""
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):

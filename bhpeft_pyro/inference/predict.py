@@ -17,7 +17,7 @@ from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import Guide
 from ..linear import linear_predictive
 from ..model import Model
-from .draws import blocks, draw, point
+from .draws import blocks, draw, point, strata
 from .feed import Feed
 
 __all__ = ["AnyForecast", "predict"]
@@ -51,7 +51,8 @@ def predict(
         model: the model.
         guide: the fitted guide.
         data: the examples.
-        samples: S; 0 for a single pass at the guide's central values.
+        samples: S, rounded up to as many for each component of a mixture; 0 for a single pass
+            at the guide's central values, or at those of each component.
         max_rows: bounds memory.
         seed: the same seed gives the same forecast.
         keep_samples: keep what each draw predicts, (S, N, C) or (S, N).
@@ -74,7 +75,7 @@ def predict(
     if linear is None:
         linear = isinstance(guide, Guide) and guide.linear
     passes = (
-        _linear_pass(model, guide, samples, seed)
+        _linear_passes(model, guide, samples, seed)
         if linear and samples and model.network.kinds
         else _passes(model, guide, samples, together, seed)
     )
@@ -105,7 +106,8 @@ def _passes(
 ) -> Iterator[_Pass]:
     """The draws, at most `together` at a time; which draws they are does not depend on it."""
     if samples == 0:
-        yield 1, partial(model.predictive, point(model, guide))
+        for component, _ in strata(guide, 0):
+            yield 1, partial(model.predictive, point(model, component))
         return
     for block in blocks(model, guide, samples, seed):
         count = len(next(iter(block.values())))
@@ -114,11 +116,14 @@ def _passes(
             yield min(together, count - start), partial(model.predictive, weights)
 
 
-def _linear_pass(
+def _linear_passes(
     model: Model, guide: Callable[..., object], samples: int, seed: int
 ) -> Iterator[_Pass]:
-    at = {name: value[0, 0] for name, value in point(model, guide).items()}
-    yield samples, linear_predictive(model, at, draw(model, guide, samples, seed))
+    draws = draw(model, guide, samples, seed)
+    for number, (component, share) in enumerate(strata(guide, samples)):
+        at = {name: value[0, 0] for name, value in point(model, component).items()}
+        own = {name: value.split(share)[number] for name, value in draws.items()}
+        yield share, linear_predictive(model, at, own)
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -46,6 +47,8 @@ class FitReport:
         floor: the least sd of that prior, as a share of the first prior's.
         name: what its user calls the round.
         metrics: what its user noted about it.
+        components: with restarts, the report of each. What is said above is then of all of them:
+            steps and seconds are sums, losses and KL means, scales geometric means.
     """
 
     examples: int
@@ -67,6 +70,44 @@ class FitReport:
     floor: float = 0.0
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    components: list[FitReport] = field(default_factory=list)
+
+    @classmethod
+    def joined(
+        cls, components: Sequence[FitReport], options: FitOptions, parent: str | None
+    ) -> FitReport:
+        """One round of restarts.
+
+        Args:
+            components: their reports, of the same data.
+            options: those given, before each restart got a seed of its own.
+            parent: the id of the round before.
+        """
+        first = components[0]
+        by_step: dict[float, list[dict[str, float]]] = {}
+        for entry in (entry for report in components for entry in report.history):
+            by_step.setdefault(entry["step"], []).append(entry)
+        return cls(
+            first.examples,
+            first.data,
+            options,
+            steps=sum(report.steps for report in components),
+            skipped=sum(report.skipped for report in components),
+            seconds=sum(report.seconds for report in components),
+            history=[_mean(entries) for _, entries in sorted(by_step.items())],
+            kl=_mean([report.kl for report in components]),
+            scales={
+                name: math.prod(report.scales[name] for report in components)
+                ** (1 / len(components))
+                for name in first.scales
+            },
+            points=first.points,
+            unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
+            parent=parent,
+            keep=first.keep,
+            floor=first.floor,
+            components=list(components),
+        )
 
     @property
     def temperature(self) -> float:
@@ -90,18 +131,22 @@ class FitReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
         """From plain data."""
-        return cls(**{**data, "options": FitOptions(**data["options"])})
+        components = [cls.from_json(report) for report in data.get("components", [])]
+        options = FitOptions(**data["options"])
+        return cls(**{**data, "options": options, "components": components})
 
     def __str__(self) -> str:
         lines = [
             f"{self.steps} steps on {self.examples} examples at temperature "
             f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
         ]
+        if self.components:
+            lines[0] = f"{len(self.components)} restarts, {lines[0]}"
         if self.history:
-            lines.append(
-                f"negative ELBO {self.last('loss'):.3f} = NLL {self.last('nll'):.3f} + KL "
-                f"{self.last('kl'):.3f} nats per example"
-            )
+            lines.append(self._loss())
+        for number, report in enumerate(self.components, 1):
+            sds = ", sds still moving" if report.unsettled else ", sds settled"
+            lines.append(f"  restart {number}: {report._loss()}{sds if report.scales else ''}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
         for name, scale in self.scales.items():
             kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""
@@ -109,6 +154,19 @@ class FitReport:
         for name in self.points:
             lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")
         return "\n".join(lines + self.guards)
+
+    def _loss(self) -> str:
+        return (
+            f"negative ELBO {self.last('loss'):.3f} = NLL {self.last('nll'):.3f} + KL "
+            f"{self.last('kl'):.3f} nats per example"
+        )
+
+
+def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By name, over the entries that have it."""
+    names = dict.fromkeys(name for entry in entries for name in entry)
+    found = {name: [entry[name] for entry in entries if name in entry] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def unsettled(slopes: Mapping[str, Sequence[Tensor]]) -> list[str]:

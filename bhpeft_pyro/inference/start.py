@@ -13,9 +13,10 @@ from itertools import islice
 from typing import TypeGuard
 
 import torch
+from torch.distributions import biject_to
 
 from ..data import Examples
-from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide
+from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import key
 from ..head import Head
 from ..model import Model
@@ -27,7 +28,7 @@ from .optimise import optimise
 from .options import FitOptions
 from .report import FitReport
 
-__all__ = ["may_start", "start"]
+__all__ = ["may_start", "scatter", "start"]
 
 _EXAMPLES = 128  # on which the Fisher information is measured
 # For the head steps are cheap, and batches may be large: a tenth of the examples at least.
@@ -73,6 +74,24 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
     if model.network.kinds:
         _narrow(model, guide, Feed(model, examples), options, told)
     return model
+
+
+def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
+    """Move a guide's means away from their start by draws of the prior's sds.
+
+    A head that `start` has fitted stays. Where a model is linear in its weights, the points that
+    such starts lead to without a penalty are spread as the posterior is (Matthews et al. 2017).
+    """
+    fitted = model.network.kinds and may_start(guide, options)
+    guide.move(
+        {
+            latent.name: biject_to(latent.support)(
+                latent.loc + latent.scale * torch.randn_like(latent.loc)
+            )
+            for latent in latents(model)
+            if not (fitted and latent.name.startswith("head."))
+        }
+    )
 
 
 def _has_normals(guide: Guide) -> bool:

@@ -7,7 +7,8 @@ from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, unpack
+from .joint import JOINT, JointPrior, apart, unpack
+from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpacePrior
@@ -24,10 +25,12 @@ __all__ = [
     "Horseshoe",
     "JointPrior",
     "Laplace",
+    "MixturePrior",
     "PosteriorPrior",
     "Prior",
     "PriorLike",
     "StudentT",
+    "apart",
     "as_prior",
     "checked",
     "complete",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import pyro
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..distributions import LowRankNormal
 from ..errors import PriorError
 from ..peft.sites import Site
 
-__all__ = ["JOINT", "JointPrior", "unpack"]
+__all__ = ["JOINT", "JointPrior", "apart", "unpack"]
 
 JOINT = "weights"
 """Name of the latent that holds all weights; of those that hold some, what it begins with."""
@@ -55,6 +58,25 @@ class JointPrior:
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()
         }
+
+
+def apart(
+    trace: poutine.Trace, take: Callable[[Any], Tensor] = itemgetter("value")
+) -> dict[str, Tensor]:
+    """The latents of a trace, auxiliary ones left out, a joint one as the sites it is made of.
+
+    Args:
+        trace: of a prior or a guide.
+        take: from a node to what is wanted of it.
+    """
+    found: dict[str, Tensor] = {}
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    for name, node in nodes.items():
+        if sites := node["infer"].get("sites"):
+            found |= unpack(take(node), sites)
+        elif not (name in found or node["infer"].get("is_auxiliary") or site_is_subsample(node)):
+            found[name] = take(node)
+    return found
 
 
 def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

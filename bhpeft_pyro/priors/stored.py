@@ -12,6 +12,7 @@ from ..distributions import Covariance, LowRankNormal
 from ..errors import SaveError
 from .blocks import BlockPrior
 from .joint import JointPrior
+from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
@@ -31,7 +32,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
         return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
-    if isinstance(prior, BlockPrior):
+    if isinstance(prior, BlockPrior | MixturePrior):
         parts, tensors = [], {}
         for number, block in enumerate(prior.parts):
             description, more = describe(block, f"{part}.{number}")
@@ -39,7 +40,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 return description, {}
             parts.append(description)
             tensors |= more
-        return {"kind": "blocks", "parts": parts}, tensors
+        return {"kind": _MADE_OF_PARTS[type(prior)], "parts": parts}, tensors
     if isinstance(prior, PosteriorPrior):
         tensors = {}
         for name, site in prior.distributions.items():
@@ -79,12 +80,14 @@ def revive(
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         return JointPrior(normal, shapes, fields["name"])
-    if kind == "blocks":
-        blocks = enumerate(fields["parts"])
-        return BlockPrior(
-            revive(block, tensors, f"{part}.{number}", given)  # type: ignore[misc]
-            for number, block in blocks
-        )
+    for made_of_parts, known in _MADE_OF_PARTS.items():
+        if kind == known:
+            return made_of_parts(
+                [
+                    revive(block, tensors, f"{part}.{number}", given)
+                    for number, block in enumerate(fields["parts"])
+                ]
+            )
     if kind == "posterior":
         structure = fields["structure"]
         return PosteriorPrior(
@@ -106,6 +109,7 @@ def revive(
 
 
 _COVARIANCE = ("scale", "axes", "ratio")
+_MADE_OF_PARTS: dict[type[Any], str] = {BlockPrior: "blocks", MixturePrior: "mixture"}
 
 
 def _ready(name: str) -> Any:

@@ -1,0 +1,162 @@
+"""`MixturePosterior`: independent restarts of a fit as one posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .guides import MixtureGuide
+from .inference.optimise import OptimizerFactory
+from .inference.options import FitOptions
+from .inference.report import FitReport
+from .model import Model
+from .posterior import Posterior
+from .priors import MixturePrior
+
+if TYPE_CHECKING:
+    from .sequential import Replay
+
+__all__ = ["MixturePosterior", "seeds"]
+
+_STRIDE = 1000  # so that the restarts of seeds 0, 1, 2, ... are not the same fits
+
+
+def seeds(options: FitOptions, restarts: int) -> list[FitOptions]:
+    """The options of each restart: the seed that was given, then others far from it."""
+    return [options.change(seed=options.seed + _STRIDE * r) for r in range(restarts)]
+
+
+class MixturePosterior(Posterior):
+    """What `fit(..., restarts=R)` gives: R fits as one posterior, an equal-weight mixture.
+
+    It predicts with equally many draws of each component; a number of draws that R does not divide
+    is rounded up. With `samples=0` each component predicts once, from its central values. Where
+    components found different modes, their disagreement counts as epistemic uncertainty, as in a
+    deep ensemble.
+
+    Each component is a whole `Posterior`, whose report says how its own fit went. Rounds keep them
+    apart: `update` fits each under its own posterior as the prior. The weights stay equal. By
+    Bayes' rule a component's weight would be multiplied by the probability of the new data under
+    it; but the components are R approximations of one posterior rather than R hypotheses, their
+    evidence is known to a few nats at best, and as it is a sum over all examples, differences
+    between components, errors included, would soon leave a single one.
+
+    Attributes:
+        components: the restarts, the one with the options' own seed first.
+        own_priors: whether each was fitted under a prior of its own, as in later rounds.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> options = {"max_steps": 3, "progress": False}
+    >>> both = fit(tiny_model(()), "normal", tiny_examples(), restarts=2, **options)
+    >>> len(both.components), both.predict(["w5 w20"], samples=3, keep_samples=True).samples.shape
+    (2, torch.Size([4, 1, 2]))
+    """
+
+    def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
+        first = components[0]
+        self.components = tuple(components)
+        prior = first.model.prior
+        self.own_priors = any(each.model.prior is not prior for each in components)
+        if self.own_priors:
+            prior = MixturePrior([each.model.prior for each in components])
+        model = Model(first.model.network, prior, first.model.likelihood)
+        guide = MixtureGuide([each.guide for each in components])
+        guide.follow(model)
+        super().__init__(model, guide, lineage, first.text, first.first_prior)
+
+    @classmethod
+    def joined(
+        cls,
+        components: Sequence[Posterior],
+        options: FitOptions,
+        lineage: tuple[FitReport, ...] = (),
+    ) -> MixturePosterior:
+        """Components that have just been fitted.
+
+        Args:
+            components: each with its own report of the round.
+            options: those given for all of them.
+            lineage: of the rounds before.
+        """
+        parent = lineage[-1].id if lineage else None
+        report = FitReport.joined([each.report for each in components], options, parent)
+        return cls(components, (*lineage, report))
+
+    def __repr__(self) -> str:
+        kind = type(self.components[0].guide).__name__
+        return (
+            f"MixturePosterior(round {len(self.lineage)}, {len(self.components)} x {kind})\n"
+            f"{self.report}"
+        )
+
+    def as_prior(self) -> MixturePrior:
+        """The mixture as one prior, jointly over all weights, by its density.
+
+        For a model of your own: `update` takes each component's posterior as its prior.
+
+        Raises:
+            GuideError: the components are points, or not this package's guides.
+        """
+        return MixturePrior([each.as_prior() for each in self.components])
+
+    def update(
+        self,
+        data: object,
+        *,
+        validation: object | None = None,
+        options: FitOptions | None = None,
+        optimizer: OptimizerFactory | None = None,
+        keep: float | Mapping[str, float] = 1.0,
+        floor: float = 0.0,
+        replay: Replay | None = None,
+        grow: bool = False,
+        again: bool = False,
+        **changes: Any,
+    ) -> MixturePosterior:
+        """Learn more data with each component on its own: its posterior is its prior.
+
+        Args:
+            data, validation, options, optimizer, keep, floor, replay, grow, again: as for
+                `Posterior.update`. With `replay` each component keeps a coreset of its own.
+
+        Raises:
+            DataError, GuideError, PriorError: as for `Posterior.update`.
+        """
+        from .sequential.growth import unknown_labels
+
+        options = (options or self.report.options).change(**changes)
+        before = self
+        if grow and (labels := unknown_labels(self, data)):
+            before = self.grow(labels)
+        text, model = before.text, before.model
+        examples = text.encode(model, data, labelled=True)
+        held_out = None if validation is None else text.encode(model, validation, labelled=True)
+        components = [
+            each.update(
+                examples,
+                validation=held_out,
+                options=own,
+                optimizer=optimizer,
+                keep=keep,
+                floor=floor,
+                replay=replay,
+                again=again,
+            )
+            for each, own in zip(
+                before.components, seeds(options, len(before.components)), strict=True
+            )
+        ]
+        return self.joined(components, options, self.lineage)
+
+    def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
+        """Add labels to the head of every component; see `sequential.grow`."""
+        grown = [each.grow(labels) for each in self.components]
+        network = grown[0].model.network  # the others' are equal to it
+        return MixturePosterior(
+            [
+                each.replace(model=Model(network, each.model.prior, each.model.likelihood))
+                for each in grown
+            ],
+            self.lineage,
+        )

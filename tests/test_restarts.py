@@ -1,0 +1,224 @@
+"""Restarts: independent fits as one posterior, an equal-weight mixture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from exact import KnownNoise, flat
+from onehot import FIT, assert_posterior, exact, model, network, words
+from restarts import FIRST, SECOND, TEXTS, fit, probabilities, same
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import psis
+from bhpeft_pyro.errors import ConfigError, GuideError
+from bhpeft_pyro.guides import MixtureGuide, NormalGuide
+from bhpeft_pyro.inference import predict
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.mixture import MixturePosterior
+from bhpeft_pyro.testing import tiny_model
+
+# Against closed forms
+
+
+def test_every_restart_and_the_mixture_meet_the_exact_posterior() -> None:
+    data = words(64, seed=3)
+    options = {**FIT, "max_steps": 150, "batch_size": 64}
+    posterior: Any = bh.fit(model(), "normal", data, restarts=3, **options)
+    for each in posterior.components:
+        assert_posterior(each.guide, [(data, 1.0)], tolerance=0.3)
+    mean, sd = exact([(data, 1.0)])
+    drawn = posterior.sample(3000)["head.weight"][:, 0].double()
+    assert ((drawn.mean(0) - mean) / sd).abs().max() < 0.2
+    assert (drawn.std(0) / sd).log().abs().max() < 0.15
+    trace = pyro.poutine.trace(posterior.as_prior()).get_trace(posterior.model.sites)
+    joint = trace.nodes["mixture"]["fn"]
+    assert ((joint.mean[:16] - mean) / sd).abs().max() < 0.2
+    assert (joint.variance[:16].sqrt() / sd).log().abs().max() < 0.15
+
+
+@dataclass(frozen=True)
+class Squared(KnownNoise):
+    """The sign of what the network says is not seen: two modes."""
+
+    def distribution(self, outputs: Tensor, weights: Any, choices: Tensor | None = None) -> Any:
+        return dist.Normal(outputs[..., 0].square(), self.sd)
+
+
+def test_each_restart_finds_a_mode_and_the_mixture_both() -> None:
+    labels = [1.2, 0.8, 1.1, 0.9, 1.3] * 4
+    rows = {"text": ["w5"] * len(labels), "label": labels}
+    prior = {"head.bias": dist.Normal(0.0, 1e-4), "*": dist.Normal(0.0, 1.0)}
+    bimodal = bh.Model(network(), prior, Squared(0.5))
+    data = bh.encode(rows, bimodal.network.tokenizer, kind="rating")
+    posterior: Any = bh.fit(bimodal, "normal", data, restarts=6, **{**FIT, "max_steps": 60})
+    found = torch.stack([flat(each.guide.means())[0] for each in posterior.components])
+    torch.testing.assert_close(found.abs(), torch.ones(6).double(), atol=0.1, rtol=0.0)
+    assert 0 < (found > 0).sum() < 6
+    drawn = posterior.sample(600)["head.weight"][:, 0, 0]
+    assert ((drawn > 0).float().mean() - (found > 0).float().mean()).abs() < 1e-6
+    # The evidence is that of both modes, by the density of the mixture; each mode has half of it.
+    grid = torch.linspace(-4, 4, 20001).double()
+    density = dist.Normal(0.0, 1.0).log_prob(grid) + sum(
+        dist.Normal(grid.square(), 0.5).log_prob(torch.tensor(y)) for y in labels
+    )
+    evidence = torch.trapezoid(density.exp(), grid).log().item()
+    assert psis(posterior, data, 2000).log_evidence == pytest.approx(evidence, abs=0.15)
+    single = psis(posterior.components[0], data, 2000).log_evidence
+    assert single == pytest.approx(evidence - math.log(2), abs=0.15)
+
+
+# Starts and seeds
+
+
+def test_the_first_restart_is_the_single_fit_and_others_start_elsewhere() -> None:
+    posterior, single = fit(), fit(restarts=1)
+    assert not isinstance(single, MixturePosterior)
+    assert same(posterior.components[0], single)
+    assert posterior.components[0].report.history == single.report.history
+    locs = [each.guide.means()["lora.query.A"] for each in posterior.components]
+    for one in range(3):
+        for other in range(one):
+            assert not torch.allclose(locs[one], locs[other], rtol=0.1)
+    assert [each.report.options.seed for each in posterior.components] == [0, 1000, 2000]
+    assert posterior.report.options.seed == 0
+    priors = {id(each.model.prior) for each in posterior.components}
+    assert priors == {id(posterior.model.prior)}  # the scale that the first fit found
+
+
+@pytest.mark.parametrize("guide", ["delta", "lowrank", "down only"])
+def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
+    of = tiny_model(())
+    if guide == "down only":
+        of = tiny_model()
+    starts = fit(guide, of=of, max_steps=1, lr=1e-9, natural_lr=1e-9)
+    site = next(
+        s for s in of.sites if s.name == ("lora.query.B" if of.network.kinds else "head.weight")
+    )
+    away = [each.guide.means()[site.name] - site.init() for each in starts.components]
+    assert away[0].abs().max() < 1e-3
+    assert not torch.allclose(away[1], away[2])
+    trace = pyro.poutine.trace(starts.model.prior).get_trace(of.sites)
+    sd = trace.nodes[site.name]["fn"].stddev
+    for value in away[1:]:
+        assert 0.6 < (value / sd).std() < 1.5
+
+
+def test_pyros_guides_and_functions_restart_too() -> None:
+    assert fit("AutoNormal", 2).predict(TEXTS, 4) is not None
+    of = tiny_model(())
+
+    def guide(_batch: object) -> None:
+        for site in of.sites:
+            start = pyro.param(site.name, torch.randn(site.shape))
+            pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
+
+    one, other = fit(guide, 2, of).components
+    assert not same(one, other)
+    with pytest.raises(GuideError, match="AutoNormal has no prior"):
+        fit("AutoNormal", 2).guide.as_prior()
+
+
+@pytest.mark.parametrize("restarts", [0, -2, 1.5, "3"])
+def test_bad_numbers_are_refused(restarts: Any) -> None:
+    with pytest.raises(ConfigError, match=r"restarts=.* must be an integer of at least 1"):
+        bh.fit(tiny_model(), "normal", "no such data", restarts=restarts)
+
+
+def test_a_guide_that_has_one_start_is_refused() -> None:
+    of = tiny_model(())
+    with pytest.raises(ConfigError, match="restarts=2: the NormalGuide given has but one start"):
+        bh.fit(of, NormalGuide(of), "no such data", restarts=2)
+    with pytest.raises(GuideError, match="components is empty"):
+        MixtureGuide([])
+
+
+# Predictions
+
+
+@pytest.fixture(scope="module")
+def apart() -> Any:
+    """Three restarts whose biases are moved to places of their own."""
+    posterior = fit(of=tiny_model(()))
+    for number, each in enumerate(posterior.components):
+        with torch.no_grad():
+            each.guide.loc["head/bias"].copy_(torch.tensor([float(number), -float(number)]) * 50)
+    return posterior
+
+
+def test_draws_are_shared_out_evenly(apart: Any) -> None:
+    drawn = apart.sample(12, seed=5)["head.bias"][:, 0]
+    assert (drawn / 50).round().tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
+    assert len(apart.sample(10)["head.bias"]) == 12  # rounded up
+    assert len(apart.sample(60)["head.bias"]) == 60  # more than are drawn at a time
+    torch.testing.assert_close(drawn[:4], apart.components[0].sample(4, seed=5)["head.bias"][:, 0])
+    spread = apart.sample(30)["head.bias"][:, 1].reshape(3, 10)
+    spread = spread - spread.mean(1, keepdim=True)
+    assert not torch.allclose(spread[0], spread[1])  # not the same noise in each
+
+
+def test_a_prediction_is_the_average_of_the_components() -> None:
+    posterior = fit()
+    drawn = draw(posterior.model, posterior.guide, 12, seed=5)
+    total = torch.zeros(3, 2)
+    for number, each in enumerate(posterior.components):
+        own = {name: value.split(4)[number] for name, value in drawn.items()}
+
+        def replay(_batch: object, own: Any = own) -> None:
+            for name, value in own.items():
+                pyro.sample(name, dist.Delta(value, event_dim=value.dim() - 2))
+
+        forecast: Any = predict(each.model, replay, each.text.encode(each.model, TEXTS, False), 4)
+        total += forecast.probabilities / 3
+    torch.testing.assert_close(probabilities(posterior, 12, seed=5), total, atol=1e-5, rtol=1e-4)
+
+
+def test_each_component_is_linearised_around_its_own_mean() -> None:
+    posterior = fit("linear", max_steps=2)
+    assert posterior.guide.linear
+    parts = [probabilities(each, 2000) for each in posterior.components]
+    together = probabilities(posterior, 6000)
+    torch.testing.assert_close(together, torch.stack(parts).mean(0), atol=0.02, rtol=0.0)
+
+
+def test_restarts_of_a_point_are_a_deep_ensemble() -> None:
+    posterior = fit("delta", lr=0.05, max_steps=20, particles=1)
+    members = torch.stack([probabilities(each, 0) for each in posterior.components])
+    assert (members.std(0) > 1e-4).all()
+    for samples in (0, 1, 3, 6):
+        torch.testing.assert_close(probabilities(posterior, samples), members.mean(0))
+    # Their disagreement is epistemic uncertainty; a single point has none.
+    entropy = torch.special.entr(members.mean(0)).sum(-1)
+    expected = entropy - torch.special.entr(members).sum(-1).mean(0)
+    torch.testing.assert_close(posterior.predict(TEXTS, 0).epistemic, expected)
+    assert posterior.components[0].predict(TEXTS, 3).epistemic.abs().max() < 1e-6
+    with pytest.raises(GuideError, match="is a point of a component"):
+        psis(posterior, FIRST, 100)
+    with pytest.raises(GuideError, match="no width"):
+        posterior.update(SECOND)
+
+
+def test_reports_are_of_each_and_of_all() -> None:
+    posterior = fit(eval_every=2, validation=SECOND)
+    reports = [each.report for each in posterior.components]
+    assert posterior.report.components == reports
+    assert posterior.report.steps == 12 and reports[0].steps == 4
+    for step in range(4):
+        losses = [report.history[step]["loss"] for report in reports]
+        assert posterior.report.history[step]["loss"] == pytest.approx(sum(losses) / 3)
+    assert "validation_nll" in posterior.report.history[1]
+    text = str(posterior.report)
+    assert text.startswith("3 restarts, 12 steps on 16 examples")
+    for number, report in enumerate(reports, 1):
+        assert f"restart {number}: negative ELBO {report.last('loss'):.3f}" in text
+    assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)")
+    found = posterior.diagnose(FIRST, samples=100)
+    alone = posterior.components[1].diagnose(FIRST, samples=100)
+    assert found.components[1] == alone and f"  {alone.information}" in str(found)
+    assert posterior.to_arviz(FIRST, samples=6).posterior["head.bias"].values.size == 12

@@ -1,0 +1,129 @@
+"""Restarts in rounds and on disk: component by component."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from onehot import FIT, assert_posterior, model, solve, words
+from restarts import FIRST, SECOND, fit, probabilities, same
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import fitting
+from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.mixture import MixturePosterior, seeds
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+FAMILIES: list[Any] = ["normal", "lowrank", "linear", {"head.*": "full", "*": "normal"}]
+
+
+def load(path: Path, **options: Any) -> Any:
+    return bh.Posterior.load(path, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
+
+
+@pytest.mark.parametrize("guide", FAMILIES, ids=str)
+def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
+    posterior = fit(guide, of=tiny_model(()))
+    before = probabilities(posterior)
+    second = posterior.update(SECOND, max_steps=3, keep=0.8)
+    options = posterior.report.options.change(max_steps=3)
+    for old, new, own in zip(
+        posterior.components, second.components, seeds(options, 3), strict=True
+    ):
+        alone = old.update(SECOND, options=own, keep=0.8)
+        assert same(new, alone)
+        assert new.report.history == alone.report.history
+        assert new.report.parent == old.report.id
+    assert torch.equal(probabilities(posterior), before)
+    assert second.own_priors and not posterior.own_priors
+    assert second.report.parent == posterior.report.id and second.report.keep == 0.8
+    assert [report.examples for report in second.lineage] == [16, 12]
+    third = second.update(FIRST, again=True)
+    assert third.report.options.max_steps == 3 and len(third.components[2].lineage) == 3
+
+
+def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr(fitting, "start", lambda model, *args: model)
+    rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
+    posterior: Any = bh.fit(model(), "normal", rounds[0], restarts=2, replay=bh.Replay(10), **FIT)
+    for data in rounds[1:]:
+        posterior = posterior.update(data, replay=bh.Replay(10))
+    for each in posterior.components:
+        assert_posterior(each.guide, [(data, 1.0) for data in rounds])
+        assert len(each.coreset.examples) == 10
+
+
+def test_new_labels_are_given_to_every_component() -> None:
+    posterior = fit(of=tiny_model(()))
+    rows = {"text": ["w5 w9", "w6", "w7 w8", "w7"], "label": [0, 1, 2, 2]}
+    with pytest.raises(bh.errors.DataError):
+        posterior.update(rows)
+    grown = posterior.update(rows, grow=True)
+    assert [each.guide.means()["head.bias"].shape for each in grown.components] == [(3,)] * 3
+    assert len({id(each.model.network) for each in grown.components}) == 1
+    assert probabilities(grown).shape == (3, 3)
+
+
+def test_surprise_is_assessed() -> None:
+    drift = fit(of=tiny_model(())).assess(SECOND, samples=21)
+    assert drift.nll is not None and 0 < drift.nll.p <= 1
+
+
+# On disk
+
+
+@pytest.mark.parametrize("guide", [*FAMILIES, "delta"], ids=str)
+def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
+    posterior = fit(guide, of=tiny_model(()))
+    rounds = [posterior]
+    if guide != "delta":
+        rounds.append(posterior.update(SECOND))
+    for number, each in enumerate(rounds):
+        each.save(tmp_path / str(number))
+        loaded = load(tmp_path / str(number))
+        assert isinstance(loaded, MixturePosterior)
+        assert loaded.lineage == each.lineage
+        assert loaded.own_priors == each.own_priors == (number == 1)
+        assert torch.equal(probabilities(loaded), probabilities(each))
+        assert [c.lineage for c in loaded.components] == [c.lineage for c in each.components]
+        assert repr(loaded) == repr(each)
+        if guide != "delta":
+            data = (SECOND, tiny_examples(9, seed=4))[number]
+            assert torch.equal(*(probabilities(p.update(data)) for p in (each, loaded)))
+    assert sorted(path.suffix for path in (tmp_path / "0").iterdir()) == [".json", ".safetensors"]
+
+
+def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
+    def wide(sites: Any) -> Any:
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, 2.0).expand(s.shape).to_event(s.ndim))
+            for s in sites
+        }
+
+    posterior = fit(of=tiny_model((), prior=wide), replay=bh.Replay(4))
+    posterior.save(tmp_path / "a")
+    with pytest.raises(SaveError, match="wide"):
+        load(tmp_path / "a")
+    loaded = load(tmp_path / "a", prior=wide)
+    assert not loaded.own_priors
+    for one, other in zip(loaded.components, posterior.components, strict=True):
+        assert one.coreset.examples.fingerprint == other.coreset.examples.fingerprint
+    updated = (each.update(SECOND, replay=bh.Replay(4)) for each in (posterior, loaded))
+    assert torch.equal(*map(probabilities, updated))
+    with pytest.raises(SaveError, match="AutoNormal cannot be saved"):
+        fit("AutoNormal", 2).save(tmp_path / "b")
+
+
+def test_history_keeps_rounds_of_restarts(tmp_path: Path) -> None:
+    history = bh.History(tmp_path)
+    first = fit(of=tiny_model(()))
+    id = history.add(first, name="monday")
+    history.add(first.update(SECOND))
+    assert len(history.leaves) == 1
+    again = history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert torch.equal(probabilities(again), probabilities(first))

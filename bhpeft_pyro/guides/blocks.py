@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import GuideError
 from ..model import Model
-from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior
+from ..priors import BlockPrior, JointPrior, Prior
 from .budget import Budget, budget
 from .delta import DeltaGuide
 from .guide import Guide
@@ -111,11 +111,7 @@ class BlockGuide(Guide):
                 joint.append(block.as_prior())
             else:
                 single |= block.distributions()
-        if not joint:
-            return PosteriorPrior(single)
-        if not single and len(joint) == 1:
-            return joint[0]
-        return BlockPrior([PosteriorPrior(single), *joint] if single else joint)
+        return BlockPrior.of(single, joint)
 
     def follow(self, model: Model) -> None:
         for block in self.blocks():

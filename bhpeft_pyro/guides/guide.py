@@ -9,10 +9,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..errors import GuideError
 from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
-__all__ = ["Guide", "blocks_of", "key"]
+__all__ = ["Guide", "blocks_of", "key", "prior_of"]
 
 
 def key(site: str) -> str:
@@ -94,3 +95,23 @@ class Guide(nn.Module):
 def blocks_of(guide: object) -> list[object]:
     """The independent guides that any guide is made of."""
     return [*guide.blocks()] if isinstance(guide, Guide) else [guide]
+
+
+def prior_of(model: Model, guide: nn.Module) -> Prior:
+    """A fitted guide as a prior; sites that its model's prior makes out of others go on so.
+
+    Raises:
+        GuideError: the guide is a point, or not one of this package's.
+    """
+    if not isinstance(guide, Guide):
+        raise GuideError(
+            f"{type(guide).__name__} does not say how its posterior becomes a prior; "
+            "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
+        )
+    prior = guide.as_prior()
+    if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
+        made_by = model.prior
+        if isinstance(made_by, PosteriorPrior) and made_by.structure is not None:
+            made_by = made_by.structure
+        return PosteriorPrior(prior.distributions, made_by)
+    return prior

@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, unpack
+from ..priors import JOINT, JointPrior, joint_name, unpack
 from .guide import Guide
 from .latent import Latent, base_of, latents
 
@@ -100,7 +100,7 @@ class LowRankGuide(Guide):
         if self._joint:
             self.latent = found[0].name
         else:
-            self.latent = JOINT if self._names is None else f"{JOINT}[{', '.join(self._names)}]"
+            self.latent = JOINT if self._names is None else joint_name(self._names)
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """`(*P, D)` to a tensor `(*P, *shape)` for each site."""

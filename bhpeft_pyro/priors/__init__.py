@@ -7,7 +7,7 @@ from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, unpack
+from .joint import JOINT, JointPrior, joint_name, unpack
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpacePrior
@@ -35,5 +35,6 @@ __all__ = [
     "effective_rank",
     "empirical_scales",
     "gate_probabilities",
+    "joint_name",
     "unpack",
 ]

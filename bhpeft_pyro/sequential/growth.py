@@ -14,12 +14,12 @@ from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, GuideError, LikelihoodError
 from ..guides import NormalGuide
-from ..guides.guide import blocks_of, key
+from ..guides.guide import blocks_of, key, prior_of
 from ..head import Head
 from ..likelihoods import Categorical
 from ..model import Model
 from ..network import RandomPEFT
-from ..posterior import Posterior, prior_of
+from ..posterior import Posterior
 from .forgetting import normals
 
 __all__ = ["grow", "unknown_labels"]

@@ -68,7 +68,8 @@ def save(posterior: Posterior, folder: Path, overwrite: bool) -> Path:
     parts = {"guide": guide, "network": model.network}
     for part, module in parts.items():
         tensors |= {f"{part}.{key}": value for key, value in module.state_dict().items()}
-    data = dump_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    # A guide that has learnt nothing since it became a prior shares its tensors with that.
+    data = dump_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     content = {
         "format": FORMAT,

@@ -128,6 +128,11 @@ class BlockGuide(Guide):
         for block in self.blocks():
             block.narrow(information)
 
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for block in self.blocks():
+            if own := {name: rows[name] for name in block.means() if name in rows}:
+                block.grow(own)
+
     def options(self) -> dict[str, Any]:
         return {"families": self.families}
 

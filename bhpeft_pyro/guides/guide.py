@@ -79,6 +79,22 @@ class Guide(nn.Module):
             information: per site (others stay), of its shape; latents that are not real stay.
         """
 
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add rows to sites, last along their first dim and independent of all that is there.
+
+        What the guide has of the prior is that of the old model until it has to `follow` the new.
+
+        Args:
+            rows: per site the means and sds, each (rows, *rest of the site's shape).
+
+        Raises:
+            GuideError: it cannot.
+        """
+        raise GuideError(
+            f"grow: {type(self).__name__} takes no new rows of {', '.join(rows)}; expected a "
+            "'normal', 'lowrank', 'linear' or 'full' guide of them"
+        )
+
     def blocks(self) -> list[Guide]:
         """The independent guides that it is made of: itself, unless it is made of others."""
         return [self]

@@ -116,6 +116,20 @@ class LowRankGuide(Guide):
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt())
 
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        old = self.covariance
+        table = torch.cat([self.loc[None], old.scale[None], old.axes.mT])  # a column a weight
+        parts = self.unpack(table)
+        for name, (means, sds) in rows.items():
+            axes = means.new_zeros(old.rank, *means.shape)
+            more = torch.cat([means[None], sds[None], axes]).to(table)
+            parts[name] = torch.cat([parts[name], more], 1)
+        self._shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        table = torch.cat([part.flatten(1) for part in parts.values()], 1)
+        self.loc = nn.Parameter(table[0].clone())
+        self.covariance = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
+
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
 
@@ -143,6 +157,10 @@ class FullGuide(LowRankGuide):
 
     def __init__(self, model: Model, names: Collection[str] | None = None) -> None:
         super().__init__(model, sum(x.loc.numel() for x in latents(model, names)), names)
+
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().grow(rows)
+        self.rank = len(self.loc)
 
     def options(self) -> dict[str, Any]:
         return {}

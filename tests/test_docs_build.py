@@ -28,6 +28,7 @@ INTERNAL = {
     "coordinates",
     "demo",
     "experiments",
+    "files",
     "fitting",  # bhpeft_pyro.fit
     "head",  # bhpeft_pyro.Head
     "model",  # bhpeft_pyro.Model

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .. import saving
+from .. import files
 from ..errors import SaveError
 from ..inference.report import FitReport
 from ..sequential import History
@@ -33,8 +33,8 @@ def history(
 ) -> None:
     """What each round learnt from: a list for one posterior, a tree for a folder of rounds."""
     tree = History(folder)
-    single = saving.exists(folder)
-    rounds = saving.read_lineage(folder) if single else tuple(tree.rounds.values())
+    single = files.exists(folder)
+    rounds = files.read_lineage(folder) if single else tuple(tree.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     if as_json:

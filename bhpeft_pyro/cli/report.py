@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from .. import __version__
 from ..errors import ConfigError
+from ..files import write
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..metrics import evaluate
 from ..posterior import Posterior
-from ..saving import write
 from . import figures, options
 from .predict import predictions
 from .quality import WORDS

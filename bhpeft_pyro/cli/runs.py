@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .. import saving
+from .. import files, saving
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..guides import DeltaGuide
@@ -65,7 +65,7 @@ def hold_out(table: Dataset, validation: str, seed: int) -> tuple[Dataset, Datas
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a posterior, before any work is done."""
-    if saving.exists(out) and not overwrite:
+    if files.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")

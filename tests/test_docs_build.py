@@ -33,6 +33,7 @@ INTERNAL = {
     "head",  # bhpeft_pyro.Head
     "model",  # bhpeft_pyro.Model
     "network",  # bhpeft_pyro.RandomPEFT
+    "patterns",
     "saving",  # Posterior.save and load
 }
 

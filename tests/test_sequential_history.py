@@ -163,7 +163,7 @@ def test_bad_forgetting_is_refused() -> None:
     for options, message in (
         ({"keep": 1.5}, r"keep=1.5 must be in \[0, 1\]"),
         ({"keep": {"*": -0.1}}, "keep="),
-        ({"keep": {"lora.*": 0.9}}, r"'lora\.\*' matches no site"),
+        ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
         ({"floor": 2.0}, "floor=2.0"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -21,7 +21,7 @@ from bhpeft_pyro.cli.backbone import load_backbone
 from bhpeft_pyro.cli.options import fraction
 from bhpeft_pyro.cli.task import infer, named
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
-from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
 from bhpeft_pyro.inference import FitOptions, NaturalGradient
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -209,7 +209,13 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
-    assert len(bh.Posterior.load(tmp_path / "next", *_tiny(folder)).lineage) == 3
+    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "lowrank")
+    last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
+    assert len(last.lineage) == 4 and isinstance(last.guide, LowRankGuide)
+    assert last.report.projection == 0.0
+    assert "unknown guide 'low'" in error(
+        "update", tmp_path / "next", new, *quick, "--guide", "low"
+    )
 
 
 def test_unlabelled_texts_set_the_coordinates(folder, tmp_path, posterior):

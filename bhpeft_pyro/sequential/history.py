@@ -151,5 +151,7 @@ def _line(report: FitReport) -> str:
         parts.append(f"keep {report.keep}")
     if report.floor:
         parts.append(f"floor {report.floor:g}")
+    if report.projection is not None:
+        parts.append(f"another guide, {report.projection:.2f} nats away")
     parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
     return "  ".join(filter(None, parts))

@@ -40,8 +40,14 @@ def update(
     check_patience(options, validation)
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
-    if grow and (labels := unknown_labels(posterior, data)):
+    labels = unknown_labels(posterior, data)
+    if labels and grow:
         posterior = grown(posterior, labels)
+    elif isinstance(labels, tuple) and labels:
+        raise DataError(
+            f"data: {', '.join(map(repr, labels))} is none of {posterior.text.label_names}; "
+            "grow=True (--grow) gives new labels an output of their own"
+        )
     model, text, coreset = posterior.model, posterior.text, posterior.coreset
     # With replay, last round's coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide

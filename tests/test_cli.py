@@ -167,6 +167,7 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert found["round"] == 2 and found["after"].keys() == found["before"].keys()
     first, second = bh.Posterior.load(tmp_path / "second", *_tiny(folder)).lineage
     assert (first.steps, second.steps) == (4, 3)
+    assert first.name == second.name == "train.csv"
     assert second.options.batch_size == 8  # as in the first round
     rows = runs.hold_out(runs.read_table(str(folder / "train.csv")), "20%", 0)[1]
     before_scores = bh.Posterior.load(folder / "run", *_tiny(folder)).evaluate(rows)
@@ -196,6 +197,8 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
     assert first in listed and children[0] in listed and children[1] not in listed
     assert "no rounds" in error("history", tmp_path / "nothing")
+    (folder / "empty").mkdir()
+    assert first in bhpeft("history", folder).stdout  # posteriors side by side are a tree too
 
 
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):

@@ -98,7 +98,7 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     bhpeft(*arguments(folder, *options, data="early.csv"), code=130)
     assert len(rounds(folder)) == 1
     again = bhpeft(*arguments(folder, *options, data="early.csv"))
-    assert "1 rounds are there already" in again.stderr
+    assert "rounds that are there already: 1" in again.stderr
     first = [report.id for report in rounds(folder)]
     shown = bhpeft(*arguments(folder, *options)).stdout
     assert "rows 11-14" in shown and "drift/nll_z" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from .. import fitting as library
@@ -64,6 +66,7 @@ def fit(
         options=how,
         **reading,
     )
+    posterior.report.name = Path(data).name
     posterior.save(out, overwrite)
     say(f"{posterior.report}\nsaved in {out}")
     conclude(posterior, held_out, samples, as_json)

@@ -99,7 +99,7 @@ def stream(
     reading = recipe.reading(found)
     model = recipe.model(found, device)
     if done := len(History(out / "rounds").rounds):
-        say(f"{done} rounds are there already")
+        say(f"rounds that are there already: {done}")
     last = sequential.stream(
         model,
         learnt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -71,6 +72,7 @@ def update(
         grow=grow,
         again=again,
     )
+    after.report.name = Path(data).name
     after.save(out, overwrite)
     say(f"{after.report}\nsaved in {out}")
     # The round before has no probability for a label that is new.

@@ -59,7 +59,7 @@ class History:
         reports = [
             files.read_report(path)
             for path in self.folder.glob("*")
-            if path.is_dir() and path.suffix != _PARTIAL
+            if files.exists(path) and path.suffix != _PARTIAL
         ]
         reports.sort(key=lambda report: (report.created, report.id))
         children: dict[str | None, list[FitReport]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +56,25 @@ class Covariance:
         whitened = scale.unsqueeze(-1) * root
         axes, strength = leading(whitened)
         return cls(scale, axes, (1 + strength).rsqrt())
+
+    @classmethod
+    def blocks(cls, parts: Sequence[Covariance]) -> Covariance:
+        """Of independent vectors, one after the other."""
+        return cls(
+            torch.cat([part.scale for part in parts]),
+            torch.block_diag(*(part.axes for part in parts)),
+            torch.cat([part.ratio for part in parts]),
+        )
+
+    def marginal(self, index: Tensor) -> Covariance:
+        """Of the entries at `index`, (M,) (for ratios of at most 1)."""
+        if not self.rank:
+            return Covariance.diagonal(self.scale[index])
+        narrow = self.ratio.double().square()
+        axes, strength = leading(self.axes[index].double() * (1 - narrow).clamp_min(0).sqrt())
+        # Of the rows that are left nothing is narrower than the narrowest direction of all.
+        ratio = (1 - strength).maximum(narrow.min()).sqrt()
+        return Covariance(self.scale[index], axes.to(self.axes), ratio.to(self.ratio))
 
     @property
     def rank(self) -> int:

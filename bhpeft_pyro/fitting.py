@@ -15,6 +15,7 @@ from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
 from .guides import Guide, GuideLike, autoguide
+from .guides.guide import prior_of
 from .inference.alignment import align
 from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
@@ -23,7 +24,7 @@ from .inference.report import FitReport
 from .inference.start import may_start, scatter, start
 from .mixture import MixturePosterior, seeds
 from .model import Model
-from .posterior import Coreset, Posterior, TextOptions, prior_of
+from .posterior import Coreset, Posterior, TextOptions
 
 if TYPE_CHECKING:
     from .sequential import Replay

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
 from .data import Columns, Examples, encode
-from .errors import GuideError
-from .guides import Guide
+from .guides import GuideLike
+from .guides.guide import prior_of
 from .inference.draws import draw
 from .inference.optimise import OptimizerFactory
 from .inference.options import FitOptions
@@ -22,13 +22,13 @@ from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
 from .metrics import evaluate
 from .model import Model
-from .priors import PosteriorPrior, Prior, PriorLike
+from .priors import Prior, PriorLike
 
 if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .sequential import Drift, Replay
 
-__all__ = ["Coreset", "Posterior", "TextOptions", "prior_of"]
+__all__ = ["Coreset", "Posterior", "TextOptions"]
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,6 @@ class Coreset:
     examples: Examples
     guide: nn.Module
     report: FitReport
-
-
-def prior_of(model: Model, guide: nn.Module) -> Prior:
-    """A fitted guide as a prior; sites that its model's prior makes out of others go on so.
-
-    Raises:
-        GuideError: the guide is a point, or not one of this package's.
-    """
-    if not isinstance(guide, Guide):
-        raise GuideError(
-            f"{type(guide).__name__} does not say how its posterior becomes a prior; "
-            "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
-        )
-    prior = guide.as_prior()
-    if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
-        made_by = model.prior
-        if isinstance(made_by, PosteriorPrior) and made_by.structure is not None:
-            made_by = made_by.structure
-        return PosteriorPrior(prior.distributions, made_by)
-    return prior
 
 
 class Posterior:
@@ -213,6 +193,7 @@ class Posterior:
         validation: object | None = None,
         options: FitOptions | None = None,
         optimizer: OptimizerFactory | None = None,
+        guide: GuideLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
         floor: float = 0.0,
         replay: Replay | None = None,
@@ -227,6 +208,10 @@ class Posterior:
 
         Args:
             data, validation, options, optimizer: as for `fit`.
+            guide: another family for this round and those after it, by the name or mapping that
+                `fit` takes. Its prior is this posterior if the family can hold it, or else the
+                nearest in the family, with the same means, sds and the correlations that are left
+                (`sequential.projected`); `FitReport.projection` says how far it is away.
             keep: forget on purpose (`sequential.Forgetting`): the prior is q^keep p0^(1 - keep),
                 normalised, between this posterior q and the first prior p0. One number, or one
                 per pattern of site names ("lora.*"); sites that no pattern matches are kept.
@@ -237,7 +222,7 @@ class Posterior:
 
         Raises:
             DataError: the data cannot be used, or were learnt in an earlier round.
-            GuideError: the guide is a point, or not one of this package's.
+            GuideError: the guide is a point; it, or the new one, is not one of this package's.
             PriorError: forgetting has no closed form between these priors.
         """
         from .sequential.forgetting import Forgetting
@@ -249,6 +234,7 @@ class Posterior:
             validation=validation,
             options=(options or self.report.options).change(**changes),
             optimizer=optimizer,
+            family=guide,
             forgetting=Forgetting(keep, floor),
             replay=replay,
             grow=grow,

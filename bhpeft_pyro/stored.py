@@ -33,7 +33,7 @@ Lineage = tuple[FitReport, ...]
 
 
 def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A posterior as plain data and tensors.
+    """A posterior, but for its lineage, as plain data and tensors.
 
     Raises:
         SaveError: the guide or a prior cannot be described.
@@ -72,7 +72,6 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "first_prior": first,
         **fitted,
         "text": asdict(posterior.text),
-        "lineage": [report.to_json() for report in posterior.lineage],
     }, tensors
 
 
@@ -80,6 +79,7 @@ def revive(
     cls: type[Posterior],
     content: dict[str, Any],
     tensors: dict[str, Tensor],
+    lineage: Lineage,
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     given: PriorLike | None,
@@ -89,6 +89,7 @@ def revive(
     Args:
         cls: the class of one without restarts.
         content, tensors: as `describe` gives them.
+        lineage: the reports of its rounds.
         backbone: the one it was fitted on.
         tokenizer: as for `RandomPEFT`.
         given: the prior that stands for one of the user's own.
@@ -107,7 +108,6 @@ def revive(
     text["columns"] = Columns(**text["columns"])
     text["label_names"] = text["label_names"] and tuple(text["label_names"])
     options = TextOptions(**text)
-    lineage = tuple(FitReport.from_json(report) for report in content["lineage"])
     fits = content.get("components")
     for fit in fits or [content]:
         _GUIDES[fit["guide"]]  # a KeyError, if unknown

@@ -295,8 +295,9 @@ def test_a_coreset_and_new_labels() -> None:
     assert grown.guide.means()["head.weight"].shape == (3, 16)  # type: ignore[operator]
     updated = grown.update(tiny_examples(12, seed=4), max_steps=3)
     assert updated.predict(["w5"], 2).probabilities.shape == (1, 3)
-    with pytest.raises(GuideError, match=r"needs a 'normal' guide of 'head\.weight'"):
-        bh.fit(tiny_model(()), {"*": "full"}, tiny_examples(), **QUICK).grow(1)
+    points = {"head.bias": ("delta", {"width": 0.1}), "*": "normal"}
+    with pytest.raises(GuideError, match=r"DeltaGuide takes no new rows of head\.bias"):
+        bh.fit(tiny_model(()), points, tiny_examples(), **QUICK).grow(1)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from bhpeft_pyro.cli.backbone import load_backbone
 from bhpeft_pyro.cli.options import fraction
 from bhpeft_pyro.cli.task import infer, named
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
-from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
 from bhpeft_pyro.inference import FitOptions, NaturalGradient
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -167,6 +167,7 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert found["round"] == 2 and found["after"].keys() == found["before"].keys()
     first, second = bh.Posterior.load(tmp_path / "second", *_tiny(folder)).lineage
     assert (first.steps, second.steps) == (4, 3)
+    assert first.name == second.name == "train.csv"
     assert second.options.batch_size == 8  # as in the first round
     rows = runs.hold_out(runs.read_table(str(folder / "train.csv")), "20%", 0)[1]
     before_scores = bh.Posterior.load(folder / "run", *_tiny(folder)).evaluate(rows)
@@ -196,6 +197,8 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
     assert first in listed and children[0] in listed and children[1] not in listed
     assert "no rounds" in error("history", tmp_path / "nothing")
+    (folder / "empty").mkdir()
+    assert first in bhpeft("history", folder).stdout  # posteriors side by side are a tree too
 
 
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
@@ -209,7 +212,13 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
-    assert len(bh.Posterior.load(tmp_path / "next", *_tiny(folder)).lineage) == 3
+    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "lowrank")
+    last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
+    assert len(last.lineage) == 4 and isinstance(last.guide, LowRankGuide)
+    assert last.report.projection == 0.0
+    assert "unknown guide 'low'" in error(
+        "update", tmp_path / "next", new, *quick, "--guide", "low"
+    )
 
 
 def test_unlabelled_texts_set_the_coordinates(folder, tmp_path, posterior):

@@ -13,6 +13,7 @@ from datasets import Dataset
 from test_cli import bhpeft, error, write_csv
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.cli.runs import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.sequential import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
@@ -64,6 +65,21 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
     assert (folder / "out" / "stream.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_stream_is_its_last_round_until_it_branches(folder: Path) -> None:
+    bhpeft(*arguments(folder, "--by", "date"))
+    first, *_, last = rounds(folder)
+    for place in ("out", "out/rounds"):
+        assert open_run(folder / place, None, "cpu").report == last
+        assert last.id in bhpeft("history", folder / place).stdout
+    history = History(folder / "out" / "rounds")
+    root = history.load(first.id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    history.add(root.update({"text": ["w5 w9", "w6 w7"], "label": ["bad", "good"]}))
+    message = error("evaluate", folder / "out", folder / "news.csv")
+    assert "has branches" in message and last.id in message
+    assert open_run(folder / "out" / "rounds" / first.id, None, "cpu").report == first
+    assert "no saved posterior" in error("evaluate", folder, folder / "news.csv")
+
+
 def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +98,7 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     bhpeft(*arguments(folder, *options, data="early.csv"), code=130)
     assert len(rounds(folder)) == 1
     again = bhpeft(*arguments(folder, *options, data="early.csv"))
-    assert "1 rounds are there already" in again.stderr
+    assert "rounds that are there already: 1" in again.stderr
     first = [report.id for report in rounds(folder)]
     shown = bhpeft(*arguments(folder, *options)).stdout
     assert "rows 11-14" in shown and "drift/nll_z" in shown

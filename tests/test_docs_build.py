@@ -28,11 +28,13 @@ INTERNAL = {
     "coordinates",
     "demo",
     "experiments",
+    "files",
     "fitting",  # bhpeft_pyro.fit
     "head",  # bhpeft_pyro.Head
     "mixture",  # bhpeft_pyro.MixturePosterior
     "model",  # bhpeft_pyro.Model
     "network",  # bhpeft_pyro.RandomPEFT
+    "patterns",
     "saving",  # Posterior.save and load
 }
 

@@ -58,6 +58,34 @@ def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) ->
     assert parents == [None, *ids[:-1]]
 
 
+def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path) -> None:
+    history = bh.History(tmp_path / "rounds")
+    posterior = fit()
+    sizes = []
+    for data in (None, *(tiny_examples(12, seed=20 + i) for i in range(5))):
+        posterior = posterior if data is None else posterior.update(data)
+        index = history.folder / history.add(posterior) / "posterior.json"
+        sizes.append(index.stat().st_size)
+    assert max(sizes[2:]) < 1.1 * min(sizes[2:])  # but for the digits of numbers
+    # Saved by itself it is whole, and so is one whose earlier rounds were not added.
+    alone = bh.Posterior.load(
+        posterior.save(tmp_path / "alone"), tiny_backbone(), tokenizer=tiny_tokenizer()
+    )
+    late = bh.History(tmp_path / "late")
+    late.add(posterior)
+    last = posterior.update(DATA[3])
+    late.add(last)
+    assert alone.lineage == posterior.lineage
+    assert load(late, last.report.id).lineage == last.lineage
+    assert list(late.rounds) == [posterior.report.id, last.report.id]
+    # Taken away from the others it predicts, and says what it does not know.
+    moved = tmp_path / "moved"
+    (history.folder / posterior.report.id).rename(moved)
+    with pytest.warns(UserWarning, match="the rounds before .* are not beside it"):
+        again = bh.Posterior.load(moved, tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert torch.equal(predicted(again), predicted(posterior)) and len(again.lineage) == 1
+
+
 def test_roll_back_and_branch(tmp_path: Path) -> None:
     history = bh.History(tmp_path / "new" / "folder")
     assert history.rounds == {} and history.leaves == []
@@ -135,7 +163,7 @@ def test_bad_forgetting_is_refused() -> None:
     for options, message in (
         ({"keep": 1.5}, r"keep=1.5 must be in \[0, 1\]"),
         ({"keep": {"*": -0.1}}, "keep="),
-        ({"keep": {"lora.*": 0.9}}, r"'lora\.\*' matches no site"),
+        ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
         ({"floor": 2.0}, "floor=2.0"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import fitting as library
 from ..inference import FitOptions
-from . import options, recipe
-from .backbone import load_backbone
+from . import options
 from .quality import conclude
+from .recipe import Recipe, options_of_recipe
 from .runs import check_out, hold_out, read_table
 from .screen import bars, say
-from .task import infer, named
+from .task import named
 
 __all__ = ["EXAMPLES", "fit"]
 
@@ -26,24 +27,16 @@ EXAMPLES = (
 
 
 @options.fitting()
+@options_of_recipe
 def fit(
     context: typer.Context,
     data: options.Data,
     out: options.Out,
-    backbone: recipe.NewBackbone = "roberta-base",
+    recipe: Recipe,
     config: options.Config = None,
-    task: recipe.Task = None,
-    text_column: recipe.TextColumn = None,
-    pair_column: recipe.PairColumn = None,
-    label_column: recipe.LabelColumn = None,
-    preset: recipe.Preset = "bh_peft",
-    guide: recipe.Guide = "linear",
     restarts: Annotated[
         int, typer.Option(help="Independent fits, which predict together as a mixture.")
     ] = 1,
-    noise_by_text: recipe.NoiseByText = False,
-    max_length: recipe.MaxLength = None,
-    unlabelled: recipe.Unlabelled = None,
     validation: options.Validation = "10%",
     samples: options.Samples = None,
     device: options.Device = "auto",
@@ -57,31 +50,28 @@ def fit(
     """
     how = FitOptions(progress=bars()).change(**options.given(context))
     check_out(out, overwrite)
-    kinds = recipe.kinds(preset)
-    recipe.check_guide(guide)
     table = read_table(data)
-    found = infer(table, task, text_column, label_column, pair_column)
+    found = recipe.task_of(table)
     say(f"{len(table)} rows, {found}")
     table = named(table, found.columns.label, found.names)
     train, held_out = hold_out(table, validation, how.seed)
     if isinstance(held_out, str):
         held_out = named(read_table(held_out), found.columns.label, found.names)
-    more = None if unlabelled is None else read_table(unlabelled)
-    model = found.model(*load_backbone(backbone, device), kinds, noise_by_text)
-    say(f"fitting {preset} on {backbone}, {model.network.device}, to {len(train)} rows")
+    reading = recipe.reading(found)
+    model = recipe.model(found, device)
+    where = f"{recipe.backbone}, {model.network.device}"
+    say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
     posterior = library.fit(
         model,
-        guide,
+        recipe.guide,
         train,
         # Without patience nothing depends on it: it is looked at once, at the end.
         validation=held_out if how.patience else None,
-        unlabelled=more,
-        columns=found.columns,
-        max_length=max_length,
-        label_names=found.names,
         options=how,
         restarts=restarts,
+        **reading,
     )
+    posterior.report.name = Path(data).name
     posterior.save(out, overwrite)
     say(f"{posterior.report}\nsaved in {out}")
     conclude(posterior, held_out, samples, as_json)

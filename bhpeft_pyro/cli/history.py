@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .. import saving
+from .. import files
 from ..errors import SaveError
 from ..inference.report import FitReport
-from ..sequential import History
 from . import options
+from .runs import rounds_of
 from .screen import print_json, table
 
 __all__ = ["EXAMPLES", "history"]
 
 EXAMPLES = (
     "bhpeft history runs/reviews-2",
-    "bhpeft history runs/stream/rounds --json",
+    "bhpeft history runs/stream --json",
 )
 
 _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
@@ -27,14 +27,14 @@ _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
 
 def history(
     folder: Annotated[
-        Path, typer.Argument(help="A saved posterior, or a folder of rounds (`History`).")
+        Path, typer.Argument(help="A saved posterior, or the folder of a stream or its rounds.")
     ],
     as_json: options.Json = False,
 ) -> None:
     """What each round learnt from: a list for one posterior, a tree for a folder of rounds."""
-    tree = History(folder)
-    single = saving.exists(folder)
-    rounds = saving.read_lineage(folder) if single else tuple(tree.rounds.values())
+    tree = rounds_of(folder)
+    single = files.exists(folder)
+    rounds = files.read_lineage(folder) if single else tuple(tree.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     if as_json:
@@ -55,6 +55,7 @@ def _facts(report: FitReport) -> dict[str, object]:
         "data": report.data,
         "temperature": report.temperature,
         "keep": report.keep if isinstance(report.keep, float) else str(report.keep),
+        "projection": report.projection,
         "negative_elbo": report.last("loss") if report.history else float("nan"),
         "metrics": dict(report.metrics),
     }

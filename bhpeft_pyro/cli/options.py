@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from inspect import Parameter, signature
@@ -30,10 +30,13 @@ __all__ = [
     "Run",
     "Samples",
     "Validation",
+    "declaring",
     "fitting",
     "fraction",
     "given",
 ]
+
+Command = Callable[..., None]
 
 
 def given(context: typer.Context) -> dict[str, Any]:
@@ -64,7 +67,9 @@ Data = Annotated[
         show_default=False,
     ),
 ]
-Run = Annotated[Path, typer.Argument(help="The folder of a saved posterior.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(help="The folder of a saved posterior, or a stream.", show_default=False)
+]
 Out = Annotated[Path, typer.Option(help="The folder to save the posterior in.", show_default=False)]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the posterior that is in --out.")
@@ -154,27 +159,44 @@ _FITTING = {
 }
 
 
-def fitting(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def fitting(*without: str) -> Callable[[Command], Command]:
     """Give a command the options of a fit, which it reads from its context by `given`.
 
     Args:
         without: options that it is not to have.
     """
-    added = {name: kind for name, kind in _FITTING.items() if name not in without}
+    kinds = {name: kind for name, kind in _FITTING.items() if name not in without}
+    return declaring({name: (kind, None) for name, kind in kinds.items()}, lambda values: {})
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+
+def declaring(
+    added: Mapping[str, tuple[Any, Any]],
+    gather: Callable[[dict[str, Any]], dict[str, Any]],
+    place: str | None = None,
+) -> Callable[[Command], Command]:
+    """Give a command options that are declared elsewhere.
+
+    Args:
+        added: their annotations and defaults by name.
+        gather: from their values to the arguments that the command takes in their stead.
+        place: an argument of the command where they are to be; by default the end.
+    """
+    more = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        for name, (kind, default) in added.items()
+    ]
+
+    def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**arguments: Any) -> None:
-            command(**{name: value for name, value in arguments.items() if name not in added})
+            values = {name: arguments.pop(name) for name in added}
+            command(**arguments, **gather(values))
 
         own = signature(command, eval_str=True)
-        more = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            for name, kind in added.items()
-        ]
-        run.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[*own.parameters.values(), *more]
-        )
+        parameters = [*own.parameters.values()]
+        at = len(parameters) if place is None else [*own.parameters].index(place)
+        parameters[at : at + (place is not None)] = more
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         return run
 
     return decorate

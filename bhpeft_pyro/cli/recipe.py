@@ -2,78 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from datasets import Dataset
 
 from ..errors import ConfigError
 from ..guides import GUIDES, PRESETS
-from ..peft import Kind, presets
-from .task import TaskName
+from ..model import Model
+from ..peft import presets
+from . import options
+from .backbone import load_backbone
+from .runs import read_table
+from .task import Task, TaskName, infer
 
-__all__ = [
-    "Guide",
-    "LabelColumn",
-    "MaxLength",
-    "NewBackbone",
-    "NoiseByText",
-    "PairColumn",
-    "Preset",
-    "Task",
-    "TextColumn",
-    "Unlabelled",
-    "check_guide",
-    "kinds",
-]
+__all__ = ["FAMILIES", "Recipe", "check_guide", "options_of_recipe"]
 
-_GUIDES = (*GUIDES, *PRESETS)
-
-NewBackbone = Annotated[
-    str,
-    typer.Option(help="The frozen transformer: a name on the hub, a folder, or minilm (PyPI)."),
-]
-Task = Annotated[
-    TaskName | None,
-    typer.Option(help="What is to be predicted.", show_default="from columns and labels"),
-]
-TextColumn = Annotated[str | None, typer.Option(help="The column to read.", show_default="text")]
-PairColumn = Annotated[
-    str | None, typer.Option(help="A second text, read after the first.", show_default="none")
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(help="The column to predict.", show_default="label, rating, stars or score"),
-]
-Preset = Annotated[
-    str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
-]
-Guide = Annotated[str, typer.Option(help=f"The family of the posterior: {', '.join(_GUIDES)}.")]
-NoiseByText = Annotated[
-    bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
-]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Cut longer texts.", show_default="the tokenizer's limit")
-]
-Unlabelled = Annotated[
-    str | None,
-    typer.Option(
-        help="More texts, without labels, that set the coordinates where labelled ones are few.",
-        metavar="FILE",
-        show_default="none",
-    ),
-]
+FAMILIES = (*GUIDES, *PRESETS)
 
 
-def kinds(preset: str) -> Sequence[Kind]:
-    """The PEFT kinds of a preset, by its name."""
-    if preset not in presets.__all__:
-        raise ConfigError(f"--preset: unknown {preset!r}; known: {', '.join(presets.__all__)}")
-    found: Sequence[Kind] = getattr(presets, preset)()
-    return found
+@dataclass(frozen=True)
+class Recipe:
+    """The options, by their names, and what they come to."""
+
+    backbone: Annotated[
+        str,
+        typer.Option(help="The frozen transformer: a name on the hub, a folder, or minilm (PyPI)."),
+    ] = "roberta-base"
+    task: Annotated[
+        TaskName | None,
+        typer.Option(help="What is to be predicted.", show_default="from columns and labels"),
+    ] = None
+    text_column: Annotated[
+        str | None, typer.Option(help="The column to read.", show_default="text")
+    ] = None
+    pair_column: Annotated[
+        str | None, typer.Option(help="A second text, read after the first.", show_default="none")
+    ] = None
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="The column to predict.", show_default="label, rating, stars or score"),
+    ] = None
+    preset: Annotated[
+        str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
+    ] = "bh_peft"
+    guide: Annotated[
+        str, typer.Option(help=f"The family of the posterior: {', '.join(FAMILIES)}.")
+    ] = "linear"
+    noise_by_text: Annotated[
+        bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
+    ] = False
+    max_length: Annotated[
+        int | None, typer.Option(help="Cut longer texts.", show_default="the tokenizer's limit")
+    ] = None
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            help="More texts, without labels, that set the coordinates where labelled ones are "
+            "few.",
+            metavar="FILE",
+            show_default="none",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.preset not in presets.__all__:
+            known = ", ".join(presets.__all__)
+            raise ConfigError(f"--preset: unknown {self.preset!r}; known: {known}")
+        check_guide(self.guide)
+
+    def task_of(self, table: Dataset) -> Task:
+        """What the table is to be used for."""
+        return infer(table, self.task, self.text_column, self.label_column, self.pair_column)
+
+    def model(self, found: Task, device: str) -> Model:
+        """The model for a task."""
+        kinds = getattr(presets, self.preset)()
+        return found.model(*load_backbone(self.backbone, device), kinds, self.noise_by_text)
+
+    def reading(self, found: Task) -> dict[str, Any]:
+        """What `fit` and `stream` have to know about the texts."""
+        return {
+            "unlabelled": None if self.unlabelled is None else read_table(self.unlabelled),
+            "columns": found.columns,
+            "max_length": self.max_length,
+            "label_names": found.names,
+        }
+
+
+def options_of_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command with an argument `recipe` the options of one in its place."""
+    kinds = get_type_hints(Recipe, include_extras=True)
+    added = {field.name: (kinds[field.name], field.default) for field in fields(Recipe)}
+    assert not any(default is MISSING for _, default in added.values())
+    return options.declaring(added, lambda values: {"recipe": Recipe(**values)}, "recipe")(command)
 
 
 def check_guide(guide: str) -> None:
     """Refuse an unknown guide before any work is done."""
-    if guide not in _GUIDES:
-        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(_GUIDES)}")
+    if guide not in FAMILIES:
+        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(FAMILIES)}")

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from .. import __version__
 from ..errors import ConfigError
+from ..files import write
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..metrics import evaluate
 from ..mixture import MixturePosterior
 from ..posterior import Posterior
-from ..saving import write
 from . import figures, options
 from .predict import predictions
 from .quality import WORDS

@@ -7,17 +7,20 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .. import saving
+from .. import files, saving
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..guides import DeltaGuide, MixtureGuide
 from ..guides.guide import blocks_of
 from ..posterior import Posterior
+from ..sequential import History
 from .backbone import load_backbone
 from .options import fraction
 from .task import named
 
-__all__ = ["check_out", "draws", "hold_out", "open_run", "read_table", "rows_for"]
+__all__ = ["check_out", "draws", "hold_out", "open_run", "read_table", "rounds_of", "rows_for"]
+
+_ROUNDS = "rounds"  # in the folder of a stream
 
 
 def read_table(source: str) -> Dataset:
@@ -65,14 +68,33 @@ def hold_out(table: Dataset, validation: str, seed: int) -> tuple[Dataset, Datas
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a posterior, before any work is done."""
-    if saving.exists(out) and not overwrite:
+    if files.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
 
 
+def rounds_of(folder: Path) -> History:
+    """The rounds of a stream, by its own folder or by that of its rounds."""
+    inner = folder / _ROUNDS
+    return History(inner if inner.is_dir() else folder)
+
+
 def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
-    """A saved posterior on the backbone that it names, or on the one given."""
+    """A saved posterior on the backbone that it names, or on the one given; of a stream the last.
+
+    Raises:
+        ConfigError: the stream has branches.
+    """
+    if not files.exists(folder) and _ROUNDS in (folder.name, *(p.name for p in folder.glob("*"))):
+        history = rounds_of(folder)
+        leaves = history.leaves
+        if len(leaves) > 1:
+            raise ConfigError(
+                f"run: {history.folder} has branches, which end in {', '.join(leaves)}; expected "
+                f"one of them, as in {history.folder / leaves[0]}"
+            )
+        folder = history.folder.joinpath(*leaves)
     model, tokenizer = load_backbone(backbone or saving.backbone_name(folder), device)
     return Posterior.load(folder, model, tokenizer=tokenizer)
 

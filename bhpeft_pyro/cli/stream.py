@@ -16,11 +16,11 @@ from ..guides import PRESETS
 from ..inference import FitOptions
 from ..sequential import History, Record, Replay, figures
 from ..sequential.batches import Period
-from . import options, recipe
-from .backbone import load_backbone
+from . import options
+from .recipe import Recipe, options_of_recipe
 from .runs import hold_out, read_table
 from .screen import bars, print_json, say, table
-from .task import Task, infer, named
+from .task import Task, named
 
 __all__ = ["EXAMPLES", "stream"]
 
@@ -35,12 +35,14 @@ _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/
 
 
 @options.fitting("patience")
+@options_of_recipe
 def stream(
     context: typer.Context,
     data: options.Data,
     out: Annotated[
         Path, typer.Option(help="The folder of rounds, record and plots.", show_default=False)
     ],
+    recipe: Recipe,
     by: Annotated[
         str | None, typer.Option(help="The column of dates.", show_default="rows are in order")
     ] = None,
@@ -49,17 +51,7 @@ def stream(
         int | None,
         typer.Option(help="Rows a batch, in place of --every.", min=1, show_default=False),
     ] = None,
-    backbone: recipe.NewBackbone = "roberta-base",
     config: options.Config = None,
-    task: recipe.Task = None,
-    text_column: recipe.TextColumn = None,
-    pair_column: recipe.PairColumn = None,
-    label_column: recipe.LabelColumn = None,
-    preset: recipe.Preset = "bh_peft",
-    guide: recipe.Guide = "normal",
-    noise_by_text: recipe.NoiseByText = False,
-    max_length: recipe.MaxLength = None,
-    unlabelled: recipe.Unlabelled = None,
     tests: Annotated[
         str,
         typer.Option(
@@ -84,15 +76,15 @@ def stream(
     stream.png.
     """
     how = FitOptions(progress=False).change(**options.given(context))
-    kinds = recipe.kinds(preset)
-    recipe.check_guide(guide)
-    if guide == "delta" or guide in PRESETS:
-        raise ConfigError(f"--guide: {guide!r} has points, which cannot be the prior of a round")
+    if recipe.guide == "delta" or recipe.guide in PRESETS:
+        raise ConfigError(
+            f"--guide: {recipe.guide!r} has points, which cannot be the prior of a round"
+        )
     held_out = options.fraction(tests, "--tests")
     if grow and held_out:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
     rows = read_table(data)
-    found = infer(rows, task, text_column, label_column, pair_column)
+    found = recipe.task_of(rows)
     rows = named(rows, found.columns.label, found.names)
     batches = _batches(rows, by, every, batch)
     if grow:
@@ -104,26 +96,23 @@ def stream(
         learnt[name], test = hold_out(each, tests, how.seed)
         if test is not None:
             tested[name] = test
-    more = None if unlabelled is None else read_table(unlabelled)
-    model = found.model(*load_backbone(backbone, device), kinds, noise_by_text)
+    reading = recipe.reading(found)
+    model = recipe.model(found, device)
     if done := len(History(out / "rounds").rounds):
-        say(f"{done} rounds are there already")
+        say(f"rounds that are there already: {done}")
     last = sequential.stream(
         model,
         learnt,
         out,
-        guide=guide,
+        guide=recipe.guide,
         tests=tested,
-        unlabelled=more,
-        columns=found.columns,
-        max_length=max_length,
-        label_names=found.names,
         options=how,
         keep=keep,
         replay=None if replay is None else Replay(replay),
         grow=grow,
         samples=samples,
         progress=bars(),
+        **reading,
     )
     record = Record.of(last)
     _plot(record, out)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options
 from .quality import conclude
+from .recipe import FAMILIES, check_guide
 from .runs import check_out, hold_out, open_run, rows_for
 from .screen import bars, say
 
@@ -17,6 +19,7 @@ EXAMPLES = (
     "bhpeft update runs/reviews tuesday.csv --out runs/reviews-2",
     "bhpeft update runs/reviews-2 wednesday.csv --out runs/reviews-3 --validation test.csv",
     "bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow",
+    "bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide lowrank",
 )
 
 
@@ -28,6 +31,13 @@ def update(
     out: options.Out,
     config: options.Config = None,
     validation: options.Validation = "10%",
+    guide: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Go on with another family of the posterior: {', '.join(FAMILIES)}.",
+            show_default="the last round's",
+        ),
+    ] = None,
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: Annotated[
@@ -44,6 +54,8 @@ def update(
     How to fit, where not given, is as in the last round.
     """
     check_out(out, overwrite)
+    if guide is not None:
+        check_guide(guide)
     before = open_run(run, backbone, device)
     how = before.report.options.change(progress=bars(), **options.given(context))
     table = rows_for(before, data, labelled=True)
@@ -55,10 +67,12 @@ def update(
         train,
         validation=held_out if how.patience else None,
         options=how,
+        guide=guide,
         keep=keep,
         grow=grow,
         again=again,
     )
+    after.report.name = Path(data).name
     after.save(out, overwrite)
     say(f"{after.report}\nsaved in {out}")
     # The round before has no probability for a label that is new.

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..files import write
 from ..metrics import standard_error
-from ..saving import write
 
 __all__ = ["Run", "cell", "complete", "file_of", "known", "load", "show"]
 

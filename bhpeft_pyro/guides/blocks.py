@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 from ..batch import Batch
 from ..errors import GuideError
 from ..model import Model
-from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior
+from ..patterns import sort_by_pattern
+from ..priors import BlockPrior, JointPrior, Prior
 from .budget import Budget, budget
 from .delta import DeltaGuide
 from .guide import Guide
@@ -111,11 +111,7 @@ class BlockGuide(Guide):
                 joint.append(block.as_prior())
             else:
                 single |= block.distributions()
-        if not joint:
-            return PosteriorPrior(single)
-        if not single and len(joint) == 1:
-            return joint[0]
-        return BlockPrior([PosteriorPrior(single), *joint] if single else joint)
+        return BlockPrior.of(single, joint)
 
     def follow(self, model: Model) -> None:
         for block in self.blocks():
@@ -136,6 +132,11 @@ class BlockGuide(Guide):
         for block in self.blocks():
             block.narrow(information)
 
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for block in self.blocks():
+            if own := {name: rows[name] for name in block.means() if name in rows}:
+                block.grow(own)
+
     def options(self) -> dict[str, Any]:
         return {"families": self.families}
 
@@ -151,32 +152,17 @@ def plan(families: Mapping[str, Family], found: Sequence[Latent]) -> list[Block]
     """
     parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
     members: dict[str, list[Latent]] = {pattern: [] for pattern in families}
+    names = [name for latent in found for name in latent.names]
+    pattern_of = sort_by_pattern(names, families, "guide", GuideError)
     for latent in found:
-        patterns = {_first(families, name) for name in latent.names}
+        patterns = {pattern_of[name] for name in latent.names}
         if len(patterns) > 1:
             raise GuideError(
                 f"guide: the prior holds {', '.join(latent.names)} together, so one pattern must "
                 f"match them all; these do: {', '.join(map(repr, sorted(patterns)))}"
             )
         members[patterns.pop()].append(latent)
-    # A pattern overshadowed by an earlier one is as much of a mistake as a misspelt one.
-    if unused := [pattern for pattern, own in members.items() if not own]:
-        names = ", ".join(name for latent in found for name in latent.names)
-        raise GuideError(
-            f"guide: {', '.join(map(repr, unused))} match no site that an earlier pattern "
-            f"doesn't; sites: {names}"
-        )
     return [Block(pattern, *parsed[pattern], own) for pattern, own in members.items()]
-
-
-def _first(patterns: Mapping[str, Family], name: str) -> str:
-    found = next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
-    if found is None:
-        raise GuideError(
-            f"guide: no pattern matches the site {name!r}; patterns: "
-            f"{', '.join(map(repr, patterns)) or 'none'}"
-        )
-    return found
 
 
 def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:

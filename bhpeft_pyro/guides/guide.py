@@ -9,10 +9,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..errors import GuideError
 from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
-__all__ = ["Guide", "blocks_of", "key"]
+__all__ = ["Guide", "blocks_of", "key", "prior_of"]
 
 
 def key(site: str) -> str:
@@ -87,6 +88,22 @@ class Guide(nn.Module):
             information: per site (others stay), of its shape; latents that are not real stay.
         """
 
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Add rows to sites, last along their first dim and independent of all that is there.
+
+        What the guide has of the prior is that of the old model until it has to `follow` the new.
+
+        Args:
+            rows: per site the means and sds, each (rows, *rest of the site's shape).
+
+        Raises:
+            GuideError: it cannot.
+        """
+        raise GuideError(
+            f"grow: {type(self).__name__} takes no new rows of {', '.join(rows)}; expected a "
+            "'normal', 'lowrank', 'linear' or 'full' guide of them"
+        )
+
     def blocks(self) -> list[Guide]:
         """The independent guides that it is made of: itself, unless it is made of others."""
         return [self]
@@ -103,3 +120,23 @@ class Guide(nn.Module):
 def blocks_of(guide: object) -> list[object]:
     """The independent guides that any guide is made of."""
     return [*guide.blocks()] if isinstance(guide, Guide) else [guide]
+
+
+def prior_of(model: Model, guide: nn.Module) -> Prior:
+    """A fitted guide as a prior; sites that its model's prior makes out of others go on so.
+
+    Raises:
+        GuideError: the guide is a point, or not one of this package's.
+    """
+    if not isinstance(guide, Guide):
+        raise GuideError(
+            f"{type(guide).__name__} does not say how its posterior becomes a prior; "
+            "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
+        )
+    prior = guide.as_prior()
+    if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
+        made_by = model.prior
+        if isinstance(made_by, PosteriorPrior) and made_by.structure is not None:
+            made_by = made_by.structure
+        return PosteriorPrior(prior.distributions, made_by)
+    return prior

@@ -15,7 +15,7 @@ from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, unpack
+from ..priors import JOINT, JointPrior, joint_name, unpack
 from .guide import Guide
 from .latent import Latent, base_of, latents
 
@@ -100,7 +100,7 @@ class LowRankGuide(Guide):
         if self._joint:
             self.latent = found[0].name
         else:
-            self.latent = JOINT if self._names is None else f"{JOINT}[{', '.join(self._names)}]"
+            self.latent = JOINT if self._names is None else joint_name(self._names)
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
@@ -120,6 +120,20 @@ class LowRankGuide(Guide):
 
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt())
+
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        old = self.covariance
+        table = torch.cat([self.loc[None], old.scale[None], old.axes.mT])  # a column a weight
+        parts = self.unpack(table)
+        for name, (means, sds) in rows.items():
+            axes = means.new_zeros(old.rank, *means.shape)
+            more = torch.cat([means[None], sds[None], axes]).to(table)
+            parts[name] = torch.cat([parts[name], more], 1)
+        self._shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
+        table = torch.cat([part.flatten(1) for part in parts.values()], 1)
+        self.loc = nn.Parameter(table[0].clone())
+        self.covariance = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
@@ -148,6 +162,10 @@ class FullGuide(LowRankGuide):
 
     def __init__(self, model: Model, names: Collection[str] | None = None) -> None:
         super().__init__(model, sum(x.loc.numel() for x in latents(model, names)), names)
+
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        super().grow(rows)
+        self.rank = len(self.loc)
 
     def options(self) -> dict[str, Any]:
         return {}

@@ -88,6 +88,13 @@ class NormalGuide(Guide):
                 log_scale = self.log_scale[key(name)]
                 log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
 
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (means, sds) in rows.items():
+            for table, more in ((self.loc, means), (self.log_scale, sds.log())):
+                old = table[key(name)]
+                table[key(name)] = nn.Parameter(torch.cat([old, more.to(old)]))
+
     def options(self) -> dict[str, Any]:
         return {"init_scale": self.init_scale}
 

@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 
 from ..errors import GuideError
+from ..patterns import first_match
 from .blocks import Family
 
 __all__ = ["PRESETS", "a_only", "down_only"]
@@ -52,7 +52,7 @@ def _random(
 ) -> dict[str, Family]:
     # Latents that the prior has in place of a site, or for its scale, have names that go on.
     patterns = [pattern for stem in stems for pattern in (stem, f"{stem}.*")]
-    found = [p for p in patterns if any(fnmatchcase(name, p) for name in names)]
+    found = [p for p in patterns if any(first_match(name, [p]) for name in names)]
     if not found:
         raise GuideError(
             f"guide: {preset!r} has nothing to be random, no site is named like "
@@ -60,6 +60,6 @@ def _random(
         )
     points: Family = "delta" if width is None else ("delta", {"width": width})
     families: dict[str, Family] = dict.fromkeys(found, "normal")
-    if any(not any(fnmatchcase(name, p) for p in found) for name in names):
+    if any(first_match(name, found) is None for name in names):
         families["*"] = points
     return families

@@ -45,6 +45,9 @@ class FitReport:
         created: when, in UTC.
         keep: how much of the last posterior the prior kept (`Posterior.update`).
         floor: the least sd of that prior, as a share of the first prior's.
+        projection: KL(q || p) in nats, where the round has another family of guides, from the last
+            posterior q to the nearest p in that family, which the prior is made of; 0 if it holds q
+            as it is. None if the family has stayed.
         name: what its user calls the round.
         metrics: what its user noted about it.
         components: with restarts, the report of each. What is said above is then of all of them:
@@ -68,6 +71,7 @@ class FitReport:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     keep: float | dict[str, float] = 1.0
     floor: float = 0.0
+    projection: float | None = None
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
@@ -147,6 +151,9 @@ class FitReport:
         for number, report in enumerate(self.components, 1):
             sds = ", sds still moving" if report.unsettled else ", sds settled"
             lines.append(f"  restart {number}: {report._loss()}{sds if report.scales else ''}")
+        if self.projection is not None:
+            away = f"{self.projection:.2f} nats away from it" if self.projection else "as it is"
+            lines.append(f"prior: the last posterior in the new family of guides, {away}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
         for name, scale in self.scales.items():
             kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""

@@ -7,7 +7,7 @@ from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, apart, unpack
+from .joint import JOINT, JointPrior, apart, joint_name, unpack
 from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
@@ -38,5 +38,6 @@ __all__ = [
     "effective_rank",
     "empirical_scales",
     "gate_probabilities",
+    "joint_name",
     "unpack",
 ]

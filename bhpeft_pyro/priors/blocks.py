@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..errors import PriorError
@@ -38,6 +39,17 @@ class BlockPrior:
         """Those of the sites that a part is a prior of."""
         known = part.shapes if isinstance(part, JointPrior) else part.distributions
         return [site for site in sites if site.name in known]
+
+    @classmethod
+    def of(
+        cls, single: Mapping[str, TorchDistribution], joint: Sequence[JointPrior]
+    ) -> BlockPrior | JointPrior | PosteriorPrior:
+        """Of latents on their own, and of those that belong together: a prior of one part is that
+        part itself."""
+        parts: list[JointPrior | PosteriorPrior] = [*joint]
+        if single or not joint:
+            parts.insert(0, PosteriorPrior(single))
+        return cls(parts) if len(parts) > 1 else parts[0]
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
 from operator import itemgetter
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..distributions import LowRankNormal
 from ..errors import PriorError
 from ..peft.sites import Site
 
-__all__ = ["JOINT", "JointPrior", "apart", "unpack"]
+__all__ = ["JOINT", "JointPrior", "apart", "joint_name", "unpack"]
 
 JOINT = "weights"
 """Name of the latent that holds all weights; of those that hold some, what it begins with."""
@@ -45,6 +46,17 @@ class JointPrior:
         self.shapes = dict(shapes)
         self.name = name
 
+    def marginal(self, sites: Collection[str]) -> JointPrior:
+        """That of some of its sites, in its own order, with the correlations among them."""
+        shapes = {name: shape for name, shape in self.shapes.items() if name in sites}
+        if len(shapes) == len(self.shapes):
+            return self
+        places = unpack(torch.arange(len(self.normal.loc)), self.shapes)
+        index = torch.cat([places[name].flatten() for name in shapes]).to(self.normal.loc.device)
+        covariance = self.normal.covariance.marginal(index)
+        normal = LowRankNormal(self.normal.loc[index], covariance)
+        return JointPrior(normal, shapes, joint_name(shapes))
+
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
             if (known := self.shapes.get(site.name)) != site.shape:
@@ -58,6 +70,11 @@ class JointPrior:
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()
         }
+
+
+def joint_name(sites: Iterable[str]) -> str:
+    """The latent's name where it holds only some of a model's sites."""
+    return f"{JOINT}[{', '.join(sites)}]"
 
 
 def apart(

@@ -8,7 +8,6 @@ site that it makes out of such other latents it records by `pyro.deterministic` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import pyro
 import torch
@@ -18,6 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from ..errors import PriorError
+from ..patterns import sort_by_pattern
 from ..peft.sites import Site
 
 __all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked", "complete"]
@@ -70,24 +70,12 @@ class PatternPrior:
         self.patterns = dict(patterns)
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        unused = set(self.patterns)
-        values = {}
-        for site in sites:
-            pattern = next((p for p in self.patterns if fnmatchcase(site.name, p)), None)
-            if pattern is None:
-                raise PriorError(
-                    f"prior: no pattern matches the site {site.name!r}; patterns: "
-                    f"{', '.join(map(repr, self.patterns))}"
-                )
-            unused.discard(pattern)
-            values[site.name] = pyro.sample(site.name, spread(self.patterns[pattern], site))
-        # A pattern overshadowed by an earlier one is as much of a mistake as a misspelt one.
-        if unused:
-            raise PriorError(
-                f"prior: {', '.join(map(repr, sorted(unused)))} match no site that an earlier "
-                f"pattern doesn't; sites: {', '.join(site.name for site in sites)}"
-            )
-        return values
+        names = (site.name for site in sites)
+        pattern_of = sort_by_pattern(names, self.patterns, "prior", PriorError)
+        return {
+            site.name: pyro.sample(site.name, spread(self.patterns[pattern_of[site.name]], site))
+            for site in sites
+        }
 
 
 def spread(prior: SitePrior, site: Site) -> TorchDistribution:

@@ -6,6 +6,7 @@ from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
 from .growth import grow
 from .history import History
+from .projection import projected
 from .record import Record
 from .replay import Replay
 from .stream import prequential, stream
@@ -23,6 +24,7 @@ __all__ = [
     "figures",
     "grow",
     "prequential",
+    "projected",
     "stream",
     "transfer",
 ]

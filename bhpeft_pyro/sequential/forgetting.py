@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import pyro.distributions as dist
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, PriorError
+from ..patterns import check_used, first_match
 from ..peft.sites import Site
 from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, checked
 
@@ -70,7 +70,8 @@ class Forgetting:
         """How much of a site's posterior is kept."""
         if not isinstance(self.keep, Mapping):
             return self.keep
-        return next((k for pattern, k in self.keep.items() if fnmatchcase(site, pattern)), 1.0)
+        pattern = first_match(site, self.keep)
+        return 1.0 if pattern is None else self.keep[pattern]
 
     def __call__(self, posterior: Prior, first: Prior | None, sites: Sequence[Site]) -> Prior:
         """The next round's prior.
@@ -86,9 +87,7 @@ class Forgetting:
                 in q or in p0 (q may also be that of a `lowrank` guide, or block).
         """
         if isinstance(self.keep, Mapping):
-            for pattern in self.keep:
-                if not any(fnmatchcase(site.name, pattern) for site in sites):
-                    raise ConfigError(f"keep: the pattern {pattern!r} matches no site")
+            check_used((site.name for site in sites), self.keep, "keep", ConfigError)
         if isinstance(posterior, BlockPrior):
             return BlockPrior(
                 self._of_block(part, first, sites, posterior.sites_of(part, sites))

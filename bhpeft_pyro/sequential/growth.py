@@ -7,19 +7,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, GuideError, LikelihoodError
-from ..guides import NormalGuide
-from ..guides.guide import blocks_of, key
+from ..guides import Guide
+from ..guides.guide import prior_of
 from ..head import Head
 from ..likelihoods import Categorical
 from ..model import Model
 from ..network import RandomPEFT
-from ..posterior import Posterior, prior_of
+from ..posterior import Posterior
 from .forgetting import normals
 
 __all__ = ["grow", "unknown_labels"]
@@ -30,8 +29,8 @@ _HEAD = ("head.weight", "head.bias")
 def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     """Add outputs for new labels, last.
 
-    The old rows of the head, and all other weights, keep their posterior; the new rows have the
-    first prior. Under any draw the logits of the old labels are what they were, and so are the
+    The old rows of the head, and all other weights, keep their joint posterior; the new rows have
+    the first prior. Under any draw the logits of the old labels are what they were, and so are the
     ratios of their probabilities. The probabilities themselves make room for the new labels: with
     K old labels of logits z and new logits u ~ prior, p(k) falls from exp(z_k) / sum exp(z) to
     exp(z_k) / (sum exp(z) + sum exp(u)). That room is what lets new labels be learnt.
@@ -39,8 +38,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     It is no round: the lineage stays. `Posterior.update(..., grow=True)` does it where needed.
 
     Args:
-        posterior: of a `Head` with a `Categorical` likelihood and a `normal` guide, of the head
-            at least.
+        posterior: of a `Head` with a `Categorical` likelihood and one of this package's guides,
+            under which the head is no point.
         labels: the new names; or how many, if the labels have no names.
 
     Raises:
@@ -70,17 +69,20 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     network.load_state_dict(old.state_dict())
     model = Model(network, posterior.first_prior, posterior.model.likelihood)
     first = normals(posterior.first_prior, model.sites, _HEAD, "grow")
-    guide = _grown(posterior.guide, first, count)
+    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in first.items()}
+    guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
     if coreset is not None:
         coreset = dataclasses.replace(
             coreset,
             examples=_relabelled(coreset.examples, names, head.outputs),
-            guide=_grown(coreset.guide, first, count),
+            guide=_grown(coreset.guide, rows),
         )
+    # What the next round starts from is also what this one would be fitted under.
+    model = Model(network, prior_of(model, guide), model.likelihood)
+    guide.follow(model)
     return posterior.replace(
-        # What the next round starts from is also what this one would be fitted under.
-        model=Model(network, prior_of(model, guide), model.likelihood),
+        model=model,
         guide=guide,
         text=dataclasses.replace(posterior.text, label_names=names),
         coreset=coreset,
@@ -119,20 +121,12 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     return (*known, *labels)
 
 
-def _grown(guide: nn.Module, first: dict[str, tuple[Tensor, Tensor]], count: int) -> nn.Module:
-    """A copy of a guide whose head has `count` more rows, at the first prior."""
+def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
+    """A copy of a guide whose head has more rows."""
     guide = copy.deepcopy(guide)
-    normals = [block for block in blocks_of(guide) if isinstance(block, NormalGuide)]
-    for site in _HEAD:
-        own = next((block for block in normals if key(site) in block.loc), None)
-        if own is None:
-            raise GuideError(
-                f"grow: needs a 'normal' guide of {site!r}, got {type(guide).__name__}"
-            )
-        mean, sd = first[site]
-        for table, rows in ((own.loc, mean[-count:]), (own.log_scale, sd[-count:].log())):
-            old = table[key(site)]
-            table[key(site)] = nn.Parameter(torch.cat([old.detach(), rows.to(old)]))
+    if not isinstance(guide, Guide):
+        raise GuideError(f"grow: {type(guide).__name__} is not one of this package's guides")
+    guide.grow(rows)
     return guide
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import saving
+from .. import files, saving
 from ..errors import SaveError
 from ..inference.report import FitReport
 from ..posterior import Posterior
@@ -28,8 +28,9 @@ class History:
     """The rounds of one or more lineages, a tree: `rich.print(history)` shows it.
 
     A round is a folder named by its id, which `Posterior.load` reads too. It appears whole (it is
-    written under another name, then renamed) and stays as it is. To roll back, or to
-    branch, load an earlier round and update it.
+    written under another name, then renamed) and stays as it is. It holds its own report, and
+    those of earlier rounds are read from the folders beside it: to take one elsewhere, load it and
+    save it there. To roll back, or to branch, load an earlier round and update it.
 
     Args:
         folder: where the rounds are; made when the first is added.
@@ -55,13 +56,22 @@ class History:
         Raises:
             SaveError: a round is damaged.
         """
-        lineages = [
-            saving.read_lineage(path)
+        reports = [
+            files.read_report(path)
             for path in self.folder.glob("*")
-            if path.is_dir() and path.suffix != _PARTIAL
+            if files.exists(path) and path.suffix != _PARTIAL
         ]
-        lineages.sort(key=lambda lineage: (len(lineage), lineage[-1].created, lineage[-1].id))
-        return {lineage[-1].id: lineage[-1] for lineage in lineages}
+        reports.sort(key=lambda report: (report.created, report.id))
+        children: dict[str | None, list[FitReport]] = {}
+        here = {report.id for report in reports}
+        for report in reports:
+            children.setdefault(report.parent if report.parent in here else None, []).append(report)
+        found: dict[str, FitReport] = {}
+        generation = children.get(None, [])
+        while generation:
+            found |= {report.id: report for report in generation}
+            generation = [c for report in generation for c in children.get(report.id, [])]
+        return found
 
     @property
     def leaves(self) -> list[str]:
@@ -93,7 +103,7 @@ class History:
         report.name = name or report.name
         report.metrics |= metrics or {}
         partial = self.folder / f"{report.id}{_PARTIAL}"
-        posterior.save(partial, overwrite=True)
+        saving.save(posterior, partial, overwrite=True, alone=False)
         os.rename(partial, folder)
         return report.id
 
@@ -141,5 +151,7 @@ def _line(report: FitReport) -> str:
         parts.append(f"keep {report.keep}")
     if report.floor:
         parts.append(f"floor {report.floor:g}")
+    if report.projection is not None:
+        parts.append(f"another guide, {report.projection:.2f} nats away")
     parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
     return "  ".join(filter(None, parts))

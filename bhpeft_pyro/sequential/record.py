@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import write
 from ..posterior import Posterior
-from ..saving import write
 from . import transfer
 
 __all__ = ["Record"]

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 
 from ..errors import DataError
 from ..fitting import check_patience, fit_round
+from ..guides import GuideLike
+from ..guides.guide import prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..model import Model
-from ..posterior import Posterior, prior_of
+from ..posterior import Posterior
 from .forgetting import Forgetting
 from .growth import grow as grown
 from .growth import unknown_labels
+from .projection import in_family
 from .replay import Replay
 
 __all__ = ["update"]
@@ -27,6 +30,7 @@ def update(
     validation: object | None,
     options: FitOptions,
     optimizer: OptimizerFactory | None,
+    family: GuideLike | None,
     forgetting: Forgetting,
     replay: Replay | None,
     grow: bool,
@@ -34,15 +38,25 @@ def update(
 ) -> Posterior:
     """See `Posterior.update`."""
     check_patience(options, validation)
-    prior_of(
-        posterior.model, posterior.guide
-    )  # a guide that is no prior is refused before data is read
-    if grow and (labels := unknown_labels(posterior, data)):
+    # A guide that is no prior is refused before data is read.
+    prior_of(posterior.model, posterior.guide)
+    labels = unknown_labels(posterior, data)
+    if labels and grow:
         posterior = grown(posterior, labels)
+    elif isinstance(labels, tuple) and labels:
+        raise DataError(
+            f"data: {', '.join(map(repr, labels))} is none of {posterior.text.label_names}; "
+            "grow=True (--grow) gives new labels an output of their own"
+        )
     model, text, coreset = posterior.model, posterior.text, posterior.coreset
     # With replay, last round's coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
-    prior = forgetting(prior_of(model, guide), posterior.first_prior, model.sites)
+    last, projection = prior_of(model, guide), None
+    if family is None:
+        guide = copy.deepcopy(guide)
+    else:
+        guide, last, projection = in_family(model, last, family, options.seed)
+    prior = forgetting(last, posterior.first_prior, model.sites)
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not again:
@@ -54,6 +68,7 @@ def update(
         parent=posterior.report.id,
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
         floor=forgetting.floor,
+        projection=projection,
     )
     kept = None
     if replay is not None:
@@ -61,7 +76,7 @@ def update(
         kept, examples = replay.split(pool, options.seed, posterior)
     start = posterior.replace(
         model=Model(model.network, prior, model.likelihood),
-        guide=copy.deepcopy(guide),
+        guide=guide,
         lineage=(*posterior.lineage, report),
         coreset=None,
     )

@@ -1,0 +1,69 @@
+"""Patterns of names, as in `{"lora.*.B": ..., "*": ...}`: the first one that matches holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from .errors import BHPEFTError
+
+__all__ = ["check_used", "first_match", "sort_by_pattern"]
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """The pattern that holds for a name; None if no pattern does.
+
+    >>> first_match("lora.query.B", ["*.A", "lora.*", "*"])
+    'lora.*'
+    """
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def sort_by_pattern(
+    names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
+) -> dict[str, str]:
+    """For each name the pattern that holds.
+
+    Args:
+        names: of a model's sites.
+        patterns: in their order; each has to hold for some name.
+        argument: what the patterns were given as.
+        error: what is raised.
+
+    Raises:
+        BHPEFTError: no pattern for a name, or no name for a pattern.
+
+    >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
+    {'head.bias': 'head.*', 'lora.query.A': '*'}
+    """
+    names, patterns = [*names], [*patterns]
+    found: dict[str, str] = {}
+    for name in names:
+        pattern = first_match(name, patterns)
+        if pattern is None:
+            raise error(
+                f"{argument}: no pattern matches the site {name!r}; patterns: "
+                f"{', '.join(map(repr, patterns)) or 'none'}"
+            )
+        found[name] = pattern
+    check_used(names, patterns, argument, error)
+    return found
+
+
+def check_used(
+    names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
+) -> None:
+    """See that each pattern holds for some name, where names without one are fine.
+
+    One overshadowed by an earlier pattern is as much of a mistake as a misspelt one.
+
+    Raises:
+        BHPEFTError: a pattern holds for none.
+    """
+    names, patterns = [*names], [*patterns]
+    used = {first_match(name, patterns) for name in names}
+    if unused := [pattern for pattern in patterns if pattern not in used]:
+        raise error(
+            f"{argument}: {', '.join(map(repr, unused))} match no site that an earlier pattern "
+            f"doesn't; sites: {', '.join(names)}"
+        )

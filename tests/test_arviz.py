@@ -14,8 +14,7 @@ import torch
 import xarray as xr
 
 from bhpeft_pyro import Posterior, fit, likelihoods
-from bhpeft_pyro import arviz as export
-from bhpeft_pyro.arviz import to_arviz
+from bhpeft_pyro.arviz import export, to_arviz
 from bhpeft_pyro.change import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast

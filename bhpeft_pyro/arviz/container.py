@@ -17,12 +17,12 @@ __all__ = ["dataset", "join"]
 
 
 def dataset(
-    variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any]
+    variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any] = {}
 ) -> xr.Dataset:
-    """A group of draws: variables of dims (chain, draw, ...)."""
-    draws = next((value.shape[1] for _, value in variables.values()), 0)
-    every = {"chain": np.arange(1), "draw": np.arange(draws), **coords}
-    return xr.Dataset(dict(variables), coords=every, attrs=dict(attrs))
+    """A group of draws: from variables (dims, values), their dims (chain, draw, ...)."""
+    shape = next((values.shape for _, values in variables.values()), (0, 0))
+    numbers = {dim: np.arange(size) for dim, size in zip(("chain", "draw"), shape, strict=False)}
+    return xr.Dataset(dict(variables), coords={**numbers, **coords}, attrs=dict(attrs))
 
 
 def join(groups: dict[str, xr.Dataset]) -> Any:

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import torch
-from pyro import poutine
-from torch import Tensor
-
+from ..data import Examples
+from ..diagnostics.passes import prior_guide
 from ..errors import ConfigError
-from ..inference.draws import blocks, seeded
 from .axes import Axes
 from .container import join
+from .draws import chains, chosen_draws
 from .predictions import predictions
-from .readable import branches, with_changes
 from .trace import trace
+from .variables import variables
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -24,10 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["SMALL", "to_arviz"]
 
 SMALL = 10_000
-"""Sites with more weights than this are left out unless they are named."""
+"""Variables with more numbers a draw than this are left out unless they are named."""
 
-_FLOAT = 4  # bytes
-_PREDICTED = 12  # bytes for each draw and example: a label and a log-likelihood
+_FLOAT, _INTEGER = 4, 8  # bytes
 
 
 def to_arviz(
@@ -41,26 +38,26 @@ def to_arviz(
 ) -> Any:
     """Draws of a posterior, and what they predict, in ArviZ's form.
 
-    Groups: `posterior` and `prior`, one variable a site, dims (chain, draw, *site dims), and one a
-    PEFT branch, `change.adapter` for example, with the size of the change that it makes in each
-    layer (`change.sizes`); `sample_stats`, the last round's loss, NLL, KL per step (nats per
-    example, dim `step`) and the KL of each site (nats, dim `site`); and with data
-    `posterior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
-    `log_likelihood`, over the dim `example`. Draw s of every group but the prior belongs to draw s
-    of the weights.
+    Groups: `posterior` and `prior`, one variable a site, dims (chain, draw, *site dims), and what a
+    person can read of the weights: the change that each branch makes, LoRA's spectra and effective
+    ranks, gates, the effect of the head's weights (`variables`); `sample_stats`, the last round's
+    trace (dim `step`) and the KL of each site (nats, dim `site`); and with data
+    `posterior_predictive`, `prior_predictive`, `constant_data` (the texts) and, if labelled,
+    `observed_data` and `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw
+    s of the weights. A guide of several components has a chain for each (`chains`).
 
     Args:
         posterior: the posterior.
         data: as for `Posterior.predict`.
-        samples: S.
-        sites: patterns of site names, such as "lora.*" or "change.*"; by default the changes and
-            the sites of at most `SMALL` weights. Those left out are named in the attribute
-            `left_out` of `posterior`.
+        samples: S, draws a chain.
+        sites: patterns of variables' names, such as "lora.*" or "change.*"; by default all of at
+            most `SMALL` numbers. Those left out are named in the attribute `left_out` of
+            `posterior`.
         max_bytes: the most that the arrays may take.
         seed: the same seed gives the same draws.
 
     Raises:
-        ConfigError: a pattern matches no site, or the arrays would exceed `max_bytes`.
+        ConfigError: a pattern matches nothing, or the arrays would exceed `max_bytes`.
 
     >>> from bhpeft_pyro.fitting import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -68,36 +65,32 @@ def to_arviz(
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)
     >>> dict(idata.posterior["head.weight"].sizes)
     {'chain': 1, 'draw': 10, 'label': 2, 'in': 16}
+    >>> idata.posterior["spectrum.lora.query"].dims
+    ('chain', 'draw', 'layer', 'rank')
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """
     if samples < 1:
         raise ConfigError(f"samples={samples} must be at least 1")
+    model = posterior.model
     examples = None
     if data is not None:
-        examples = posterior.text.encode(posterior.model, data, labelled=False)
-    one = posterior.sample(1, seed)
-    numel = {name: value[0].numel() for name, value in one.items()}
-    changed = branches(posterior, one)
-    numel |= {branch.name: branch.shape[0] for branch in changed}
+        examples = posterior.text.encode(model, data, labelled=False)
+    known = variables(posterior, posterior.sample(1, seed))
+    numel = {name: variable.numel for name, variable in known.items()}
     chosen = _choose(numel, sites)
-    outputs = max(2, posterior.model.network.outputs)
-    needed = samples * (
-        2 * _FLOAT * sum(numel[name] for name in chosen)
-        + (0 if examples is None else (_PREDICTED + _FLOAT * outputs) * len(examples))
-    )
+    guides = chains(posterior.guide)
+    needed = samples * (len(guides) + 1) * _FLOAT * sum(numel[name] for name in chosen)
+    if examples is not None:
+        needed += samples * len(examples) * _per_prediction(posterior, examples, len(guides))
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    values: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for block in blocks(posterior.model, posterior.guide, samples, seed):  # never all of all draws
-        drawn = with_changes(posterior, {name: value[:, 0] for name, value in block.items()})
-        for name in chosen:
-            values[name].append(drawn[name].cpu())
-    known = (*posterior.model.sites, *changed)
-    axes = Axes([site for site in known if site.name in chosen], posterior)
+    drawn = [chosen_draws(posterior, g, chosen, samples, seed + i) for i, g in enumerate(guides)]
+    before = chosen_draws(posterior, prior_guide(model), chosen, samples, seed + len(guides))
+    axes = Axes({name: known[name] for name in chosen}, posterior.text.label_names)
     report = posterior.report
     attrs = {
         "left_out": ", ".join(name for name in numel if name not in chosen),
@@ -107,12 +100,12 @@ def to_arviz(
         "examples": report.examples,
     }
     groups = {
-        "posterior": axes.dataset({name: torch.cat(v) for name, v in values.items()}, attrs),
-        "prior": axes.dataset(_prior(posterior, chosen, samples, seed), {}),
-        "sample_stats": trace(report.history, report.kl),
+        "posterior": axes.dataset(drawn, attrs),
+        "prior": axes.dataset([before], {}),
+        "sample_stats": trace(report),
     }
     if examples is not None:
-        groups |= predictions(posterior, examples, samples, seed)
+        groups |= predictions(posterior, guides, examples, samples, seed)
     return join(groups)
 
 
@@ -126,20 +119,10 @@ def _choose(numel: Mapping[str, int], sites: str | Sequence[str] | None) -> list
     return [name for name in numel if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _prior(posterior: Posterior, chosen: list[str], samples: int, seed: int) -> dict[str, Tensor]:
-    """Draws of the prior in force in the last round: site name to (S, *shape)."""
-    model = posterior.model
-    found: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    with seeded(seed), torch.no_grad(), poutine.block():
-        for _ in range(samples):
-            nodes = poutine.trace(model.prior).get_trace(model.sites).nodes
-            names = {*chosen, *(site.name for site in model.sites)} & nodes.keys()
-            drawn: dict[str, Tensor] = {}
-            for name in names:
-                value = nodes[name]["value"]
-                assert isinstance(value, Tensor)
-                drawn[name] = value[None]
-            drawn = with_changes(posterior, drawn)
-            for name in chosen:
-                found[name].append(drawn[name][0].cpu())
-    return {name: torch.stack(values) for name, values in found.items()}
+def _per_prediction(posterior: Posterior, examples: Examples, guides: int) -> int:
+    """Bytes for each draw and example."""
+    width = max(2, posterior.model.network.outputs)  # a class's probability, a mean and an sd
+    if examples.counts is not None:
+        width = int(examples.counts.max())
+    # Labels of guides and prior, log-likelihoods; and one forecast at a time.
+    return _INTEGER * (guides + 1) + _FLOAT * guides + _FLOAT * width

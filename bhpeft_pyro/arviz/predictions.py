@@ -1,8 +1,9 @@
-"""What the draws of the weights predict, and what was observed."""
+"""What draws of the weights predict, and what was observed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..data import Examples
+from ..diagnostics.passes import prior_guide
 from ..forecast import RatingForecast
 from ..inference.predict import predict
 from .container import dataset
@@ -19,39 +21,62 @@ if TYPE_CHECKING:
 
 __all__ = ["predictions"]
 
+_DIMS = ("chain", "draw", "example")
+
 
 def predictions(
-    posterior: Posterior, examples: Examples, samples: int, seed: int
+    posterior: Posterior,
+    guides: Sequence[Callable[..., Any]],
+    examples: Examples,
+    samples: int,
+    seed: int,
 ) -> dict[str, xr.Dataset]:
-    """A label drawn from each draw's own forecast, and how probable it made the observed one."""
-    labels = examples.labels
-    forecast = predict(
-        posterior.model, posterior.guide, examples, samples, seed=seed, keep_samples=True
-    )
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(forecast, RatingForecast):
-        predicted = torch.normal(forecast.means, forecast.sds, generator=generator)
-        normal = torch.distributions.Normal(forecast.means, forecast.sds)
-        fit = None if labels is None else normal.log_prob(labels)
-    else:
-        p = forecast.samples
-        assert p is not None
-        predicted = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
-        index = None if labels is None else labels.expand(len(p), -1).unsqueeze(-1)
-        fit = None if index is None else p.gather(-1, index).squeeze(-1).log()
-    coords = {"example": np.arange(len(examples))}
-    by_draw = ("chain", "draw", "example")
+    """A label drawn from each draw's own forecast, and how probable it made the observed one.
 
-    def drawn(values: Tensor) -> xr.Dataset:
-        return dataset({"label": (by_draw, values.numpy()[None])}, coords, {})
+    Args:
+        posterior: the posterior.
+        guides: one a chain; the seeds of their draws are `seed`, `seed` + 1, ...; then comes that
+            of the prior.
+        examples: the texts.
+        samples: S, draws of each guide, and of the prior.
+        seed: of the draws.
+    """
+    coords = {"example": np.arange(len(examples))}
+    model = posterior.model
+    passes = [_outcome(posterior, g, examples, samples, seed + i) for i, g in enumerate(guides)]
+    prior, _ = _outcome(posterior, prior_guide(model), examples, samples, seed + len(guides))
+
+    def drawn(chains: Sequence[Tensor]) -> xr.Dataset:
+        return dataset({"label": (_DIMS, torch.stack(list(chains)).numpy())}, coords)
+
+    def given(**values: Any) -> xr.Dataset:
+        return xr.Dataset({name: ("example", value) for name, value in values.items()}, coords)
 
     groups = {
-        "posterior_predictive": drawn(predicted),
-        "constant_data": xr.Dataset(
-            {"text": (("example",), np.array(examples.texts, dtype=object))}, coords
-        ),
+        "posterior_predictive": drawn([labels for labels, _ in passes]),
+        "prior_predictive": drawn([prior]),
+        "constant_data": given(text=np.array(examples.texts, dtype=object)),
     }
-    if labels is not None and fit is not None:
-        groups["log_likelihood"] = drawn(fit)
-        groups["observed_data"] = xr.Dataset({"label": (("example",), labels.numpy())}, coords)
+    if examples.labels is not None:
+        groups["log_likelihood"] = drawn([fit for _, fit in passes if fit is not None])
+        groups["observed_data"] = given(label=examples.labels.numpy())
     return groups
+
+
+def _outcome(
+    posterior: Posterior, guide: Callable[..., Any], examples: Examples, samples: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """(S, N) labels, and log-likelihoods if the examples are labelled."""
+    labels = examples.labels
+    forecast = predict(posterior.model, guide, examples, samples, seed=seed, keep_samples=True)
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(forecast, RatingForecast):
+        normal = torch.distributions.Normal(forecast.means, forecast.sds)
+        predicted = torch.normal(forecast.means, forecast.sds, generator=generator)
+        return predicted, None if labels is None else normal.log_prob(labels)
+    p = forecast.samples
+    assert p is not None
+    predicted = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+    if labels is None:
+        return predicted, None
+    return predicted, p.gather(-1, labels.expand(len(p), -1).unsqueeze(-1)).squeeze(-1).log()

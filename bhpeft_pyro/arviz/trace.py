@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
 
 import numpy as np
 import xarray as xr
 
+from ..inference.report import FitReport
+
 __all__ = ["trace"]
 
-_TRACE = ("loss", "nll", "kl", "lr", "gradient", "validation_nll")
+_STEPS = {
+    "loss": "negative ELBO (nats per example)",
+    "nll": "expected NLL (nats per example)",
+    "kl": "KL to the prior (nats per example)",
+    "temperature": "weight of the KL",
+    "lr": "learning rate",
+    "gradient": "norm of the gradient (nats per example)",
+    "validation_nll": "NLL of the validation data (nats per example)",
+}
 
 
-def trace(history: Sequence[Mapping[str, float]], kl: Mapping[str, float]) -> xr.Dataset:
-    """(step,) traces, NaN where a quantity was not evaluated, and the (site,) KL at the end."""
-    steps = np.array([entry["step"] for entry in history], dtype=np.int64)
-    known = [name for name in _TRACE if any(name in entry for entry in history)]
-    traces = {
-        name: (("step",), np.array([entry.get(name, np.nan) for entry in history]))
-        for name in known
-    }
-    sites = {"site_kl": (("site",), np.array(list(kl.values())))}
-    return xr.Dataset(traces | sites, coords={"step": steps, "site": list(kl)})
+def trace(report: FitReport) -> xr.Dataset:
+    """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end.
+
+    >>> from bhpeft_pyro.inference import FitOptions
+    >>> report = FitReport(9, "", FitOptions(), steps=3, history=[{"step": 1, "loss": 2.0},
+    ...                                                           {"step": 3, "loss": 1.0}])
+    >>> trace(report)["loss"].values, trace(report)["skipped"].values
+    (array([ 2., nan,  1.]), array([False,  True, False]))
+    """
+    by_step = {int(entry["step"]): entry for entry in report.history}
+    steps = np.arange(1, report.steps + 1)
+    found = {}
+    for name, words in _STEPS.items():
+        values = np.array([by_step.get(step, {}).get(name, math.nan) for step in steps.tolist()])
+        if not np.isnan(values).all():
+            found[name] = ("step", values, {"long_name": words})
+    skipped = np.array([step not in by_step for step in steps.tolist()], dtype=bool)
+    words = "left out, as loss or gradient were not finite"
+    found["skipped"] = ("step", skipped, {"long_name": words})
+    sites = [*report.kl, *(name for name in report.scales if name not in report.kl)]
+    for name, by_site, words in (
+        ("site_kl", report.kl, "KL to the prior (nats)"),
+        ("site_scale", report.scales, "posterior sd / prior sd, geometric mean"),
+    ):
+        values = np.array([by_site.get(site, math.nan) for site in sites])
+        found[name] = ("site", values, {"long_name": words})
+    return xr.Dataset(found, coords={"step": steps, "site": sites})

@@ -255,15 +255,6 @@ def test_same_seed_same_draws(posterior: Posterior) -> None:
     assert not np.array_equal(one[0], other[0])
 
 
-def test_arviz_summary_and_loo_run(idata: Any) -> None:
-    summary = arviz.summary(idata, var_names=["head.bias"])
-    expected = idata.posterior["head.bias"].values[0].mean(0)
-    np.testing.assert_allclose(summary["mean"].astype(float), expected, atol=0.01)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # too few draws for reliable weights
-        assert np.isfinite(arviz.loo(idata).elpd_loo)
-
-
 def test_netcdf_round_trip(idata: Any, tmp_path: Path) -> None:
     idata.to_netcdf(str(tmp_path / "idata.nc"))
     back = arviz.from_netcdf(str(tmp_path / "idata.nc"))

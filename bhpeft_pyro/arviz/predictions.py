@@ -11,9 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from ..data import Examples
-from ..diagnostics.passes import prior_guide
+from ..diagnostics.passes import max_rows, prior_guide
 from ..forecast import RatingForecast
+from ..inference.feed import Feed
 from ..inference.predict import predict
+from ..model import Model
 from .container import dataset
 
 if TYPE_CHECKING:
@@ -42,9 +44,11 @@ def predictions(
         seed: of the draws.
     """
     coords = {"example": np.arange(len(examples))}
-    model = posterior.model
-    passes = [_outcome(posterior, g, examples, samples, seed + i) for i, g in enumerate(guides)]
-    prior, _ = _outcome(posterior, prior_guide(model), examples, samples, seed + len(guides))
+    feed = Feed(posterior.model, examples)
+    every = [*guides, prior_guide(posterior.model)]
+    *passes, prior = [
+        _outcome(posterior.model, guide, feed, samples, seed + i) for i, guide in enumerate(every)
+    ]
 
     def drawn(chains: Sequence[Tensor]) -> xr.Dataset:
         return dataset({"label": (_DIMS, torch.stack(list(chains)).numpy())}, coords)
@@ -54,7 +58,7 @@ def predictions(
 
     groups = {
         "posterior_predictive": drawn([labels for labels, _ in passes]),
-        "prior_predictive": drawn([prior]),
+        "prior_predictive": drawn([prior[0]]),
         "constant_data": given(text=np.array(examples.texts, dtype=object)),
     }
     if examples.labels is not None:
@@ -64,11 +68,13 @@ def predictions(
 
 
 def _outcome(
-    posterior: Posterior, guide: Callable[..., Any], examples: Examples, samples: int, seed: int
+    model: Model, guide: Callable[..., Any], feed: Feed, samples: int, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """(S, N) labels, and log-likelihoods if the examples are labelled."""
-    labels = examples.labels
-    forecast = predict(posterior.model, guide, examples, samples, seed=seed, keep_samples=True)
+    labels = feed.examples.labels
+    forecast = predict(
+        model, guide, feed, samples, max_rows=max_rows(feed), seed=seed, keep_samples=True
+    )
     generator = torch.Generator().manual_seed(seed)
     if isinstance(forecast, RatingForecast):
         normal = torch.distributions.Normal(forecast.means, forecast.sds)

@@ -23,10 +23,8 @@ _HEADS = {
     "lora.value": "num_key_value_heads",
 }
 
-ByLayer = dict[int, Tensor]
 
-
-def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str, ByLayer]:
+def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str, dict[int, Tensor]]:
     """The sizes of `sizes` under draws of the posterior.
 
     Returns:
@@ -58,7 +56,7 @@ def of_transformer(network: RandomPEFT, values: Mapping[str, Tensor]) -> Mapping
     return values if network.coordinates is None else network.coordinates(values)
 
 
-def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLayer]:
+def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """What each branch adds, as a share of the frozen signal it is added to.
 
     For LoRA and adapters the RMS of what B A adds to its linear layer's output, over the RMS of
@@ -90,7 +88,7 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLay
     }
 
 
-def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLayer]:
+def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """The singular values of what LoRA adds to each weight matrix, delta W = alpha / rank B A.
 
     Their squares sum to its squared Frobenius norm. A gate (UniPELT's) is left out.
@@ -114,7 +112,7 @@ def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByL
     }
 
 
-def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLayer]:
+def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """The Frobenius norm of LoRA's delta W by attention head: of the rows that make its outputs.
 
     Args:
@@ -133,7 +131,7 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, 
     """
     config = network.backbone.config
     queries = config.num_attention_heads
-    found: dict[str, ByLayer] = {}
+    found: dict[str, dict[int, Tensor]] = {}
     for branch, layers in _cores(network, weights).items():
         if branch in _HEADS:
             heads = getattr(config, _HEADS[branch], None) or queries
@@ -144,7 +142,7 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, 
     return found
 
 
-def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLayer]:
+def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """LoRA's delta W Q, with Q' the orthonormal rows that A's span: (S, out, rank).
 
     It has the singular values and the norms of rows of delta W itself, which is larger.
@@ -152,7 +150,7 @@ def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLa
     lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
     if lora is None:
         return {}
-    found: dict[str, ByLayer] = {}
+    found: dict[str, dict[int, Tensor]] = {}
     for target in lora.targets:
         a, b = (_by_layer(network, weights, f"lora.{target}.{side}") for side in "AB")
         found[f"lora.{target}"] = {
@@ -162,7 +160,7 @@ def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, ByLa
     return found
 
 
-def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> ByLayer:
+def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> dict[int, Tensor]:
     """Layer number to (S, ...), of a site or, where layers differ in width, of several."""
     return {
         layer: value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..data import Examples
 from ..diagnostics.passes import prior_guide
 from ..errors import ConfigError
+from ..inference.draws import draw
 from .axes import Axes
 from .container import join
 from .draws import chains, chosen_draws
@@ -76,10 +77,11 @@ def to_arviz(
     examples = None
     if data is not None:
         examples = posterior.text.encode(model, data, labelled=False)
-    known = variables(posterior, posterior.sample(1, seed))
+    guides = chains(posterior.guide)
+    one = draw(model, guides[0], 1, seed)
+    known = variables(posterior, {name: value[:, 0] for name, value in one.items()})
     numel = {name: variable.numel for name, variable in known.items()}
     chosen = _choose(numel, sites)
-    guides = chains(posterior.guide)
     needed = samples * (len(guides) + 1) * _FLOAT * sum(numel[name] for name in chosen)
     if examples is not None:
         needed += samples * len(examples) * _per_prediction(posterior, examples, len(guides))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import change
 from ..peft.sites import Site
+from ..priors import JOINT
 from ..priors.gates import gated_layers
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
     """
     model = posterior.model
     sites = {site.name: site for site in model.sites}
-    found = {name: _variable(name, values, sites) for name, values in draws.items()}
+    found = {
+        name: _variable(name, values, sites)
+        for name, values in draws.items()
+        if not name.startswith(JOINT)  # what holds several sites, which are there themselves
+    }
     network = model.network
     if network.kinds:
         weights = change.of_transformer(network, draws)
@@ -100,7 +105,7 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
     return Variable(values)
 
 
-def _each(spectra: Mapping[str, change.ByLayer]) -> dict[str, change.ByLayer]:
+def _each(spectra: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
     """Effective ranks (S,) of (S, rank) singular values."""
     return {
         branch: {layer: _effective(values.square()) for layer, values in layers.items()}

@@ -19,6 +19,7 @@ from bhpeft_pyro.arviz.trace import trace
 from bhpeft_pyro.change import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.linear import LinearModel
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -109,6 +110,33 @@ def test_the_prior_predicts_with_its_own_draws(posterior: Posterior) -> None:
     assert ((labels - p).mean(0).abs() < 4 * noise).all()
     # Draw by draw, not only on average: probable labels are the ones drawn.
     assert torch.corrcoef(torch.stack([labels.flatten(), p.flatten()]))[0, 1] > 0.3
+
+
+def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> None:
+    data = tiny_examples(6)
+    posterior = fit(tiny_model(), "linear", data, max_steps=5, progress=False)
+    idata = posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"])
+    model, guide = posterior.model, posterior.guide
+    linear = LinearModel(model, guide.means)  # type: ignore[operator,arg-type]
+    batch = next(data.batches(6))
+    for group in ("posterior", "prior"):
+        drawn = idata[group]
+        weights = {s.name: torch.tensor(drawn[s.name].values[0])[:, None] for s in model.sites}
+        with torch.no_grad():
+            p = linear.predictive(weights, batch).probs
+        labels = torch.tensor(idata[f"{group}_predictive"]["label"].values[0]).float()
+        noise = (p[..., 0] * p[..., 1]).sum(0).sqrt() / 400
+        assert ((labels - p[..., 1]).mean(0).abs() < 4 * noise).all()
+    weights = {
+        s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
+    }
+    with torch.no_grad():
+        fitted = linear.predictive(weights, batch).log_prob(batch.labels)
+    np.testing.assert_allclose(idata.log_likelihood["label"].values[0], fitted, atol=1e-3)
+    needed = 400 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4 + 2 * 4))
+    draws = 400 * 2 * 4 * sum(s.numel for s in model.sites)  # and all of them in predicting
+    with pytest.raises(ConfigError, match=f"{needed + draws:,} bytes"):
+        posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"], max_bytes=needed)
 
 
 def test_steps_left_out_are_gaps() -> None:

@@ -7,12 +7,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..data import Examples
-from ..diagnostics.passes import prior_guide
 from ..errors import ConfigError
+from ..guides import Guide
 from ..inference.draws import draw
+from ..model import Model
 from .axes import Axes
 from .container import join
-from .draws import chains, chosen_draws
+from .draws import chains, chosen_draws, prior_of
 from .predictions import predictions
 from .trace import trace
 from .variables import variables
@@ -84,14 +85,18 @@ def to_arviz(
     chosen = _choose(numel, sites)
     needed = samples * (len(guides) + 1) * _FLOAT * sum(numel[name] for name in chosen)
     if examples is not None:
-        needed += samples * len(examples) * _per_prediction(posterior, examples, len(guides))
+        needed += samples * len(examples) * _per_prediction(model, examples, len(guides))
+        if isinstance(posterior.guide, Guide) and posterior.guide.linear:  # all draws at once
+            needed += samples * 2 * _FLOAT * sum(site.numel for site in model.sites)
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    drawn = [chosen_draws(posterior, g, chosen, samples, seed + i) for i, g in enumerate(guides)]
-    before = chosen_draws(posterior, prior_guide(model), chosen, samples, seed + len(guides))
+    every = [*guides, prior_of(posterior)]
+    *drawn, before = [
+        chosen_draws(posterior, guide, chosen, samples, seed + i) for i, guide in enumerate(every)
+    ]
     axes = Axes({name: known[name] for name in chosen}, posterior.text.label_names)
     report = posterior.report
     attrs = {
@@ -107,7 +112,7 @@ def to_arviz(
         "sample_stats": trace(report),
     }
     if examples is not None:
-        groups |= predictions(posterior, guides, examples, samples, seed)
+        groups |= predictions(model, every, examples, samples, seed)
     return join(groups)
 
 
@@ -121,9 +126,9 @@ def _choose(numel: Mapping[str, int], sites: str | Sequence[str] | None) -> list
     return [name for name in numel if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _per_prediction(posterior: Posterior, examples: Examples, guides: int) -> int:
+def _per_prediction(model: Model, examples: Examples, guides: int) -> int:
     """Bytes for each draw and example."""
-    width = max(2, posterior.model.network.outputs)  # a class's probability, a mean and an sd
+    width = max(2, model.network.outputs)  # a class's probability, a mean and an sd
     if examples.counts is not None:
         width = int(examples.counts.max())
     # Labels of guides and prior, log-likelihoods; and one forecast at a time.

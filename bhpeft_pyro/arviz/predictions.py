@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +11,12 @@ import xarray as xr
 from torch import Tensor
 
 from ..data import Examples
-from ..diagnostics.passes import max_rows, prior_guide
+from ..diagnostics.passes import max_rows
 from ..forecast import RatingForecast
 from ..inference.feed import Feed
 from ..inference.predict import predict
 from ..model import Model
 from .container import dataset
-
-if TYPE_CHECKING:
-    from ..posterior import Posterior
 
 __all__ = ["predictions"]
 
@@ -27,7 +24,7 @@ _DIMS = ("chain", "draw", "example")
 
 
 def predictions(
-    posterior: Posterior,
+    model: Model,
     guides: Sequence[Callable[..., Any]],
     examples: Examples,
     samples: int,
@@ -36,18 +33,16 @@ def predictions(
     """A label drawn from each draw's own forecast, and how probable it made the observed one.
 
     Args:
-        posterior: the posterior.
-        guides: one a chain; the seeds of their draws are `seed`, `seed` + 1, ...; then comes that
-            of the prior.
+        model: the model.
+        guides: one a chain, and the prior last; draws have the seeds `seed`, `seed` + 1, ...
         examples: the texts.
-        samples: S, draws of each guide, and of the prior.
+        samples: S, draws of each.
         seed: of the draws.
     """
     coords = {"example": np.arange(len(examples))}
-    feed = Feed(posterior.model, examples)
-    every = [*guides, prior_guide(posterior.model)]
+    feed = Feed(model, examples)
     *passes, prior = [
-        _outcome(posterior.model, guide, feed, samples, seed + i) for i, guide in enumerate(every)
+        _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
     ]
 
     def drawn(chains: Sequence[Tensor]) -> xr.Dataset:

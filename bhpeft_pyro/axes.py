@@ -65,6 +65,16 @@ class PrincipalAxes(nn.Module):
         self.matrix.copy_(matrix / size)
         self.fitted.fill_(True)
 
+    @property
+    def sds(self) -> Tensor:
+        """(D,) sd of each coordinate over the texts that the axes are of, in ascending order."""
+        # A column of `matrix` has the squared length c (variance + _FLOOR * mean variance), where
+        # c is such that the mean square of a coordinate is 1.
+        length = self.matrix.double().square().sum(0)
+        variance = length - _FLOOR / (1 + _FLOOR) * length.mean()
+        square = (variance * length).clamp_min(0)
+        return (square / square.mean()).sqrt().float()
+
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
         with torch.autocast(features.device.type, enabled=False):

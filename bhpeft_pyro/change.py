@@ -9,12 +9,19 @@ from torch import Tensor
 
 from .inference.draws import blocks
 from .network import RandomPEFT
+from .peft import LoRA
 from .posterior import Posterior
 
-__all__ = ["changes", "sizes"]
+__all__ = ["changes", "head_norms", "sizes", "spectra"]
 
 # The sites of a branch that is a product: its input side, its output side.
 _INNER, _OUTER = ("A", "down"), ("B", "up")
+# The configuration's number of attention heads whose outputs a branch's output is made of.
+_HEADS = {
+    "lora.query": "num_attention_heads",
+    "lora.key": "num_key_value_heads",
+    "lora.value": "num_key_value_heads",
+}
 
 
 def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str, dict[int, Tensor]]:
@@ -78,6 +85,88 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[
     return {
         branch: {layer: _size(parts) for layer, parts in layers.items()}
         for branch, layers in sides.items()
+    }
+
+
+def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """The singular values of what LoRA adds to each weight matrix, delta W = alpha / rank B A.
+
+    Their squares sum to its squared Frobenius norm. A gate (UniPELT's) is left out.
+
+    Args:
+        network: whose PEFT kinds they are.
+        weights: the PEFT weights themselves, as for `sizes`.
+
+    Returns:
+        Branch ("lora.query", ...) to layer number to (S, rank), the largest first.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> network = tiny_model().network
+    >>> weights = {site.name: torch.ones(1, *site.shape) for site in network.attachment.sites}
+    >>> spectra(network, weights)["lora.query"][0].round()  # 8 B A has 16 rows of 16 sixteens
+    tensor([[256.,   0.]])
+    """
+    return {
+        branch: {layer: torch.linalg.svdvals(core) for layer, core in layers.items()}
+        for branch, layers in _cores(network, weights).items()
+    }
+
+
+def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """The Frobenius norm of LoRA's delta W by attention head: of the rows that make its outputs.
+
+    Args:
+        network: whose PEFT kinds they are.
+        weights: the PEFT weights themselves, as for `sizes`.
+
+    Returns:
+        Branch ("lora.query", "lora.key", "lora.value") to layer number to (S, heads); fewer heads
+        for keys and values where queries share them.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> network = tiny_model().network
+    >>> weights = {site.name: torch.ones(1, *site.shape) for site in network.attachment.sites}
+    >>> head_norms(network, weights)["lora.query"][0]
+    tensor([[181.0193, 181.0193]])
+    """
+    config = network.backbone.config
+    queries = config.num_attention_heads
+    found: dict[str, dict[int, Tensor]] = {}
+    for branch, layers in _cores(network, weights).items():
+        if branch in _HEADS:
+            heads = getattr(config, _HEADS[branch], None) or queries
+            found[branch] = {
+                layer: core.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
+                for layer, core in layers.items()
+            }
+    return found
+
+
+def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """LoRA's delta W Q, with Q' the orthonormal rows that A's span: (S, out, rank).
+
+    It has the singular values and the norms of rows of delta W itself, which is larger.
+    """
+    lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
+    if lora is None:
+        return {}
+    found: dict[str, dict[int, Tensor]] = {}
+    for target in lora.targets:
+        a, b = (_by_layer(network, weights, f"lora.{target}.{side}") for side in "AB")
+        found[f"lora.{target}"] = {
+            layer: lora.alpha / lora.rank * b[layer] @ torch.linalg.qr(a[layer].mT).R.mT
+            for layer in sorted(a)
+        }
+    return found
+
+
+def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> dict[int, Tensor]:
+    """Layer number to (S, ...), of a site or, where layers differ in width, of several."""
+    return {
+        layer: value
+        for site in network.attachment.sites
+        if site.name == name or site.name.startswith(f"{name}.")
+        for layer, value in zip(site.layers, weights[site.name].unbind(1), strict=True)
     }
 
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 import xarray as xr
 
-from bhpeft_pyro import Posterior, fit, likelihoods
-from bhpeft_pyro import arviz as export
-from bhpeft_pyro.arviz import to_arviz
+from bhpeft_pyro import FitOptions, FitReport, Posterior, fit, likelihoods
+from bhpeft_pyro.arviz import export, to_arviz
+from bhpeft_pyro.arviz.trace import trace
 from bhpeft_pyro.change import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.linear import LinearModel
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -93,6 +94,59 @@ def test_predicted_labels_follow_the_probabilities(posterior: Posterior) -> None
     assert idata.constant_data["text"].values.tolist() == TEXTS
 
 
+def test_the_prior_predicts_with_its_own_draws(posterior: Posterior) -> None:
+    """Put the prior's draws back into the model: labels come up as often as they say."""
+    data = tiny_examples(5, seed=4)
+    idata = posterior.to_arviz(data, samples=500, sites=["head.*", "lora.*"])
+    weights = {
+        site.name: torch.tensor(idata.prior[site.name].values[0])[:, None]
+        for site in posterior.model.sites
+    }
+    with torch.no_grad():
+        p = posterior.model.predictive(weights, next(data.batches(5))).probs[..., 1]
+    labels = torch.tensor(idata.prior_predictive["label"].values[0]).float()
+    assert labels.shape == p.shape == (500, 5)
+    noise = (p * (1 - p)).sum(0).sqrt() / 500
+    assert ((labels - p).mean(0).abs() < 4 * noise).all()
+    # Draw by draw, not only on average: probable labels are the ones drawn.
+    assert torch.corrcoef(torch.stack([labels.flatten(), p.flatten()]))[0, 1] > 0.3
+
+
+def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> None:
+    data = tiny_examples(6)
+    posterior = fit(tiny_model(), "linear", data, max_steps=5, progress=False)
+    idata = posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"])
+    model, guide = posterior.model, posterior.guide
+    linear = LinearModel(model, guide.means)  # type: ignore[operator,arg-type]
+    batch = next(data.batches(6))
+    for group in ("posterior", "prior"):
+        drawn = idata[group]
+        weights = {s.name: torch.tensor(drawn[s.name].values[0])[:, None] for s in model.sites}
+        with torch.no_grad():
+            p = linear.predictive(weights, batch).probs
+        labels = torch.tensor(idata[f"{group}_predictive"]["label"].values[0]).float()
+        noise = (p[..., 0] * p[..., 1]).sum(0).sqrt() / 400
+        assert ((labels - p[..., 1]).mean(0).abs() < 4 * noise).all()
+    weights = {
+        s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
+    }
+    with torch.no_grad():
+        fitted = linear.predictive(weights, batch).log_prob(batch.labels)
+    np.testing.assert_allclose(idata.log_likelihood["label"].values[0], fitted, atol=1e-3)
+    needed = 400 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4 + 2 * 4))
+    draws = 400 * 2 * 4 * sum(s.numel for s in model.sites)  # and all of them in predicting
+    with pytest.raises(ConfigError, match=f"{needed + draws:,} bytes"):
+        posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"], max_bytes=needed)
+
+
+def test_steps_left_out_are_gaps() -> None:
+    history = [{"step": 1, "loss": 2.0, "nll": 1.5}, {"step": 4, "loss": 1.0, "nll": 0.5}]
+    stats = trace(FitReport(9, "", FitOptions(), steps=5, skipped=3, history=history))
+    assert stats["skipped"].values.tolist() == [False, True, True, False, True]
+    np.testing.assert_array_equal(stats["loss"].values, [2, np.nan, np.nan, 1, np.nan])
+    assert "validation_nll" not in stats and stats["step"].values.tolist() == [1, 2, 3, 4, 5]
+
+
 def test_ratings_have_normal_predictions() -> None:
     model = tiny_model((), outputs=1, likelihood=likelihoods.Normal(center=2.0))
     posterior = fit(model, "normal", RATINGS, max_steps=5, progress=False)
@@ -142,9 +196,8 @@ def test_changes_by_layer_and_the_kl_of_sites() -> None:
     by_hand = sizes(network, of_transformer(network, weights))["adapter"][1]
     np.testing.assert_allclose(prior["change.adapter"].values[0, :, 0], by_hand, rtol=1e-5)
     stats = idata.sample_stats
-    assert dict(zip(stats["site"].values, stats["site_kl"].values, strict=True)) == (
-        pytest.approx(posterior.report.kl)
-    )
+    for name, by_site in (("kl", posterior.report.kl), ("scale", posterior.report.scales)):
+        assert stats[f"site_{name}"].to_series().to_dict() == pytest.approx(by_site)
     assert len(arviz.summary(idata, var_names=["change.lora.query"], kind="stats")) == 2
 
 
@@ -172,7 +225,8 @@ def test_trace_of_the_fit(posterior: Posterior, idata: Any) -> None:
     history = posterior.report.history
     stats = idata.sample_stats
     assert stats["step"].values.tolist() == [1, 2, 3, 4, 5, 6]
-    for name in ("loss", "nll", "kl"):
+    assert not stats["skipped"].values.any()
+    for name in ("loss", "nll", "kl", "temperature", "lr", "gradient"):
         assert stats[name].values.tolist() == [entry[name] for entry in history]
     evaluated = ~np.isnan(stats["validation_nll"].values)
     assert evaluated.tolist() == ["validation_nll" in entry for entry in history]
@@ -183,8 +237,9 @@ def test_large_sites_are_left_out_by_name(
 ) -> None:
     monkeypatch.setattr(export, "SMALL", 40)
     idata = posterior.to_arviz(samples=2)
-    small = {"head.weight", "head.bias", "change.lora.query", "change.lora.value"}
-    assert set(idata.posterior.data_vars) == small
+    readable = ("change", "spectrum", "effective_rank", "head_norm")
+    small = {f"{what}.lora.{target}" for what in readable for target in ("query", "value")}
+    assert set(idata.posterior.data_vars) == small | {"head.weight", "head.bias"}
     left_out = idata.posterior.attrs["left_out"].split(", ")
     assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
     assert idata.posterior.attrs["temperature"] == 1.0
@@ -194,10 +249,16 @@ def test_memory_is_bounded_before_any_draw(
     posterior: Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numel = {site.name: site.numel for site in posterior.model.sites}
-    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * (12 + 4 * 2) * 5
+    # Posterior and prior; labels of both, a log-likelihood and two probabilities.
+    needed = 3 * 8 * (numel["head.weight"] + numel["head.bias"]) + 3 * (2 * 8 + 4 + 2 * 4) * 5
     data = tiny_examples(5)
-    posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed)
-    monkeypatch.setattr(export, "blocks", None)  # would be called for the draws
+    idata = posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed)
+    drawn = [_dataset(idata[group]) for group in _groups(idata)]
+    arrays = [
+        array for group in drawn for array in group.data_vars.values() if "draw" in array.dims
+    ]
+    assert needed - 3 * 2 * 4 * 5 == sum(array.nbytes for array in arrays)
+    monkeypatch.setattr(export, "chosen_draws", None)  # would be called for the draws
     with pytest.raises(ConfigError, match=rf"samples=3: {needed:,} bytes.*head.weight, head.bias"):
         posterior.to_arviz(data, samples=3, sites="head.*", max_bytes=needed - 1)
 
@@ -220,15 +281,6 @@ def test_same_seed_same_draws(posterior: Posterior) -> None:
     np.testing.assert_array_equal(one[0], same[0])
     np.testing.assert_array_equal(one[1], same[1])
     assert not np.array_equal(one[0], other[0])
-
-
-def test_arviz_summary_and_loo_run(idata: Any) -> None:
-    summary = arviz.summary(idata, var_names=["head.bias"])
-    expected = idata.posterior["head.bias"].values[0].mean(0)
-    np.testing.assert_allclose(summary["mean"].astype(float), expected, atol=0.01)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # too few draws for reliable weights
-        assert np.isfinite(arviz.loo(idata).elpd_loo)
 
 
 def test_netcdf_round_trip(idata: Any, tmp_path: Path) -> None:

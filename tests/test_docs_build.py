@@ -23,7 +23,6 @@ INTERNAL = {
     "arviz",  # Posterior.to_arviz
     "axes",
     "batch",  # bhpeft_pyro.Batch
-    "change",
     "cli",  # docs/cli.md
     "coordinates",
     "demo",

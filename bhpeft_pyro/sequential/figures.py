@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import DataError
-from ..plots import BLUE, GREY, VERMILLION
+from ..plots.style import BLUE, GREY, VERMILLION, new_axes
 from .record import Record
 
 __all__ = ["over_time", "overview", "scores"]
@@ -26,7 +26,7 @@ def over_time(
     Raises:
         DataError: no round has it.
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     names = [str(row["batch"]) for row in record.rows]
     looks = [(metric, BLUE, "o-", metric), (expected, VERMILLION, "--", "expected")]
     for column, colour, dash, label in looks:
@@ -45,7 +45,7 @@ def over_time(
 
 def scores(record: Record, ax: Axes | None = None) -> Axes:
     """The matrix R[i][j]: the score on test j after round i."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     matrix = record.matrix
     image = ax.imshow(matrix.numpy(), cmap="viridis", aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="score")
@@ -73,13 +73,6 @@ def overview(record: Record) -> Figure:
     if record.tests:
         scores(record, axes[4])
     return figure
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is None:
-        ax = plt.subplots(layout="constrained")[1]
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
 
 
 def _name_ticks(ax: Axes, names: list[str]) -> None:

@@ -1,0 +1,16 @@
+"""Plots. Each draws on `ax` (or a new figure's) and returns it."""
+
+from .fits import elbo_trace, rank_ecdf
+from .forecasts import epistemic_aleatoric, rejection, reliability, uncertainty_histogram
+from .layers import change_forest, shift_by_layer
+
+__all__ = [
+    "change_forest",
+    "elbo_trace",
+    "epistemic_aleatoric",
+    "rank_ecdf",
+    "rejection",
+    "reliability",
+    "shift_by_layer",
+    "uncertainty_histogram",
+]

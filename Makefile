@@ -23,7 +23,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow docs bench experiment clean
+.PHONY: demo test lint slow notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
@@ -38,6 +38,10 @@ lint: $(VENV)/installed-dev
 
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# All of them, or some: `make notebooks ARGS="priors quickstart"`.
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python tools/notebooks.py $(ARGS)
 
 # A warning is an error, so that a link that leads nowhere or a docstring that cannot be read fails.
 docs: $(VENV)/installed-dev

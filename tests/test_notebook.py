@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-PRINTED = {"quickstart": ("negative ELBO", "before"), "priors": ("ten times wider", "adapter.up")}
+PRINTED = {
+    "quickstart": ("negative ELBO", "before"),
+    "priors": ("ten times wider", "adapter.up"),
+    "updating-under-drift": ("keep 0.5", "with replay"),
+}
 
 every = pytest.mark.parametrize("name", PRINTED)
 

@@ -169,11 +169,18 @@ def test_it_is_the_gauss_newton_posterior_at_its_own_mean() -> None:
     seen, new = (jacobian(model, at, batch).double() for batch in batches)
     residual = torch.tensor(labels).double() - model.outputs(at, batches[0])[:, 0].detach()
     scale = guide.prior.covariance.scale.double()
-    # At the optimum the prior's pull is the data's: the mean is the mode.
+    # At the optimum the prior's pull is the data's. What is left is Newton's step to the mode; its
+    # length is measured in posterior sds.
     pull = (guide.loc.detach() - guide.prior.loc).double() / scale.square()
     push = seen.T @ residual / noise**2
-    assert torch.dot(pull, push) / (pull.norm() * push.norm()) > 0.99
-    assert 0.95 < pull.norm() / push.norm() < 1.05
+    rest = scale * (push - pull)
+    root = seen * scale / noise
+    told = root @ rest
+    step = rest.square().sum() - told @ torch.linalg.solve(
+        torch.eye(48).double() + root @ root.T, told
+    )
+    assert step.sqrt() < 0.5  # over all weights together
+    assert (scale * pull).norm() > 2.0  # the prior's mean is far off
     # Prior covariance less what N outputs tell: the sds of functions, by Woodbury's identity.
     kernel = [scale * rows for rows in (seen, new)]
     gram = kernel[0] @ kernel[0].T + noise**2 * torch.eye(48).double()

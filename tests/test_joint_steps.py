@@ -1,0 +1,88 @@
+"""How the mean of a joint guide is moved, against Adam in other coordinates and closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Normal, TorchDistribution
+from torch import Tensor
+
+from bhpeft_pyro.distributions import Covariance, LowRankNormal
+from bhpeft_pyro.guides import LowRankGuide
+from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.inference.fisher import every
+from bhpeft_pyro.inference.joint import WhitenedAdam
+from bhpeft_pyro.testing import tiny_batch, tiny_model
+
+
+def narrow(size: int, rank: int = 3) -> Covariance:
+    """One that is far from diagonal."""
+    torch.manual_seed(0)
+    return Covariance.from_precision(1 + 9 * torch.rand(size), 10 * torch.randn(size, rank))
+
+
+def test_pull_is_the_adjoint_of_root() -> None:
+    covariance = narrow(20)
+    noise, slope = torch.randn(2, 20)
+    expected = covariance.root(noise) @ slope
+    torch.testing.assert_close(noise @ covariance.pull(slope), expected)
+
+
+def test_steps_are_adam_s_where_the_prior_is_standard() -> None:
+    guide = LowRankGuide(tiny_model(()))
+    size = len(guide.loc)
+    prior = LowRankNormal(torch.randn(size), narrow(size))
+    guide.prior = prior
+    with torch.no_grad():
+        guide.loc.copy_(prior.loc)
+    goal = prior.loc + torch.randn(size)
+    white = torch.zeros(size, requires_grad=True)
+    theirs = torch.optim.Adam([white], lr=0.1)
+    ours = WhitenedAdam(guide, lr=0.1)
+    for _ in range(20):
+        for optimiser, place in (
+            (theirs, prior.loc + prior.covariance.root(white)),
+            (ours, guide.loc),
+        ):
+            optimiser.zero_grad()
+            (place - goal).pow(4).sum().backward()
+            optimiser.step()
+    expected = prior.loc + prior.covariance.root(white.detach())
+    torch.testing.assert_close(guide.loc.detach(), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - prior.loc).abs().max() > 0.1
+
+
+def test_without_noise_the_loss_is_that_at_the_mean() -> None:
+    """With the KL of the whole Normal, in closed form."""
+    model, batch = tiny_model(()), tiny_batch(8)
+    guide = LowRankGuide(model)
+    with torch.no_grad():
+        guide.loc.add_(torch.randn(len(guide.loc), generator=torch.Generator().manual_seed(1)))
+    elbo = ELBO(num_particles=2)
+    elbo.noise = False
+    losses = {elbo(model, guide)(batch.split(2)).item() for _ in range(3)}
+    assert len(losses) == 1
+    nll = -model.predictive(guide.means(), batch).log_prob(batch.labels).sum()
+    kl = 0.5 * guide.prior.covariance.unroot(guide.loc - guide.prior.loc).square().sum()
+    assert losses.pop() == pytest.approx((nll + kl).item(), rel=1e-4)
+    elbo.noise = True
+    assert elbo(model, guide)(batch.split(2)).item() != pytest.approx((nll + kl).item(), rel=1e-3)
+
+
+def moments(distribution: TorchDistribution, *parameters: Tensor) -> Tensor:
+    """E[score score'], from the outcomes."""
+    total = torch.zeros(len(parameters), len(parameters))
+    for y, probability in every(distribution):
+        log_prob = distribution.log_prob(y).sum()
+        score = torch.stack(torch.autograd.grad(log_prob, parameters, retain_graph=True))
+        total += probability.sum() * torch.outer(score, score)
+    return total
+
+
+def test_every_outcome_gives_the_fisher_information() -> None:
+    mean, log_sd = torch.tensor(1.5, requires_grad=True), torch.tensor(0.7, requires_grad=True)
+    found = moments(Normal(mean, log_sd.exp()), mean, log_sd)
+    torch.testing.assert_close(found, torch.diag(torch.stack([(-2 * log_sd).exp(), 2 + 0 * mean])))
+    logit = torch.tensor(0.4, requires_grad=True)
+    p = logit.sigmoid()
+    torch.testing.assert_close(moments(Bernoulli(logits=logit), logit), (p * (1 - p)).reshape(1, 1))

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 from sklearn import metrics as sk
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.regression import continuous_ranked_probability_score
@@ -18,6 +18,7 @@ from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 from bhpeft_pyro.metrics import (
     aurc,
     calibration_bins,
+    coverage,
     crps,
     evaluate,
     ood_auroc,
@@ -213,6 +214,22 @@ def test_rating_metrics_are_scikit_learns(stars):
     assert scores["crps"] == pytest.approx(crps(stars).mean().item())
     below = stats.norm.cdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
     assert scores["coverage_90"] == pytest.approx(((below >= 0.05) & (below <= 0.95)).mean())
+
+
+def test_coverage_and_width_are_those_of_the_mixtures_quantiles(stars):
+    inside, width = coverage(stars, level=0.5)
+    truth, means, sds = stars.labels.numpy(), stars.means.numpy(), stars.sds.numpy()
+    below = stats.norm.cdf(truth, means, sds).mean(0)
+    assert inside == pytest.approx(((below >= 0.25) & (below <= 0.75)).mean())
+    widths = []
+    for n in range(len(stars)):
+        mixture = stats.norm(means[:, n], sds[:, n])
+
+        def quantile(p: float, of=mixture) -> float:
+            return optimize.brentq(lambda x: of.cdf(x).mean() - p, -20, 20)
+
+        widths.append(quantile(0.75) - quantile(0.25))
+    assert width == pytest.approx(np.mean(widths), rel=1e-6)
 
 
 def test_crps_is_the_integral_that_defines_it(stars):

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class Grid:
 
     def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
         """Fit and predict; the tests' labels are put to their forecasts afterwards."""
+        code = commit()  # files may change while it runs
         what, budget = self.budget.tasks[task], self.budget
         parts = split(self.data, what, rows, budget.validation, budget.test, seed)
         train, validation = parts.train, parts.validation
@@ -117,7 +119,7 @@ class Grid:
             **fitted.facts,
             "source": what.source,
             "version": __version__,
-            "commit": commit(),
+            "commit": code,
             "seconds": {"fit": between - started, "predict": ended - between},
             "weights": sum(site.numel for site in model.sites),
         }
@@ -135,6 +137,7 @@ class Grid:
                 )
 
 
+@cache
 def commit() -> str:
     """The commit of the code that runs, "+" if it was changed since; else the version."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]

@@ -13,6 +13,7 @@ from .tables import Row, Table
 __all__ = ["curves", "dots", "profiles"]
 
 _DRAWN = ("nll", "crps", "AUROC total", "accuracy", "step / HF peft's LoRA")
+_LEFT_OUT = ("temperature", "seeds", "measurements")
 _BARS: dict[str, Any] = {"capsize": 2, "markersize": 4, "linewidth": 1}
 
 
@@ -33,7 +34,7 @@ def dots(table: Table) -> Figure:
 def curves(table: Table) -> Figure:
     """A method's number along rows or draws."""
     column = _drawn(table)
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for method in dict.fromkeys(row.head[0] for row in table.rows):
         rows = [row for row in table.rows if row.head[0] == method and column in row.cells]
         cells = [row.cells[column] for row in rows]
@@ -42,7 +43,7 @@ def curves(table: Table) -> Figure:
         ax.errorbar(places, [c.value for c in cells], yerr=errors, fmt="o-", label=method, **_BARS)
     ax.set_xscale("log", base=2)
     ax.set_ylabel(column)
-    ax.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside right upper")
     return _finish(figure, ax, table, table.head[1])
 
 
@@ -51,7 +52,7 @@ def profiles(table: Table) -> Figure:
     shares = [column for column in table.columns if column.endswith(" %") and column[0].isdigit()]
     if not shares:
         return dots(table)
-    figure, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for row in table.rows:
         cells = [row.cells[column] for column in shares]
         ax.plot(
@@ -62,7 +63,8 @@ def profiles(table: Table) -> Figure:
             linewidth=1,
             label=_name(row, table),
         )
-    ax.legend(fontsize="x-small")
+    ax.set_ylabel("of those kept")
+    figure.legend(fontsize="x-small", loc="outside right upper")
     return _finish(figure, ax, table, "rejected (%)")
 
 
@@ -72,7 +74,7 @@ def _drawn(table: Table) -> str:
 
 def _name(row: Row, table: Table) -> str:
     kept = zip(row.head, table.head, strict=True)
-    return ", ".join(text for text, name in kept if name not in ("temperature", "seeds") and text)
+    return ", ".join(text for text, name in kept if name not in _LEFT_OUT and text)
 
 
 def _finish(figure: Figure, ax: Axes, table: Table, label: str) -> Figure:

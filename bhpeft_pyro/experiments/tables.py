@@ -87,12 +87,18 @@ class Table:
         """Numbers in full, standard errors in columns of their own."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        pairs = [name for column in self.columns for name in (column, f"{column} se")]
-        writer.writerow([*self.head, *pairs])
+        with_error = {
+            c for row in self.rows for c, cell in row.cells.items() if cell.error is not None
+        }
+        names: list[str] = []
+        for column in self.columns:
+            names += [column, f"{column} se"] if column in with_error else [column]
+        writer.writerow([*self.head, *names])
         for row in self.rows:
-            found = [row.cells.get(column) for column in self.columns]
-            numbers = [n for cell in found for n in (("", "") if cell is None else _pair(cell))]
-            writer.writerow([*row.head, *numbers])
+            numbers: dict[str, float | None] = {}
+            for column, cell in row.cells.items():
+                numbers |= {column: cell.value, f"{column} se": cell.error}
+            writer.writerow([*row.head, *(numbers.get(name) for name in names)])
         return file.getvalue()
 
     def latex(self) -> str:
@@ -119,10 +125,6 @@ class Table:
             (*row.head, *(shown(row.cells[c]) if c in row.cells else "" for c in self.columns))
             for row in self.rows
         ]
-
-
-def _pair(cell: Cell) -> tuple[float, float | str]:
-    return cell.value, "" if cell.error is None else cell.error
 
 
 def _escaped(text: str) -> str:

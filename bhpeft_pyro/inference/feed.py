@@ -80,8 +80,9 @@ class Feed:
 
     def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
         parts = []
+        held = () if weights is None else (weights,)
         for indices, batch in self.examples.by_length(batch_size):
-            features = model.network.features(batch.to(model.network.device), weights).cpu()
+            features = model.network.features(batch.to(model.network.device), *held).cpu()
             parts.append((indices, features))
         shape = list(parts[0][1].shape)
         shape[0] = len(self.examples)

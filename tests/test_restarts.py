@@ -14,13 +14,14 @@ from exact import KnownNoise, flat
 from onehot import FIT, assert_posterior, exact, model, network, words
 from restarts import FIRST, SECOND, TEXTS, fit, probabilities, same
 from torch import Tensor
+from torch.optim import Adam
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
-from bhpeft_pyro.inference import predict
 from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_model
 
@@ -29,7 +30,7 @@ from bhpeft_pyro.testing import tiny_model
 
 def test_every_restart_and_the_mixture_meet_the_exact_posterior() -> None:
     data = words(64, seed=3)
-    options = {**FIT, "max_steps": 150, "batch_size": 64}
+    options = {**FIT, "max_steps": 200, "batch_size": 64}
     posterior: Any = bh.fit(model(), "normal", data, restarts=3, **options)
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0)], tolerance=0.3)
@@ -57,7 +58,10 @@ def test_each_restart_finds_a_mode_and_the_mixture_both() -> None:
     prior = {"head.bias": dist.Normal(0.0, 1e-4), "*": dist.Normal(0.0, 1.0)}
     bimodal = bh.Model(network(), prior, Squared(0.5))
     data = bh.encode(rows, bimodal.network.tokenizer, kind="rating")
-    posterior: Any = bh.fit(bimodal, "normal", data, restarts=6, **{**FIT, "max_steps": 60})
+    options: dict[str, Any] = {**FIT, "max_steps": 300}
+    posterior: Any = bh.fit(
+        bimodal, "normal", data, restarts=6, optimizer=lambda ps: Adam(ps, lr=0.2), **options
+    )
     found = torch.stack([flat(each.guide.means())[0] for each in posterior.components])
     torch.testing.assert_close(found.abs(), torch.ones(6).double(), atol=0.1, rtol=0.0)
     assert 0 < (found > 0).sum() < 6
@@ -116,7 +120,7 @@ def test_pyros_guides_and_functions_restart_too() -> None:
 
     def guide(_batch: object) -> None:
         for site in of.sites:
-            start = pyro.param(site.name, torch.randn(site.shape))
+            start = pyro.param(f"{site.name}.loc", torch.randn(site.shape))
             pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
 
     one, other = fit(guide, 2, of).components

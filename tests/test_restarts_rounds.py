@@ -18,7 +18,7 @@ from bhpeft_pyro.errors import SaveError
 from bhpeft_pyro.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
-FAMILIES: list[Any] = ["normal", "lowrank", "linear", {"head.*": "full", "*": "normal"}]
+FAMILIES: list[Any] = ["normal", "lowrank", "linear", {"head.weight": "full", "*": "normal"}]
 
 
 def load(path: Path, **options: Any) -> Any:

@@ -86,8 +86,11 @@ def _sites(trace: poutine.Trace) -> Iterator[tuple[str, dict[str, Any]]]:
 def _log_prob(trace: poutine.Trace) -> Tensor:
     """(s,) float64: the log-probability of each draw."""
     total = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        trace.compute_log_prob(lambda _name, node: not site_is_subsample(node))
+    try:
+        with torch.no_grad():
+            trace.compute_log_prob(lambda _name, node: not site_is_subsample(node))
+    except ValueError as error:  # as Pyro wraps up ours
+        raise error.__cause__ if isinstance(error.__cause__, GuideError) else error from None
     for _, node in _sites(trace):
         # Dims but the draws' are those of plates in the guide or prior itself.
         total = total + node["log_prob"].double().movedim(-2, 0).flatten(1).sum(1).cpu()

@@ -10,6 +10,7 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRINTED = {
     "quickstart": ("negative ELBO", "before"),
     "priors": ("ten times wider", "adapter.up"),
+    "choosing-a-guide": ("times delta", "k-hat"),
     "updating-under-drift": ("keep 0.5", "with replay"),
 }
 

@@ -85,9 +85,9 @@ def bayesian(
     settings: Settings,
     progress: bool,
 ) -> Posterior:
-    """These PEFT kinds and the head with a Normal posterior; it never sees the validation rows."""
+    """The posterior of these PEFT kinds and the head; it never sees the validation rows."""
     model = _model(backbone, tokenizer, kinds, aligned=True)
-    return _fit(model, "normal", data, settings, progress)
+    return _fit(model, "linear", data, settings, progress)
 
 
 def deterministic(

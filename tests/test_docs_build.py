@@ -35,6 +35,7 @@ INTERNAL = {
     "network",  # bhpeft_pyro.RandomPEFT
     "patterns",
     "saving",  # Posterior.save and load
+    "stored",
 }
 
 OFFLINE = """

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-PRINTED = {"quickstart": ("negative ELBO", "before"), "priors": ("ten times wider", "adapter.up")}
+PRINTED = {
+    "quickstart": ("negative ELBO", "before"),
+    "priors": ("ten times wider", "adapter.up"),
+    "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
+}
 
 every = pytest.mark.parametrize("name", PRINTED)
 

@@ -12,6 +12,7 @@ PRINTED = {
     "priors": ("ten times wider", "adapter.up"),
     "choosing-a-guide": ("times delta", "k-hat"),
     "updating-under-drift": ("keep 0.5", "with replay"),
+    "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
 }
 
 every = pytest.mark.parametrize("name", PRINTED)

@@ -84,7 +84,7 @@ def _fit(
         )
     with story.step(
         "Fit the Bayesian hybrid",
-        "The same weights, but each has a mean and an sd. It sees no validation rows.",
+        "The same weights with a posterior over all of them. It sees no validation rows.",
     ):
         head, bayes = (
             steps.bayesian(backbone, tokenizer, kinds, first, settings, story.bars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .guides import MixtureGuide
+from .guides import GuideLike, MixtureGuide
 from .inference.optimise import OptimizerFactory
 from .inference.options import FitOptions
 from .inference.report import FitReport
@@ -107,6 +107,7 @@ class MixturePosterior(Posterior):
         validation: object | None = None,
         options: FitOptions | None = None,
         optimizer: OptimizerFactory | None = None,
+        guide: GuideLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
         floor: float = 0.0,
         replay: Replay | None = None,
@@ -117,7 +118,7 @@ class MixturePosterior(Posterior):
         """Learn more data with each component on its own: its posterior is its prior.
 
         Args:
-            data, validation, options, optimizer, keep, floor, replay, grow, again: as for
+            data, validation, options, optimizer, guide, keep, floor, replay, grow, again: as for
                 `Posterior.update`. With `replay` each component keeps a coreset of its own.
 
         Raises:
@@ -138,6 +139,7 @@ class MixturePosterior(Posterior):
                 validation=held_out,
                 options=own,
                 optimizer=optimizer,
+                guide=guide,
                 keep=keep,
                 floor=floor,
                 replay=replay,

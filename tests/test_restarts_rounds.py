@@ -15,6 +15,7 @@ from restarts import FIRST, SECOND, fit, probabilities, same
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
 from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -44,6 +45,17 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
     assert [report.examples for report in second.lineage] == [16, 12]
     third = second.update(FIRST, again=True)
     assert third.report.options.max_steps == 3 and len(third.components[2].lineage) == 3
+
+
+def test_all_go_on_in_another_family() -> None:
+    posterior = fit(of=tiny_model(()))
+    second = posterior.update(SECOND, guide="lowrank", max_steps=3)
+    options = posterior.report.options.change(max_steps=3)
+    for old, new, own in zip(
+        posterior.components, second.components, seeds(options, 3), strict=True
+    ):
+        assert isinstance(new.guide, LowRankGuide)
+        assert same(new, old.update(SECOND, guide="lowrank", options=own))
 
 
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:

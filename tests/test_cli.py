@@ -22,7 +22,8 @@ from bhpeft_pyro.cli.options import fraction
 from bhpeft_pyro.cli.task import infer, named
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
-from bhpeft_pyro.inference import FitOptions, NaturalGradient
+from bhpeft_pyro.inference import FitOptions
+from bhpeft_pyro.inference.joint import WhitenedAdam
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
@@ -235,7 +236,7 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
     bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     steps = []
-    step = NaturalGradient.step
+    step = WhitenedAdam.step
 
     def interrupted(self, *rest):
         steps.append(1)
@@ -243,7 +244,7 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return step(self, *rest)
 
-    monkeypatch.setattr(NaturalGradient, "step", interrupted)
+    monkeypatch.setattr(WhitenedAdam, "step", interrupted)
     result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
     assert "interrupted" in result.stderr and "Traceback" not in result.output
     bhpeft("update", tmp_path / "run", folder / "train.csv", "--out", tmp_path / "two")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pyro.distributions import Bernoulli, Normal, TorchDistribution
@@ -54,7 +56,7 @@ def test_steps_are_adam_s_where_the_prior_is_standard() -> None:
 
 def test_without_noise_the_loss_is_that_at_the_mean() -> None:
     """With the KL of the whole Normal, in closed form."""
-    model, batch = tiny_model(()), tiny_batch(8)
+    model, batch = tiny_model(()), replace(tiny_batch(8), size=8)
     guide = LowRankGuide(model)
     with torch.no_grad():
         guide.loc.add_(torch.randn(len(guide.loc), generator=torch.Generator().manual_seed(1)))

@@ -52,6 +52,7 @@ def peak_bytes(run: Step) -> int:
     Counted from the allocator's own events, so it is exact and repeatable, which the resident
     memory of a process is not. Scratch memory inside matrix libraries is not in it.
 
+    >>> import torch
     >>> def run():
     ...     torch.zeros(1000)
     ...     return torch.zeros(500) + torch.ones(500)

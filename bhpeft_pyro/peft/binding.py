@@ -7,9 +7,8 @@ thread's weights are never seen by another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
 from functools import partial
 from itertools import count
 from types import MappingProxyType
@@ -96,17 +95,24 @@ def active() -> Mapping[int, Binding]:
     return _ACTIVE.get()
 
 
-@contextmanager
-def restore(bindings: Mapping[int, Binding]) -> Iterator[None]:
-    """Put exactly these bindings in force (for a recomputation in the backward pass)."""
-    token = _ACTIVE.set(bindings)
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
+class restore:
+    """Put exactly these bindings in force (for a recomputation in the backward pass).
+
+    May be entered again and again, as several backward passes through one graph recompute it.
+    """
+
+    def __init__(self, bindings: Mapping[int, Binding]) -> None:
+        self._bindings = bindings
+        self._tokens: list[Token[Mapping[int, Binding]]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_ACTIVE.set(self._bindings))
+
+    def __exit__(self, *_: object) -> None:
+        _ACTIVE.reset(self._tokens.pop())
 
 
-def activate(binding: Binding) -> Any:
+def activate(binding: Binding) -> restore:
     """Put `binding` in force, instead of any other on the same backbone."""
     others = {t: b for t, b in _ACTIVE.get().items() if b.base is not binding.base}
     return restore({**others, binding.token: binding})

@@ -37,7 +37,7 @@ def stream(
     batches: Batches,
     folder: str | Path,
     *,
-    guide: GuideLike = "normal",
+    guide: GuideLike = "linear",
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),

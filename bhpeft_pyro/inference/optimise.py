@@ -36,8 +36,9 @@ __all__ = ["OptimizerFactory", "as_module", "optimise"]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = dict[str, Tensor]
 
-# A low-rank guide's mean takes this share of the steps without noise. In the rest its covariance is
-# measured so many times, each on so many examples; the last few measurements count alike.
+# Where nothing else is drawn, low-rank guides' means take this share of the steps without noise. In
+# the rest their covariances are measured so many times, each on so many examples; the last few
+# measurements count alike.
 _CALM, _MEASUREMENTS, _MEASURED, _LEAST_SHARE = 0.6, 6, 64, 0.2
 
 
@@ -93,7 +94,8 @@ class _Run:
         self.joint = [block for block in self.blocks if isinstance(block, LowRankGuide)]
         # Without noise the linearised network is the network.
         self.calm_loss: ELBOModule = self.elbo(model, guide)
-        self.calm = int(_CALM * self.steps) if self.joint else 0
+        still = all(isinstance(block, LowRankGuide | DeltaGuide) for block in self.blocks)
+        self.calm = int(_CALM * self.steps) if self.joint and still else 0
         self.optimizer = optimizer
         self.good: State = {}  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}
@@ -212,12 +214,15 @@ class _Run:
         rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
         self.elbo.temperature = options.temperature * min(1.0, rise)
         self.elbo.noise = step > self.calm
-        loss_of = self.loss if self.elbo.noise else self.calm_loss
+        self.elbo.num_particles = self.particles if self.elbo.noise else 1
+        loss_of, batches = (
+            (self.loss, self.batches) if self.elbo.noise else (self.calm_loss, self._whole)
+        )
         for optimizer in steppers:
             optimizer.zero_grad()
         loss = nll = kl = 0.0
         for _ in range(options.accumulate):
-            batch = next(self.batches).to(device)
+            batch = next(batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 value = loss_of(batch) / options.accumulate
             if not torch.isfinite(value):

@@ -54,7 +54,7 @@ from bhpeft_pyro.shift import shifts
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, shown, epochs, samples = (16, 8, 1, 8) if small else (128, 40, 12, 100)
+train, shown, epochs, samples = (16, 8, 1, 8) if small else (96, 30, 6, 50)
 
 # %% [markdown]
 # ## Two models

@@ -126,7 +126,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     first, second, _ = record.rows
     assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
     by_hand = bh.fit(
-        tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
+        tiny_model(()), "linear", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
         replay=OPTIONS["replay"],
     )  # fmt: skip
     assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]

@@ -94,7 +94,7 @@ class Guide(nn.Module):
         What the guide has of the prior is that of the old model until it has to `follow` the new.
 
         Args:
-            rows: per site the means and sds, each (rows, *rest of the site's shape).
+            rows: per site the means and sds, each `(rows, *shape[1:])` of the site's shape.
 
         Raises:
             GuideError: it cannot.

@@ -70,8 +70,8 @@ def projected(last: Prior, together: Sequence[Collection[str]]) -> tuple[Prior, 
         together: sites of which correlations are kept; all other weights are on their own.
 
     Returns:
-        p, and KL(q || p) in nats: 0 if p is q, which is so where q has no correlations but those
-        within the groups.
+        The nearest p, and KL(q || p) in nats. That is 0 if p is q, so where q has no correlations
+        but those within the groups.
 
     Raises:
         PriorError: q is not made of Normals, by site or over several sites.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-from .guides import GuideLike, MixtureGuide
-from .inference.optimise import OptimizerFactory
+from .guides import MixtureGuide
 from .inference.options import FitOptions
 from .inference.report import FitReport
 from .model import Model
 from .posterior import Posterior
 from .priors import MixturePrior
-
-if TYPE_CHECKING:
-    from .sequential import Replay
 
 __all__ = ["MixturePosterior", "seeds"]
 
@@ -35,11 +30,11 @@ class MixturePosterior(Posterior):
     deep ensemble.
 
     Each component is a whole `Posterior`, whose report says how its own fit went. Rounds keep them
-    apart: `update` fits each under its own posterior as the prior. The weights stay equal. By
-    Bayes' rule a component's weight would be multiplied by the probability of the new data under
-    it; but the components are R approximations of one posterior rather than R hypotheses, their
-    evidence is known to a few nats at best, and as it is a sum over all examples, differences
-    between components, errors included, would soon leave a single one.
+    apart: `update` fits each under its own posterior as the prior, with a coreset of its own. The
+    weights stay equal. By Bayes' rule a component's weight would be multiplied by the probability
+    of the new data under it; but the components are R approximations of one posterior rather than
+    R hypotheses, their evidence is known to a few nats at best, and as it is a sum over all
+    examples, differences between components, errors included, would soon leave a single one.
 
     Attributes:
         components: the restarts, the one with the options' own seed first.
@@ -99,57 +94,6 @@ class MixturePosterior(Posterior):
             GuideError: the components are points, or not this package's guides.
         """
         return MixturePrior([each.as_prior() for each in self.components])
-
-    def update(
-        self,
-        data: object,
-        *,
-        validation: object | None = None,
-        options: FitOptions | None = None,
-        optimizer: OptimizerFactory | None = None,
-        guide: GuideLike | None = None,
-        keep: float | Mapping[str, float] = 1.0,
-        floor: float = 0.0,
-        replay: Replay | None = None,
-        grow: bool = False,
-        again: bool = False,
-        **changes: Any,
-    ) -> MixturePosterior:
-        """Learn more data with each component on its own: its posterior is its prior.
-
-        Args:
-            data, validation, options, optimizer, guide, keep, floor, replay, grow, again: as for
-                `Posterior.update`. With `replay` each component keeps a coreset of its own.
-
-        Raises:
-            DataError, GuideError, PriorError: as for `Posterior.update`.
-        """
-        from .sequential.growth import unknown_labels
-
-        options = (options or self.report.options).change(**changes)
-        before = self
-        if grow and (labels := unknown_labels(self, data)):
-            before = self.grow(labels)
-        text, model = before.text, before.model
-        examples = text.encode(model, data, labelled=True)
-        held_out = None if validation is None else text.encode(model, validation, labelled=True)
-        components = [
-            each.update(
-                examples,
-                validation=held_out,
-                options=own,
-                optimizer=optimizer,
-                guide=guide,
-                keep=keep,
-                floor=floor,
-                replay=replay,
-                again=again,
-            )
-            for each, own in zip(
-                before.components, seeds(options, len(before.components)), strict=True
-            )
-        ]
-        return self.joined(components, options, self.lineage)
 
     def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
         """Add labels to the head of every component; see `sequential.grow`."""

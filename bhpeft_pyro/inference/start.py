@@ -65,7 +65,8 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
     told: set[str] = set()
     if _has_normals(guide):
         guide.narrow(from_prior(model, guide.means()))
-    if isinstance(model.network.head, Head):
+    joint = isinstance(guide, LowRankGuide)  # which has no use for the head itself
+    if isinstance(model.network.head, Head) and (_is_open(model.prior) or not joint):
         frozen = Feed(model, examples, frozen=True)
         fitted = _stand_in(model, guide)
         told = _narrow(model, fitted, frozen, options, told)
@@ -94,6 +95,11 @@ def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
             if not (fitted and latent.name.startswith("head."))
         }
     )
+
+
+def _is_open(prior: object) -> bool:
+    """Whether the scale of the head's prior is left to the data."""
+    return isinstance(prior, FunctionSpaceNormal) and prior.head is None
 
 
 def _has_normals(guide: Guide) -> bool:
@@ -132,7 +138,7 @@ def _held(model: Model, guide: Guide) -> Iterator[None]:
 
 def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> Model:
     prior = model.prior
-    open_scale = isinstance(prior, FunctionSpaceNormal) and prior.head is None
+    open_scale = _is_open(prior)
     # A scale and points under it have no joint optimum but zero.
     open_scale &= {s.name for s in model.sites if s.name.startswith("head.")} <= {*guide.scales()}
     if not (open_scale or model.network.kinds):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 from ..errors import DataError
 from ..fitting import check_patience, fit_round
@@ -12,6 +13,7 @@ from ..guides.guide import prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
+from ..mixture import MixturePosterior, seeds
 from ..model import Model
 from ..posterior import Posterior
 from .forgetting import Forgetting
@@ -37,6 +39,19 @@ def update(
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`."""
+    if isinstance(posterior, MixturePosterior):
+        return _update_each(
+            posterior,
+            data,
+            validation,
+            options,
+            grow,
+            optimizer=optimizer,
+            family=family,
+            forgetting=forgetting,
+            replay=replay,
+            again=again,
+        )
     check_patience(options, validation)
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
@@ -81,6 +96,28 @@ def update(
         coreset=None,
     )
     return fit_round(start, examples, held_out, optimizer, kept)
+
+
+def _update_each(
+    mixture: MixturePosterior,
+    data: object,
+    validation: object | None,
+    options: FitOptions,
+    grow: bool,
+    **how: Any,
+) -> MixturePosterior:
+    """Every restart on its own, from data that are read once."""
+    if grow and (labels := unknown_labels(mixture, data)):
+        mixture = mixture.grow(labels)
+    text, model = mixture.text, mixture.model
+    examples = text.encode(model, data, labelled=True)
+    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
+    components = [
+        update(each, examples, validation=held_out, options=own, grow=False, **how)
+        for each, own in every
+    ]
+    return MixturePosterior.joined(components, options, mixture.lineage)
 
 
 def _refuse_known(posterior: Posterior, fingerprint: str) -> None:

@@ -48,6 +48,8 @@ class Coordinates(nn.Module):
 
     Attributes:
         sites: the same in these coordinates.
+        gain: what the weights of the output side are multiplied by besides, while a fit looks for
+            their scale (`inference/scale.py`); 1 before and after.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -55,14 +57,14 @@ class Coordinates(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         self.fitted: Tensor
         self.sites = tuple(map(_started, sites))
+        self.gain = 1.0
         self._inner = tuple(site for site in sites if site.anchor is not None)
-        self._outer = tuple(
+        self._added = tuple(
             site
             for site in sites
-            if site.dims[-2:] in (("out", "rank"), ("out", "bottleneck"))
-            and len(site.dims) == 3
-            and site.shape[1] <= _WIDEST
+            if site.dims[-2:] in (("out", "rank"), ("out", "bottleneck")) and len(site.dims) == 3
         )
+        self._outer = tuple(site for site in self._added if site.shape[1] <= _WIDEST)
         for site in self._inner:
             assert site.anchor is not None
             self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())
@@ -78,6 +80,11 @@ class Coordinates(nn.Module):
         return tuple(site.name for site in self._inner if site.dims[0] == "layer")
 
     @property
+    def added(self) -> tuple[str, ...]:
+        """Names of the sites that `gain` multiplies: the output side."""
+        return tuple(site.name for site in self._added)
+
+    @property
     def outer(self) -> tuple[str, ...]:
         """Names of the sites that `fit_axes` gives axes."""
         return tuple(site.name for site in self._outer)
@@ -91,6 +98,9 @@ class Coordinates(nn.Module):
             for site in self._outer:
                 left, right = self._buffer(site, "left"), self._buffer(site, "right")
                 weights[site.name] = left @ values[site.name] @ right.mT
+        if self.gain != 1:
+            for site in self._added:
+                weights[site.name] = self.gain * weights[site.name]
         return weights
 
     def fit_anchors(self, moments: Mapping[str, Tensor]) -> None:

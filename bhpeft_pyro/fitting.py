@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.report import FitReport
+from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
 from .mixture import MixturePosterior, seeds
 from .model import Model
@@ -119,6 +121,7 @@ def fit(
                 scatter(model, module, own)
         posterior = Posterior(model, module, (report,), text, model.prior)
         fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
+        model = fitted[-1].model
     return fitted[0] if restarts == 1 else MixturePosterior.joined(fitted, options)
 
 
@@ -177,11 +180,24 @@ def fit_round(
     if isinstance(guide, Guide):
         guide.follow(model)
     try:
-        optimise(model, guide, examples, validation, report, optimizer)
+        with _scale_found(posterior) as scale:
+            optimise(model, guide, examples, validation, report, optimizer, scale)
         return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
     except FitError as error:
         error.posterior = posterior
         raise
+
+
+@contextmanager
+def _scale_found(posterior: Posterior) -> Iterator[PriorScale | None]:
+    """Whatever end a fit takes, the posterior has the prior whose scale was found by then."""
+    scale = PriorScale.of(posterior.model, posterior.guide)
+    try:
+        yield scale
+    finally:
+        if scale:
+            posterior.model = scale.settle()
+            posterior.first_prior = posterior.model.prior
 
 
 def _fit_coreset(

@@ -122,6 +122,19 @@ class LowRankGuide(Guide):
         return self.unpack(self.covariance.variance.sqrt())
 
     @torch.no_grad()
+    def rescale(self, names: Collection[str], factor: float) -> None:
+        """Multiply the weights of some sites, whose prior has mean zero."""
+        factors = torch.cat(
+            [
+                part.new_full((part.numel(),), factor if name in names else 1.0)
+                for name, part in self.unpack(self.loc).items()
+            ]
+        )
+        old = self.covariance
+        self.loc.mul_(factors)
+        self.covariance = Covariance(factors * old.scale, old.axes, old.ratio)
+
+    @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         old = self.covariance
         table = torch.cat([self.loc[None], old.scale[None], old.axes.mT])  # a column a weight

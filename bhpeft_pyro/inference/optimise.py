@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import chain, islice
 
 import pyro
@@ -29,12 +29,13 @@ from .elbo import ELBO
 from .feed import Feed
 from .predict import predict
 from .report import FitReport, drifting, unsettled
+from .scale import PriorScale
 from .steps import optimizers, trained
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-State = dict[str, Tensor]
+State = tuple[dict[str, Tensor], float]  # of the guide; the factor of the prior's scale
 
 # Where nothing else is drawn, low-rank guides' means take this share of the steps without noise. In
 # the rest their covariances are measured so many times, each on so many examples; the last few
@@ -49,15 +50,19 @@ def optimise(
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
+    scale: PriorScale | None = None,
 ) -> None:
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
+
+    Args:
+        scale: moved as well; to be settled by the caller.
 
     Raises:
         FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
             left in its last good state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
-    _Run(model, guide, feed, validation, report, optimizer).run()
+    _Run(model, guide, feed, validation, report, optimizer, scale).run()
 
 
 class _Run:
@@ -71,8 +76,9 @@ class _Run:
         validation: Examples | None,
         report: FitReport,
         optimizer: OptimizerFactory | None,
+        scale: PriorScale | None,
     ) -> None:
-        self.model, self.guide, self.report = model, guide, report
+        self.model, self.guide, self.report, self.scale = model, guide, report, scale
         self.options = options = report.options
         self.blocks = blocks_of(guide)
         point = all(isinstance(block, DeltaGuide) for block in self.blocks)
@@ -97,7 +103,7 @@ class _Run:
         still = all(isinstance(block, LowRankGuide | DeltaGuide) for block in self.blocks)
         self.calm = int(_CALM * self.steps) if self.joint and still else 0
         self.optimizer = optimizer
-        self.good: State = {}  # the last one known to have a finite loss and gradient
+        self.good: State = ({}, 1.0)  # the last one known to have a finite loss and gradient
         self.slopes: dict[str, list[Tensor]] = {}
         self.widths: dict[str, list[float]] = {}  # mean log sds at each measurement
 
@@ -135,7 +141,7 @@ class _Run:
                     bad += 1
                     if bad >= options.max_skipped:
                         culprit = self._culprit()
-                        self.guide.load_state_dict(self.good)
+                        self._restore(self.good)
                         raise FitError(
                             f"the loss was not finite for {bad} steps in a row (last step: {step} "
                             f"of {self.steps}), first at {culprit}; the last good state is kept"
@@ -154,14 +160,24 @@ class _Run:
                 if self.validation is not None and step % self.eval_every == 0:
                     entry["validation_nll"] = nll = self._evaluate()
                     if best is None or nll < best[0]:
-                        best = (nll, step, _copy(self.guide))
+                        best = (nll, step, self._state())
                     elif options.patience and step - best[1] >= options.patience * self.eval_every:
                         break
             if options.patience and best is not None:
                 report.best_step = best[1]
-                self.guide.load_state_dict(best[2])
+                self._restore(best[2])
             self._summarise()
         report.seconds = time.monotonic() - started
+
+    def _state(self) -> State:
+        values = self.guide.state_dict().items()
+        copied = {name: value.detach().clone() for name, value in values}
+        return copied, self.scale.coordinates.gain if self.scale else 1.0
+
+    def _restore(self, state: State) -> None:
+        self.guide.load_state_dict(state[0])
+        if self.scale:
+            self.scale.coordinates.gain = state[1]
 
     def _endless(self, particles: int) -> Iterator[Batch]:
         while True:
@@ -177,12 +193,13 @@ class _Run:
             batch = next(self.batches)
             self.batches = chain([batch], self.batches)  # it is still to be learnt from
             self.loss(batch.to(device))
-        self.good = _copy(self.guide)
+        self.good = self._state()
 
     def _steppers(self) -> list[Optimizer]:
         if self.optimizer is not None:
             return [self.optimizer(trained(self.guide))]
-        return optimizers(self.guide, self.options, len(self.feed.examples))
+        found = optimizers(self.guide, self.options, len(self.feed.examples))
+        return [*found, self.scale] if self.scale else found
 
     def _measure(self, step: int) -> None:
         """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
@@ -223,7 +240,10 @@ class _Run:
         loss = nll = kl = 0.0
         for _ in range(options.accumulate):
             batch = next(batches).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+            with (
+                torch.autocast(device.type, torch.bfloat16, enabled=options.bf16),
+                self.scale.draws if self.scale and self.elbo.noise else nullcontext(),
+            ):
                 value = loss_of(batch) / options.accumulate
             if not torch.isfinite(value):
                 return None
@@ -237,7 +257,7 @@ class _Run:
         if not torch.isfinite(norm):
             return None
         if step % 10 == 1:
-            self.good = _copy(self.guide)
+            self.good = self._state()
         if step > self.steps * 3 // 4:
             self._note_slopes()
         if options.clip is not None:
@@ -313,10 +333,6 @@ class _Run:
         else:
             return {}
         return {name: (before[name], after) for name, after in block.scales().items()}
-
-
-def _copy(module: nn.Module) -> State:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def as_module(guide: object) -> nn.Module:

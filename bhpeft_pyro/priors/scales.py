@@ -22,6 +22,8 @@ __all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
 # Of two random sites whose product makes the change, the factor goes on the other.
 _INPUT_SIDE = (".A", ".down", ".embedding")
 _PEFT = ("lora", "adapter", "prefix")
+_CHANGE = 0.1
+_OPEN = ("change", "head")  # may be None
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class FunctionSpacePrior(ABC):
     Args:
         change: sd of the output side (LoRA B, adapter up), in units. In fitted `Coordinates` each
             such site of each layer moves the predictions by change^2 nats under the prior; in a
-            network with `aligned=False` it changes its block's output by this fraction.
+            network with `aligned=False` it changes its block's output by this fraction. None is
+            0.1; but `FunctionSpaceNormal` leaves it open then, and a fit of a `linear`, `lowrank`
+            or `full` guide finds it by empirical Bayes.
         spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
         prefix: sd of prefixes, as a fraction of the frozen keys and values.
         head: sd of each output (logit) under the prior of the head's weights. None is 1; but
@@ -44,7 +48,7 @@ class FunctionSpacePrior(ABC):
         PriorError: a number that is not positive and finite.
     """
 
-    change: float = 0.1
+    change: float | None = None
     spread: float = 0.1
     prefix: float = 0.1
     head: float | None = None
@@ -53,7 +57,7 @@ class FunctionSpacePrior(ABC):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "head" and value is None:
+            if field.name in _OPEN and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise PriorError(
@@ -74,7 +78,9 @@ class FunctionSpacePrior(ABC):
             return self.other
         if any(mark in site.name for mark in _INPUT_SIDE):
             return self.spread
-        return self.prefix if kind == "prefix" else self.change
+        if kind == "prefix":
+            return self.prefix
+        return _CHANGE if self.change is None else self.change
 
     def sd(self, site: Site) -> Tensor:
         """The prior sd of a site's weights, broadcastable to its shape."""

@@ -1,0 +1,92 @@
+"""The scale of the PEFT weights' prior, found by the bound."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bhpeft_pyro import Posterior, fit
+from bhpeft_pyro.guides import LowRankGuide
+from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.inference.scale import PriorScale
+from bhpeft_pyro.priors import FunctionSpaceNormal, scales
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+
+
+def _guide_with_noise() -> tuple[object, LowRankGuide]:
+    torch.manual_seed(0)
+    model = tiny_model(prior=FunctionSpaceNormal(head=1.0), aligned=True)
+    guide = LowRankGuide(model, rank=3)
+    with torch.no_grad():
+        guide.loc += 0.1 * torch.randn_like(guide.loc)
+    return model, guide
+
+
+def test_slope_is_that_of_the_bound() -> None:
+    model, guide = _guide_with_noise()
+    scale = PriorScale.of(model, guide)
+    assert scale is not None
+    elbo = ELBO(num_particles=2)
+    loss = elbo(model, guide)
+    batch = tiny_batch(4).split(2)
+
+    def nll(factor: float) -> float:  # the KL does not depend on it
+        scale.coordinates.gain = factor
+        torch.manual_seed(1)
+        with scale.draws:
+            loss(batch).backward()
+        assert elbo.parts is not None
+        return elbo.parts.nll.item()
+
+    nll(1.0)
+    slope = scale.slope().item()
+    step = 1e-2
+    assert slope == pytest.approx((nll(1 + step) - nll(1 - step)) / (2 * step), rel=0.02)
+    assert abs(slope) > 0.1
+
+
+def test_settling_changes_neither_predictions_nor_divergence() -> None:
+    model, guide = _guide_with_noise()
+    scale = PriorScale.of(model, guide)
+    assert scale is not None
+    scale.coordinates.gain = 0.3
+    batch = tiny_batch(4)
+    elbo = ELBO(num_particles=2)
+
+    def parts(model: object) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(1)
+        elbo(model, guide)(batch.split(2))
+        assert elbo.parts is not None
+        return elbo.parts.nll, sum(elbo.parts.kl.values())
+
+    before = parts(model)
+    settled = scale.settle()
+    after = parts(settled)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert settled.prior == FunctionSpaceNormal(change=0.3 * 0.1, head=1.0)
+    assert model.network.coordinates.gain == 1
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_scale_goes_where_the_bound_is(learnable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wider than at first where much is learnt, narrower where labels say nothing of texts."""
+    first = 0.1 if learnable else 3.0
+    monkeypatch.setattr(scales, "_CHANGE", first)
+    examples = tiny_examples(100)
+    if not learnable:
+        labels = torch.randint(2, (100,), generator=torch.Generator().manual_seed(0))
+        examples = replace(examples, labels=labels)
+
+    def fitted(change: float | None) -> Posterior:
+        model = tiny_model(prior=FunctionSpaceNormal(change=change, head=2.0), aligned=True)
+        return fit(model, "linear", examples, max_steps=70, progress=False)
+
+    given, found = fitted(first), fitted(None)
+    assert given.model.prior == FunctionSpaceNormal(change=first, head=2.0)
+    prior = found.model.prior
+    assert isinstance(prior, FunctionSpaceNormal) and prior.change is not None
+    assert prior.change > 1.5 * first if learnable else prior.change < first / 1.3
+    assert found.first_prior is prior
+    assert found.report.last("loss", 20) < given.report.last("loss", 20) - 0.02

@@ -18,7 +18,7 @@ from transformers import get_scheduler
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError
-from ..guides import DeltaGuide, FunctionGuide, Guide, LowRankGuide, NormalGuide, latents
+from ..guides import DeltaGuide, FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of
 from ..linear import LinearModel
 from ..metrics import evaluate
@@ -28,9 +28,10 @@ from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
 from .predict import predict
-from .report import FitReport, drifting, unsettled
+from .report import FitReport
 from .scale import PriorScale
 from .steps import optimizers, trained
+from .watch import Watch, culprit
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
 
@@ -104,8 +105,7 @@ class _Run:
         self.calm = int(_CALM * self.steps) if self.joint and still else 0
         self.optimizer = optimizer
         self.good: State = ({}, 1.0)  # the last one known to have a finite loss and gradient
-        self.slopes: dict[str, list[Tensor]] = {}
-        self.widths: dict[str, list[float]] = {}  # mean log sds at each measurement
+        self.watch = Watch(guide)
 
     def run(self) -> None:
         options, report = self.options, self.report
@@ -140,11 +140,11 @@ class _Run:
                     report.skipped += 1
                     bad += 1
                     if bad >= options.max_skipped:
-                        culprit = self._culprit()
+                        where = culprit(self.guide, self.elbo.parts)
                         self._restore(self.good)
                         raise FitError(
                             f"the loss was not finite for {bad} steps in a row (last step: {step} "
-                            f"of {self.steps}), first at {culprit}; the last good state is kept"
+                            f"of {self.steps}), first at {where}; the last good state is kept"
                         )
                     continue
                 bad = 0
@@ -166,7 +166,10 @@ class _Run:
             if options.patience and best is not None:
                 report.best_step = best[1]
                 self._restore(best[2])
-            self._summarise()
+            with torch.no_grad():  # the state that is kept need not be that of the last step
+                self.loss(next(self.batches).to(self.model.network.device))
+            assert self.elbo.parts is not None
+            self.watch.summarise(self.model, self.elbo.parts, report)
         report.seconds = time.monotonic() - started
 
     def _state(self) -> State:
@@ -221,8 +224,7 @@ class _Run:
                 len(self.feed.examples) / options.temperature,
                 max(1 / (1 + done // every), _LEAST_SHARE),
             )
-            for name, scale in block.scales().items():
-                self.widths.setdefault(name, []).append(scale.log().mean().item())
+            self.watch.widths(block)
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""
@@ -259,7 +261,7 @@ class _Run:
         if step % 10 == 1:
             self.good = self._state()
         if step > self.steps * 3 // 4:
-            self._note_slopes()
+            self.watch.slopes()
         if options.clip is not None:
             nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = steppers[0].param_groups[0]["lr"]
@@ -280,59 +282,6 @@ class _Run:
         samples = 0 if self.particles == 1 else self.options.eval_samples
         forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
         return evaluate(forecast)["nll"]
-
-    def _culprit(self) -> str:
-        """Where the first value that is not finite is."""
-        params = {
-            f"the guide's {name.replace('/', '.')}": parameter
-            for name, parameter in self.guide.named_parameters()
-        }
-        for name, parameter in params.items():
-            if not parameter.isfinite().all():
-                return name
-        parts = self.elbo.parts
-        if parts is not None:
-            for name, kl in parts.kl.items():
-                if not kl.isfinite():
-                    return f"the KL of site {name!r}"
-            if not parts.nll.isfinite():
-                return "the likelihood (site 'label')"
-        for name, parameter in params.items():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                return f"the gradient of {name}"
-        return "the loss"
-
-    def _note_slopes(self) -> None:
-        for block in self.blocks:
-            if isinstance(block, NormalGuide):
-                for name, slope in block.scale_slopes().items():
-                    self.slopes.setdefault(name, []).append(slope)
-
-    def _summarise(self) -> None:
-        with torch.no_grad():  # the state that is kept need not be that of the last step
-            self.loss(next(self.batches).to(self.model.network.device))
-        parts = self.elbo.parts
-        assert parts is not None
-        self.report.kl = {name: value.item() for name, value in parts.kl.items()}
-        self.report.points = [
-            name for block in self.blocks if isinstance(block, DeltaGuide) for name in block.means()
-        ]
-        self.report.scales = {
-            name: (after / before).log().mean().exp().item()
-            for block in self.blocks
-            for name, (before, after) in self._sds(block).items()
-        }
-        self.report.unsettled = [*unsettled(self.slopes), *drifting(self.widths)]
-
-    def _sds(self, block: object) -> dict[str, tuple[Tensor, Tensor]]:
-        """Those of the prior and of the posterior, per site."""
-        if isinstance(block, LowRankGuide):
-            before = block.unpack(block.prior.variance.sqrt())
-        elif isinstance(block, NormalGuide):
-            before = {latent.name: latent.scale for latent in latents(self.model)}
-        else:
-            return {}
-        return {name: (before[name], after) for name, after in block.scales().items()}
 
 
 def as_module(guide: object) -> nn.Module:

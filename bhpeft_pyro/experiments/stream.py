@@ -45,7 +45,7 @@ def stream(
     test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 2,
     least: Annotated[int, typer.Option(help="Steps of a round, at least.")] = 20,
-    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 4,
+    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 64,
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""

@@ -29,7 +29,7 @@ __all__ = ["Learner", "prequential", "stream"]
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
-_UNTRAINED = 8  # draws of the prior where a posterior is looked at in a single pass
+_UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
 def stream(
@@ -212,13 +212,13 @@ def _scores(
         forecast = posterior.predict(examples, samples)
         found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}
         if first:
-            untrained = _untrained(posterior.model, examples, samples or _UNTRAINED)
+            untrained = _untrained(posterior.model, examples)
             found[UNTRAINED + name] = _score(untrained)
     return found
 
 
-def _untrained(model: Model, examples: Examples, samples: int) -> AnyForecast:
-    return predict(model, lambda batch: model.prior(model.sites), examples, samples)
+def _untrained(model: Model, examples: Examples) -> AnyForecast:
+    return predict(model, lambda batch: model.prior(model.sites), examples, _UNTRAINED)
 
 
 def _score(forecast: AnyForecast) -> float:

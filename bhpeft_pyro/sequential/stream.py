@@ -9,6 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..data import Columns, Examples
+from ..data.encoding import cut_once
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
@@ -150,7 +151,7 @@ def prequential(
     done = () if posterior is None else posterior.lineage
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
-    with tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
+    with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
         for number, (name, data) in enumerate(bar):
             if number < len(done):
                 assert posterior is not None

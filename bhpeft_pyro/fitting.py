@@ -24,7 +24,7 @@ from .inference.options import FitOptions
 from .inference.report import FitReport
 from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
-from .mixture import MixturePosterior, seeds
+from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
 from .posterior import Coreset, Posterior, TextOptions
 
@@ -80,7 +80,8 @@ def fit(
     Raises:
         ConfigError: an option or `restarts` that cannot work, or a guide that has but one start.
         DataError: the data cannot be used. Checked before anything is trained, as are options.
-        FitError: the loss stayed non-finite; its `posterior` is the last good state.
+        FitError: the loss stayed non-finite; its `posterior` is the last good state, or a mixture
+            of the restarts before the one that failed.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(), "normal", tiny_examples(), max_steps=3, progress=False)
@@ -120,7 +121,8 @@ def fit(
             if fitted and isinstance(module, Guide):
                 scatter(model, module, own)
         posterior = Posterior(model, module, (report,), text, model.prior)
-        fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
+        with keeping(fitted, options):
+            fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
         model = fitted[-1].model
     return fitted[0] if restarts == 1 else MixturePosterior.joined(fitted, options)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from .errors import FitError
 from .guides import MixtureGuide
+from .guides.blocks import title
 from .inference.options import FitOptions
 from .inference.report import FitReport
 from .model import Model
 from .posterior import Posterior
 from .priors import MixturePrior
 
-__all__ = ["MixturePosterior", "seeds"]
+__all__ = ["MixturePosterior", "keeping", "seeds"]
 
 _STRIDE = 1000  # so that the restarts of seeds 0, 1, 2, ... are not the same fits
 
@@ -19,6 +22,23 @@ _STRIDE = 1000  # so that the restarts of seeds 0, 1, 2, ... are not the same fi
 def seeds(options: FitOptions, restarts: int) -> list[FitOptions]:
     """The options of each restart: the seed that was given, then others far from it."""
     return [options.change(seed=options.seed + _STRIDE * r) for r in range(restarts)]
+
+
+@contextmanager
+def keeping(
+    fitted: Sequence[Posterior], options: FitOptions, lineage: tuple[FitReport, ...] = ()
+) -> Iterator[None]:
+    """Where one restart fails, those that were fitted before it are the error's posterior.
+
+    Args:
+        fitted, options, lineage: as for `MixturePosterior.joined`.
+    """
+    try:
+        yield
+    except FitError as error:
+        if fitted:
+            error.posterior = MixturePosterior.joined(fitted, options, lineage)
+        raise
 
 
 class MixturePosterior(Posterior):
@@ -79,7 +99,7 @@ class MixturePosterior(Posterior):
         return cls(components, (*lineage, report))
 
     def __repr__(self) -> str:
-        kind = type(self.components[0].guide).__name__
+        kind = title(self.components[0].guide)
         return (
             f"MixturePosterior(round {len(self.lineage)}, {len(self.components)} x {kind})\n"
             f"{self.report}"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import saving
 from .data import Columns, Examples, encode
 from .guides import GuideLike
+from .guides.blocks import title
 from .guides.guide import prior_of
 from .inference.draws import draw
 from .inference.optimise import OptimizerFactory
@@ -109,7 +110,7 @@ class Posterior:
         return self.lineage[-1]
 
     def __repr__(self) -> str:
-        return f"Posterior(round {len(self.lineage)}, {type(self.guide).__name__})\n{self.report}"
+        return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Joint draws of the weights: site name to `(samples, *site shape)`."""

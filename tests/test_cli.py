@@ -461,6 +461,23 @@ def test_warnings_are_lines_on_stderr(folder, tmp_path):
     assert "note: 1 of 1 texts are longer than 32 tokens and were cut" in result.stderr
 
 
+def test_restarts_are_one_run_that_all_commands_take(folder, tmp_path):
+    run, train = tmp_path / "run", folder / "train.csv"
+    fit = ("fit", train, "--backbone", folder / "tiny", "--restarts", 3, *QUICK, "--seed", 5)
+    bhpeft(*fit, "--out", run)
+    loaded = bh.Posterior.load(run, *_tiny(folder))
+    assert [each.report.options.seed for each in loaded.components] == [5, 1005, 2005]
+    single = tmp_path / "single"
+    bhpeft(*fit[:4], *fit[6:], "--out", single)
+    first = loaded.components[0].guide.state_dict()
+    for name, value in bh.Posterior.load(single, *_tiny(folder)).guide.state_dict().items():
+        assert torch.equal(value, first[name])
+    shown = json.loads(bhpeft("evaluate", run, train, "--json", "--samples", 6).stdout)
+    expected = loaded.evaluate(str(train), 6)
+    assert {name: shown[name] for name in expected} == pytest.approx(expected)
+    assert "restarts=0 must be" in error(*fit[:5], 0, "--out", tmp_path / "none")
+
+
 def test_reports(folder, posterior, tmp_path):
     page = tmp_path / "report.html"
     arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)

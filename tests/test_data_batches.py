@@ -298,19 +298,20 @@ def test_fingerprints() -> None:
 
     base = mark(texts, [0, 1, 1])
     assert base == mark(list(texts), [0, 1, 1])
+    assert base == mark([texts[2], texts[0], texts[1]], [1, 0, 1])  # in another order
     others = [
+        mark([*texts, texts[0]], [0, 1, 1, 0]),  # twice is not once
         mark(texts, [0, 1, 0]),
         mark(texts, None),
         mark(texts, [0.0, 1.0, 1.0], "rating"),
         mark(texts[::-1], [0, 1, 1]),
-        mark([texts[0], texts[2], texts[1]], [0, 1, 1]),
         mark([*texts[:2], texts[2] + " a"], [0, 1, 1]),
     ]
     assert len({base, *others}) == 7
     # The same sequences shared out differently over the questions.
     quizzes = [
         encode(
-            [("why", ["a"] * first), ("why", ["a"] * (5 - first))],
+            [("why", ["a"] * first), ("why", ["a"] * (6 - first))],
             gpt_like(),
             kind="choice",
             labelled=False,

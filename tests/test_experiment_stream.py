@@ -265,17 +265,17 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
     """By a clock that only plain rounds, of 2 s, and those of the arms move."""
     now = [0.0]
 
-    def fit(model: Any, guide: Any, data: bh.Examples, **options: Any) -> Any:
+    def fit(model: Any, guide: Any, data: bh.Examples, **options: Any) -> None:
         now[0] += 2.0 * len(data)
-        return SimpleNamespace(model=model)
 
     def taking(seconds: float) -> Arm:
         def learn(last: Any, data: Any) -> Any:
             now[0] += seconds * len(data)
+            return SimpleNamespace(model=model())
 
         return Arm(lambda setup: learn)
 
-    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(process_time=lambda: now[0]))
     monkeypatch.setattr(stream_runs, "fit", fit)
     setup = Setup(lambda point: model(), ROUNDS, None, epochs=1)
     ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)

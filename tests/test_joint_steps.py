@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Normal, TorchDistribution
+from pyro.distributions import Bernoulli, Categorical, Normal, TorchDistribution
 from torch import Tensor
 
 from bhpeft_pyro.distributions import Covariance, LowRankNormal
@@ -74,10 +74,9 @@ def test_without_noise_the_loss_is_that_at_the_mean() -> None:
 def moments(distribution: TorchDistribution, *parameters: Tensor) -> Tensor:
     """E[score score'], from the outcomes."""
     total = torch.zeros(len(parameters), len(parameters))
-    for y, probability in every(distribution):
-        log_prob = distribution.log_prob(y).sum()
-        score = torch.stack(torch.autograd.grad(log_prob, parameters, retain_graph=True))
-        total += probability.sum() * torch.outer(score, score)
+    for weighted in every(distribution):
+        score = torch.stack(torch.autograd.grad(weighted.sum(), parameters, retain_graph=True))
+        total += torch.outer(score, score)
     return total
 
 
@@ -88,3 +87,11 @@ def test_every_outcome_gives_the_fisher_information() -> None:
     logit = torch.tensor(0.4, requires_grad=True)
     p = logit.sigmoid()
     torch.testing.assert_close(moments(Bernoulli(logits=logit), logit), (p * (1 - p)).reshape(1, 1))
+    logits = [torch.tensor(value, requires_grad=True) for value in (0.3, -1.0, 2.0, 0.5)]
+    for exist in (4, 3):  # the last choice may not be there
+        there = torch.stack([*logits[:exist], *[torch.tensor(-torch.inf)] * (4 - exist)])
+        p = there.softmax(0)[:exist].detach()
+        assert len(every(Categorical(logits=there))) == 3
+        torch.testing.assert_close(
+            moments(Categorical(logits=there), *logits[:exist]), p.diag() - torch.outer(p, p)
+        )

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
+from bhpeft_pyro import fitting
 from bhpeft_pyro.diagnostics import psis
-from bhpeft_pyro.errors import ConfigError, GuideError
+from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
@@ -143,6 +144,33 @@ def test_a_guide_that_has_one_start_is_refused() -> None:
         MixtureGuide([])
 
 
+def test_a_restart_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fit()
+    left = iter(range(2))  # fits that are still to succeed
+    optimise = fitting.optimise
+
+    def failing(*args: Any) -> None:
+        if next(left, None) is None:
+            raise FitError("not finite")
+        optimise(*args)
+
+    monkeypatch.setattr(fitting, "optimise", failing)
+    with pytest.raises(FitError) as error:
+        fit()
+    kept: Any = error.value.posterior
+    assert len(kept.components) == 2
+    assert all(same(*pair) for pair in zip(kept.components, whole.components, strict=False))
+    left = iter(range(1))
+    with pytest.raises(FitError) as error:
+        whole.update(SECOND)
+    kept = error.value.posterior
+    assert len(kept.lineage) == 2 and len(kept.components) == 1
+    left = iter(())
+    with pytest.raises(FitError) as error:
+        fit()
+    assert not isinstance(error.value.posterior, MixturePosterior)  # the last good state
+
+
 # Predictions
 
 
@@ -221,7 +249,7 @@ def test_reports_are_of_each_and_of_all() -> None:
     assert text.startswith("3 restarts, 12 steps on 16 examples")
     for number, report in enumerate(reports, 1):
         assert f"restart {number}: negative ELBO {report.last('loss'):.3f}" in text
-    assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)")
+    assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)\n")
     found = posterior.diagnose(FIRST, samples=100)
     alone = posterior.components[1].diagnose(FIRST, samples=100)
     assert found.components[1] == alone and f"  {alone.information}" in str(found)

@@ -135,8 +135,10 @@ def test_the_same_data_are_refused_in_the_whole_lineage(tmp_path: Path) -> None:
                 DataError, match=rf"round {number} \({posterior.lineage[number - 1].id}\)"
             ):
                 posterior.update(data)
+        with pytest.raises(DataError, match="they would count twice"):  # in another order
+            posterior.update(DATA[0].subset(range(len(DATA[0]))[::-1]))
         assert len(posterior.update(DATA[0], again=True).lineage) == 3
-    # Another order is another fingerprint; a branch that never saw the data may learn them.
+        # A branch that never saw the data may learn them.
     assert len(fit().update(DATA[1]).lineage) == 2
 
 

@@ -18,7 +18,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.sequential import Record, figures, transfer
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
 TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
@@ -118,6 +118,21 @@ def test_killed_at_every_write_no_round_is_lost_or_learnt_twice(
     run(folder)
     assert len(fitted) == again  # all is done
     assert not list((folder / "rounds").glob("*.partial"))
+
+
+def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
+    def week(words: int, seed: int) -> dict[str, Any]:
+        texts = [" ".join(f"w{5 + (i + seed) % 40}" for i in range(words + j)) for j in range(8)]
+        return {"text": texts, "label": [0, 1] * 4}
+
+    weeks = {"short": week(3, 0), "long": week(36, 1), "longer": week(40, 2)}
+    with pytest.warns(bh.data.CutWarning) as told:
+        run(tmp_path, weeks)
+    assert [str(each.message)[:6] for each in told if each.category is bh.data.CutWarning] == [
+        "8 of 8"
+    ]
+    with pytest.warns(bh.data.CutWarning):  # elsewhere it is said as before
+        bh.encode(weeks["long"], tiny_tokenizer(), kind="class")
 
 
 def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from .. import __version__
 from ..errors import ConfigError
 from ..files import write
+from ..guides.blocks import title
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..metrics import evaluate
@@ -117,8 +118,8 @@ def _facts(posterior: Posterior) -> dict[str, str]:
 
 def _guide(posterior: Posterior) -> str:
     if not isinstance(posterior, MixturePosterior):
-        return type(posterior.guide).__name__
-    kind = type(posterior.components[0].guide).__name__
+        return title(posterior.guide)
+    kind = title(posterior.components[0].guide)
     return f"{len(posterior.components)} restarts of {kind}"
 
 

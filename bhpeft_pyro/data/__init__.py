@@ -1,7 +1,7 @@
 """Text in, `Batch` out: `encode` reads and tokenises a data set, `Examples` yields its batches."""
 
 from .columns import Columns, Kind
-from .encoding import encode
+from .encoding import CutWarning, encode
 from .examples import Examples
 
-__all__ = ["Columns", "Examples", "Kind", "encode"]
+__all__ = ["Columns", "CutWarning", "Examples", "Kind", "encode"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, get_args
 
@@ -19,7 +20,26 @@ from .labels import check_names, read_answers, read_classes, read_ratings, unlab
 from .sources import read
 from .tokens import join_pairs, limit_of, probe, tokenise
 
-__all__ = ["encode"]
+__all__ = ["CutWarning", "cut_once", "encode"]
+
+
+class CutWarning(UserWarning):
+    """Texts were too long and have been cut."""
+
+
+@contextmanager
+def cut_once() -> Iterator[None]:
+    """Let only the first `CutWarning` through, where data are read again and again."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def once(message: Warning | str, category: type[Warning], *args: Any) -> None:
+            if issubclass(category, CutWarning):
+                warnings.filterwarnings("ignore", category=CutWarning)
+            show(message, category, *args)
+
+        warnings.showwarning = once
+        yield
 
 
 def encode(
@@ -54,7 +74,7 @@ def encode(
         DataError: anything that would make the data unusable, with column and row (from 0).
 
     Warns:
-        UserWarning: once, with the number of texts that were cut.
+        CutWarning: once, with the number of texts that were cut.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -125,6 +145,7 @@ def encode(
     if bool(cut.any()):
         warnings.warn(
             f"{int(cut.sum())} of {len(texts)} texts are longer than {limit} tokens and were cut",
+            CutWarning,
             stacklevel=2,
         )
     return Examples(

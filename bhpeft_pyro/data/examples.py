@@ -84,16 +84,25 @@ class Examples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over token ids and labels in order, so the same data gives the same digest."""
-        digest = hashlib.sha256(self.kind.encode())
-        integers = (self.counts, self.tokens.lengths, self.tokens.ids, self.tokens.types)
-        for name, tensor in zip(("counts", "lengths", "ids", "types"), integers, strict=True):
-            if tensor is not None:
-                digest.update(name.encode() + tensor.numpy().astype("<i8").tobytes())
+        """SHA-256 over token ids and labels: the same for the same examples in any order."""
+        owners = [1] * len(self) if self.counts is None else self.counts.tolist()
+        lengths = self.tokens.lengths.split(owners)
+        spans = [int(own.sum()) for own in lengths]
+        parts = {"lengths": lengths, "ids": self.tokens.ids.split(spans)}
+        if self.tokens.types is not None:
+            parts["types"] = self.tokens.types.split(spans)
         if self.labels is not None:
-            kind = "<f4" if self.kind == "rating" else "<i8"
-            digest.update(b"labels" + self.labels.numpy().astype(kind).tobytes())
-        return digest.hexdigest()
+            parts["labels"] = self.labels.split(1)
+        digests = []
+        for example in zip(*parts.values(), strict=True):
+            digest = hashlib.sha256()
+            for tensor in example:
+                digest.update(len(tensor).to_bytes(8, "little"))
+                kind = "<f4" if tensor.is_floating_point() else "<i8"
+                digest.update(tensor.numpy().astype(kind).tobytes())
+            digests.append(digest.digest())
+        what = f"{self.kind} {' '.join(parts)}"
+        return hashlib.sha256(what.encode() + b"".join(sorted(digests))).hexdigest()
 
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices`, in that order.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
+from ..data import CutWarning
 from ..errors import ConfigError
 from .budgets import Budget
 from .methods import INFERENCE, PEFT, Job, Load, Method
@@ -70,7 +71,7 @@ class Grid:
         """Do the runs that are missing, so that what was killed goes on where it stopped."""
         with warnings.catch_warnings():
             # A task says how long its texts may be.
-            warnings.filterwarnings("ignore", r".* tokens and were cut")
+            warnings.filterwarnings("ignore", category=CutWarning)
             complete(self.out, self.runs, lambda *run: self.run(*run).to_bytes(), _ENDING)
 
     def outcomes(self) -> Iterator[Outcome]:

@@ -14,8 +14,10 @@ from ..posterior import Posterior
 from ..sequential import Replay
 from ..sequential.stream import Learner
 
-__all__ = ["ARMS", "KEEPS", "Arm", "Setup"]
+__all__ = ["ARMS", "GUIDE", "KEEPS", "Arm", "Setup"]
 
+GUIDE = "linear"
+"""The guide of the Bayesian arms: the package's default."""
 _BATCH = 16
 
 
@@ -75,7 +77,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
             replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
             if last is None:
                 model, unlabelled = setup.model(False), setup.unlabelled
-                return fit(model, "normal", data, unlabelled=unlabelled, replay=replay, **options)
+                return fit(model, GUIDE, data, unlabelled=unlabelled, replay=replay, **options)
             return last.update(data, keep=keep, replay=replay, **options)
 
         return learn
@@ -105,7 +107,7 @@ def _cumulative(setup: Setup) -> Learner:
         first, *others = list(setup.batches.values())[:count]
         seen = first.concat(*others)
         options = setup.options(len(seen))
-        new = fit(setup.model(False), "normal", seen, unlabelled=setup.unlabelled, **options)
+        new = fit(setup.model(False), GUIDE, seen, unlabelled=setup.unlabelled, **options)
         return new if last is None else _after(last, new, data)
 
     return learn

@@ -25,7 +25,7 @@ from .protocols import PROTOCOLS
 from .results import complete, file_of, known, load, show
 from .stream_plots import curves, matrices
 from .stream_runs import Encoded, cost, run, setup
-from .stream_tables import BOUND, aims, costs, per_round, summary_table
+from .stream_tables import OURS, aims, costs, per_round, summary_table
 
 __all__ = ["report", "stream"]
 
@@ -45,7 +45,7 @@ def stream(
     test: Annotated[int | None, typer.Option(help="Rows of a test.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over a round's data.")] = 2,
     least: Annotated[int, typer.Option(help="Steps of a round, at least.")] = 20,
-    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 4,
+    samples: Annotated[int, typer.Option(help="Draws of a Bayesian forecast.")] = 64,
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""
@@ -82,7 +82,7 @@ def stream(
 
         def ratios(*_: str) -> dict[str, Any]:
             common = setup(encoded(0), backbone, preset, epochs, least, 0)
-            timed = {name: each for name, each in ARMS.items() if name != BOUND}
+            timed = {name: each for name, each in ARMS.items() if name.startswith(OURS)}
             return {"protocol": protocol, **setting, "cost": cost(timed, common)}
 
         complete(out, runs, result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,20 +12,18 @@ from transformers import AutoModel, AutoTokenizer, logging
 
 from ..data import Examples, encode
 from ..fitting import fit
-from ..guides import NormalGuide
 from ..head import Head
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import presets
 from ..sequential import Record, prequential
-from .learners import Arm, Setup
+from .learners import GUIDE, Arm, Setup
 from .protocols import Stream
 
 __all__ = ["Encoded", "cost", "run", "setup"]
 
 _MAX_LENGTH = 32  # tokens; most sentences, and the headline of news
-_TIMED = 160  # rows of the round whose cost is measured
-_NARROW = 0.01  # where its sds start: with a width given, `fit` looks for no other start
+_TIMED = 100  # rows, at most, of the round whose cost is measured
 
 
 class Encoded:
@@ -95,31 +92,32 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
 
 
 def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
-    """Seconds of an arm's round, over those of a plain round on the same data.
+    """Seconds of the processor in an arm's round, over those of a plain round on the same data.
 
-    A plain round fits the same guide under the default prior, for as many steps; a first round's
-    search for its start is left out, as later ones need none. Both are timed one after the other;
-    the median of the ratios.
+    A plain round fits the same guide under the first prior, for as many steps; a first round's
+    search for that prior's scale is left out, as later ones need none. Both are timed one after
+    the other; the median of the ratios.
+
+    Args:
+        arms: whose first rounds are fits of `learners.GUIDE`.
     """
-    setup = replace(setup, epochs=1, least=1)
     before, data = (
         batch.subset(range(min(_TIMED, len(batch)))) for batch in list(setup.batches.values())[-2:]
     )
     learners = {name: arm.learner(setup) for name, arm in arms.items()}
     last = {name: learn(None, before) for name, learn in learners.items()}
-    network = fit(setup.model(False), "normal", before, **setup.options(len(before))).model.network
+    first = next(iter(last.values())).model
 
     def plain() -> None:
-        model = Model(network)
-        fit(model, NormalGuide(model, _NARROW), data, **setup.options(len(data)))
+        fit(first, GUIDE, data, **setup.options(len(data)))
 
     ratios: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, learn in learners.items():
-            started = time.perf_counter()
+            started = time.process_time()
             plain()
-            between = time.perf_counter()
+            between = time.process_time()
             learn(last[name], data)
-            ended = time.perf_counter()
+            ended = time.process_time()
             ratios[name].append((ended - between) / (between - started))
     return {name: median(values) for name, values in ratios.items()}

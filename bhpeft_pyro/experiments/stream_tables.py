@@ -12,7 +12,7 @@ from rich.table import Table
 from ..sequential import Record
 from .results import cell
 
-__all__ = ["BOUND", "aims", "average", "by_arm", "costs", "per_round", "summary", "summary_table"]
+__all__ = ["OURS", "aims", "average", "by_arm", "costs", "per_round", "summary", "summary_table"]
 
 Result = dict[str, Any]
 

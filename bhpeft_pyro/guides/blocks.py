@@ -22,7 +22,7 @@ from .latent import Latent, latents
 from .lowrank import FullGuide, LowRankGuide
 from .normal import NormalGuide
 
-__all__ = ["FAMILIES", "BlockGuide", "Family", "plan"]
+__all__ = ["FAMILIES", "BlockGuide", "Family", "plan", "title"]
 
 FAMILIES: dict[str, type[NormalGuide | LowRankGuide | DeltaGuide]] = {
     "normal": NormalGuide,
@@ -142,6 +142,24 @@ class BlockGuide(Guide):
 
     def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
         return [pair for block in self.blocks() for pair in block.natural_pairs()]
+
+
+def title(guide: object) -> str:
+    """A guide in a line: its class, and of blocks which family covers which pattern.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> title(BlockGuide(tiny_model(), {"head.*": "full", "*": ("lowrank", {"rank": 4})}))
+    'BlockGuide(head.*: full, *: lowrank(rank=4))'
+    """
+    name = type(guide).__name__
+    if not isinstance(guide, BlockGuide):
+        return name
+    covered = []
+    for pattern, family in guide.families.items():
+        kind, options = _parsed(pattern, family)
+        told = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        covered.append(f"{pattern}: {kind}" + (f"({told})" if told else ""))
+    return f"{name}({', '.join(covered)})"
 
 
 def plan(families: Mapping[str, Family], found: Sequence[Latent]) -> list[Block]:

@@ -19,31 +19,35 @@ from ..priors import complete
 
 __all__ = ["diagonal", "every", "from_prior", "sampled", "scores"]
 
-# Labels of a batch, and what each of them weighs.
-Outcome = tuple[Tensor, Tensor]
 _DRAWS = 32  # of a prior
 
 
-def sampled(predictive: TorchDistribution) -> list[Outcome]:
-    """One outcome for each example, drawn."""
-    y = predictive.sample()
-    return [(y, torch.ones_like(y, dtype=torch.get_default_dtype()))]
+def sampled(predictive: TorchDistribution) -> list[Tensor]:
+    """log p(y) of one outcome for each example, drawn."""
+    return [predictive.log_prob(predictive.sample())]
 
 
-@torch.no_grad()
-def every(predictive: TorchDistribution) -> list[Outcome]:
-    """Outcomes whose scores, weighted, have the Fisher information for their second moment.
+def every(predictive: TorchDistribution) -> list[Tensor]:
+    """What has gradients whose outer products sum to the Fisher information.
 
-    All classes; of a Normal the mean and sqrt(3) sds to both sides, with weights of 2/3 and 1/6
-    (Gauss and Hermite's rule, exact for polynomials up to the fifth degree; the squared scores of
-    mean and sd have the fourth). Of any other distribution one that is drawn.
+    For K classes these are K - 1 contrasts. The scores g_k = root(p_k) grad log p_k would do, but
+    sum_k root(p_k) g_k = 0: so a reflection that takes root(p) to the last axis leaves nothing for
+    the last of them. Of a Normal, log p at the mean and sqrt(3) sds to both sides, with weights of
+    2/3 and 1/6 (Gauss and Hermite's rule, exact for polynomials up to the fifth degree; the squared
+    scores of mean and sd have the fourth). Of any other distribution log p of a draw.
     """
     if predictive.has_enumerate_support:
-        return [(y, predictive.log_prob(y).exp()) for y in predictive.enumerate_support()]
+        logs = predictive.log_prob(predictive.enumerate_support())
+        roots = (0.5 * logs.detach()).exp()
+        # An outcome that cannot be, such as a choice that does not exist, has no gradient.
+        *logs, last = logs.masked_fill(roots == 0, 0.0)
+        *roots, rest = roots
+        share = rest / (1 + rest)
+        return [root * (log - share * last) for root, log in zip(roots, logs, strict=True)]
     if isinstance(predictive, Normal):
-        mean, away = predictive.mean, 3**0.5 * predictive.stddev
+        mean, away = predictive.mean.detach(), 3**0.5 * predictive.stddev.detach()
         rule = ((0.0, 2 / 3), (-1.0, 1 / 6), (1.0, 1 / 6))
-        return [(mean + step * away, torch.full_like(away, weight)) for step, weight in rule]
+        return [weight**0.5 * predictive.log_prob(mean + step * away) for step, weight in rule]
     return sampled(predictive)
 
 
@@ -52,32 +56,28 @@ def scores(
     weights: Mapping[str, Tensor],
     batch: Batch,
     given: Mapping[str, Tensor] = MappingProxyType({}),
-    outcomes: Callable[[TorchDistribution], list[Outcome]] = sampled,
+    outcomes: Callable[[TorchDistribution], list[Tensor]] = sampled,
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradients of log p(y | x, w), example by example, each times the root of p(y).
+    """Gradients of log p(y | x, w), example by example.
 
-    The sum of their squares over outcomes y is the diagonal of the Fisher information; no label is
-    looked at. Every example is run as a particle, under weights of its own.
+    The sum of their squares is the diagonal of the Fisher information; no label is looked at. Every
+    example is run as a particle, under weights of its own.
 
     Args:
         weights: for each site of the model, or for each latent of its prior, a tensor
             (B, 1, *shape).
         batch: B examples, not shared out.
         given: the other sites or latents, of which no gradients are asked for.
-        outcomes: which y: one drawn from the model itself, or `every` one.
+        outcomes: of which y: one drawn from the model itself, or `every` one.
 
     Yields:
-        For each outcome the names of `weights` to (B, *shape).
+        For each of the `outcomes` the names of `weights` to (B, *shape).
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
         whole = complete(model.prior, model.sites, {**given, **leaves})
         predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
-        for y, probability in outcomes(predictive):
-            # An outcome that cannot be, such as a choice that does not exist, has no gradient.
-            log_prob = predictive.log_prob(y)[probability > 0]
-            root = probability[probability > 0].sqrt()
-            total = (root * log_prob).sum()
+        for total in (each.sum() for each in outcomes(predictive)):
             if not total.requires_grad:  # PEFT weights alone, on frozen features
                 yield {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..data import Columns, Examples
+from ..data.encoding import cut_once
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
@@ -29,7 +30,7 @@ __all__ = ["Learner", "prequential", "stream"]
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
-_UNTRAINED = 8  # draws of the prior where a posterior is looked at in a single pass
+_UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
 def stream(
@@ -150,7 +151,7 @@ def prequential(
     done = () if posterior is None else posterior.lineage
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
-    with tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
+    with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
         for number, (name, data) in enumerate(bar):
             if number < len(done):
                 assert posterior is not None
@@ -212,13 +213,13 @@ def _scores(
         forecast = posterior.predict(examples, samples)
         found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}
         if first:
-            untrained = _untrained(posterior.model, examples, samples or _UNTRAINED)
+            untrained = _untrained(posterior.model, examples)
             found[UNTRAINED + name] = _score(untrained)
     return found
 
 
-def _untrained(model: Model, examples: Examples, samples: int) -> AnyForecast:
-    return predict(model, lambda batch: model.prior(model.sites), examples, samples)
+def _untrained(model: Model, examples: Examples) -> AnyForecast:
+    return predict(model, lambda batch: model.prior(model.sites), examples, _UNTRAINED)
 
 
 def _score(forecast: AnyForecast) -> float:

@@ -13,7 +13,7 @@ from ..guides.guide import prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
-from ..mixture import MixturePosterior, seeds
+from ..mixture import MixturePosterior, keeping, seeds
 from ..model import Model
 from ..posterior import Posterior
 from .forgetting import Forgetting
@@ -113,10 +113,12 @@ def _update_each(
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
-    components = [
-        update(each, examples, validation=held_out, options=own, grow=False, **how)
-        for each, own in every
-    ]
+    components: list[Posterior] = []
+    for each, own in every:
+        with keeping(components, options, mixture.lineage):
+            components.append(
+                update(each, examples, validation=held_out, options=own, grow=False, **how)
+            )
     return MixturePosterior.joined(components, options, mixture.lineage)
 
 

@@ -38,7 +38,7 @@ def cut_once() -> Iterator[None]:
                 warnings.filterwarnings("ignore", category=CutWarning)
             show(message, category, *args)
 
-        warnings.showwarning = once
+        warnings.showwarning = once  # type: ignore[assignment]
         yield
 
 

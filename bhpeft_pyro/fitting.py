@@ -27,6 +27,7 @@ from .inference.start import may_start, scatter, start
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
 from .posterior import Coreset, Posterior, TextOptions
+from .priors import FunctionSpaceNormal, Prior
 
 if TYPE_CHECKING:
     from .sequential import Replay
@@ -108,6 +109,7 @@ def fit(
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
+    given = model.prior
     fitted: list[Posterior] = []
     for module, own in zip(modules, every, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own)
@@ -124,7 +126,19 @@ def fit(
         with keeping(fitted, options):
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
         model = fitted[-1].model
+        report.found = _found(given, model.prior)
     return fitted[0] if restarts == 1 else MixturePosterior.joined(fitted, options)
+
+
+def _found(given: Prior, prior: Prior) -> dict[str, float]:
+    """The scales that the given prior left open, where they no longer are."""
+    if not (isinstance(given, FunctionSpaceNormal) and isinstance(prior, FunctionSpaceNormal)):
+        return {}
+    return {
+        name: value
+        for name, value in vars(prior).items()
+        if value is not None and getattr(given, name) is None
+    }
 
 
 def _check_restarts(restarts: int, guide: object) -> None:

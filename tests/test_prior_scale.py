@@ -89,4 +89,7 @@ def test_scale_goes_where_the_bound_is(learnable: bool, monkeypatch: pytest.Monk
     assert isinstance(prior, FunctionSpaceNormal) and prior.change is not None
     assert prior.change > 1.5 * first if learnable else prior.change < first / 1.3
     assert found.first_prior is prior
+    assert found.report.found == {"change": prior.change}
+    assert f"found from the data: change {prior.change:.3g}" in str(found.report)
+    assert not given.report.found
     assert found.report.last("loss", 20) < given.report.last("loss", 20) - 0.02

@@ -122,6 +122,7 @@ def _searched(
             "chosen": dict(setting),
             "temperature": report.temperature,
             "unsettled": report.unsettled,
+            "found": report.found,
         }
         found.append((nll, Fitted(predict, posterior, validation, facts)))
     best = min(found, key=lambda pair: pair[0])[1]

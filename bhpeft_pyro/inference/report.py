@@ -48,6 +48,7 @@ class FitReport:
         projection: KL(q || p) in nats, where the round has another family of guides, from the last
             posterior q to the nearest p in that family, which the prior is made of; 0 if it holds q
             as it is. None if the family has stayed.
+        found: scales of the prior that were left open and found from the data, by name.
         name: what its user calls the round.
         metrics: what its user noted about it.
         components: with restarts, the report of each. What is said above is then of all of them:
@@ -72,6 +73,7 @@ class FitReport:
     keep: float | dict[str, float] = 1.0
     floor: float = 0.0
     projection: float | None = None
+    found: dict[str, float] = field(default_factory=dict)
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
@@ -110,6 +112,7 @@ class FitReport:
             parent=parent,
             keep=first.keep,
             floor=first.floor,
+            found=first.found,
             components=list(components),
         )
 
@@ -154,6 +157,9 @@ class FitReport:
         if self.projection is not None:
             away = f"{self.projection:.2f} nats away from it" if self.projection else "as it is"
             lines.append(f"prior: the last posterior in the new family of guides, {away}")
+        if self.found:
+            scales = ", ".join(f"{name} {value:.3g}" for name, value in self.found.items())
+            lines.append(f"prior: scales found from the data: {scales}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
         for name, scale in self.scales.items():
             kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""

@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -13,11 +13,13 @@ from itertools import islice
 from typing import TypeGuard
 
 import torch
+from torch import Tensor
 from torch.distributions import biject_to
 
 from ..data import Examples
 from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import key
+from ..guides.latent import Latent
 from ..head import Head
 from ..model import Model
 from ..peft.sites import Site
@@ -34,6 +36,7 @@ _EXAMPLES = 128  # on which the Fisher information is measured
 # For the head steps are cheap, and batches may be large: a tenth of the examples at least.
 _STEPS, _SHARE = 90, 10
 _ROUNDS = 6  # in which the head's prior scale is found
+_NEAR = 0.1  # sds of the prior from the first start of a joint guide to the others
 # Frozen features tell what share of the ratings' spread a head explains. They don't tell how far
 # apart it should keep classes once features are adapted: there a scale is only found that is wider
 # than logits usually need.
@@ -80,17 +83,28 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
 
 
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
-    """Move a guide's means away from their start by draws of the prior's sds.
+    """Move a guide's means away from their start by draws of the prior's sds, or a tenth of them.
 
     A head that `start` has fitted stays. Where a model is linear in its weights, the points that
     such starts lead to without a penalty are spread as the posterior is (Matthews et al. 2017).
+    Joint guides stay near: what a whole draw of so many weights costs, half a nat each, steps of a
+    twentieth of an sd take long to win back.
     """
     fitted = model.network.kinds and may_start(guide, options)
+    joint = {
+        name
+        for block in guide.blocks()
+        if isinstance(block, LowRankGuide)
+        for name in block.means()
+    }
+
+    def away(latent: Latent) -> Tensor:
+        sds = _NEAR if joint.issuperset(latent.names) else 1.0
+        return sds * latent.scale * torch.randn_like(latent.loc)
+
     guide.move(
         {
-            latent.name: biject_to(latent.support)(
-                latent.loc + latent.scale * torch.randn_like(latent.loc)
-            )
+            latent.name: biject_to(latent.support)(latent.loc + away(latent))
             for latent in latents(model)
             if not (fitted and latent.name.startswith("head."))
         }

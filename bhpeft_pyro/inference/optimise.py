@@ -39,9 +39,9 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = tuple[dict[str, Tensor], float]  # of the guide; the factor of the prior's scale
 
 # Where nothing else is drawn, low-rank guides' means take this share of the steps without noise. In
-# the rest their covariances are measured so many times, each on so many examples; the last few
-# measurements count alike.
-_CALM, _MEASUREMENTS, _MEASURED, _LEAST_SHARE = 0.6, 6, 64, 0.2
+# the rest their covariances are measured so many times, but some steps apart, each on so many
+# examples; the last few measurements count alike.
+_CALM, _MEASUREMENTS, _APART, _MEASURED, _LEAST_SHARE = 0.6, 6, 4, 64, 0.2
 
 
 def optimise(
@@ -208,12 +208,12 @@ class _Run:
         """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
         options = self.options
         done = step - 1 - self.calm
-        every = -(-(self.steps - self.calm) // _MEASUREMENTS)
+        every = max(-(-(self.steps - self.calm) // _MEASUREMENTS), _APART)
         if not self.joint or done < 0 or done % every:
             return
         assert isinstance(self.guide, Guide)
         device = self.model.network.device
-        count = -(-_MEASURED // options.batch_size)
+        count = -(-min(_MEASURED, len(self.feed.examples)) // options.batch_size)
         batches = [batch.to(device) for batch in islice(self._whole, count)]
         for block in self.joint:
             block.covariance = narrowed(

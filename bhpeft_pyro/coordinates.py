@@ -19,7 +19,7 @@ _WIDEST = 2048
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
 # What of its usual start a direct prefix begins at.
-_NEAR = 0.1
+_NEAR = 0.03
 # A site that does next to nothing is not blown up beyond so many times its natural scale.
 _MOST = 4.0
 
@@ -41,7 +41,7 @@ class Coordinates(nn.Module):
     first; `fit` takes the directions of the input along which predictions are most sensitive.
 
     Until fitted, Z is W on the output side; a direct prefix and gates keep their coordinates, and
-    the prefix starts at a tenth of its usual size.
+    the prefix starts at a small share of its usual size.
 
     Args:
         sites: the sites of the PEFT kinds, as weights.

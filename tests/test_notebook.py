@@ -13,6 +13,7 @@ PRINTED = {
     "choosing-a-guide": ("times delta", "k-hat", "started at 0.001", "data sets (exact", "ECE"),
     "updating-under-drift": ("keep 0.5", "with replay"),
     "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
+    "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
 }
 
 every = pytest.mark.parametrize("name", PRINTED)

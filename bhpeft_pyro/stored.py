@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import likelihoods, peft
 from .data import Columns, stored
-from .errors import SaveError
-from .guides import GUIDES, BlockGuide, Guide
+from .errors import GuideError, SaveError
+from .guides import GUIDES, BlockGuide, Guide, PyroGuide
 from .head import Head, OwnHead
 from .inference.draws import seeded
 from .inference.report import FitReport
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "revive"]
 
-_GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide}
+_GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 
 Lineage = tuple[FitReport, ...]
 
@@ -147,11 +147,17 @@ def _describe_fit(posterior: Posterior, part: str) -> tuple[dict[str, Any], dict
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
     if name is None or not isinstance(guide, Guide):
         raise SaveError(
-            f"guide: {type(guide).__name__} cannot be saved; guides that can: {', '.join(_GUIDES)}"
+            f"guide: {type(guide).__name__} cannot be saved; expected one that autoguide makes by "
+            "name. Keep the tensors of your own (posterior.guide.state_dict(), a safetensors file) "
+            "and load them into a new one, or update(guide='normal') first"
         )
+    try:
+        options = guide.options()
+    except GuideError as error:
+        raise SaveError(f"guide: {error}") from error
     coreset, tensors = _describe_coreset(posterior.coreset, part)
     tensors |= _named(f"{part}guide", guide)
-    return {"coreset": coreset, "guide": name, "guide_options": guide.options()}, tensors
+    return {"coreset": coreset, "guide": name, "guide_options": options}, tensors
 
 
 def _revive_fit(

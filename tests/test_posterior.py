@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -181,8 +182,10 @@ def test_a_prior_for_other_sites_is_refused() -> None:
 
 
 def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
-    for guide, message in (("delta", "no width"), ("AutoNormal", "distributions()")):
-        posterior = fit(guide=guide)
+    model = tiny_model()
+    foreign = AutoNormal(model)
+    for guide, message in (("delta", "no width"), (foreign, "distributions()")):
+        posterior = fit(model, guide)
         before = copy.deepcopy(posterior.lineage)
         with pytest.raises(GuideError, match=message):
             posterior.update(SECOND)

@@ -10,6 +10,7 @@ from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .presets import PRESETS
+from .pyro_guide import PyroGuide
 from .registry import GUIDES, GuideLike, autoguide
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LowRankGuide",
     "MixtureGuide",
     "NormalGuide",
+    "PyroGuide",
     "autoguide",
     "budget",
     "latents",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from ..errors import GuideError
@@ -61,8 +63,16 @@ class Budget:
             )
 
 
-def budget(name: str, latents: int, **options: Any) -> Budget | None:
+def budget(
+    name: str, latents: int, shapes: Sequence[tuple[int, ...]] = (), **options: Any
+) -> Budget | None:
     """The size of a guide by name, with the options of its constructor; None if it is not known.
+
+    Args:
+        name: as `autoguide` takes it.
+        latents: D.
+        shapes: of the latents, on which some sizes depend; by default there is but one.
+        options: of the guide.
 
     >>> budget("normal", 1000)
     Budget(latents=1000, parameters=2000, bytes=32000)
@@ -81,11 +91,16 @@ def budget(name: str, latents: int, **options: Any) -> Budget | None:
             kept = d * (2 * axes + 1)  # its axes, and as many again while it is measured
         case "AutoLowRankMultivariateNormal":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))
-        case "AutoMultivariateNormal":
+        case "AutoMultivariateNormal" | "mvn":
             parameters = d * (2 + d)
+        case "AutoStructured" | "structured":  # a matrix within and one between any two
+            within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
+            parameters = 2 * d + (d * d + within) // 2
         case "AutoLaplaceApproximation":
             parameters, kept = d, 2 * d * d  # the Hessian and its factor
-        case "AutoIAFNormal":  # one hidden layer of 3 D + 1 a transform, unless told otherwise
+        case (
+            "AutoIAFNormal" | "iaf"
+        ):  # one hidden layer of 3 D + 1 a transform, unless told otherwise
             hidden = sum(options.get("hidden_dim") or [3 * d + 1])
             parameters = options.get("num_transforms", 1) * (3 * d * hidden + hidden + 2 * d)
         case _:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from math import prod
 from typing import Any
 
-from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
 
 from ..errors import GuideError
 from ..model import Model
@@ -19,6 +19,7 @@ from .latent import latents
 from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .normal import NormalGuide
 from .presets import PRESETS
+from .pyro_guide import PYROS, PyroGuide
 
 __all__ = ["GUIDES", "GuideLike", "autoguide"]
 
@@ -34,17 +35,14 @@ GuideLike = str | type[AutoGuide] | Mapping[str, Family]
 """What `autoguide` makes a guide of."""
 
 
-def autoguide(
-    name: GuideLike, model: Model, *, max_bytes: int = 2**33, **options: Any
-) -> Guide | AutoGuide:
+def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **options: Any) -> Guide:
     """A guide for a model.
 
     Args:
         name: "normal", "lowrank", "linear", "full" or "delta" (this package's); a mapping from
             patterns of site names to these (`BlockGuide`), or "down only" or "A only", which are
-            ready ones; or one of Pyro's autoguides by its name or class, e.g.
-            "AutoLowRankMultivariateNormal"; those start at our sites' own starting values
-            (A Kaiming, B zero) rather than at Pyro's, a saddle of BA.
+            ready ones; or one of Pyro's autoguides (`PyroGuide`): "mvn", "structured" or "iaf", or
+            any other by its name or class, e.g. "AutoLowRankMultivariateNormal".
         model: the model.
         max_bytes: a guide that would take more while it is fitted is refused before it is made.
         options: passed on to the guide's constructor, or to the preset; a mapping has its own.
@@ -53,8 +51,8 @@ def autoguide(
         GuideError: an unknown name, options the guide does not know, or a guide too large.
 
     >>> from bhpeft_pyro.testing import tiny_model
-    >>> type(autoguide("AutoNormal", tiny_model(), init_scale=0.01)).__name__
-    'AutoNormal'
+    >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
+    'NormalGuide'
     """
     if isinstance(name, str) and name in PRESETS:
         names = [own for latent in latents(model) for own in latent.names]
@@ -64,28 +62,21 @@ def autoguide(
             raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
     if isinstance(name, Mapping):
         return _blocks(name, model, max_bytes, options)
-    make: Callable[..., Guide | AutoGuide]
+    make: Callable[..., Guide]
     if isinstance(name, str) and name in GUIDES:
         make = GUIDES[name]
-    elif isinstance(name, type) and issubclass(name, AutoGuide):
-        make = name
-    elif isinstance(name, str) and name in pyro_guides.__all__ and name.startswith("Auto"):
-        make = getattr(pyro_guides, name)
+    elif name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
+        make = partial(PyroGuide, family=name)
     else:
-        known = [
-            *GUIDES,
-            *PRESETS,
-            *(guide for guide in pyro_guides.__all__ if guide.startswith("Auto")),
-        ]
-        raise GuideError(f"autoguide: unknown guide {name!r}; known: {', '.join(known)}")
+        known = ", ".join([*GUIDES, *PRESETS, *PYROS])
+        raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
     known_as = name if isinstance(name, str) else name.__name__
-    if size := budget(known_as, sum(latent.loc.numel() for latent in latents(model)), **options):
+    shapes = [tuple(latent.loc.shape) for latent in latents(model)]
+    if size := budget(known_as, sum(map(prod, shapes)), shapes, **options):
         size.check(known_as, max_bytes)
-    if name not in GUIDES:
-        options = {"init_loc_fn": _init_at_site(model), **options}
     try:
         return make(model, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
 
 
@@ -102,14 +93,3 @@ def _blocks(
         size += block.budget
     size.check(str(dict(families)), max_bytes)
     return BlockGuide(model, families)
-
-
-def _init_at_site(model: Model) -> Any:
-    starts = {site.name: site.init for site in model.sites}
-
-    def init(site: dict[str, Any]) -> Tensor:
-        if site["name"] in starts:
-            return starts[site["name"]]().to(model.network.device)
-        return pyro_guides.initialization.init_to_feasible(site)
-
-    return init

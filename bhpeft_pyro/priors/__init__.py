@@ -3,11 +3,12 @@
 from .ard import ARD, effective_rank
 from .blocks import BlockPrior
 from .default import FunctionSpaceNormal, default
+from .flow import FlowPrior
 from .gates import Gates, gate_probabilities
 from .heavy import Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
 from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, apart, joint_name, unpack
+from .joint import JOINT, JointPrior, VectorPrior, apart, joint_name, unpack
 from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
@@ -18,6 +19,7 @@ __all__ = [
     "JOINT",
     "BlockPrior",
     "EmpiricalBayes",
+    "FlowPrior",
     "FunctionSpaceNormal",
     "FunctionSpacePrior",
     "Gates",
@@ -30,6 +32,7 @@ __all__ = [
     "Prior",
     "PriorLike",
     "StudentT",
+    "VectorPrior",
     "apart",
     "as_prior",
     "checked",

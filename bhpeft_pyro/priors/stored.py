@@ -11,6 +11,7 @@ from torch import Tensor
 from ..distributions import Covariance, LowRankNormal
 from ..errors import SaveError
 from .blocks import BlockPrior
+from .flow import FlowPrior
 from .joint import JointPrior
 from .mixture import MixturePrior
 from .posterior import PosteriorPrior
@@ -32,6 +33,10 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
         return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
+    if isinstance(prior, FlowPrior):
+        tensors = {f"{part}.{name}": value for name, value in prior.flow.state_dict().items()}
+        described = {"name": prior.name, "shapes": prior.shapes, "options": prior.options}
+        return {"kind": "flow", **described}, tensors
     if isinstance(prior, BlockPrior | MixturePrior):
         parts, tensors = [], {}
         for number, block in enumerate(prior.parts):
@@ -75,10 +80,15 @@ def revive(
                 f"path: the saved posterior uses the prior {name!r}, which is not known"
             )
         return as_prior(ready(**fields))
+    if kind in ("joint", "flow"):
+        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
+    if kind == "flow":
+        begin = f"{part}."
+        state = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
+        return FlowPrior(fields["options"], state, shapes, fields["name"])
     if kind == "joint":
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
-        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         return JointPrior(normal, shapes, fields["name"])
     for made_of_parts, known in _MADE_OF_PARTS.items():
         if kind == known:

@@ -1,0 +1,206 @@
+"""Pyro's own autoguides under this package's contract: they can be saved, and become priors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from math import prod
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer import autoguide as pyro_guides
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ..batch import Batch
+from ..errors import GuideError
+from ..model import Model
+from ..priors import JointPrior, PosteriorPrior, Prior, VectorPrior, checked, unpack
+from ..priors.flow import placed_flow
+from .guide import Guide
+from .latent import latents
+from .pyro_posterior import independent, joint
+
+__all__ = ["PYROS", "PyroGuide"]
+
+PYROS: dict[str, type[AutoGuide]] = {
+    "mvn": pyro_guides.AutoMultivariateNormal,
+    "structured": pyro_guides.AutoStructured,
+    "iaf": pyro_guides.AutoIAFNormal,
+    **{name: getattr(pyro_guides, name) for name in pyro_guides.__all__ if name.startswith("Auto")},
+}
+"""Pyro's autoguides by their names, and by short ones."""
+
+
+class PyroGuide(Guide):
+    """One of Pyro's autoguides.
+
+    It starts at our sites' own starting values (A Kaiming, B zero) rather than at Pyro's, a saddle
+    of BA; a flow there too, as wide as the prior. Its posterior becomes a prior by its density:
+    independent Normals one a latent, any other Normal over all weights at once, a flow as the flow
+    that it is.
+
+    Args:
+        model: the model whose latents it covers.
+        family: the autoguide: a name in `PYROS`, or a class.
+        options: of its constructor.
+
+    Attributes:
+        auto: Pyro's guide itself.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> guide = PyroGuide(tiny_model(()), "mvn", init_scale=0.01)
+    >>> type(guide.auto).__name__, guide.means()["head.bias"]
+    ('AutoMultivariateNormal', tensor([0., 0.]))
+    """
+
+    def __init__(self, model: Model, family: str | type[AutoGuide], **options: Any) -> None:
+        super().__init__()
+        self.family, self._options = family, options
+        # Under a joint prior it still covers the sites, one by one.
+        own = Model(model.network, _apart(model.prior), model.likelihood)
+        self._latents = latents(own)
+        run = partial(_run, own)
+        make: Any = PYROS[family] if isinstance(family, str) else family
+        self.auto: AutoGuide
+        if make is pyro_guides.AutoIAFNormal:
+            loc, scale = (
+                torch.cat([getattr(x, part).flatten() for x in self._latents])
+                for part in ("loc", "scale")
+            )
+            flow = placed_flow(loc, scale, **options)
+            self.auto = pyro_guides.AutoNormalizingFlow(run, lambda _: flow)
+        else:
+            if not issubclass(make, pyro_guides.AutoNormalizingFlow):
+                starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
+                options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
+            self.auto = make(run, **options)
+        if not self._waits():  # Pyro's make their parameters when they are first called
+            with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
+                self.auto(None)
+        self.follow(model)
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        if self._joint is None:
+            drawn: dict[str, Tensor] = self.auto(batch)
+            return drawn
+        # The same draw, as parts of one latent, and the same density.
+        with poutine.block(hide_fn=_is_latent), poutine.trace() as tracer:
+            values = self.auto(batch)
+        nodes: list[Any] = [node for node in tracer.trace.nodes.values() if _is_latent(node)]
+        density = sum(node["fn"].log_density for node in nodes)
+        shapes = self._joint.shapes
+        flat = [values[k].reshape(*_batch(values[k], shape), -1) for k, shape in shapes.items()]
+        point = dist.Delta(torch.cat(flat, -1), log_density=density, event_dim=1)
+        infer: Any = {"sites": shapes}
+        return unpack(pyro.sample(self._joint.name, point, infer=infer), shapes)
+
+    def follow(self, model: Model) -> None:
+        self._model = (model,)  # in a tuple it is no part of this module
+        self._joint = model.prior if isinstance(model.prior, VectorPrior) else None
+
+    def means(self) -> dict[str, Tensor]:
+        with pyro.get_param_store().scope(), torch.no_grad():
+            if isinstance(self.auto, pyro_guides.AutoNormalizingFlow):
+                center = self.auto.get_transform()(self.auto.get_base_dist().mean)
+            elif isinstance(self.auto, pyro_guides.AutoContinuous):
+                center = self.auto.loc.detach().clone()
+            else:
+                return dict(self.auto.median(None))
+        values = unpack(center, {x.name: tuple(x.loc.shape) for x in self._latents})
+        return {x.name: biject_to(x.support)(values[x.name]) for x in self._latents}
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        with pyro.get_param_store().scope(), torch.no_grad():
+            if (found := independent(self.auto, self._latents)) is not None:
+                return found
+        raise GuideError(
+            f"{type(self.auto).__name__} has no distribution for each site, only a joint one "
+            "(as_prior)"
+        )
+
+    def as_prior(self) -> Prior:
+        with pyro.get_param_store().scope(), torch.no_grad():
+            if (found := independent(self.auto, self._latents)) is not None:
+                return PosteriorPrior(found)
+            return joint(self.auto, self._latents, self._options)
+
+    def options(self) -> dict[str, Any]:
+        """As plain data.
+
+        Raises:
+            GuideError: it cannot be made again from such.
+        """
+        name = self.family if isinstance(self.family, str) else self.family.__name__
+        options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}  # but a start
+        if isinstance(self.family, type) and self.family is not PYROS.get(name):
+            raise _not_plain(f"{name} is none of Pyro's own")
+        try:
+            json.dumps(options)
+        except TypeError as error:
+            raise _not_plain(f"{name} was made with {options}: {error}") from error
+        return {"family": name, **options}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PyroGuide:
+        """A new one in the same state: Pyro's would copy a run of the whole model too."""
+        with torch.random.fork_rng(devices=[]):
+            new = PyroGuide(self._model[0], self.family, **self._made_with())
+        if not self._waits():
+            new.load_state_dict(self.state_dict())
+        return new
+
+    def _made_with(self) -> dict[str, Any]:
+        """The options, with those that it found by itself."""
+        found = ("conditionals", "dependencies")
+        if isinstance(self.auto, pyro_guides.AutoStructured):
+            return self._options | {name: getattr(self.auto, name) for name in found}
+        return self._options
+
+    def _waits(self) -> bool:
+        """Whether it has to see data first: which latents depend on each other in the posterior."""
+        auto = self.auto
+        return isinstance(auto, pyro_guides.AutoStructured) and isinstance(auto.dependencies, str)
+
+
+def _apart(prior: Prior) -> Prior:
+    """A joint prior as one of sites: what is random, and where it starts."""
+    if not isinstance(prior, VectorPrior):
+        return prior
+    size = sum(map(prod, prior.shapes.values()))
+    loc, scale = torch.zeros(size), torch.ones(size)
+    if isinstance(prior, JointPrior):
+        loc, scale = prior.normal.mean, prior.normal.stddev
+    locs, scales = unpack(loc, prior.shapes), unpack(scale, prior.shapes)
+    return PosteriorPrior(
+        {
+            name: dist.Normal(locs[name], scales[name]).to_event(len(s))
+            for name, s in prior.shapes.items()
+        }
+    )
+
+
+def _run(model: Model, batch: Batch | None = None) -> Mapping[str, Tensor] | Tensor:
+    """What Pyro's guides trace: without data the prior alone."""
+    return checked(model.prior, model.sites) if batch is None else model(batch)
+
+
+def _is_latent(node: Any) -> bool:
+    return node["type"] == "sample" and isinstance(node["fn"], dist.Delta)
+
+
+def _batch(value: Tensor, shape: tuple[int, ...]) -> torch.Size:
+    return value.shape[: value.dim() - len(shape)]
+
+
+def _not_plain(why: str) -> GuideError:
+    return GuideError(
+        f"{why}, so it cannot be made again from plain data. Keep its tensors "
+        "(posterior.guide.state_dict(), a safetensors file) and load them into a new guide, or "
+        "derive it from bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
+    )

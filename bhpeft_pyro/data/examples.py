@@ -84,7 +84,7 @@ class Examples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over token ids and labels: the same for the same examples in any order."""
+        """SHA-256 over token ids and labels, the same for the same examples in any order."""
         owners = [1] * len(self) if self.counts is None else self.counts.tolist()
         lengths = self.tokens.lengths.split(owners)
         spans = [int(own.sum()) for own in lengths]

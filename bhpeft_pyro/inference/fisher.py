@@ -40,10 +40,9 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
         logs = predictive.log_prob(predictive.enumerate_support())
         roots = (0.5 * logs.detach()).exp()
         # An outcome that cannot be, such as a choice that does not exist, has no gradient.
-        *logs, last = logs.masked_fill(roots == 0, 0.0)
-        *roots, rest = roots
-        share = rest / (1 + rest)
-        return [root * (log - share * last) for root, log in zip(roots, logs, strict=True)]
+        logs = logs.masked_fill(roots == 0, 0.0)
+        share = roots[-1] / (1 + roots[-1])
+        return [*(roots[:-1] * (logs[:-1] - share * logs[-1]))]
     if isinstance(predictive, Normal):
         mean, away = predictive.mean.detach(), 3**0.5 * predictive.stddev.detach()
         rule = ((0.0, 2 / 3), (-1.0, 1 / 6), (1.0, 1 / 6))

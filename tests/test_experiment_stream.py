@@ -201,7 +201,7 @@ def test_batches_are_predicted_before_they_are_learnt(folder: Path) -> None:
         for i in range(3)
     }
     data = stream_runs.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
-    setup = stream_runs.setup(data, folder / "backbone", "head_only", 15, 1, 0)
+    setup = stream_runs.setup(data, folder / "backbone", "head_only", 40, 1, 0)
     found = stream_runs.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
     history = History(folder / "turns" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())

@@ -33,10 +33,10 @@ def cut_once() -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def once(message: Warning | str, category: type[Warning], *args: Any) -> None:
+        def once(message: Warning | str, category: type[Warning], *where: Any) -> None:
             if issubclass(category, CutWarning):
                 warnings.filterwarnings("ignore", category=CutWarning)
-            show(message, category, *args)
+            show(message, category, *where)
 
         warnings.showwarning = once  # type: ignore[assignment]
         yield

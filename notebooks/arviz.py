@@ -111,8 +111,9 @@ print(spectrum.sel(layer=3).mean(("chain", "draw")).to_series().round(2).to_stri
 stats = idata.sample_stats
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
 for name in ("loss", "nll", "kl"):
-    left.plot(stats["step"], stats[name], label=stats[name].attrs["long_name"])
-left.set(xlabel="step", yscale="log")
+    label = stats[name].attrs["long_name"].removesuffix(" (nats per example)")
+    left.plot(stats["step"], stats[name], label=label)
+left.set(xlabel="step", ylabel="nats per example", ylim=0)
 left.legend(fontsize=8)
 kl = stats["site_kl"].to_series()
 right.barh(kl.index, kl.values, color="#0072B2")
@@ -138,7 +139,8 @@ for name in changed:
         print(f"  {what:10}", "  ".join(f"{value:5.3f}" for value in row.values))
 
 # %%
-_ = az.plot_forest(idata, var_names=["change.lora"], filter_vars="like", figsize=(8, 5))
+az.plot_forest(idata, var_names=["change.lora"], filter_vars="like", figsize=(8, 5))
+_ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 # %% [markdown]
 # The dot is the median over the draws, the thick line holds half of them and the thin one 94 %.
 # A summary in numbers, of the adapter:
@@ -163,13 +165,16 @@ for ax, (name, group) in zip(
         mean = s.sel(layer=layer).mean(("chain", "draw"))
         ax.plot(mean["rank"] + 1, mean, "o-", color=plt.cm.viridis(int(layer) / 6), label=layer)
     ax.set(
-        title=f"{name}: values", xlabel="rank", ylabel="singular value of delta W", ylim=(0, None)
+        title=f"{name}: LoRA of the values",
+        xlabel="singular value, the largest first",
+        ylabel="singular value of delta W",
+        ylim=(0, None),
     )
 axes[0].sharey(axes[1])
 axes[1].legend(title="layer", fontsize=8)
 heads = idata.posterior["head_norm.lora.value"].mean(("chain", "draw"))
 image = axes[2].imshow(heads, aspect="auto", cmap="viridis")
-axes[2].set(title="posterior: values", xlabel="attention head", ylabel="layer")
+axes[2].set(title="posterior: LoRA of the values", xlabel="attention head", ylabel="layer")
 _ = figure.colorbar(image, ax=axes[2], label="norm of delta W")
 # %% [markdown]
 # ## What decides?
@@ -207,7 +212,7 @@ for i in (*along.argsort()[:3].tolist(), *along.argsort()[-3:].tolist()):
 figure, ax = plt.subplots(figsize=(7, 3), layout="constrained")
 for name, colour in (("prior_predictive", "#767676"), ("posterior_predictive", "#0072B2")):
     share = idata[name]["label"].mean("example").values.ravel()
-    ax.hist(share, bins=20, range=(0, 1), alpha=0.6, color=colour, label=name)
+    ax.hist(share, bins=20, range=(0, 1), alpha=0.6, color=colour, label=name.replace("_", " "))
 ax.axvline(float(idata.observed_data["label"].mean()), color="black", label="observed")
 ax.set(xlabel="share of positive sentences in a draw", ylabel="draws")
 _ = ax.legend()

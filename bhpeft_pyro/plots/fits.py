@@ -7,6 +7,7 @@ from itertools import cycle
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -53,7 +54,11 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
         positive = positive and bool((values > 0).all())
         at = [row["step"] for row in held_out]
         ax.plot(at, values.numpy(), "o", color=GREEN, markersize=4, label="validation NLL")
-    ax.set_yscale("log" if positive else "linear")
+    if positive:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="step", ylabel="nats per example")
     ax.legend()
     return ax

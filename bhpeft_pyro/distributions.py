@@ -68,7 +68,7 @@ class Covariance:
         strength, axes = torch.linalg.eigh(matrix.double() / torch.outer(sds, sds))
         ratio = (strength / strength[-1]).clamp_min(0).sqrt()  # at most 1
         scale = sds * strength[-1].sqrt()
-        return cls(scale.to(matrix), axes.to(matrix), ratio.to(matrix))
+        return cls(scale.to(matrix), axes.to(matrix).contiguous(), ratio.to(matrix))
 
     @classmethod
     def blocks(cls, parts: Sequence[Covariance]) -> Covariance:

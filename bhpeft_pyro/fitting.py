@@ -15,8 +15,9 @@ from torch import nn
 from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
-from .guides import Guide, GuideLike, autoguide
+from .guides import Guide, GuideLike, LaplaceGuide, autoguide
 from .guides.guide import prior_of
+from .inference import laplace
 from .inference.alignment import align
 from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
@@ -193,11 +194,9 @@ def fit_round(
         FitError: with the last good state.
     """
     model, guide, report = posterior.model, posterior.guide, posterior.report
-    if isinstance(guide, Guide):
-        guide.follow(model)
     try:
         with _scale_found(posterior) as scale:
-            optimise(model, guide, examples, validation, report, optimizer, scale)
+            _learn(model, guide, examples, validation, report, optimizer, scale)
         return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
     except FitError as error:
         error.posterior = posterior
@@ -216,6 +215,24 @@ def _scale_found(posterior: Posterior) -> Iterator[PriorScale | None]:
             posterior.first_prior = posterior.model.prior
 
 
+def _learn(
+    model: Model,
+    guide: nn.Module,
+    examples: Examples,
+    validation: Examples | None,
+    report: FitReport,
+    optimizer: OptimizerFactory | None,
+    scale: PriorScale | None = None,
+) -> None:
+    if isinstance(guide, Guide):
+        guide.follow(model)
+    if isinstance(guide, LaplaceGuide):
+        laplace.begin(guide, report)
+    optimise(model, guide, examples, validation, report, optimizer, scale)
+    if isinstance(guide, LaplaceGuide):
+        laplace.finish(model, guide, examples, report)
+
+
 def _fit_coreset(
     posterior: Posterior, kept: Examples, optimizer: OptimizerFactory | None
 ) -> Posterior:
@@ -227,7 +244,5 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
-    if isinstance(guide, Guide):
-        guide.follow(model)
-    optimise(model, guide, kept, None, report, optimizer)
+    _learn(model, guide, kept, None, report, optimizer)
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

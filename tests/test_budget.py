@@ -27,6 +27,8 @@ from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
         ("AutoLowRankMultivariateNormal", {"rank": 3}),
         ("AutoMultivariateNormal", {}),
         ("AutoLaplaceApproximation", {}),
+        ("structured", {}),
+        ("laplace", {}),
         ("AutoIAFNormal", {}),
         ("AutoIAFNormal", {"num_transforms": 2, "hidden_dim": [40]}),
     ],

@@ -5,6 +5,7 @@ from .budget import Budget, budget
 from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
+from .laplace import LaplaceGuide
 from .latent import Latent, latents
 from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .mixture import MixtureGuide
@@ -23,6 +24,7 @@ __all__ = [
     "FunctionGuide",
     "Guide",
     "GuideLike",
+    "LaplaceGuide",
     "Latent",
     "LinearGuide",
     "LowRankGuide",

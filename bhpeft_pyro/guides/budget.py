@@ -8,13 +8,15 @@ from math import prod
 from typing import Any
 
 from ..errors import GuideError
+from ..kronecker import matrices
 
 __all__ = ["Budget", "budget"]
 
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4
 _SCALABLE = (
-    "'normal', 'lowrank', 'linear', 'delta' and AutoNormal grow in proportion to the latents"
+    "'normal', 'lowrank', 'linear', 'delta', a diagonal 'laplace' and AutoNormal grow in "
+    "proportion to the latents"
 )
 
 
@@ -89,6 +91,16 @@ def budget(
             parameters = d
             axes = d if name == "full" else rank or 64
             kept = d * (2 * axes + 1)  # its axes, and as many again while it is measured
+        case "laplace":
+            parameters = d
+            match options.get("structure", "kronecker"):
+                case "dense":
+                    kept = 4 * d * d  # the curvature, and its eigenvectors in double precision
+                case "diagonal":
+                    kept = 2 * d
+                case _:  # two factors of each matrix of weights, and their eigenvectors
+                    sizes = [matrices(shape) for shape in shapes or [(d,)]]
+                    kept = 2 * d + 2 * sum(n * (a * a + b * b) for n, a, b in sizes)
         case "AutoLowRankMultivariateNormal":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))
         case "AutoMultivariateNormal" | "mvn":

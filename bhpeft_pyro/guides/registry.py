@@ -15,6 +15,7 @@ from .blocks import BlockGuide, Family, plan
 from .budget import Budget, budget
 from .delta import DeltaGuide
 from .guide import Guide
+from .laplace import LaplaceGuide
 from .latent import latents
 from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .normal import NormalGuide
@@ -29,6 +30,7 @@ GUIDES: dict[str, Callable[..., Guide]] = {
     "linear": LinearGuide,
     "delta": DeltaGuide,
     "full": FullGuide,
+    "laplace": LaplaceGuide,
 }
 """This package's guides, by the names that `autoguide` knows them under."""
 GuideLike = str | type[AutoGuide] | Mapping[str, Family]
@@ -39,10 +41,11 @@ def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **option
     """A guide for a model.
 
     Args:
-        name: "normal", "lowrank", "linear", "full" or "delta" (this package's); a mapping from
-            patterns of site names to these (`BlockGuide`), or "down only" or "A only", which are
-            ready ones; or one of Pyro's autoguides (`PyroGuide`): "mvn", "structured" or "iaf", or
-            any other by its name or class, e.g. "AutoLowRankMultivariateNormal".
+        name: "normal", "lowrank", "linear", "full", "laplace" or "delta" (this package's); a
+            mapping from patterns of site names to the others (`BlockGuide`), or "down only" or
+            "A only", which are ready ones; or one of Pyro's autoguides (`PyroGuide`): "mvn",
+            "structured" or "iaf", or any other by its name or class, e.g.
+            "AutoLowRankMultivariateNormal".
         model: the model.
         max_bytes: a guide that would take more while it is fitted is refused before it is made.
         options: passed on to the guide's constructor, or to the preset; a mapping has its own.

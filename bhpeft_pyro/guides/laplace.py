@@ -1,0 +1,168 @@
+"""Laplace approximation: the MAP point, and around it the curvature of the log posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ..batch import Batch
+from ..distributions import Covariance, LowRankNormal
+from ..errors import GuideError
+from ..kronecker import KroneckerCovariance
+from ..model import Model
+from ..priors import JOINT, JointPrior, unpack
+from .guide import Guide
+from .latent import latents
+from .lowrank import prior_normal
+
+__all__ = ["STRUCTURES", "LaplaceGuide"]
+
+STRUCTURES = ("dense", "diagonal", "kronecker")
+_TENSORS = ("scale", "axes", "ratio")
+
+
+class LaplaceGuide(Guide):
+    """q(w) = N(w*, (prior precision + N F(w*))^-1) at the MAP estimate w* (MacKay 1992).
+
+    `fit` takes steps of a point under the prior's density, then measures F, the Fisher information
+    of one example, here the generalised Gauss-Newton matrix: over every outcome that the
+    likelihood may have, on up to 512 examples. As that is the curvature of the network linearised
+    at w*, it predicts with that network (Immer, Korzepa and Bauer 2021; `predict(linear=False)`
+    for the network itself).
+
+    Args:
+        model: its prior must be Normal at every site, or an earlier posterior of this guide.
+        structure: of F. "dense": all of it, for up to some thousand weights. "diagonal": at any
+            size. "kronecker": of each matrix of weights along the eigenvectors of E[G G'] and
+            E[G' G], G its gradients, where F's diagonal is taken (George et al. 2018); it is exact
+            where F is a Kronecker product. The axes are those of the first round.
+
+    Raises:
+        GuideError: no such structure, another prior; if asked before a fit, that nothing has been
+            measured yet.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "laplace", tiny_examples(), max_steps=3, progress=False)
+    >>> posterior.guide.scales()["head.bias"].shape
+    torch.Size([2])
+    """
+
+    def __init__(self, model: Model, structure: str = "kronecker") -> None:
+        super().__init__()
+        if structure not in STRUCTURES:
+            raise GuideError(
+                f"LaplaceGuide: structure={structure!r} is none of {', '.join(STRUCTURES)}"
+            )
+        self.structure = structure
+        found = latents(model)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for latent in found:
+            self._shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
+        self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
+        self._covariance: Covariance | None = None
+        self.follow(model)
+
+    @property
+    def measured(self) -> bool:
+        """Whether a fit has come to its end."""
+        return self._covariance is not None
+
+    @property
+    def covariance(self) -> Covariance:
+        """The covariance, over all weights in the order of the sites."""
+        if self._covariance is None:
+            raise GuideError(
+                "laplace before a fit: its covariance is measured at the end of one; until then it "
+                "is a point"
+            )
+        return self._covariance
+
+    def hold(self) -> None:
+        """Be a point again, as it is while it is fitted."""
+        self._covariance, self.linear = None, False
+        self._buffers.clear()
+
+    def spread(self, covariance: Covariance) -> None:
+        """Be the posterior."""
+        tensors = {name: getattr(covariance, name) for name in _TENSORS}
+        if isinstance(covariance, KroneckerCovariance):
+            for number, pair in enumerate(covariance.factors):
+                tensors |= {f"left{number}": pair[0], f"right{number}": pair[1]}
+        for name, value in tensors.items():
+            self.register_buffer(name, value)
+        self._covariance, self.linear = covariance, True
+
+    def normal(self) -> LowRankNormal:
+        """The posterior over all weights."""
+        return LowRankNormal(self.loc.detach().clone(), self.covariance)
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
+        if self._covariance is not None:
+            normal = LowRankNormal(self.loc, self._covariance, validate_args=False)
+            values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
+        elif self._joint:
+            point = dist.Delta(self.loc, event_dim=1)
+            values = self.unpack(pyro.sample(self.latent, point, infer=infer))
+        else:
+            values = self.unpack(self.loc)
+        if self._joint:
+            return values
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
+            for name, value in values.items()
+        }
+
+    def follow(self, model: Model) -> None:
+        found = latents(model)
+        if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
+            raise GuideError(
+                f"LaplaceGuide: the prior also samples {', '.join(others)}, on which its sites may "
+                "depend; expected independent Normals"
+            )
+        self.prior = prior_normal(found)
+        self._joint = bool(found[0].sites)
+        self.latent = found[0].name if self._joint else JOINT
+
+    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
+        """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
+        return unpack(flat, self._shapes)
+
+    def as_prior(self) -> JointPrior:
+        return JointPrior(self.normal(), self._shapes, self.latent)
+
+    def means(self) -> dict[str, Tensor]:
+        return self.unpack(self.loc.detach().clone())
+
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
+        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
+
+    def scales(self) -> dict[str, Tensor]:
+        return self.unpack(self.covariance.variance.sqrt())
+
+    def options(self) -> dict[str, Any]:
+        return {"structure": self.structure}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """As every module's; a covariance comes with it if one has been measured."""
+        if f"{prefix}ratio" in state_dict:
+            scale, axes, ratio = (state_dict[f"{prefix}{x}"].clone() for x in _TENSORS)
+            covariance, own = Covariance(scale, axes, ratio), self.prior.covariance
+            if self.structure == "kronecker":
+                factors = tuple(
+                    (state_dict[f"{prefix}left{i}"], state_dict[f"{prefix}right{i}"])
+                    for i in range(len(self._shapes))
+                )
+                if isinstance(own, KroneckerCovariance):  # the same, and known to be
+                    factors = tuple(own.factors)
+                covariance = KroneckerCovariance(scale, ratio, factors)
+            self.spread(covariance)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -31,8 +31,8 @@ class KroneckerCovariance(Covariance):
     >>> turn = torch.tensor([[[0.6, -0.8], [0.8, 0.6]]])
     >>> covariance = KroneckerCovariance(
     ...     torch.ones(2), torch.tensor([0.5, 1.0]), ((torch.ones(1, 1, 1), turn),))
-    >>> covariance.variance, covariance.unroot(covariance.root(torch.tensor([1.0, 2.0])))
-    (tensor([0.7300, 0.5200]), tensor([1., 2.]))
+    >>> covariance.variance, covariance.rank
+    (tensor([0.7300, 0.5200]), 2)
     """
 
     factors: Sequence[tuple[Tensor, Tensor]]

@@ -39,7 +39,7 @@ def test_parameters_are_as_many_as_foretold(name: str, options: dict[str, Any]) 
         guide = bh.autoguide(name, model, **options)
         guide(tiny_batch(4))  # Pyro's make their parameters when first called
     latents = sum(site.numel for site in model.sites)
-    size = budget(name, latents, **options)
+    size = budget(name, latents, [site.shape for site in model.sites], **options)
     assert size is not None and size.latents == latents
     assert size.parameters == sum(p.numel() for p in guide.parameters())
 

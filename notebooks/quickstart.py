@@ -119,7 +119,7 @@ for i in forecast.flag(0.02, by="epistemic").tolist():
     print(f"{said} ({forecast.confidence[i]:.2f}), in truth {truth} | {forecast.texts[i]}")
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
+figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 5), layout="constrained")
 plots.reliability(forecast, ax=left)
 right = plots.epistemic_aleatoric(forecast, ax=right)
 

@@ -17,7 +17,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import metrics
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.errors import ConfigError, SaveError
-from bhpeft_pyro.experiments import canary, grid, report, scores
+from bhpeft_pyro.experiments import canary, grid, guide_cost, report, scores
 from bhpeft_pyro.experiments.budgets import BUDGETS, Budget
 from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.grid import Grid
@@ -275,6 +275,28 @@ def test_p_values_of_other_rows_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch
     same, other = found[(names[1], "24")], found[(names[1], "48")]
     assert same is not None and other is not None
     assert same.value == 1 and other.value < 0.01
+
+
+def test_guides_are_measured_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {name: guide_cost._GUIDES[name] for name in ("delta", "full", "laplace, dense", "mvn")}
+    monkeypatch.setattr(guide_cost, "_GUIDES", chosen)
+    table = guide_cost.guide_cost((100, 400), 1, tmp_path)
+    found = {row.head: row.cells for row in table.rows}
+    assert all("fit / delta's" in cells for cells in found.values())
+    small, large = (found["mvn", count]["MiB"].value for count in ("114", "442"))
+    assert large / small == pytest.approx((442 / 114) ** 2, rel=0.03)
+    monkeypatch.setattr(guide_cost, "_LIMIT", 150_000)
+    command = ["experiment", "guides", "--budget", "tiny", "--seeds", "1", "--out"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "command")])
+    assert result.exit_code == 0, result.output
+    lines = {line.split(" | ")[0]: line for line in result.output.splitlines() if "| 114 |" in line}
+    assert lines.keys() == {f"| {name}" for name in chosen}
+    assert [name for name, line in lines.items() if line.endswith("|  |")] == [
+        "| laplace, dense",
+        "| mvn",
+    ]
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "cost"])

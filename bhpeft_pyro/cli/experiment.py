@@ -15,6 +15,8 @@ from ..experiments.budgets import BUDGETS
 from ..experiments.catalogue import EXPERIMENTS
 from ..experiments.cost import ABOUT, cost
 from ..experiments.grid import Grid
+from ..experiments.guide_cost import ABOUT as guide_cost_about
+from ..experiments.guide_cost import guide_cost
 from ..experiments.methods import Load, method
 from ..experiments.plots import dots
 from ..experiments.publish import publish
@@ -33,7 +35,9 @@ EXAMPLES = (
     '--method "hybrid, Bayesian"',
 )
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "samples", "cost", "canary"]
+Name = Literal[
+    "tasks", "ablation", "uncertainty", "shift", "rows", "samples", "cost", "guides", "canary"
+]
 
 
 def experiment(
@@ -111,13 +115,18 @@ def experiment(
     chosen = replace(
         BUDGETS[budget], **{name: value for name, value in given.items() if value is not None}
     )
+    count = seeds or chosen.seeds
+    if name == "guides":
+        made = [guide_cost(chosen.latents, count, out)]
+        _publish(out / name, guide_cost_about, made, dots)
+        return
     if budget == "small" and data is None and name != "cost":
         raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
     if unknown := set(task or ()) - chosen.tasks.keys():
         raise ConfigError(
             f"--task: unknown {', '.join(sorted(unknown))}; known: {', '.join(chosen.tasks)}"
         )
-    where, count = backbone or chosen.backbone, seeds or chosen.seeds
+    where = backbone or chosen.backbone
     load = _loader(where, device)
     if name == "cost":
         made = [cost(load, where, chosen, count, out)]

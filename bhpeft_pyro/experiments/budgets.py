@@ -29,6 +29,7 @@ class Budget:
         members: of an ensemble.
         search: settings that are tried for each method.
         seeds: splits and starts.
+        latents: about so many, where guides are measured.
         timed: examples and tokens of a step whose cost is measured, and how often that is done.
     """
 
@@ -44,6 +45,7 @@ class Budget:
     members: int = 5
     search: int = 2
     seeds: int = 5
+    latents: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     timed: tuple[int, int, int] = (32, 64, 5)
 
     def setting(self) -> dict[str, int]:
@@ -224,6 +226,7 @@ BUDGETS = {
         samples=4,
         members=2,
         seeds=2,
+        latents=(100,),
         timed=(8, 6, 2),
     ),
 }

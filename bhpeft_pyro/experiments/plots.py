@@ -12,7 +12,7 @@ from .tables import Row, Table
 
 __all__ = ["curves", "dots", "profiles"]
 
-_DRAWN = ("nll", "crps", "AUROC total", "accuracy", "step / HF peft's LoRA")
+_DRAWN = ("nll", "crps", "AUROC total", "accuracy", "step / HF peft's LoRA", "fit / delta's")
 _LEFT_OUT = ("temperature", "seeds", "measurements")
 _BARS: dict[str, Any] = {"capsize": 2, "markersize": 4, "linewidth": 1}
 

@@ -110,9 +110,8 @@ def budget(
             parameters = 2 * d + (d * d + within) // 2
         case "AutoLaplaceApproximation":
             parameters, kept = d, 2 * d * d  # the Hessian and its factor
-        case (
-            "AutoIAFNormal" | "iaf"
-        ):  # one hidden layer of 3 D + 1 a transform, unless told otherwise
+        case "AutoIAFNormal" | "iaf":
+            # One hidden layer of 3 D + 1 a transform, unless told otherwise.
             hidden = sum(options.get("hidden_dim") or [3 * d + 1])
             parameters = options.get("num_transforms", 1) * (3 * d * hidden + hidden + 2 * d)
         case _:

@@ -272,7 +272,7 @@ def test_a_latent_on_the_positive_line_counts_its_jacobian(name: str) -> None:
     with torch.no_grad(), pyro.get_param_store().scope():
         guide: Any = bh.autoguide(name, model, init_scale=0.4)
         guide(batch)
-        (guide.loc["tau"] if name == "normal" else guide.locs.tau).fill_(1.5)
+        (guide.loc["tau"] if name == "normal" else guide.auto.locs.tau).fill_(1.5)
         elbo.differentiable_loss(model, guide, batch)
     assert elbo.parts is not None
     found = sum(v.item() for site, v in elbo.parts.kl.items() if site.startswith("tau"))

@@ -173,6 +173,24 @@ def test_the_kl_in_the_loss_is_that_of_the_dense_normals() -> None:
     assert posterior.report.kl == {JOINT: pytest.approx(expected, rel=1e-3)}
 
 
+def test_the_report_has_the_kl_of_each_sites_own_marginal() -> None:
+    """Dense: the submatrix, with the correlations within a site. An update's prior has some too."""
+    posterior, _ = fitted(max_steps=30)
+    start = MultivariateNormal(torch.zeros(17).double(), 0.49 * torch.eye(17).double())
+    updated = posterior.update(data(posterior.model, seed=8), **{**FIT, "max_steps": 30})
+    for after, before in ((posterior, start), (updated, found(posterior))):
+        q, parts = found(after), {"head.weight": slice(0, 16), "head.bias": slice(16, 17)}
+        for name, part in parts.items():
+            own, prior = (
+                MultivariateNormal(normal.mean[part], normal.covariance_matrix[part, part])
+                for normal in (q, before)
+            )
+            exact = kl_divergence(own, prior).item()
+            assert after.report.marginal_kl[name] == pytest.approx(exact, rel=1e-3, abs=1e-4)
+            assert f"{exact:.2f} nats" in str(after.report)
+    assert sum(posterior.report.marginal_kl.values()) < posterior.report.kl[JOINT]
+
+
 def test_transformer_weights_learn_and_are_saved(tmp_path: Path) -> None:
     model = tiny_model(bh.presets.bh_peft())
     quick = {"max_steps": 60, "natural_lr": 0.1, "progress": False}

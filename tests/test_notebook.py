@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ PRINTED = {
     "priors": ("ten times wider", "adapter.up"),
     "choosing-a-guide": ("times delta", "k-hat", "started at 0.001", "data sets (exact", "ECE"),
     "updating-under-drift": ("keep 0.5", "with replay"),
-    "arviz": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
+    "reading-a-posterior": ("change.lora.query", "layer 5", "round 2 of NormalGuide"),
     "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
     "commonsense": ("MiniLM, encoder", "decoder", "likeliest", "AUROC"),
 }
@@ -22,6 +23,12 @@ every = pytest.mark.parametrize("name", PRINTED)
 
 def test_every_notebook_is_tested() -> None:
     assert {path.stem for path in NOTEBOOKS.iterdir() if path.suffix == ".py"} == PRINTED.keys()
+
+
+@every
+def test_no_script_hides_a_package(name: str) -> None:
+    """A kernel started beside `arviz.py` would import that."""
+    assert find_spec(name) is None
 
 
 @every

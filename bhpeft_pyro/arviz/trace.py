@@ -41,9 +41,10 @@ def trace(report: FitReport) -> xr.Dataset:
     skipped = np.array([step not in by_step for step in steps.tolist()], dtype=bool)
     words = "left out, as loss or gradient were not finite"
     found["skipped"] = ("step", skipped, {"long_name": words})
-    sites = [*report.kl, *(name for name in report.scales if name not in report.kl)]
+    kls = report.marginal_kl | report.kl
+    sites = [*kls, *(name for name in report.scales if name not in kls)]
     for name, by_site, words in (
-        ("site_kl", report.kl, "KL to the prior (nats)"),
+        ("site_kl", kls, "KL to the prior (nats)"),
         ("site_scale", report.scales, "posterior sd / prior sd, geometric mean"),
     ):
         values = np.array([by_site.get(site, math.nan) for site in sites])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, logging
 
-from ..data import Examples, encode
+from ..data import CutWarning, Examples, encode
 from ..fitting import fit
 from ..head import Head
 from ..model import Model
@@ -39,14 +40,17 @@ class Encoded:
         self.unlabelled = None if unlabelled is None else self._encode(unlabelled, labelled=False)
 
     def _encode(self, table: object, labelled: bool = True) -> Examples:
-        return encode(
-            table,
-            self.tokenizer,
-            kind="class",
-            num_labels=self.classes,
-            max_length=_MAX_LENGTH,
-            labelled=labelled,
-        )
+        with warnings.catch_warnings():
+            # So many tokens is what this experiment reads.
+            warnings.filterwarnings("ignore", category=CutWarning)
+            return encode(
+                table,
+                self.tokenizer,
+                kind="class",
+                num_labels=self.classes,
+                max_length=_MAX_LENGTH,
+                labelled=labelled,
+            )
 
 
 def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, seed: int) -> Setup:

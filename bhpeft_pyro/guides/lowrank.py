@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
@@ -147,6 +147,23 @@ class LowRankGuide(Guide):
         table = torch.cat([part.flatten(1) for part in parts.values()], 1)
         self.loc = nn.Parameter(table[0].clone())
         self.covariance = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
+
+    @torch.no_grad()
+    def marginal_kl(self) -> dict[str, float]:
+        """By site, the KL to the prior of what the guide says of that site alone, in nats.
+
+        Under a prior with independent sites these add up to the KL at most: correlations between
+        sites, in which the effect of one makes up for that of another, are not in them.
+        """
+        prior = JointPrior(self.prior, self._shapes)
+        pairs = (
+            (own.marginal([name]).normal for own in (self.as_prior(), prior))
+            for name in self._shapes
+        )
+        return {
+            name: kl_divergence(*pair).item()
+            for name, pair in zip(self._shapes, pairs, strict=True)
+        }
 
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}

@@ -22,8 +22,7 @@ def guards(report: FitReport) -> list[str]:
     """
     found = []
     collapsed = [name for name, scale in report.scales.items() if scale < _COLLAPSED]
-    kls = {name: report.kl[name] for name in report.scales if name in report.kl}
-    nothing = [name for name, kl in kls.items() if abs(kl) < _NOTHING]
+    nothing = [name for name, kl in report.site_kl.items() if abs(kl) < _NOTHING]
     if collapsed:
         found.append(
             f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point, at "

@@ -35,6 +35,7 @@ class FitReport:
             weight of the KL at this step), lr, gradient (its norm, per example), and
             validation_nll where it was evaluated.
         kl: KL per latent at the end, in nats for the whole data set; a joint guide has but one.
+        marginal_kl: under a joint guide, the KL per site of what it says of that site alone.
         scales: geometric mean per site of posterior sd / prior sd.
         points: sites that are held at a point; their `kl` is minus the logarithm of the prior
             density there.
@@ -63,6 +64,7 @@ class FitReport:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     kl: dict[str, float] = field(default_factory=dict)
+    marginal_kl: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     points: list[str] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
@@ -102,6 +104,7 @@ class FitReport:
             seconds=sum(report.seconds for report in components),
             history=[_mean(entries) for _, entries in sorted(by_step.items())],
             kl=_mean([report.kl for report in components]),
+            marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={
                 name: math.prod(report.scales[name] for report in components)
                 ** (1 / len(components))
@@ -120,6 +123,11 @@ class FitReport:
     def temperature(self) -> float:
         """The weight of the KL."""
         return self.options.temperature
+
+    @property
+    def site_kl(self) -> dict[str, float]:
+        """KL by site, where it is known."""
+        return {name: kl for name, kl in self.kl.items() if name in self.scales} | self.marginal_kl
 
     @property
     def guards(self) -> list[str]:
@@ -162,7 +170,7 @@ class FitReport:
             lines.append(f"prior: scales found from the data: {scales}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
         for name, scale in self.scales.items():
-            kl = f"KL {self.kl[name]:9.2f} nats, " if name in self.kl else ""
+            kl = f"KL {self.site_kl[name]:9.2f} nats, " if name in self.site_kl else ""
             lines.append(f"  {name:<{width}}  {kl}sd / prior sd {scale:.3f}")
         for name in self.points:
             lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")

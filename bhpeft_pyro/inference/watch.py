@@ -42,6 +42,12 @@ class Watch:
     def summarise(self, model: Model, parts: Parts, report: FitReport) -> None:
         """Say in the report where KLs and sds ended."""
         report.kl = {name: value.item() for name, value in parts.kl.items()}
+        report.marginal_kl = {
+            name: value
+            for block in self._blocks
+            if isinstance(block, LowRankGuide)
+            for name, value in block.marginal_kl().items()
+        }
         report.points = [
             name
             for block in self._blocks

@@ -33,6 +33,7 @@ html_theme = "furo"
 html_title = f"bhpeft_pyro {release}"
 
 myst_heading_anchors = 3
+myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "off"  # the tests run them
 
 # Docstrings: Google style, types from the signatures, `code` in single backticks.

@@ -13,7 +13,7 @@
 # ---
 
 # %% [markdown]
-# # Priors
+# # Writing priors
 #
 # A prior is a Pyro function of the sites. Here are three ready ones that are about structure (the
 # scales of layers, the rank of LoRA, which layers need which kind), and how to look at what a prior

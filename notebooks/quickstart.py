@@ -42,7 +42,7 @@ from bhpeft_pyro.demo.data import two_rounds
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 12, 64)
+train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 8, 64)
 
 # %% [markdown]
 # ## The data

@@ -14,6 +14,8 @@ from ..errors import ConfigError
 from ..experiments.budgets import BUDGETS
 from ..experiments.catalogue import EXPERIMENTS
 from ..experiments.cost import ABOUT, cost
+from ..experiments.gradient_noise import ABOUT as gradient_noise_about
+from ..experiments.gradient_noise import gradient_noise
 from ..experiments.grid import Grid
 from ..experiments.guide_cost import ABOUT as guide_cost_about
 from ..experiments.guide_cost import guide_cost
@@ -36,7 +38,16 @@ EXAMPLES = (
 )
 
 Name = Literal[
-    "tasks", "ablation", "uncertainty", "shift", "rows", "samples", "cost", "guides", "canary"
+    "tasks",
+    "ablation",
+    "uncertainty",
+    "shift",
+    "rows",
+    "samples",
+    "cost",
+    "guides",
+    "gradients",
+    "canary",
 ]
 
 
@@ -131,6 +142,11 @@ def experiment(
     if name == "cost":
         made = [cost(load, where, chosen, count, out)]
         _publish(out / name, ABOUT, made, dots)
+        return
+    if name == "gradients":
+        first = (task or list(chosen.tasks))[0]
+        made = [gradient_noise(load, chosen, first, data, count, out)]
+        _publish(out / name, gradient_noise_about, made, dots)
         return
     what = EXPERIMENTS[name]
     grid = Grid(

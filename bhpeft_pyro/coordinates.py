@@ -115,7 +115,7 @@ class Coordinates(nn.Module):
             rank = min(site.shape[1:])
             strength, vectors = torch.linalg.eigh(moments[site.name].double())
             leading, strength = vectors[..., -rank:], strength[..., -rank:].clamp_min(1e-30)
-            mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).double())[0]
+            mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).to(vectors))[0]
             # Whitened and mixed, so that every rank carries as much as any other.
             rows = mix @ (leading / strength.sqrt().unsqueeze(-2)).mT
             size = math.sqrt(math.prod(site.shape[1:])) * site.unit.double()

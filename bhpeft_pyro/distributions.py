@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -40,8 +41,8 @@ class Covariance:
     scale: Tensor
     axes: Tensor
     ratio: Tensor
-    _divergences: dict[int, tuple[Covariance, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
+    _divergences: WeakKeyDictionary[Covariance, Tensor] = field(
+        default_factory=WeakKeyDictionary, init=False, repr=False
     )
 
     @classmethod
@@ -97,7 +98,11 @@ class Covariance:
     @property
     def variance(self) -> Tensor:
         """(D,) marginal variances."""
-        return self.scale.square() * (1 + self.axes.square() @ (self.ratio.square() - 1))
+        if not self.rank:
+            return self.scale.square()
+        narrow = self.ratio.square()
+        share = 1 + self.axes.square() @ (narrow - 1)  # rounded, it could be negative
+        return self.scale.square() * share.maximum(narrow.min().clamp_max(1))
 
     def root(self, noise: Tensor) -> Tensor:
         """(..., D) standard normal noise to noise of this covariance."""
@@ -130,10 +135,11 @@ class Covariance:
 
     def divergence(self, prior: Covariance) -> Tensor:
         """KL(N(0, self) || N(0, prior)), kept for the next call: it costs O(D K K')."""
-        known = self._divergences.get(id(prior))
-        if known is None or known[0] is not prior:
-            known = self._divergences[id(prior)] = (prior, self._divergence(prior))
-        return known[1]
+        known = self._divergences.get(prior)
+        if known is None:
+            with _exact(self.scale):
+                known = self._divergences[prior] = self._divergence(prior)
+        return known
 
     def _divergence(self, prior: Covariance) -> Tensor:
         share = self.scale / prior.scale
@@ -149,7 +155,13 @@ class Covariance:
         return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
-        return vector + ((vector @ self.axes) * change) @ self.axes.mT
+        with _exact(vector):
+            return vector + ((vector @ self.axes) * change) @ self.axes.mT
+
+
+def _exact(like: Tensor) -> torch.autocast:
+    """No autocast: bfloat16 has too few digits to tell narrow directions from others."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,8 @@ class Model(PyroModule):
     @property
     def sites(self) -> Sequence[Site]:
         """Every random tensor, of PEFT, head and likelihood."""
-        return (*self.network.sites, *self.likelihood.sites)
+        own = (site.to(self.network.device) for site in self.likelihood.sites)
+        return (*self.network.sites, *own)
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices."""

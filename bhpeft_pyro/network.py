@@ -73,7 +73,7 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites) if aligned else None
         self.sites: tuple[Site, ...] = (
             *(self.coordinates.sites if self.coordinates else self.attachment.sites),
-            *head.sites(self.attachment.hidden_size),
+            *(site.to(backbone.device) for site in head.sites(self.attachment.hidden_size)),
         )
         self.axes: PrincipalAxes | None = None
         if isinstance(head, Head) and head.principal:

@@ -101,6 +101,10 @@ def revive(
     from .mixture import MixturePosterior
     from .posterior import TextOptions
 
+    tensors = {  # examples stay where data are
+        name: value if ".examples." in f".{name}" else value.to(backbone.device)
+        for name, value in tensors.items()
+    }
     kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
     head: Head | OwnHead = _revive_head(content["head"])
     likelihood = _revive(likelihoods, content["likelihood"])

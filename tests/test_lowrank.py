@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import LowRankGuide, NormalGuide
 from bhpeft_pyro.inference.report import drifting
@@ -231,3 +234,42 @@ def test_a_joint_prior_is_matched_by_name_and_shape(first: tuple[bh.Posterior, E
         prior(bh.Head(3).sites(16))
     with pytest.raises(PriorError, match="there is none"):
         prior(tiny_model(bh.presets.lora(rank=2), outputs=1).sites)
+
+
+def test_a_chain_of_rounds_does_not_hold_the_first_ones_covariances() -> None:
+    """A divergence is remembered for as long as the prior is there, and no longer."""
+    posterior, _ = fitted(max_steps=4)
+    assert isinstance(posterior.guide, LowRankGuide)
+    first = weakref.ref(posterior.guide.covariance)
+    for seed in (8, 9):
+        options = {**FIT, "max_steps": 4}
+        posterior = posterior.update(data(posterior.model, seed=seed), **options)
+    gc.collect()
+    assert first() is None
+
+
+def test_autocast_leaves_the_covariance_exact() -> None:
+    torch.manual_seed(0)
+    root = 30 * torch.randn(2000, 16) / 2000**0.5
+    prior = Covariance.diagonal(torch.ones(2000))
+    vector = torch.randn(2000)
+
+    def made() -> tuple[Covariance, Covariance]:  # of which nothing is remembered yet
+        one, two = (Covariance.from_precision(torch.ones(2000), k * root) for k in (1, 2))
+        return one, two
+
+    def found(one: Covariance, two: Covariance) -> list[Tensor]:
+        return [one.divergence(prior), two.divergence(one), one.root(vector), one.unroot(vector)]
+
+    exact, (one, two) = found(*made()), made()
+    with torch.autocast("cpu", torch.bfloat16):
+        again = found(one, two)
+    for value, expected in zip(again, exact, strict=True):
+        assert torch.equal(value, expected)
+
+
+def test_variances_stay_positive_under_extreme_information() -> None:
+    torch.manual_seed(0)
+    covariance = Covariance.from_precision(torch.ones(3), 1e6 * torch.randn(3, 3))
+    assert covariance.variance.min() > 0  # 1 - (1 - 1e-13) would be a rounding error below zero
+    assert Covariance.diagonal(torch.full((3,), 2.0)).variance.tolist() == [4.0] * 3

@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
-from bhpeft_pyro import Posterior, fit
+from bhpeft_pyro import Model, Posterior, fit, fitting
+from bhpeft_pyro.distributions import LowRankNormal
 from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.inference.optimise import optimise
 from bhpeft_pyro.inference.scale import PriorScale
+from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.priors import FunctionSpaceNormal, scales
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -93,3 +97,32 @@ def test_scale_goes_where_the_bound_is(learnable: bool, monkeypatch: pytest.Monk
     assert f"found from the data: change {prior.change:.3g}" in str(found.report)
     assert not given.report.found
     assert found.report.last("loss", 20) < given.report.last("loss", 20) - 0.02
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_kl_that_is_reported_is_to_the_prior_that_is_kept(gated: bool) -> None:
+    """Of gates too, which are no output side: the scale that is found is not theirs."""
+    model = tiny_model((LoRA(rank=2, gated=gated),), aligned=True)
+    posterior = fit(model, "linear", tiny_examples(64), max_steps=60, progress=False)
+    guide = posterior.guide
+    assert isinstance(guide, LowRankGuide)
+    now = kl_divergence(LowRankNormal(guide.loc.detach(), guide.covariance), guide.prior)
+    assert posterior.report.kl["weights"] == pytest.approx(now.item(), rel=1e-3)
+    assert posterior.report.found["change"] != pytest.approx(0.1, rel=0.01)
+
+
+def test_restarts_begin_with_the_prior_that_the_first_one_has_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A covariance that is still that of the prior before would cost many nats."""
+    begun = []
+
+    def spied(model: Model, guide: LowRankGuide, *rest: object) -> None:
+        begun.append((guide.covariance.scale, guide.prior.covariance.scale))
+        optimise(model, guide, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fitting, "optimise", spied)
+    model = tiny_model(aligned=True)
+    fit(model, "linear", tiny_examples(64), restarts=2, max_steps=30, progress=False)
+    (_, before), (own, prior) = begun
+    assert torch.equal(own, prior) and not torch.equal(before, prior)

@@ -201,3 +201,38 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batches is empty"):
         run(tmp_path / "none", {})
     assert len(posterior.lineage) == 2
+
+
+def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    posterior = run(tmp_path, weeks, tests=weeks, grow=True, replay=None)
+    record = Record.of(posterior)
+    assert record.tests == ["a", "b"]
+    assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
+    with pytest.raises(DataError, match="without gaps"):
+        record.transfer()
+
+
+def test_a_folder_of_more_rounds_than_batches_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ConfigError, match="holds 3 rounds, of more batches than the 1 given"):
+        run(tmp_path, {"week 0": WEEKS["week 0"]})
+
+
+def test_every_round_draws_its_coreset_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one seed, those at the same places of every pool would stay, or go, for ever."""
+    seeds = []
+    split = bh.Replay.split
+
+    def spied(self: bh.Replay, pool: bh.Examples, seed: int, *rest: Any) -> Any:
+        seeds.append(seed)
+        return split(self, pool, seed, *rest)
+
+    monkeypatch.setattr(bh.Replay, "split", spied)
+    run(tmp_path)
+    assert len(set(seeds)) == len(seeds) == 3

@@ -32,7 +32,7 @@ def load_backbone(
 
     Args:
         name: a name on the hub, a folder, or "minilm".
-        device: "cpu", "cuda", "mps", or "auto" for a GPU if there is one.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
 
     Raises:
         ConfigError: there is no such model, or no such device.
@@ -59,14 +59,9 @@ def load_backbone(
 
 
 def _device(name: str) -> torch.device:
-    usable = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    there = torch.cuda.is_available()
     if name == "auto":
-        return torch.device("cuda" if usable["cuda"] else "cpu")
-    if not usable[name]:
-        there = ", ".join(device for device in usable if usable[device])
-        raise ConfigError(f"--device: {name!r} is not there; usable: {there}")
+        return torch.device("cuda" if there else "cpu")
+    if name == "cuda" and not there:
+        raise ConfigError("--device: 'cuda' is not there; usable: cpu")
     return torch.device(name)

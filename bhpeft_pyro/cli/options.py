@@ -99,7 +99,7 @@ Backbone = Annotated[
     ),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"],
+    Literal["auto", "cpu", "cuda"],
     typer.Option(help="Where to run; auto takes a GPU if there is one."),
 ]
 Samples = Annotated[

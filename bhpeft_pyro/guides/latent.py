@@ -91,7 +91,12 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
             return _center(fn)
         return _start(fn, site).to(device)
 
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block(), InitMessenger(start):
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        torch.no_grad(),
+        poutine.block(),
+        InitMessenger(start),
+    ):
         trace = poutine.trace(checked).get_trace(model.prior, model.sites)
     found = []
     for name, node in trace.iter_stochastic_nodes():

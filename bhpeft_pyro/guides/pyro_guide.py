@@ -149,7 +149,7 @@ class PyroGuide(Guide):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PyroGuide:
         """A new one in the same state: Pyro's would copy a run of the whole model too."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             new = PyroGuide(self._model[0], self.family, **self._made_with())
         if not self._waits():
             new.load_state_dict(self.state_dict())

@@ -82,8 +82,8 @@ class _Run:
         self.model, self.guide, self.report, self.scale = model, guide, report, scale
         self.options = options = report.options
         self.blocks = blocks_of(guide)
-        point = all(isinstance(block, DeltaGuide) for block in self.blocks)
-        self.particles = 1 if point else options.particles
+        self.point = all(isinstance(block, DeltaGuide) for block in self.blocks)
+        self.particles = 1 if self.point else options.particles
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
@@ -99,6 +99,11 @@ class _Run:
             self.fitted = LinearModel(model, guide.means)
         self.loss: ELBOModule = self.elbo(self.fitted, guide)
         self.joint = [block for block in self.blocks if isinstance(block, LowRankGuide)]
+        if self.joint and options.temperature == 0:
+            raise ConfigError(
+                "temperature=0 is maximum likelihood, under which a joint guide has no covariance; "
+                "expected more than 0, or a 'delta' guide"
+            )
         # Without noise the linearised network is the network.
         self.calm_loss: ELBOModule = self.elbo(model, guide)
         still = all(isinstance(block, LowRankGuide | DeltaGuide) for block in self.blocks)
@@ -159,6 +164,8 @@ class _Run:
                     scheduler.step()
                 if self.validation is not None and step % self.eval_every == 0:
                     entry["validation_nll"] = nll = self._evaluate()
+                    if step <= self.calm:  # there is no covariance yet: nothing to go back to
+                        continue
                     if best is None or nll < best[0]:
                         best = (nll, step, self._state())
                     elif options.patience and step - best[1] >= options.patience * self.eval_every:
@@ -166,6 +173,7 @@ class _Run:
             if options.patience and best is not None:
                 report.best_step = best[1]
                 self._restore(best[2])
+            self._noisy(True)
             with torch.no_grad():  # the state that is kept need not be that of the last step
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
@@ -232,8 +240,7 @@ class _Run:
         size = len(self.feed.examples)
         rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
         self.elbo.temperature = options.temperature * min(1.0, rise)
-        self.elbo.noise = step > self.calm
-        self.elbo.num_particles = self.particles if self.elbo.noise else 1
+        self._noisy(step > self.calm)
         loss_of, batches = (
             (self.loss, self.batches) if self.elbo.noise else (self.calm_loss, self._whole)
         )
@@ -277,9 +284,13 @@ class _Run:
             "gradient": norm.item() / size,
         }
 
+    def _noisy(self, noise: bool) -> None:
+        self.elbo.noise = noise
+        self.elbo.num_particles = self.particles if noise else 1
+
     def _evaluate(self) -> float:
         assert self.validation is not None
-        samples = 0 if self.particles == 1 else self.options.eval_samples
+        samples = 0 if self.point else self.options.eval_samples
         forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
         return evaluate(forecast)["nll"]
 

@@ -35,7 +35,8 @@ class FitOptions:
         temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after so many evaluations without a lower NLL
-            and go back to the best; None fits to the end and keeps the last.
+            and go back to the best; None fits to the end and keeps the last. The first steps of a
+            joint guide, which have no noise, do not count.
         eval_every: steps between evaluations; None for once an epoch.
         eval_samples: weight draws of an evaluation.
         max_skipped: give up after so many steps in a row without a finite loss.

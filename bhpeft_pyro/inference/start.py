@@ -75,8 +75,8 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
         told = _narrow(model, fitted, frozen, options, told)
         model = _fit_head(model, fitted, frozen, options)
         guide.follow(model)
-        if isinstance(guide, LowRankGuide):
-            guide.covariance = guide.prior.covariance  # of the scale that was found
+    if isinstance(guide, LowRankGuide):
+        guide.covariance = guide.prior.covariance  # of the scale that was found, now or before
     if model.network.kinds:
         _narrow(model, guide, Feed(model, examples), options, told)
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Site:
     def numel(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    def to(self, device: torch.device) -> Site:
+        """The same, with its tensors on a device."""
+        if self.unit.device == device:
+            return self
+        anchor = None if self.anchor is None else self.anchor.to(device)
+        init = self.init
+        return replace(
+            self, unit=self.unit.to(device), init=lambda: init().to(device), anchor=anchor
+        )
 
 
 def projection(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -59,7 +59,7 @@ def placed_flow(
         options: of Pyro's `affine_autoregressive`.
     """
     flows = iterated(num_transforms, affine_autoregressive, len(loc), hidden_dim, **options)
-    return ComposeTransformModule([*flows, Placed(loc, scale)])
+    return ComposeTransformModule([*flows, Placed(loc, scale)]).to(loc.device)
 
 
 class FlowPrior(VectorPrior):
@@ -88,7 +88,7 @@ class FlowPrior(VectorPrior):
         size = sum(prod(shape) for shape in shapes.values())
         like = next(iter(state.values()))
         self.options = dict(options)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             self.flow = placed_flow(torch.zeros(size), torch.ones(size), **options)
         self.flow.load_state_dict(dict(state))
         self.flow.to(like.device).requires_grad_(False)

@@ -76,6 +76,8 @@ class FunctionSpacePrior(ABC):
             return 1.0 if self.head is None else self.head
         if kind not in _PEFT:
             return self.other
+        if "gate" in site.name.split("."):
+            return _CHANGE  # what it scales has the scale that is found
         if any(mark in site.name for mark in _INPUT_SIDE):
             return self.spread
         if kind == "prefix":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
+from ..guides import Guide, LinearGuide
 from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
 from ..model import Model
@@ -243,12 +244,13 @@ def _under(
             prior = Forgetting(keep)(posterior.as_prior(), first, sites)
         if prior is None:
             return math.nan
+        model = Model(posterior.model.network, prior, posterior.model.likelihood)
+        guide = _prior_guide(posterior, model)
     except (GuideError, PriorError):
         return math.nan
-    model = Model(posterior.model.network, prior, posterior.model.likelihood)
     forecast = predict(
         model,
-        lambda batch: model.prior(sites),
+        guide,
         examples,
         samples,
         seed=2 * seed,
@@ -256,3 +258,12 @@ def _under(
     )
     assert examples.labels is not None
     return _nll(forecast, examples.labels).item()
+
+
+def _prior_guide(posterior: Posterior, model: Model) -> Callable[..., object]:
+    """The model's prior as it predicts: in the linearised network, if the posterior does."""
+    if isinstance(posterior.guide, Guide) and posterior.guide.linear:
+        guide = LinearGuide(model)
+        guide.move(guide.unpack(guide.prior.loc))
+        return guide
+    return lambda batch: model.prior(model.sites)

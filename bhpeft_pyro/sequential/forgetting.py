@@ -168,7 +168,7 @@ def normals(
             f"{purpose}: the first prior is a function of your own; pass prior=... to "
             "Posterior.load"
         )
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+    with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad(), poutine.block():
         trace = poutine.trace(checked).get_trace(prior, sites)
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
     if others := nodes.keys() - {site.name for site in sites}:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,14 @@ class Record:
 
     def column(self, name: str) -> Tensor:
         """(R,) one entry of every round, nan where there is none."""
-        values = [row.get(name, float("nan")) for row in self.rows]
+        values = [row.get(name, nan) for row in self.rows]
         return torch.tensor(values, dtype=torch.float64)
 
     @property
     def tests(self) -> list[str]:
         """The names of the tests, in order."""
-        return [name.removeprefix(TEST) for name in self.rows[0] if name.startswith(TEST)]
+        names = dict.fromkeys(name for row in self.rows for name in row if name.startswith(TEST))
+        return [name.removeprefix(TEST) for name in names]
 
     @property
     def matrix(self) -> Tensor:
@@ -75,10 +77,10 @@ class Record:
         """Average accuracy, backward and forward transfer, and forgetting (`transfer`).
 
         Raises:
-            DataError: there is not one test for each round.
+            DataError: there is not one test for each round, or one has labels that came later.
         """
         scores = self.matrix
-        untrained = torch.tensor([self.rows[0][UNTRAINED + name] for name in self.tests])
+        untrained = torch.tensor([self.rows[0].get(UNTRAINED + name, nan) for name in self.tests])
         return {
             "average_accuracy": transfer.average_accuracy(scores),
             "backward_transfer": transfer.backward_transfer(scores),

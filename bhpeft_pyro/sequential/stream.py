@@ -152,6 +152,7 @@ def prequential(
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
+        number = -1
         for number, (name, data) in enumerate(bar):
             if number < len(done):
                 assert posterior is not None
@@ -176,6 +177,11 @@ def prequential(
             Record.of(posterior).save(folder)
     if posterior is None:
         raise DataError("batches is empty: at least one is needed")
+    if len(posterior.lineage) > number + 1:
+        raise ConfigError(
+            f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
+            f"{number + 1} given"
+        )
     Record.of(posterior).save(folder)
     return posterior
 
@@ -209,6 +215,8 @@ def _scores(
 ) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, data in tests.items():
+        if unknown_labels(posterior, data):  # they are still to come
+            continue
         examples = posterior.text.encode(posterior.model, data, labelled=True)
         forecast = posterior.predict(examples, samples)
         found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}

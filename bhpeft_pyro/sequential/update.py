@@ -88,7 +88,8 @@ def update(
     kept = None
     if replay is not None:
         pool = examples if coreset is None else examples.concat(coreset.examples)
-        kept, examples = replay.split(pool, options.seed, posterior)
+        seed = options.seed + len(posterior.lineage)  # other places in every round
+        kept, examples = replay.split(pool, seed, posterior)
     start = posterior.replace(
         model=Model(model.network, prior, model.likelihood),
         guide=guide,

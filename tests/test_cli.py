@@ -457,7 +457,10 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
             assert f"'text', row {row}: the text is empty" in error(*command)
         new = write_csv(tmp_path / "new.csv", text=[f"{t} w3" for t in TEXTS], label=NAMES)
         for command in (("fit", new, *fit), ("update", folder / "run", new, "--out", "x")):
-            assert f"row {row}: the text" in error(*command, "--validation", data)
+            assert re.search(
+                rf"--validation \S*bad.csv: .*row {row}: the text",
+                error(*command, "--validation", data),
+            )
     labels = ["odd" if i == row else name for i, name in enumerate(NAMES)]  # a held-out one
     odd = write_csv(tmp_path / "odd.csv", text=[f"{t} w3" for t in TEXTS], label=labels)
     assert "--grow" in error("update", folder / "run", odd, "--out", "x")

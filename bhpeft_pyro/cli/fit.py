@@ -13,7 +13,7 @@ from ..posterior import TextOptions
 from . import options
 from .quality import conclude
 from .recipe import Recipe, options_of_recipe
-from .runs import check_out, hold_out, read_table
+from .runs import check_out, hold_out, naming, read_table
 from .screen import bars, say
 from .task import named
 
@@ -62,8 +62,9 @@ def fit(
     examples = text.encode(model, table, labelled=True)
     train, held_out = hold_out(examples, validation, how.seed)
     if isinstance(held_out, str):
-        rows = named(read_table(held_out), found.columns.label, found.names)
-        held_out = text.encode(model, rows, labelled=True)
+        with naming(held_out):
+            rows = named(read_table(held_out), found.columns.label, found.names)
+            held_out = text.encode(model, rows, labelled=True)
     where = f"{recipe.backbone}, {model.network.device}"
     say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
     posterior = library.fit(

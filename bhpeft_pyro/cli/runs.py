@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +22,16 @@ from .backbone import load_backbone
 from .options import fraction
 from .task import named
 
-__all__ = ["check_out", "draws", "hold_out", "open_run", "read_table", "rounds_of", "rows_for"]
+__all__ = [
+    "check_out",
+    "draws",
+    "hold_out",
+    "naming",
+    "open_run",
+    "read_table",
+    "rounds_of",
+    "rows_for",
+]
 
 Rows = TypeVar("Rows", Dataset, Examples)
 
@@ -70,6 +81,15 @@ def hold_out(rows: Rows, validation: str, seed: int) -> tuple[Rows, Rows | str |
     parts = numbers.train_test_split(test_size=count, seed=seed)
     pick = rows.subset if isinstance(rows, Examples) else rows.select
     return pick(parts["train"]["row"][:]), pick(parts["test"]["row"][:])
+
+
+@contextmanager
+def naming(validation: str) -> Iterator[None]:
+    """Say of an error in held-out rows which file they are in, as it is not the data's."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"--validation {validation}: {error}") from error
 
 
 def check_out(out: Path, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from ..sequential.update import refuse_known
 from . import options
 from .quality import conclude
 from .recipe import FAMILIES, check_guide
-from .runs import check_out, hold_out, open_run, rows_for
+from .runs import check_out, hold_out, naming, open_run, rows_for
 from .screen import bars, say
 
 __all__ = ["EXAMPLES", "update"]
@@ -68,8 +68,9 @@ def update(
         refuse_known(before, examples.fingerprint)
     train, held_out = hold_out(examples, validation, how.seed)
     if isinstance(held_out, str):
-        rows = rows_for(start, held_out, labelled=True)
-        held_out = start.text.encode(start.model, rows, labelled=True)
+        with naming(held_out):
+            rows = rows_for(start, held_out, labelled=True)
+            held_out = start.text.encode(start.model, rows, labelled=True)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     after = start.update(
         train,

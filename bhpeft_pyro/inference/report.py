@@ -28,7 +28,7 @@ class FitReport:
         examples: N.
         data: fingerprint of the training data.
         given: fingerprint of those and of the rows held out of the same source, where it is
-            known: `bhpeft` notes it.
+            known (`bhpeft` notes it).
         options: as given.
         steps: optimiser steps, skipped ones included.
         skipped: steps left out because loss or gradient were not finite.

@@ -162,6 +162,7 @@ def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
 def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     before = {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
     arguments = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "second")
+    arguments = (*arguments, "--again")
     result = bhpeft(*arguments, "--max-steps", 3, "--validation", "20%", "--json")
     assert before == {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
     found = json.loads(result.stdout)
@@ -199,7 +200,22 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     assert first in listed and children[0] in listed and children[1] not in listed
     assert "no rounds" in error("history", tmp_path / "nothing")
     (folder / "empty").mkdir()
-    assert first in bhpeft("history", folder).stdout  # posteriors side by side are a tree too
+    tree = bhpeft("history", folder).stdout  # posteriors side by side are a tree too
+    assert f"{first}  in run" in tree and f"{first}  in" not in shown
+    for place, report in ((folder, 0), (folder / "run", -1)):
+        found = json.loads(bhpeft("history", place, "--json").stdout)["rounds"]
+        assert found[report]["folder"] == str(folder / "run")
+
+
+def test_a_round_notes_how_good_it_was_on_held_out_rows(folder, tmp_path):
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK, "--json")
+    fitted = json.loads(bhpeft(*fit, "--out", tmp_path / "one").stdout)["held_out"]
+    new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
+    update = ("update", tmp_path / "one", new, "--out", tmp_path / "two", "--json")
+    after = json.loads(bhpeft(*update).stdout)["after"]
+    rounds = json.loads(bhpeft("history", tmp_path / "two", "--json").stdout)["rounds"]
+    for metrics, expected in zip((r["metrics"] for r in rounds), (fitted, after), strict=True):
+        assert metrics == {f"held_out/{name}": value for name, value in expected.items()}
 
 
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
@@ -212,6 +228,9 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
+    for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it
+        same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
+        assert "has learnt 18 of these examples already" in error(*same)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
     bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "lowrank")
     last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
@@ -247,10 +266,10 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
     monkeypatch.setattr(WhitenedAdam, "step", interrupted)
     result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
     assert "interrupted" in result.stderr and "Traceback" not in result.output
-    bhpeft("update", tmp_path / "run", folder / "train.csv", "--out", tmp_path / "two")
+    update = ("update", tmp_path / "run", folder / "train.csv", "--again")
+    bhpeft(*update, "--out", tmp_path / "two")
     steps.clear()
-    again = ("update", tmp_path / "run", folder / "train.csv", "--out", tmp_path / "run")
-    bhpeft(*again, "--overwrite", code=130)
+    bhpeft(*update, "--out", tmp_path / "run", "--overwrite", code=130)
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
 
 
@@ -348,6 +367,32 @@ def test_multiple_choice(folder, tmp_path):
     )
 
 
+def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
+    choices = [json.dumps(["w9", f"w{20 + i}"]) for i in range(12)]
+    data = write_csv(tmp_path / "quiz.csv", question=TEXTS[:12], choices=choices, answer=[0, 1] * 6)
+    fit = ("fit", data, "--backbone", folder / "tiny", *QUICK, "--guide", "delta")
+    bhpeft(*fit, "--particles", 1, "--out", tmp_path / "run")
+    bhpeft("predict", tmp_path / "run", data)
+    for name in ("quiz.csv", "quiz-predictions.csv"):
+        bhpeft("evaluate", tmp_path / "run", tmp_path / name)
+    data = write_csv(tmp_path / "no.csv", question=["w5"], choices=["w6, w7"], answer=[0])
+    assert "row 0: 'w6, w7' is no list of str" in error("evaluate", tmp_path / "run", data)
+
+
+def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("mine")
+    predict = ("predict", folder / "run", folder / "new.csv", "--out", out)
+    assert "--overwrite" in error(*predict) and out.read_text() == "mine"
+    bhpeft(*predict, "--overwrite")
+    assert len(read_csv(out)) == 5
+
+
+def test_an_unknown_uncertainty_is_refused_before_texts_are_read(folder, tmp_path):
+    predict = ("predict", folder / "run", "nowhere.csv", "--out", tmp_path / "y.csv")
+    assert "--by: unknown 'x'" in error(*predict, "--by", "x")
+
+
 @pytest.mark.parametrize(
     ("columns", "task"),
     [
@@ -380,10 +425,45 @@ def test_what_is_not_clear_is_asked():
     ):
         with pytest.raises(DataError, match=message):
             infer(columns)
-    with pytest.raises(DataError, match="must be numbers"):
+    with pytest.raises(DataError, match="row 0: 'a' is no number"):
         infer(table(text=two, label=two), "ratings")
     with pytest.raises(DataError, match="'answer'"):
         infer(table(question=two, choices=[two, two]), "choices")
+
+
+@pytest.mark.parametrize("cell", ["nan", "NA", "3,5", "inf"])
+def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, cell):
+    stars = [*(f"{1 + i / 7:.4f}" for i in range(19)), cell]
+    data = write_csv(tmp_path / "films.csv", text=TEXTS, rating=stars)
+    fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
+    for more in ((), ("--task", "ratings")):
+        assert re.search(rf"'rating', row 19: '?{cell}'?\b", error(*fit, *more))
+    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
+
+
+def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp_path, monkeypatch):
+    def work(*_args, **_more):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("bhpeft_pyro.fitting.optimise", work)
+    fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
+    table = runs.read_table(str(folder / "train.csv"))
+    kept, held_out = (rows["text"][0] for rows in runs.hold_out(table, "10%", 0))
+    for text in (kept, held_out):
+        row = TEXTS.index(text)
+        texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
+        data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
+        for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):
+            assert f"'text', row {row}: the text is empty" in error(*command)
+        new = write_csv(tmp_path / "new.csv", text=[f"{t} w3" for t in TEXTS], label=NAMES)
+        for command in (("fit", new, *fit), ("update", folder / "run", new, "--out", "x")):
+            assert re.search(
+                rf"--validation \S*bad.csv: .*row {row}: the text",
+                error(*command, "--validation", data),
+            )
+    labels = ["odd" if i == row else name for i, name in enumerate(NAMES)]  # a held-out one
+    odd = write_csv(tmp_path / "odd.csv", text=[f"{t} w3" for t in TEXTS], label=labels)
+    assert "--grow" in error("update", folder / "run", odd, "--out", "x")
 
 
 def test_numbers_that_do_not_count_from_zero_are_names():
@@ -415,9 +495,15 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("predict", tmp_path, train), "no saved posterior"),
         (("predict", run, folder / "new.csv", "--out", folder / "new.csv"), "the data itself"),
         (("predict", run, train, "--out", "x.parquet"), "should end in"),
-        (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "fraction=0"),
+        (
+            ("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"),
+            "--flag: 0 flags",
+        ),
         (("predict", run, train, "--flag", 10), "--flag: '10' is no share"),
-        (("predict", run, train, "--by", "x", "--out", tmp_path / "y.csv"), "by='x'"),
+        (
+            ("predict", run, train, "--by", "x", "--out", tmp_path / "y.csv"),
+            "--by.*'x'; .*, variance",
+        ),
         (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
         (("report", run, "--out", "x.pdf"), "should end in"),
     ):

@@ -138,6 +138,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
         ((), "--by, --batch: neither"),
         (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
         (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
+        (("--by", "date", "--every", "week", "--batch", 10), "--every, --batch: a batch is"),
         (("--by", "date", "--guide", "delta"), "'delta' has points"),
         (("--by", "date", "--guide", "AutoNormal"), "known: normal, lowrank, linear, delta"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
@@ -146,6 +147,22 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     ):
         assert message in error(*arguments(folder, *more)), more
     assert not (folder / "out").exists()
+
+
+def test_rows_of_later_batches_are_checked_first_and_counted_in_the_file(folder: Path) -> None:
+    texts = [" " if i == 0 else text for i, text in enumerate(TEXTS)]  # of the last day
+    write_csv(folder / "news.csv", date=DAYS, text=texts, label=NAMES)
+    assert "row 0: the text is empty" in error(*arguments(folder, "--by", "date"))
+    assert not (folder / "out").exists()
+
+
+def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:
+    shown = bhpeft(*arguments(folder, "--batch", 7)).stdout
+    first = next(line for line in shown.splitlines() if "rows 1-7" in line)
+    assert "nan" not in shown and first.split()[-1] == "-"
+    again = bhpeft(*arguments(folder, "--batch", 14)[:2], "--out", folder / "one",
+                   *arguments(folder, "--batch", 14)[4:])  # fmt: skip
+    assert "14 rows in 1 batch," in again.stderr
 
 
 def test_periods() -> None:

@@ -108,6 +108,7 @@ RATINGS: list[tuple[Any, str]] = [
     (labels(float("inf"), 2.0), "row 0: inf; expected a finite number"),
     (labels(1.0, 1e39), "row 1: 1e\\+39 is too large"),
     (labels("1.0", "2.0"), "row 0: '1.0' is a str; expected a real number"),
+    (labels("1.0", "2,0", "nan"), "row 1: '2,0' is no number; expected a rating"),
     (labels(True, False), "row 0: True is a bool"),
     (labels(1.0, None), "row 1: the label is missing"),
 ]
@@ -130,7 +131,10 @@ QUIZZES: list[tuple[Any, str]] = [
     (quiz(["yes", "no"], None), "row 1: the label is missing"),
     (quiz(["yes", 3]), "column 'choices': mixed types: row 0 is list of str, row 1 is list of int"),
     (quiz("yes"), "column 'choices': mixed types"),
-    ({**OK, "question": ["a", "b"], "choices": ["c", "d"], "answer": [0, 0]}, "expected a list"),
+    (
+        {**OK, "question": ["a", "b"], "choices": ["c", "d"], "answer": [0, 0]},
+        "row 0: 'c' is no list",
+    ),
     (
         [{"question": "a", "choices": {"text": ["b", "c"], "label": ["A"]}, "answer": "A"}],
         "row 0: 2 texts but 1 labels",
@@ -165,7 +169,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     contents = {
         "empty.jsonl": ("", "the file is empty"),
-        "header.csv": ("text,label\n", "header.csv"),
+        "header.csv": ("text,label\n", "header.csv.*the file has a header, and no rows"),
+        "german.csv": ("text;label\ngood, very;0\n", "'text;label' is separated by ';'"),
+        "tabs.csv": ("text\tlabel\ngood\t0\n", "expected commas"),
+        "wide.csv": ("text,label\na,good,0\nb,bad,1\n", "more cells than the header has names"),
+        "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ParserError.*line 3"),
         "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*cannot be loaded"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
@@ -178,6 +186,14 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=message):
             encode(tmp_path / name, bert_like(), kind="class")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_files_in_another_encoding(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"latin.{suffix}"
+    path.write_bytes("text,label\ncafé,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="the byte 0xe9 is no UTF-8; save the file in that"):
+        encode(path, bert_like(), kind="class")
 
 
 def test_examples_that_do_not_fit() -> None:

@@ -9,10 +9,11 @@ import typer
 
 from .. import fitting as library
 from ..inference import FitOptions
+from ..posterior import TextOptions
 from . import options
 from .quality import conclude
 from .recipe import Recipe, options_of_recipe
-from .runs import check_out, hold_out, read_table
+from .runs import check_out, hold_out, naming, read_table
 from .screen import bars, say
 from .task import named
 
@@ -54,11 +55,16 @@ def fit(
     found = recipe.task_of(table)
     say(f"{len(table)} rows, {found}")
     table = named(table, found.columns.label, found.names)
-    train, held_out = hold_out(table, validation, how.seed)
-    if isinstance(held_out, str):
-        held_out = named(read_table(held_out), found.columns.label, found.names)
     reading = recipe.reading(found)
     model = recipe.model(found, device)
+    text = TextOptions(found.columns, recipe.max_length, found.names)
+    # Before rows are held out, so that all are checked now, under the numbers the file has.
+    examples = text.encode(model, table, labelled=True)
+    train, held_out = hold_out(examples, validation, how.seed)
+    if isinstance(held_out, str):
+        with naming(held_out):
+            rows = named(read_table(held_out), found.columns.label, found.names)
+            held_out = text.encode(model, rows, labelled=True)
     where = f"{recipe.backbone}, {model.network.device}"
     say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
     posterior = library.fit(
@@ -72,6 +78,7 @@ def fit(
         **reading,
     )
     posterior.report.name = Path(data).name
+    posterior.report.given = examples.fingerprint
     posterior.save(out, overwrite)
     say(f"{posterior.report}\nsaved in {out}")
-    conclude(posterior, held_out, samples, as_json)
+    conclude(posterior, out, held_out, samples, as_json)

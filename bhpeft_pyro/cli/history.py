@@ -37,18 +37,20 @@ def history(
     rounds = files.read_lineage(folder) if single else tuple(tree.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
+    folders = {rounds[-1].id: folder} if single else tree.folders
+    facts = [_facts(report, folders.get(report.id)) for report in rounds]
     if as_json:
-        print_json({"rounds": [_facts(report) for report in rounds]})
+        print_json({"rounds": facts})
     elif single:
-        facts = [_facts(report) for report in rounds]
         table("Rounds", _COLUMNS, [[fact[name] for name in _COLUMNS] for fact in facts])
     else:
         Console().print(tree)
 
 
-def _facts(report: FitReport) -> dict[str, object]:
+def _facts(report: FitReport, folder: Path | None) -> dict[str, object]:
     return {
         "id": report.id,
+        "folder": None if folder is None else str(folder),
         "parent": report.parent,
         "name": report.name,
         "examples": report.examples,

@@ -56,6 +56,9 @@ def predict(
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that is --out.")
+    ] = False,
 ) -> None:
     """Predict new text, and flag what the posterior is least certain about.
 
@@ -64,6 +67,8 @@ def predict(
     and aleatoric variance, flagged.
     """
     share = options.fraction(flag, "--flag")
+    if share == 0:
+        raise ConfigError(f"--flag: {flag} flags no row; expected a share above 0")
     out = out or _beside(data)
     if out.suffix not in _SUFFIXES:
         raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
@@ -71,7 +76,12 @@ def predict(
         raise ConfigError(f"--out: {out} is the data itself")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} is there already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
+    kind = RatingForecast if posterior.model.likelihood.kind == "rating" else ClassForecast
+    if by is not None and by not in kind.measures:
+        raise ConfigError(f"--by: unknown {by!r}; expected one of {', '.join(kind.measures)}")
     rows = rows_for(posterior, data, labelled=False)
     count = draws(posterior, samples)
     by = by or ("total" if count == 0 else "epistemic")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
+from ..data import Examples
 from ..posterior import Posterior
 from .runs import draws
 from .screen import print_json, table
@@ -37,22 +38,28 @@ def show(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
 
 def conclude(
     posterior: Posterior,
-    held_out: Any,
+    out: Path,
+    held_out: Examples | None,
     samples: int | None,
     as_json: bool,
     before: Posterior | None = None,
 ) -> None:
-    """Say how good a posterior is on held-out rows, and how good the one before was."""
+    """Say how good a posterior saved in `out` is on held-out rows, and how good the last one was.
+
+    Its report there notes the metrics.
+    """
     columns = {} if before is None else {"before": before}
     columns["after" if before else "held out"] = posterior
     scores = {}
     if held_out is not None:
-        examples = posterior.text.encode(posterior.model, held_out, labelled=True)
         scores = {
-            name: each.evaluate(examples, draws(each, samples)) for name, each in columns.items()
+            name: each.evaluate(held_out, draws(each, samples)) for name, each in columns.items()
         }
+        *_, own = scores.values()
+        posterior.report.metrics |= {f"held_out/{name}": value for name, value in own.items()}
+        posterior.save(out, overwrite=True)
         if not as_json:
-            show(f"{len(examples)} held-out rows", scores)
+            show(f"{len(held_out)} held-out rows", scores)
     if as_json:
         report = posterior.report
         print_json(

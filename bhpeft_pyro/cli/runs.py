@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from datasets import Dataset
 
 from .. import files, saving
+from ..data import Examples
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..guides import DeltaGuide, MixtureGuide
@@ -18,7 +22,18 @@ from .backbone import load_backbone
 from .options import fraction
 from .task import named
 
-__all__ = ["check_out", "draws", "hold_out", "open_run", "read_table", "rounds_of", "rows_for"]
+__all__ = [
+    "check_out",
+    "draws",
+    "hold_out",
+    "naming",
+    "open_run",
+    "read_table",
+    "rounds_of",
+    "rows_for",
+]
+
+Rows = TypeVar("Rows", Dataset, Examples)
 
 _ROUNDS = "rounds"  # in the folder of a stream
 
@@ -49,21 +64,32 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     return named(table, columns.target(kind), posterior.text.label_names)
 
 
-def hold_out(table: Dataset, validation: str, seed: int) -> tuple[Dataset, Dataset | str | None]:
+def hold_out(rows: Rows, validation: str, seed: int) -> tuple[Rows, Rows | str | None]:
     """Rows to learn from, and those held out: a share of them, or a file still to be read."""
     if not re.fullmatch(r"[\d.]+%?", validation):
-        return table, validation
+        return rows, validation
     share = fraction(validation, "--validation")
-    count = round(share * len(table))
-    if share and not 0 < count < len(table):
+    count = round(share * len(rows))
+    if share and not 0 < count < len(rows):
         raise DataError(
-            f"--validation {validation} of {len(table)} rows are {count}; take another share, "
+            f"--validation {validation} of {len(rows)} rows are {count}; take another share, "
             "or 0 for none"
         )
     if count == 0:
-        return table, None
-    parts = table.train_test_split(test_size=count, seed=seed)
-    return parts["train"], parts["test"]
+        return rows, None
+    numbers = Dataset.from_dict({"row": range(len(rows))})
+    parts = numbers.train_test_split(test_size=count, seed=seed)
+    pick = rows.subset if isinstance(rows, Examples) else rows.select
+    return pick(parts["train"]["row"][:]), pick(parts["test"]["row"][:])
+
+
+@contextmanager
+def naming(validation: str) -> Iterator[None]:
+    """Say of an error in held-out rows which file they are in, as it is not the data's."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"--validation {validation}: {error}") from error
 
 
 def check_out(out: Path, overwrite: bool) -> None:

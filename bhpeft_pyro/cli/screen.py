@@ -35,14 +35,23 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> None:
-    """A table on stdout, numbers to the right, the first `left` columns and the last text left."""
+    """A table on stdout, texts and the first `left` columns to the left, numbers to the right.
+
+    What is None is shown as a dash.
+    """
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         texts = i < left or any(isinstance(row[i], str) for row in rows)
         grid.add_column(column, justify="left" if texts else "right")
     for row in rows:
-        grid.add_row(*(f"{v:.3f}" if isinstance(v, float) else escape(str(v)) for v in row))
+        grid.add_row(*map(_cell, row))
     Console().print(grid, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 from datasets import ClassLabel, Dataset
 
 from .. import sequential
+from ..data.encoding import cut_once, encode
 from ..errors import ConfigError
 from ..guides import PRESETS
 from ..inference import FitOptions
@@ -46,7 +47,10 @@ def stream(
     by: Annotated[
         str | None, typer.Option(help="The column of dates.", show_default="rows are in order")
     ] = None,
-    every: Annotated[Period, typer.Option(help="A batch is what has come in it.")] = "week",
+    every: Annotated[
+        Period | None,
+        typer.Option(help="A batch is what has come in it.", show_default="week"),
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(help="Rows a batch, in place of --every.", min=1, show_default=False),
@@ -83,13 +87,19 @@ def stream(
     held_out = options.fraction(tests, "--tests")
     if grow and held_out:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
+    if every is not None and batch is not None:
+        raise ConfigError(
+            f"--every, --batch: a batch is a {every} or {batch} rows, not both; leave one out"
+        )
     rows = read_table(data)
     found = recipe.task_of(rows)
-    rows = named(rows, found.columns.label, found.names)
+    names = found.names
+    rows = named(rows, found.columns.label, names)
     batches = _batches(rows, by, every, batch)
     if grow:
         found = _known(found, next(iter(batches.values())))
-    say(f"{len(rows)} rows in {len(batches)} batches, {found}")
+    cut = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    say(f"{len(rows)} rows in {cut}, {found}")
     tested: dict[str, object] = {}
     learnt: dict[str, object] = {}
     for name, each in batches.items():
@@ -100,27 +110,39 @@ def stream(
     model = recipe.model(found, device)
     if done := len(History(out / "rounds").rounds):
         say(f"rounds that are there already: {done}")
-    last = sequential.stream(
-        model,
-        learnt,
-        out,
-        guide=recipe.guide,
-        tests=tested,
-        options=how,
-        keep=keep,
-        replay=None if replay is None else Replay(replay),
-        grow=grow,
-        samples=samples,
-        progress=bars(),
-        **reading,
-    )
+    with cut_once():
+        # Before any batch is learnt, all rows are checked, under the numbers the file has.
+        encode(
+            rows,
+            model.network.tokenizer,
+            kind=model.likelihood.kind,
+            columns=found.columns,
+            label_names=names,
+            max_length=recipe.max_length,
+        )
+        last = sequential.stream(
+            model,
+            learnt,
+            out,
+            guide=recipe.guide,
+            tests=tested,
+            options=how,
+            keep=keep,
+            replay=None if replay is None else Replay(replay),
+            grow=grow,
+            samples=samples,
+            progress=bars(),
+            **reading,
+        )
     record = Record.of(last)
     _plot(record, out)
     say(f"{last.report}\nthe last posterior is in {out / 'rounds' / last.report.id}")
     _show(record, as_json)
 
 
-def _batches(rows: Dataset, by: str | None, every: Period, batch: int | None) -> dict[str, Dataset]:
+def _batches(
+    rows: Dataset, by: str | None, every: Period | None, batch: int | None
+) -> dict[str, Dataset]:
     if batch is not None:
         return sequential.by_count(rows, batch, by)
     if by is None:
@@ -128,7 +150,7 @@ def _batches(rows: Dataset, by: str | None, every: Period, batch: int | None) ->
             f"--by, --batch: neither a column of dates nor a number of rows says what a batch is; "
             f"columns there: {', '.join(rows.column_names)}"
         )
-    return sequential.by_period(rows, by, every)
+    return sequential.by_period(rows, by, every or "week")
 
 
 def _known(task: Task, first: Dataset) -> Task:
@@ -159,7 +181,7 @@ def _show(record: Record, as_json: bool) -> None:
     shown = [name for name in _SHOWN if any(name in row for row in record.rows)]
     columns = ("batch", "examples", *shown)
     table("Each batch before it was learnt", columns, [
-        [row.get(name, float("nan")) for name in columns] for row in record.rows
+        [row.get(name) for name in columns] for row in record.rows
     ])  # fmt: skip
     if scores:
         table("Over all rounds", ("", ""), list(scores.items()))

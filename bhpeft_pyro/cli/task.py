@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import tasks
 from ..data import Columns, Kind
+from ..data.labels import is_number, read_ratings
 from ..errors import DataError
 from ..model import Model
 from ..peft import Kind as PEFT
@@ -103,10 +104,8 @@ def infer(
     name = name or _guess(values, label, feature)
     if name == "classes":
         return _classes(Task(name, columns), values, feature)
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    if len(numbers) < len(values):
-        raise DataError(f"column {label!r}: ratings must be numbers, got {values[0]!r:.60}")
-    scale = float(min(numbers)), float(max(numbers))
+    read_ratings(values, label)
+    scale = float(min(values)), float(max(values))
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
     return Task(name, columns, scale=scale)
@@ -159,9 +158,14 @@ def _text(table: Dataset, text: str | None, taken: set[str | None]) -> str:
 
 
 def _guess(values: Sequence[Any], label: str, feature: object) -> TaskName:
-    if isinstance(feature, ClassLabel) or isinstance(values[0], (str, bool)):
+    if isinstance(feature, ClassLabel) or isinstance(values[0], bool):
         return "classes"
-    if label in _RATINGS or any(value != int(value) for value in values):
+    # Most, as one cell that is no number makes a reader take the whole column for texts.
+    if label in _RATINGS and 2 * sum(map(is_number, values)) > len(values):
+        return "ratings"
+    if isinstance(values[0], str):
+        return "classes"
+    if any(not is_number(value) or value != int(value) for value in values):
         return "ratings"
     if set(values) == set(range(len(set(values)))):
         return "classes"

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ..sequential.growth import with_outputs_for
+from ..sequential.update import refuse_known
 from . import options
 from .quality import conclude
 from .recipe import FAMILIES, check_guide
-from .runs import check_out, hold_out, open_run, rows_for
+from .runs import check_out, hold_out, naming, open_run, rows_for
 from .screen import bars, say
 
 __all__ = ["EXAMPLES", "update"]
@@ -59,21 +61,28 @@ def update(
     before = open_run(run, backbone, device)
     how = before.report.options.change(progress=bars(), **options.given(context))
     table = rows_for(before, data, labelled=True)
-    train, held_out = hold_out(table, validation, how.seed)
+    start = with_outputs_for(before, table, grow)
+    # Before rows are held out, so that all are checked now, under the numbers the file has.
+    examples = start.text.encode(start.model, table, labelled=True)
+    if not again:
+        refuse_known(before, examples.fingerprint)
+    train, held_out = hold_out(examples, validation, how.seed)
     if isinstance(held_out, str):
-        held_out = rows_for(before, held_out, labelled=True)
+        with naming(held_out):
+            rows = rows_for(start, held_out, labelled=True)
+            held_out = start.text.encode(start.model, rows, labelled=True)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
-    after = before.update(
+    after = start.update(
         train,
         validation=held_out if how.patience else None,
         options=how,
         guide=guide,
         keep=keep,
-        grow=grow,
         again=again,
     )
     after.report.name = Path(data).name
+    after.report.given = examples.fingerprint
     after.save(out, overwrite)
     say(f"{after.report}\nsaved in {out}")
     # The round before has no probability for a label that is new.
-    conclude(after, held_out, samples, as_json, None if grow else before)
+    conclude(after, out, held_out, samples, as_json, None if grow else before)

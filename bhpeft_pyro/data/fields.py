@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ def read_choices(
     for i, value in enumerate(values):
         where = f"column {column!r}, row {i}"
         labels = None
+        if isinstance(value, str):  # a cell of a CSV file
+            value = _from_json(value, where)
         if isinstance(value, dict) and "text" in value:
             value, labels = value["text"], value.get("label")
         if not isinstance(value, list):
@@ -41,6 +44,15 @@ def read_choices(
         texts.append(value)
         names.append(labels)
     return texts, names
+
+
+def _from_json(cell: str, where: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError as error:
+        raise DataError(
+            f'{where}: {cell!r:.60} is no list of str; expected one in JSON, such as ["yes", "no"]'
+        ) from error
 
 
 def _check_text(value: Any, where: str) -> None:

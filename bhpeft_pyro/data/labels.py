@@ -12,7 +12,14 @@ from torch import Tensor
 
 from ..errors import DataError
 
-__all__ = ["check_names", "read_answers", "read_classes", "read_ratings", "unlabelled"]
+__all__ = [
+    "check_names",
+    "is_number",
+    "read_answers",
+    "read_classes",
+    "read_ratings",
+    "unlabelled",
+]
 
 
 def check_names(label_names: Sequence[str] | None, num_labels: int | None) -> None:
@@ -76,8 +83,23 @@ def read_classes(
     return labels, names, int(labels.max()) + 1 if count is None else count
 
 
+def is_number(value: Any) -> bool:
+    """Whether a cell is a finite number, or a str that reads as one."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def read_ratings(values: Sequence[Any], column: str) -> Tensor:
     """(N,) float32 ratings."""
+    # First, because one such cell makes a reader turn all the others into str.
+    for i, value in enumerate(values):
+        if isinstance(value, str) and not is_number(value):
+            raise DataError(
+                f"column {column!r}, row {i}: {value!r:.60} is no number; expected a rating, "
+                "such as 3.5"
+            )
     _check_types(values, column, (float, int), "a real number", refused=bool)
     for i, value in enumerate(values):
         if not math.isfinite(value):

@@ -23,6 +23,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
 }
+_INDEX = "__index_level_0__"  # where pandas puts cells beyond the header's
 _EXPECTED = (
     "a datasets.Dataset, the name of one on the hub, a path to a .csv, .json or .jsonl file, "
     "a mapping of lists, a list of dicts, or (to predict) a list of texts"
@@ -81,6 +82,7 @@ def load(source: str | Path) -> Dataset:
             raise DataError(f"source={str(source)!r}: there is no such file")
         if path.stat().st_size == 0:
             raise DataError(f"source={str(source)!r}: the file is empty")
+        _check_file(path)
         name, options = _READERS[path.suffix.lower()]
         options = {"data_files": str(path), "split": "train", **options}
     elif isinstance(source, Path):
@@ -96,11 +98,39 @@ def load(source: str | Path) -> Dataset:
         name = match["name"]
         options = {"name": match["config"], "split": match["split"] or "train"}
     try:
-        return load_dataset(name, **options)
+        table = load_dataset(name, **options)
     except Exception as error:  # whatever goes wrong inside a reader: network, syntax, split
+        cause = error.__cause__ or error  # a reader hides what it met behind an error of its own
         raise DataError(
-            f"source={str(source)!r} cannot be loaded: {type(error).__name__}: {error}"
+            f"source={str(source)!r} cannot be loaded: {type(cause).__name__}: {cause}"
         ) from error
+    if name == "csv" and _INDEX in table.column_names:
+        raise DataError(f"source={str(source)!r}: rows have more cells than the header has names")
+    return table
+
+
+def _check_file(path: Path) -> None:
+    """What the readers of files fail on without saying why."""
+    where, lines = f"source={str(path)!r}", 0
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            header = file.readline()
+            lines = sum(1 for line in file if line.strip())
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise DataError(
+                f"{where}: the byte 0x{byte:02x} is no UTF-8; save the file in that encoding"
+            ) from error
+    if path.suffix.lower() != ".csv":
+        return
+    for separator in (";", "\t"):
+        if separator in header and "," not in header:
+            raise DataError(
+                f"{where}: the header {header.strip()!r:.60} is separated by {separator!r}; "
+                "expected commas"
+            )
+    if lines == 0:
+        raise DataError(f"{where}: the file has a header, and no rows")
 
 
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:

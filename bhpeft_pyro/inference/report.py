@@ -27,6 +27,8 @@ class FitReport:
     Attributes:
         examples: N.
         data: fingerprint of the training data.
+        given: fingerprint of those and of the rows held out of the same source, where it is
+            known (`bhpeft` notes it).
         options: as given.
         steps: optimiser steps, skipped ones included.
         skipped: steps left out because loss or gradient were not finite.
@@ -79,6 +81,7 @@ class FitReport:
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
+    given: str = ""
 
     @classmethod
     def joined(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Examples
 from ..data.sources import read
-from ..errors import ConfigError, GuideError, LikelihoodError
+from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
 from ..head import Head
@@ -21,7 +21,7 @@ from ..network import RandomPEFT
 from ..posterior import Posterior
 from .forgetting import normals
 
-__all__ = ["grow", "unknown_labels"]
+__all__ = ["grow", "unknown_labels", "with_outputs_for"]
 
 _HEAD = ("head.weight", "head.bias")
 
@@ -104,6 +104,23 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
         return tuple(sorted(found.difference(text.label_names)))
     integers = [value for value in values if isinstance(value, int)]
     return max(max(integers, default=0) + 1 - outputs, 0)
+
+
+def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
+    """The posterior, grown by what outputs the labels in `data` lack.
+
+    Raises:
+        DataError: a name is new, and it is not to `grow`.
+    """
+    labels = unknown_labels(posterior, data)
+    if labels and grow:
+        return posterior.grow(labels)
+    if isinstance(labels, tuple) and labels:
+        raise DataError(
+            f"data: {', '.join(map(repr, labels))} is none of {posterior.text.label_names}; "
+            "grow=True (--grow) gives new labels an output of their own"
+        )
+    return posterior
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:

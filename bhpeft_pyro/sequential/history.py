@@ -56,11 +56,7 @@ class History:
         Raises:
             SaveError: a round is damaged.
         """
-        reports = [
-            files.read_report(path)
-            for path in self.folder.glob("*")
-            if files.exists(path) and path.suffix != _PARTIAL
-        ]
+        reports = [report for _, report in self._read()]
         reports.sort(key=lambda report: (report.created, report.id))
         children: dict[str | None, list[FitReport]] = {}
         here = {report.id for report in reports}
@@ -72,6 +68,11 @@ class History:
             found |= {report.id: report for report in generation}
             generation = [c for report in generation for c in children.get(report.id, [])]
         return found
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each of the rounds is, by id; `add` takes the id for the folder's name too."""
+        return {report.id: path for path, report in self._read()}
 
     @property
     def leaves(self) -> list[str]:
@@ -135,16 +136,28 @@ class History:
         for path in self.folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(path)
 
+    def _read(self) -> list[tuple[Path, FitReport]]:
+        return [
+            (path, files.read_report(path))
+            for path in self.folder.glob("*")
+            if files.exists(path) and path.suffix != _PARTIAL
+        ]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         root = Tree(str(self.folder))
         branches: dict[str | None, Tree] = {}
+        folders = self.folders
         for id, report in self.rounds.items():
-            branches[id] = branches.get(report.parent, root).add(_line(report))
+            line = _line(report, folders[id].name)
+            branches[id] = branches.get(report.parent, root).add(line)
         yield root
 
 
-def _line(report: FitReport) -> str:
-    parts = [f"[bold]{report.id}[/bold]", escape(report.name), f"{report.examples} examples"]
+def _line(report: FitReport, folder: str) -> str:
+    parts = [f"[bold]{report.id}[/bold]"]
+    if folder != report.id:
+        parts.append(f"in {escape(folder)}")
+    parts += [escape(report.name), f"{report.examples} examples"]
     if report.temperature != 1:
         parts.append(f"temperature {report.temperature:g}")
     if report.keep != 1:

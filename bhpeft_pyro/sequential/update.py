@@ -17,12 +17,11 @@ from ..mixture import MixturePosterior, keeping, seeds
 from ..model import Model
 from ..posterior import Posterior
 from .forgetting import Forgetting
-from .growth import grow as grown
-from .growth import unknown_labels
+from .growth import unknown_labels, with_outputs_for
 from .projection import in_family
 from .replay import Replay
 
-__all__ = ["update"]
+__all__ = ["refuse_known", "update"]
 
 
 def update(
@@ -55,14 +54,7 @@ def update(
     check_patience(options, validation)
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
-    labels = unknown_labels(posterior, data)
-    if labels and grow:
-        posterior = grown(posterior, labels)
-    elif isinstance(labels, tuple) and labels:
-        raise DataError(
-            f"data: {', '.join(map(repr, labels))} is none of {posterior.text.label_names}; "
-            "grow=True (--grow) gives new labels an output of their own"
-        )
+    posterior = with_outputs_for(posterior, data, grow)
     model, text, coreset = posterior.model, posterior.text, posterior.coreset
     # With replay, last round's coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
@@ -75,7 +67,7 @@ def update(
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not again:
-        _refuse_known(posterior, examples.fingerprint)
+        refuse_known(posterior, examples.fingerprint)
     report = FitReport(
         len(examples),
         examples.fingerprint,
@@ -123,10 +115,16 @@ def _update_each(
     return MixturePosterior.joined(components, options, mixture.lineage)
 
 
-def _refuse_known(posterior: Posterior, fingerprint: str) -> None:
+def refuse_known(posterior: Posterior, fingerprint: str) -> None:
+    """Whether a round was given these very examples, or learnt them all of what it was given.
+
+    Raises:
+        DataError: one was.
+    """
     for number, report in enumerate(posterior.lineage, 1):
-        if report.data == fingerprint:
+        if fingerprint in (report.data, report.given):
             raise DataError(
-                f"data: round {number} ({report.id}) has learnt these {report.examples} examples "
-                "already, and they would count twice; again=True (--again) learns them nevertheless"
+                f"data: round {number} ({report.id}) has learnt {report.examples} of these "
+                "examples already, and they would count twice; again=True (--again) learns them "
+                "nevertheless"
             )

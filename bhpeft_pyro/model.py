@@ -75,7 +75,7 @@ class Model(PyroModule):
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels under given weights, `(*P, *shape)` per site."""
         outputs = self.outputs(weights, batch)
-        return self.likelihood.distribution(outputs, weights, batch.choices)
+        return self.likelihood.checked(outputs, weights, batch.choices)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample the weights, run the transformer under them, observe the labels."""

@@ -76,7 +76,7 @@ class Model(PyroModule):
         if not isinstance(batch, Batch):
             raise DataError(
                 f"batch: expected a Batch, got {type(batch).__name__}; "
-                "bh.data.encode(...).batches(...) makes them"
+                "bh.encode(...).batches(...) makes them"
             )
         value: Tensor = self.network(weights, batch)
         return value

@@ -233,6 +233,21 @@ def test_priors(prior: Any, message: str) -> None:
         bh.fit(tiny_model((), prior=prior), "normal", GOOD, progress=False)
 
 
+@pytest.mark.parametrize("name", ["linear", "lowrank", "full", "laplace"])
+def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> None:
+    also = (
+        rf"^autoguide: '{name}': (Linear|LowRank|Full|Laplace)Guide: the prior also samples scale"
+    )
+    with pytest.raises(GuideError, match=rf"{also}.*for other priors take 'normal'$") as error:
+        bh.fit(tiny_model((), prior=one_scale), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
+    with pytest.raises(
+        GuideError, match=r"of 'head.weight' is a Laplace, .*take 'normal'"
+    ) as error:
+        bh.fit(tiny_model((), prior=Laplace()), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
+
+
 def test_networks() -> None:
     with pytest.raises(ConfigError, match="rank=17"):
         tiny_model(bh.presets.lora(rank=17))

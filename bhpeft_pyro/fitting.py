@@ -15,7 +15,7 @@ from torch import nn
 from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
-from .guides import Guide, GuideLike, LaplaceGuide, autoguide
+from .guides import Guide, GuideLike, LaplaceGuide, autoguide, check_made_for
 from .guides.guide import prior_of
 from .inference import laplace
 from .inference.alignment import align
@@ -82,6 +82,8 @@ def fit(
     Raises:
         ConfigError: an option or `restarts` that cannot work, or a guide that has but one start.
         DataError: the data cannot be used. Checked before anything is trained, as are options.
+        GuideError: the guide cannot be made, or was made for another model.
+        LikelihoodError: the likelihood's distribution has not one label an example.
         FitError: the loss stayed non-finite; its `posterior` is the last good state, or a mixture
             of the restarts before the one that failed.
 
@@ -106,6 +108,7 @@ def fit(
         with seeded(own.seed):
             module = autoguide(guide, model) if isinstance(guide, _BY_NAME) else guide
             modules.append(as_module(module))
+            check_made_for(model, modules[-1])
     texts = examples if unlabelled is None else text.encode(model, unlabelled, labelled=False)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))

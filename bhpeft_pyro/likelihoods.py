@@ -55,9 +55,27 @@ class Likelihood(ABC):
         """The number of classes when the head gives `outputs` numbers; None for ratings."""
         return None
 
+    def checked(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        """`distribution`, whose batch shape is seen to be one label an example.
+
+        Raises:
+            LikelihoodError: it is another.
+        """
+        distribution = self.distribution(outputs, weights, choices)
+        expected = outputs.shape[: -2 if self.kind == "choice" else -1]
+        if distribution.batch_shape != expected:
+            raise LikelihoodError(
+                f"{type(self).__name__}: its distribution has batch shape "
+                f"{tuple(distribution.batch_shape)}, expected (*P, B) = {tuple(expected)} for "
+                f"outputs of shape {tuple(outputs.shape)}; did you take outputs[..., 0]?"
+            )
+        return distribution
+
     def __call__(self, outputs: Tensor, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
         """Observe the batch's labels, scaled to the whole data set (N / B), or sample some."""
-        distribution = self.distribution(outputs, weights, batch.choices)
+        distribution = self.checked(outputs, weights, batch.choices)
         shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
         size = shown if batch.size is None else batch.size
         subsample = torch.arange(shown, device=outputs.device)

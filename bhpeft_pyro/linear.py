@@ -95,7 +95,7 @@ def linear_predictive(
             flat = torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1)
             changes.append(away @ flat.mT)
         moved = outputs.detach() + torch.stack(changes, -1)
-        return model.likelihood.distribution(
+        return model.likelihood.checked(
             moved.reshape(len(away), count, *shape), draws, batch.choices
         )
 

@@ -45,14 +45,17 @@ def evaluate(
     `mutual_information`. For multiple choice a class is a position.
 
     Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; and `coverage_90`, the
-    share of labels within the 90 % interval.
+    share of labels within the 90 % interval. Of a likelihood that is no Normal the `nll` is exact
+    for the forecast's own labels; all else is of Normals with its means and sds.
 
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
     >>> scores = evaluate(ClassForecast.from_draws(draws), [0, 0])
     >>> scores["accuracy"], round(scores["brier"], 2), round(scores["ece"], 2)
     (0.5, 0.4, 0.4)
     """
-    truth = forecast.observed(labels)
+    if labels is not None:
+        forecast = forecast.with_labels(labels)
+    truth = forecast.observed()
     if isinstance(forecast, ClassForecast):
         return _evaluate_classes(forecast, truth)
     return _evaluate_ratings(_ratings(forecast), truth)
@@ -87,7 +90,7 @@ def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, flo
     return {
         "mse": error.square().mean().item(),
         "mae": error.abs().mean().item(),
-        "nll": -forecast.log_prob(labels).double().mean().item(),
+        "nll": -forecast.log_prob().double().mean().item(),
         "crps": crps(forecast, labels).mean().item(),
         "coverage_90": coverage(forecast, labels)[0],
     }

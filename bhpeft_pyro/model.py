@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from .batch import Batch
-from .errors import LikelihoodError
+from .errors import DataError, LikelihoodError
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 from .peft.sites import Site
@@ -69,14 +69,23 @@ class Model(PyroModule):
         return (*self.network.sites, *own)
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices."""
+        """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices.
+
+        Raises:
+            DataError: `batch` is no `Batch`.
+        """
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"batch: expected a Batch, got {type(batch).__name__}; "
+                "bh.encode(...).batches(...) makes them"
+            )
         value: Tensor = self.network(weights, batch)
         return value
 
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels under given weights, `(*P, *shape)` per site."""
         outputs = self.outputs(weights, batch)
-        return self.likelihood.distribution(outputs, weights, batch.choices)
+        return self.likelihood.checked(outputs, weights, batch.choices)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample the weights, run the transformer under them, observe the labels."""

@@ -258,7 +258,7 @@ class Posterior:
         """Write to a folder: `posterior.json` and a safetensors file; nothing is pickled.
 
         Raises:
-            SaveError: the folder holds a posterior already, or the guide or prior
+            SaveError: the folder holds a posterior already, or the guide, prior or likelihood
                 cannot be described.
         """
         return saving.save(self, Path(path), overwrite)

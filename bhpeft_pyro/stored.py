@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import likelihoods, peft
+from . import head, likelihoods, peft
 from .data import Columns, stored
 from .errors import GuideError, SaveError
 from .guides import GUIDES, BlockGuide, Guide, PyroGuide
@@ -25,22 +25,48 @@ from .priors import stored as stored_priors
 if TYPE_CHECKING:
     from .posterior import Coreset, Posterior
 
-__all__ = ["describe", "revive"]
+__all__ = ["check_savable", "describe", "revive"]
 
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
+_READY: dict[str, Sequence[type]] = {
+    "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
+    "head": (Head, OwnHead),
+    "likelihood": [
+        getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
+    ],
+}
 
 Lineage = tuple[FitReport, ...]
+
+
+def check_savable(model: Model) -> None:
+    """See that a model is made of this package's own parts, which alone can be made again.
+
+    Raises:
+        SaveError: a kind, the head or the likelihood is none of them.
+    """
+    parts: list[tuple[str, object]] = [("kinds", kind) for kind in model.network.kinds]
+    parts += [("head", model.network.head), ("likelihood", model.likelihood)]
+    for what, part in parts:
+        if type(part) not in _READY[what]:
+            ready = ", ".join(cls.__name__ for cls in _READY[what])
+            raise SaveError(
+                f"{what}: {type(part).__name__} cannot be saved; expected one of {ready}. Keep the "
+                "guide's tensors (posterior.guide.state_dict(), a safetensors file) and load them "
+                "into a new guide of the same model"
+            )
 
 
 def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A posterior, but for its lineage, as plain data and tensors.
 
     Raises:
-        SaveError: the guide or a prior cannot be described.
+        SaveError: the guide, a prior or a part of the model cannot be described.
     """
     from .mixture import MixturePosterior
 
     model = posterior.model
+    check_savable(model)
     fitted: dict[str, Any]
     tensors: dict[str, Tensor] = {}
     if isinstance(posterior, MixturePosterior):
@@ -106,7 +132,7 @@ def revive(
         for name, value in tensors.items()
     }
     kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
-    head: Head | OwnHead = _revive_head(content["head"])
+    top: Head | OwnHead = _revive(head, content["head"])
     likelihood = _revive(likelihoods, content["likelihood"])
     text = dict(content["text"])
     text["columns"] = Columns(**text["columns"])
@@ -123,7 +149,7 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    network = RandomPEFT(backbone, kinds, head, tokenizer, bool(content["aligned"]))
+    network = RandomPEFT(backbone, kinds, top, tokenizer, bool(content["aligned"]))
     _load(network, tensors, "network")
 
     def fitted(fit: dict[str, Any], part: str, prior: Prior, rounds: Lineage) -> Posterior:
@@ -153,7 +179,8 @@ def _describe_fit(posterior: Posterior, part: str) -> tuple[dict[str, Any], dict
         raise SaveError(
             f"guide: {type(guide).__name__} cannot be saved; expected one that autoguide makes by "
             "name. Keep the tensors of your own (posterior.guide.state_dict(), a safetensors file) "
-            "and load them into a new one, or update(guide='normal') first"
+            "and load them into a new one"
+            + (", or update(guide='normal') first" if isinstance(guide, Guide) else "")
         )
     try:
         options = guide.options()
@@ -225,12 +252,6 @@ def _revive(module: Any, description: dict[str, Any]) -> Any:
     if name not in module.__all__:  # only our own classes, never any name in a file
         raise SaveError(f"path: the saved posterior uses {name!r}, which {module.__name__} lacks")
     return getattr(module, name)(**fields)
-
-
-def _revive_head(description: dict[str, Any]) -> Head | OwnHead:
-    from . import head
-
-    return _revive(head, description)
 
 
 def _priors(

@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
+from counts import COUNTS, Counts
 
 from bhpeft_pyro import FitOptions, FitReport, Posterior, fit, likelihoods
 from bhpeft_pyro.arviz import export, to_arviz
@@ -161,6 +162,30 @@ def test_ratings_have_normal_predictions() -> None:
     np.testing.assert_allclose(density, expected.numpy(), rtol=1e-3)
     assert idata.posterior["noise.log_scale"].dims == ("chain", "draw")
     assert idata.observed_data["label"].values.tolist() == RATINGS["label"]
+
+
+@pytest.mark.parametrize("guide", ["normal", "linear"])
+def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
+    """Counts, not Normals with their means and sds: draw by draw the likelihood's own."""
+    model = tiny_model(outputs=1, likelihood=Counts())
+    posterior = fit(model, guide, COUNTS, max_steps=5, progress=False)
+    idata = posterior.to_arviz(COUNTS, samples=300, sites=["head.*", "lora.*"])
+    counts = idata.posterior_predictive["label"].values[0]
+    assert (counts == counts.round()).all() and counts.min() == 0
+    batch = next(posterior.text.encode(model, COUNTS, labelled=True).batches(12))
+    weights = {
+        s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
+    }
+    if guide == "linear":
+        model = LinearModel(model, posterior.guide.means)  # type: ignore[operator,arg-type]
+    with torch.no_grad():
+        poisson = model.predictive(weights, batch)
+    expected = poisson.log_prob(batch.labels)
+    np.testing.assert_allclose(idata.log_likelihood["label"].values[0], expected, atol=1e-3)
+    error = (poisson.mean.mean(0) / 300).sqrt().numpy()
+    np.testing.assert_array_less(np.abs(counts.mean(0) - poisson.mean.mean(0).numpy()), 5 * error)
+    again = posterior.to_arviz(COUNTS, samples=300, sites="head.bias")
+    np.testing.assert_array_equal(again.posterior_predictive["label"].values[0], counts)
 
 
 def test_dims_and_coordinates_have_names() -> None:

@@ -21,7 +21,8 @@ from bhpeft_pyro.errors import (
 )
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.inference import optimise
-from bhpeft_pyro.likelihoods import MultipleChoice, Normal, OrderedLogistic
+from bhpeft_pyro.likelihoods import Likelihood, MultipleChoice, Normal, OrderedLogistic
+from bhpeft_pyro.priors import Laplace
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
@@ -162,6 +163,10 @@ def invents(batch: object) -> None:
         pyro.sample(name, dist.Normal(loc, 1.0).expand(shape).to_event(len(shape)))
 
 
+def no_events(batch: object) -> None:
+    pyro.sample("head.weight", dist.Normal(pyro.param("w", torch.zeros(2, 16)), 1.0))
+
+
 @pytest.mark.parametrize(
     ("guide", "error", "message"),
     [
@@ -171,6 +176,11 @@ def invents(batch: object) -> None:
         (dict, GuideError, "unknown guide <class 'dict'>"),
         (torch.nn.Identity(), GuideError, "does not sample the site 'head.weight'"),
         (invents, GuideError, "samples 'head.scale', which the model has not"),
+        (
+            no_events,
+            GuideError,
+            r"'head.weight' has batch shape \(2, 16\), expected \(\).*to_event",
+        ),
     ],
 )
 def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:
@@ -178,11 +188,29 @@ def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:
         bh.fit(tiny_model(()), guide, GOOD, progress=False)
 
 
+@pytest.mark.parametrize("name", ["normal", "lowrank", "linear", "delta", "laplace"])
+def test_guides_of_another_model(name: str) -> None:
+    head, lora = tiny_model(()), tiny_model()
+    with pytest.raises(GuideError, match=r"another model: it lacks lora.query.A, .*value.B; exp"):
+        bh.fit(lora, bh.autoguide(name, head), GOOD, progress=False)
+    with pytest.raises(GuideError, match=r"another model: the model lacks lora.query.A, .*value.B"):
+        bh.fit(head, bh.autoguide(name, lora), GOOD, progress=False)
+    wider = tiny_model(bh.presets.lora(rank=3))
+    with pytest.raises(GuideError, match=r"another model: other shapes of lora.query.A, .*value.B"):
+        bh.fit(wider, bh.autoguide(name, lora), GOOD, progress=False)
+
+
 def expanded(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     def prior(sites: Any) -> dict[str, Any]:
         return {site.name: pyro.sample(site.name, change(site)) for site in sites}
 
     return prior
+
+
+def one_scale(sites: Any) -> dict[str, Any]:
+    """Right with one draw, whose scale has no dims; with several it has leading ones."""
+    scale = pyro.sample("scale", dist.LogNormal(-2.0, 0.5))
+    return expanded(lambda s: dist.Normal(0.0, scale).expand(s.shape).to_event(s.ndim))(sites)
 
 
 @pytest.mark.parametrize(
@@ -195,11 +223,29 @@ def expanded(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
         (lambda sites: None, "expected it to return a mapping"),
         ({"head.wieght": dist.Normal(0, 1), "*": dist.Normal(0, 1)}, "'head.wieght' match no"),
         ({"*": dist.Normal(torch.zeros(9), 1).to_event(1)}, "cannot be spread"),
+        (Laplace, r"got the class Laplace, expected an instance of it: Laplace\(\.\.\.\)$"),
+        ({"*": dist.Normal}, "got the class Normal, expected an instance"),
+        (one_scale, r"fails at the site 'head.weight': .*leading dims \(\*P\).*docs/priors.md"),
     ],
 )
 def test_priors(prior: Any, message: str) -> None:
     with pytest.raises(PriorError, match=message):
         bh.fit(tiny_model((), prior=prior), "normal", GOOD, progress=False)
+
+
+@pytest.mark.parametrize("name", ["linear", "lowrank", "full", "laplace"])
+def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> None:
+    also = (
+        rf"^autoguide: '{name}': (Linear|LowRank|Full|Laplace)Guide: the prior also samples scale"
+    )
+    with pytest.raises(GuideError, match=rf"{also}.*for other priors take 'normal'$") as error:
+        bh.fit(tiny_model((), prior=one_scale), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
+    with pytest.raises(
+        GuideError, match=r"of 'head.weight' is a Laplace, .*take 'normal'"
+    ) as error:
+        bh.fit(tiny_model((), prior=Laplace()), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
 
 
 def test_networks() -> None:
@@ -211,6 +257,30 @@ def test_networks() -> None:
         tiny_model((), 0)
     with pytest.raises(PriorError, match="prior: expected"):
         tiny_model((), prior=3)
+
+
+class AnOutputTooMany(Likelihood):
+    kind = "rating"
+    outputs = 1
+
+    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        return dist.Normal(outputs, 1.0)
+
+
+@pytest.mark.parametrize("name", ["normal", "linear", "delta"])
+@pytest.mark.parametrize("kinds", [(), None])
+def test_likelihoods_with_another_batch_shape(name: str, kinds: Any) -> None:
+    model = tiny_model(kinds, 1, likelihood=AnOutputTooMany())
+    message = (
+        r"AnOutputTooMany: .*shape \((\d, )*1\), expected \(\*P, B\) = \(.*outputs\[\.\.\., 0\]"
+    )
+    with pytest.raises(LikelihoodError, match=message):
+        bh.fit(model, name, with_(label=[0.5, 1.0, 2.0, 3.0]), progress=False)
+
+
+def test_data_in_the_place_of_a_batch() -> None:
+    with pytest.raises(DataError, match=r"expected a Batch, got dict; .*encode.*batches"):
+        pyro.poutine.trace(tiny_model(())).get_trace(GOOD)
 
 
 def test_a_backbone_without_a_tokenizer() -> None:

@@ -375,10 +375,16 @@ def test_log_prob_far_out_does_not_underflow():
 
 def test_cat_of_rating_batches_is_the_forecast_of_all():
     mean, sd = some_ratings()
-    whole = RatingForecast.from_draws(mean, sd, labels=mean[0], texts=list("abcdefghijklmnopqrst"))
+    whole = RatingForecast.from_draws(
+        mean, sd, labels=mean[0], texts=list("abcdefghijklmnopqrst"), densities=-mean.abs()
+    )
     parts = [
         RatingForecast.from_draws(
-            mean[:, rows], sd[:, rows], labels=mean[0, rows], texts="abcdefghijklmnopqrst"[rows]
+            mean[:, rows],
+            sd[:, rows],
+            labels=mean[0, rows],
+            texts="abcdefghijklmnopqrst"[rows],
+            densities=-mean[:, rows].abs(),
         )
         for rows in (slice(0, 7), slice(7, 20))
     ]
@@ -386,6 +392,7 @@ def test_cat_of_rating_batches_is_the_forecast_of_all():
     assert joined.texts == whole.texts
     for name in ("mean", "sd", "epistemic", "labels"):
         assert torch.equal(getattr(joined, name), getattr(whole, name))
+    assert torch.equal(joined.log_prob(), whole.log_prob())
     with pytest.raises(DataError, match="draws"):
         RatingForecast.cat([whole, RatingForecast.from_draws(mean[:2], sd[:2])])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from counts import COUNTS, Counts
 from exact import WIDTH, Exact, flat, hierarchical, own_network, random_texts, ratings, regression
 from torch import Tensor
 
@@ -142,3 +143,16 @@ def test_what_cannot_work_is_refused() -> None:
         with pytest.raises(PriorError, match="Kronecker-factored"):
             posterior.update(more, **how)
     assert posterior.update(more, guide="normal", **QUICK).report.projection > 0  # type: ignore[operator]
+
+
+def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:
+    """Those of a likelihood of one's own; the global random state is left alone."""
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        model = tiny_model((), outputs=1, likelihood=Counts())
+        found.append(bh.fit(model, "laplace", COUNTS, **QUICK))
+        assert torch.equal(torch.get_rng_state(), before)
+    one, other = (guide_of(posterior).scales() for posterior in found)
+    assert all(torch.equal(one[name], other[name]) for name in one)

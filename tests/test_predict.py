@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from counts import COUNTS, Counts
 from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
@@ -138,6 +140,23 @@ def test_ratings_obey_the_law_of_total_variance(likelihood: Likelihood) -> None:
         forecast.epistemic.double(), mean.var(0, correction=0), atol=1e-3, rtol=1e-3
     )
     assert (forecast.epistemic > 0.01).all()
+
+
+def test_the_nll_is_that_of_the_likelihood_itself() -> None:
+    posterior = posterior_of(Counts())
+    forecast = posterior.predict(COUNTS, samples=9, seed=2)
+    weights = posterior.sample(9, seed=2)
+    rates = brute_force(posterior, COUNTS, weights, "mean").double()
+    draws = dist.Poisson(rates).log_prob(torch.tensor(COUNTS["label"]).double())
+    expected = draws.logsumexp(0) - math.log(9)
+    torch.testing.assert_close(forecast.log_prob().double(), expected, atol=1e-4, rtol=1e-4)
+    nll = -expected.mean().item()
+    assert posterior.evaluate(COUNTS, 9, seed=2)["nll"] == pytest.approx(nll, rel=1e-4)
+    # Of other labels only the Normals with these means and sds are known.
+    normals = bh.RatingForecast.from_draws(forecast.means, forecast.sds)
+    other = torch.ones(12)
+    assert torch.equal(forecast.with_labels(other).log_prob(), normals.log_prob(other))
+    assert posterior.predict(TEXTS, samples=2).labels is None
 
 
 def test_the_forecast_does_not_depend_on_how_it_is_computed() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from counts import COUNTS, Counts
 from pyro.infer.autoguide import AutoNormal
 from safetensors import safe_open
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -344,6 +347,31 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
 def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
     model = tiny_model(())
     posterior = bh.fit(model, AutoNormal(model), CLASSES, max_steps=3, progress=False)
-    with pytest.raises(SaveError, match=r"guide: AutoNormal cannot .*by name.*guide='normal'"):
+    with pytest.raises(SaveError, match=r"guide: AutoNormal cannot .*by name.*into a new one$"):
         posterior.save(tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_guide_that_can_be_updated_is_told_to_be(tmp_path: Path) -> None:
+    class Own(NormalGuide):
+        pass
+
+    model = tiny_model(())
+    posterior = bh.fit(model, Own(model), CLASSES, max_steps=3, progress=False)
+    with pytest.raises(SaveError, match=r"guide: Own cannot .*update\(guide='normal'\) first"):
+        posterior.save(tmp_path / "own")
+    second = posterior.update({"text": ["w8", "w9"], "label": ["no", "yes"]}, guide="normal")
+    assert second.save(tmp_path / "second").exists()
+
+
+def test_a_likelihood_of_one_s_own_is_refused_by_name(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Louder(Normal):
+        """A data class too, but not one that loading would find."""
+
+    for likelihood, data in ((Counts(), COUNTS), (Louder(), RATINGS)):
+        name = type(likelihood).__name__
+        message = f"likelihood: {name} cannot be saved; expected one of Categorical, .*OrderedLog"
+        with pytest.raises(SaveError, match=message):
+            fit(likelihood, data).save(tmp_path / "new")
     assert not list(tmp_path.iterdir())

@@ -14,9 +14,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from counts import COUNTS, Counts
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.errors import ConfigError, DataError, SaveError
 from bhpeft_pyro.sequential import Record, figures, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -236,3 +237,12 @@ def test_every_round_draws_its_coreset_anew(
     monkeypatch.setattr(bh.Replay, "split", spied)
     run(tmp_path)
     assert len(set(seeds)) == len(seeds) == 3
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    model = tiny_model((), outputs=1, likelihood=Counts())
+    with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
+        bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)

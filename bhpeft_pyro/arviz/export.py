@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from ..data import Examples
 from ..errors import ConfigError
 from ..guides import Guide
 from ..inference.draws import draw
-from ..model import Model
 from .axes import Axes
 from .container import join
 from .draws import chains, chosen_draws, prior_of
@@ -85,7 +83,7 @@ def to_arviz(
     chosen = _choose(numel, sites)
     needed = samples * (len(guides) + 1) * _FLOAT * sum(numel[name] for name in chosen)
     if examples is not None:
-        needed += samples * len(examples) * _per_prediction(model, examples, len(guides))
+        needed += samples * len(examples) * _per_prediction(len(guides))
         if isinstance(posterior.guide, Guide) and posterior.guide.linear:  # all draws at once
             needed += samples * 2 * _FLOAT * sum(site.numel for site in model.sites)
     if needed > max_bytes:
@@ -126,10 +124,7 @@ def _choose(numel: Mapping[str, int], sites: str | Sequence[str] | None) -> list
     return [name for name in numel if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _per_prediction(model: Model, examples: Examples, guides: int) -> int:
+def _per_prediction(guides: int) -> int:
     """Bytes for each draw and example."""
-    width = max(2, model.network.outputs)  # a class's probability, a mean and an sd
-    if examples.counts is not None:
-        width = int(examples.counts.max())
-    # Labels of guides and prior, log-likelihoods; and one forecast at a time.
-    return _INTEGER * (guides + 1) + _FLOAT * guides + _FLOAT * width
+    # Labels of guides and prior, log-likelihoods; and both of the guide that is at work.
+    return _INTEGER * (guides + 1) + _FLOAT * guides + 2 * _FLOAT

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..data import Examples
 from ..diagnostics.passes import max_rows
-from ..forecast import RatingForecast
+from ..inference.draws import seeded
 from ..inference.feed import Feed
-from ..inference.predict import predict
+from ..inference.predict import outcomes
 from ..model import Model
 from .container import dataset
 
@@ -30,7 +31,7 @@ def predictions(
     samples: int,
     seed: int,
 ) -> dict[str, xr.Dataset]:
-    """A label drawn from each draw's own forecast, and how probable it made the observed one.
+    """A label drawn from the likelihood under each draw, and its log_prob of the observed one.
 
     Args:
         model: the model.
@@ -66,18 +67,16 @@ def _outcome(
     model: Model, guide: Callable[..., Any], feed: Feed, samples: int, seed: int
 ) -> tuple[Tensor, Tensor | None]:
     """(S, N) labels, and log-likelihoods if the examples are labelled."""
-    labels = feed.examples.labels
-    forecast = predict(
-        model, guide, feed, samples, max_rows=max_rows(feed), seed=seed, keep_samples=True
-    )
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(forecast, RatingForecast):
-        normal = torch.distributions.Normal(forecast.means, forecast.sds)
-        predicted = torch.normal(forecast.means, forecast.sds, generator=generator)
-        return predicted, None if labels is None else normal.log_prob(labels)
-    p = forecast.samples
-    assert p is not None
-    predicted = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
-    if labels is None:
-        return predicted, None
-    return predicted, p.gather(-1, labels.expand(len(p), -1).unsqueeze(-1)).squeeze(-1).log()
+    with seeded(seed):
+        parts = list(
+            outcomes(model, guide, feed, samples, _drawn, max_rows=max_rows(feed), seed=seed)
+        )
+    predicted, *fit = (torch.cat(part) for part in zip(*parts, strict=True))
+    if model.likelihood.kind != "rating":
+        predicted = predicted.long()
+    return predicted, fit[0] if fit else None
+
+
+def _drawn(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    drawn = distribution.sample()
+    return (drawn,) if labels is None else (drawn, distribution.log_prob(labels))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError, DataError, LikelihoodError
-from .base import Forecast, as_labels, check_shape, join_fields
+from .base import Forecast, as_labels, check_shape, join_fields, join_tensors
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,6 +31,8 @@ class RatingForecast(Forecast):
     Attributes:
         means: (S, N) the draws' means.
         sds: (S, N) the draws' standard deviations, all positive.
+        densities: (S, N) log density of the labels under each draw's own likelihood, where that is
+            no Normal; `log_prob` of these labels is then exact, all else of the Normals.
 
     >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
     >>> forecast.mean, forecast.epistemic, forecast.aleatoric
@@ -42,6 +44,7 @@ class RatingForecast(Forecast):
 
     means: Tensor
     sds: Tensor
+    densities: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_rows(whole=False)
@@ -54,6 +57,7 @@ class RatingForecast(Forecast):
         *,
         labels: Tensor | Sequence[float] | None = None,
         texts: Sequence[str] | None = None,
+        densities: Tensor | None = None,
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
@@ -81,6 +85,7 @@ class RatingForecast(Forecast):
             sds=sd.detach().to("cpu", dtype, copy=True),
             labels=as_labels(labels),
             texts=texts,
+            densities=densities,
         )
 
     @classmethod
@@ -93,6 +98,7 @@ class RatingForecast(Forecast):
         return cls(
             means=torch.cat([part.means for part in parts], 1),
             sds=torch.cat([part.sds for part in parts], 1),
+            densities=join_tensors([part.densities for part in parts], "densities", dim=1),
             **join_fields(parts),
         )
 
@@ -129,11 +135,21 @@ class RatingForecast(Forecast):
         """(N,) standard deviation of the mixture."""
         return self.total.sqrt()
 
+    def with_labels(self, labels: Tensor | Sequence[float]) -> RatingForecast:
+        """The same forecast with what was observed; `densities` were those of other labels."""
+        return replace(self, labels=as_labels(labels), densities=None)
+
     def log_prob(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
-        """(N,) log density of the mixture at `labels` (N,), by default the forecast's own."""
-        observed = self.observed(labels).double()
-        z = (observed - self.means.double()) / self.sds.double()
-        components = -0.5 * z.square() - self.sds.double().log() - 0.5 * math.log(2 * math.pi)
+        """(N,) log density of the mixture at `labels` (N,), by default the forecast's own.
+
+        Of its own labels the likelihood's where `densities` are known, of others the Normals'.
+        """
+        if labels is None and self.densities is not None:
+            components = self.densities.double()
+        else:
+            observed = self.observed(labels).double()
+            z = (observed - self.means.double()) / self.sds.double()
+            components = -0.5 * z.square() - self.sds.double().log() - 0.5 * math.log(2 * math.pi)
         return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
     def cdf(self, values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from .blocks import BlockGuide
 from .budget import Budget, budget
+from .check import check_made_for
 from .delta import DeltaGuide
 from .function import FunctionGuide
 from .guide import Guide
@@ -33,5 +34,6 @@ __all__ = [
     "PyroGuide",
     "autoguide",
     "budget",
+    "check_made_for",
     "latents",
 ]

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+from pyro import poutine
 from torch import Tensor, nn
 
 from ..batch import Batch
+from ..errors import GuideError
 from .guide import key
 
 __all__ = ["FunctionGuide"]
@@ -23,6 +25,9 @@ class FunctionGuide(nn.Module):
     Args:
         function: `guide(batch)`, sampling every latent; it is called once, with None.
 
+    Raises:
+        GuideError: a sample statement with batch dims: all dims of a weight are event dims.
+
     >>> import pyro.distributions as dist
     >>> import torch
     >>> def guide(batch):
@@ -34,8 +39,15 @@ class FunctionGuide(nn.Module):
     def __init__(self, function: Callable[[Batch | None], Any]) -> None:
         super().__init__()
         self.function = function
-        with pyro.get_param_store().scope() as state, pyro.poutine.block():
+        with pyro.get_param_store().scope() as state, poutine.block(), poutine.trace() as tracer:
             function(None)
+        for name, node in tracer.trace.iter_stochastic_nodes():
+            fn: Any = node["fn"]
+            if shape := tuple(fn.batch_shape):
+                raise GuideError(
+                    f"guide: the site {name!r} has batch shape {shape}, expected (): declare its "
+                    "dims as events with .to_event()"
+                )
         self._constraints = state["constraints"]
         self._names = list(state["params"])
         self.parameters_ = nn.ParameterDict(

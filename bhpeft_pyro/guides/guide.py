@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -129,9 +130,14 @@ def prior_of(model: Model, guide: nn.Module) -> Prior:
         GuideError: the guide is a point, or not one of this package's.
     """
     if not isinstance(guide, Guide):
+        name = type(guide).__name__
         raise GuideError(
-            f"{type(guide).__name__} does not say how its posterior becomes a prior; "
-            "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
+            f"{name} does not say how its posterior becomes a prior; "
+            + (
+                f"fit the one that bh.autoguide({name}, model) makes"
+                if isinstance(guide, AutoGuide)
+                else "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
+            )
         )
     prior = guide.as_prior()
     if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):

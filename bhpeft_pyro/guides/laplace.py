@@ -124,9 +124,9 @@ class LaplaceGuide(Guide):
         if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
             raise GuideError(
                 f"LaplaceGuide: the prior also samples {', '.join(others)}, on which its sites may "
-                "depend; expected independent Normals"
+                "depend; expected independent Normals; for other priors take 'normal'"
             )
-        self.prior = prior_normal(found)
+        self.prior = prior_normal(found, type(self).__name__)
         self._joint = bool(found[0].sites)
         self.latent = found[0].name if self._joint else JOINT
 

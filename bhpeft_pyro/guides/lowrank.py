@@ -91,11 +91,11 @@ class LowRankGuide(Guide):
         found = latents(model)
         if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
             raise GuideError(
-                f"LowRankGuide: the prior also samples {', '.join(others)}, on which its sites may "
-                "depend; expected independent Normals"
+                f"{type(self).__name__}: the prior also samples {', '.join(others)}, on which its "
+                "sites may depend; expected independent Normals; for other priors take 'normal'"
             )
         found = latents(model, self._names)
-        self.prior = prior_normal(found)
+        self.prior = prior_normal(found, type(self).__name__)
         self._joint = bool(found[0].sites)
         if self._joint:
             self.latent = found[0].name
@@ -219,8 +219,8 @@ class LinearGuide(LowRankGuide):
     linear = True
 
 
-def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
-    """The prior of latents as one Normal.
+def prior_normal(found: Sequence[Latent], guide: str) -> LowRankNormal:
+    """The prior of latents as one Normal, for a guide of this name.
 
     Raises:
         GuideError: a latent has another prior.
@@ -232,8 +232,8 @@ def prior_normal(found: Sequence[Latent]) -> LowRankNormal:
         base = base_of(latent.prior)
         if not isinstance(base, Normal):
             raise GuideError(
-                f"LowRankGuide: the prior of {latent.name!r} is a {type(base).__name__}, expected "
-                "a Normal; for other priors take 'normal' or one of Pyro's guides"
+                f"{guide}: the prior of {latent.name!r} is a {type(base).__name__}, expected a "
+                "Normal; for other priors take 'normal' or one of Pyro's guides"
             )
         shape = latent.loc.shape
         parts.append([x.to(latent.loc).expand(shape).flatten() for x in (base.loc, base.scale)])

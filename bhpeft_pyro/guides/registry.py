@@ -79,6 +79,8 @@ def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **option
         size.check(known_as, max_bytes)
     try:
         return make(model, **options)
+    except GuideError as error:
+        raise GuideError(f"autoguide: {name!r}: {error}") from error
     except (TypeError, ValueError) as error:
         raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
 

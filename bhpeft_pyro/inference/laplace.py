@@ -14,6 +14,7 @@ from ..errors import ConfigError, GuideError
 from ..guides import LaplaceGuide
 from ..kronecker import KroneckerCovariance, matrices
 from ..model import Model
+from .draws import seeded
 from .feed import Feed
 from .fisher import every, scores
 from .report import FitReport
@@ -45,7 +46,8 @@ def finish(model: Model, guide: LaplaceGuide, examples: Examples, report: FitRep
         :_EXAMPLES
     ]
     feed = Feed(model, examples if len(examples) <= _EXAMPLES else examples.subset(chosen))
-    guide.spread(measured(model, guide, feed, len(examples) / options.temperature))
+    with seeded(options.seed):  # of most likelihoods of one's own outcomes are drawn
+        guide.spread(measured(model, guide, feed, len(examples) / options.temperature))
     prior = guide.prior
     report.kl = {guide.latent: kl_divergence(guide.normal(), prior).item()}
     before, after = guide.unpack(prior.stddev), guide.scales()

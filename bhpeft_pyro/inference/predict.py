@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Normal
 from torch.nn import functional
 
 from ..batch import Batch
@@ -15,16 +16,19 @@ from ..data import Examples
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import Guide
+from ..guides.latent import base_of
 from ..linear import linear_predictive
 from ..model import Model
 from .draws import blocks, draw, point, strata
 from .feed import Feed
 
-__all__ = ["AnyForecast", "predict"]
+__all__ = ["AnyForecast", "outcomes", "predict"]
 
 AnyForecast = ClassForecast | RatingForecast
 # A number of draws, and the distribution of a batch's labels under them.
 _Pass = tuple[int, Callable[[Batch], TorchDistribution]]
+# What is wanted of it, given a batch's labels.
+_Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 
 _BATCH = 32  # examples per pass when a single draw is run
 
@@ -60,18 +64,66 @@ def predict(
         linear: predict with the network linearised around the guide's central values, at once
             under all draws; by default where the guide was fitted so.
     """
+    feed = data if isinstance(data, Feed) else Feed(model, data)
+    examples = feed.examples
+    rating = model.likelihood.kind == "rating"
+    take = _moments if rating else _probabilities
+    parts = outcomes(
+        model, guide, feed, samples, take, max_rows=max_rows, seed=seed, bf16=bf16, linear=linear
+    )
+    if rating:
+        means, sds, *densities = (torch.cat(part) for part in zip(*parts, strict=True))
+        return RatingForecast.from_draws(
+            means,
+            sds,
+            labels=examples.labels,
+            texts=examples.texts,
+            densities=densities[0] if densities else None,
+        )
+    accumulator = ClassAccumulator(keep_samples=keep_samples)
+    for (probabilities,) in parts:
+        accumulator.add(probabilities)
+    exist = None
+    if examples.counts is not None:
+        exist = torch.arange(int(examples.counts.max())) < examples.counts.unsqueeze(-1)
+    return accumulator.forecast(
+        labels=examples.labels,
+        texts=examples.texts,
+        label_names=examples.label_names,
+        choices=exist,
+    )
+
+
+def outcomes(
+    model: Model,
+    guide: Callable[..., object],
+    feed: Feed,
+    samples: int,
+    take: _Take,
+    *,
+    max_rows: int = 64,
+    seed: int = 0,
+    bf16: bool = False,
+    linear: bool | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """What is wanted of the labels' distribution under each draw, some draws at a time.
+
+    Args:
+        take: from a distribution of batch shape (s, B), and the labels (B,) if there are any, to
+            tensors (s, B, ...).
+        model, guide, samples, max_rows, seed, bf16, linear: as for `predict`.
+
+    Yields:
+        Tensors (s, N, ...) on the CPU, in the examples' order.
+    """
     if samples < 0:
         raise ConfigError(f"samples={samples} must be 0 or more")
     if max_rows < 1:
         raise ConfigError(f"max_rows={max_rows} must be at least 1")
-    feed = data if isinstance(data, Feed) else Feed(model, data)
     examples = feed.examples
     choices = 1 if examples.counts is None else int(examples.counts.max())
     batch_size = max(1, min(_BATCH, len(examples), max_rows // choices))
     together = max(1, min(samples, max_rows // (batch_size * choices)))
-    accumulator = ClassAccumulator(keep_samples=keep_samples)
-    means: list[Tensor] = []
-    sds: list[Tensor] = []
     if linear is None:
         linear = isinstance(guide, Guide) and guide.linear
     passes = (
@@ -80,25 +132,18 @@ def predict(
         else _passes(model, guide, samples, together, seed)
     )
     for draws, predictive in passes:
-        outcome = _run(model, predictive, draws, feed, batch_size, bf16)
-        if model.likelihood.kind == "rating":
-            means.append(outcome[0])
-            sds.append(outcome[1])
-        else:
-            accumulator.add(outcome[0])
-    if model.likelihood.kind == "rating":
-        return RatingForecast.from_draws(
-            torch.cat(means), torch.cat(sds), labels=examples.labels, texts=examples.texts
-        )
-    exist = None
-    if examples.counts is not None:
-        exist = torch.arange(choices) < examples.counts.unsqueeze(-1)
-    return accumulator.forecast(
-        labels=examples.labels,
-        texts=examples.texts,
-        label_names=examples.label_names,
-        choices=exist,
-    )
+        yield _run(model, predictive, draws, feed, batch_size, bf16, take)
+
+
+def _moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    moments = distribution.mean, distribution.stddev
+    if labels is None or isinstance(base_of(distribution), Normal):  # the moments say it all
+        return moments
+    return *moments, distribution.log_prob(labels)
+
+
+def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    return (distribution.probs,)
 
 
 def _passes(
@@ -133,23 +178,24 @@ def _run(
     feed: Feed,
     batch_size: int,
     bf16: bool,
+    take: _Take,
 ) -> tuple[Tensor, ...]:
-    """(S, N, C) probabilities, or (S, N) means and sds, in the examples' order."""
     device = model.network.device
     order: list[Tensor] = []
-    parts: list[tuple[Tensor, ...]] = []
-    width = 0
+    parts: list[list[Tensor]] = []
     for indices, batch in feed.prediction(batch_size):
+        shown = batch.to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            distribution = predictive(batch.to(device))
-        if model.likelihood.kind == "rating":
-            part = [distribution.mean, distribution.stddev]
-        else:
-            part = [distribution.probs]
-            width = max(width, part[0].shape[-1])
-        parts.append(tuple(value.float().cpu().expand(draws, *value.shape[1:]) for value in part))
+            distribution = predictive(shown).expand(torch.Size((draws, len(indices))))
+        parts.append([value.float().cpu() for value in take(distribution, shown.labels)])
         order.append(indices)
     back = torch.cat(order).argsort()
-    if width:
-        parts = [(functional.pad(p, (0, width - p.shape[-1])),) for (p,) in parts]
-    return tuple(torch.cat(values, 1)[:, back] for values in zip(*parts, strict=True))
+    return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Batches (s, B, ...), which under multiple choice differ in their width, as one."""
+    if values[0].dim() == 3:
+        width = max(value.shape[-1] for value in values)
+        values = [functional.pad(value, (0, width - value.shape[-1])) for value in values]
+    return torch.cat([*values], 1)

@@ -49,6 +49,7 @@ def as_prior(prior: PriorLike) -> Prior:
     >>> {name: tuple(value.shape) for name, value in prior(Head(3).sites(8)).items()}
     {'head.weight': (3, 8), 'head.bias': (3,)}
     """
+    _refuse_class(prior)
     if isinstance(prior, TorchDistributionMixin):  # most of Pyro's are no TorchDistribution
         return PatternPrior({"*": prior})
     if isinstance(prior, Mapping):
@@ -61,12 +62,22 @@ def as_prior(prior: PriorLike) -> Prior:
     )
 
 
+def _refuse_class(prior: object) -> None:
+    if isinstance(prior, type):
+        raise PriorError(
+            f"prior: got the class {prior.__name__}, expected an instance of it: "
+            f"{prior.__name__}(...)"
+        )
+
+
 class PatternPrior:
     """Independent priors by site pattern: the mapping form of `as_prior`."""
 
     def __init__(self, patterns: Mapping[str, SitePrior]) -> None:
         if not patterns:
             raise PriorError("prior: the mapping from site patterns is empty")
+        for value in patterns.values():
+            _refuse_class(value)
         self.patterns = dict(patterns)
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
@@ -103,7 +114,17 @@ def spread(prior: SitePrior, site: Site) -> TorchDistribution:
 
 def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Call a prior and see that it returns every site, and no other shape."""
-    values = prior(sites)
+    with poutine.trace() as tracer:
+        try:
+            values = prior(sites)
+        except RuntimeError as error:  # torch's: shapes that do not go together
+            done = tracer.trace.nodes
+            where = next((f"at the site {s.name!r}" for s in sites if s.name not in done), "")
+            raise PriorError(
+                f"prior: it fails {where or 'after its last site'}: {error}. Under several draws "
+                "values have leading dims (*P): reshape or expand them together with these, as "
+                "docs/priors.md shows"
+            ) from error
     if not isinstance(values, Mapping):
         raise PriorError(
             f"prior: expected it to return a mapping from site names to tensors, "

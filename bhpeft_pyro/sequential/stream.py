@@ -19,6 +19,7 @@ from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
 from ..model import Model
 from ..posterior import Posterior
+from ..stored import check_savable
 from .drift import assess
 from .growth import unknown_labels
 from .history import History
@@ -80,6 +81,7 @@ def stream(
     Raises:
         ConfigError: the folder holds other rounds than these.
         DataError: a batch cannot be used, or is the same as an earlier one.
+        SaveError: the model cannot be saved, such as one with a likelihood of your own.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -144,6 +146,7 @@ def prequential(
     >>> len(last.lineage), last.report.keep
     (2, 0.0)
     """
+    check_savable(model)
     folder = Path(folder)
     history = History(folder / "rounds")
     history.clean()

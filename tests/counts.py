@@ -1,0 +1,25 @@
+"""A likelihood of one's own that is far from a Normal: counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from bhpeft_pyro.likelihoods import Likelihood
+
+COUNTS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"] * 3, "label": [0.0, 4.0, 1.0, 9.0] * 3}
+
+
+class Counts(Likelihood):
+    """Poisson counts, 3 where the output is 0."""
+
+    kind = "rating"
+    outputs = 1
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> Any:
+        return dist.Poisson(3.0 * outputs[..., 0].exp())

@@ -320,7 +320,7 @@ def test_netcdf_round_trip(idata: Any, tmp_path: Path) -> None:
 def test_arviz_1_gets_a_data_tree(
     posterior: Posterior, idata: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delattr(arviz, "InferenceData", raising=False)
+    monkeypatch.delitem(vars(arviz), "InferenceData", raising=False)
     tree = posterior.to_arviz(tiny_examples(7, seed=3), samples=40, sites=["head.*", "lora.*"])
     assert isinstance(tree, xr.DataTree)
     tree.to_netcdf(tmp_path / "tree.nc", engine="h5netcdf")

@@ -29,6 +29,6 @@ def join(groups: dict[str, xr.Dataset]) -> Any:
     """The container of the installed ArviZ."""
     for group in groups.values():
         group.attrs["inference_library"] = "bhpeft_pyro"
-    if hasattr(arviz, "InferenceData"):
+    if "InferenceData" in vars(arviz):  # 1.3 answers to the old name, with a DataTree
         return arviz.InferenceData(**dict[str, Any](groups))
     return xr.DataTree.from_dict(groups)

@@ -160,7 +160,7 @@ def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     """Normalised smoothed log-weights, and k-hat: all that differs between ArviZ 0.x and 1.x."""
     if np.ptp(log_ratios) < _EQUAL:
         return log_ratios - np.logaddexp.reduce(log_ratios), 0.0
-    if hasattr(arviz, "InferenceData"):
+    if hasattr(arviz, "psislw"):
         smooth, k_hat = arviz.psislw(log_ratios)
     else:
         from arviz_stats.base import array_stats

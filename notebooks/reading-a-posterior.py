@@ -54,7 +54,7 @@ from bhpeft_pyro.shift import shifts
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, shown, epochs, samples = (16, 8, 1, 8) if small else (96, 30, 6, 50)
+train, shown, epochs, samples = (16, 8, 1, 30) if small else (96, 30, 6, 50)
 
 # %% [markdown]
 # ## Two models
@@ -130,16 +130,14 @@ _ = right.set_xlabel(stats["site_kl"].attrs["long_name"])
 
 # %%
 changed = sorted(name for name in idata.posterior.data_vars if name.startswith("change."))
-change = idata.posterior[changed]
-before = idata.prior[changed]
 for name in changed:
-    rows = [group[name].mean(("chain", "draw")) for group in (before, change)]
+    rows = [group[name].mean(("chain", "draw")) for group in (idata.prior, idata.posterior)]
     print(name)
     for what, row in zip(("prior", "posterior"), rows, strict=True):
         print(f"  {what:10}", "  ".join(f"{value:5.3f}" for value in row.values))
 
 # %%
-az.plot_forest(idata, var_names=["change.lora"], filter_vars="like", figsize=(8, 5))
+az.plot_forest(idata, var_names=["change.lora"], filter_vars="like")
 _ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 # %% [markdown]
 # The dot is the median over the draws, the thick line holds half of them and the thin one 94 %.

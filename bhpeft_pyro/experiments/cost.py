@@ -25,7 +25,7 @@ from ..network import RandomPEFT
 from ..posterior import Posterior
 from .budgets import Budget
 from .dropout import dropout
-from .grid import commit
+from .grid import commit, commits
 from .methods import PEFT, Load, Method
 from .results import complete, load
 from .step_cost import CLASSES, PARTICLES, hf_peft_step, svi_step, token_batch
@@ -163,12 +163,11 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
             del cells["MB on disk"]  # this package does not save one
         rows.append(Row((name, str(len(runs))), cells))
     batch_size, length, rounds = budget.timed
-    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} tokens a "
-        f"step. Steps are timed in turn with those of {_PEER}: medians of {rounds} ratios. Memory "
-        "is the peak of the tensors of two steps, with the frozen weights. An ensemble's step is "
-        f"one member's. Mean ± standard error over {len(results)} measurements."
+        f"Commit {commits(results)}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
+        f"tokens a step. Steps are timed in turn with those of {_PEER}: medians of {rounds} "
+        "ratios. Memory is the peak of the tensors of two steps, with the frozen weights. An "
+        f"ensemble's step is one member's. Mean ± standard error over {len(results)} measurements."
     )
     columns = ("weights (%)", _STEP, _MEMORY, "fits", "passes a prediction", "MB on disk")
     return Table("cost", ("method", "measurements"), columns, rows, note)

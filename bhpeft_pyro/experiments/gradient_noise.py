@@ -21,7 +21,7 @@ from ..inference.feed import Feed
 from ..linear import LinearModel
 from ..model import Model
 from .budgets import Budget
-from .grid import commit
+from .grid import commit, commits
 from .methods import PEFT, Job, Load
 from .results import complete, load
 from .tables import Cell, Row, Table
@@ -167,9 +167,8 @@ def _table(results: Sequence[Mapping[str, Any]], task: str, budget: Budget) -> T
             ratios[_BOTH] = [v * t for v, t in zip(*ratios.values(), strict=True)]
             cells = {column: Cell.of(values) for column, values in ratios.items()}
             rows.append(Row((guide, name), cells))
-    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits}; the hybrid on {task}, {budget.rows} rows, fitted for "
+        f"Commit {commits(results)}; the hybrid on {task}, {budget.rows} rows, fitted for "
         f"{max(1, budget.steps // 3)} steps; {_GRADIENTS} gradients of batches of {_BATCH}. "
         f"Variance of the gradient by the means, that of batches included, over that of one draw "
         f"a batch; processor time likewise. Mean ± standard error over {len(results)} fits."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -24,7 +24,7 @@ from .outcome import Outcome
 from .results import Run, complete, file_of
 from .tasks import split
 
-__all__ = ["Grid", "commit"]
+__all__ = ["Grid", "commit", "commits"]
 
 _ENDING = "safetensors"
 _EXTRA = ("rating_sd",)  # columns that say more of a test's rows than their labels
@@ -147,3 +147,8 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return f"version {__version__}"
     return found.stdout.strip()
+
+
+def commits(results: Sequence[Mapping[str, Any]]) -> str:
+    """Those of results that note theirs, each once."""
+    return "/".join(dict.fromkeys(result["commit"] for result in results))

@@ -16,7 +16,7 @@ from ..model import Model
 from ..network import RandomPEFT
 from ..peft import presets
 from ..testing import tiny_examples, tiny_tokenizer
-from .grid import commit
+from .grid import commit, commits
 from .results import complete, load
 from .tables import Cell, Row, Table
 
@@ -110,12 +110,11 @@ def _table(results: Sequence[Mapping[str, Any]], seeds: int) -> Table:
                 if column in runs[0]
             }
             rows.append(Row((name, f"{count:,}"), cells))
-    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits}; an adapter beside one small layer, so that what is seen is the guide. "
-        f"Memory is that of the guide while it is fitted, as it is known beforehand; where it is "
-        f"over {_LIMIT // 2**20} MiB the guide is not run. Time is processor time of a fit of "
-        f"{_STEPS} steps on {_ROWS} texts, with its start and its measurements, over that of a "
-        f"fit of delta made right after it. Mean ± standard error over {seeds} measurements."
+        f"Commit {commits(results)}; an adapter beside one small layer, so that what is seen is "
+        "the guide. Memory is that of the guide while it is fitted, as it is known beforehand; "
+        f"where it is over {_LIMIT // 2**20} MiB the guide is not run. Time is processor time of "
+        f"a fit of {_STEPS} steps on {_ROWS} texts, with its start and its measurements, over that "
+        f"of a fit of delta made right after it. Mean ± standard error over {seeds} measurements."
     )
     return Table("guides", ("guide", "latents"), (_MEMORY, _TIME), rows, note)

@@ -7,18 +7,14 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..kronecker import KroneckerCovariance
 from ..model import Model
-from ..priors import JOINT, JointPrior, unpack
-from .guide import Guide
-from .latent import latents
-from .lowrank import prior_normal
+from .joint import JointGuide
 
 __all__ = ["STRUCTURES", "LaplaceGuide"]
 
@@ -26,7 +22,7 @@ STRUCTURES = ("dense", "diagonal", "kronecker")
 _TENSORS = ("scale", "axes", "ratio")
 
 
-class LaplaceGuide(Guide):
+class LaplaceGuide(JointGuide):
     """q(w) = N(w*, (prior precision + N F(w*))^-1) at the MAP estimate w* (MacKay 1992).
 
     `fit` takes steps of a point under the prior's density, then measures F, the Fisher information
@@ -54,19 +50,13 @@ class LaplaceGuide(Guide):
     """
 
     def __init__(self, model: Model, structure: str = "kronecker") -> None:
-        super().__init__()
         if structure not in STRUCTURES:
             raise GuideError(
                 f"LaplaceGuide: structure={structure!r} is none of {', '.join(STRUCTURES)}"
             )
+        super().__init__(model)
         self.structure = structure
-        found = latents(model)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for latent in found:
-            self._shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
-        self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
         self._covariance: Covariance | None = None
-        self.follow(model)
 
     @property
     def measured(self) -> bool:
@@ -98,10 +88,6 @@ class LaplaceGuide(Guide):
             self.register_buffer(name, value)
         self._covariance, self.linear = covariance, True
 
-    def normal(self) -> LowRankNormal:
-        """The posterior over all weights."""
-        return LowRankNormal(self.loc.detach().clone(), self.covariance)
-
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
         if self._covariance is not None:
@@ -112,41 +98,7 @@ class LaplaceGuide(Guide):
             values = self.unpack(pyro.sample(self.latent, point, infer=infer))
         else:
             values = self.unpack(self.loc)
-        if self._joint:
-            return values
-        return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
-            for name, value in values.items()
-        }
-
-    def follow(self, model: Model) -> None:
-        found = latents(model)
-        if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
-            raise GuideError(
-                f"LaplaceGuide: the prior also samples {', '.join(others)}, on which its sites may "
-                "depend; expected independent Normals; for other priors take 'normal'"
-            )
-        self.prior = prior_normal(found, type(self).__name__)
-        self._joint = bool(found[0].sites)
-        self.latent = found[0].name if self._joint else JOINT
-
-    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
-        return unpack(flat, self._shapes)
-
-    def as_prior(self) -> JointPrior:
-        return JointPrior(self.normal(), self._shapes, self.latent)
-
-    def means(self) -> dict[str, Tensor]:
-        return self.unpack(self.loc.detach().clone())
-
-    @torch.no_grad()
-    def move(self, values: Mapping[str, Tensor]) -> None:
-        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
-        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
-
-    def scales(self) -> dict[str, Tensor]:
-        return self.unpack(self.covariance.variance.sqrt())
+        return self._sites(values)
 
     def options(self) -> dict[str, Any]:
         return {"structure": self.structure}

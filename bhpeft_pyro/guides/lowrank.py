@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from ..batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import GuideError
 from ..model import Model
-from ..priors import JOINT, JointPrior, joint_name, unpack
-from .guide import Guide
-from .latent import Latent, base_of, latents
+from ..priors import JointPrior
+from .joint import JointGuide
+from .latent import latents
 
 __all__ = ["FullGuide", "LinearGuide", "LowRankGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
 
 
-class LowRankGuide(Guide):
+class LowRankGuide(JointGuide):
     """q(w) = N(loc, covariance) over all weights at once, with a low-rank precision.
 
     The covariance is the prior's until `fit` measures, from time to time, along which directions
@@ -44,17 +43,10 @@ class LowRankGuide(Guide):
     """
 
     def __init__(self, model: Model, rank: int = 64, names: Collection[str] | None = None) -> None:
-        super().__init__()
         if rank < 1:
             raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")
+        super().__init__(model, names)
         self.rank = rank
-        self._names = names
-        self.follow(model)
-        found = latents(model, names)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for latent in found:
-            self._shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
-        self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
         start = self.prior.covariance
         for name in _BUFFERS:
             self.register_buffer(name, getattr(start, name))
@@ -79,47 +71,7 @@ class LowRankGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
         infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
-        values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
-        if self._joint:
-            return values
-        return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
-            for name, value in values.items()
-        }
-
-    def follow(self, model: Model) -> None:
-        found = latents(model)
-        if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
-            raise GuideError(
-                f"{type(self).__name__}: the prior also samples {', '.join(others)}, on which its "
-                "sites may depend; expected independent Normals; for other priors take 'normal'"
-            )
-        found = latents(model, self._names)
-        self.prior = prior_normal(found, type(self).__name__)
-        self._joint = bool(found[0].sites)
-        if self._joint:
-            self.latent = found[0].name
-        else:
-            self.latent = JOINT if self._names is None else joint_name(self._names)
-
-    def unpack(self, flat: Tensor) -> dict[str, Tensor]:
-        """`(*P, D)` to a tensor `(*P, *shape)` for each site."""
-        return unpack(flat, self._shapes)
-
-    def as_prior(self) -> JointPrior:
-        normal = LowRankNormal(self.loc.detach().clone(), self.covariance)
-        return JointPrior(normal, self._shapes, self.latent)
-
-    def means(self) -> dict[str, Tensor]:
-        return self.unpack(self.loc.detach().clone())
-
-    @torch.no_grad()
-    def move(self, values: Mapping[str, Tensor]) -> None:
-        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
-        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
-
-    def scales(self) -> dict[str, Tensor]:
-        return self.unpack(self.covariance.variance.sqrt())
+        return self._sites(self.unpack(pyro.sample(self.latent, normal, infer=infer)))
 
     @torch.no_grad()
     def rescale(self, names: Collection[str], factor: float) -> None:
@@ -217,25 +169,3 @@ class LinearGuide(LowRankGuide):
     """
 
     linear = True
-
-
-def prior_normal(found: Sequence[Latent], guide: str) -> LowRankNormal:
-    """The prior of latents as one Normal, for a guide of this name.
-
-    Raises:
-        GuideError: a latent has another prior.
-    """
-    if len(found) == 1 and isinstance(normal := found[0].prior, LowRankNormal):
-        return normal
-    parts = []
-    for latent in found:
-        base = base_of(latent.prior)
-        if not isinstance(base, Normal):
-            raise GuideError(
-                f"{guide}: the prior of {latent.name!r} is a {type(base).__name__}, expected a "
-                "Normal; for other priors take 'normal' or one of Pyro's guides"
-            )
-        shape = latent.loc.shape
-        parts.append([x.to(latent.loc).expand(shape).flatten() for x in (base.loc, base.scale)])
-    locs, scales = zip(*parts, strict=True)
-    return LowRankNormal(torch.cat(locs), Covariance.diagonal(torch.cat(scales)))

@@ -172,8 +172,9 @@ class FitReport:
             scales = ", ".join(f"{name} {value:.3g}" for name, value in self.found.items())
             lines.append(f"prior: scales found from the data: {scales}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
+        kls = self.site_kl
         for name, scale in self.scales.items():
-            kl = f"KL {self.site_kl[name]:9.2f} nats, " if name in self.site_kl else ""
+            kl = f"KL {kls[name]:9.2f} nats, " if name in kls else ""
             lines.append(f"  {name:<{width}}  {kl}sd / prior sd {scale:.3f}")
         for name in self.points:
             lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")

@@ -87,10 +87,31 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         assert following.parent == last.id
 
 
-@pytest.mark.parametrize(("rows", "epochs"), [(10, 20), (40, 7), (160, 2), (640, 2)])
-def test_few_rows_are_passed_more_often(rows: int, epochs: int) -> None:
+@pytest.mark.parametrize(
+    ("rows", "steps"), [((10,), 20), ((40,), 21), ((160,), 20), ((640,), 80), ((10, 40, 640), 121)]
+)
+def test_few_rows_are_passed_more_often(rows: tuple[int, ...], steps: int) -> None:
     setup = Setup(lambda point: model(), {}, None, epochs=2)
-    assert setup.options(rows)["epochs"] == epochs
+    assert setup.options(*rows)["max_steps"] == steps
+
+
+def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+
+    def optimise(model: Any, guide: Any, data: Any, held_out: Any, report: Any, *_: Any) -> None:
+        steps.append(report.options.max_steps)
+
+    monkeypatch.setattr(fitting, "optimise", optimise)
+    setup = Setup(lambda point: model(), ROUNDS, None, epochs=1)
+    for arm in ("posterior as prior", "all data so far"):
+        learn = ARMS[arm].learner(setup)
+        posterior = None
+        for data in ROUNDS.values():
+            posterior = learn(posterior, data)
+    one, two, three, *cumulative = steps
+    assert cumulative == [one, one + two, one + two + three]
 
 
 @pytest.fixture

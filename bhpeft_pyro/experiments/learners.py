@@ -42,11 +42,11 @@ class Setup:
     least: int = 20
     seed: int = 0
 
-    def options(self, rows: int) -> dict[str, Any]:
-        """How to fit so many rows."""
-        steps = -(-rows // _BATCH)  # an epoch
-        epochs = max(self.epochs, -(-self.least // steps))
-        return {"epochs": epochs, "batch_size": _BATCH, "seed": self.seed, "progress": False}
+    def options(self, *rows: int) -> dict[str, Any]:
+        """How to fit rounds of so many rows at once: with as many steps as one after the other."""
+        per_epoch = (-(-count // _BATCH) for count in rows)
+        steps = sum(each * max(self.epochs, -(-self.least // each)) for each in per_epoch)
+        return {"max_steps": steps, "batch_size": _BATCH, "seed": self.seed, "progress": False}
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,14 @@ def _deterministic(setup: Setup) -> Learner:
 
 
 def _cumulative(setup: Setup) -> Learner:
-    """A new fit to this and all earlier batches."""
+    """A new fit to this and all earlier batches, as long as all their rounds together."""
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         assert isinstance(data, Examples)
         count = 1 if last is None else 1 + len(last.lineage)
-        first, *others = list(setup.batches.values())[:count]
-        seen = first.concat(*others)
-        options = setup.options(len(seen))
+        batches = list(setup.batches.values())[:count]
+        seen = batches[0].concat(*batches[1:])
+        options = setup.options(*map(len, batches))
         new = fit(setup.model(False), GUIDE, seen, unlabelled=setup.unlabelled, **options)
         return new if last is None else _after(last, new, data)
 

@@ -97,7 +97,9 @@ class Coordinates(nn.Module):
         if self.fitted:
             for site in self._outer:
                 left, right = self._buffer(site, "left"), self._buffer(site, "right")
-                weights[site.name] = left @ values[site.name] @ right.mT
+                turned = values[site.name] @ right.mT
+                # As a matmul, this would copy `left` for every draw.
+                weights[site.name] = torch.einsum("loi,slir->slor", left, turned)
         if self.gain != 1:
             for site in self._added:
                 weights[site.name] = self.gain * weights[site.name]

@@ -36,7 +36,7 @@ class Head:
         principal: turn the features to principal axes; without, the head sees them as they are.
 
     >>> Head(4).sites(8)[0].dims
-    ('label', 'in')
+    ('output', 'feature')
     """
 
     outputs: int
@@ -58,14 +58,14 @@ class Head:
             Site(
                 "head.weight",
                 weight,
-                ("label", "in"),
+                ("output", "feature"),
                 unit=torch.full((1, 1), width**-0.5),
                 init=lambda: torch.zeros(weight),
             ),
             Site(
                 "head.bias",
                 bias,
-                ("label",),
+                ("output",),
                 unit=torch.ones(1),
                 init=lambda: torch.zeros(bias),
             ),

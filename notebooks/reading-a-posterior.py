@@ -183,8 +183,8 @@ _ = figure.colorbar(image, ax=axes[2], label="norm of delta W")
 # sentences lie at the ends of the first of them:
 
 # %%
-effect = idata.posterior["head.effect"].sel(label="positive") - idata.posterior["head.effect"].sel(
-    label="negative"
+effect = idata.posterior["head.effect"].sel(output="positive") - idata.posterior["head.effect"].sel(
+    output="negative"
 )
 mean, sd = effect.mean(("chain", "draw")), effect.std(("chain", "draw"))
 top = abs(mean).to_series().nlargest(6).index

@@ -193,8 +193,8 @@ def test_dims_and_coordinates_have_names() -> None:
     kinds = (LoRA(("query", "ffn_in"), rank=2), Adapter(size=3, layers=(1,)))
     posterior = fit(tiny_model(kinds), "normal", data, max_steps=1, progress=False)
     values = posterior.to_arviz(samples=2, sites="*").posterior
-    assert values["head.weight"].dims == ("chain", "draw", "label", "in")
-    assert values["label"].values.tolist() == ["bad", "good"]
+    assert values["head.weight"].dims == ("chain", "draw", "output", "feature")
+    assert values["output"].values.tolist() == ["bad", "good"]
     assert values["lora.query.A"].dims[-2:] == ("rank", "in")
     # All layers here, layer 1 alone there; 16 outputs here, 32 there: no name for both.
     assert values["layer.adapter.up"].values.tolist() == [1]

@@ -88,7 +88,7 @@ def test_the_head_s_effect_is_a_move_of_the_logit(posterior: bh.Posterior) -> No
     assert network.axes is not None
     idata = posterior.to_arviz(samples=DRAWS, sites="head.*")
     effect = idata.posterior["head.effect"]
-    assert effect.dims == ("chain", "draw", "label", "axis")
+    assert effect.dims == ("chain", "draw", "output", "axis")
     features = network.features(next(tiny_examples().batches(12)))
     step = torch.zeros(16)
     step[features.var(0).argmax()] = network.axes.sds.max()
@@ -142,7 +142,7 @@ def test_hyper_parameters_have_their_site_s_dims(name: str) -> None:
 def test_dims_that_differ_get_a_name_each() -> None:
     one = Variable(torch.zeros(1, 2, 3), ("layer", "rank"), (0, 1))
     other = Variable(torch.zeros(1, 2), ("layer",), (0, 5))
-    labels = Variable(torch.zeros(1, 2), ("label",))
+    labels = Variable(torch.zeros(1, 2), ("output",))
     axes = Axes(
         {"a": one, "b": other, "c": labels, "d": Variable(torch.zeros(1, 4))}, ["no", "yes"]
     )
@@ -152,9 +152,14 @@ def test_dims_that_differ_get_a_name_each() -> None:
     }
     found = axes.dataset([values, values], {})
     dims = {name: array.dims[2:] for name, array in found.data_vars.items()}
-    assert dims == {"a": ("layer.a", "rank"), "b": ("layer.b",), "c": ("label",), "d": ("d_dim_0",)}
+    assert dims == {
+        "a": ("layer.a", "rank"),
+        "b": ("layer.b",),
+        "c": ("output",),
+        "d": ("d_dim_0",),
+    }
     assert found["layer.b"].values.tolist() == [0, 5]
-    assert found["label"].values.tolist() == ["no", "yes"]
+    assert found["output"].values.tolist() == ["no", "yes"]
     assert found.sizes["chain"] == 2
 
 

@@ -52,7 +52,7 @@ def moments(grid: Tensor, log_density: Tensor) -> tuple[Tensor, Tensor]:
 
 # Heavy tails
 
-HEAD = site("head.weight", (1, 16), "label", "in")
+HEAD = site("head.weight", (1, 16), "output", "feature")
 WEIGHTS = torch.tensor([6.0, -4.0, 1.0, 0.5] + [0.0] * 12).reshape(1, 16)
 
 
@@ -137,7 +137,7 @@ def test_gates_recover_planted_layers_and_meet_the_exact_probabilities() -> None
 
 
 def test_the_horseshoe_shrinks_planted_zeros_and_leaves_planted_large_weights() -> None:
-    s = site("head.weight", (1, 48), "label", "in")
+    s = site("head.weight", (1, 48), "output", "feature")
     truth = torch.zeros(1, 48)
     large = [3, 11, 20, 40]
     truth[0, large] = torch.tensor([3.0, -3.0, 2.5, -2.5])
@@ -190,7 +190,7 @@ def test_hierarchical_scales_over_layers_against_quadrature() -> None:
 
 
 def test_the_head_s_hierarchical_scale_against_quadrature() -> None:
-    s = site("head.weight", (1, 24), "label", "in")
+    s = site("head.weight", (1, 24), "output", "feature")
     truth = 0.4 * torch.randn(s.shape, generator=torch.Generator().manual_seed(1))
     model, data = planted({s.name: truth}, [s], priors.Hierarchical(head=1.0), 32, 1.0)
     evidence = log_evidence(least_squares(model, data)[s.name], 1.0, 32)[:, 0]
@@ -204,7 +204,7 @@ def test_the_head_s_hierarchical_scale_against_quadrature() -> None:
 def test_the_empirical_bayes_scale_has_the_highest_exact_evidence(
     true_scale: float, tmp_path: Any
 ) -> None:
-    s = site("head.weight", (1, 24), "label", "in")
+    s = site("head.weight", (1, 24), "output", "feature")
     truth = true_scale * torch.randn(s.shape, generator=torch.Generator().manual_seed(2))
     model, data = planted({s.name: truth}, [s], priors.EmpiricalBayes(head=1.0), 32, 1.0)
     assert isinstance(model.network, Planted) and data.labels is not None

@@ -14,6 +14,10 @@ from .variables import Variable
 
 __all__ = ["Axes"]
 
+# ArviZ 1.x labels the rows of its tables rightly if each variable's dims come in the order in which
+# dims first appear in the dataset: so do those of the sites, if variables are sorted by these.
+_ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
+
 
 class Axes:
     """Names and coordinates of the dims of variables.
@@ -23,7 +27,7 @@ class Axes:
 
     Args:
         variables: by name.
-        label_names: the coordinates of dims "label", if there are as many.
+        label_names: the coordinates of dims "output", if there are as many.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Axes:
     ) -> xr.Dataset:
         """A group of the draws (S, *shape), by variable, of each chain."""
         variables = {}
-        for name in chains[0]:
+        for name in sorted(chains[0], key=self._place):
             values = np.stack([chain[name].numpy() for chain in chains])
             # What a prior of one's own samples besides the sites has dims without names.
             plain = tuple(f"{name}_dim_{i}" for i in range(values.ndim - 2))
@@ -54,6 +58,9 @@ class Axes:
         used = {dim for dims, _ in variables.values() for dim in dims}
         coords = {dim: values for dim, values in self._coords.items() if dim in used}
         return dataset(variables, coords, attrs)
+
+    def _place(self, variable: str) -> list[int]:
+        return [_ORDER.index(dim) if dim in _ORDER else len(_ORDER) for dim in self._dims[variable]]
 
 
 def _coordinates(
@@ -64,7 +71,7 @@ def _coordinates(
         found[dim] = tuple(range(size))
         if dim == "layer":
             found[dim] = variable.layers
-        elif dim == "label" and label_names is not None and len(label_names) == size:
+        elif dim == "output" and label_names is not None and len(label_names) == size:
             found[dim] = tuple(label_names)
         elif dim == "kv":
             found[dim] = ("key", "value")

@@ -64,7 +64,7 @@ def to_arviz(
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)
     >>> dict(idata.posterior["head.weight"].sizes)
-    {'chain': 1, 'draw': 10, 'label': 2, 'in': 16}
+    {'chain': 1, 'draw': 10, 'output': 2, 'feature': 16}
     >>> idata.posterior["spectrum.lora.query"].dims
     ('chain', 'draw', 'layer', 'rank')
     >>> idata.log_likelihood["label"].shape

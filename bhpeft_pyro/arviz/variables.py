@@ -55,7 +55,7 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
       `effective_rank.lora.<target>` (layer): with s^2 their squares, (sum s^2)^2 / sum s^4;
     * `head_norm.lora.<target>` (layer, head): the norm of delta W by attention head;
     * `gate.<kind>` (layer): how far a gate of `priors.Gates` is open, from 0 to 1;
-    * `head.effect` (label, axis): how far a label's logit moves with one sd of the texts along a
+    * `head.effect` (output, axis): how far a label's logit moves with one sd of the texts along a
       principal axis of the features, axis 0 the one along which texts differ most.
 
     Args:
@@ -90,7 +90,7 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
             found[f"gate.{kind}"] = Variable(logits.sigmoid(), ("layer",), tuple(layers))
     if network.axes is not None and network.axes.fitted:
         effect = (draws["head.weight"] * network.axes.sds).flip(-1)
-        found["head.effect"] = Variable(effect, ("label", "axis"))
+        found["head.effect"] = Variable(effect, ("output", "axis"))
     return found
 
 

@@ -38,7 +38,7 @@ def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
         for site in sites:
             start = site.init().to(model.network.device)
             value = pyro.param(f"{site.name}.point", start)
-            if site.dims[-1:] == ("in",):
+            if site.dims[-1:] in (("in",), ("feature",)):
                 shape = torch.Size((*[1] * (site.ndim - 1), site.shape[-1]))
                 kept = dist.Bernoulli(value.new_tensor(1 - rate)).expand(shape)
                 mask = pyro.sample(

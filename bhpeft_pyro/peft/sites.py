@@ -20,7 +20,8 @@ class Site:
     Attributes:
         name: what `pyro.sample` calls it, for example "lora.query.A".
         shape: its shape without particles; the first dimension is the layer where there is one.
-        dims: one name a dimension, out of layer, rank, in, out, position, bottleneck, label, kv.
+        dims: one name a dimension: layer, rank, in, out, position, bottleneck, kv; of the head
+            output, feature.
         unit: the sd, broadcastable to `shape`, at which the branch this tensor belongs to has
             unit effect if all its weights are N(0, unit^2). Input-side tensors (LoRA's A, an
             adapter's down): their output has RMS 1 for the RMS of the input they really get.
@@ -32,7 +33,7 @@ class Site:
             prior centred on zero makes every draw another projection, and the output side learns
             nothing that survives the next draw.
 
-    >>> site = Site("head.bias", (3,), ("label",), torch.ones(1), lambda: torch.zeros(3))
+    >>> site = Site("head.bias", (3,), ("output",), torch.ones(1), lambda: torch.zeros(3))
     >>> site.ndim, site.numel
     (1, 3)
     """

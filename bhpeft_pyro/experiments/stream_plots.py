@@ -33,12 +33,16 @@ def curves(results: Sequence[dict[str, Any]]) -> Figure:
 def matrices(results: Sequence[dict[str, Any]]) -> Figure:
     """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
     arms = by_arm(results)
-    figure = plt.figure(figsize=(4.2 * len(arms), 4), layout="constrained")
-    axes = figure.subplots(1, len(arms), squeeze=False)
+    columns = min(len(arms), 3)
+    rows = -(-len(arms) // columns)
+    figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     records = {arm: average(runs) for arm, runs in arms.items()}
     low = min(record.matrix.min().item() for record in records.values())
     high = max(record.matrix.max().item() for record in records.values())
-    for ax, (arm, record) in zip(axes[0], records.items(), strict=True):
+    for ax in axes[len(arms) :]:
+        ax.remove()
+    for ax, (arm, record) in zip(axes, records.items(), strict=False):
         figures.scores(record, ax).set_title(arm, fontsize="small")
         ax.images[0].set_clim(low, high)
     return figure

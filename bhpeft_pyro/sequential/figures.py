@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -11,6 +12,8 @@ from ..plots.style import BLUE, GREY, VERMILLION, new_axes
 from .record import Record
 
 __all__ = ["over_time", "overview", "scores"]
+
+_MANY = 12  # names of ticks, or numbers in a row, that can be read
 
 
 def over_time(
@@ -44,11 +47,20 @@ def over_time(
 
 
 def scores(record: Record, ax: Axes | None = None) -> Axes:
-    """The matrix R[i][j]: the score on test j after round i."""
+    """The matrix R[i][j]: the score on test j after round i.
+
+    In numbers; of a matrix too large for them, in colours with a bar.
+    """
     ax = new_axes(ax)
     matrix = record.matrix
     image = ax.imshow(matrix.numpy(), cmap="viridis", aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label="score")
+    if max(matrix.shape) > _MANY:
+        ax.figure.colorbar(image, ax=ax, label="score")
+    else:
+        middle = (matrix.min() + matrix.max()) / 2
+        for (row, column), score in np.ndenumerate(matrix.numpy()):
+            shade = "white" if score < middle else "black"
+            ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
     _name_ticks(ax, record.tests)
     ax.set_yticks(range(len(record.rows)), [str(row["batch"]) for row in record.rows])
     ax.set(xlabel="tested on", ylabel="after learning")
@@ -76,6 +88,5 @@ def overview(record: Record) -> Figure:
 
 
 def _name_ticks(ax: Axes, names: list[str]) -> None:
-    """At most a dozen names."""
-    step = -(-len(names) // 12)
+    step = -(-len(names) // _MANY)
     ax.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right")

@@ -20,6 +20,7 @@ from .. import __version__
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
 from ..peft import presets
+from .grid import commit
 from .learners import ARMS, KEEPS
 from .protocols import PROTOCOLS
 from .results import complete, file_of, known, load, show
@@ -69,6 +70,7 @@ def stream(
     try:
         backbone = minilm()
         setting["backbone"] = backbone.parent.name
+        code = commit()  # files may change while it runs
 
         def encoded(seed: int) -> Encoded:
             return Encoded(chosen.read(data, seed, *sizes), backbone)
@@ -78,7 +80,8 @@ def stream(
             common = setup(text, backbone, preset, epochs, least, seed)
             folder = _rounds(out, (protocol, seed, method))
             found = run(there[method], common, text, folder, samples)
-            return {"protocol": protocol, "seed": seed, "arm": method, **setting, **found}
+            facts = {"protocol": protocol, "seed": seed, "arm": method, "commit": code}
+            return {**facts, **setting, **found}
 
         def ratios(*_: str) -> dict[str, Any]:
             common = setup(encoded(0), backbone, preset, epochs, least, 0)

@@ -10,6 +10,7 @@ from rich.box import MARKDOWN
 from rich.table import Table
 
 from ..sequential import Record
+from .grid import commits
 from .results import cell
 
 __all__ = ["OURS", "aims", "average", "by_arm", "costs", "per_round", "summary", "summary_table"]
@@ -68,6 +69,7 @@ def summary_table(results: Sequence[Result]) -> Table:
         f"{name} {first[name]}"
         for name in ("protocol", "preset", "rows", "test", "epochs", "samples")
     )
+    title += f", commit {commits(results)}"
     grid = Table("", "seeds", *columns, title=title, box=MARKDOWN)
     for arm, runs in summaries.items():
         cells = (cell([run[column] for run in runs]) for column in columns)

@@ -20,7 +20,7 @@ from .task import named
 __all__ = ["EXAMPLES", "fit"]
 
 EXAMPLES = (
-    "bhpeft fit reviews.csv --backbone roberta-base --out runs/reviews",
+    "bhpeft fit reviews.csv --backbone minilm --out runs/reviews",
     "bhpeft fit films.jsonl --text-column review --label-column stars --task ratings "
     "--out runs/films",
     "bhpeft fit --config fit.yaml --epochs 5",

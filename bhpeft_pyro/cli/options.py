@@ -77,7 +77,7 @@ Overwrite = Annotated[
 Config = Annotated[
     Path | None,
     typer.Option(
-        help="A YAML file with these options; those given here come first.",
+        help="A YAML file with these options; options on the command line win.",
         callback=read_config,
         is_eager=True,
         show_default=False,
@@ -85,7 +85,11 @@ Config = Annotated[
 ]
 Keep = Annotated[
     float,
-    typer.Option(help="Forget on purpose: the share of the old evidence kept.", min=0, max=1),
+    typer.Option(
+        help="Share of the old evidence to keep; below 1 the past is partly forgotten.",
+        min=0,
+        max=1,
+    ),
 ]
 Grow = Annotated[
     bool, typer.Option("--grow", help="Give labels that are new an output of their own.")

@@ -57,7 +57,7 @@ def predict(
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the file that is --out.")
+        bool, typer.Option("--overwrite", help="Replace --out if it exists.")
     ] = False,
 ) -> None:
     """Predict new text, and flag what the posterior is least certain about.

@@ -39,9 +39,9 @@ class FunctionSpacePrior(ABC):
         spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
         prefix: sd of prefixes, as a fraction of the frozen keys and values.
         head: sd of each output (logit) under the prior of the head's weights. None is 1; but
-            `FunctionSpaceNormal` leaves it open then, and a fit of a `normal` or `lowrank` guide
-            finds it by empirical Bayes on the features of the frozen transformer: 0.3 or more for
-            ratings, 2 or more for classes and choices.
+            `FunctionSpaceNormal` leaves it open then, and a fit of a `normal`, `linear`, `lowrank`
+            or `full` guide finds it by empirical Bayes on the features of the frozen transformer:
+            0.3 or more for ratings, 2 or more for classes and choices.
         other: scale of the likelihood's own sites, in their units.
 
     Raises:

@@ -60,11 +60,18 @@ class Likelihood(ABC):
     ) -> TorchDistribution:
         """`distribution`, whose batch shape is seen to be one label an example.
 
+        Its own weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
+
         Raises:
             LikelihoodError: it is another.
         """
-        distribution = self.distribution(outputs, weights, choices)
         expected = outputs.shape[: -2 if self.kind == "choice" else -1]
+        own = dict(weights)
+        for site in self.sites:
+            lead = own[site.name].dim() - site.ndim
+            if lead and lead < len(expected):  # no dim that stands beside the examples
+                own[site.name] = own[site.name].unsqueeze(lead)
+        distribution = self.distribution(outputs, own, choices)
         if distribution.batch_shape != expected:
             raise LikelihoodError(
                 f"{type(self).__name__}: its distribution has batch shape "

@@ -119,13 +119,14 @@ class RandomPEFT(PyroModule):
         """Run the transformer under `weights`.
 
         Args:
-            weights: for each site a tensor of shape `(*P, *site.shape)`; the particle dims P are
-                the same for all sites (none: one draw).
+            weights: for each site a tensor of shape `(*P, *site.shape)`; P, the particle dims
+                (none: one draw), are broadcast, so a site without any is the same for all draws.
             batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
 
         Returns:
             `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice. Under a Pyro particle
-            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples.
+            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples, as
+            is the last of two or more particle dims wherever it is 1.
         """
         folded, shape = self._fold(weights)
         particles = folded[self.sites[0].name].shape[0] if self.sites else 1
@@ -176,15 +177,24 @@ class RandomPEFT(PyroModule):
 
     def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Weights from coordinates, with the particle dims folded into one leading S."""
-        folded: dict[str, Tensor] = {}
-        shape: tuple[int, ...] = ()
-        for site in self.sites:
-            value = weights[site.name]
-            shape = tuple(value.shape[: value.dim() - site.ndim])
-            folded[site.name] = value.reshape(-1, *site.shape)
+        particles = {
+            site.name: tuple(weights[site.name].shape[: weights[site.name].dim() - site.ndim])
+            for site in self.sites
+        }
+        try:
+            shape = tuple(torch.broadcast_shapes(*particles.values()))
+        except RuntimeError as error:
+            found = ", ".join(f"{name} {dims}" for name, dims in particles.items())
+            raise ConfigError(
+                f"weights: the sites' particle dims do not go together: {found}"
+            ) from error
+        folded = {
+            site.name: weights[site.name].expand(*shape, *site.shape).reshape(-1, *site.shape)
+            for site in self.sites
+        }
         if self.coordinates is not None:
             folded = self.coordinates(folded)
-        if shape and shape[-1] == 1:  # the data plate's place
+        if len(shape) > 1 and shape[-1] == 1:  # the data plate's place
             shape = shape[:-1]
         return folded, shape
 

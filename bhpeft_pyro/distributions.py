@@ -1,4 +1,4 @@
-"""A Normal over very many weights whose covariance is narrow along few axes."""
+"""A Normal over very many weights, of a covariance that is narrow along few axes; supports."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import cached_property
@@ -128,8 +129,8 @@ class RandomPEFT(PyroModule):
             plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples, as
             is the last of two or more particle dims wherever it is 1.
         """
-        folded, shape = self._fold(weights)
-        particles = folded[self.sites[0].name].shape[0] if self.sites else 1
+        folded, shape = self._fold(weights, batch.particles)
+        particles = math.prod(shape)
         if batch.particles not in (1, particles):
             raise ConfigError(
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
@@ -175,8 +176,13 @@ class RandomPEFT(PyroModule):
                 rows.append(self._pooled(inputs)[exist])
         self.axes.fit(torch.cat(rows))
 
-    def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """Weights from coordinates, with the particle dims folded into one leading S."""
+    def _fold(
+        self, weights: Mapping[str, Tensor], shares: int = 1
+    ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Weights from coordinates, with the particle dims folded into one leading S.
+
+        Where no site has any, there are as many draws, all alike, as the batch is shared out to.
+        """
         particles = {
             site.name: tuple(weights[site.name].shape[: weights[site.name].dim() - site.ndim])
             for site in self.sites
@@ -188,6 +194,8 @@ class RandomPEFT(PyroModule):
             raise ConfigError(
                 f"weights: the sites' particle dims do not go together: {found}"
             ) from error
+        if not shape and shares > 1:
+            shape = (shares,)
         folded = {
             site.name: weights[site.name].expand(*shape, *site.shape).reshape(-1, *site.shape)
             for site in self.sites

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
 
 def draw(sites: Sequence[Site], *particles: int) -> dict[str, Tensor]:
@@ -69,6 +71,37 @@ def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> N
             alone = poutine.condition(conditioned, take(weights, s, 0))(batch)
             assert torch.equal(together[s], alone)
     assert len(together.unique(dim=0)) > 1
+
+
+@pytest.mark.parametrize("particles", [(4,), (4, 1)])
+def test_the_noise_alone_may_be_random(particles: tuple[int, ...]) -> None:
+    """Its particle dims were looked for in the network's sites, which need have none."""
+    model, batch = tiny_model((), 1, likelihood=Normal()), bh.Batch(tiny_batch(4).inputs)
+    fixed, noise = draw(model.network.sites), draw(model.likelihood.sites, *particles)
+    fitted = model.predictive(fixed | noise, batch)
+    assert fitted.batch_shape == (4, 4)
+    expected = noise["noise.log_scale"].exp().reshape(4, 1).expand(4, 4)
+    torch.testing.assert_close(fitted.stddev, expected)
+
+
+def test_the_likelihood_of_a_backbone_s_own_head_is_fitted() -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=1,
+    )
+    backbone = BertForSequenceClassification(config)
+    network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
+    data = {"text": ["w5 w9", "w6", "w7", "w8 w8"] * 4, "label": [1, 1, 1, 0] * 4}
+    model = bh.Model(network, dist.Normal(0.0, 3.0), OrderedLogistic(2))
+    posterior = bh.fit(model, "normal", data, max_steps=80, natural_lr=0.2, progress=False)
+    (cutpoint,) = posterior.sample(400)["cutpoints"].mean(0).tolist()
+    outputs = network({}, next(bh.encode(data, tiny_tokenizer(), kind="class").batches(16)))
+    assert cutpoint == pytest.approx(outputs.mean().item() - math.log(3), abs=0.4)
 
 
 def constant(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A Normal over very many weights whose covariance is narrow along few axes."""
+"""A Normal over very many weights, of a covariance that is narrow along few axes; supports."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import TorchDistribution, TransformedDistribution
 from torch import Tensor
-from torch.distributions import constraints, register_kl
+from torch.distributions import Distribution, Independent, biject_to, constraints, register_kl
+from torch.distributions.constraints import Constraint
 
-__all__ = ["Covariance", "LowRankNormal", "leading"]
+__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
 
 _NO_DIMS = torch.Size()
 _ROWS = 2**16  # taken to double precision at a time: in single, weak axes are not orthogonal
@@ -157,6 +158,48 @@ class Covariance:
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
         with _exact(vector):
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
+
+
+def base_of(distribution: Distribution) -> Distribution:
+    """A distribution without the wrappers that declare event dims; what is transformed stays so.
+
+    >>> import pyro.distributions as dist
+    >>> type(base_of(dist.LogNormal(torch.zeros(3), 1.0).to_event(1))).__name__
+    'LogNormal'
+    """
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+class Constrained(TransformedDistribution):
+    """A distribution of unconstrained coordinates, taken onto a support.
+
+    A `TransformedDistribution` forgets bounds: its support is that of its last transform, which
+    is affine for positive numbers and intervals, so all of the reals. A guide made for it later
+    would leave the true one.
+
+    Args:
+        base: over the unconstrained coordinates, all dims of them events.
+        onto: the support.
+
+    >>> import pyro.distributions as dist
+    >>> Constrained(dist.Normal(0.0, 1.0), constraints.positive).support
+    GreaterThan(lower_bound=0.0)
+    """
+
+    def __init__(
+        self, base: TorchDistribution, onto: Constraint, validate_args: bool | None = None
+    ) -> None:
+        super().__init__(base, biject_to(onto), validate_args)
+        self._onto = onto
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Constraint:
+        return self._onto
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Constrained:
+        return Constrained(self.base_dist.expand(batch_shape), self._onto, False)
 
 
 def _exact(like: Tensor) -> torch.autocast:

@@ -60,11 +60,21 @@ class Likelihood(ABC):
     ) -> TorchDistribution:
         """`distribution`, whose batch shape is seen to be one label an example.
 
+        Its own weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
+
         Raises:
-            LikelihoodError: it is another.
+            LikelihoodError: the batch shape is another.
         """
-        distribution = self.distribution(outputs, weights, choices)
         expected = outputs.shape[: -2 if self.kind == "choice" else -1]
+        own = dict(weights)
+        for site in self.sites:
+            value = weights[site.name]
+            lead = tuple(value.shape[: value.dim() - site.ndim])
+            if lead and (len(lead) < len(expected) or lead[-1] != 1):
+                lead = (*lead, 1)  # the place of the examples
+                own[site.name] = value.reshape(*lead, *site.shape)
+            expected = torch.broadcast_shapes(expected, lead)
+        distribution = self.distribution(outputs, own, choices)
         if distribution.batch_shape != expected:
             raise LikelihoodError(
                 f"{type(self).__name__}: its distribution has batch shape "

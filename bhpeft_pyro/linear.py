@@ -29,8 +29,8 @@ class LinearModel(Model):
 
     Args:
         model: the model.
-        around: gives the weights to linearise around, a tensor of its shape for each site; no
-            gradient flows through them.
+        around: gives the weights to linearise around, a tensor of its shape for each site but
+            those that the prior holds constant; no gradient flows through them.
 
     >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
     >>> model = tiny_model()
@@ -53,7 +53,8 @@ class LinearModel(Model):
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             pairs: dict[str, Tensor] = {}
             for site in self.network.sites:
-                at, weight = around[site.name].detach(), weights[site.name]
+                weight = weights[site.name]
+                at = around.get(site.name, weight).detach()
                 point = at.expand_as(weight).contiguous()
                 pairs[site.name] = forward_ad.make_dual(point, weight - at)
             value, change = forward_ad.unpack_dual(super().outputs(pairs, batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import cached_property
@@ -119,16 +120,17 @@ class RandomPEFT(PyroModule):
         """Run the transformer under `weights`.
 
         Args:
-            weights: for each site a tensor of shape `(*P, *site.shape)`; the particle dims P are
-                the same for all sites (none: one draw).
+            weights: for each site a tensor of shape `(*P, *site.shape)`; P, the particle dims
+                (none: one draw), are broadcast, so a site without any is the same for all draws.
             batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
 
         Returns:
             `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice. Under a Pyro particle
-            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples.
+            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples, as
+            is the last of two or more particle dims wherever it is 1.
         """
-        folded, shape = self._fold(weights)
-        particles = folded[self.sites[0].name].shape[0] if self.sites else 1
+        folded, shape = self._fold(weights, batch.particles)
+        particles = math.prod(shape)
         if batch.particles not in (1, particles):
             raise ConfigError(
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
@@ -174,17 +176,33 @@ class RandomPEFT(PyroModule):
                 rows.append(self._pooled(inputs)[exist])
         self.axes.fit(torch.cat(rows))
 
-    def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """Weights from coordinates, with the particle dims folded into one leading S."""
-        folded: dict[str, Tensor] = {}
-        shape: tuple[int, ...] = ()
-        for site in self.sites:
-            value = weights[site.name]
-            shape = tuple(value.shape[: value.dim() - site.ndim])
-            folded[site.name] = value.reshape(-1, *site.shape)
+    def _fold(
+        self, weights: Mapping[str, Tensor], shares: int = 1
+    ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """Weights from coordinates, with the particle dims folded into one leading S.
+
+        Where no site has any, there are as many draws, all alike, as the batch is shared out to.
+        """
+        particles = {
+            site.name: tuple(weights[site.name].shape[: weights[site.name].dim() - site.ndim])
+            for site in self.sites
+        }
+        try:
+            shape = tuple(torch.broadcast_shapes(*particles.values()))
+        except RuntimeError as error:
+            found = ", ".join(f"{name} {dims}" for name, dims in particles.items())
+            raise ConfigError(
+                f"weights: the sites' particle dims do not go together: {found}"
+            ) from error
+        if not shape and shares > 1:
+            shape = (shares,)
+        folded = {
+            site.name: weights[site.name].expand(*shape, *site.shape).reshape(-1, *site.shape)
+            for site in self.sites
+        }
         if self.coordinates is not None:
             folded = self.coordinates(folded)
-        if shape and shape[-1] == 1:  # the data plate's place
+        if len(shape) > 1 and shape[-1] == 1:  # the data plate's place
             shape = shape[:-1]
         return folded, shape
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, latents
-from .guides.latent import base_of
 from .posterior import Posterior
 from .priors import unpack
 

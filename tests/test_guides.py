@@ -207,3 +207,48 @@ def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
     trace.log_prob_sum().backward()
     assert all(value.grad is not None for value in parameters.values())
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_function_guide_cannot_declare_parameters_for_data_alone() -> None:
+    """They were thrown away at every step, so the term stayed at its start, without a word."""
+    model = tiny_model(())
+
+    def guide(batch: bh.Batch | None) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            if batch is not None:
+                loc = loc + pyro.param(f"{site.name}.shift", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Normal(loc, 0.01).to_event(site.ndim))
+
+    with pytest.raises(GuideError, match=r"guide: .*'head.weight.shift', 'head.bias.shift'.*None"):
+        bh.fit(model, guide, tiny_examples(), max_steps=4, progress=False)
+    assert len(pyro.get_param_store()) == 0
+
+
+def with_scales_named(pattern: str) -> Any:
+    def prior(sites: Sequence[Site]) -> dict[str, Tensor]:
+        values = {}
+        for s in sites:
+            tau = pyro.sample(pattern.format(s.name), dist.LogNormal(0.0, 0.5))
+            normal = dist.Normal(0.0, tau.reshape(*tau.shape, *[1] * s.ndim))
+            wide = normal.expand((*tau.shape, *s.shape)).to_event(s.ndim)
+            values[s.name] = pyro.sample(s.name, wide)
+        return values
+
+    return prior
+
+
+@pytest.mark.parametrize(
+    "name", ["AutoNormal", "AutoDelta", "structured", "AutoMultivariateNormal"]
+)
+def test_latents_that_collide_as_attributes_are_named(name: str) -> None:
+    """Pyro's "'Parameter' object has no attribute 'scale'" does not say what to do."""
+    fit = {"max_steps": 2, "progress": False}
+    bh.fit(tiny_model((), prior=with_scales_named("scale.{}")), name, tiny_examples(), **fit)
+    within = tiny_model((), prior=with_scales_named("{}.scale"))
+    if name == "AutoMultivariateNormal":  # which keeps one vector
+        bh.fit(within, name, tiny_examples(), **fit)
+        return
+    collide = r"prior samples 'head.weight' and 'head.weight.scale'.*rename.*'scale.head.weight'"
+    with pytest.raises(GuideError, match=collide):
+        bh.autoguide(name, within)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..batch import Batch
+from ..distributions import Constrained
 from ..errors import GuideError
 from ..model import Model
 from .guide import Guide, key
@@ -73,9 +74,7 @@ class DeltaGuide(Guide):
             loc = self.loc[key(name)].detach().clone()
             normal = dist.Normal(loc, self.width * self._units[name].to(loc)).to_event(loc.dim())
             real = is_real(support)
-            found[name] = (
-                normal if real else dist.TransformedDistribution(normal, biject_to(support))
-            )
+            found[name] = normal if real else Constrained(normal, support)
         return found
 
     def means(self) -> dict[str, Tensor]:

@@ -23,10 +23,12 @@ class FunctionGuide(nn.Module):
     copied with their posterior, and never share a parameter with another model's guide.
 
     Args:
-        function: `guide(batch)`, sampling every latent; it is called once, with None.
+        function: `guide(batch)`, sampling every latent; it is called once, with None, and has to
+            declare all of its parameters then: predictions call it so too.
 
     Raises:
-        GuideError: a sample statement with batch dims: all dims of a weight are event dims.
+        GuideError: a sample statement with batch dims: all dims of a weight are event dims; or,
+            later, a parameter that is declared for data alone.
 
     >>> import pyro.distributions as dist
     >>> import torch
@@ -57,6 +59,12 @@ class FunctionGuide(nn.Module):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
         """Call the function, its parameters being this module's."""
         params = {name: self.parameters_[key(name)] for name in self._names}
-        with pyro.get_param_store().scope({"params": params, "constraints": self._constraints}):
+        store = pyro.get_param_store()
+        with store.scope({"params": params, "constraints": self._constraints}) as state:
             result: dict[str, Tensor] | None = self.function(batch)
+        if late := [name for name in state["params"] if name not in params]:
+            raise GuideError(
+                f"guide: it declares {', '.join(map(repr, late))} only when it is given data; "
+                "expected all parameters when it is called with None, as predictions call it"
+            )
         return result

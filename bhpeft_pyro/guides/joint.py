@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import GuideError
 from ..model import Model
 from ..priors import JOINT, JointPrior, joint_name, unpack
 from .guide import Guide
-from .latent import Latent, base_of, latents
+from .latent import Latent, latents
 
 __all__ = ["JointGuide"]
 

@@ -11,9 +11,10 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import Distribution, Independent, biject_to, constraints
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
+from ..distributions import base_of
 from ..errors import PriorError
 from ..model import Model
 from ..peft.sites import Site
@@ -50,13 +51,6 @@ class Latent:
     def names(self) -> tuple[str, ...]:
         """What patterns of site names are held against, those of a joint latent's sites."""
         return tuple(self.sites) or (self.name,)
-
-
-def base_of(distribution: Distribution) -> Distribution:
-    """A distribution without the wrappers that declare event dims."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def is_real(support: Constraint | None) -> bool:

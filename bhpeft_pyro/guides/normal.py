@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from ..batch import Batch
+from ..distributions import Constrained
 from ..errors import GuideError
 from ..model import Model
 from .guide import Guide, key
@@ -114,4 +115,4 @@ class NormalGuide(Guide):
         support = self._supports[name]
         if is_real(support):
             return normal
-        return dist.TransformedDistribution(normal, biject_to(support))
+        return Constrained(normal, support)

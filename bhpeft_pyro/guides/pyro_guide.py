@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import permutations
 from math import prod
 from typing import Any
 
@@ -51,6 +52,9 @@ class PyroGuide(Guide):
         family: the autoguide: a name in `PYROS`, or a class.
         options: of its constructor.
 
+    Raises:
+        GuideError: of two latents one is named "a" and the other "a.b".
+
     Attributes:
         auto: Pyro's guide itself.
 
@@ -68,6 +72,8 @@ class PyroGuide(Guide):
         self._latents = latents(own)
         run = partial(_run, own)
         make: Any = PYROS[family] if isinstance(family, str) else family
+        if not issubclass(make, pyro_guides.AutoContinuous):
+            _check_names([x.name for x in self._latents], make.__name__)
         self.auto: AutoGuide
         if make is pyro_guides.AutoIAFNormal:
             loc, scale = (
@@ -166,6 +172,17 @@ class PyroGuide(Guide):
         """Whether it has to see data first: which latents depend on each other in the posterior."""
         auto = self.auto
         return isinstance(auto, pyro_guides.AutoStructured) and isinstance(auto.dependencies, str)
+
+
+def _check_names(names: Sequence[str], guide: str) -> None:
+    """Pyro keeps what it has of latent "a.b" as an attribute "b" of what it has of "a"."""
+    for outer, inner in permutations(names, 2):
+        if inner.startswith(f"{outer}."):
+            rest = inner.removeprefix(f"{outer}.")
+            raise GuideError(
+                f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide, as Pyro "
+                f"keeps them as attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
+            )
 
 
 def _apart(prior: Prior) -> Prior:

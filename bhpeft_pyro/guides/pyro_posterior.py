@@ -13,9 +13,8 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from torch.distributions import biject_to
 
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Constrained, Covariance, LowRankNormal
 from ..errors import GuideError
 from ..priors import FlowPrior, JointPrior, VectorPrior, unpack
 from .latent import Latent, is_real
@@ -39,9 +38,7 @@ def independent(auto: AutoGuide, latents: Sequence[Latent]) -> dict[str, TorchDi
     for latent, (loc, scale) in zip(latents, pairs, strict=True):
         normal = dist.Normal(loc.detach().clone(), scale.detach().clone()).to_event(loc.dim())
         found[latent.name] = (
-            normal
-            if is_real(latent.support)
-            else dist.TransformedDistribution(normal, biject_to(latent.support))
+            normal if is_real(latent.support) else Constrained(normal, latent.support)
         )
     return found
 

@@ -16,9 +16,8 @@ from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import GuideError
-from ..guides.latent import base_of
 from .calm import AtMean
 
 __all__ = ["ELBO", "Parts"]

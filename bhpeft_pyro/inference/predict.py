@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from ..batch import Batch
 from ..data import Examples
+from ..distributions import base_of
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import Guide
-from ..guides.latent import base_of
 from ..linear import linear_predictive
 from ..model import Model
 from .draws import blocks, draw, point, strata

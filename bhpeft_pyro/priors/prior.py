@@ -148,7 +148,7 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
 def complete(
     prior: Prior, sites: Sequence[Site], latents: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Latents, and the sites that a prior makes out of them.
+    """Latents, and the sites that a prior makes out of them: under all draws, constant or not.
 
     Args:
         prior: the prior; it is not run if all sites are among the latents.
@@ -178,4 +178,8 @@ def complete(
             f"prior: it samples {', '.join(map(repr, unknown))}, which have no value among "
             f"{', '.join(latents)}"
         )
-    return {**latents, **values}
+    whole = {**latents, **values}
+    particles = torch.broadcast_shapes(
+        *(whole[site.name].shape[: whole[site.name].dim() - site.ndim] for site in sites)
+    )
+    return whole | {s.name: whole[s.name].expand(*particles, *s.shape) for s in sites}

@@ -6,9 +6,13 @@ from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.distributions import Normal, constraints
+from torch.distributions.constraints import Constraint
 
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
 from ..kronecker import KroneckerCovariance
 from .blocks import BlockPrior
@@ -26,6 +30,9 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Args:
         part: what the names of its tensors begin with.
+
+    Raises:
+        SaveError: an earlier posterior has a latent that is no Normal in unconstrained coordinates.
     """
     if _ready(type(prior).__name__) is type(prior):
         return {"kind": "ready", "class": type(prior).__name__, **asdict(prior)}, {}
@@ -51,16 +58,14 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors |= more
         return {"kind": _MADE_OF_PARTS[type(prior)], "parts": parts}, tensors
     if isinstance(prior, PosteriorPrior):
-        tensors = {}
-        for name, site in prior.distributions.items():
-            base = getattr(site, "base_dist", site)
-            if not isinstance(base, dist.Normal):
-                return {"kind": "custom", "path": f"a posterior with {type(site).__name__}"}, {}
-            tensors |= {f"{part}.{name}.loc": base.loc, f"{part}.{name}.scale": base.scale}
+        tensors, supports = {}, {}
+        for name, latent in prior.distributions.items():
+            normal, supports[name] = _describe_latent(name, latent)
+            tensors |= {f"{part}.{name}.loc": normal.loc, f"{part}.{name}.scale": normal.scale}
         # The order of sites is the order of draws: with it, a seed means the same after loading.
         return {
             "kind": "posterior",
-            "sites": list(prior.distributions),
+            "latents": list(supports.items()),
             "structure": prior.structure and describe(prior.structure, part)[0],
         }, tensors
     named = prior if hasattr(prior, "__qualname__") else type(prior)
@@ -109,16 +114,11 @@ def revive(
                 ]
             )
     if kind == "posterior":
-        structure = fields["structure"]
-        return PosteriorPrior(
-            {
-                name: dist.Normal(
-                    tensors[f"{part}.{name}.loc"], tensors[f"{part}.{name}.scale"]
-                ).to_event(tensors[f"{part}.{name}.loc"].dim())
-                for name in fields["sites"]
-            },
-            structure and revive(structure, tensors, part, given),
-        )
+        structure, distributions = fields["structure"], {}
+        for name, support in fields["latents"]:
+            loc, scale = tensors[f"{part}.{name}.loc"], tensors[f"{part}.{name}.scale"]
+            distributions[name] = _revive_latent(loc, scale, support)
+        return PosteriorPrior(distributions, structure and revive(structure, tensors, part, given))
     if kind != "custom":
         raise SaveError(f"prior: the saved posterior's is of an unknown kind, {kind!r}")
     if given is None:
@@ -130,6 +130,52 @@ def revive(
 
 _COVARIANCE = ("scale", "axes", "ratio")
 _MADE_OF_PARTS: dict[type[Any], str] = {BlockPrior: "blocks", MixturePrior: "mixture"}
+_SUPPORTS: dict[str, type[Constraint]] = {
+    "greater than": constraints.greater_than,
+    "at least": constraints.greater_than_eq,
+    "less than": constraints.less_than,
+    "interval": constraints.interval,
+    "half-open interval": constraints.half_open_interval,
+    "simplex": type(constraints.simplex),
+}
+
+
+def _describe_latent(name: str, latent: TorchDistribution) -> tuple[Normal, dict[str, Any] | None]:
+    """A Normal, and the support that it is taken onto: None for the reals."""
+    base, described = base_of(latent), None
+    if isinstance(base, Constrained):
+        support: Any = base.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        known = next((key for key, cls in _SUPPORTS.items() if type(support) is cls), None)
+        if known is None:
+            raise SaveError(
+                f"prior: the earlier posterior's {name!r} is on the support {support}, which "
+                f"cannot be saved; expected one of {', '.join(_SUPPORTS)}"
+            )
+        bounds = {key: torch.as_tensor(bound).tolist() for key, bound in vars(support).items()}
+        described, base = {"kind": known, **bounds}, base_of(base.base_dist)
+    if not isinstance(base, Normal):
+        raise SaveError(
+            f"prior: the earlier posterior's {name!r} is {type(base).__name__}, which cannot be "
+            "saved; expected Normal, in unconstrained coordinates"
+        )
+    return base, described
+
+
+def _revive_latent(
+    loc: Tensor, scale: Tensor, described: dict[str, Any] | None
+) -> TorchDistribution:
+    normal = dist.Normal(loc, scale).to_event(loc.dim())
+    if described is None:
+        return normal
+    bounds = dict(described)
+    support = _SUPPORTS[bounds.pop("kind")](
+        **{k: loc.new_tensor(v) if isinstance(v, list) else v for k, v in bounds.items()}
+    )
+    if loc.dim() > support.event_dim:
+        support = constraints.independent(support, loc.dim() - support.event_dim)
+    return Constrained(normal, support)
 
 
 def _ready(name: str) -> Any:

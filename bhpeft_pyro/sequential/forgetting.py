@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import ConfigError, PriorError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
@@ -179,7 +179,7 @@ def normals(
     found = {}
     for name in names:
         fn = nodes[name]["fn"]
-        base = getattr(fn, "base_dist", fn)
+        base = base_of(fn)
         if not isinstance(base, dist.Normal):
             raise PriorError(
                 f"{purpose}: {name!r} is {type(base).__name__} under the prior; expected Normal"

@@ -263,4 +263,4 @@ def test_reports_are_of_each_and_of_all() -> None:
     alone = posterior.components[1].diagnose(FIRST, samples=100)
     assert found.components[1] == alone and f"  {alone.information}" in str(found)
     chains = posterior.to_arviz(FIRST, samples=6).posterior["head.bias"]
-    assert dict(chains.sizes) == {"chain": 3, "draw": 6, "label": 2}
+    assert dict(chains.sizes) == {"chain": 3, "draw": 6, "output": 2}

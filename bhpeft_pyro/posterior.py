@@ -138,8 +138,8 @@ class Posterior:
             keep_samples: keep each draw's prediction in the forecast's `samples`.
             bf16: autocast to bfloat16.
             linear: predict with the network linearised around the posterior mean: a pass forwards
-                and one backwards for each output, however many draws. By default for guides
-                that were fitted so ("linear").
+                and one backwards for each output, for as many draws as `linear.MAX_BYTES` hold. By
+                default for guides that were fitted so ("linear").
         """
         examples = self.text.encode(self.model, data, labelled=False)
         return predict(

@@ -135,7 +135,7 @@ def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> N
         fitted = linear.predictive(weights, batch).log_prob(batch.labels)
     np.testing.assert_allclose(idata.log_likelihood["label"].values[0], fitted, atol=1e-3)
     needed = 400 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4 + 2 * 4))
-    draws = 400 * 2 * 4 * sum(s.numel for s in model.sites)  # and all of them in predicting
+    draws = 400 * 4 * sum(s.numel for s in model.sites)  # and all of them in predicting
     with pytest.raises(ConfigError, match=f"{needed + draws:,} bytes"):
         posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"], max_bytes=needed)
 

@@ -12,9 +12,8 @@ from exact import Exact, design, guide_of, own_network, random_texts, ratings, r
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Information, diagnose, information
-from bhpeft_pyro.diagnostics.passes import prior_guide
 from bhpeft_pyro.errors import ConfigError, GuideError
-from bhpeft_pyro.guides import FunctionGuide, NormalGuide
+from bhpeft_pyro.guides import FunctionGuide, NormalGuide, prior_guide
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

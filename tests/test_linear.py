@@ -13,6 +13,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import LinearGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.likelihoods import Categorical, Likelihood, MultipleChoice, Normal
@@ -208,3 +209,13 @@ def test_it_is_updated_and_saved_from_round_to_round(tmp_path: Path) -> None:
     folder = updated.save(tmp_path / "round")
     again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
     assert torch.equal(*(p.predict(unseen, 20).probabilities for p in (again, updated)))
+
+
+def test_second_derivatives_are_refused() -> None:
+    """They would be the network's own, of which the linearised one has none."""
+    model, batch = tiny_model(), tiny_batch(4)
+    weights = {k: v.requires_grad_() for k, v in random_weights(model, 2).items()}
+    zeros = {site.name: torch.zeros(site.shape) for site in model.sites}
+    outputs = LinearModel(model, lambda: zeros).outputs(weights, batch)
+    with pytest.raises(ConfigError, match="create_graph=True"):
+        torch.autograd.grad(outputs.square().sum(), list(weights.values()), create_graph=True)

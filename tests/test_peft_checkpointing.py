@@ -8,7 +8,9 @@ import pytest
 import tiny
 import torch
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 CAPABLE = [t for t in tiny.MODEL_TYPES if t != "albert"]  # Hugging Face has none for ALBERT
 
@@ -64,6 +66,22 @@ def test_gradients_are_equal(model_type):
     assert len(calls) == 3  # forward, and again in the backward pass
     assert_same(plain, checkpointed)
     assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("guide", ["normal", "lowrank", "linear"])
+def test_a_fit_is_the_same_fit(guide):
+    """Its noisy steps too, which of joint guides are the last 40 %."""
+    fitted, calls = [], []
+    for checkpointed in (False, True):
+        model = tiny_model(aligned=True)
+        if checkpointed:
+            model.network.backbone.gradient_checkpointing_enable()
+        passes = count_attention(model.network.backbone, model.network.attachment)
+        fitted.append(bh.fit(model, guide, tiny_examples(), max_steps=10, progress=False))
+        calls.append(len(passes))
+    assert calls[1] >= calls[0] + 10
+    one, other = (torch.tensor([step["loss"] for step in f.report.history]) for f in fitted)
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

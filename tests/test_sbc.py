@@ -17,11 +17,13 @@ from scipy.stats import binomtest, kstest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
-from bhpeft_pyro.diagnostics.passes import labels, prior_guide, run
+from bhpeft_pyro.diagnostics.passes import labels, run
 from bhpeft_pyro.diagnostics.uniformity import band, symmetric, uniform
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.guides import prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.inference.passes import Block
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = random_texts(24)
@@ -153,11 +155,11 @@ def test_labels_and_likelihood_agree() -> None:
     weights = draw(model, prior_guide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
-    p = run(model, weights, feed).predictions[0]
-    drawn = labels(model, many, feed)
+    p = run(model, [Block(weights)], feed).predictions[0]
+    drawn = labels(model, [Block(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
-    known = run(model, weights, feed).log_likelihood
+    known = run(model, [Block(weights)], feed).log_likelihood
     assert known is not None and data.labels is not None
     torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
 

@@ -161,7 +161,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
     assert scores["forward_transfer"] == transfer.forward_transfer(record.matrix, untrained)
     figure = figures.overview(record)
-    assert len(figure.axes) == 6  # five panels and a colour bar
+    assert len(figure.axes) == 5
     lines = figure.axes[1].get_lines()
     torch.testing.assert_close(
         torch.tensor(lines[0].get_ydata()), record.column("nll"), equal_nan=True

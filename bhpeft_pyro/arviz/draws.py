@@ -1,4 +1,4 @@
-"""Draws of a posterior and of its prior, and which guides make a chain each."""
+"""Draws of a guide, and which guides make a chain each."""
 
 from __future__ import annotations
 
@@ -8,40 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..diagnostics.passes import prior_guide
-from ..guides import Guide
 from ..inference.draws import blocks
-from ..model import Model
 from .variables import variables
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
 
-__all__ = ["chains", "chosen_draws", "prior_of"]
-
-
-class _LinearPrior(Guide):
-    """The prior of the network that was fitted: the one linearised around a guide's means."""
-
-    linear = True
-
-    def __init__(self, model: Model, guide: Guide) -> None:
-        super().__init__()
-        self._draw, self.guide = prior_guide(model), guide
-
-    def forward(self, batch: object = None) -> dict[str, Tensor]:
-        return dict(self._draw(batch))
-
-    def means(self) -> dict[str, Tensor]:
-        return self.guide.means()
-
-
-def prior_of(posterior: Posterior) -> Callable[..., Any]:
-    """The prior of the last round in the form of a guide."""
-    guide = posterior.guide
-    if isinstance(guide, Guide) and guide.linear:
-        return _LinearPrior(posterior.model, guide)
-    return prior_guide(posterior.model)
+__all__ = ["chains", "chosen_draws"]
 
 
 def chains(guide: Callable[..., Any]) -> Sequence[Callable[..., Any]]:

@@ -7,11 +7,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..guides import Guide
+from ..guides import prior_like
+from ..guides.guide import is_linear
 from ..inference.draws import draw
+from ..linear import MAX_BYTES
 from .axes import Axes
 from .container import join
-from .draws import chains, chosen_draws, prior_of
+from .draws import chains, chosen_draws
 from .predictions import predictions
 from .trace import trace
 from .variables import variables
@@ -44,7 +46,9 @@ def to_arviz(
     trace (dim `step`) and the KL of each site (nats, dim `site`); and with data
     `posterior_predictive`, `prior_predictive`, `constant_data` (the texts) and, if labelled,
     `observed_data` and `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw
-    s of the weights. A guide of several components has a chain for each (`chains`).
+    s of the weights. A guide of several components has a chain for each (`chains`). Under a linear
+    guide the prior, too, predicts with the linearised network; under several, with each one's for
+    equally many draws, rounded up.
 
     Args:
         posterior: the posterior.
@@ -84,14 +88,15 @@ def to_arviz(
     needed = samples * (len(guides) + 1) * _FLOAT * sum(numel[name] for name in chosen)
     if examples is not None:
         needed += samples * len(examples) * _per_prediction(len(guides))
-        if isinstance(posterior.guide, Guide) and posterior.guide.linear:  # all draws at once
-            needed += samples * 2 * _FLOAT * sum(site.numel for site in model.sites)
+        if is_linear(posterior.guide):  # so many draws at once
+            weights = sum(site.numel for site in model.network.sites)
+            needed += min(samples * _FLOAT * weights, MAX_BYTES)
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    every = [*guides, prior_of(posterior)]
+    every = [*guides, prior_like(model, posterior.guide)]
     *drawn, before = [
         chosen_draws(posterior, guide, chosen, samples, seed + i) for i, guide in enumerate(every)
     ]

@@ -12,10 +12,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..data import Examples
-from ..diagnostics.passes import max_rows
 from ..inference.draws import seeded
 from ..inference.feed import Feed
-from ..inference.predict import outcomes
+from ..inference.passes import drawn, passes
 from ..model import Model
 from .container import dataset
 
@@ -42,23 +41,23 @@ def predictions(
     """
     coords = {"example": np.arange(len(examples))}
     feed = Feed(model, examples)
-    *passes, prior = [
+    *chains, prior = [
         _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
     ]
 
-    def drawn(chains: Sequence[Tensor]) -> xr.Dataset:
-        return dataset({"label": (_DIMS, torch.stack(list(chains)).numpy())}, coords)
+    def each(values: Sequence[Tensor]) -> xr.Dataset:
+        return dataset({"label": (_DIMS, torch.stack(list(values)).numpy())}, coords)
 
     def given(**values: Any) -> xr.Dataset:
         return xr.Dataset({name: ("example", value) for name, value in values.items()}, coords)
 
     groups = {
-        "posterior_predictive": drawn([labels for labels, _ in passes]),
-        "prior_predictive": drawn([prior[0]]),
+        "posterior_predictive": each([labels for labels, _ in chains]),
+        "prior_predictive": each([prior[0]]),
         "constant_data": given(text=np.array(examples.texts, dtype=object)),
     }
     if examples.labels is not None:
-        groups["log_likelihood"] = drawn([fit for _, fit in passes if fit is not None])
+        groups["log_likelihood"] = each([fit for _, fit in chains if fit is not None])
         groups["observed_data"] = given(label=examples.labels.numpy())
     return groups
 
@@ -68,15 +67,13 @@ def _outcome(
 ) -> tuple[Tensor, Tensor | None]:
     """(S, N) labels, and log-likelihoods if the examples are labelled."""
     with seeded(seed):
-        parts = list(
-            outcomes(model, guide, feed, samples, _drawn, max_rows=max_rows(feed), seed=seed)
-        )
+        parts = [*passes(model, drawn(model, guide, samples, seed), feed, _take)]
     predicted, *fit = (torch.cat(part) for part in zip(*parts, strict=True))
     if model.likelihood.kind != "rating":
         predicted = predicted.long()
     return predicted, fit[0] if fit else None
 
 
-def _drawn(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-    drawn = distribution.sample()
-    return (drawn,) if labels is None else (drawn, distribution.log_prob(labels))
+def _take(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    sample = distribution.sample()
+    return (sample,) if labels is None else (sample, distribution.log_prob(labels))

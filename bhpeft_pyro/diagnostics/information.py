@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from ..forecast import RatingForecast
+from ..guides import prior_like
 from ..inference.feed import Feed
+from ..inference.passes import max_rows
 from ..inference.predict import AnyForecast, predict
-from .passes import max_rows, prior_guide
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -22,7 +23,7 @@ class Information:
     """Mutual information of a text's label and the weights, the mean over the texts, in nats.
 
     Attributes:
-        prior: under the prior of the last round.
+        prior: under the prior of the last round, of the network that the guide is a posterior of.
         posterior: under the guide.
 
     >>> print(Information(prior=0.5, posterior=0.1))
@@ -82,7 +83,7 @@ def information(
 def information_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> Information:
     """`information` on data that is ready to be run."""
     model, rows = posterior.model, max_rows(feed)
-    guides = prior_guide(model), posterior.guide
+    guides = prior_like(model, posterior.guide), posterior.guide
     prior, after = (
         _nats(predict(model, guide, feed, samples, max_rows=rows, seed=seed)) for guide in guides
     )

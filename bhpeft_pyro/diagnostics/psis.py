@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
+from ..guides.guide import is_linear
 from ..inference.feed import Feed
+from ..mixture import MixturePosterior
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
@@ -110,7 +114,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     """k-hat of a fitted guide, jointly over all its latents.
 
     Every draw is run on all the training data. A guide of any kind will do: this package's,
-    Pyro's, a function.
+    Pyro's, a function. A linear one is compared with the posterior of the linearised network that
+    it approximates; of restarts each with its own, all draws together.
 
     Args:
         posterior: the posterior; its model's prior is the one of the last round.
@@ -150,10 +155,15 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
 
 def psis_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> PSIS:
     """`psis` on data that has been checked."""
-    ratios = log_ratios(
-        posterior.model, posterior.guide, feed, samples, seed, posterior.report.temperature
-    )
-    return PSIS.of(ratios)
+    parts: Sequence[Posterior] = (posterior,)
+    if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
+        parts = posterior.components  # each has a network of its own, linearised around its means
+    share, temperature = -(-samples // len(parts)), posterior.report.temperature
+    ratios = [
+        log_ratios(each.model, each.guide, feed, share, seed + number, temperature)
+        for number, each in enumerate(parts)
+    ]
+    return PSIS.of(torch.cat(ratios))
 
 
 def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:

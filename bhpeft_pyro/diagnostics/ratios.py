@@ -17,6 +17,7 @@ from torch.distributions import Independent, biject_to
 from ..errors import GuideError
 from ..inference.draws import PLATE, alone, traces
 from ..inference.feed import Feed
+from ..inference.passes import Block, centre
 from ..model import Model
 from ..priors import complete
 from .passes import run
@@ -34,9 +35,9 @@ def log_ratios(
 ) -> Tensor:
     """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide.
 
-    The likelihood is that of all examples. A guide may sample auxiliary variables of which its
-    latents are one-to-one functions, given as a `Delta` each with the log-Jacobian as their
-    `log_density`: Pyro's autoguides do.
+    The likelihood is that of all examples, and for a linear guide that of the linearised network.
+    A guide may sample auxiliary variables of which its latents are one-to-one functions, given as a
+    `Delta` each with the log-Jacobian as their `log_density`: Pyro's autoguides do.
 
     Args:
         temperature: T of the posterior that the guide was fitted to.
@@ -45,16 +46,19 @@ def log_ratios(
         GuideError: latents and guide differ; the guide is a point in some of them; or it samples
             more or fewer numbers than the latents are, so that its density at them is not known.
     """
-    parts = []
-    for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
-        weights = _latents(trace)
-        prior = _prior(model, weights)
-        _check(trace, prior)
-        outcome = run(model, complete(model.prior, model.sites, weights), feed)
-        assert outcome.log_likelihood is not None
-        tempered = outcome.log_likelihood / temperature
-        parts.append(tempered + _log_prob(prior) - _log_prob(trace))
-    found = torch.cat(parts)
+    at, densities = centre(model, guide), []
+
+    def draws() -> Iterator[Block]:
+        for trace in traces(guide, samples, torch.Generator().manual_seed(seed)):
+            weights = _latents(trace)
+            prior = _prior(model, weights)
+            _check(trace, prior)
+            densities.append(_log_prob(prior) - _log_prob(trace))
+            yield Block(complete(model.prior, model.sites, weights), at)
+
+    likelihood = run(model, draws(), feed).log_likelihood
+    assert likelihood is not None
+    found = likelihood / temperature + torch.cat(densities)
     if found.isnan().any() or (found == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
     return found

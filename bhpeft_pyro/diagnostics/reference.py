@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..inference.draws import draw
 from ..inference.feed import Feed
+from ..inference.passes import Block, drawn
 from .passes import run
 
 if TYPE_CHECKING:
@@ -78,6 +78,10 @@ def against(
 ) -> Comparison:
     """Compare what a posterior and reference draws predict for texts.
 
+    Each predicts as it does by itself: a linear guide with the linearised network, as
+    `Posterior.predict`, and the reference draws with the model's own, so that what is lost by
+    linearising counts too.
+
     Args:
         posterior: the posterior.
         draws: for each site of the model `(R, *site shape)`, as `MCMC.get_samples()` gives them,
@@ -101,8 +105,8 @@ def against(
     reference = _reference(posterior, draws)
     examples = posterior.text.encode(model, data, labelled=False)
     feed = Feed(model, examples)
-    ours = run(model, draw(model, posterior.guide, samples, seed), feed).predictions
-    theirs = run(model, reference, feed).predictions
+    ours = run(model, drawn(model, posterior.guide, samples, seed), feed).predictions
+    theirs = run(model, [Block(reference)], feed).predictions
     changing = theirs.std(0) > _LEAST  # probabilities of choices that don't exist are always 0
     sd = theirs.std(0)[changing]
     return Comparison(

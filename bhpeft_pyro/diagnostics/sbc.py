@@ -17,16 +17,17 @@ from ..batch import Batch
 from ..data import Examples, encode
 from ..errors import ConfigError, DataError
 from ..fitting import fit
-from ..guides import GuideLike
+from ..guides import GuideLike, prior_guide
 from ..inference.alignment import align
-from ..inference.draws import blocks, draw, seeded
+from ..inference.draws import blocks, seeded
 from ..inference.feed import Feed
+from ..inference.passes import Block, drawn
 from ..model import Model
 from ..network import RandomPEFT
 from ..posterior import Posterior
 from ..priors import FunctionSpaceNormal, Prior
 from .calibration import Calibration
-from .passes import labels, prior_guide, run
+from .passes import labels, run
 
 __all__ = ["sbc"]
 
@@ -55,8 +56,10 @@ def sbc(
 
     The quantities ranked are scalars: the log-likelihood of the labels (a posterior that ignores
     them passes in everything else; Modrák et al. 2023), the predictions at some texts, and, if
-    asked for, weights. Without PEFT weights the transformer runs once on the texts, not once a
-    data set. Data sets with labels of one class only are drawn again, which leaves ranks uniform.
+    asked for, weights. Draws of a linear guide predict with the linearised network, as it does, and
+    the truth with the network itself. Without PEFT weights the transformer runs once on the texts,
+    not once a data set. Data sets with labels of one class only are drawn again, which leaves ranks
+    uniform.
 
     Args:
         model: the model; its coordinates are fitted to the texts, if they are not yet.
@@ -97,10 +100,10 @@ def sbc(
     for number, (truth, known) in enumerate(simulated):
         data = replace(examples, labels=known)
         guide = _inferred(model, infer, data, {**options, "seed": seed + number})
-        weights = draw(model, guide, draws, seed + number)
-        names, there = _quantities(model, truth, whole, known, places, sites)
-        _, drawn = _quantities(model, weights, whole, known, places, sites)
-        below, ties = (drawn < there).sum(0), (drawn == there).sum(0)
+        inferred = [*drawn(model, guide, draws, seed + number)]
+        names, there = _quantities(model, [Block(truth)], whole, known, places, sites)
+        _, found = _quantities(model, inferred, whole, known, places, sites)
+        below, ties = (found < there).sum(0), (found == there).sum(0)
         # A truth level with some draws is put at random among them.
         ranks.append(below + (torch.rand(ties.shape, generator=generator) * (ties + 1)).long())
     if len(ranks) < replications:
@@ -190,7 +193,7 @@ def _tries(
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     for number, block in enumerate(blocks(model, prior_guide(model), count, seed)):
         with seeded(seed + number):
-            simulated = labels(model, block, feed)
+            simulated = labels(model, [Block(block)], feed)
         for i, known in enumerate(simulated):
             if model.likelihood.kind != "class" or len(known.unique()) > 1:
                 yield {name: value[i : i + 1] for name, value in block.items()}, known
@@ -207,19 +210,19 @@ def _inferred(
 
 def _quantities(
     model: Model,
-    weights: Mapping[str, Tensor],
+    draws: Sequence[Block],
     whole: Feed,
     known: Tensor,
     places: Feed,
     sites: str | Sequence[str],
 ) -> tuple[tuple[str, ...], Tensor]:
-    """Names of the Q quantities, and their values (S, Q) under (S, 1, *shape) weights."""
+    """Names of the Q quantities, and their values (S, Q) under S draws."""
     labelled = copy.copy(whole)
     labelled.examples = replace(whole.examples, labels=known)
-    likelihood = run(model, weights, labelled).log_likelihood
+    likelihood = run(model, draws, labelled).log_likelihood
     assert likelihood is not None
     names, columns = ["log likelihood"], [likelihood.unsqueeze(-1)]
-    predictions = run(model, weights, places).predictions
+    predictions = run(model, draws, places).predictions
     for i, text in enumerate(places.examples.texts):
         # The first class's probability is what the others leave over.
         for k in range(min(1, predictions.shape[-1] - 1), predictions.shape[-1]):
@@ -231,5 +234,6 @@ def _quantities(
         if any(fnmatchcase(site.name, pattern) for pattern in patterns):
             index = torch.cartesian_prod(*map(torch.arange, site.shape)).reshape(-1, site.ndim)
             names += [f"{site.name}{place}" for place in index.tolist()]
-            columns.append(weights[site.name].double().flatten(1).cpu())
+            values = torch.cat([block.weights[site.name] for block in draws])
+            columns.append(values.double().flatten(1).cpu())
     return tuple(names), torch.cat(columns, -1)

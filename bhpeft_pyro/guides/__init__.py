@@ -12,6 +12,7 @@ from .lowrank import FullGuide, LinearGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .presets import PRESETS
+from .prior import prior_guide, prior_like
 from .pyro_guide import PyroGuide
 from .registry import GUIDES, GuideLike, autoguide
 
@@ -36,4 +37,6 @@ __all__ = [
     "budget",
     "check_made_for",
     "latents",
+    "prior_guide",
+    "prior_like",
 ]

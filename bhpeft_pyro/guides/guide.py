@@ -14,7 +14,7 @@ from ..errors import GuideError
 from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
-__all__ = ["Guide", "blocks_of", "key", "prior_of"]
+__all__ = ["Guide", "blocks_of", "is_linear", "key", "prior_of"]
 
 
 def key(site: str) -> str:
@@ -121,6 +121,11 @@ class Guide(nn.Module):
 def blocks_of(guide: object) -> list[object]:
     """The independent guides that any guide is made of."""
     return [*guide.blocks()] if isinstance(guide, Guide) else [guide]
+
+
+def is_linear(guide: object) -> bool:
+    """Whether any guide is a posterior of the network linearised around its means."""
+    return isinstance(guide, Guide) and guide.linear
 
 
 def prior_of(model: Model, guide: nn.Module) -> Prior:

@@ -22,6 +22,7 @@ __all__ = [
     "PLATE",
     "alone",
     "blocks",
+    "completed",
     "draw",
     "point",
     "seeded",
@@ -68,11 +69,18 @@ def blocks(
     """The draws of `draw`, some at a time, so that not all need be held at once."""
     seeds = torch.Generator().manual_seed(seed)
     for component, share in strata(guide, samples):
-        for trace in traces(component, share, seeds):
-            latents = {name: value.detach() for name, value in apart(trace).items()}
-            with alone():
-                whole = complete(model.prior, model.sites, latents)
-            yield whole
+        yield from completed(model, component, share, seeds)
+
+
+def completed(
+    model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Draws of one component, with the sites that the prior makes out of them."""
+    for trace in traces(guide, samples, seeds):
+        latents = {name: value.detach() for name, value in apart(trace).items()}
+        with alone():
+            whole = complete(model.prior, model.sites, latents)
+        yield whole
 
 
 def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:

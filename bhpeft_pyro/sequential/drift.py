@@ -13,7 +13,8 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import Guide, LinearGuide
+from ..guides import LinearGuide, prior_guide
+from ..guides.guide import is_linear
 from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
 from ..model import Model
@@ -262,8 +263,7 @@ def _under(
 
 def _prior_guide(posterior: Posterior, model: Model) -> Callable[..., object]:
     """The model's prior as it predicts: in the linearised network, if the posterior does."""
-    if isinstance(posterior.guide, Guide) and posterior.guide.linear:
-        guide = LinearGuide(model)
-        guide.move(guide.unpack(guide.prior.loc))
-        return guide
-    return lambda batch: model.prior(model.sites)
+    if not is_linear(posterior.guide):
+        return prior_guide(model)
+    start = LinearGuide(model)  # which knows its Normal prior, and refuses others
+    return prior_guide(model, lambda: start.unpack(start.prior.loc))

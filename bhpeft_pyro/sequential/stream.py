@@ -13,7 +13,7 @@ from ..data.encoding import cut_once
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
-from ..guides import GuideLike
+from ..guides import GuideLike, prior_guide
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
@@ -230,7 +230,7 @@ def _scores(
 
 
 def _untrained(model: Model, examples: Examples) -> AnyForecast:
-    return predict(model, lambda batch: model.prior(model.sites), examples, _UNTRAINED)
+    return predict(model, prior_guide(model), examples, _UNTRAINED)
 
 
 def _score(forecast: AnyForecast) -> float:

@@ -1,0 +1,168 @@
+"""Draws of the weights through the network, in passes of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, groupby
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.nn import functional
+
+from ..batch import Batch
+from ..guides.guide import is_linear
+from ..linear import linear_predictives
+from ..model import Model
+from .draws import completed, point, strata
+from .feed import Feed
+
+__all__ = ["Block", "Take", "centre", "drawn", "max_rows", "passes"]
+
+Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
+"""From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if there are
+any, to what is wanted of it: tensors (s, B, ...)."""
+# A number of draws, and the distribution of a batch's labels under them.
+_Pass = tuple[int, Callable[[Batch], TorchDistribution]]
+
+_BATCH = 32  # examples per pass when a single draw is run
+_MAX_ROWS = 64  # sequences at once in the transformer
+_MAX_FEATURES = 2**16  # the same where features have been computed already
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some draws of the weights, and the network that they are for.
+
+    Attributes:
+        weights: for each site of the model a tensor (s, 1, *shape).
+        at: weights around which the network is linearised, a tensor of its shape for each site;
+            None for the network itself.
+    """
+
+    weights: Mapping[str, Tensor]
+    at: Mapping[str, Tensor] | None = None
+
+
+def drawn(
+    model: Model,
+    guide: Callable[..., Any],
+    samples: int,
+    seed: int,
+    linear: bool | None = None,
+) -> Iterator[Block]:
+    """The draws of `draw`, some at a time, each for the network that its guide is a posterior of.
+
+    Args:
+        model, guide, seed: as for `draw`.
+        samples: as for `draw`; 0 for the central values, or those of each component.
+        linear: for the network linearised around them, or not; by default as the guide was fitted.
+    """
+    seeds = torch.Generator().manual_seed(seed)
+    for component, share in strata(guide, samples):
+        if samples == 0:
+            yield Block(point(model, component))
+            continue
+        at = centre(model, component, linear)
+        for weights in completed(model, component, share, seeds):
+            yield Block(weights, at)
+
+
+def centre(
+    model: Model, guide: Callable[..., Any], linear: bool | None = None
+) -> dict[str, Tensor] | None:
+    """Around what the network is linearised that a guide is a posterior of; None if it is not.
+
+    Args:
+        model, guide: of one component.
+        linear: as for `drawn`.
+    """
+    if not (is_linear(guide) if linear is None else linear) or not model.network.kinds:
+        return None
+    return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
+
+
+def max_rows(feed: Feed) -> int:
+    """How many sequences to run at once: few in the transformer, many where it is done."""
+    return _MAX_ROWS if feed.features is None else _MAX_FEATURES
+
+
+@torch.inference_mode(False)  # in it, the linearised network could take no gradients
+@torch.no_grad()
+def passes(
+    model: Model,
+    draws: Iterable[Block],
+    feed: Feed,
+    take: Take,
+    *,
+    rows: int | None = None,
+    bf16: bool = False,
+) -> Iterator[tuple[Tensor, ...]]:
+    """What is wanted of the labels' distribution under each draw, some draws at a time.
+
+    Args:
+        model: the model.
+        draws: made as they are needed.
+        feed: N examples.
+        take: what is wanted.
+        rows: the transformer runs on at most so many sequences at once, by default `max_rows`.
+        bf16: autocast to bfloat16.
+
+    Yields:
+        Tensors (s, N, ...) on the CPU, in the examples' order.
+    """
+    examples = feed.examples
+    rows = max_rows(feed) if rows is None else rows
+    choices = 1 if examples.counts is None else int(examples.counts.max())
+    batch_size = max(1, min(_BATCH, len(examples), rows // choices))
+    together = max(1, rows // (batch_size * choices))
+    for count, predictive in _together(model, draws, together):
+        yield _run(model, predictive, count, feed, batch_size, bf16, take)
+
+
+def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_Pass]:
+    """The draws, at most `together` at a time; in a linearised network many more."""
+    for _, group in groupby(draws, lambda block: id(block.at)):  # a network each
+        first = next(group)
+        blocks = (block.weights for block in chain([first], group))
+        if first.at is not None:
+            yield from linear_predictives(model, first.at, blocks)
+            continue
+        for block in blocks:
+            count = len(next(iter(block.values())))
+            for start in range(0, count, together):
+                weights = {name: value[start : start + together] for name, value in block.items()}
+                yield min(together, count - start), partial(model.predictive, weights)
+
+
+def _run(
+    model: Model,
+    predictive: Callable[[Batch], TorchDistribution],
+    draws: int,
+    feed: Feed,
+    batch_size: int,
+    bf16: bool,
+    take: Take,
+) -> tuple[Tensor, ...]:
+    device = model.network.device
+    order: list[Tensor] = []
+    parts: list[list[Tensor]] = []
+    for indices, batch in feed.prediction(batch_size):
+        shown = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            distribution = predictive(shown).expand(torch.Size((draws, len(indices))))
+        parts.append([value.cpu() for value in take(distribution, shown.labels)])
+        order.append(indices)
+    back = torch.cat(order).argsort()
+    return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Batches (s, B, ...), which under multiple choice differ in their width, as one."""
+    if values[0].dim() == 3:
+        width = max(value.shape[-1] for value in values)
+        values = [functional.pad(value, (0, width - value.shape[-1])) for value in values]
+    return torch.cat([*values], 1)

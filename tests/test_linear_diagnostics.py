@@ -1,0 +1,133 @@
+"""Diagnostics of a linear guide are about the linearised network that it is a posterior of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from exact import KnownNoise, random_texts
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import PSIS, against, information, psis
+from bhpeft_pyro.diagnostics.ratios import log_ratios
+from bhpeft_pyro.diagnostics.sbc import _quantities
+from bhpeft_pyro.guides import MixtureGuide, prior_guide, prior_like
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.inference.passes import drawn
+from bhpeft_pyro.linear import LinearModel
+from bhpeft_pyro.mixture import MixturePosterior
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+ELSEWHERE = random_texts(12, seed=9)
+NOISE = 0.3
+
+
+def ratings() -> dict[str, list[Any]]:
+    texts = random_texts(48)
+    noise = NOISE * torch.randn(len(texts), generator=torch.Generator().manual_seed(2))
+    labels = [0.4 * len(t.split()) - 1.5 + e for t, e in zip(texts, noise.tolist(), strict=True)]
+    return {"text": texts, "label": labels}
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bh.Posterior:
+    """Of a Normal likelihood: exact for the linearised network, and wide, so that it matters."""
+    prior = bh.priors.FunctionSpaceNormal(change=0.5, spread=0.5, head=1.0)
+    model = tiny_model(bh.presets.lora(rank=2), 1, prior, KnownNoise(NOISE), aligned=True)
+    return bh.fit(
+        model,
+        bh.autoguide("linear", model, rank=64),
+        ratings(),
+        max_steps=500,
+        batch_size=48,
+        natural_lr=0.1,
+        warmup=0.0,
+        progress=False,
+    )
+
+
+def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
+    found = psis(posterior, ratings(), samples=500)
+    assert found.k_hat < 0.5 and found.effective_samples > 200, str(found)
+    model = LinearModel(posterior.model, posterior.guide.means)  # type: ignore[operator,arg-type]
+    slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 200)
+    fast = psis(posterior, ratings(), 200)
+    assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
+
+
+class Plain(torch.nn.Module):
+    """The guide as a function, of which nothing is known."""
+
+    def __init__(self, guide: Any) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch: Any = None) -> Any:
+        return self.guide(batch)
+
+
+def means(model: bh.Model, draws: dict[str, Tensor]) -> Tensor:
+    """(S, N) predictions of `ELSEWHERE` by brute force."""
+    examples = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    with torch.no_grad():
+        weights = {name: value[:, None] for name, value in draws.items()}
+        return model.predictive(weights, next(examples.batches(len(ELSEWHERE)))).mean.double()
+
+
+def test_prior_and_posterior_are_of_one_network(posterior: bh.Posterior) -> None:
+    """The prior's draws, in the network linearised where the posterior is."""
+    model = posterior.model
+    found = information(posterior, ELSEWHERE, samples=64, seed=1)
+    weights = {k: value[:, 0] for k, value in draw(model, prior_guide(model), 64, 1).items()}
+    linear = LinearModel(model, posterior.guide.means)  # type: ignore[operator,arg-type]
+    ours, networks = (
+        (means(each, weights).var(0, correction=0) / NOISE**2).log1p().mean().item() / 2
+        for each in (linear, model)
+    )
+    assert found.prior == pytest.approx(ours, abs=1e-4)
+    assert abs(ours - networks) > 1e-3  # or it could not be told which
+
+
+def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None:
+    """And with the network itself under the reference draws, which are of the model."""
+    reference = posterior.sample(50, seed=1)
+    found = against(posterior, reference, ELSEWHERE, samples=100, seed=3)
+    theirs = means(posterior.model, reference)
+    forecast = posterior.predict(ELSEWHERE, 100, seed=3)
+    expected = (forecast.mean.double() - theirs.mean(0)) / theirs.std(0)
+    torch.testing.assert_close(found.errors, expected, atol=1e-3, rtol=1e-3)
+    itself = posterior.predict(ELSEWHERE, 100, seed=3, linear=False)
+    assert (itself.mean - forecast.mean).abs().max() > 0.02
+
+
+def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
+    model = posterior.model
+    examples = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    feed, known = Feed(model, examples), torch.zeros(len(ELSEWHERE))
+    draws = [*drawn(model, posterior.guide, 20, seed=3)]
+    _, found = _quantities(model, draws, feed, known, feed, ())
+    forecast = posterior.predict(ELSEWHERE, 20, seed=3)
+    torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
+    density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
+    torch.testing.assert_close(found[:, 0], density, atol=1e-2, rtol=1e-4)
+
+
+def test_restarts_are_a_network_each() -> None:
+    """Their k-hat and their prior: each component in the network linearised around its own mean."""
+    data = tiny_examples(16)
+    posterior = bh.fit(tiny_model(), "linear", data, max_steps=10, restarts=2, progress=False)
+    assert isinstance(posterior, MixturePosterior)
+    found = psis(posterior, data, 200)
+    ratios = [
+        log_ratios(each.model, each.guide, Feed(each.model, data), 100, seed)
+        for seed, each in enumerate(posterior.components)
+    ]
+    assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
+    prior = prior_like(posterior.model, posterior.guide)
+    assert isinstance(prior, MixtureGuide) and prior.linear
+    for mine, theirs in zip(prior.components, posterior.components, strict=True):
+        assert torch.equal(mine.means()["head.bias"], theirs.guide.means()["head.bias"])  # type: ignore[operator]
+    assert information(posterior, ELSEWHERE, 64).prior > 0

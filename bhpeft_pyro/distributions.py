@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -41,9 +41,6 @@ class Covariance:
     scale: Tensor
     axes: Tensor
     ratio: Tensor
-    _divergences: WeakKeyDictionary[Covariance, Tensor] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False
-    )
 
     @classmethod
     def diagonal(cls, scale: Tensor) -> Covariance:
@@ -90,6 +87,12 @@ class Covariance:
         ratio = (1 - strength).maximum(narrow.min()).sqrt()
         return Covariance(self.scale[index], axes.to(self.axes), ratio.to(self.ratio))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with changed tensors: on another device, say."""
+        return replace(
+            self, scale=change(self.scale), axes=change(self.axes), ratio=change(self.ratio)
+        )
+
     @property
     def rank(self) -> int:
         """K."""
@@ -135,10 +138,11 @@ class Covariance:
 
     def divergence(self, prior: Covariance) -> Tensor:
         """KL(N(0, self) || N(0, prior)), kept for the next call: it costs O(D K K')."""
-        known = self._divergences.get(prior)
+        divergences = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
+        known = divergences.get(prior)
         if known is None:
             with _exact(self.scale):
-                known = self._divergences[prior] = self._divergence(prior)
+                known = divergences[prior] = self._divergence(prior)
         return known
 
     def _divergence(self, prior: Covariance) -> Tensor:
@@ -157,6 +161,10 @@ class Covariance:
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
         with _exact(vector):
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
+
+
+# Beside the covariances, as weak references can be neither pickled nor copied.
+_DIVERGENCES: MutableMapping[Covariance, MutableMapping[Covariance, Tensor]] = WeakKeyDictionary()
 
 
 def _exact(like: Tensor) -> torch.autocast:

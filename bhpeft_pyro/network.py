@@ -210,7 +210,7 @@ class RandomPEFT(PyroModule):
     @cached_property
     def _arguments(self) -> Set[str]:
         module = self.backbone if isinstance(self.head, OwnHead) else self.backbone.base_model
-        return inspect.signature(module.forward).parameters.keys()
+        return frozenset(inspect.signature(module.forward).parameters)
 
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         assert isinstance(self.head, Head)

@@ -69,7 +69,8 @@ def fit(
             sites' coordinates are those of these texts, for this round and all later ones. By
             default those of `data`; where these are few, the coordinates are poor.
         columns: the names of the data's columns.
-        max_length: longer texts are cut to so many tokens.
+        max_length: longer texts are cut to so many tokens; by default to as many as tokenizer and
+            backbone can have.
         label_names: the classes in the order of their indices.
         options: how to fit; single options may be given by name instead (`epochs=5`).
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`

@@ -21,6 +21,7 @@ from .coordinates import Coordinates
 from .errors import ConfigError, DataError
 from .head import Head, OwnHead
 from .peft import Attachment, Kind, presets
+from .peft.architectures import positions_of
 from .peft.sites import Site
 
 __all__ = ["RandomPEFT", "fingerprint"]
@@ -114,6 +115,11 @@ class RandomPEFT(PyroModule):
     def causal(self) -> bool:
         """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
         return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
+
+    @cached_property
+    def positions(self) -> int | None:
+        """The most tokens that the backbone can read, where it has a table of positions."""
+        return positions_of(self.backbone.base_model)
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
 from .data import Columns, Examples, encode
+from .errors import DataError
 from .guides import GuideLike
 from .guides.blocks import title
 from .guides.guide import prior_of
@@ -23,6 +24,7 @@ from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
 from .metrics import evaluate
 from .model import Model
+from .network import RandomPEFT
 from .priors import Prior, PriorLike
 
 if TYPE_CHECKING:
@@ -41,7 +43,11 @@ class TextOptions:
     label_names: tuple[str, ...] | None = None
 
     def encode(self, model: Model, data: object, labelled: bool) -> Examples:
-        """Tokenise `data` for a model."""
+        """Tokenise `data` for a model.
+
+        Raises:
+            DataError: as for `data.encode`; `max_length` is more than the backbone can read.
+        """
         return encode(
             data,
             model.network.tokenizer,
@@ -49,9 +55,27 @@ class TextOptions:
             columns=self.columns,
             label_names=self.label_names,
             num_labels=model.likelihood.labels(model.network.outputs),
-            max_length=self.max_length,
+            max_length=self._limit(model.network, data),
             labelled=labelled,
         )
+
+    def _limit(self, network: RandomPEFT, data: object) -> int | None:
+        """`max_length`; if there is none, what the backbone can read and its tokenizer allows."""
+        given, most = self.max_length, network.positions
+        if most is None:
+            return given
+        if given is None:
+            return (
+                most
+                if isinstance(data, Examples)
+                else min(most, network.tokenizer.model_max_length)
+            )
+        if isinstance(given, int) and given > most:
+            raise DataError(
+                f"max_length={given}: the backbone has positions for {most} tokens; expected at "
+                "most so many"
+            )
+        return given
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..data import Examples, encode
+from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..guides import GuideLike
@@ -23,7 +23,7 @@ from ..inference.draws import blocks, draw, seeded
 from ..inference.feed import Feed
 from ..model import Model
 from ..network import RandomPEFT
-from ..posterior import Posterior
+from ..posterior import Posterior, TextOptions
 from ..priors import FunctionSpaceNormal, Prior
 from .calibration import Calibration
 from .passes import labels, prior_guide, run
@@ -139,14 +139,7 @@ def _check(
 
 def _encode(model: Model, texts: object) -> Examples:
     """Texts without the labels they may have."""
-    examples = encode(
-        texts,
-        model.network.tokenizer,
-        kind=model.likelihood.kind,
-        num_labels=model.likelihood.labels(model.network.outputs),
-        labelled=False,
-    )
-    return replace(examples, labels=None)
+    return replace(TextOptions().encode(model, texts, labelled=False), labels=None)
 
 
 def _align(model: Model, examples: Examples) -> None:

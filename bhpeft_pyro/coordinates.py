@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,15 @@ class Coordinates(nn.Module):
             for name, size in (("left", out), ("right", inner)):
                 eye = torch.eye(size, device=site.unit.device).expand(layers, size, size)
                 self.register_buffer(_key(site.name, name), eye.clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves it; the sites come along."""
+        super()._apply(fn, recurse)
+        self.sites, self._inner, self._added, self._outer = (
+            tuple(site.to(self.fitted.device) for site in sites)
+            for sites in (self.sites, self._inner, self._added, self._outer)
+        )
+        return self
 
     @property
     def inner(self) -> tuple[str, ...]:

@@ -27,8 +27,9 @@ from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
-from .posterior import Coreset, Posterior, TextOptions
+from .posterior import Coreset, Posterior
 from .priors import FunctionSpaceNormal, Prior
+from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .sequential import Replay

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro.nn import PyroModule
@@ -21,7 +21,6 @@ from .coordinates import Coordinates
 from .errors import ConfigError, DataError
 from .head import Head, OwnHead
 from .peft import Attachment, Kind, presets
-from .peft.architectures import positions_of
 from .peft.sites import Site
 
 __all__ = ["RandomPEFT", "fingerprint"]
@@ -33,7 +32,8 @@ class RandomPEFT(PyroModule):
     The module owns no trainable tensor: `sites` says which tensors it needs, and
     `network(weights, batch)` runs the transformer under them. The backbone is put in evaluation
     mode (dropout is off, in training too: the randomness is that of the weights) and
-    its parameters no longer require gradients; nothing else about it changes.
+    its parameters no longer require gradients; nothing else about it changes. `network.to(device)`,
+    or a model's, takes the backbone along, but no guide or prior: a posterior is loaded elsewhere.
 
     Args:
         backbone: any `AutoModel...` of a known architecture.
@@ -96,7 +96,26 @@ class RandomPEFT(PyroModule):
     @property
     def device(self) -> torch.device:
         """Where the backbone lives, and where weights are sampled."""
-        return self.backbone.device
+        device = self.backbone.device
+        if self.sites and (own := self.sites[-1].unit.device) != device:
+            raise ConfigError(
+                f"network: its backbone was moved to {device}, its sites are on {own}; expected "
+                f"network.to({str(device)!r}), which moves both"
+            )
+        return device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves it; backbone and sites come along."""
+        moved = fn(torch.zeros((), device=self.backbone.device))
+        if moved.dtype != torch.float32:
+            raise ConfigError(
+                f"network: its weights cannot be {moved.dtype}, they are torch.float32 whatever "
+                "the backbone is in; for another precision load the backbone with dtype=..."
+            )
+        self.backbone.to(moved.device)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)
+        self.sites = tuple(site.to(moved.device) for site in self.sites)
+        return self
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -115,11 +134,6 @@ class RandomPEFT(PyroModule):
     def causal(self) -> bool:
         """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
         return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
-
-    @cached_property
-    def positions(self) -> int | None:
-        """The most tokens that the backbone can read, where it has a table of positions."""
-        return positions_of(self.backbone.base_model)
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
@@ -182,10 +196,16 @@ class RandomPEFT(PyroModule):
 
     def _fold(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Weights from coordinates, with the particle dims folded into one leading S."""
+        device = self.device
         folded: dict[str, Tensor] = {}
         shape: tuple[int, ...] = ()
         for site in self.sites:
             value = weights[site.name]
+            if value.device != device:
+                raise ConfigError(
+                    f"weights[{site.name!r}] are on {value.device}, the network is on {device}; "
+                    "expected guide and prior there: guide.to(device), or load a saved posterior"
+                )
             shape = tuple(value.shape[: value.dim() - site.ndim])
             folded[site.name] = value.reshape(-1, *site.shape)
         if self.coordinates is not None:

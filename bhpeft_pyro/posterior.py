@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
-from .data import Columns, Examples, encode
-from .errors import DataError
+from .data import Examples
 from .guides import GuideLike
 from .guides.blocks import title
 from .guides.guide import prior_of
@@ -24,58 +23,14 @@ from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
 from .metrics import evaluate
 from .model import Model
-from .network import RandomPEFT
 from .priors import Prior, PriorLike
+from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .sequential import Drift, Replay
 
-__all__ = ["Coreset", "Posterior", "TextOptions"]
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """How text was read, so that new text is read the same way."""
-
-    columns: Columns = Columns()
-    max_length: int | None = None
-    label_names: tuple[str, ...] | None = None
-
-    def encode(self, model: Model, data: object, labelled: bool) -> Examples:
-        """Tokenise `data` for a model.
-
-        Raises:
-            DataError: as for `data.encode`; `max_length` is more than the backbone can read.
-        """
-        return encode(
-            data,
-            model.network.tokenizer,
-            kind=model.likelihood.kind,
-            columns=self.columns,
-            label_names=self.label_names,
-            num_labels=model.likelihood.labels(model.network.outputs),
-            max_length=self._limit(model.network, data),
-            labelled=labelled,
-        )
-
-    def _limit(self, network: RandomPEFT, data: object) -> int | None:
-        """`max_length`; if there is none, what the backbone can read and its tokenizer allows."""
-        given, most = self.max_length, network.positions
-        if most is None:
-            return given
-        if given is None:
-            return (
-                most
-                if isinstance(data, Examples)
-                else min(most, network.tokenizer.model_max_length)
-            )
-        if isinstance(given, int) and given > most:
-            raise DataError(
-                f"max_length={given}: the backbone has positions for {most} tokens; expected at "
-                "most so many"
-            )
-        return given
+__all__ = ["Coreset", "Posterior"]
 
 
 @dataclass(frozen=True, eq=False)

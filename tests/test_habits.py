@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.guides.joint import JointGuide
 from bhpeft_pyro.peft.binding import active
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 4, "progress": False}
 TEXTS = ["w5 w20", "w6 w21 w22"]
@@ -108,6 +110,52 @@ def test_a_pickled_guide_draws_the_same(name: str) -> None:
     again = pickle.loads(pickle.dumps(posterior.guide))
     assert_same(draws(again), draws(posterior.guide))
     assert nats(posterior, again) == nats(posterior, posterior.guide)
+
+
+def where(model: bh.Model) -> set[str]:
+    """The devices of all that a model is made of."""
+    network = model.network
+    found = [*network.backbone.parameters(), *model.buffers(), *(s.unit for s in model.sites)]
+    assert network.coordinates is not None
+    found += [site.unit for site in network.coordinates.sites]
+    found += [site.init() for site in model.sites]
+    return {value.device.type for value in found}
+
+
+def test_a_model_moves_as_a_whole() -> None:
+    """The backbone stayed where it was, and sites always did."""
+    model = tiny_model(KINDS, 1, likelihood=bh.likelihoods.Normal(), aligned=True)
+    assert where(model) == {"cpu"}
+    model.to("meta")
+    assert where(model) == {"meta"} and model.network.device.type == "meta"
+
+
+def test_a_backbone_moved_alone_is_an_error_that_says_what_to_do() -> None:
+    """It failed deep in torch, on one of the tensors left behind."""
+    model = tiny_model(KINDS, aligned=True)
+    model.network.backbone.to("meta")
+    for use in (
+        lambda: bh.fit(model, "normal", tiny_examples(), **QUICK),
+        lambda: model.network(drawn(model), tiny_batch(2)),
+    ):
+        with pytest.raises(ConfigError, match=r"moved to meta, .* on cpu; .*network.to\('meta'\)"):
+            use()
+    model.to("meta")
+    assert where(model) == {"meta"}
+    with pytest.raises(ConfigError, match=r"are on cpu, the network is on meta; .*guide.to"):
+        model.network(drawn(model), tiny_batch(2))
+
+
+@pytest.mark.parametrize("convert", [bh.Model.double, bh.Model.half])
+def test_a_model_has_one_precision(convert: Callable[[bh.Model], Any]) -> None:
+    """Half of it was converted, and no batch could be run."""
+    model = tiny_model(KINDS, aligned=True)
+    before = drawn(model)
+    outputs = model.network(before, tiny_batch(2))
+    with pytest.raises(ConfigError, match=r"torch\.float32 whatever the backbone is in"):
+        convert(model)
+    assert torch.equal(model.network(before, tiny_batch(2)), outputs)
+    assert model.float() is model
 
 
 @pytest.mark.parametrize("name", ["laplace", "lowrank", "linear", "full"])

@@ -23,8 +23,9 @@ from ..inference.draws import blocks, draw, seeded
 from ..inference.feed import Feed
 from ..model import Model
 from ..network import RandomPEFT
-from ..posterior import Posterior, TextOptions
+from ..posterior import Posterior
 from ..priors import FunctionSpaceNormal, Prior
+from ..reading import TextOptions
 from .calibration import Calibration
 from .passes import labels, prior_guide, run
 

@@ -16,7 +16,8 @@ from torch.distributions import constraints, register_kl
 __all__ = ["Covariance", "LowRankNormal", "leading"]
 
 _NO_DIMS = torch.Size()
-_ROWS = 2**16  # taken to double precision at a time: in single, weak axes are not orthogonal
+CHUNK = 2**18
+"""Numbers taken to double precision at a time: in single, weak axes are not orthogonal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +175,8 @@ def _exact(like: Tensor) -> torch.autocast:
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """The leading eigenvectors (D, K) and eigenvalues (K,) of `factor` `factor`', (D, M)."""
-    gram = sum(rows.mT @ rows for rows in map(Tensor.double, factor.split(_ROWS)))
+    rows = factor.split(max(1, CHUNK // max(1, factor.shape[-1])))
+    gram = sum(few.mT @ few for few in map(Tensor.double, rows))
     strength, mix = torch.linalg.eigh(gram)
     if rank is not None:
         strength, mix = strength[-rank:], mix[:, -rank:]

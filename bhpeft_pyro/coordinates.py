@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,15 @@ class Coordinates(nn.Module):
                 eye = torch.eye(size, device=site.unit.device).expand(layers, size, size)
                 self.register_buffer(_key(site.name, name), eye.clone())
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves it; the sites come along."""
+        super()._apply(fn, recurse)
+        self.sites, self._inner, self._added, self._outer = (
+            tuple(site.to(self.fitted.device) for site in sites)
+            for sites in (self.sites, self._inner, self._added, self._outer)
+        )
+        return self
+
     @property
     def inner(self) -> tuple[str, ...]:
         """Names of the sites whose anchor `fit_anchors` sets."""
@@ -105,21 +115,22 @@ class Coordinates(nn.Module):
                 weights[site.name] = self.gain * weights[site.name]
         return weights
 
-    def fit_anchors(self, moments: Mapping[str, Tensor]) -> None:
+    def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set the anchors.
 
         Args:
-            moments: for each inner site E[G' G], (layer, in, in), of its gradients G.
+            leading: for each inner site the largest eigenvalues of E[G' G], G its gradients,
+                (layer, rank), and their eigenvectors, (layer, in, rank), in double precision.
         """
         for site in self._inner:
             if site.name not in self.inner:
                 continue
             rank = min(site.shape[1:])
-            strength, vectors = torch.linalg.eigh(moments[site.name].double())
-            leading, strength = vectors[..., -rank:], strength[..., -rank:].clamp_min(1e-30)
+            strength, vectors = leading[site.name]
+            strength = strength.clamp_min(1e-30)
             mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).to(vectors))[0]
             # Whitened and mixed, so that every rank carries as much as any other.
-            rows = mix @ (leading / strength.sqrt().unsqueeze(-2)).mT
+            rows = mix @ (vectors / strength.sqrt().unsqueeze(-2)).mT
             size = math.sqrt(math.prod(site.shape[1:])) * site.unit.double()
             rows = rows * (size / rows.flatten(1).norm(dim=1)[:, None, None])
             self._buffer(site, "anchor").copy_(rows)

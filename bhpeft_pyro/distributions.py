@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +17,8 @@ from torch.distributions.constraints import Constraint
 __all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
 
 _NO_DIMS = torch.Size()
-_ROWS = 2**16  # taken to double precision at a time: in single, weak axes are not orthogonal
+CHUNK = 2**18
+"""Numbers taken to double precision at a time: in single, weak axes are not orthogonal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,6 @@ class Covariance:
     scale: Tensor
     axes: Tensor
     ratio: Tensor
-    _divergences: WeakKeyDictionary[Covariance, Tensor] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False
-    )
 
     @classmethod
     def diagonal(cls, scale: Tensor) -> Covariance:
@@ -91,6 +89,12 @@ class Covariance:
         ratio = (1 - strength).maximum(narrow.min()).sqrt()
         return Covariance(self.scale[index], axes.to(self.axes), ratio.to(self.ratio))
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with changed tensors: on another device, say."""
+        return replace(
+            self, scale=change(self.scale), axes=change(self.axes), ratio=change(self.ratio)
+        )
+
     @property
     def rank(self) -> int:
         """K."""
@@ -136,10 +140,11 @@ class Covariance:
 
     def divergence(self, prior: Covariance) -> Tensor:
         """KL(N(0, self) || N(0, prior)), kept for the next call: it costs O(D K K')."""
-        known = self._divergences.get(prior)
+        divergences = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
+        known = divergences.get(prior)
         if known is None:
             with _exact(self.scale):
-                known = self._divergences[prior] = self._divergence(prior)
+                known = divergences[prior] = self._divergence(prior)
         return known
 
     def _divergence(self, prior: Covariance) -> Tensor:
@@ -158,6 +163,10 @@ class Covariance:
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
         with _exact(vector):
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
+
+
+# Beside the covariances, as weak references can be neither pickled nor copied.
+_DIVERGENCES: MutableMapping[Covariance, MutableMapping[Covariance, Tensor]] = WeakKeyDictionary()
 
 
 def base_of(distribution: Distribution) -> Distribution:
@@ -209,7 +218,8 @@ def _exact(like: Tensor) -> torch.autocast:
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """The leading eigenvectors (D, K) and eigenvalues (K,) of `factor` `factor`', (D, M)."""
-    gram = sum(rows.mT @ rows for rows in map(Tensor.double, factor.split(_ROWS)))
+    rows = factor.split(max(1, CHUNK // max(1, factor.shape[-1])))
+    gram = sum(few.mT @ few for few in map(Tensor.double, rows))
     strength, mix = torch.linalg.eigh(gram)
     if rank is not None:
         strength, mix = strength[-rank:], mix[:, -rank:]

@@ -27,8 +27,9 @@ from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
-from .posterior import Coreset, Posterior, TextOptions
+from .posterior import Coreset, Posterior
 from .priors import FunctionSpaceNormal, Prior
+from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .sequential import Replay
@@ -69,7 +70,8 @@ def fit(
             sites' coordinates are those of these texts, for this round and all later ones. By
             default those of `data`; where these are few, the coordinates are poor.
         columns: the names of the data's columns.
-        max_length: longer texts are cut to so many tokens.
+        max_length: longer texts are cut to so many tokens; by default to as many as tokenizer and
+            backbone can have.
         label_names: the classes in the order of their indices.
         options: how to fit; single options may be given by name instead (`epochs=5`).
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`

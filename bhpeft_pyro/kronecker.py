@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,14 +46,16 @@ class KroneckerCovariance(Covariance):
 
     @property
     def variance(self) -> Tensor:
-        def spread(left: Tensor, right: Tensor, along: Tensor) -> Tensor:
-            return left.square() @ along @ right.square().mT
+        squares = [(left.square(), right.square()) for left, right in self.factors]
+        return self.scale.square() * _between(squares, self.ratio.square())
 
-        return self.scale.square() * self._by_site(spread, self.ratio.square())
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        factors = tuple((change(left), change(right)) for left, right in self.factors)
+        return type(self)(change(self.scale), change(self.ratio), factors)
 
     def turned(self, vector: Tensor) -> Tensor:
         """(..., D) from weights, in units of `scale`, to coordinates along the axes."""
-        return self._by_site(lambda left, right, x: left.mT @ x @ right, vector)
+        return _between([(left.mT, right.mT) for left, right in self.factors], vector)
 
     def marginal(self, index: Tensor) -> Covariance:
         raise self.no_form()
@@ -84,16 +87,20 @@ class KroneckerCovariance(Covariance):
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
         along = self.turned(vector) * change
-        return vector + self._by_site(lambda left, right, x: left @ x @ right.mT, along)
+        return vector + _between(self.factors, along)
 
-    def _by_site(self, turn: Callable[[Tensor, Tensor, Tensor], Tensor], vector: Tensor) -> Tensor:
-        shapes = [(len(left), left.shape[1], right.shape[1]) for left, right in self.factors]
-        parts = vector.split([prod(shape) for shape in shapes], -1)
-        done = [
-            turn(left, right, part.reshape(*part.shape[:-1], *shape)).reshape(part.shape)
-            for part, shape, (left, right) in zip(parts, shapes, self.factors, strict=True)
-        ]
-        return torch.cat(done, -1)
+
+def _between(factors: Sequence[tuple[Tensor, Tensor]], vector: Tensor) -> Tensor:
+    """left X right' of every matrix X in `vector`, (..., D)."""
+    shapes = [(len(left), left.shape[1], right.shape[1]) for left, right in factors]
+    parts = vector.split([prod(shape) for shape in shapes], -1)
+    done = []
+    for part, shape, (left, right) in zip(parts, shapes, factors, strict=True):
+        x = part.reshape(*part.shape[:-1], *shape)
+        # As matmuls, these would copy the factors for every draw.
+        x = torch.einsum("...lij,lbj->...lib", x, right)
+        done.append(torch.einsum("lai,...lib->...lab", left, x).reshape(part.shape))
+    return torch.cat(done, -1)
 
 
 def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:

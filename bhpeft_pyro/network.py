@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pyro.nn import PyroModule
@@ -33,7 +33,8 @@ class RandomPEFT(PyroModule):
     The module owns no trainable tensor: `sites` says which tensors it needs, and
     `network(weights, batch)` runs the transformer under them. The backbone is put in evaluation
     mode (dropout is off, in training too: the randomness is that of the weights) and
-    its parameters no longer require gradients; nothing else about it changes.
+    its parameters no longer require gradients; nothing else about it changes. `network.to(device)`,
+    or a model's, takes the backbone along, but no guide or prior: a posterior is loaded elsewhere.
 
     Args:
         backbone: any `AutoModel...` of a known architecture.
@@ -96,7 +97,26 @@ class RandomPEFT(PyroModule):
     @property
     def device(self) -> torch.device:
         """Where the backbone lives, and where weights are sampled."""
-        return self.backbone.device
+        device = self.backbone.device
+        if self.sites and (own := self.sites[-1].unit.device) != device:
+            raise ConfigError(
+                f"network: its backbone was moved to {device}, its sites are on {own}; expected "
+                f"network.to({str(device)!r}), which moves both"
+            )
+        return device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves it; backbone and sites come along."""
+        moved = fn(torch.zeros((), device=self.backbone.device))
+        if moved.dtype != torch.float32:
+            raise ConfigError(
+                f"network: its weights cannot be {moved.dtype}, they are torch.float32 whatever "
+                "the backbone is in; for another precision load the backbone with dtype=..."
+            )
+        self.backbone.to(moved.device)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)
+        self.sites = tuple(site.to(moved.device) for site in self.sites)
+        return self
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -183,6 +203,13 @@ class RandomPEFT(PyroModule):
 
         Where no site has any, there are as many draws, all alike, as the batch is shared out to.
         """
+        device = self.device
+        for site in self.sites:
+            if (found := weights[site.name].device) != device:
+                raise ConfigError(
+                    f"weights[{site.name!r}] are on {found}, the network is on {device}; "
+                    "expected guide and prior there: guide.to(device), or load a saved posterior"
+                )
         particles = {
             site.name: tuple(weights[site.name].shape[: weights[site.name].dim() - site.ndim])
             for site in self.sites
@@ -190,9 +217,9 @@ class RandomPEFT(PyroModule):
         try:
             shape = tuple(torch.broadcast_shapes(*particles.values()))
         except RuntimeError as error:
-            found = ", ".join(f"{name} {dims}" for name, dims in particles.items())
+            given = ", ".join(f"{name} {dims}" for name, dims in particles.items())
             raise ConfigError(
-                f"weights: the sites' particle dims do not go together: {found}"
+                f"weights: the sites' particle dims do not go together: {given}"
             ) from error
         if not shape and shares > 1:
             shape = (shares,)
@@ -228,7 +255,7 @@ class RandomPEFT(PyroModule):
     @cached_property
     def _arguments(self) -> Set[str]:
         module = self.backbone if isinstance(self.head, OwnHead) else self.backbone.base_model
-        return inspect.signature(module.forward).parameters.keys()
+        return frozenset(inspect.signature(module.forward).parameters)
 
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
         assert isinstance(self.head, Head)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
-from .data import Columns, Examples, encode
+from .data import Examples
 from .guides import GuideLike
 from .guides.blocks import title
 from .guides.guide import prior_of
@@ -24,34 +24,13 @@ from .inference.report import FitReport
 from .metrics import evaluate
 from .model import Model
 from .priors import Prior, PriorLike
+from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .sequential import Drift, Replay
 
-__all__ = ["Coreset", "Posterior", "TextOptions"]
-
-
-@dataclass(frozen=True)
-class TextOptions:
-    """How text was read, so that new text is read the same way."""
-
-    columns: Columns = Columns()
-    max_length: int | None = None
-    label_names: tuple[str, ...] | None = None
-
-    def encode(self, model: Model, data: object, labelled: bool) -> Examples:
-        """Tokenise `data` for a model."""
-        return encode(
-            data,
-            model.network.tokenizer,
-            kind=model.likelihood.kind,
-            columns=self.columns,
-            label_names=self.label_names,
-            num_labels=model.likelihood.labels(model.network.outputs),
-            max_length=self.max_length,
-            labelled=labelled,
-        )
+__all__ = ["Coreset", "Posterior"]
 
 
 @dataclass(frozen=True, eq=False)

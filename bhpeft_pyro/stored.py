@@ -125,7 +125,7 @@ def revive(
         KeyError, TypeError, AttributeError: parts are missing or unknown.
     """
     from .mixture import MixturePosterior
-    from .posterior import TextOptions
+    from .reading import TextOptions
 
     tensors = {  # examples stay where data are
         name: value if ".examples." in f".{name}" else value.to(backbone.device)

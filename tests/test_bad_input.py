@@ -131,6 +131,28 @@ def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.Monk
     assert torch.equal(one, posterior.predict(["w5 w9 w9"], samples=3).probabilities)
 
 
+def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tokenizer without a limit let them through to an error deep in the transformer."""
+    monkeypatch.undo()
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    backbone = tiny_backbone()
+    model = bh.Model(bh.RandomPEFT(backbone, (), bh.Head(2), tokenizer))
+    most = backbone.config.max_position_embeddings
+    long = {"text": ["w5 " * (most + 1), "w6 " * most] * 4, "label": [0, 1] * 4}
+    with pytest.warns(bh.data.CutWarning, match=f"4 of 8 texts are longer than {most} tokens"):
+        posterior = bh.fit(model, "normal", long, max_steps=2, progress=False)
+    with pytest.warns(bh.data.CutWarning):
+        posterior.predict(long["text"])
+    with pytest.raises(DataError, match=f"max_length={most + 1}: .* positions for {most} tokens"):
+        bh.fit(model, "normal", long, max_length=most + 1)
+    encoded = bh.encode(long, tokenizer, kind="class")
+    with pytest.raises(DataError, match=f"texts of {most + 1} tokens"):
+        bh.fit(model, "normal", encoded)
+
+
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 6, "particles": 4}, "batch_size=6 must be a multiple of particles=4"),
     ({"batch_size": 2, "particles": 4}, "batch_size=2 must be a multiple of particles=4"),

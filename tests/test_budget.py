@@ -6,11 +6,17 @@ from typing import Any
 
 import pyro
 import pytest
+from memory import Memory
+from transformers import BertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import budget
-from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.guides import LowRankGuide, budget
+from bhpeft_pyro.inference.alignment import align
+from bhpeft_pyro.inference.curvature import narrowed
+from bhpeft_pyro.linear import LinearModel
+from bhpeft_pyro.priors import FunctionSpaceNormal
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
 
 @pytest.mark.filterwarnings("ignore:The `init_loc_fn` argument")
@@ -52,6 +58,31 @@ def test_what_a_low_rank_guide_keeps_is_counted() -> None:
     size = budget("lowrank", sum(site.numel for site in model.sites), rank=8)
     kept = sum(buffer.numel() * 4 for buffer in posterior.guide.buffers())
     assert size is not None and kept < size.bytes
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("rank", [8, 64])
+def test_no_more_is_held_than_foretold_while_a_covariance_is_measured(
+    rank: int, linear: bool
+) -> None:
+    """It was four to eight times as much: lists of gradients, and what they were joined to."""
+    wide = tiny_backbone().config
+    wide.hidden_size = 256
+    network = bh.RandomPEFT(BertModel(wide), bh.presets.lora(rank=8), bh.Head(3, principal=False))
+    model = bh.Model(network, FunctionSpaceNormal(change=0.1, head=1.0))
+    batches = [tiny_batch(16, labels=3, seed=seed) for seed in range(4)]
+    align(model, batches)
+    guide = LowRankGuide(model, rank)
+    fitted = LinearModel(model, guide.means) if linear else model
+    size = budget("lowrank", len(guide.loc), rank=rank)
+    assert size is not None
+    for _ in range(2):
+        with Memory() as memory:
+            covariance = narrowed(fitted, guide, guide, batches, 64.0, 0.5)
+        # With the last good state, parameter, gradient and Adam's moments.
+        kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
+        assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
+        guide.covariance = covariance
 
 
 def test_a_guide_too_large_is_refused_with_the_figures() -> None:

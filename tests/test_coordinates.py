@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from memory import Memory
 from torch import Tensor
+from transformers import BertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
@@ -140,6 +142,46 @@ def test_the_axes_make_the_fisher_information_diagonal() -> None:
             atol=1e-4,
             rtol=1e-2,
         )
+
+
+@pytest.mark.parametrize(("width", "texts"), [(256, 12), (16, 32)])
+def test_anchors_whiten_the_leading_directions_of_the_gradients(
+    width: int, texts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a wide input side a matrix (in, in) was made: for Llama 2 GB a site, and minutes."""
+    config = tiny_backbone().config
+    config.hidden_size = width
+    kinds = (bh.peft.LoRA(("ffn_in",), rank=2),)
+    network = bh.RandomPEFT(BertModel(config), kinds, bh.Head(2, principal=False), tiny_tokenizer())
+    model = bh.Model(network)
+    seen: list[Tensor] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        for gradients in scores(*args, **kwargs):
+            seen.append(gradients["lora.ffn_in.A"])
+            yield gradients
+
+    monkeypatch.setattr("bhpeft_pyro.inference.alignment.scores", watched)
+    batches = [tiny_batch(texts // 4, seed=seed) for seed in range(4)]
+    with Memory() as memory:
+        align(model, batches)
+    assert width < 100 or memory.largest < width**2
+    g = torch.cat(seen[:4]).double()  # those of the input side come first
+    assert network.coordinates is not None
+    anchor = network.coordinates.get_buffer("lora/ffn_in/A/anchor").double()
+    moment = torch.einsum("nlab,nlac->lbc", g, g)
+    white = anchor @ moment @ anchor.mT
+    scale = white.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
+    torch.testing.assert_close(white / scale, torch.eye(2).expand(2, 2, 2).double(), **NEAR)
+    rows = torch.linalg.qr(anchor.mT)[0]
+    most = torch.linalg.eigvalsh(moment)[..., -2:].sum(-1)
+    torch.testing.assert_close(torch.einsum("lbr,lbc,lcr->l", rows, moment, rows), most, **NEAR)
+    site = next(site for site in network.attachment.sites if site.name == "lora.ffn_in.A")
+    size = site.unit.double().flatten() * (2 * width) ** 0.5
+    torch.testing.assert_close(anchor.flatten(1).norm(dim=1), size, **NEAR)
+
+
+NEAR: dict[str, float] = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def test_scores_are_gradients_of_the_log_likelihood() -> None:

@@ -294,6 +294,7 @@ def test_guides_are_measured_where_they_fit(
     lines = {line.split(" | ")[0]: line for line in result.output.splitlines() if "| 114 |" in line}
     assert lines.keys() == {f"| {name}" for name in chosen}
     assert [name for name, line in lines.items() if line.endswith("|  |")] == [
+        "| full",
         "| laplace, dense",
         "| mvn",
     ]

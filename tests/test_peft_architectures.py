@@ -8,6 +8,7 @@ import torch
 
 from bhpeft_pyro.errors import ArchitectureError
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+from bhpeft_pyro.peft.architectures import positions_of
 
 TARGETS = ("query", "key", "value", "output", "ffn_in", "ffn_out")
 GATED_FFN = ("modernbert", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -165,6 +166,21 @@ def test_a_causal_flag_switched_off_by_the_caller_stays_off():
         masked = run(model, {"input_ids": ids, "attention_mask": everything})
     torch.testing.assert_close(flagged, masked, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(flagged, causal, atol=1e-2)
+
+
+@all_types
+def test_it_runs_on_as_many_tokens_as_it_has_positions_for(model_type):
+    options = {"n_positions": 40} if model_type == "gpt2" else {"max_position_embeddings": 40}
+    model = tiny.build(model_type, **({} if model_type == "t5" else options))
+    most = positions_of(model)
+    rotary = model_type in (*GATED_FFN, "t5")
+    assert (most is None) == rotary
+    ids = tiny.inputs(rows=2, length=(most or 70) + 1, padded=0)["input_ids"]
+    with torch.no_grad():
+        run(model, {"input_ids": ids if rotary else ids[:, :most]})
+        if not rotary:
+            with pytest.raises((RuntimeError, IndexError)):
+                run(model, {"input_ids": ids})
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "mistral", "gemma3_text", "opt"])

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import pyro
@@ -22,6 +23,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.files import write
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.likelihoods import (
     Categorical,
@@ -315,6 +317,36 @@ def test_a_crash_while_saving_leaves_the_old_posterior(
     second.save(tmp_path, overwrite=True)
     assert len(load(tmp_path).lineage) == 2
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002])
+def test_files_may_be_read_by_whom_the_umask_says(umask: int, tmp_path: Path) -> None:
+    """They were their owner's alone, so nobody could load what lay in a shared folder."""
+    before = os.umask(umask)
+    try:
+        folder = fit().save(tmp_path / "saved")
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(before)
+    assert len(list(folder.iterdir())) == 2
+    for file in folder.iterdir():
+        assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_renamed_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder was not: after a power cut the old name could be back."""
+    done: list[str] = []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *args: done.append("replace") or replace(*args))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda number: (
+            done.append("folder" if S_ISDIR(os.fstat(number).st_mode) else "file") or fsync(number)
+        ),
+    )
+    write(tmp_path / "file", b"text")
+    assert done == ["file", "replace", "folder"]
 
 
 # Priors and guides of one's own

@@ -9,7 +9,7 @@ import typer
 
 from .. import fitting as library
 from ..inference import FitOptions
-from ..posterior import TextOptions
+from ..reading import TextOptions
 from . import options
 from .quality import conclude
 from .recipe import Recipe, options_of_recipe

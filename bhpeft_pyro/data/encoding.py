@@ -67,7 +67,8 @@ def encode(
         columns: where the source keeps what.
         label_names: the classes, in the order of their indices; by default those of the source.
         num_labels: number of classes, where they have no names; by default the largest plus 1.
-        max_length: cut longer texts to so many tokens; by default the tokenizer's own limit.
+        max_length: cut longer texts to so many tokens; by default the tokenizer's own limit
+            (`fit` and a posterior look at that of the backbone, too).
         labelled: whether labels must be there. If not, they are used where they are.
 
     Raises:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..data import Examples, encode
+from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..guides import GuideLike, prior_guide
@@ -26,6 +26,7 @@ from ..model import Model
 from ..network import RandomPEFT
 from ..posterior import Posterior
 from ..priors import FunctionSpaceNormal, Prior
+from ..reading import TextOptions
 from .calibration import Calibration
 from .passes import labels, run
 
@@ -142,14 +143,7 @@ def _check(
 
 def _encode(model: Model, texts: object) -> Examples:
     """Texts without the labels they may have."""
-    examples = encode(
-        texts,
-        model.network.tokenizer,
-        kind=model.likelihood.kind,
-        num_labels=model.likelihood.labels(model.network.outputs),
-        labelled=False,
-    )
-    return replace(examples, labels=None)
+    return replace(TextOptions().encode(model, texts, labelled=False), labels=None)
 
 
 def _align(model: Model, examples: Examples) -> None:

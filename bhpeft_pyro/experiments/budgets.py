@@ -144,17 +144,18 @@ _FULL = {
 }
 
 _TINY = {
-    "classes": Task("tiny-classes", 3, Categorical),
-    "ratings": Task("tiny-ratings", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING),
-    "choices": Task("tiny-choices", 1, MultipleChoice),
+    "classes": Task("tiny-classes", 3, Categorical, max_length=32),
+    "ratings": Task("tiny-ratings", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 32),
+    "choices": Task("tiny-choices", 1, MultipleChoice, max_length=32),
     "two classes": Task(
         "tiny-classes",
         2,
         Categorical,
         classes=2,
+        max_length=32,
         shifts={"to the third": Shift("tiny-classes", label=2)},
     ),
-    "labels of others": Task("tiny-classes", 3, Categorical, shuffled=True),
+    "labels of others": Task("tiny-classes", 3, Categorical, max_length=32, shuffled=True),
 }
 
 BUDGETS = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ..distributions import CHUNK
 from ..errors import GuideError
 from ..kronecker import matrices
 
@@ -14,6 +15,10 @@ __all__ = ["Budget", "budget"]
 
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4
+GATHERED = 128
+"""Gradients gathered before a low-rank guide's leading directions are sought again."""
+_EXAMPLES = 16  # of a batch, unless `fit` is told otherwise; each has weights of its own
+_COPIES = 10  # of these, on their way from draw to gradient
 _SCALABLE = (
     "'normal', 'lowrank', 'linear', 'delta', a diagonal 'laplace' and AutoNormal grow in "
     "proportion to the latents"
@@ -27,8 +32,8 @@ class Budget:
     Attributes:
         latents: D, the numbers that are random.
         parameters: those that are trained.
-        bytes: memory of parameters, gradients, optimiser state and what else the guide keeps; the
-            transformer's own is not in it.
+        bytes: memory of parameters, gradients, optimiser state and what else the guide keeps, or
+            holds while it is measured on batches of 16; the transformer's own is not in it.
 
     >>> print(budget("AutoMultivariateNormal", 100_000))
     100,000 latents, 10,000,200,000 parameters, 149.0 GiB
@@ -90,7 +95,7 @@ def budget(
         case "lowrank" | "linear" | "full":
             parameters = d
             axes = d if name == "full" else rank or 64
-            kept = d * (2 * axes + 1)  # its axes, and as many again while it is measured
+            kept = d * (2 * axes + 1) + _measurement(d, axes)  # its axes, and the last good ones
         case "laplace":
             parameters = d
             match options.get("structure", "kronecker"):
@@ -117,3 +122,10 @@ def budget(
         case _:
             return None
     return Budget(d, parameters, _TRAINED * parameters + _KEPT * kept)
+
+
+def _measurement(d: int, axes: int) -> int:
+    """Numbers held while a low-rank covariance is measured (`inference/curvature.py`)."""
+    columns = max(2 * axes, axes + GATHERED) + _EXAMPLES
+    products = 2 * (CHUNK + 4 * columns**2)  # in double precision
+    return d * (columns + axes + _COPIES * _EXAMPLES) + products

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -62,6 +63,15 @@ class JointGuide(Guide):
             self.latent = found[0].name
         else:
             self.latent = JOINT if self._names is None else joint_name(self._names)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves or converts it; the prior comes along."""
+        super()._apply(fn, recurse)
+        loc = fn(self.prior.loc)
+        if loc is not self.prior.loc:  # else it stays the object that the model's prior has, too
+            covariance = self.prior.covariance.map(fn)
+            self.prior = LowRankNormal(loc, covariance, validate_args=False)
+        return self
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """`(*P, D)` to a tensor `(*P, *shape)` for each site."""

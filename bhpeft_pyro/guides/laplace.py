@@ -61,16 +61,19 @@ class LaplaceGuide(JointGuide):
     @property
     def measured(self) -> bool:
         """Whether a fit has come to its end."""
-        return self._covariance is not None
+        return "ratio" in self._buffers
 
     @property
     def covariance(self) -> Covariance:
         """The covariance, over all weights in the order of the sites."""
-        if self._covariance is None:
+        if not self.measured:
             raise GuideError(
                 "laplace before a fit: its covariance is measured at the end of one; until then it "
                 "is a point"
             )
+        # Kept as one object, which remembers its divergence from a prior.
+        if self._covariance is None or self._covariance.scale is not self.scale:
+            self._covariance = self._gathered()
         return self._covariance
 
     def hold(self) -> None:
@@ -88,10 +91,24 @@ class LaplaceGuide(JointGuide):
             self.register_buffer(name, value)
         self._covariance, self.linear = covariance, True
 
+    def _gathered(self) -> Covariance:
+        """The covariance that the buffers are of: loaded, copied or moved since it was measured."""
+        scale, axes, ratio = map(self.get_buffer, _TENSORS)
+        if self.structure != "kronecker":
+            return Covariance(scale, axes, ratio)
+        own = self.prior.covariance
+        if isinstance(own, KroneckerCovariance):  # the same axes, and known to be
+            return KroneckerCovariance(scale, ratio, own.factors)
+        pairs = [
+            (self.get_buffer(f"left{i}"), self.get_buffer(f"right{i}"))
+            for i in range(len(self._shapes))
+        ]
+        return KroneckerCovariance(scale, ratio, tuple(pairs))
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
-        if self._covariance is not None:
-            normal = LowRankNormal(self.loc, self._covariance, validate_args=False)
+        if self.measured:
+            normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
             values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
         elif self._joint:
             point = dist.Delta(self.loc, event_dim=1)
@@ -106,15 +123,8 @@ class LaplaceGuide(JointGuide):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """As every module's; a covariance comes with it if one has been measured."""
         if f"{prefix}ratio" in state_dict:
-            scale, axes, ratio = (state_dict[f"{prefix}{x}"].clone() for x in _TENSORS)
-            covariance, own = Covariance(scale, axes, ratio), self.prior.covariance
-            if self.structure == "kronecker":
-                factors = tuple(
-                    (state_dict[f"{prefix}left{i}"], state_dict[f"{prefix}right{i}"])
-                    for i in range(len(self._shapes))
-                )
-                if isinstance(own, KroneckerCovariance):  # the same, and known to be
-                    factors = tuple(own.factors)
-                covariance = KroneckerCovariance(scale, ratio, factors)
-            self.spread(covariance)
+            for key, value in state_dict.items():
+                if key.startswith(prefix) and (name := key.removeprefix(prefix)) != "loc":
+                    self.register_buffer(name, value.clone())
+            self.linear = True
         super()._load_from_state_dict(state_dict, prefix, *args)

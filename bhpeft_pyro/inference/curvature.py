@@ -17,12 +17,11 @@ from torch import Tensor
 from ..batch import Batch
 from ..distributions import Covariance, leading
 from ..guides import Guide, LowRankGuide
+from ..guides.budget import GATHERED
 from ..model import Model
 from .fisher import every, scores
 
 __all__ = ["narrowed"]
-
-_BLOCK = 128  # gradients gathered before the leading directions are sought again
 
 
 def narrowed(
@@ -43,38 +42,65 @@ def narrowed(
         share: of the way from the precision at hand to the one measured; 1 forgets the former.
     """
     prior, own = block.prior.covariance, block.covariance
-    unit = prior.scale.unsqueeze(-1)  # precisions are gathered in units of the prior's scale
-    diagonal = share + (1 - share) * (prior.scale / own.scale).square()
-    columns = [
-        share**0.5 * unit * prior.precision_root(),
-        (1 - share) ** 0.5 * unit * own.precision_root(),
-    ]
-    total = sum(part.square().sum(-1) for part in columns)
+    unit = prior.scale  # precisions are gathered in units of it
+    room = max(prior.rank + own.rank, block.rank + GATHERED) + max(map(len, batches))
+    gathered = _Gathered(unit, block.rank, room)
+    for part, covariance in ((share, prior), (1 - share, own)):
+        gathered.add([covariance.precision_root().mT], part**0.5 * unit)
     weight = (share * size / sum(map(len, batches))) ** 0.5
-    width = sum(part.shape[-1] for part in columns)
     for batch in batches:
         for gradients in _gradients(model, guide, block, batch):
-            columns.append(weight * unit * gradients.mT)
-            total = total + columns[-1].square().sum(-1)
-            width += len(batch)
-            if width >= block.rank + _BLOCK:
-                columns = [_shortened(columns, block.rank)]
-                width = block.rank
-    root = _shortened(columns, block.rank)
-    rest = (total - root.square().sum(-1)).clamp_min(0)
-    return Covariance.from_precision((diagonal + rest) / unit[:, 0].square(), root / unit)
+            gathered.add(gradients, weight * unit)
+            if gathered.count >= block.rank + GATHERED:
+                gathered.shorten()
+    root, rest = gathered.root(), gathered.diagonal
+    del gathered, gradients
+    rest = (rest - root.square().sum(-1)).clamp_min(0)
+    diagonal = share + (1 - share) * (unit / own.scale).square()
+    root.div_(unit.unsqueeze(-1))
+    return Covariance.from_precision((diagonal + rest) / unit.square(), root)
 
 
-def _gradients(model: Model, guide: Guide, block: LowRankGuide, batch: Batch) -> Iterator[Tensor]:
-    """For each outcome (B, D) weighted gradients, each example at a draw of its own."""
+class _Gathered:
+    """Vectors whose outer products are summed, in one table: with lists of them and what these are
+    joined to, a measurement would take several times the room.
+
+    Attributes:
+        count: how many there are.
+        diagonal: (D,) of the sum of all that were added.
+    """
+
+    def __init__(self, like: Tensor, rank: int, room: int) -> None:
+        self.rank = rank
+        self.count = 0
+        self.diagonal = torch.zeros_like(like)
+        self._table = like.new_empty(room, len(like))
+
+    def add(self, parts: Sequence[Tensor], weight: Tensor) -> None:
+        """M vectors, of which each part has some entries, (M, .), times `weight`, (D,)."""
+        rows = self._table[self.count : self.count + len(parts[0])]
+        torch.cat([*parts], 1, out=rows).mul_(weight)
+        self.diagonal += torch.einsum("nd,nd->d", rows, rows)
+        self.count += len(rows)
+
+    def root(self) -> Tensor:
+        """(D, rank) with nearly the same outer product."""
+        axes, strength = leading(self._table[: self.count].mT, self.rank)
+        return axes.mul_(strength.sqrt())
+
+    def shorten(self) -> None:
+        """Keep that instead."""
+        root = self.root()
+        self.count = root.shape[-1]
+        self._table[: self.count] = root.mT
+
+
+def _gradients(
+    model: Model, guide: Guide, block: LowRankGuide, batch: Batch
+) -> Iterator[list[Tensor]]:
+    """For each outcome, by site, (B, .) weighted gradients, each example at a draw of its own."""
     with torch.no_grad(), pyro.plate("draws", len(batch), dim=-2):
         drawn = guide()
     own = {name: drawn.pop(name) for name in block.means()}
     for gradients in scores(model, own, batch.to(model.network.device), drawn, every):
-        yield torch.cat([gradient.reshape(len(batch), -1) for gradient in gradients.values()], 1)
-
-
-def _shortened(columns: list[Tensor], rank: int) -> Tensor:
-    """(D, rank) with nearly the same outer product."""
-    axes, strength = leading(torch.cat(columns, -1), rank)
-    return axes * strength.sqrt()
+        yield [gradient.reshape(len(batch), -1) for gradient in gradients.values()]

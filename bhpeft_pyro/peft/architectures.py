@@ -96,6 +96,7 @@ class Block:
     projections: dict[str, Projection] = field(default_factory=dict)
 
 
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # rotary and relative ones have none
 _REGISTRY: dict[str, Architecture] = {}
 
 
@@ -150,6 +151,16 @@ def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
             )
         blocks.append(Block(len(blocks), layer, attention, projections))
     return tuple(blocks)
+
+
+def positions_of(base: nn.Module) -> int | None:
+    """The most tokens that a base model's table of positions reaches; None if it has no table."""
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Embedding) and name.split(".")[-1] in _POSITIONS:
+            # RoBERTa counts from behind its padding's index, OPT from an offset.
+            first = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - getattr(module, "offset", first)
+    return None
 
 
 def _get(module: nn.Module, path: str) -> nn.Module | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -91,6 +92,13 @@ class Attachment:
         )
         shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
         self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The same kinds on a copy of the backbone, with hooks of its own."""
+        backbone = copy.deepcopy(self.backbone, memo)
+        _undo_all(copy.deepcopy(self._undo, memo))  # this one's hooks came with the copy
+        new = memo[id(self)] = type(self)(backbone, self.kinds)
+        return new
 
     @contextmanager
     def bind(

@@ -39,6 +39,17 @@ class CheckpointedForward:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.forward: Callable[..., Any] = layer.forward
+        self._own = layer.__dict__.get("forward")
+        layer.forward = self
+
+    def remove(self) -> None:
+        """Take it off its layer, unless something else was put there since."""
+        if self.layer.__dict__.get("forward") is not self:
+            return
+        if self._own is None:
+            del self.layer.forward
+        else:
+            self.layer.forward = self._own
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bindings = active()
@@ -61,15 +72,4 @@ def install_checkpointing(layer: nn.Module) -> Callable[[], None] | None:
     """Put a `CheckpointedForward` on a layer that has none; returns how to take it off."""
     if isinstance(layer.__dict__.get("forward"), CheckpointedForward):
         return None
-    own = layer.__dict__.get("forward")
-    wrapped = CheckpointedForward(layer)
-    layer.forward = wrapped
-
-    def remove() -> None:
-        if layer.__dict__.get("forward") is wrapped:
-            if own is None:
-                del layer.forward
-            else:
-                layer.forward = own
-
-    return remove
+    return CheckpointedForward(layer).remove

@@ -1,0 +1,55 @@
+"""How texts are read for a model, in every round and prediction alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .data import Columns, Examples, encode
+from .errors import DataError
+from .model import Model
+from .network import RandomPEFT
+from .peft.architectures import positions_of
+
+__all__ = ["TextOptions"]
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How text was read, so that new text is read the same way."""
+
+    columns: Columns = Columns()
+    max_length: int | None = None
+    label_names: tuple[str, ...] | None = None
+
+    def encode(self, model: Model, data: object, labelled: bool) -> Examples:
+        """Tokenise `data` for a model.
+
+        Raises:
+            DataError: as for `data.encode`; `max_length` is more than the backbone can read.
+        """
+        return encode(
+            data,
+            model.network.tokenizer,
+            kind=model.likelihood.kind,
+            columns=self.columns,
+            label_names=self.label_names,
+            num_labels=model.likelihood.labels(model.network.outputs),
+            max_length=self._limit(model.network, data),
+            labelled=labelled,
+        )
+
+    def _limit(self, network: RandomPEFT, data: object) -> int | None:
+        """`max_length`; if there is none, what the backbone can read and its tokenizer allows."""
+        given, most = self.max_length, positions_of(network.backbone.base_model)
+        if most is None:
+            return given
+        if given is None and isinstance(data, Examples):
+            return most
+        if given is None:
+            return min(most, network.tokenizer.model_max_length)
+        if isinstance(given, int) and given > most:
+            raise DataError(
+                f"max_length={given}: the backbone has positions for {most} tokens; expected at "
+                "most so many"
+            )
+        return given

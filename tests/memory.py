@@ -1,0 +1,45 @@
+"""What a computation takes: the tensors that it makes, and how much of them is held at once."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Memory(TorchDispatchMode):
+    """Counts within a `with` block.
+
+    Attributes:
+        largest: entries of the largest tensor made.
+        peak: the most bytes held at once, of tensors made within.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = self.peak = self._held = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for made in _tensors(result):
+            storage = made.untyped_storage()
+            if storage._cdata in given or storage._cdata in self._known:
+                continue  # a view, or changed in place
+            self.largest = max(self.largest, made.numel())
+            self._known[storage._cdata] = storage.nbytes()
+            self._held += storage.nbytes()
+            self.peak = max(self.peak, self._held)
+            weakref.finalize(storage, self._freed, storage._cdata)
+        return result
+
+    def _freed(self, key: int) -> None:
+        self._held -= self._known.pop(key)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

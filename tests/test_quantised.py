@@ -78,11 +78,17 @@ def test_int8_is_as_its_weights_in_float32() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_backbone(dtype: torch.dtype) -> None:
-    """Random weights stay float32; predictions are near those of the float32 backbone."""
-    posterior = fit(tiny_backbone().to(dtype))
+    """It is learnt from as any other, and predicts as the same backbone does in single precision.
+
+    (Two fits are not compared: what the last bits are depends on the processor.)
+    """
+    backbone = tiny_backbone().to(dtype)
+    posterior = fit(backbone)
     assert all(value.dtype == torch.float32 for value in posterior.sample(2).values())
-    difference = probabilities(posterior) - probabilities(fit(tiny_backbone()))
-    assert difference.abs().max() < 0.1
+    assert posterior.evaluate(tiny_examples(), samples=4)["nll"] < 0.5  # 0.69 knows nothing
+    halved = probabilities(posterior)
+    backbone.float()
+    torch.testing.assert_close(halved, probabilities(posterior), atol=0.02, rtol=0)
 
 
 def test_layers_without_a_gradient_are_refused() -> None:

@@ -18,7 +18,7 @@ _KEPT = 4
 GATHERED = 128
 """Gradients gathered before a low-rank guide's leading directions are sought again."""
 _EXAMPLES = 16  # of a batch, unless `fit` is told otherwise; each has weights of its own
-_COPIES = 13  # of these, on their way from draw to gradient
+_COPIES = 14  # of these, on their way from draw to gradient
 _SCALABLE = (
     "'normal', 'lowrank', 'linear', 'delta', a diagonal 'laplace' and AutoNormal grow in "
     "proportion to the latents"

@@ -138,9 +138,9 @@ for name in ("normal", "lowrank", "linear", "full"):
 # %% [markdown]
 # `lowrank`, `linear` and `full` print the same: the head has fewer weights than the 64 directions
 # of a low-rank guide, so each has any covariance, and a head is linear as it is. After 200 steps
-# their mean predictions are 0.1 to 0.2 true sds off (400 draws of NUTS leave 0.06 of noise) and their
-# predictions nearly a tenth too wide. `normal` takes weights for independent: its predictions are much too
-# wide, and k-hat says so without NUTS.
+# their mean predictions are 0.1 to 0.2 true sds off (400 draws of NUTS leave 0.06 of noise) and
+# their predictions nearly a tenth too wide. `normal` takes weights for independent: its predictions
+# are much too wide, and k-hat says so without NUTS.
 #
 # ## Does the end depend on the start?
 #

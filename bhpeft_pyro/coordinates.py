@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .kronecker import between
 from .peft.sites import Site, projection
 
 __all__ = ["Coordinates"]
@@ -107,9 +108,7 @@ class Coordinates(nn.Module):
         if self.fitted:
             for site in self._outer:
                 left, right = self._buffer(site, "left"), self._buffer(site, "right")
-                turned = values[site.name] @ right.mT
-                # As a matmul, this would copy `left` for every draw.
-                weights[site.name] = torch.einsum("loi,slir->slor", left, turned)
+                weights[site.name] = between(left, values[site.name], right)
         if self.gain != 1:
             for site in self._added:
                 weights[site.name] = self.gain * weights[site.name]

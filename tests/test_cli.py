@@ -491,7 +491,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
         (("fit", train, "--out", run), "--overwrite"),
         (("fit", train, "--out", train), "is a file"),
-        (("fit", train, "--out", out, "--backbone", tmp_path / "none"), "'minilm' comes from"),
+        (("fit", train, "--out", out, "--backbone", tmp_path / "none"), "'smollm2' come from PyPI"),
         (("predict", tmp_path, train), "no saved posterior"),
         (("predict", run, folder / "new.csv", "--out", folder / "new.csv"), "the data itself"),
         (("predict", run, train, "--out", "x.parquet"), "should end in"),

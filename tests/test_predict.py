@@ -16,6 +16,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -281,6 +282,20 @@ def test_inputs_that_a_backbone_takes_are_used() -> None:
             weights, bh.Batch({**batch.inputs, "token_type_ids": types}, batch.labels)
         )
     assert not torch.allclose(plain, typed, atol=1e-3)
+
+
+def test_without_random_weights_all_draws_are_one() -> None:
+    """A backbone with its own head and no PEFT weights: zero-shot use."""
+    config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+    backbone = DistilBertForSequenceClassification(config).eval()
+    model = bh.Model(bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer()))
+    forecast = predict(model, lambda batch: {}, tiny_examples(5), 8, keep_samples=True)
+    with torch.no_grad():
+        expected = torch.cat(
+            [backbone(**batch.inputs).logits.softmax(-1) for batch in tiny_examples(5).batches(1)]
+        )
+    assert forecast.draws == 1
+    torch.testing.assert_close(forecast.probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
 def tiny_examples_of(tokenizer: Any) -> bh.Examples:

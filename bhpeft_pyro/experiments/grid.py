@@ -19,7 +19,8 @@ from .. import __version__
 from ..data import CutWarning
 from ..errors import ConfigError
 from .budgets import Budget
-from .methods import INFERENCE, PEFT, Job, Load, Method
+from .job import Job, Load
+from .methods import INFERENCE, PEFT, Method
 from .outcome import Outcome
 from .results import Run, complete, file_of
 from .tasks import split
@@ -105,12 +106,9 @@ class Grid:
             forecasts[name] = fitted.predict(table.remove_columns(sorted(known)))
             extra[name] = {column: torch.tensor(table[column][:]) for column in known & {*_EXTRA}}
         ended = time.perf_counter()
-        model, text = fitted.posterior.model, fitted.posterior.text
         for name, table in parts.tests.items():
             if what.target in table.column_names:
-                labels = text.encode(model, table, labelled=True).labels
-                assert labels is not None
-                forecasts[name] = forecasts[name].with_labels(labels)
+                forecasts[name] = forecasts[name].with_labels(fitted.labels(table))
         facts = {
             "task": task,
             "rows": rows,
@@ -122,7 +120,7 @@ class Grid:
             "version": __version__,
             "commit": code,
             "seconds": {"fit": between - started, "predict": ended - between},
-            "weights": sum(site.numel for site in model.sites),
+            "weights": sum(site.numel for site in fitted.posterior.model.sites),
         }
         return Outcome(facts, forecasts, extra)
 

@@ -38,7 +38,7 @@ _GUIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "structured": ("structured", {}),
     "iaf": ("iaf", {}),
 }
-_LIMIT = 2**30  # bytes; what takes more is not run
+_LIMIT = 2**32  # bytes; what takes more is not run
 _STEPS, _ROWS = 20, 64
 _TIME, _MEMORY = "fit / delta's", "MiB"
 

@@ -4,99 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
-from ..fitting import fit
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import GuideLike
-from ..head import Head
 from ..inference.predict import AnyForecast
 from ..metrics import evaluate
-from ..model import Model
-from ..network import RandomPEFT
 from ..peft import Kind, presets
 from ..posterior import Posterior
-from .budgets import Budget
 from .dropout import dropout
+from .job import Fitted, Inference, Job
 from .laplace import SCALES, LastLayer
-from .tasks import Task
+from .zero_shot import zero_shot
 
-__all__ = ["INFERENCE", "PEFT", "Fitted", "Job", "Method", "method", "mixture"]
+__all__ = ["INFERENCE", "PEFT", "Method", "method", "mixture"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
 _JOINT: tuple[dict[str, Any], ...] = ({}, {"joint_lr": 0.02})
+_FROZEN, _ZERO_SHOT = "frozen", "zero-shot"  # go together
 _CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
-
-Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a method is given. Of the test rows it sees the texts alone, and only to predict.
-
-    Attributes:
-        task: what is learnt.
-        kinds: the PEFT weights.
-        load: makes a new copy of the frozen transformer.
-        train, validation: labelled rows.
-        seed: of the fits and the draws.
-        budget: how much may be done.
-    """
-
-    task: Task
-    kinds: Sequence[Kind]
-    load: Load
-    train: Dataset
-    validation: Dataset
-    seed: int
-    budget: Budget
-
-    def model(self, point: bool) -> Model:
-        """A model that is not fitted; a point trains the weights themselves, as is usual."""
-        backbone, tokenizer = self.load()
-        head = Head(self.task.outputs)
-        network = RandomPEFT(backbone, tuple(self.kinds), head, tokenizer, aligned=not point)
-        return Model(network, None, self.task.likelihood())
-
-    def fit(self, model: Model, guide: Any, **options: Any) -> Posterior:
-        """As many steps for every method."""
-        return fit(
-            model,
-            guide,
-            self.train,
-            columns=self.task.columns,
-            max_length=self.task.max_length,
-            **{"max_steps": self.budget.steps, "seed": self.seed, "progress": False, **options},
-        )
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a method has learnt.
-
-    Attributes:
-        predict: from rows to a forecast that has kept its draws.
-        posterior: of the (first) fit.
-        validation: the forecast of the validation rows.
-        facts: what is to be known of the fit, as plain data.
-    """
-
-    predict: Callable[[Dataset], AnyForecast]
-    posterior: Posterior
-    validation: AnyForecast
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-Inference = Callable[[Job], Fitted]
 
 
 def _predict(posterior: Posterior, samples: int) -> Callable[[Dataset], AnyForecast]:
@@ -215,6 +149,7 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
     "MAM": presets.mam,
     "UniPELT": presets.unipelt,
     "hybrid": presets.bh_peft,
+    _FROZEN: presets.head_only,
 }
 """The PEFT weights."""
 
@@ -228,6 +163,7 @@ INFERENCE: dict[str, Inference] = {
     "Bayesian (down only)": bayesian("down only"),
     "Bayesian (A only)": bayesian("A only"),
     "Bayesian (temperature 0.1)": bayesian("linear", 0.1, _JOINT),
+    _ZERO_SHOT: zero_shot,
 }
 """The ways to infer them."""
 
@@ -266,6 +202,8 @@ def method(name: str) -> Method:
             f"method: {name!r} is unknown; expected one of {', '.join(PEFT)}, then one of "
             f"{', '.join(INFERENCE)}, as in 'hybrid, Bayesian'; and ' + scaling' if you like"
         )
+    if (peft == _FROZEN) != (inference == _ZERO_SHOT):
+        raise ConfigError(f"method: {name!r}: {_FROZEN!r} and {_ZERO_SHOT!r} go together")
     return Method(peft, inference, plain != name)
 
 

@@ -49,6 +49,7 @@ class Task:
         classes: rows with labels from here on are left out; None for none.
         shifts: further test rows, by name.
         shuffled: give every row the label of another one, so that there is nothing to learn.
+        words: of classes, what a language model is asked to choose from.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Task:
     classes: int | None = None
     shifts: Mapping[str, Shift] = field(default_factory=dict)
     shuffled: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:

@@ -132,7 +132,7 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
             yield from linear_predictives(model, first.at, blocks)
             continue
         for block in blocks:
-            count = len(next(iter(block.values())))
+            count = max(map(len, block.values()), default=1)  # without weights, all draws are one
             for start in range(0, count, together):
                 weights = {name: value[start : start + together] for name, value in block.items()}
                 yield min(together, count - start), partial(model.predictive, weights)

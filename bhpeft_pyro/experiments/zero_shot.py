@@ -1,0 +1,117 @@
+"""The frozen language model as it is, asked in words: nothing is learnt from the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ..data import Columns
+from ..data.fields import read_choices
+from ..data.labels import read_answers
+from ..errors import ConfigError
+from ..head import OwnHead
+from ..inference.optimise import as_module
+from ..inference.predict import AnyForecast
+from ..model import Model
+from ..network import RandomPEFT
+from ..posterior import Posterior
+from ..reading import TextOptions
+from .job import Fitted, Job
+from .tasks import Task
+
+__all__ = ["Prompt", "zero_shot"]
+
+_COLUMNS = Columns()  # of prompted rows
+_LENGTH = 512  # tokens, more than any prompt has: its end is what asks
+_LETTERS = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """From a task's rows to rows of prompts, whose next token is to be the label.
+
+    Classes are asked for by their `Task.words`, choices by letters.
+
+    Attributes:
+        task: with classes that have words, or with choices.
+        words: one a label.
+
+    >>> from ..likelihoods import Categorical
+    >>> task = Task("made-up", 2, Categorical, words=("Good", "Bad"))
+    >>> print(Prompt.of(task, Dataset.from_dict({"text": ["Oh no."]})).ask("Oh no."))
+    Oh no.
+    Good or Bad?
+    Answer:
+    """
+
+    task: Task
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, task: Task, rows: Dataset) -> Prompt:
+        """The prompt of a task, with as many letters as `rows` have choices.
+
+        Raises:
+            ConfigError: the task has neither choices nor words.
+        """
+        kind = task.likelihood().kind
+        if kind == "choice":
+            options, _ = read_choices(rows[task.columns.choices][:], task.columns.choices)
+            return cls(task, tuple(_LETTERS[: max(map(len, options))]))
+        if not task.words:
+            raise ConfigError(f"zero-shot: {task.source} has no words for its labels")
+        return cls(task, task.words)
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+        """The token that each word begins with.
+
+        Raises:
+            ConfigError: two words begin alike.
+        """
+        found = tuple(
+            tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in self.words
+        )
+        if len(set(found)) < len(found):
+            raise ConfigError(f"zero-shot: two of the words {self.words} begin with one token")
+        return found
+
+    def rows(self, table: Dataset) -> Dataset:
+        """Prompts, with the labels as indices where there are any."""
+        columns, target = self.task.columns, self.task.target
+        labels = table[target][:] if target in table.column_names else None
+        if self.task.likelihood().kind == "choice":
+            options, marks = read_choices(table[columns.choices][:], columns.choices)
+            asked = zip(table[columns.question][:], options, strict=True)
+            texts = [self.ask(question, choices) for question, choices in asked]
+            if labels is not None:
+                labels = read_answers(labels, target, options, marks).tolist()
+        else:
+            texts = [self.ask(text) for text in table[columns.text][:]]
+        made = {_COLUMNS.text: texts}
+        return Dataset.from_dict(made if labels is None else {**made, _COLUMNS.label: labels})
+
+    def ask(self, text: str, choices: tuple[str, ...] | list[str] = ()) -> str:
+        """One prompt."""
+        *first, last = self.words
+        question = f"{', '.join(first)} or {last}?"
+        pairs = zip(self.words, choices, strict=False)
+        options = "\n".join(f"{word}. {choice}" for word, choice in pairs)
+        return f"{text}\n{options or question}\nAnswer:"
+
+
+def zero_shot(job: Job) -> Fitted:
+    """A language model's own head, asked in words; no row is learnt."""
+    backbone, tokenizer = job.load(own_head=True)
+    prompt = Prompt.of(job.task, job.train)
+    network = RandomPEFT(backbone, (), OwnHead(prompt.ids(tokenizer)), tokenizer)
+    if not network.causal:
+        raise ConfigError("zero-shot: the backbone is no language model that reads left to right")
+    nothing = as_module(lambda batch: {})
+    posterior = Posterior(Model(network), nothing, (), TextOptions(_COLUMNS, _LENGTH))
+
+    def predict(rows: Dataset) -> AnyForecast:
+        return posterior.predict(prompt.rows(rows), samples=1, keep_samples=True)
+
+    return Fitted(predict, posterior, predict(job.validation), {"temperature": 0.0}, prompt.rows)

@@ -34,12 +34,16 @@ class TextOptions:
             columns=self.columns,
             label_names=self.label_names,
             num_labels=model.likelihood.labels(model.network.outputs),
-            max_length=self._limit(model.network, data),
+            max_length=self.limit(model.network, data),
             labelled=labelled,
         )
 
-    def _limit(self, network: RandomPEFT, data: object) -> int | None:
-        """`max_length`; if there is none, what the backbone can read and its tokenizer allows."""
+    def limit(self, network: RandomPEFT, data: object) -> int | None:
+        """`max_length`; if there is none, what the backbone can read and its tokenizer allows.
+
+        Raises:
+            DataError: `max_length` is more than the backbone can read.
+        """
         given, most = self.max_length, positions_of(network.backbone.base_model)
         if most is None:
             return given

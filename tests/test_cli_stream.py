@@ -156,6 +156,22 @@ def test_rows_of_later_batches_are_checked_first_and_counted_in_the_file(folder:
     assert not (folder / "out").exists()
 
 
+def test_all_rows_are_checked_under_the_backbones_own_limit(folder: Path) -> None:
+    """The check knew the tokenizer's limit alone, here none: of a text that is too long, in the
+    last batch, it said nothing, and an earlier stream went on whatever --max-length said."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(folder / "tiny")
+    texts = ["w5 " * 40, *TEXTS[1:]]  # of the last day
+    write_csv(folder / "news.csv", date=DAYS, text=texts, label=NAMES)
+    shown = bhpeft(*arguments(folder, "--by", "date")).stderr
+    assert "1 of 14 texts are longer than 32 tokens and were cut" in " ".join(shown.split())
+    too_long = error(*arguments(folder, "--by", "date", "--max-length", 33))
+    own = error("fit", folder / "news.csv", "--out", folder / "fit", "--max-length", 33,
+                "--backbone", folder / "tiny", "--device", "cpu")  # fmt: skip
+    assert too_long == own and "the backbone has positions for 32 tokens" in own
+
+
 def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:
     shown = bhpeft(*arguments(folder, "--batch", 7)).stdout
     first = next(line for line in shown.splitlines() if "rows 1-7" in line)

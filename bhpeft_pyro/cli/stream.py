@@ -15,6 +15,7 @@ from ..data.encoding import cut_once, encode
 from ..errors import ConfigError
 from ..guides import PRESETS
 from ..inference import FitOptions
+from ..reading import TextOptions
 from ..sequential import History, Record, Replay, figures
 from ..sequential.batches import Period
 from . import options
@@ -111,14 +112,15 @@ def stream(
     if done := len(History(out / "rounds").rounds):
         say(f"rounds that are there already: {done}")
     with cut_once():
-        # Before any batch is learnt, all rows are checked, under the numbers the file has.
+        # Before any batch is learnt, all rows are checked, under the numbers the file has. Rounds
+        # read theirs again: with --grow, under the classes that are known by then.
         encode(
             rows,
             model.network.tokenizer,
             kind=model.likelihood.kind,
             columns=found.columns,
             label_names=names,
-            max_length=recipe.max_length,
+            max_length=TextOptions(max_length=recipe.max_length).limit(model.network, rows),
         )
         last = sequential.stream(
             model,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
@@ -14,6 +15,7 @@ from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 from .peft.sites import Site
 from .priors import Prior, PriorLike, as_prior, checked, default
+from .priors.stored import moved
 
 __all__ = ["Model"]
 
@@ -23,6 +25,9 @@ class Model(PyroModule):
 
     `forward` is three lines; copy them into a function of your own for another structure. Any
     Pyro inference runs on it: SVI, NUTS (over a head), importance sampling, `Predictive`.
+
+    `model.to(device)` takes its network along, and a prior that is an earlier posterior. One of
+    your own stays as it is: make its tensors where its sites' are.
 
     Args:
         network: the frozen transformer and its sites.
@@ -67,6 +72,13 @@ class Model(PyroModule):
         """Every random tensor, of PEFT, head and likelihood."""
         own = (site.to(self.network.device) for site in self.likelihood.sites)
         return (*self.network.sites, *own)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As every module's, which moves it; an earlier posterior comes along."""
+        prior = moved(self.prior, fn)
+        super()._apply(fn, recurse)
+        self.prior = prior
+        return self
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices.

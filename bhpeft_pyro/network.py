@@ -34,7 +34,7 @@ class RandomPEFT(PyroModule):
     `network(weights, batch)` runs the transformer under them. The backbone is put in evaluation
     mode (dropout is off, in training too: the randomness is that of the weights) and
     its parameters no longer require gradients; nothing else about it changes. `network.to(device)`,
-    or a model's, takes the backbone along, but no guide or prior: a posterior is loaded elsewhere.
+    or a model's, takes the backbone along, but no guide: a posterior is loaded elsewhere.
 
     Args:
         backbone: any `AutoModel...` of a known architecture.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -15,10 +18,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
+from bhpeft_pyro import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.guides.joint import JointGuide
 from bhpeft_pyro.peft.binding import active
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.priors import PosteriorPrior
+from bhpeft_pyro.priors.stored import moved
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 QUICK: dict[str, Any] = {"max_steps": 4, "progress": False}
@@ -128,6 +135,53 @@ def test_a_model_moves_as_a_whole() -> None:
     assert where(model) == {"cpu"}
     model.to("meta")
     assert where(model) == {"meta"} and model.network.device.type == "meta"
+
+
+def made(sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Sites made of latents: an earlier posterior of theirs asks this function for the sites."""
+    size = pyro.sample("size", dist.LogNormal(-2.0, 0.3))
+    values = {}
+    for s in sites:
+        value = size.reshape(*size.shape, *[1] * s.ndim) * torch.ones_like(s.init())
+        values[s.name] = pyro.deterministic(s.name, value, event_dim=s.ndim)
+    return values
+
+
+EARLIER: dict[str, Callable[[], bh.Posterior]] = {
+    **{name: partial(fitted, name) for name in ("normal", "linear", "laplace")},
+    "flow": lambda: bh.fit(tiny_model(()), "iaf", tiny_examples(), **QUICK),
+    "blocks": lambda: bh.fit(
+        tiny_model(KINDS), {"head.*": "full", "*": "normal"}, tiny_examples(), **QUICK
+    ),
+    "restarts": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), restarts=2, **QUICK),
+    "latents": lambda: bh.fit(tiny_model((), prior=made), "normal", tiny_examples(), **QUICK),
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_an_earlier_posterior_moves_with_the_model_whose_prior_it_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed where it was: the model had sites in one place and their prior in another."""
+    first = EARLIER[name]()
+    prior = first.as_prior()
+    model = bh.Model(tiny_model(first.model.network.kinds).network, prior)
+    again = [draws(partial(each, model.sites)) for each in (prior, moved(prior, Tensor.clone))]
+    assert_same(*again)
+    assert model.to("cpu").prior is prior
+    # Nothing can be read on the meta device, and it has no autocast.
+    monkeypatch.setattr(distributions, "_exact", lambda _: nullcontext())
+    with pyro.validation_enabled(False):
+        values = model.to("meta").prior(model.sites)
+        assert {value.device.type for value in values.values()} == {"meta"}
+    assert {value.device.type for value in again[0].values()} == {"cpu"}
+
+
+def test_an_own_prior_stays_where_it_is() -> None:
+    heavy = PosteriorPrior({"head.bias": dist.StudentT(3.0, torch.zeros(2)).to_event(1)})
+    for prior in (made, heavy):
+        model = tiny_model((), prior=prior)
+        assert model.to("meta").prior is prior
 
 
 def test_a_backbone_moved_alone_is_an_error_that_says_what_to_do() -> None:

@@ -90,8 +90,7 @@ class FlowPrior(VectorPrior):
         self.options = dict(options)
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             self.flow = placed_flow(torch.zeros(size), torch.ones(size), **options)
-        self.flow.load_state_dict(dict(state))
-        self.flow.to(like.device).requires_grad_(False)
+        self.flow.to(like.device).requires_grad_(False).load_state_dict(dict(state))
         super().__init__(self._distribution(size, like.device), shapes, name)
 
     def _distribution(self, size: int, device: torch.device) -> TorchDistribution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from .mixture import MixturePrior
 from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
-__all__ = ["describe", "revive"]
+__all__ = ["describe", "moved", "revive"]
 
 
 def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -126,6 +127,21 @@ def revive(
             f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
         )
     return as_prior(given)
+
+
+def moved(prior: Prior, change: Callable[[Tensor], Tensor]) -> Prior:
+    """The same prior of changed tensors, on another device say; itself where it has none.
+
+    One of the user's own stays as it is, and so does one that `describe` refuses.
+    """
+    try:
+        description, tensors = describe(prior, "prior")
+    except SaveError:
+        return prior
+    changed = {name: change(value) for name, value in tensors.items()}
+    if all(changed[name] is value for name, value in tensors.items()):
+        return prior
+    return revive(description, changed, "prior", getattr(prior, "structure", None) or prior)
 
 
 _COVARIANCE = ("scale", "axes", "ratio")

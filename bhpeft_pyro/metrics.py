@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, multiclass_f1_score
 
 from .errors import ConfigError, DataError, LikelihoodError
 from .forecast import ClassForecast, Forecast, RatingForecast
@@ -62,6 +61,8 @@ def evaluate(
 
 
 def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
+    from torchmetrics.functional.classification import multiclass_f1_score  # slow to import
+
     probabilities = forecast.probabilities.double()
     classes = probabilities.shape[1]
     one_hot = torch.nn.functional.one_hot(labels, classes).double()
@@ -186,6 +187,8 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
     The probability that an example from outside the training distribution is less certain than
     one from inside it (ties count half); 0.5 is no better than chance.
     """
+    from torchmetrics.functional.classification import binary_auroc  # slow to import
+
     scores = torch.cat([inside.uncertainty(by), outside.uncertainty(by)]).double()
     target = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
     # Ranks in [0, 1]: torchmetrics puts anything beyond through a sigmoid, which may make ties.

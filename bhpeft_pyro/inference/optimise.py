@@ -13,7 +13,6 @@ from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
 from ..batch import Batch
 from ..data import Examples
@@ -113,6 +112,8 @@ class _Run:
         self.watch = Watch(guide)
 
     def run(self) -> None:
+        from transformers import get_scheduler  # brings the Trainer with it, slow to import
+
         options, report = self.options, self.report
         started = time.monotonic()
         with (

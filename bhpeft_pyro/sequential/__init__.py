@@ -1,6 +1,10 @@
 """Updating in rounds: forgetting, replay, new labels, drift, history, streams."""
 
-from . import figures, transfer
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from . import transfer
 from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
@@ -10,6 +14,9 @@ from .projection import projected
 from .record import Record
 from .replay import Replay
 from .stream import prequential, stream
+
+if TYPE_CHECKING:
+    from . import figures
 
 __all__ = [
     "Drift",
@@ -28,3 +35,10 @@ __all__ = [
     "stream",
     "transfer",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`figures`, once it is asked for: Matplotlib is slow to import."""
+    if name == "figures":
+        return import_module(f"{__name__}.figures")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

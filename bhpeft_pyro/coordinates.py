@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,8 +19,6 @@ __all__ = ["Coordinates"]
 _WIDEST = 2048
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
-# What of its usual start a direct prefix begins at.
-_NEAR = 0.03
 # A site that does next to nothing is not blown up beyond so many times its natural scale.
 _MOST = 4.0
 
@@ -29,21 +26,21 @@ _MOST = 4.0
 class Coordinates(nn.Module):
     """From a site's coordinates, which priors and guides see, to the weights of the transformer.
 
-    The output side (LoRA's B, an adapter's up) is W = left Z right', layer by layer. The axes are
-    the eigenvectors of the two Kronecker factors of its Fisher information (Martens and Grosse
-    2015; George et al. 2018), so a posterior that is independent over Z, as mean-field guides are,
-    is near the full one. Axes to which the predictions are sensitive get more of the prior
-    variance: left's columns are weighted by the roots of their eigenvalues. The whole is scaled so
-    that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL divergence, to
-    first order), for each site and layer.
+    The output side (LoRA's B, an adapter's up, a prefix's values) is W = left Z right', layer by
+    layer. The axes are the eigenvectors of the two Kronecker factors of its Fisher information
+    (Martens and Grosse 2015; George et al. 2018), so a posterior that is independent over Z, as
+    mean-field guides are, is near the full one. Axes to which the predictions are sensitive get
+    more of the prior variance: left's columns are weighted by the roots of their eigenvalues. The
+    whole is scaled so that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL
+    divergence, to first order), for each site and layer.
 
-    The input side (LoRA's A, an adapter's down, the prefix encoder's) is W = anchor + Z: a
-    projection, and what varies around it. Around zero, every draw would be another projection,
-    and the output side could learn nothing that survives the next draw. The anchor is random at
-    first; `fit` takes the directions of the input along which predictions are most sensitive.
+    The input side (LoRA's A, an adapter's down, a prefix's keys) is W = anchor + Z: a projection,
+    and what varies around it. Around zero, every draw would be another projection, and the output
+    side could learn nothing that survives the next draw. The anchor is random at first; `fit` takes
+    the directions of the input along which predictions are most sensitive.
 
-    Until fitted, Z is W on the output side; a direct prefix and gates keep their coordinates, and
-    the prefix starts at a small share of its usual size.
+    Until fitted, Z is W on the output side; what a prefix encoder gives out, and gates, keep their
+    coordinates.
 
     Args:
         sites: the sites of the PEFT kinds, as weights.
@@ -62,11 +59,11 @@ class Coordinates(nn.Module):
         self.gain = 1.0
         self._inner = tuple(site for site in sites if site.anchor is not None)
         self._added = tuple(
-            site
-            for site in sites
-            if site.dims[-2:] in (("out", "rank"), ("out", "bottleneck")) and len(site.dims) == 3
+            site for site in sites if site.dims[0] == "layer" and "out" in site.dims[1:]
         )
-        self._outer = tuple(site for site in self._added if site.shape[1] <= _WIDEST)
+        self._outer = tuple(
+            site for site in self._added if site.dims[1] == "out" and site.shape[1] <= _WIDEST
+        )
         for site in self._inner:
             assert site.anchor is not None
             self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())
@@ -130,9 +127,9 @@ class Coordinates(nn.Module):
             mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).to(vectors))[0]
             # Whitened and mixed, so that every rank carries as much as any other.
             rows = mix @ (vectors / strength.sqrt().unsqueeze(-2)).mT
-            size = math.sqrt(math.prod(site.shape[1:])) * site.unit.double()
-            rows = rows * (size / rows.flatten(1).norm(dim=1)[:, None, None])
-            self._buffer(site, "anchor").copy_(rows)
+            anchor = self._buffer(site, "anchor")
+            size = anchor.double().flatten(1).norm(dim=1) / rows.flatten(1).norm(dim=1)
+            anchor.copy_(rows * size[:, None, None])
 
     def fit_axes(self, lefts: Mapping[str, Tensor], rights: Mapping[str, Tensor]) -> None:
         """Set the axes; the Fisher information is taken as `left x right / trace(right)`.
@@ -162,10 +159,8 @@ def _started(site: Site) -> Site:
     """The site with the start that it has in its coordinates."""
     if site.anchor is not None:  # around which an input side starts at zero
         return replace(site, anchor=None, init=partial(torch.zeros_like, site.anchor))
-    if "position" in site.dims:
-        # A direct prefix as random as the prior's draws would be thousands of nats from its mean.
-        # At the mean all positions would be alike, and stay so.
-        return replace(site, init=lambda: _NEAR * site.init())
+    if site.dims == ("layer", "out", "position"):  # between anchored keys, positions differ at zero
+        return replace(site, init=lambda: torch.zeros(site.shape, device=site.unit.device))
     return site
 
 

@@ -119,7 +119,7 @@ for name, prior in {
     "ARD": priors.ARD(),
     "Gates": priors.Gates(),
     "Horseshoe": priors.Horseshoe(),
-    "ten times wider": priors.FunctionSpaceNormal(change=1.0, spread=1.0, prefix=1.0),
+    "ten times wider": priors.FunctionSpaceNormal(change=1.0, spread=1.0),
     "N(0, 1)": dist.Normal(0.0, 1.0),
 }.items():
     print(f"{name:16} {moved(prior):7.3f} nats")
@@ -166,7 +166,7 @@ for name, fitted in (("default", normal), ("ARD", ard)):
 # Before any data every layer needs every kind with probability 0.5. Afterwards:
 
 # %%
-gates = fit(priors.Gates(change=0.5, prefix=0.2))
+gates = fit(priors.Gates(change=0.5))
 for kind, layers in priors.gate_probabilities(gates).items():
     print(f"{kind:8}", "  ".join(f"{p:4.2f}" for p in layers.values()))
 

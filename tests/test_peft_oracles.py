@@ -171,11 +171,8 @@ def test_prefix_equals_a_filled_cache(model_type):
     with torch.no_grad():
         for layer in range(2):
             pair = [
-                weights[f"prefix.{name}"][0, layer]
-                .view(1, length, heads, -1)
-                .transpose(1, 2)
-                .repeat(rows, 1, 1, 1)
-                for name in ("key", "value")
+                side.view(1, length, heads, -1).transpose(1, 2).repeat(rows, 1, 1, 1)
+                for side in prefix(weights, layer)
             ]
             cache.update(*pair, layer)
         known = inspect.signature(type(model).forward).parameters
@@ -191,6 +188,11 @@ def test_prefix_equals_a_filled_cache(model_type):
     close(ours[real], expected[real])
 
 
+def prefix(weights, layer):
+    """Keys and values of one layer, (position, out)."""
+    return weights["prefix.key"][0, layer], weights["prefix.value"][0, layer].T.contiguous()
+
+
 @pytest.mark.parametrize("model_type", ENCODERS)
 def test_prefix_equals_keys_and_values_written_into_eager_attention(model_type, monkeypatch):
     batch, kinds = tiny.inputs(), [Prefix(4)]
@@ -204,10 +206,7 @@ def test_prefix_equals_keys_and_values_written_into_eager_attention(model_type, 
 
     def with_prefix(module, query, key, value, attention_mask, **kwargs):
         layer, (rows, heads, _, size) = modules.index(module), key.shape
-        front = [
-            weights[f"prefix.{name}"][0, layer].view(4, heads, size).transpose(0, 1)
-            for name in ("key", "value")
-        ]
+        front = [side.view(4, heads, size).transpose(0, 1) for side in prefix(weights, layer)]
         key, value = (
             torch.cat([f.expand(rows, -1, -1, -1), own], 2)
             for f, own in zip(front, (key, value), strict=True)
@@ -268,6 +267,7 @@ def test_shared_encoder_equals_its_formula():
             layers = [hidden @ weights["prefix.up"][s, layer, kv].T for layer in range(2)]
             direct[name].append(torch.stack(layers))
     written = {name: torch.stack(parts) for name, parts in direct.items()}
+    written["prefix.value"] = written["prefix.value"].mT
     expected = bound(tiny.build("llama"), [Prefix(5)], written, batch)
     close(bound(tiny.build("llama"), kinds, weights, batch), expected, 1e-5)
 

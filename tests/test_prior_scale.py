@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,14 +15,14 @@ from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.optimise import optimise
 from bhpeft_pyro.inference.scale import PriorScale
-from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.peft import Kind, LoRA, Prefix
 from bhpeft_pyro.priors import FunctionSpaceNormal, scales
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 
-def _guide_with_noise() -> tuple[object, LowRankGuide]:
+def _guide_with_noise(kinds: Sequence[Kind] | None = None) -> tuple[Model, LowRankGuide]:
     torch.manual_seed(0)
-    model = tiny_model(prior=FunctionSpaceNormal(head=1.0), aligned=True)
+    model = tiny_model(kinds, prior=FunctionSpaceNormal(head=1.0), aligned=True)
     guide = LowRankGuide(model, rank=3)
     with torch.no_grad():
         guide.loc += 0.1 * torch.randn_like(guide.loc)
@@ -51,8 +52,9 @@ def test_slope_is_that_of_the_bound() -> None:
     assert abs(slope) > 0.1
 
 
-def test_settling_changes_neither_predictions_nor_divergence() -> None:
-    model, guide = _guide_with_noise()
+@pytest.mark.parametrize("kinds", [(LoRA(rank=2),), (Prefix(3),), (Prefix(3, encoder=2),)])
+def test_settling_changes_neither_predictions_nor_divergence(kinds: Sequence[Kind]) -> None:
+    model, guide = _guide_with_noise(kinds)
     scale = PriorScale.of(model, guide)
     assert scale is not None
     scale.coordinates.gain = 0.3

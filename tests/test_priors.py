@@ -145,6 +145,18 @@ def test_function_space_scales_must_be_positive(name: str) -> None:
         FunctionSpaceNormal(**{name: 0.0})
 
 
+def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:
+    kinds = (bh.peft.LoRA(("key",), rank=2), bh.peft.Prefix(3))
+    sites = tiny_model(kinds).network.attachment.sites
+    prior = FunctionSpaceNormal(change=0.3, spread=0.7)
+    assert {site.name: prior.scale(site) for site in sites} == {
+        "lora.key.A": 0.7,
+        "lora.key.B": 0.3,
+        "prefix.key": 0.7,
+        "prefix.value": 0.3,
+    }
+
+
 def test_each_logit_has_the_sd_it_is_said_to_have() -> None:
     model = tiny_model((), outputs=3, prior=FunctionSpaceNormal(head=2.0))
     features = torch.nn.functional.layer_norm(torch.randn(1, 16), (16,))

@@ -103,7 +103,7 @@ def kinds() -> tuple[list[Site], dict[str, Tensor]]:
     sites = [
         site("lora.query.B", (3, 5, 2), "layer", "out", "rank"),
         site("adapter.up", (3, 5, 2), "layer", "out", "bottleneck"),
-        site("prefix.value", (3, 2, 5), "layer", "position", "out"),
+        site("prefix.value", (3, 5, 2), "layer", "out", "position"),
     ]
     sites[0] = replace(sites[0], layers=(1, 4, 5))
     needed = {"lora.query.B": [1], "adapter.up": [0, 2], "prefix.value": [1]}
@@ -118,7 +118,7 @@ def kinds() -> tuple[list[Site], dict[str, Tensor]]:
 
 def test_gates_recover_planted_layers_and_meet_the_exact_probabilities() -> None:
     sites, truth = kinds()
-    prior = priors.Gates(change=1.0, prefix=1.0)
+    prior = priors.Gates(change=1.0)
     model, data = planted(truth, sites, prior, 128, 4.0)
     found = gate_probabilities(fit(model, data, max_steps=500))
     assert list(found["lora"]) == [1, 4, 5]

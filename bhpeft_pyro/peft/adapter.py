@@ -92,7 +92,7 @@ class Adapter(Kind):
             ("bottleneck", "in"),
             lambda block: 1 / (self._input_rms(block, scales) * self._inputs(block) ** 0.5),
             lambda shape, unit: kaiming(shape, scales.device),
-            anchored=True,
+            anchor=1.0,
         )
         sites += up.sites(
             lambda width: (width, self.size),

@@ -99,13 +99,13 @@ class Stack:
         dims: tuple[str, ...],
         unit: Callable[[Block], Tensor],
         start: Start,
-        anchored: bool = False,
+        anchor: float | None = None,
     ) -> list[Site]:
         """The sites of the groups.
 
         `shape` gives the shape of one layer's tensor from its width; `unit` one layer's unit,
-        which broadcasts against that shape. `anchored` sites get a random projection for an
-        anchor, with entries N(0, unit^2).
+        which broadcasts against that shape. `anchor` asks for one, a random projection with
+        entries of that sd, in units.
         """
         sites = []
         for name, (width, members) in self.groups().items():
@@ -114,9 +114,9 @@ class Stack:
             units = units.reshape(*units.shape, *[1] * (1 + len(one) - units.ndim))
             full = (len(members), *one)
             numbers = tuple(block.number for block in members)
-            anchor = projection(name, full).to(units) * units if anchored else None
+            fixed = None if anchor is None else anchor * projection(name, full).to(units) * units
             sites.append(
-                Site(name, full, ("layer", *dims), units, start(full, units), numbers, anchor)
+                Site(name, full, ("layer", *dims), units, start(full, units), numbers, fixed)
             )
         return sites
 

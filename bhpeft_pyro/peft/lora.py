@@ -92,7 +92,7 @@ class LoRA(Kind):
                 ("rank", "in"),
                 unit_a,
                 lambda shape, unit: kaiming(shape, scales.device),
-                anchored=True,
+                anchor=1.0,
             )
             sites += stack_b.sites(
                 lambda width: (width, self.rank),

@@ -21,7 +21,8 @@ from .sites import Site, kaiming, normal, projection
 __all__ = ["Prefix"]
 
 SMALL = 0.1
-"""Start of a prefix, in units of the frozen keys and values."""
+"""Start of a prefix, in units of the frozen keys and values: larger keys draw attention off the
+text, whatever the values are."""
 TANH_RMS = 0.628
 """RMS of tanh(z), z ~ N(0, 1)."""
 
@@ -30,7 +31,9 @@ TANH_RMS = 0.628
 class Prefix(Kind):
     """softmax(q [P_k; K]^T) [P_v; V]: every token also attends to `length` free positions.
 
-    Direct sites: "prefix.key" and "prefix.value" (layer, position, out). With a shared encoder
+    Direct sites: "prefix.key" (layer, position, in), which says how much a token reads of a
+    position, and "prefix.value" (layer, out, position), what it reads there: the two sides of an
+    adapter whose activation is the softmax (He et al. 2022). With a shared encoder
     (the paper's), P = up tanh(down E) for all layers at once, of the sites "prefix.embedding"
     (position, in), "prefix.down" (bottleneck, in) and "prefix.up" (layer, kv, out, bottleneck);
     kv 0 are the keys. `out` is key/value heads x head dim. The prefix enters after rotation and
@@ -84,13 +87,20 @@ class Prefix(Kind):
         boost = 1 / OPENING if self.gated else 1.0
         sites: list[Site] = []
         if self.encoder is None:
-            for stack, rms in zip(self._stacks(blocks), (scales.keys, scales.values), strict=True):
-                sites += stack.sites(
-                    lambda width: (self.length, width),
-                    ("position", "out"),
-                    lambda block, rms=rms: boost * rms(block),  # type: ignore[misc]
-                    lambda shape, unit: normal(shape, SMALL * unit),
-                )
+            keys, values = self._stacks(blocks)
+            sites += keys.sites(
+                lambda width: (self.length, width),
+                ("position", "in"),
+                lambda block: boost * scales.keys(block),
+                lambda shape, unit: normal(shape, SMALL * unit),
+                anchor=SMALL,
+            )
+            sites += values.sites(
+                lambda width: (width, self.length),
+                ("out", "position"),
+                lambda block: boost * scales.values(block),
+                lambda shape, unit: normal(shape, SMALL * unit),
+            )
         else:
             sites += self._encoder_sites(self.encoder, blocks, scales, boost)
         if self.gated:
@@ -139,7 +149,7 @@ class Prefix(Kind):
         """One (keys, values), each (S, P, out), a block."""
         if self.encoder is None:
             keys, values = (stack.rows(weights) for stack in self._stacks(blocks))
-            return list(zip(keys, values, strict=True))
+            return list(zip(keys, (value.mT for value in values), strict=True))
         down = weights["prefix.down"].transpose(1, 2)
         hidden = torch.tanh(torch.bmm(weights["prefix.embedding"], down))
         up = self._up(blocks)

@@ -17,7 +17,7 @@ class FunctionSpaceNormal(FunctionSpacePrior):
     """Independent Normals whose scales mean the same on every backbone.
 
     Args:
-        change, spread, prefix, head, other: sds, as for every `FunctionSpacePrior`.
+        change, spread, head, other: sds, as for every `FunctionSpacePrior`.
 
     >>> from bhpeft_pyro.head import Head
     >>> prior = FunctionSpaceNormal(head=2.0)

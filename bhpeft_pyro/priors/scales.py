@@ -20,7 +20,7 @@ from ..peft.sites import Site
 __all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
 
 # Of two random sites whose product makes the change, the factor goes on the other.
-_INPUT_SIDE = (".A", ".down", ".embedding")
+_INPUT_SIDE = (".A", ".down", ".embedding", "prefix.key")
 _PEFT = ("lora", "adapter", "prefix")
 _CHANGE = 0.1
 _OPEN = ("change", "head")  # may be None
@@ -31,13 +31,13 @@ class FunctionSpacePrior(ABC):
     """Scales that mean the same on every backbone; a subclass says how weights vary within them.
 
     Args:
-        change: sd of the output side (LoRA B, adapter up), in units. In fitted `Coordinates` each
-            such site of each layer moves the predictions by change^2 nats under the prior; in a
-            network with `aligned=False` it changes its block's output by this fraction. None is
-            0.1; but `FunctionSpaceNormal` leaves it open then, and a fit of a `linear`, `lowrank`
-            or `full` guide finds it by empirical Bayes.
-        spread: sd of the input side (LoRA A, adapter down) around its anchor, in units.
-        prefix: sd of prefixes, as a fraction of the frozen keys and values.
+        change: sd of the output side (LoRA B, adapter up, prefix values), in units. In fitted
+            `Coordinates` each such site of each layer moves the predictions by change^2 nats under
+            the prior; in a network with `aligned=False` it changes its block's output by this
+            fraction. None is 0.1; but `FunctionSpaceNormal` leaves it open then, and a fit of a
+            `linear`, `lowrank` or `full` guide finds it by empirical Bayes.
+        spread: sd of the input side (LoRA A, adapter down, prefix keys) around its anchor, in
+            units.
         head: sd of each output (logit) under the prior of the head's weights. None is 1; but
             `FunctionSpaceNormal` leaves it open then, and a fit of a `normal`, `linear`, `lowrank`
             or `full` guide finds it by empirical Bayes on the features of the frozen transformer:
@@ -50,7 +50,6 @@ class FunctionSpacePrior(ABC):
 
     change: float | None = None
     spread: float = 0.1
-    prefix: float = 0.1
     head: float | None = None
     other: float = 1.0
 
@@ -80,8 +79,6 @@ class FunctionSpacePrior(ABC):
             return _CHANGE  # what it scales has the scale that is found
         if any(mark in site.name for mark in _INPUT_SIDE):
             return self.spread
-        if kind == "prefix":
-            return self.prefix
         return _CHANGE if self.change is None else self.change
 
     def sd(self, site: Site) -> Tensor:
@@ -108,7 +105,7 @@ class FunctionSpacePrior(ABC):
 
 
 def output_side(site: Site) -> bool:
-    """Whether a site is what its kind adds to each layer: LoRA B, adapter up, prefix.
+    """Whether a site is what its kind adds to each layer: LoRA B, adapter up, prefix values.
 
     The gates of UniPELT are none.
     """

@@ -321,6 +321,7 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         (["tasks"], "--data"),
         (["tasks", "--budget", "tiny", "--task", "tale"], "unknown tale; known: classes"),
         (["tasks", "--budget", "tiny", "--method", "magic"], "method: 'magic' is unknown"),
+        (["samples", "--budget", "tiny", "--method", CHEAP[1]], "takes methods without it"),
     ):
         result = CliRunner().invoke(app, ["experiment", *words, "--out", str(tmp_path / "o")])
         assert result.exit_code == 2

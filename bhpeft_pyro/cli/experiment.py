@@ -151,10 +151,15 @@ def experiment(
         _publish(out / name, gradient_noise_about, made, dots)
         return
     what = EXPERIMENTS[name]
+    methods = [method(each) for each in method_ or what.methods]
+    if name == "samples" and any(each.scaled for each in methods):
+        raise ConfigError(
+            "--method: scaling is of the mean over all draws; 'samples' takes methods without it"
+        )
     grid = Grid(
         budget=chosen,
         tasks=task or chosen.plan[name],
-        methods=[method(each) for each in method_ or what.methods],
+        methods=methods,
         rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
         seeds=count,
         load=load,

@@ -34,7 +34,7 @@ def test_choices_are_asked_for_by_letters() -> None:
             for a in "xy"
         ]
     )
-    prompt = Prompt.of(CHOICES, rows)
+    prompt = Prompt.of(CHOICES, rows, tiny_tokenizer())
     asked = "Who?\nA. he\nB. she\nAnswer:"
     assert prompt.words == ("A", "B")
     assert prompt.rows(rows).to_dict() == {"text": [asked, asked], "label": [0, 1]}
@@ -42,10 +42,11 @@ def test_choices_are_asked_for_by_letters() -> None:
 
 
 def test_classes_are_asked_for_by_their_words() -> None:
-    rows = Dataset.from_dict({"text": ["It snows."], "label": [2]})
-    prompt = Prompt.of(replace(TINY.tasks["classes"], words=("Hot", "Mild", "Cold")), rows)
-    found = prompt.rows(rows).to_dict()
-    assert found == {"text": ["It snows.\nHot, Mild or Cold?\nAnswer:"], "label": [2]}
+    """Of which a text is cut as for other methods, and the question is not."""
+    rows = Dataset.from_dict({"text": ["It snows a lot here."], "label": [2]})
+    task = replace(TINY.tasks["classes"], words=("Hot", "Mild", "Cold"), max_length=2)
+    found = Prompt.of(task, rows, tiny_tokenizer()).rows(rows).to_dict()
+    assert found == {"text": ["It snows\nHot, Mild or Cold?\nAnswer:"], "label": [2]}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_classes_are_asked_for_by_their_words() -> None:
 )
 def test_what_cannot_be_asked(task: Task, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Prompt.of(task, Dataset.from_dict({"text": ["w5"]})).ids(tiny_tokenizer())
+        Prompt.of(task, Dataset.from_dict({"text": ["w5"]}), tiny_tokenizer()).ids()
 
 
 def test_the_answer_is_that_of_the_models_own_head(tmp_path: Path) -> None:
@@ -68,8 +69,8 @@ def test_the_answer_is_that_of_the_models_own_head(tmp_path: Path) -> None:
     (outcome,) = made.outcomes()
     task = made.budget.tasks["classes"]
     rows = split(None, task, TINY.rows, TINY.validation, TINY.test, 0).tests["test"]
-    prompts = Prompt.of(task, rows).rows(rows)
     tokenizer = tiny_tokenizer()
+    prompts = Prompt.of(task, rows, tokenizer).rows(rows)
     ids = [tokenizer.convert_tokens_to_ids(word) for word in WORDS]
     expected = []
     for text in prompts["text"]:

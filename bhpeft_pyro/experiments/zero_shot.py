@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -24,7 +25,7 @@ from .tasks import Task
 __all__ = ["Prompt", "zero_shot"]
 
 _COLUMNS = Columns()  # of prompted rows
-_LENGTH = 512  # tokens, more than any prompt has: its end is what asks
+_LENGTH = 1024  # tokens, more than any prompt has: its end is what asks
 _LETTERS = "ABCDEFGH"
 
 
@@ -32,25 +33,30 @@ _LETTERS = "ABCDEFGH"
 class Prompt:
     """From a task's rows to rows of prompts, whose next token is to be the label.
 
-    Classes are asked for by their `Task.words`, choices by letters.
+    Classes are asked for by their `Task.words`, choices by letters. Of a text as many tokens are
+    shown as other methods read.
 
     Attributes:
         task: with classes that have words, or with choices.
         words: one a label.
+        tokenizer: the language model's.
 
     >>> from ..likelihoods import Categorical
-    >>> task = Task("made-up", 2, Categorical, words=("Good", "Bad"))
-    >>> print(Prompt.of(task, Dataset.from_dict({"text": ["Oh no."]})).ask("Oh no."))
-    Oh no.
+    >>> from ..testing import tiny_tokenizer
+    >>> task = Task("made-up", 2, Categorical, max_length=2, words=("Good", "Bad"))
+    >>> prompt = Prompt.of(task, Dataset.from_dict({"text": []}), tiny_tokenizer())
+    >>> print(prompt.rows(Dataset.from_dict({"text": ["w5 w6 w7"]}))["text"][0])
+    w5 w6
     Good or Bad?
     Answer:
     """
 
     task: Task
     words: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def of(cls, task: Task, rows: Dataset) -> Prompt:
+    def of(cls, task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Prompt:
         """The prompt of a task, with as many letters as `rows` have choices.
 
         Raises:
@@ -59,19 +65,19 @@ class Prompt:
         kind = task.likelihood().kind
         if kind == "choice":
             options, _ = read_choices(rows[task.columns.choices][:], task.columns.choices)
-            return cls(task, tuple(_LETTERS[: max(map(len, options))]))
+            return cls(task, tuple(_LETTERS[: max(map(len, options))]), tokenizer)
         if not task.words:
             raise ConfigError(f"zero-shot: {task.source} has no words for its labels")
-        return cls(task, task.words)
+        return cls(task, task.words, tokenizer)
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    def ids(self) -> tuple[int, ...]:
         """The token that each word begins with.
 
         Raises:
             ConfigError: two words begin alike.
         """
         found = tuple(
-            tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in self.words
+            self.tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in self.words
         )
         if len(set(found)) < len(found):
             raise ConfigError(f"zero-shot: two of the words {self.words} begin with one token")
@@ -84,16 +90,25 @@ class Prompt:
         if self.task.likelihood().kind == "choice":
             options, marks = read_choices(table[columns.choices][:], columns.choices)
             asked = zip(table[columns.question][:], options, strict=True)
-            texts = [self.ask(question, choices) for question, choices in asked]
+            texts = [self._ask(question, choices) for question, choices in asked]
             if labels is not None:
                 labels = read_answers(labels, target, options, marks).tolist()
         else:
-            texts = [self.ask(text) for text in table[columns.text][:]]
+            texts = [self._ask(self._cut(text)) for text in table[columns.text][:]]
         made = {_COLUMNS.text: texts}
         return Dataset.from_dict(made if labels is None else {**made, _COLUMNS.label: labels})
 
-    def ask(self, text: str, choices: tuple[str, ...] | list[str] = ()) -> str:
-        """One prompt."""
+    def _cut(self, text: str) -> str:
+        *_, (_, end) = self.tokenizer(
+            text,
+            max_length=self.task.max_length,
+            truncation=True,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+        )["offset_mapping"]
+        return text[:end]
+
+    def _ask(self, text: str, choices: Sequence[str] = ()) -> str:
         *first, last = self.words
         question = f"{', '.join(first)} or {last}?"
         pairs = zip(self.words, choices, strict=False)
@@ -104,8 +119,8 @@ class Prompt:
 def zero_shot(job: Job) -> Fitted:
     """A language model's own head, asked in words; no row is learnt."""
     backbone, tokenizer = job.load(own_head=True)
-    prompt = Prompt.of(job.task, job.train)
-    network = RandomPEFT(backbone, (), OwnHead(prompt.ids(tokenizer)), tokenizer)
+    prompt = Prompt.of(job.task, job.train, tokenizer)
+    network = RandomPEFT(backbone, (), OwnHead(prompt.ids()), tokenizer)
     if not network.causal:
         raise ConfigError("zero-shot: the backbone is no language model that reads left to right")
     nothing = as_module(lambda batch: {})

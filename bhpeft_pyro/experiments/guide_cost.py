@@ -115,6 +115,6 @@ def _table(results: Sequence[Mapping[str, Any]], seeds: int) -> Table:
         "the guide. Memory is that of the guide while it is fitted, as it is known beforehand; "
         f"where it is over {_LIMIT // 2**20} MiB the guide is not run. Time is processor time of "
         f"a fit of {_STEPS} steps on {_ROWS} texts, with its start and its measurements, over that "
-        f"of a fit of delta made right after it. Mean ± standard error over {seeds} measurements."
+        f"of a fit of delta made right after it. Mean ± standard error over measurements: {seeds}."
     )
     return Table("guides", ("guide", "latents"), (_MEMORY, _TIME), rows, note)

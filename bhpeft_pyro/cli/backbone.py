@@ -30,7 +30,7 @@ def load_backbone(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The transformer and its tokenizer.
 
-    A posterior saved with it keeps `name`, a folder as an absolute path.
+    A posterior saved with it keeps `name`, a folder or file as an absolute path.
 
     Args:
         name: a name on the hub, a folder, a GGUF file, "minilm", or "smollm2".
@@ -43,9 +43,8 @@ def load_backbone(
     """
     place = _device(device)
     path = LOCAL[name]() if name in LOCAL else Path(name).expanduser()
-    source, given = (str(path), {}) if path.is_dir() else (name, {})
-    if path.is_file():
-        source, given = str(path.parent), {"gguf_file": path.name}
+    given = {"gguf_file": path.name} if path.is_file() else {}
+    source = str(path.parent if given else path) if path.exists() else name
     try:
         config = AutoConfig.from_pretrained(source, **given)
         # Of T5 and its like only the encoder.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -25,8 +26,6 @@ from .tasks import Task
 __all__ = ["Prompt", "zero_shot"]
 
 _COLUMNS = Columns()  # of prompted rows
-_LENGTH = 1024  # tokens, more than any prompt has: its end is what asks
-_LETTERS = "ABCDEFGH"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Prompt:
         kind = task.likelihood().kind
         if kind == "choice":
             options, _ = read_choices(rows[task.columns.choices][:], task.columns.choices)
-            return cls(task, tuple(_LETTERS[: max(map(len, options))]), tokenizer)
+            return cls(task, tuple(ascii_uppercase[: max(map(len, options))]), tokenizer)
         if not task.words:
             raise ConfigError(f"zero-shot: {task.source} has no words for its labels")
         return cls(task, task.words, tokenizer)
@@ -124,7 +123,7 @@ def zero_shot(job: Job) -> Fitted:
     if not network.causal:
         raise ConfigError("zero-shot: the backbone is no language model that reads left to right")
     nothing = as_module(lambda batch: {})
-    posterior = Posterior(Model(network), nothing, (), TextOptions(_COLUMNS, _LENGTH))
+    posterior = Posterior(Model(network), nothing, (), TextOptions(_COLUMNS))
 
     def predict(rows: Dataset) -> AnyForecast:
         return posterior.predict(prompt.rows(rows), samples=1, keep_samples=True)

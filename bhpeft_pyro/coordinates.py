@@ -30,9 +30,9 @@ class Coordinates(nn.Module):
     layer. The axes are the eigenvectors of the two Kronecker factors of its Fisher information
     (Martens and Grosse 2015; George et al. 2018), so a posterior that is independent over Z, as
     mean-field guides are, is near the full one. Axes to which the predictions are sensitive get
-    more of the prior variance: left's columns are weighted by the roots of their eigenvalues. The
-    whole is scaled so that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL
-    divergence, to first order), for each site and layer.
+    more of the prior variance: left's columns are weighted by their eigenvalues. The whole is
+    scaled so that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL divergence,
+    to first order), for each site and layer.
 
     The input side (LoRA's A, an adapter's down, a prefix's keys) is W = anchor + Z: a projection,
     and what varies around it. Around zero, every draw would be another projection, and the output
@@ -140,7 +140,7 @@ class Coordinates(nn.Module):
         """
         for site in self._outer:
             strength, vectors = torch.linalg.eigh(lefts[site.name].double())
-            share = strength.clamp_min(0)
+            share = strength.clamp_min(0).square()
             share = share / share.mean(-1, keepdim=True).clamp_min(1e-30) + _FLOOR
             # At Z ~ N(0, unit^2): half the trace of Fisher information times covariance.
             unit = site.unit.double().flatten(1)[:, :1]

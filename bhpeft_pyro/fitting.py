@@ -121,11 +121,12 @@ def fit(
         report = FitReport(len(examples), examples.fingerprint, own)
         kept, rest = (None, examples) if replay is None else replay.split(examples, own.seed)
         with seeded(own.seed):
-            align(model, batches)  # once: coordinates are one for all
             if isinstance(module, Guide):
                 module.follow(model)  # in which the first start has left nothing open
             if may_start(module, own):
-                model = start(model, module, rest, own)
+                model = start(model, module, rest, own, batches)
+            else:
+                align(model, batches)  # once: coordinates are one for all
             if fitted and isinstance(module, Guide):
                 scatter(model, module, own)
         posterior = Posterior(model, module, (report,), text, model.prior)

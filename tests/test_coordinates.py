@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_the_axes_make_the_fisher_information_diagonal(kinds: Any) -> None:
         nats = 0.5 * (fisher * sites[name].unit ** 2).sum((-1, -2))
         torch.testing.assert_close(nats, torch.ones(2), rtol=1e-3, atol=0.0)
         weight = left.square().sum(1)
-        strength = torch.linalg.eigvalsh(lefts[name])
+        strength = torch.linalg.eigvalsh(lefts[name]).square()
         torch.testing.assert_close(
             weight / weight.sum(-1, keepdim=True),
             strength / strength.sum(-1, keepdim=True),
@@ -292,7 +293,7 @@ def test_unlabelled_texts_set_axes_and_coordinates() -> None:
 
     def chosen(data: bh.Examples, unlabelled: Any = None) -> dict[str, Tensor]:
         model = tiny_model(bh.presets.bh_peft(), aligned=True)
-        bh.fit(model, "normal", data, unlabelled=unlabelled, **quick)
+        bh.fit(model, "delta", data, unlabelled=unlabelled, **quick)  # under random heads
         return dict(model.network.state_dict())
 
     assert many.texts is not None
@@ -300,3 +301,33 @@ def test_unlabelled_texts_set_axes_and_coordinates() -> None:
     assert by_many.keys() == given.keys()
     assert all(torch.equal(given[name], value) for name, value in by_many.items())
     assert not all(torch.equal(by_few[name], value) for name, value in by_many.items())
+
+
+def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a posterior every example gets a draw of the fitted head's; other labels, other axes."""
+    seen: list[dict[str, Tensor]] = []
+
+    def watched(model: bh.Model, weights: dict[str, Tensor], *rest: Any, **more: Any) -> Any:
+        seen.append(weights)
+        return scores(model, weights, *rest, **more)
+
+    monkeypatch.setattr("bhpeft_pyro.inference.alignment.scores", watched)
+    examples = tiny_examples(64)
+    assert examples.labels is not None
+
+    def fitted(flipped: bool) -> Tensor:
+        seen.clear()
+        labels = 1 - examples.labels if flipped else examples.labels
+        model = tiny_model(bh.presets.lora(rank=2), aligned=True)
+        given = replace(examples, labels=labels)
+        bh.fit(model, "linear", given, max_steps=4, progress=False)
+        return torch.cat([weights["head.weight"][:, 0] for weights in seen])
+
+    heads, others = fitted(False), fitted(True)
+    assert len(heads) == 2 * 64  # for the anchors, and for the axes
+    assert heads.flatten(1).std(0).min() > 0.01  # draws, no point
+    contrast, other = ((each[:, 0] - each[:, 1]).mean(0) for each in (heads, others))
+    across = torch.nn.functional.cosine_similarity(contrast, other, dim=0)
+    assert across < -0.5

@@ -75,7 +75,10 @@ def moments(distribution: TorchDistribution, *parameters: Tensor) -> Tensor:
     """E[score score'], from the outcomes."""
     total = torch.zeros(len(parameters), len(parameters))
     for weighted in every(distribution):
-        score = torch.stack(torch.autograd.grad(weighted.sum(), parameters, retain_graph=True))
+        scores = torch.autograd.grad(
+            weighted.sum(), parameters, retain_graph=True, materialize_grads=True
+        )
+        score = torch.stack(scores)
         total += torch.outer(score, score)
     return total
 

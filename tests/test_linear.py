@@ -155,7 +155,7 @@ def test_it_is_the_gauss_newton_posterior_at_its_own_mean() -> None:
         model,
         bh.autoguide("linear", model, rank=64),
         data,
-        max_steps=500,
+        max_steps=800,
         batch_size=48,
         natural_lr=0.1,
         warmup=0.0,

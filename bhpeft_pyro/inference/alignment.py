@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import pyro
 import torch
 from torch import Tensor
 
 from ..batch import Batch
+from ..guides import Guide
 from ..model import Model
-from ..peft.sites import Site
+from ..priors import complete
 from .fisher import scores
 
 __all__ = ["align"]
@@ -18,48 +20,71 @@ __all__ = ["align"]
 _SMALL = 0.1
 
 
-def align(model: Model, batches: Sequence[Batch]) -> None:
+def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) -> None:
     """Choose the coordinates of the PEFT sites, unless an earlier round has.
 
-    Neither labels nor the prior are looked at: the Fisher information is that of the frozen
-    transformer under random heads with outputs of sd 1, each example under a head of its own.
+    The Fisher information is that of the frozen transformer, each example under a head of its own.
+    No label is looked at here.
+
+    Args:
+        heads: draws the heads, and the likelihood's own weights: once fitted to the frozen
+            features it knows where outputs should go, so the directions are those that matter for
+            these labels. Of few labels it knows little, and its heads are nearly the prior's.
+            Without it heads are random, with outputs of sd 1.
     """
     coordinates = model.network.coordinates
     if coordinates is None or coordinates.fitted or not coordinates.outer:
         return
     inner, outer = coordinates.inner, coordinates.outer
 
-    def values(site: Site, size: float) -> Tensor:
-        """One example's value of a site; `size` of the output side, in units."""
-        if site.name in outer:
-            return size * site.unit * torch.randn(site.shape, device=site.unit.device)
-        if site.name.startswith("head."):
-            return site.unit * torch.randn(site.shape, device=site.unit.device)
-        return site.init()
+    peft = {site.name for site in coordinates.sites}
 
-    coordinates.fit_anchors(_leading(model, batches, inner, lambda site: values(site, _SMALL)))
-    coordinates.fit_axes(*_moments(model, batches, outer, lambda site: values(site, 0.0)))
+    def values(count: int, size: float) -> dict[str, Tensor]:
+        """A value of each site for each example; `size` of the output side, in units."""
+        drawn = {} if heads is None else _drawn(model, heads, count)
+        found = {}
+        for site in model.sites:
+            noise = site.unit * torch.randn(count, 1, *site.shape, device=site.unit.device)
+            if site.name in outer:
+                found[site.name] = size * noise
+            elif site.name in drawn and site.name not in peft:
+                found[site.name] = drawn[site.name]
+            elif site.name.startswith("head."):
+                found[site.name] = noise
+            else:
+                found[site.name] = torch.stack([site.init() for _ in range(count)]).unsqueeze(1)
+        return found
+
+    coordinates.fit_anchors(_leading(model, batches, inner, lambda n: values(n, _SMALL)))
+    coordinates.fit_axes(*_moments(model, batches, outer, lambda n: values(n, 0.0)))
+
+
+@torch.no_grad()
+def _drawn(model: Model, guide: Guide, count: int) -> dict[str, Tensor]:
+    """For each site `count` draws, (count, 1, *shape)."""
+    with pyro.plate("draws", count, dim=-2):
+        return complete(model.prior, model.sites, guide())
+
+
+Values = Callable[[int], Mapping[str, Tensor]]
+"""From a number of examples to a value of each site for each of them."""
 
 
 def _gradients(
-    model: Model, batches: Sequence[Batch], value: Callable[[Site], Tensor]
+    model: Model, batches: Sequence[Batch], values: Values
 ) -> Iterator[dict[str, Tensor]]:
     """For each batch the gradients of every site, example by example."""
     for batch in batches:
-        weights = {
-            site.name: torch.stack([value(site) for _ in range(len(batch))]).unsqueeze(1)
-            for site in model.sites
-        }
-        yield from scores(model, weights, batch.to(model.network.device))
+        yield from scores(model, values(len(batch)), batch.to(model.network.device))
 
 
 def _moments(
-    model: Model, batches: Sequence[Batch], names: Sequence[str], value: Callable[[Site], Tensor]
+    model: Model, batches: Sequence[Batch], names: Sequence[str], values: Values
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """E[G G'] and E[G' G] of the gradients G, (layer, a, b), of the sites `names`."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
-    for gradients in _gradients(model, batches, value):
+    for gradients in _gradients(model, batches, values):
         for name in names:
             left, right = (
                 torch.einsum(pattern, gradients[name], gradients[name])
@@ -75,7 +100,7 @@ def _moments(
 
 
 def _leading(
-    model: Model, batches: Sequence[Batch], names: Sequence[str], value: Callable[[Site], Tensor]
+    model: Model, batches: Sequence[Batch], names: Sequence[str], values: Values
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Of E[G' G], of the gradients G, (layer, a, b), the a largest eigenvalues, and eigenvectors.
 
@@ -84,7 +109,7 @@ def _leading(
     """
     count = sum(map(len, batches))
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    for gradients in _gradients(model, batches, value):
+    for gradients in _gradients(model, batches, values):
         for name in names:
             g = gradients[name]
             if count * g.shape[2] < g.shape[3]:

@@ -32,9 +32,8 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
 
     For K classes these are K - 1 contrasts. The scores g_k = root(p_k) grad log p_k would do, but
     sum_k root(p_k) g_k = 0: so a reflection that takes root(p) to the last axis leaves nothing for
-    the last of them. Of a Normal, log p at the mean and sqrt(3) sds to both sides, with weights of
-    2/3 and 1/6 (Gauss and Hermite's rule, exact for polynomials up to the fifth degree; the squared
-    scores of mean and sd have the fourth). Of any other distribution log p of a draw.
+    the last of them. Of a Normal, the mean in sds and root(2) times the logarithm of the sd, whose
+    scores are independent. Of any other distribution log p of a draw.
     """
     if predictive.has_enumerate_support:
         logs = predictive.log_prob(predictive.enumerate_support())
@@ -44,9 +43,7 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
         share = roots[-1] / (1 + roots[-1])
         return list(roots[:-1] * (logs[:-1] - share * logs[-1]))
     if isinstance(predictive, Normal):
-        mean, away = predictive.mean.detach(), 3**0.5 * predictive.stddev.detach()
-        rule = ((0.0, 2 / 3), (-1.0, 1 / 6), (1.0, 1 / 6))
-        return [weight**0.5 * predictive.log_prob(mean + step * away) for step, weight in rule]
+        return [predictive.mean / predictive.stddev.detach(), 2**0.5 * predictive.stddev.log()]
     return sampled(predictive)
 
 

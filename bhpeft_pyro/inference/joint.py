@@ -27,9 +27,15 @@ class WhitenedAdam(Adam):
 
     def __init__(self, guide: LowRankGuide, lr: float = 0.05) -> None:
         self.guide = guide
-        offset = guide.loc.detach() - guide.prior.loc
-        self.white = nn.Parameter(guide.prior.covariance.unroot(offset))
+        self.white = nn.Parameter(torch.empty_like(guide.loc))
         super().__init__([self.white], lr=lr)
+        self.follow()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Go on from the mean that the guide has now."""
+        offset = self.guide.loc - self.guide.prior.loc
+        self.white.copy_(self.guide.prior.covariance.unroot(offset))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.guide.loc.grad = None

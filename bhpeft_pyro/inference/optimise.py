@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import chain, islice
 
@@ -22,10 +22,12 @@ from ..guides.guide import blocks_of
 from ..linear import LinearModel
 from ..metrics import evaluate
 from ..model import Model
+from .calm import AtMean
 from .curvature import narrowed
 from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
+from .joint import WhitenedAdam
 from .predict import predict
 from .report import FitReport
 from .scale import PriorScale
@@ -39,8 +41,10 @@ State = tuple[dict[str, Tensor], float]  # of the guide; the factor of the prior
 
 # Where nothing else is drawn, low-rank guides' means take this share of the steps without noise. In
 # the rest their covariances are measured so many times, but some steps apart, each on so many
-# examples; the last few measurements count alike.
-_CALM, _MEASUREMENTS, _APART, _MEASURED, _LEAST_SHARE = 0.6, 6, 4, 64, 0.2
+# examples; the last few measurements count alike. The scale of the prior needs some earlier, at
+# these shares of the steps without noise.
+_CALM, _MEASUREMENTS, _APART, _MEASURED, _LEAST_SHARE = 0.6, 6, 4, 128, 0.2
+_GLANCES = 0.5, 0.8
 
 
 def optimise(
@@ -55,7 +59,7 @@ def optimise(
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
 
     Args:
-        scale: moved as well; to be settled by the caller.
+        scale: moved as well, whenever the covariance is measured; to be settled by the caller.
 
     Raises:
         FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
@@ -140,7 +144,7 @@ class _Run:
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
-                self._measure(step)
+                self._measure(step, steppers)
                 entry = self._step(step, steppers)
                 if entry is None:
                     report.skipped += 1
@@ -210,30 +214,37 @@ class _Run:
     def _steppers(self) -> list[Optimizer]:
         if self.optimizer is not None:
             return [self.optimizer(trained(self.guide))]
-        found = optimizers(self.guide, self.options, len(self.feed.examples))
-        return [*found, self.scale] if self.scale else found
+        return optimizers(self.guide, self.options, len(self.feed.examples))
 
-    def _measure(self, step: int) -> None:
+    def _measure(self, step: int, steppers: Sequence[Optimizer]) -> None:
         """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
         options = self.options
-        done = step - 1 - self.calm
+        calm, done = step <= self.calm, step - 1 - self.calm
         every = max(-(-(self.steps - self.calm) // _MEASUREMENTS), _APART)
-        if not self.joint or done < 0 or done % every:
+        glances = [int(share * self.calm) for share in _GLANCES if self.scale]
+        if not self.joint or (step not in glances if calm else done % every):
             return
         assert isinstance(self.guide, Guide)
         device = self.model.network.device
         count = -(-min(_MEASURED, len(self.feed.examples)) // options.batch_size)
         batches = [batch.to(device) for batch in islice(self._whole, count)]
         for block in self.joint:
-            block.covariance = narrowed(
-                self.fitted,
-                self.guide,
-                block,
-                batches,
-                len(self.feed.examples) / options.temperature,
-                max(1 / (1 + done // every), _LEAST_SHARE),
-            )
-            self.watch.widths(block)
+            with AtMean() if calm else nullcontext():
+                block.covariance = narrowed(
+                    self.model if calm else self.fitted,
+                    self.guide,
+                    block,
+                    batches,
+                    len(self.feed.examples) / options.temperature,
+                    1.0 if calm else max(1 / (1 + done // every), _LEAST_SHARE),
+                )
+            if not calm:
+                self.watch.widths(block)
+        if self.scale:
+            self.scale.step()
+            for stepper in steppers:
+                if isinstance(stepper, WhitenedAdam):
+                    stepper.follow()
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""
@@ -250,10 +261,7 @@ class _Run:
         loss = nll = kl = 0.0
         for _ in range(options.accumulate):
             batch = next(batches).to(device)
-            with (
-                torch.autocast(device.type, torch.bfloat16, enabled=options.bf16),
-                self.scale.draws if self.scale and self.elbo.noise else nullcontext(),
-            ):
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 value = loss_of(batch) / options.accumulate
             if not torch.isfinite(value):
                 return None

@@ -1,65 +1,45 @@
-"""The scale of the PEFT weights' prior, found by the bound as the posterior is fitted."""
+"""The scale of the PEFT weights' prior, found as the posterior is fitted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
-from torch.optim import Adam
 
-from ..distributions import LowRankNormal
+from ..distributions import Covariance, leading
 from ..guides import LowRankGuide
 from ..model import Model
 from ..priors import FunctionSpaceNormal
 
-__all__ = ["Draws", "PriorScale"]
+__all__ = ["PriorScale"]
 
-_LR = 0.2  # of the logarithm; the mean's steps are small by the time that there is noise
-
-
-class Draws(Messenger):
-    """Keeps what is drawn from joint Normals, with the gradients that get there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[Tensor] = []
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        draw = msg["value"]
-        if isinstance(msg["fn"], LowRankNormal) and draw.requires_grad:
-            draw.retain_grad()
-            self.kept.append(draw)
+# How much wider than at last expected a fit starts. From below, the little that a narrow prior lets
+# the mean learn asks for no wider one.
+_START = 3.0
+# A hyperprior, as if so many directions more had been seen, of the scale that is expected: a first
+# round of few texts is no reason to hold later ones at the transformer, or to let them go anywhere.
+_EXPECTED = 4.0
 
 
-class PriorScale(Adam):
-    """Adam on the logarithm of a factor of `FunctionSpaceNormal.change`: type-II maximum
-    likelihood (MacKay 1992), with the bound in place of the evidence.
+class PriorScale:
+    """A factor of `FunctionSpaceNormal.change`, of highest evidence (MacKay 1992).
 
-    Not centred: weights are the factor times z, which prior and guide are of. So the KL does not
-    depend on it, and the bound's slope along its logarithm is that of the log likelihood, the sum
-    of z d log p / dz over the weights, at draws of z. There the mean asks for a wider prior, and
-    noise that data have not narrowed for less of it. The logarithm itself is N(0, 1) under a
-    hyperprior: a first round of few texts is no reason to hold later ones at the transformer.
+    Weights are the factor times z, which prior and guide are of. Along the K directions that data
+    have told about, z has mean m and precision 1 + l under the guide, of which r = l / (1 + l) is
+    from data. At the optimum of the evidence the sum of m^2 is that of r. Here each direction
+    counts r-fold, as one about which data say little has in its mean mostly the noise of the last
+    steps: the factor's square is multiplied by the sum of r m^2 over that of r^2.
 
     Args:
         model: whose network's `Coordinates` carry the factor while it is sought.
-        guide: of all latents.
-
-    Attributes:
-        draws: to be entered where the loss is evaluated under noise. Without, no step is made.
+        guide: of all latents, at its start.
     """
 
     def __init__(self, model: Model, guide: LowRankGuide) -> None:
         coordinates = model.network.coordinates
         assert coordinates is not None
         self.model, self.guide, self.coordinates = model, guide, coordinates
-        self.draws = Draws()
-        self.log = nn.Parameter(torch.zeros(()))
-        super().__init__([self.log], lr=_LR)
+        coordinates.gain = _START
 
     @classmethod
     def of(cls, model: Model, guide: object) -> PriorScale | None:
@@ -70,27 +50,27 @@ class PriorScale(Adam):
             return cls(model, guide)
         return None
 
-    def slope(self) -> Tensor:
-        """The loss's along the logarithm, at the draws kept."""
-        total = self.log.detach().clone()  # of the hyperprior's -log density
-        for draw in self.draws.kept:
-            assert draw.grad is not None
-            away = self.guide.unpack(draw.detach() - self.guide.prior.loc)
-            slopes = self.guide.unpack(draw.grad)
-            for name in self.coordinates.added:
-                total += (away[name] * slopes[name]).sum().cpu()
-        return total
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        self.draws.kept.clear()
-
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        if self.draws.kept:
-            self.log.grad = self.slope()
-            super().step(closure)
-            self.coordinates.gain = self.log.exp().item()
-        return None
+    def step(self) -> None:
+        """Move the factor, once a covariance has been measured; the weights stay as they are."""
+        guide, names = self.guide, self.coordinates.added
+        parts = guide.unpack(guide.loc)
+        on = torch.cat([part.new_full((part.numel(),), k in names) for k, part in parts.items()])
+        added = on.bool()
+        unit, covariance = guide.prior.covariance.scale, guide.covariance
+        root = covariance.precision_root() * unit.unsqueeze(-1)
+        axes, strength = leading(root[added])
+        along = ((guide.loc - guide.prior.loc) / unit)[added] @ axes
+        told = strength / (1 + strength)
+        expected = _EXPECTED / self.coordinates.gain**2
+        square = (told @ along.square() + expected) / (told.square().sum() + _EXPECTED)
+        factor = square.sqrt()
+        self.coordinates.gain *= factor.item()
+        factors = on * (factor - 1) + 1
+        guide.loc.copy_(guide.prior.loc + (guide.loc - guide.prior.loc) / factors)
+        more = ((unit / covariance.scale).square() - 1) * factors.square()
+        root.mul_((factors / unit).unsqueeze(-1))
+        guide.covariance = Covariance.from_precision((1 + more) / unit.square(), root)
 
     def settle(self) -> Model:
         """The model under the prior that was found; the guide becomes one of the weights."""

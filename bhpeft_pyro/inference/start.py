@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ..batch import Batch
 from ..data import Examples
 from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import key
@@ -24,6 +25,7 @@ from ..head import Head
 from ..model import Model
 from ..peft.sites import Site
 from ..priors import FunctionSpaceNormal
+from .alignment import align
 from .feed import Feed
 from .fisher import diagonal, from_prior
 from .optimise import optimise
@@ -54,13 +56,18 @@ def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
     )
 
 
-def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -> Model:
+def start(
+    model: Model, guide: Guide, examples: Examples, options: FitOptions, texts: Sequence[Batch]
+) -> Model:
     """Move a guide to its start, in place.
 
     What weights tell about their scales comes first. Then the head is fitted to the frozen
     transformer's features, which are computed once, and with it the scale of its prior, if that
-    was left open; then the sds of the PEFT weights are set, at this head. Of a joint guide only the
-    prior is set: its own first steps are without noise.
+    was left open; then the coordinates of the PEFT weights are chosen and their sds set, under this
+    head. Of a joint guide only the prior is set: its own first steps are without noise.
+
+    Args:
+        texts: what the coordinates are measured on.
 
     Returns:
         The model, under a prior in which nothing is left open.
@@ -68,13 +75,20 @@ def start(model: Model, guide: Guide, examples: Examples, options: FitOptions) -
     told: set[str] = set()
     if _has_normals(guide):
         guide.narrow(from_prior(model, guide.means()))
-    joint = isinstance(guide, LowRankGuide)  # which has no use for the head itself
-    if isinstance(model.network.head, Head) and (_is_open(model.prior) or not joint):
+    coordinates = model.network.coordinates
+    chosen = coordinates is None or bool(coordinates.fitted)
+    joint = isinstance(guide, LowRankGuide)  # which starts without a head of its own
+    if isinstance(model.network.head, Head) and not (
+        joint and chosen and not _is_open(model.prior)
+    ):
         frozen = Feed(model, examples, frozen=True)
         fitted = _stand_in(model, guide)
         told = _narrow(model, fitted, frozen, options, told)
         model = _fit_head(model, fitted, frozen, options)
+        align(model, texts, fitted)
         guide.follow(model)
+    else:
+        align(model, texts)
     if isinstance(guide, LowRankGuide):
         guide.covariance = guide.prior.covariance  # of the scale that was found, now or before
     if model.network.kinds:
@@ -116,13 +130,21 @@ def _is_open(prior: object) -> bool:
     return isinstance(prior, FunctionSpaceNormal) and prior.head is None
 
 
+def _needs_head(model: Model, guide: Guide) -> bool:
+    """A joint guide starts without one: only its prior and coordinates may have use for it."""
+    coordinates = model.network.coordinates
+    chosen = coordinates is None or bool(coordinates.fitted)
+    return not (isinstance(guide, LowRankGuide) and chosen) or _is_open(model.prior)
+
+
 def _has_normals(guide: Guide) -> bool:
     return any(isinstance(block, NormalGuide) for block in guide.blocks())
 
 
 def _stand_in(model: Model, guide: Guide) -> Guide:
     """The guide; for a joint one, whose covariance is dear to measure, one of the head alone, with
-    the PEFT weights at a point: all that is wanted is the scale of the head's prior."""
+    the PEFT weights at a point: what is wanted is the scale of the head's prior, and the head that
+    the coordinates of the PEFT weights are measured under."""
     if not isinstance(guide, LowRankGuide):
         return guide
     points = {f"{kind.name}.*": "delta" for kind in model.network.kinds}

@@ -95,7 +95,7 @@ trace = pyro.poutine.trace(by_layer).get_trace(network.sites)
 #
 # The guide `linear` is one Normal over all weights, narrow along the directions that the texts have
 # told about. `fit` climbs the ELBO with it: first its mean, without noise, then mean and covariance
-# together, and the scale of the prior that the ELBO prefers. The report has what was found, the KL
+# together, and on the way the scale of its prior. The report has what was found, the KL
 # by site, and names what had not settled, if anything.
 
 # %%

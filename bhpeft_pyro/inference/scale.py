@@ -22,7 +22,7 @@ _EXPECTED = 4.0
 
 
 class PriorScale:
-    """A factor of `FunctionSpaceNormal.change`, of highest evidence (MacKay 1992).
+    """A factor of `FunctionSpaceNormal.change`, by empirical Bayes: MacKay's (1992) fixed point.
 
     Weights are the factor times z, which prior and guide are of. Along the K directions that data
     have told about, z has mean m and precision 1 + l under the guide, of which r = l / (1 + l) is

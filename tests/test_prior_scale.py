@@ -133,7 +133,8 @@ def test_scale_goes_where_the_bound_is(learnable: bool) -> None:
     assert found.report.found == {"change": prior.change}
     assert f"found from the data: change {prior.change:.3g}" in str(found.report)
     assert not given.report.found
-    assert found.report.last("loss", 20) < given.report.last("loss", 20) - 0.01
+    margin = 0.02 if learnable else 0.01
+    assert found.report.last("loss", 20) < given.report.last("loss", 20) - margin
 
 
 @pytest.mark.parametrize("gated", [False, True])

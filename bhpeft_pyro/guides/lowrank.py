@@ -73,15 +73,17 @@ class LowRankGuide(JointGuide):
         infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
         return self._sites(self.unpack(pyro.sample(self.latent, normal, infer=infer)))
 
+    def at(self, names: Collection[str]) -> Tensor:
+        """(D,) whether a weight is of one of the sites `names`."""
+        parts = self.unpack(self.loc.detach()).items()
+        return torch.cat(
+            [torch.full_like(part, n in names, dtype=torch.bool).flatten() for n, part in parts]
+        )
+
     @torch.no_grad()
     def rescale(self, names: Collection[str], factor: float) -> None:
         """Multiply the weights of some sites, whose prior has mean zero."""
-        factors = torch.cat(
-            [
-                part.new_full((part.numel(),), factor if name in names else 1.0)
-                for name, part in self.unpack(self.loc).items()
-            ]
-        )
+        factors = torch.where(self.at(names), factor, 1.0)
         old = self.covariance
         self.loc.mul_(factors)
         self.covariance = Covariance(factors * old.scale, old.axes, old.ratio)

@@ -217,7 +217,8 @@ class _Run:
         return optimizers(self.guide, self.options, len(self.feed.examples))
 
     def _measure(self, step: int, steppers: Sequence[Optimizer]) -> None:
-        """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
+        """Measure the covariances of low-rank guides, at steps spread evenly over those with noise,
+        and move the scale of the prior, if that is sought, now and at some steps before."""
         options = self.options
         calm, done = step <= self.calm, step - 1 - self.calm
         every = max(-(-(self.steps - self.calm) // _MEASUREMENTS), _APART)

@@ -53,10 +53,8 @@ class PriorScale:
     @torch.no_grad()
     def step(self) -> None:
         """Move the factor, once a covariance has been measured; the weights stay as they are."""
-        guide, names = self.guide, self.coordinates.added
-        parts = guide.unpack(guide.loc)
-        on = torch.cat([part.new_full((part.numel(),), k in names) for k, part in parts.items()])
-        added = on.bool()
+        guide = self.guide
+        added = guide.at(self.coordinates.added)
         unit, covariance = guide.prior.covariance.scale, guide.covariance
         root = covariance.precision_root() * unit.unsqueeze(-1)
         axes, strength = leading(root[added])
@@ -66,7 +64,7 @@ class PriorScale:
         square = (told @ along.square() + expected) / (told.square().sum() + _EXPECTED)
         factor = square.sqrt()
         self.coordinates.gain *= factor.item()
-        factors = on * (factor - 1) + 1
+        factors = torch.where(added, factor, 1.0)
         guide.loc.copy_(guide.prior.loc + (guide.loc - guide.prior.loc) / factors)
         more = ((unit / covariance.scale).square() - 1) * factors.square()
         root.mul_((factors / unit).unsqueeze(-1))

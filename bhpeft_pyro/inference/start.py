@@ -75,12 +75,7 @@ def start(
     told: set[str] = set()
     if _has_normals(guide):
         guide.narrow(from_prior(model, guide.means()))
-    coordinates = model.network.coordinates
-    chosen = coordinates is None or bool(coordinates.fitted)
-    joint = isinstance(guide, LowRankGuide)  # which starts without a head of its own
-    if isinstance(model.network.head, Head) and not (
-        joint and chosen and not _is_open(model.prior)
-    ):
+    if isinstance(model.network.head, Head) and _needs_head(model, guide):
         frozen = Feed(model, examples, frozen=True)
         fitted = _stand_in(model, guide)
         told = _narrow(model, fitted, frozen, options, told)

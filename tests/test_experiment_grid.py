@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock, Timeout
 from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import metrics
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.errors import ConfigError, SaveError
-from bhpeft_pyro.experiments import canary, grid, guide_cost, report, scores
+from bhpeft_pyro.experiments import canary, grid, guide_cost, report, results, scores
 from bhpeft_pyro.experiments.budgets import BUDGETS, Budget
 from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.grid import Grid
@@ -87,6 +88,28 @@ def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
     assert table_of("tasks", part) == table_of("tasks", whole)
     part.complete()
     assert len(calls) == 5
+
+
+def test_what_another_process_is_at_is_left_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[int] = []
+
+    def result(number: int) -> dict[str, int]:
+        # While a run is made nobody else can claim it.
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / f".{number}.json.lock").acquire(blocking=False)
+        done.append(number)
+        return {"number": number}
+
+    runs: list[results.Run] = [(0,), (1,), (2,)]
+    with FileLock(tmp_path / ".1.json.lock"):
+        results.complete(tmp_path, runs, result)
+    assert done == [0, 2]
+    assert "1 of the runs" in capsys.readouterr().err
+    results.complete(tmp_path, runs, result)  # that process is gone, with nothing done
+    assert done == [0, 2, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", "2.json"]
 
 
 def test_files_of_another_setting_are_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -41,6 +42,9 @@ def complete(
 ) -> None:
     """Make the results that are missing, so that what was killed goes on where it stopped.
 
+    Processes that share the folder share the runs out: what one is at, the others leave to it. A
+    claim is a lock of the operating system's, which ends with the process, however that ends.
+
     Args:
         out: the folder of result files.
         runs: what tells one run from another, as arguments of `result`.
@@ -48,13 +52,29 @@ def complete(
         ending: of the files' names.
     """
     out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
     todo = [run for run in runs if not file_of(out, run, ending).exists()]
-    for run in track(todo, "fitting", console=Console(stderr=True)):
+    left = 0
+    for run in track(todo, "fitting", console=console):
         path = file_of(out, run, ending)
-        if not path.exists():  # another process may share the folder
-            found = result(*run)
-            content = found if isinstance(found, bytes) else json.dumps(found, indent=1).encode()
-            write(path, content)
+        claim = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
+        try:
+            held = claim.acquire()
+        except Timeout:
+            left += 1
+            continue
+        try:
+            with held:
+                if not path.exists():
+                    write(path, _content(result(*run)))
+        finally:
+            Path(claim.lock_file).unlink(missing_ok=True)
+    if left:
+        console.print(f"{left} of the runs are left to another process, which is at them")
+
+
+def _content(result: dict[str, Any] | bytes) -> bytes:
+    return result if isinstance(result, bytes) else json.dumps(result, indent=1).encode()
 
 
 def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -42,8 +42,8 @@ def complete(
 ) -> None:
     """Make the results that are missing, so that what was killed goes on where it stopped.
 
-    Processes that share the folder share the runs out: what one is at, the others leave to it. A
-    claim is a lock of the operating system's, which ends with the process, however that ends.
+    Processes that share the folder share the runs out. What another one is at is left to it, and
+    waited for in the end.
 
     Args:
         out: the folder of result files.
@@ -52,25 +52,35 @@ def complete(
         ending: of the files' names.
     """
     out.mkdir(parents=True, exist_ok=True)
+
+    def done(run: Run, wait: bool) -> bool:
+        return _claimed(file_of(out, run, ending), lambda: _content(result(*run)), wait)
+
     console = Console(stderr=True)
     todo = [run for run in runs if not file_of(out, run, ending).exists()]
-    left = 0
-    for run in track(todo, "fitting", console=console):
-        path = file_of(out, run, ending)
-        claim = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
-        try:
-            held = claim.acquire()
-        except Timeout:
-            left += 1
-            continue
-        try:
-            with held:
-                if not path.exists():
-                    write(path, _content(result(*run)))
-        finally:
-            Path(claim.lock_file).unlink(missing_ok=True)
+    left = [run for run in track(todo, "fitting", console=console) if not done(run, wait=False)]
     if left:
-        console.print(f"{left} of the runs are left to another process, which is at them")
+        for run in track(left, "waiting for another process", console=console):
+            done(run, wait=True)
+
+
+def _claimed(path: Path, content: Callable[[], bytes], wait: bool) -> bool:
+    """Write a file that is not there; False if another process is at it, and is not waited for.
+
+    A claim is a lock of the operating system's, which ends with its process, however that ends.
+    """
+    claim = FileLock(path.with_name(f".{path.name}.lock"), blocking=wait)
+    try:
+        held = claim.acquire()
+    except Timeout:
+        return False
+    try:
+        with held:
+            if not path.exists():
+                write(path, content())
+    finally:
+        Path(claim.lock_file).unlink(missing_ok=True)
+    return True
 
 
 def _content(result: dict[str, Any] | bytes) -> bytes:

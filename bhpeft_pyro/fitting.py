@@ -100,7 +100,7 @@ def fit(
     _check_restarts(restarts, guide)
     names = None if label_names is None else tuple(label_names)
     text = TextOptions(columns, max_length, names)
-    examples = text.encode(model, data, labelled=True)
+    examples = text.encode(model, data, labelled=True, new_names=True)
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
@@ -111,7 +111,7 @@ def fit(
             module = autoguide(guide, model) if isinstance(guide, _BY_NAME) else guide
             modules.append(as_module(module))
             check_made_for(model, modules[-1])
-    texts = examples if unlabelled is None else text.encode(model, unlabelled, labelled=False)
+    texts = examples if unlabelled is None else text.encode_texts(model, unlabelled)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .data import Columns, Examples, encode
+from .data.sources import read
 from .errors import DataError
 from .model import Model
 from .network import RandomPEFT
@@ -21,8 +22,10 @@ class TextOptions:
     max_length: int | None = None
     label_names: tuple[str, ...] | None = None
 
-    def encode(self, model: Model, data: object, labelled: bool) -> Examples:
-        """Tokenise `data` for a model.
+    def encode(
+        self, model: Model, data: object, labelled: bool, new_names: bool = False
+    ) -> Examples:
+        """Tokenise `data` for a model; only a first round's may name the classes.
 
         Raises:
             DataError: as for `data.encode`; `max_length` is more than the backbone can read.
@@ -36,7 +39,16 @@ class TextOptions:
             num_labels=model.likelihood.labels(model.network.outputs),
             max_length=self.limit(model.network, data),
             labelled=labelled,
+            new_names=new_names,
         )
+
+    def encode_texts(self, model: Model, data: object) -> Examples:
+        """`encode` the texts alone: labels, where there are any, are not looked at."""
+        if not isinstance(data, Examples):
+            kind = model.likelihood.kind
+            rows = read(data, kind, self.columns, labelled=False)
+            data = rows.select_columns(list(self.columns.inputs(kind)))
+        return replace(self.encode(model, data, labelled=False), labels=None)
 
     def limit(self, network: RandomPEFT, data: object) -> int | None:
         """`max_length`; if there is none, what the backbone can read and its tokenizer allows.

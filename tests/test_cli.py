@@ -19,7 +19,7 @@ from bhpeft_pyro.cli import runs
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.cli.backbone import load_backbone
 from bhpeft_pyro.cli.options import fraction
-from bhpeft_pyro.cli.task import infer, named
+from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
 from bhpeft_pyro.inference import FitOptions
@@ -470,13 +470,9 @@ def test_numbers_that_do_not_count_from_zero_are_names():
     table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
     task = infer(table, "classes")
     assert task.names == ("2", "10") and task.classes == 2
-    assert named(table, "label", task.names)["label"][:] == ["10", "2", "10"]
-    with pytest.raises(DataError, match="row 0: 10 is none of 1, 2"):
-        named(table, "label", ("1", "2"))
     features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
     hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
     assert infer(hub).names == ("x", "y", "z")
-    assert named(hub, "label", ("x", "y", "z")) is hub
 
 
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):

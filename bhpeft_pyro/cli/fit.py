@@ -15,7 +15,6 @@ from .quality import conclude
 from .recipe import Recipe, options_of_recipe
 from .runs import check_out, hold_out, naming, read_table
 from .screen import bars, say
-from .task import named
 
 __all__ = ["EXAMPLES", "fit"]
 
@@ -54,7 +53,6 @@ def fit(
     table = read_table(data)
     found = recipe.task_of(table)
     say(f"{len(table)} rows, {found}")
-    table = named(table, found.columns.label, found.names)
     reading = recipe.reading(found)
     model = recipe.model(found, device)
     text = TextOptions(found.columns, recipe.max_length, found.names)
@@ -63,8 +61,7 @@ def fit(
     train, held_out = hold_out(examples, validation, how.seed)
     if isinstance(held_out, str):
         with naming(held_out):
-            rows = named(read_table(held_out), found.columns.label, found.names)
-            held_out = text.encode(model, rows, labelled=True)
+            held_out = text.encode(model, read_table(held_out), labelled=True)
     where = f"{recipe.backbone}, {model.network.device}"
     say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
     posterior = library.fit(

@@ -20,7 +20,6 @@ from ..posterior import Posterior
 from ..sequential import History
 from .backbone import load_backbone
 from .options import fraction
-from .task import named
 
 __all__ = [
     "check_out",
@@ -47,7 +46,7 @@ def read_table(source: str) -> Dataset:
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
-    """A table that a posterior is to read: its columns are checked, its classes named.
+    """A table that a posterior is to read: its columns are checked.
 
     Raises:
         DataError: a column is missing.
@@ -61,7 +60,7 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
                 f"{source} has no column {column!r}, which this posterior was fitted on; "
                 f"columns there: {', '.join(table.column_names)}"
             )
-    return named(table, columns.target(kind), posterior.text.label_names)
+    return table
 
 
 def hold_out(rows: Rows, validation: str, seed: int) -> tuple[Rows, Rows | str | None]:

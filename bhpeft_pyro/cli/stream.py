@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 
 from .. import sequential
 from ..data.encoding import cut_once, encode
+from ..data.labels import by_name
 from ..errors import ConfigError
 from ..guides import PRESETS
 from ..inference import FitOptions
@@ -22,7 +23,7 @@ from . import options
 from .recipe import Recipe, options_of_recipe
 from .runs import hold_out, read_table
 from .screen import bars, print_json, say, table
-from .task import Task, named
+from .task import Task
 
 __all__ = ["EXAMPLES", "stream"]
 
@@ -95,7 +96,6 @@ def stream(
     rows = read_table(data)
     found = recipe.task_of(rows)
     names = found.names
-    rows = named(rows, found.columns.label, names)
     batches = _batches(rows, by, every, batch)
     if grow:
         found = _known(found, next(iter(batches.values())))
@@ -160,7 +160,7 @@ def _known(task: Task, first: Dataset) -> Task:
     label = task.columns.label
     if task.name != "classes" or isinstance(first.features[label], ClassLabel):
         return task
-    values = set(first[label][:])
+    values = set(by_name(first[label][:], first.features[label], task.names))
     if task.names is None:
         return replace(task, classes=max(values) + 1)
     names = tuple(name for name in task.names if name in values)

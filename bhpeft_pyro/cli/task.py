@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import tasks
 from ..data import Columns, Kind
-from ..data.labels import is_number, read_ratings
+from ..data.labels import is_number, name_of, read_ratings
 from ..errors import DataError
 from ..model import Model
 from ..peft import Kind as PEFT
 
-__all__ = ["Task", "TaskName", "infer", "named"]
+__all__ = ["Task", "TaskName", "infer"]
 
 TaskName = Literal["classes", "ratings", "choices"]
 _KINDS: dict[TaskName, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
@@ -111,24 +111,6 @@ def infer(
     return Task(name, columns, scale=scale)
 
 
-def named(table: Dataset, column: str, names: Sequence[str] | None) -> Dataset:
-    """The table with classes by name, where a file's numbers are names ("1" to "5", say).
-
-    Raises:
-        DataError: a number is none of the names.
-    """
-    if names is None or column not in table.column_names:
-        return table
-    values = table[column][:]
-    numbers = [value for value in values if not isinstance(value, str) and value is not None]
-    if isinstance(table.features[column], ClassLabel) or not numbers or set(numbers) == {-1}:
-        return table
-    for row, value in enumerate(values):
-        if str(value) not in names:
-            raise DataError(f"column {column!r}, row {row}: {value!r} is none of {_few(names)}")
-    return table.cast_column(column, Value("string"))
-
-
 def _label(there: Sequence[str], label: str | None) -> str:
     found = [column for column in _LABELS if column in there]
     if label is None and len(found) == 1:
@@ -178,10 +160,10 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> TaskName:
 def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     if isinstance(feature, ClassLabel):
         names: tuple[str, ...] | None = tuple(feature.names)
-    elif not isinstance(values[0], (bool, str)) and set(values) == set(range(len(set(values)))):
+    elif type(values[0]) is int and set(values) == set(range(len(set(values)))):
         names = None
     else:
-        names = tuple(str(value) for value in sorted(set(values)))
+        names = tuple(name_of(value) for value in sorted(set(values)))
     count = len(set(values)) if names is None else len(names)
     if len(set(values)) < 2:
         raise DataError(

@@ -52,6 +52,7 @@ def encode(
     num_labels: int | None = None,
     max_length: int | None = None,
     labelled: bool = True,
+    new_names: bool = True,
 ) -> Examples:
     """Read, check and tokenise a data set.
 
@@ -69,7 +70,9 @@ def encode(
         num_labels: number of classes, where they have no names; by default the largest plus 1.
         max_length: cut longer texts to so many tokens; by default the tokenizer's own limit
             (`fit` and a posterior look at that of the backbone, too).
-        labelled: whether labels must be there. If not, they are used where they are.
+        labelled: whether labels must be there. If not, they are used where no row lacks its own.
+        new_names: whether the source may name the classes where `label_names` does not. False
+            where the classes are known by their numbers: other labels are then refused.
 
     Raises:
         DataError: anything that would make the data unusable, with column and row (from 0).
@@ -99,6 +102,10 @@ def encode(
     limit = limit_of(tokenizer, max_length, pair and not join_pairs(tokenizer))
     if isinstance(source, Examples):
         _check_compatible(source, tokenizer, kind, label_names, num_labels, max_length, labelled)
+        if label_names is None and source.label_names is not None and not new_names:
+            raise DataError(
+                f"source has the classes {source.label_names}; expected classes without names"
+            )
         return source
 
     table = read(source, kind, columns, labelled)
@@ -128,7 +135,9 @@ def encode(
         elif values is not None:
             feature = table.features[target]
             guessed = names is None and num_labels is None
-            labels, names, num_labels = read_classes(values, target, feature, names, num_labels)
+            labels, names, num_labels = read_classes(
+                values, target, feature, names, num_labels, new_names
+            )
             if labelled and guessed and len(labels.unique()) == 1:
                 raise DataError(
                     f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "

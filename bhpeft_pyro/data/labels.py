@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from ..errors import DataError
 
 __all__ = [
+    "by_name",
     "check_names",
     "is_number",
+    "name_of",
     "read_answers",
     "read_classes",
     "read_ratings",
@@ -37,8 +40,35 @@ def check_names(label_names: Sequence[str] | None, num_labels: int | None) -> No
 
 
 def unlabelled(values: Sequence[Any]) -> bool:
-    """Whether a column is a mere placeholder, as in the test splits of the hub."""
-    return all(value is None or value == -1 or value == "" for value in values)
+    """Whether a label is missing, or all are -1, the placeholder in test splits of the hub."""
+    missing = any(value is None or value == "" or value != value for value in values)
+    return missing or all(value == -1 for value in values)
+
+
+def name_of(value: Any) -> str:
+    """What a class is called that a file has as a number or truth value.
+
+    >>> name_of(3.0), name_of(True)
+    ('3', 'True')
+    """
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
+    """Labels as the classes are known: by name, where they have names and the labels tell.
+
+    A `ClassLabel` that names the classes otherwise tells; so do numbers and truth values where
+    all names are such. Other numbers are indices.
+    """
+    own = feature.names if isinstance(feature, ClassLabel) else None
+    if names is None or (own is not None and tuple(own) == tuple(names)):
+        return list(values)
+    if own is not None:
+        valid = range(len(own))
+        return [own[value] if value in valid else value for value in values]
+    if all(is_number(name) or name in ("True", "False") for name in names):
+        return [name_of(v) if isinstance(v, (int, float)) and v == v else v for v in values]
+    return list(values)
 
 
 def read_classes(
@@ -47,31 +77,33 @@ def read_classes(
     feature: object,
     label_names: Sequence[str] | None,
     num_labels: int | None,
+    new_names: bool,
 ) -> tuple[Tensor, tuple[str, ...] | None, int]:
     """(N,) int64 class indices, the names of the classes, and their number.
 
-    Names come from `label_names`, else from a `ClassLabel` feature, else from the strings found
-    (sorted). A `ClassLabel` that names the classes in another order is mapped by name.
+    Names come from `label_names`, else, if `new_names`, from a `ClassLabel` feature or from the
+    strings found (sorted). Labels are mapped by name where they tell (`by_name`).
     """
     names = None if label_names is None else tuple(label_names)
-    _check_types(values, column, (int, str), "an integer or a str", hint='; kind="rating" is real')
     if isinstance(feature, ClassLabel):
-        own = tuple(feature.names)
-        _check_range(values, column, len(own))
-        if names is None:
-            names = own
-        elif names != own:
-            values = [own[value] for value in values]
+        _check_range(values, column, len(feature.names))
+        if names is None and new_names:
+            names = tuple(feature.names)
+    values = by_name(values, feature, names)
+    _check_types(values, column, (int, str), "an integer or a str", hint='; kind="rating" is real')
     if isinstance(values[0], str):
         empty = next((i for i, value in enumerate(values) if not value.strip()), None)
         if empty is not None:
             raise DataError(f"column {column!r}, row {empty}: the label is empty")
-        names = names or tuple(sorted(set(values)))
-        index = {name: k for k, name in enumerate(names)}
-        for i, value in enumerate(values):
-            if value not in index:
-                raise DataError(f"column {column!r}, row {i}: {value!r} is none of {names}")
-        values = [index[value] for value in values]
+        if names is None and not new_names:
+            values = _numbers(values, column, num_labels)
+        else:
+            names = names or tuple(sorted(set(values)))
+            index = {name: k for k, name in enumerate(names)}
+            for i, value in enumerate(values):
+                if value not in index:
+                    raise DataError(f"column {column!r}, row {i}: {value!r} is none of {names}")
+            values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
             f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes {names}; "
@@ -81,6 +113,18 @@ def read_classes(
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
     return labels, names, int(labels.max()) + 1 if count is None else count
+
+
+def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
+    """Indices that a file has as text."""
+    for i, value in enumerate(values):
+        if not re.fullmatch(r"-?\d+", value):
+            until = "" if count is None else f" to {count - 1}"
+            raise DataError(
+                f"column {column!r}, row {i}: {value!r:.60} is a name, and the classes have none; "
+                f"expected their numbers, 0{until}"
+            )
+    return [int(value) for value in values]
 
 
 def is_number(value: Any) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
 from ..errors import DataError
@@ -17,16 +20,13 @@ __all__ = ["load", "read"]
 _HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
 )
-_READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    # pandas would turn the texts "NA", "None" and "null" into missing values.
-    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
-_INDEX = "__index_level_0__"  # where pandas puts cells beyond the header's
+_SUFFIXES = (".csv", ".json", ".jsonl")
+# As numbers are written, so that they can be read back: "007" and "1_000" are no numbers.
+_INTEGER = r"-?(?:0|[1-9]\d{0,17})"
+_REAL = rf"{_INTEGER}(?:\.\d+)?(?:[eE][+-]?\d{{1,2}})?"
 _EXPECTED = (
     "a datasets.Dataset, the name of one on the hub, a path to a .csv, .json or .jsonl file, "
-    "a mapping of lists, a list of dicts, or (to predict) a list of texts"
+    "a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"
 )
 
 
@@ -43,8 +43,10 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
         source = load(source)
-    elif isinstance(source, (list, tuple)):
-        source = _from_rows(source, kind, columns)
+    elif isinstance(source, pd.DataFrame):
+        source = {name: _cells(source[name]) for name in source.columns}
+    elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
+        source = _from_rows(list(source), kind, columns)
 
     if isinstance(source, Dataset):
         names = source.column_names
@@ -76,15 +78,14 @@ def load(source: str | Path) -> Dataset:
         DataError: it is not there, or cannot be read.
     """
     path = Path(source)
-    options: dict[str, Any] = {}
-    if path.suffix.lower() in _READERS:
+    if path.suffix.lower() in _SUFFIXES:
         if not path.is_file():
             raise DataError(f"source={str(source)!r}: there is no such file")
-        if path.stat().st_size == 0:
-            raise DataError(f"source={str(source)!r}: the file is empty")
         _check_file(path)
-        name, options = _READERS[path.suffix.lower()]
-        options = {"data_files": str(path), "split": "train", **options}
+        if path.suffix.lower() == ".csv":
+            return _read_csv(path)
+        name = "json"
+        options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
     elif isinstance(source, Path):
         raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
     else:
@@ -98,15 +99,43 @@ def load(source: str | Path) -> Dataset:
         name = match["name"]
         options = {"name": match["config"], "split": match["split"] or "train"}
     try:
-        table = load_dataset(name, **options)
+        return load_dataset(name, **options)
     except Exception as error:  # whatever goes wrong inside a reader: network, syntax, split
         cause = error.__cause__ or error  # a reader hides what it met behind an error of its own
-        raise DataError(
-            f"source={str(source)!r} cannot be loaded: {type(cause).__name__}: {cause}"
-        ) from error
-    if name == "csv" and _INDEX in table.column_names:
-        raise DataError(f"source={str(source)!r}: rows have more cells than the header has names")
-    return table
+        raise _unreadable(source, cause) from error
+
+
+def _unreadable(source: object, cause: BaseException) -> DataError:
+    return DataError(
+        f"source={str(source)!r} cannot be loaded: {type(cause).__name__}: {cause}".rstrip()
+    )
+
+
+def _read_csv(path: Path) -> Dataset:
+    """Every cell text, but for columns whose cells are all numbers; "007" is none."""
+    try:
+        # Not by `datasets`, which takes the type of a column from its first rows alone. And the
+        # texts "NA", "None" and "null" are no missing values.
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(table.index, pd.RangeIndex):
+        raise DataError(f"source={str(path)!r}: rows have more cells than the header has names")
+    columns = {name: _typed(table[name]) for name in table.columns}
+    return Dataset.from_dict(columns)
+
+
+def _typed(column: pd.Series) -> list[Any]:
+    there = column.dropna()
+    for pattern, number in ((_INTEGER, int), (_REAL, float)):
+        if len(there) and there.str.fullmatch(pattern).all():
+            return [None if pd.isna(cell) else number(cell) for cell in column]
+    return _cells(column)
+
+
+def _cells(column: pd.Series) -> list[Any]:
+    """Plain values, None where there are none."""
+    return column.astype(object).where(column.notna(), None).tolist()
 
 
 def _check_file(path: Path) -> None:
@@ -121,6 +150,8 @@ def _check_file(path: Path) -> None:
             raise DataError(
                 f"{where}: the byte 0x{byte:02x} is no UTF-8; save the file in that encoding"
             ) from error
+    if not header.strip() and lines == 0:
+        raise DataError(f"{where}: the file is empty")
     if path.suffix.lower() != ".csv":
         return
     for separator in (";", "\t"):

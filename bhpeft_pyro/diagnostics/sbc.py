@@ -89,8 +89,10 @@ def sbc(
     ['log likelihood']
     """
     _check(model, infer, sites, replications, draws, options)
-    examples = _encode(model, texts)
-    some = examples.subset(range(min(_AT, len(examples)))) if at is None else _encode(model, at)
+    reading = TextOptions()
+    examples = reading.encode_texts(model, texts)
+    first = range(min(_AT, len(examples)))
+    some = examples.subset(first) if at is None else reading.encode_texts(model, at)
     with seeded(seed):
         _align(model, examples)
     model = Model(_remembering(model.network), _settled(model.prior), model.likelihood)
@@ -139,11 +141,6 @@ def _check(
         if not any(fnmatchcase(site.name, pattern) for site in model.sites):
             known = ", ".join(site.name for site in model.sites)
             raise ConfigError(f"sites: {pattern!r} matches no site; sites: {known}")
-
-
-def _encode(model: Model, texts: object) -> Examples:
-    """Texts without the labels they may have."""
-    return replace(TextOptions().encode(model, texts, labelled=False), labels=None)
 
 
 def _align(model: Model, examples: Examples) -> None:

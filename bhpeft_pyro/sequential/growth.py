@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..data import Examples
+from ..data.labels import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
@@ -98,7 +98,9 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
         if data.label_names is not None and text.label_names is not None:
             return tuple(name for name in data.label_names if name not in text.label_names)
         return max((data.num_labels or 0) - outputs, 0)
-    values: list[Any] = read(data, "class", text.columns, True)[text.columns.label][:]
+    table = read(data, "class", text.columns, labelled=True)
+    label = text.columns.label
+    values = by_name(table[label][:], table.features[label], text.label_names)
     if text.label_names is not None:
         found = {value for value in values if isinstance(value, str)}
         return tuple(sorted(found.difference(text.label_names)))

@@ -1,0 +1,149 @@
+"""Labels across rounds: by name where classes have names, by number where not, never by chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import Posterior
+from bhpeft_pyro.cli.task import infer
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
+
+TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(8)]
+
+
+def rows(labels: list[Any], first: str = "") -> dict[str, list[Any]]:
+    return {"text": [f"{first} {text}" for text in TEXTS], "label": labels}
+
+
+def hub(names: list[str], labels: list[int]) -> Dataset:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict(rows(labels, "w3"), features=features)
+
+
+def fitted(data: object, **options: Any) -> Posterior:
+    return bh.fit(tiny_model(()), "normal", data, max_steps=2, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def numbered() -> Posterior:
+    return fitted(rows([0, 1] * 4))
+
+
+@pytest.fixture(scope="module")
+def stars() -> Posterior:
+    return fitted(rows(["1", "2"] * 4))
+
+
+def read(posterior: Posterior, labels: list[Any]) -> list[int]:
+    examples = posterior.text.encode(posterior.model, rows(labels), labelled=True)
+    assert examples.labels is not None
+    return examples.labels.tolist()
+
+
+def test_names_are_no_numbers_by_their_order(numbered: Posterior) -> None:
+    # By alphabet "cat" would be 0 and "dog" 1.
+    for use in (numbered.update, numbered.evaluate, numbered.diagnose):
+        with pytest.raises(DataError, match="row 0: 'dog' is a name, and the classes have none"):
+            use(rows(["dog", "cat"] * 4))
+    named = bh.encode(rows(["dog", "cat"] * 4), tiny_tokenizer(), kind="class")
+    with pytest.raises(DataError, match=r"\('cat', 'dog'\); expected classes without names"):
+        numbered.update(named)
+
+
+def test_numbers_as_text_are_numbers(numbered: Posterior) -> None:
+    # By rank "1" alone would be class 0.
+    assert read(numbered, ["1"] * 8) == [1] * 8
+    with pytest.raises(DataError, match="row 1: label 3; expected 0 to 1"):
+        read(numbered, ["0", "3"] * 4)
+
+
+def test_numbers_are_names_where_names_are_numbers(stars: Posterior) -> None:
+    assert read(stars, [1, 2] * 4) == read(stars, [1.0, 2.0] * 4) == [0, 1] * 4
+    with pytest.raises(DataError, match=r"row 0: '0' is none of \('1', '2'\)"):
+        read(stars, [0, 1] * 4)  # not an index
+    truths = fitted(rows(["True", "False"] * 4))
+    assert read(truths, [True, False] * 4) == [1, 0] * 4
+    words = fitted(rows(["no", "yes"] * 4))
+    assert read(words, [1, 0] * 4) == [1, 0] * 4  # indices: these are no names
+
+
+def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
+    assert stars.update(rows([1, 3] * 4, "w4"), grow=True).text.label_names == ("1", "2", "3")
+    known = fitted(hub(["a", "b"], [0, 1] * 4))
+    new = hub(["a", "c", "b"], [1, 2] * 4)
+    with pytest.raises(DataError, match="'c' is none of"):
+        known.update(new)
+    grown = known.update(new, grow=True)
+    assert grown.text.label_names == ("a", "b", "c")
+    examples = grown.text.encode(grown.model, new, labelled=True)
+    assert examples.labels is not None and examples.labels.tolist() == [2, 1] * 4
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), ""])
+def test_a_prediction_needs_no_labels(stars: Posterior, missing: object) -> None:
+    partly = pd.DataFrame(rows(["1", missing] * 4))
+    assert stars.predict(partly).labels is None
+    with pytest.raises(DataError, match="row 1: the label is"):
+        stars.evaluate(partly)
+
+
+def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
+    fitted(rows(["a", "b"] * 4), unlabelled=rows(["x", None] * 4))
+
+
+def test_what_pandas_and_numpy_hold_is_read(stars: Posterior) -> None:
+    table = pd.DataFrame(rows([1, 2] * 4), index=[f"row {i}" for i in range(8)])
+    expected = stars.predict(TEXTS).probabilities
+    for texts in (pd.Series(TEXTS), pd.Series(TEXTS).to_numpy(), iter(TEXTS)):
+        assert stars.predict(texts).probabilities.equal(expected)
+    assert stars.predict(table).labels is not None
+
+
+def test_a_csv_file_gives_back_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "rows[1].csv"  # no pattern of names
+    path.write_text(
+        "id,text,code,stars,truth,late\n"
+        "0001,NA,100,3,True,7\n"
+        "0002,null,,3.5,False,8\n" + "0003,x,1,4,True,9\n" * 20_000 + "0004,y,2,5,True,A9\n"
+    )
+    table = load(path)
+    assert table[:2] == {
+        "id": ["0001", "0002"],
+        "text": ["NA", "null"],
+        "code": [100, None],
+        "stars": [3.0, 3.5],
+        "truth": ["True", "False"],
+        "late": ["7", "8"],
+    }
+    assert table["late"][-1] == "A9"  # far behind where a reader would have made up its mind
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ("1.0 2.0 3.0", ("1", "2", "3")),
+        ("True False True", ("False", "True")),
+        ("0 1 0", None),
+        ("0.0 1.0 0.0", ("0", "1")),
+    ],
+)
+def test_classes_of_a_file_can_be_learnt(
+    tmp_path: Path, labels: str, names: tuple[str, ...] | None
+) -> None:
+    path = tmp_path / "rows.csv"
+    cells = labels.split()
+    path.write_text("text,label\n" + "".join(f"w{i},{c}\n" for i, c in enumerate(cells, 5)))
+    found = infer(load(path), "classes")
+    assert found.names == names
+    examples = bh.encode(path, tiny_tokenizer(), kind="class", label_names=found.names)
+    assert examples.labels is not None
+    order = sorted(set(cells))
+    assert examples.labels.tolist() == [order.index(cell) for cell in cells]

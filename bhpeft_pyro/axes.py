@@ -7,11 +7,25 @@ from torch import Tensor, nn
 
 from .errors import DataError
 
-__all__ = ["PrincipalAxes"]
+__all__ = ["PrincipalAxes", "check_features"]
 
 # The least variance of an axis, as a share of the mean: directions that no training text takes up
 # keep a little prior, so a new kind of text can still move the outputs, and widen them.
 _FLOOR = 0.01
+
+
+def check_features(features: Tensor) -> Tensor:
+    """The features, if they are numbers.
+
+    Raises:
+        DataError: they are not.
+    """
+    if not features.isfinite().all():
+        raise DataError(
+            "the backbone's features are not finite for some of these texts: its weights are "
+            "damaged, or its dtype overflows; load it with dtype=torch.float32 or torch.bfloat16"
+        )
+    return features
 
 
 class PrincipalAxes(nn.Module):

@@ -87,10 +87,11 @@ def tempered(forecast: ClassForecast, validation: ClassForecast) -> tuple[ClassF
     >>> round(tempered(sure, sure)[0].confidence[0].item(), 2)  # right 3 times of 4
     0.75
     """
-    temperature = fit_temperature(_logs(validation), validation.observed())
+    temperature = fit_temperature(validation.log_probabilities, validation.observed())
+    scaled = scale(forecast.log_probabilities, temperature).exp()
     return (
         ClassForecast.from_draws(
-            scale(_logs(forecast), temperature).exp()[None],
+            scaled.to(forecast.probabilities.dtype)[None],
             labels=forecast.labels,
             texts=forecast.texts,
             label_names=forecast.label_names,
@@ -98,9 +99,3 @@ def tempered(forecast: ClassForecast, validation: ClassForecast) -> tuple[ClassF
         ),
         temperature,
     )
-
-
-def _logs(forecast: ClassForecast) -> Tensor:
-    """A probability that rounds to 0 is small; only a choice that does not exist has none."""
-    logs = forecast.probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
-    return logs if forecast.choices is None else logs.masked_fill(~forecast.choices, -torch.inf)

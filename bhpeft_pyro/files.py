@@ -50,7 +50,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         saved = json.loads(index.read_bytes())
         content: dict[str, Any] = saved["content"]
         digest = saved["sha256"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SaveError(f"path: no saved posterior in {index.parent}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise SaveError(f"path: {index} is cut off or no saved posterior: {error}") from error

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.optim import PyroOptim
 from torch import nn
+from torch.optim import Optimizer
 
 from .data import Columns, Examples
 from .data.labels import check_names
@@ -25,22 +27,25 @@ from .inference.options import FitOptions
 from .inference.report import FitReport
 from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
+from .inference.threads import fitting
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
 from .posterior import Coreset, Posterior
 from .priors import FunctionSpaceNormal, Prior
+from .priors.check import check_prior
 from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .sequential import Replay
 
-__all__ = ["check_patience", "fit", "fit_round"]
+__all__ = ["check_how", "fit", "fit_round"]
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 _BY_NAME = str | type | Mapping
 
 
+@fitting()
 def fit(
     model: Model,
     guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],
@@ -94,8 +99,13 @@ def fit(
     >>> posterior.report.steps
     3
     """
+    if not isinstance(model, Model):
+        raise ConfigError(
+            f"model: expected a bh.Model, got {type(model).__name__}; a structure of your own goes "
+            "into its prior or its likelihood (Pyro's own inference takes any function)"
+        )
     options = (options or FitOptions()).change(**changes)
-    check_patience(options, validation)
+    check_how(options, validation, optimizer)
     check_names(label_names, None)
     _check_restarts(restarts, guide)
     names = None if label_names is None else tuple(label_names)
@@ -104,6 +114,7 @@ def fit(
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
+    check_prior(model.prior, model.sites, options.particles > 1 and guide != "delta")
     every = seeds(options, restarts)
     modules = []
     for own in every:
@@ -158,8 +169,19 @@ def _check_restarts(restarts: int, guide: object) -> None:
         )
 
 
-def check_patience(options: FitOptions, validation: object | None) -> None:
-    """Early stopping has nothing to look at without validation data."""
+def check_how(options: FitOptions, validation: object | None, optimizer: object) -> None:
+    """Early stopping has something to look at, and an optimiser can be made.
+
+    Raises:
+        ConfigError: not so.
+    """
+    if optimizer is not None and (
+        not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
+    ):
+        raise ConfigError(
+            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
+            "an optimiser of torch, such as lambda found: torch.optim.Adam(found, lr=0.01)"
+        )
     if options.patience and validation is None:
         raise ConfigError(
             f"patience={options.patience} needs validation data; patience=None fits to the end"
@@ -251,4 +273,6 @@ def _fit_coreset(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
     _learn(model, guide, kept, None, report, optimizer)
+    if isinstance(guide, Guide):
+        guide.follow(posterior.model)  # under the round's own prior it has learnt all of it
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

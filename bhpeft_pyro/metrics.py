@@ -75,7 +75,7 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
     return {
         "accuracy": correct.double().mean().item(),
         "f1": f1.item(),
-        "nll": -probabilities.gather(1, labels[:, None]).log().mean().item(),
+        "nll": -forecast.log_probabilities.gather(1, labels[:, None]).mean().item(),
         "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
         "ece": bins.expected_error,
         "classwise_ece": sum(classwise) / classes,

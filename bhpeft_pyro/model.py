@@ -10,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from .batch import Batch
-from .errors import DataError, LikelihoodError
+from .errors import ConfigError, DataError, LikelihoodError, PriorError
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 from .peft.sites import Site
@@ -23,8 +23,9 @@ __all__ = ["Model"]
 class Model(PyroModule):
     """p(weights) p(labels | text, weights), called with a `Batch`.
 
-    `forward` is three lines; copy them into a function of your own for another structure. Any
-    Pyro inference runs on it: SVI, NUTS (over a head), importance sampling, `Predictive`.
+    `forward` is three lines. Any Pyro inference runs on it, and on a function of your own that has
+    other ones: SVI, NUTS (over a head), importance sampling, `Predictive`. `fit` takes a `Model`,
+    whose structure is in its prior and its likelihood.
 
     `model.to(device)` takes its network along, and a prior that is an earlier posterior. One of
     your own stays as it is: make its tensors where its sites' are.
@@ -36,7 +37,8 @@ class Model(PyroModule):
         likelihood: what the labels are.
 
     Raises:
-        LikelihoodError: the head gives another number of outputs than the likelihood needs.
+        ConfigError, PriorError: no `RandomPEFT`, or no prior.
+        LikelihoodError: no likelihood, or one that needs another number of outputs of the head.
 
     >>> from transformers import BertConfig, BertModel
     >>> from pyro import poutine
@@ -57,6 +59,14 @@ class Model(PyroModule):
         likelihood: Likelihood | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(network, RandomPEFT):
+            raise ConfigError(f"network: expected a RandomPEFT, got {type(network).__name__}")
+        if isinstance(prior, Likelihood):
+            raise PriorError(f"prior: got {prior}; a likelihood goes to likelihood=")
+        if not isinstance(likelihood, Likelihood | None):
+            raise LikelihoodError(
+                f"likelihood: expected an instance of a Likelihood, got {likelihood!r:.60}"
+            )
         self.network = network
         self.prior: Prior = as_prior(default() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood

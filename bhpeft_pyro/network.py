@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .axes import PrincipalAxes
+from .axes import PrincipalAxes, check_features
 from .batch import Batch
 from .coordinates import Coordinates
 from .errors import ConfigError, DataError
@@ -38,7 +38,7 @@ class RandomPEFT(PyroModule):
 
     Args:
         backbone: any `AutoModel...` of a known architecture.
-        kinds: PEFT kinds, e.g. `presets.bh_peft()`; empty for the head only.
+        kinds: PEFT kinds, e.g. `presets.bh_peft()`, or a single one; empty for the head only.
         head: `Head` (random) or `OwnHead` (the backbone's, frozen).
         tokenizer: for text input; by default the one of the backbone's checkpoint.
         aligned: let `fit` choose `Coordinates` for the PEFT sites; if False, a site's values are
@@ -46,7 +46,7 @@ class RandomPEFT(PyroModule):
 
     Raises:
         ArchitectureError: the architecture is unknown or cannot carry a kind.
-        ConfigError: an option of a kind that cannot work.
+        ConfigError: an option of a kind that cannot work; something else than is expected.
 
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
@@ -59,12 +59,21 @@ class RandomPEFT(PyroModule):
     def __init__(
         self,
         backbone: PreTrainedModel,
-        kinds: Sequence[Kind] | None = None,
+        kinds: Sequence[Kind] | Kind | None = None,
         head: Head | OwnHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
         aligned: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, PreTrainedModel):
+            raise ConfigError(
+                "backbone: expected a transformers model, such as AutoModel.from_pretrained(...), "
+                f"got {type(backbone).__name__}"
+            )
+        if not isinstance(head, Head | OwnHead):
+            raise ConfigError(f"head: expected a Head or an OwnHead, got {head!r:.60}")
+        if isinstance(kinds, Kind):
+            kinds = (kinds,)
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer
@@ -193,7 +202,7 @@ class RandomPEFT(PyroModule):
             inputs, _ = self._rows(batch.to(self.device), 1)
             exist = slice(None) if batch.choices is None else batch.choices.flatten()
             with torch.no_grad():
-                rows.append(self._pooled(inputs)[exist])
+                rows.append(check_features(self._pooled(inputs)[exist]))
         self.axes.fit(torch.cat(rows))
 
     def _fold(

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import saving
 from .data import Examples
+from .errors import ConfigError
 from .guides import GuideLike
 from .guides.blocks import title
 from .guides.guide import prior_of
@@ -85,10 +86,18 @@ class Posterior:
 
     @property
     def report(self) -> FitReport:
-        """The report of the last round."""
+        """The report of the last round.
+
+        Raises:
+            ConfigError: there is none, as the guide was not fitted by `fit`.
+        """
+        if not self.lineage:
+            raise ConfigError("this posterior has no rounds: its guide was not fitted by bh.fit")
         return self.lineage[-1]
 
     def __repr__(self) -> str:
+        if not self.lineage:
+            return f"Posterior(no round, {title(self.guide)})"
         return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:

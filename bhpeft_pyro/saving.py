@@ -79,6 +79,11 @@ def load(
     prior: PriorLike | None,
 ) -> Posterior:
     """Read a posterior; see `Posterior.load`."""
+    if not isinstance(backbone, PreTrainedModel):
+        raise SaveError(
+            "backbone: expected the transformers model that this posterior was fitted on, got "
+            f"{type(backbone).__name__}"
+        )
     content = read_index(folder)
     try:
         tensors = read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])

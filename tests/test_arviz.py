@@ -148,6 +148,13 @@ def test_steps_left_out_are_gaps() -> None:
     assert "validation_nll" not in stats and stats["step"].values.tolist() == [1, 2, 3, 4, 5]
 
 
+def test_restarts_have_the_same_steps_and_none_left_out() -> None:
+    data, options = tiny_examples(), {"max_steps": 4, "progress": False}
+    stats = fit(tiny_model(()), "normal", data, restarts=2, **options).to_arviz().sample_stats
+    assert stats["step"].values.tolist() == [1, 2, 3, 4]
+    assert not stats["skipped"].values.any() and np.isfinite(stats["loss"].values).all()
+
+
 def test_ratings_have_normal_predictions() -> None:
     model = tiny_model((), outputs=1, likelihood=likelihoods.Normal(center=2.0))
     posterior = fit(model, "normal", RATINGS, max_steps=5, progress=False)

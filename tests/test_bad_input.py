@@ -159,7 +159,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"patience": 3}, "patience=3 needs validation data"),
     ({"learning_rate": 0.1}, "unknown fit options learning_rate; known: .*natural_lr"),
     ({"lr": 0.0}, "lr=0.0 must be positive"),
-    ({"natural_lr": float("nan")}, "natural_lr=nan must be positive"),
+    ({"natural_lr": float("nan")}, "natural_lr=nan must be a finite number"),
     ({"epochs": 0}, "epochs=0 must be"),
     ({"max_steps": 0}, "max_steps=0 must be"),
     ({"epochs": 2.5}, "epochs=2.5 must be an integer"),

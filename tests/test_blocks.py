@@ -385,7 +385,7 @@ def test_a_blocks_covariance_is_measured_at_draws_of_the_others() -> None:
         ({"*": 3}, r"expected a family's name at '\*', or a pair.*got 3"),
         ({"*": ("normal", 3)}, r"expected a family's name at '\*', or a pair"),
         ({"*": ("full", {"rank": 3})}, r"'full' at '\*' does not take \{'rank': 3\}"),
-        ({"*": ("lowrank", {"rank": 0})}, r"rank must be at least 1, got 0"),
+        ({"*": ("lowrank", {"rank": 0})}, r"rank must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_blocks_are_refused(families: Mapping[str, Any], message: str) -> None:

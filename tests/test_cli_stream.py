@@ -142,7 +142,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
         (("--by", "date", "--guide", "delta"), "'delta' has points"),
         (("--by", "date", "--guide", "AutoNormal"), "known: normal, lowrank, linear, delta"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
-        (("--by", "date", "--tests", "1%"), "1% of 4 rows are 0"),
+        (("--by", "date", "--tests", "1%"), "1% is no row of any batch"),
         (("--by", "date", "--tests", "x.csv"), "no share"),
     ):
         assert message in error(*arguments(folder, *more)), more
@@ -207,3 +207,17 @@ def test_periods() -> None:
         by_count(table, 0)
     with pytest.raises(DataError, match="row 1: None is no date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
+
+
+def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:
+    # Weeks of four and of three rows.
+    result = bhpeft(*arguments(folder, "--by", "date", "--every", "week", "--tests", "15%"))
+    assert "2024-01-22: no test, as 15% of 3 rows are none, or all" in result.output
+    assert "2024-01-15: no test" not in result.output
+    assert len(rounds(folder)) == 4
+
+
+def test_a_stream_is_not_put_where_a_posterior_is(folder: Path) -> None:
+    tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--max-steps", 2)
+    bhpeft("fit", folder / "news.csv", "--out", folder / "out", *tiny, "--validation", 0)
+    assert "--out" in error(*arguments(folder, "--by", "date"))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import FitError
+from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.inference import optimise
 from bhpeft_pyro.likelihoods import Categorical
@@ -325,6 +325,15 @@ def test_kl_and_scales_are_those_of_the_state_that_is_kept() -> None:
 # When it fails
 
 
+def test_features_that_are_no_numbers_are_said_to_be_so() -> None:
+    for aligned in (True, False):
+        model = tiny_model((), aligned=aligned)
+        with torch.no_grad():
+            model.network.backbone.get_input_embeddings().weight[5] = float("nan")
+        with pytest.raises(DataError, match="features are not finite"):
+            bh.fit(model, "normal", tiny_examples(), progress=False)
+
+
 class Sick(Categorical):
     """A likelihood that is ill from one call to another (the first call is the trial run)."""
 
@@ -343,6 +352,16 @@ def fit_sick(likelihood: Sick, **options: Any) -> bh.Posterior:
     """A given width, so that the likelihood is called by the loop only, not to find a start."""
     model = tiny_model(likelihood=likelihood)
     return fit(model, NormalGuide(model, init_scale=0.1), **options)
+
+
+def test_a_fit_without_a_single_good_step_is_none() -> None:
+    with pytest.raises(FitError, match="not finite at any of 3 steps, first at the likelihood"):
+        fit_sick(Sick(2), max_steps=3)
+
+
+def test_many_steps_left_out_are_said_to_be_so() -> None:
+    assert "unstable: 2 of 6 steps" in str(fit_sick(Sick(3, 4), max_steps=6).report)
+    assert "unstable" not in str(fit_sick(Sick(3, 4), max_steps=20).report)
 
 
 @pytest.mark.parametrize("gradient", [False, True])

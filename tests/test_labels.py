@@ -127,6 +127,24 @@ def test_a_csv_file_gives_back_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cells", "read"),
+    [
+        ("3 3.50 -.5 +1 1e-3 0.", [3.0, 3.5, -0.5, 1.0, 0.001, 0.0]),
+        ("3 -4 0", [3, -4, 0]),
+        ("01 2", ["01", "2"]),
+        ("12345678901234567890 1", ["12345678901234567890", "1"]),
+        ("1_000 2", ["1_000", "2"]),
+        ("nan 1", ["nan", "1"]),
+    ],
+)
+def test_what_is_a_number_in_a_csv_file(tmp_path: Path, cells: str, read: list[Any]) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text("cell,more\n" + "".join(f"{cell},x\n" for cell in cells.split()))
+    found = load(path)["cell"][:]
+    assert found == read and [type(cell) for cell in found] == [type(cell) for cell in read]
+
+
+@pytest.mark.parametrize(
     ("labels", "names"),
     [
         ("1.0 2.0 3.0", ("1", "2", "3")),

@@ -224,7 +224,7 @@ def test_priors_it_cannot_narrow_are_refused() -> None:
         bh.autoguide("lowrank", tiny_model(prior=dist.Laplace(0.0, 0.1)))
     with pytest.raises(GuideError, match=r"also samples tau"):
         bh.autoguide("lowrank", tiny_model((), prior=hierarchical))
-    with pytest.raises(GuideError, match=r"rank must be at least 1, got 0"):
+    with pytest.raises(GuideError, match=r"rank must be an integer of at least 1, got 0"):
         bh.autoguide("lowrank", tiny_model(), rank=0)
 
 

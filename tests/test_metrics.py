@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.regression import continuous_ranked_probability_score
 
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.experiments import scores
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 from bhpeft_pyro.metrics import (
     aurc,
@@ -111,12 +112,10 @@ def test_confidence_a_rounding_error_above_one_is_still_a_probability():
     assert scores["ece"] == pytest.approx(0.2, abs=1e-6)
 
 
-def test_nll_is_of_the_mean_probability_and_infinite_for_the_impossible():
+def test_nll_is_of_the_mean_probability():
     draws = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
     forecast = ClassForecast.from_draws(draws)
     assert evaluate(forecast, [0])["nll"] == pytest.approx(math.log(2))
-    sure = ClassForecast.from_draws(torch.tensor([[[1.0, 0.0]]]))
-    assert evaluate(sure, [1])["nll"] == math.inf
 
 
 def test_given_labels_come_before_the_forecasts_own(news):
@@ -258,3 +257,11 @@ def test_standard_error_is_scipys():
 def test_bins_must_be_some():
     with pytest.raises(ConfigError, match="bins"):
         calibration_bins(torch.tensor([0.5]), torch.tensor([True]), 0)
+
+
+def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:
+    forecast = ClassForecast.from_draws(torch.tensor([[[1.0, 0.0], [0.6, 0.4]]]), labels=[1, 0])
+    tiny = torch.finfo(torch.float32).tiny
+    expected = -(math.log(tiny) + math.log(0.6)) / 2
+    assert evaluate(forecast)["nll"] == pytest.approx(expected, rel=1e-6)
+    assert scores.losses(forecast)["nll"].isfinite().all()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference import NaturalGradient
+from bhpeft_pyro.inference.report import unsettled
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude
 TARGET = torch.tensor([-3.0, 0.0, 0.5, 0.6])
@@ -165,3 +169,20 @@ def test_its_state_can_be_saved_and_read_back() -> None:
 def test_errors(pair: tuple[Tensor, Tensor], options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         NaturalGradient([pair], **options)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.01])
+def test_the_default_step_is_a_cold_posteriors(temperature: float) -> None:
+    """With the step of temperature 1 the means hardly move: its time constant is 1 / (lr T)."""
+    data = tiny_examples(64)
+    options: dict[str, Any] = {"temperature": temperature, "epochs": 15, "progress": False}
+    cold = bh.fit(tiny_model(()), "normal", data, **options)
+    warm = bh.fit(tiny_model(()), "normal", data, natural_lr=0.1, **options)
+    assert cold.report.last("nll") < 0.75 * warm.report.last("nll")
+
+
+def test_what_is_still_to_come_is_measured_in_the_temperatures_unit() -> None:
+    slopes = {"w": [torch.full((), -0.01)] * 5}  # 0.5 % at T = 1, 50 % at 0.01
+    assert unsettled(slopes, 1.0) == []
+    assert unsettled(slopes, 0.01) == ["w"]
+    assert unsettled(slopes, 0.0) == []

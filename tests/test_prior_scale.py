@@ -63,6 +63,16 @@ def test_it_is_the_scale_that_weights_were_drawn_with(
     assert gain == pytest.approx(truth, rel=0.15)
 
 
+@pytest.mark.parametrize("kinds", [(LoRA(rank=2),), (Prefix(length=4, encoder=3),)])
+def test_the_search_begins_without_moving_the_weights(kinds: Sequence[Kind]) -> None:
+    """Those of an earlier fit, or of an encoder, whose output side does not start at zero."""
+    model, guide = _guide_with_noise(kinds)
+    batch = tiny_batch()
+    before = model.outputs(guide.means(), batch)
+    assert PriorScale.of(model, guide) is not None
+    torch.testing.assert_close(model.outputs(guide.means(), batch), before, rtol=1e-4, atol=1e-5)
+
+
 def test_a_step_moves_the_prior_and_not_the_weights() -> None:
     model, guide = _guide_with_noise()
     scale = PriorScale.of(model, guide)
@@ -85,7 +95,8 @@ def test_a_step_moves_the_prior_and_not_the_weights() -> None:
     before, gain = state(), scale.coordinates.gain
     scale.step()
     assert scale.coordinates.gain != pytest.approx(gain, rel=0.5)
-    torch.testing.assert_close(state(), before, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(state()[0], before[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(state()[1], before[1], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("kinds", [(LoRA(rank=2),), (Prefix(3),), (Prefix(3, encoder=2),)])

@@ -189,6 +189,19 @@ def test_what_a_prior_computes_is_no_latent() -> None:
     torch.testing.assert_close(found[1] - found[0], push, rtol=0, atol=1e-4)
 
 
+def test_a_round_with_replay_is_held_against_all_that_it_learnt(model: bh.Model) -> None:
+    first, second = (tiny_examples(60, seed=i) for i in (1, 2))
+    options = {"epochs": 60, "progress": False}
+    before = bh.fit(tiny_model(()), "full", first, replay=bh.Replay(40), **options)
+    after = before.update(second.subset(range(20)), replay=bh.Replay(5))
+    with pytest.raises(DataError, match="with those that the round before had kept"):
+        psis(after, second.subset(range(20)))
+    assert before.coreset is not None
+    learnt = second.subset(range(20)).concat(before.coreset.examples)
+    assert psis(after, learnt).k_hat < 0.7
+    assert psis(before, first).k_hat < 0.7
+
+
 def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
     with pytest.raises(ConfigError, match="samples=99 must be at least 100"):

@@ -17,7 +17,7 @@ import torch
 from counts import COUNTS, Counts
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, SaveError
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, SaveError
 from bhpeft_pyro.sequential import Record, figures, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -246,3 +246,63 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
     model = tiny_model((), outputs=1, likelihood=Counts())
     with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
         bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': labels are missing"),
+        (
+            {"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}},
+            DataError,
+            "tests: 't': .*row 1",
+        ),
+        ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
+        ({"samples": 8}, ConfigError, "samples=8"),
+    ],
+)
+def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(error, match=message):
+        run(tmp_path, **options)
+
+
+def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
+    run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
+
+
+def test_a_point_is_no_round_that_another_could_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(GuideError, match="point"):
+        run(tmp_path, guide="delta", replay=None)
+    assert not bh.History(tmp_path / "rounds").rounds
+    run(tmp_path)  # the folder is as good as new
+
+
+def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = tiny_model(bh.presets.lora(rank=2))
+    with pytest.raises(ConfigError, match=r"other PEFT weights: \(\), not \(LoRA"):
+        bh.stream(other, WEEKS, tmp_path, **OPTIONS)
+    ratings = tiny_model((), outputs=1, likelihood=bh.likelihoods.Normal())
+    with pytest.raises(ConfigError, match=r"other likelihood: Categorical.*not Normal"):
+        bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
+
+
+def test_names_of_batches_may_be_numbers_or_dates(tmp_path: Path) -> None:
+    batches = dict(enumerate(WEEKS.values()))
+    assert [row["batch"] for row in Record.of(run(tmp_path, batches)).rows] == ["0", "1", "2"]
+    assert len(run(tmp_path, batches).lineage) == 3
+
+
+def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, progress=False)
+    posterior.save(tmp_path / "monday")
+    backbone = posterior.model.network.backbone
+    loaded = bh.History(tmp_path).load(posterior.report.id, backbone, tokenizer=tiny_tokenizer())
+    assert loaded.report.id == posterior.report.id

@@ -32,7 +32,9 @@ def trace(report: FitReport) -> xr.Dataset:
     (array([ 2., nan,  1.]), array([False,  True, False]))
     """
     by_step = {int(entry["step"]): entry for entry in report.history}
-    steps = np.arange(1, report.steps + 1)
+    # Restarts, whose entries are means, have the same steps again.
+    count = max((each.steps for each in report.components), default=report.steps)
+    steps = np.arange(1, count + 1)
     found = {}
     for name, words in _STEPS.items():
         values = np.array([by_step.get(step, {}).get(name, math.nan) for step in steps.tolist()])

@@ -119,7 +119,7 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
                 f"run: {history.folder} has branches, which end in {', '.join(leaves)}; expected "
                 f"one of them, as in {history.folder / leaves[0]}"
             )
-        folder = history.folder.joinpath(*leaves)
+        folder = history.folders[leaves[0]] if leaves else history.folder
     model, tokenizer = load_backbone(backbone or saving.backbone_name(folder), device)
     return Posterior.load(folder, model, tokenizer=tokenizer)
 

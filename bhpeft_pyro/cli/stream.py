@@ -10,10 +10,10 @@ import matplotlib.pyplot as plt
 import typer
 from datasets import ClassLabel, Dataset
 
-from .. import sequential
+from .. import files, sequential
 from ..data.encoding import cut_once, encode
 from ..data.labels import by_name
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..guides import PRESETS
 from ..inference import FitOptions
 from ..reading import TextOptions
@@ -93,6 +93,8 @@ def stream(
         raise ConfigError(
             f"--every, --batch: a batch is a {every} or {batch} rows, not both; leave one out"
         )
+    if files.exists(out):
+        raise ConfigError(f"--out: {out} holds a posterior, and would hold a stream too")
     rows = read_table(data)
     found = recipe.task_of(rows)
     names = found.names
@@ -104,9 +106,14 @@ def stream(
     tested: dict[str, object] = {}
     learnt: dict[str, object] = {}
     for name, each in batches.items():
-        learnt[name], test = hold_out(each, tests, how.seed)
+        few = held_out and not 0 < round(held_out * len(each)) < len(each)
+        if few:
+            say(f"{name}: no test, as {tests} of {len(each)} rows are none, or all")
+        learnt[name], test = hold_out(each, "0" if few else tests, how.seed)
         if test is not None:
             tested[name] = test
+    if held_out and not tested:
+        raise DataError(f"--tests: {tests} is no row of any batch; take more, or 0 for none")
     reading = recipe.reading(found)
     model = recipe.model(found, device)
     if done := len(History(out / "rounds").rounds):

@@ -67,6 +67,8 @@ def update(
     if not again:
         refuse_known(before, examples.fingerprint)
     train, held_out = hold_out(examples, validation, how.seed)
+    if held_out is None and "patience" not in options.given(context):
+        how = how.change(patience=None)  # the last round's had rows to look at
     if isinstance(held_out, str):
         with naming(held_out):
             rows = rows_for(start, held_out, labelled=True)

@@ -21,9 +21,9 @@ _HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
 )
 _SUFFIXES = (".csv", ".json", ".jsonl")
-# As numbers are written, so that they can be read back: "007" and "1_000" are no numbers.
-_INTEGER = r"-?(?:0|[1-9]\d{0,17})"
-_REAL = rf"{_INTEGER}(?:\.\d+)?(?:[eE][+-]?\d{{1,2}})?"
+# No names, such as "007", nor what would lose digits.
+_INTEGER = r"-?(?:0|[1-9]\d{0,14})"
+_REAL = rf"[+]?(?:{_INTEGER}(?:\.\d*)?|-?\.\d+)(?:[eE][+-]?\d{{1,2}})?"
 _EXPECTED = (
     "a datasets.Dataset, the name of one on the hub, a path to a .csv, .json or .jsonl file, "
     "a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"

@@ -119,7 +119,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Args:
         posterior: the posterior; its model's prior is the one of the last round.
-        data: what the last round was fitted to.
+        data: what the last round was fitted to; with replay `Examples` of its own and of those that
+            the round before had kept, `encode(...).concat(before.coreset.examples)`.
         samples: S, at least 100.
         seed: the same seed gives the same draws.
 
@@ -145,10 +146,12 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
     if posterior.report.temperature == 0:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)
-    if examples.fingerprint != posterior.report.data:
+    report = posterior.report
+    if examples.fingerprint != (report.learnt or report.data):
+        replayed = ", with those that the round before had kept" if report.learnt else ""
         raise DataError(
-            f"data: these {len(examples)} examples are not the {posterior.report.examples} that "
-            "the last round was fitted to, in their order: the posterior is that of those"
+            f"data: these {len(examples)} examples are not the {report.examples} that the last "
+            f"round was fitted to{replayed}: the posterior is that of those"
         )
     return Feed(posterior.model, examples)
 

@@ -136,7 +136,7 @@ def losses(forecast: AnyForecast) -> dict[str, Tensor]:
     """(N,) NLL, and error or squared error, of each example."""
     labels = forecast.observed()
     if isinstance(forecast, ClassForecast):
-        nll = -forecast.probabilities.double().gather(1, labels[:, None])[:, 0].log()
+        nll = -forecast.log_probabilities.gather(1, labels[:, None])[:, 0]
         return {"accuracy": (forecast.label != labels).double(), "nll": nll}
     error = (forecast.mean.double() - labels.double()).square()
     return {"mse": error, "nll": -forecast.log_prob().double()}

@@ -151,6 +151,12 @@ class ClassForecast(Forecast):
         """(N,) the probability of the most probable class."""
         return self.probabilities.amax(-1)
 
+    @property
+    def log_probabilities(self) -> Tensor:
+        """(N, C) float64; what rounds to 0 is small, and only a choice that is not there -inf."""
+        logs = self.probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return logs if self.choices is None else logs.masked_fill(~self.choices, -torch.inf)
+
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].
 

@@ -6,8 +6,10 @@ from torch import nn
 
 from ..errors import GuideError
 from ..model import Model
+from .delta import DeltaGuide
 from .guide import Guide
 from .latent import latents
+from .normal import NormalGuide
 from .pyro_guide import PyroGuide
 
 __all__ = ["check_made_for"]
@@ -19,10 +21,19 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
     Pyro's guides and those that do not tell are left to the first step, which compares traces.
 
     Raises:
-        GuideError: a site is missing, unknown, or of another shape.
+        GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
+            guide has a latent for each site.
     """
     if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
         return
+    joint = {latent.name: list(latent.sites) for latent in latents(model) if latent.sites}
+    if joint and isinstance(guide, NormalGuide | DeltaGuide):
+        sites = ", ".join(*joint.values())
+        raise GuideError(
+            f"guide: under this prior {sites} are drawn jointly, which a {type(guide).__name__} is "
+            "not; expected 'linear', 'lowrank' or 'full', or posterior.update(data, guide=...) of "
+            "the posterior that the prior comes from"
+        )
     try:
         found = {name: tuple(value.shape) for name, value in guide.means().items()}
     except NotImplementedError:

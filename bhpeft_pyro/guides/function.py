@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -43,7 +44,7 @@ class FunctionGuide(nn.Module):
         self.function = function
         with pyro.get_param_store().scope() as state, poutine.block(), poutine.trace() as tracer:
             function(None)
-        for name, node in tracer.trace.iter_stochastic_nodes():
+        for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
             fn: Any = node["fn"]
             if shape := tuple(fn.batch_shape):
                 raise GuideError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
 
 from ..batch import Batch
@@ -20,6 +22,13 @@ __all__ = ["Guide", "blocks_of", "is_linear", "key", "prior_of"]
 def key(site: str) -> str:
     """A site's name as a torch parameter name (which may hold no dots)."""
     return site.replace(".", "/")
+
+
+def _tell(name: str, parameter: nn.Parameter) -> None:
+    """What `pyro.param` says of a parameter, without a copy in the global store."""
+    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    tell: Any = effectful(lambda **_: parameter, type="param")
+    tell(name=name)
 
 
 class Guide(nn.Module):
@@ -36,6 +45,13 @@ class Guide(nn.Module):
     """
 
     linear: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As every module's; Pyro's `SVI`, which asks for parameters by message, sees them."""
+        if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
+            for name, parameter in self.named_parameters():
+                _tell(name, parameter)
+        return super().__call__(*args, **kwargs)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         """Sample every latent: site name to a tensor of shape `(*P, *site shape)`."""

@@ -16,7 +16,7 @@ from ..errors import GuideError
 from ..model import Model
 from ..priors import JOINT, JointPrior, joint_name, unpack
 from .guide import Guide
-from .latent import Latent, latents
+from .latent import Latent, evidence, latents
 
 __all__ = ["JointGuide"]
 
@@ -55,6 +55,11 @@ class JointGuide(Guide):
             raise GuideError(
                 f"{type(self).__name__}: the prior also samples {', '.join(others)}, on which its "
                 "sites may depend; expected independent Normals; for other priors take 'normal'"
+            )
+        if seen := evidence(model):
+            raise GuideError(
+                f"{type(self).__name__}: the prior has observations or factors, {', '.join(seen)}, "
+                "which are not in its covariance; expected none; for such priors take 'normal'"
             )
         found = latents(model, self._names)
         self.prior = _normal(found, type(self).__name__)

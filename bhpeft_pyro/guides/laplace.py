@@ -125,6 +125,6 @@ class LaplaceGuide(JointGuide):
         if f"{prefix}ratio" in state_dict:
             for key, value in state_dict.items():
                 if key.startswith(prefix) and (name := key.removeprefix(prefix)) != "loc":
-                    self.register_buffer(name, value.clone())
+                    self.register_buffer(name, value.to(self.loc).clone())
             self.linear = True
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
@@ -20,7 +21,7 @@ from ..model import Model
 from ..peft.sites import Site
 from ..priors import checked
 
-__all__ = ["Latent", "is_real", "latents"]
+__all__ = ["Latent", "evidence", "is_real", "latents"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +79,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     """
     sites = {site.name: site for site in model.sites}
     device = model.network.device
-
-    def start(node: dict[str, Any]) -> Tensor:
-        fn, site = node["fn"], sites.get(node["name"])
-        if site is None or tuple(fn.shape()) != site.shape:
-            return _center(fn)
-        return _start(fn, site).to(device)
-
-    with (
-        torch.random.fork_rng(range(torch.cuda.device_count())),
-        torch.no_grad(),
-        poutine.block(),
-        InitMessenger(start),
-    ):
-        trace = poutine.trace(checked).get_trace(model.prior, model.sites)
+    trace = _traced(model)
     found = []
     for name, node in trace.iter_stochastic_nodes():
         fn: Any = node["fn"]
@@ -117,6 +105,38 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     if missing:
         raise PriorError(f"prior: it has no sample statement for {', '.join(sorted(missing))}")
     return [latent for latent in found if names is None or set(latent.names) <= set(names)]
+
+
+def evidence(model: Model) -> list[str]:
+    """What a prior says besides its latents: of data it has seen, or by `pyro.factor`."""
+    sites = {site.name for site in model.sites}
+    nodes: dict[str, Any] = _traced(model).nodes
+    return [
+        name
+        for name, node in nodes.items()
+        if node["type"] == "sample" and node["is_observed"] and name not in sites
+        if not node["infer"].get("_deterministic")
+    ]
+
+
+def _traced(model: Model) -> poutine.Trace:
+    """A run of a model's prior from start to start, the global random state left as it was."""
+    sites = {site.name: site for site in model.sites}
+    device = model.network.device
+
+    def start(node: dict[str, Any]) -> Tensor:
+        fn, site = node["fn"], sites.get(node["name"])
+        if site is None or tuple(fn.shape()) != site.shape:
+            return _center(fn)
+        return _start(fn, site).to(device)
+
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        torch.no_grad(),
+        poutine.block(),
+        InitMessenger(start),
+    ):
+        return prune_subsample_sites(poutine.trace(checked).get_trace(model.prior, model.sites))
 
 
 def _start(fn: Any, site: Site) -> Tensor:

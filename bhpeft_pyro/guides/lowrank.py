@@ -43,8 +43,8 @@ class LowRankGuide(JointGuide):
     """
 
     def __init__(self, model: Model, rank: int = 64, names: Collection[str] | None = None) -> None:
-        if rank < 1:
-            raise GuideError(f"LowRankGuide: rank must be at least 1, got {rank}")
+        if not isinstance(rank, int) or rank < 1:
+            raise GuideError(f"LowRankGuide: rank must be an integer of at least 1, got {rank!r}")
         super().__init__(model, names)
         self.rank = rank
         start = self.prior.covariance
@@ -126,7 +126,7 @@ class LowRankGuide(JointGuide):
         """As every module's; the number of directions measured so far may differ."""
         for name in _BUFFERS:
             if (value := state_dict.get(prefix + name)) is not None:
-                setattr(self, name, value.clone())
+                setattr(self, name, value.to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -47,8 +47,8 @@ class NormalGuide(Guide):
         names: Collection[str] | None = None,
     ) -> None:
         super().__init__()
-        if init_scale is not None and not init_scale > 0:
-            raise GuideError(f"NormalGuide: init_scale must be positive, got {init_scale}")
+        if init_scale is not None and not 0 < init_scale < torch.inf:
+            raise GuideError(f"NormalGuide: init_scale={init_scale} must be positive and finite")
         self.init_scale = init_scale
         self.loc, self.log_scale = nn.ParameterDict(), nn.ParameterDict()
         self._supports = {}

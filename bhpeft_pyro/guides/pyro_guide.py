@@ -17,7 +17,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, transform_to
 
 from ..batch import Batch
 from ..errors import GuideError
@@ -43,9 +43,9 @@ class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
     It starts at our sites' own starting values (A Kaiming, B zero) rather than at Pyro's, a saddle
-    of BA; a flow there too, as wide as the prior. Its posterior becomes a prior by its density:
-    independent Normals one a latent, any other Normal over all weights at once, a flow as the flow
-    that it is.
+    of BA, and as wide as the prior where no `init_scale` is given; so does a flow. Its posterior
+    becomes a prior by its density: independent Normals one a latent, any other Normal over all
+    weights at once, a flow as the flow that it is.
 
     Args:
         model: the model whose latents it covers.
@@ -90,7 +90,22 @@ class PyroGuide(Guide):
         if not self._waits():  # Pyro's make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
                 self.auto(None)
+            if "init_scale" not in options:
+                self._widen()
         self.follow(model)
+
+    @torch.no_grad()
+    def _widen(self) -> None:
+        """As wide as the prior: Pyro's own 0.1 is many times that, or a small part of it."""
+        constraint = getattr(self.auto, "scale_constraint", None)
+        if constraint is None:
+            return
+        inverse = transform_to(constraint).inv
+        widths = {f"scales.{x.name}": inverse(x.scale) for x in self._latents}
+        widths["scale"] = torch.cat([width.flatten() for width in widths.values()])
+        for name, parameter in self.auto.named_parameters():
+            if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
+                parameter.copy_(width)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:

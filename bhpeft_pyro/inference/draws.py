@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +12,11 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import GuideError
+from ..errors import ConfigError, GuideError
 from ..guides import Guide, MixtureGuide
 from ..model import Model
 from ..priors import apart, complete
+from .threads import sampling
 
 __all__ = [
     "PLATE",
@@ -32,10 +32,6 @@ __all__ = [
 
 PLATE = "draws"
 _BLOCK = 16  # draws made at a time
-
-# Pyro keeps its stack of effect handlers in a global: one thread at a time may sample. Running the
-# network under the drawn weights needs no Pyro and no lock.
-_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -59,6 +55,8 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
         Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place. Those
         of a mixture are in the order of its components.
     """
+    if samples < 1:
+        raise ConfigError(f"samples={samples} must be at least 1")
     parts = list(blocks(model, guide, samples, seed))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -110,7 +108,7 @@ def traces(
 @contextmanager
 def alone() -> Iterator[None]:
     """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
-    with _LOCK, torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
         yield
 
 
@@ -119,7 +117,7 @@ def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):
-        with _LOCK, torch.no_grad(), pyro.get_param_store().scope():
+        with sampling(), torch.no_grad(), pyro.get_param_store().scope():
             means = guide.median(None)
     else:
         raise GuideError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
@@ -71,6 +72,7 @@ class ELBO(TraceMeanField_ELBO):
             *args, **kwargs
         )
         if is_validation_enabled():
+            _check_reparameterised(guide_trace)
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
         # Only what has no closed form needs a log-probability.
@@ -160,9 +162,11 @@ def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
     # Pyro's KL from a Delta leaves out its log-density (the Jacobian of a transformed latent).
     if not isinstance(base_of(q), Delta):
-        q, p, copies = _once(q, p)
+        mask, copies = guide_site["mask"], 1
+        if mask is None:
+            q, p, copies = _once(q, p)
         try:
-            return kl_divergence(q, p).sum() * (copies * guide_site["scale"])
+            return scale_and_mask(kl_divergence(q, p), copies * guide_site["scale"], mask).sum()
         except NotImplementedError:
             pass
     return _log_prob(guide_site) - _log_prob(model_site)
@@ -170,7 +174,19 @@ def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
 
 def _log_prob(site: dict[str, Any]) -> Tensor:
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    return log_prob.sum() * site["scale"]
+    return scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
+
+
+def _check_reparameterised(guide_trace: poutine.Trace) -> None:
+    """Gradients go through draws: others would be wrong, and nothing else would tell."""
+    nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
+    for name, node in nodes.items():
+        if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
+            raise GuideError(
+                f"guide: a {type(base_of(node['fn'])).__name__} at {name!r} cannot be "
+                "reparameterised (has_rsample), so its draws have no gradient; expected a "
+                "distribution with one, such as a Normal"
+            )
 
 
 def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..axes import check_features
 from ..batch import Batch
 from ..data import Examples
 from ..data.epochs import in_order, shuffled
@@ -83,7 +84,7 @@ class Feed:
         held = () if weights is None else (weights,)
         for indices, batch in self.examples.by_length(batch_size):
             features = model.network.features(batch.to(model.network.device), *held).cpu()
-            parts.append((indices, features))
+            parts.append((indices, check_features(features)))
         shape = list(parts[0][1].shape)
         shape[0] = len(self.examples)
         counts = self.examples.counts

@@ -11,6 +11,7 @@ __all__ = ["guards"]
 
 _COLLAPSED = 1e-3  # sd / prior sd: as if the data were worth a million priors
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
+_SKIPPED = 0.1  # of the steps
 _FAR = 2.0  # a temperature further from 1 than by this factor
 
 
@@ -34,6 +35,11 @@ def guards(report: FitReport) -> list[str]:
         )
     if report.unsettled:
         found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
+    if report.skipped > _SKIPPED * report.steps:
+        found.append(
+            f"unstable: {report.skipped} of {report.steps} steps were left out, as loss or "
+            "gradient were not finite"
+        )
     if temperature := _temperature(report.temperature):
         found.append(temperature)
     return found

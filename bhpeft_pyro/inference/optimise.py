@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -32,6 +33,7 @@ from .predict import predict
 from .report import FitReport
 from .scale import PriorScale
 from .steps import optimizers, trained
+from .threads import let_others, sampling
 from .watch import Watch, culprit
 
 __all__ = ["OptimizerFactory", "as_module", "optimise"]
@@ -121,6 +123,7 @@ class _Run:
         options, report = self.options, self.report
         started = time.monotonic()
         with (
+            sampling(),
             seeded(options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
@@ -144,6 +147,7 @@ class _Run:
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
+                let_others()
                 self._measure(step, steppers)
                 entry = self._step(step, steppers)
                 if entry is None:
@@ -171,10 +175,17 @@ class _Run:
                     entry["validation_nll"] = nll = self._evaluate()
                     if step <= self.calm:  # there is no covariance yet: nothing to go back to
                         continue
+                    if not math.isfinite(nll):
+                        continue
                     if best is None or nll < best[0]:
                         best = (nll, step, self._state())
                     elif options.patience and step - best[1] >= options.patience * self.eval_every:
                         break
+            if not report.history:
+                raise FitError(
+                    f"the loss was not finite at any of {self.steps} steps, first at "
+                    f"{culprit(self.guide, self.elbo.parts)}; the guide is where it started"
+                )
             if options.patience and best is not None:
                 report.best_step = best[1]
                 self._restore(best[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -24,7 +25,8 @@ class FitOptions:
         particles: weight draws per forward pass (1 for a point-mass guide).
         accumulate: forward passes per optimiser step.
         natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
-            at most 0.1: the noise of mini-batches then stays below the posterior's own sds.
+            at most 0.1: the noise of mini-batches then stays below the posterior's own sds. Below
+            temperature 1 it is divided by the temperature.
         joint_lr: step size of Adam for the means of joint guides ("linear", "lowrank", "full"), in
             sds of the prior.
         lr: learning rate of Adam, for every other parameter.
@@ -76,11 +78,18 @@ draw gets an equal share of the batch
         for name in ("epochs", "batch_size", "particles", "accumulate", "max_skipped"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer of at least 1")
+        for name in ("eval_samples", "seed"):
+            value = getattr(self, name)
+            self._check(name, isinstance(value, int) and value >= 0, "an integer of 0 or more")
+        for name in ("lr", "joint_lr", "natural_lr", "clip", "temperature", "warmup", "kl_warmup"):
+            value = getattr(self, name)
+            none = value is None and name in ("natural_lr", "clip")
+            real = isinstance(value, int | float) and math.isfinite(value)
+            self._check(name, none or real, "a finite number")
         for name in ("max_steps", "patience", "eval_every"):
             value = getattr(self, name)
             good = value is None or (isinstance(value, int) and value >= 1)
             self._check(name, good, "an integer of at least 1, or None")
-        self._check("eval_samples", self.eval_samples >= 0, "0 or more")
         self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
         for name in ("lr", "joint_lr"):
             self._check(name, getattr(self, name) > 0, "positive")
@@ -102,11 +111,16 @@ draw gets an equal share of the batch
             raise ConfigError(f"{name}={getattr(self, name)!r} must be {expected}")
 
     def change(self, **changes: Any) -> FitOptions:
-        """These options with some changed; an unknown name is an error that lists the known."""
+        """These options with some changed; an unknown name is an error that lists the known.
+
+        `epochs` without `max_steps` puts an earlier `max_steps` out of force.
+        """
         known = {field.name for field in fields(self)}
         if unknown := changes.keys() - known:
             raise ConfigError(
                 f"unknown fit options {', '.join(sorted(unknown))}; known: "
                 f"{', '.join(sorted(known))}"
             )
+        if "epochs" in changes:
+            changes = {"max_steps": None, **changes}
         return replace(self, **changes)

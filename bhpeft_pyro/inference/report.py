@@ -27,6 +27,7 @@ class FitReport:
     Attributes:
         examples: N.
         data: fingerprint of the training data.
+        learnt: fingerprint of those and of the examples replayed with them, in a round that did.
         given: fingerprint of those and of the rows held out of the same source, where it is
             known (`bhpeft` notes it).
         options: as given.
@@ -82,6 +83,7 @@ class FitReport:
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
     given: str = ""
+    learnt: str = ""
 
     @classmethod
     def joined(
@@ -120,6 +122,7 @@ class FitReport:
             floor=first.floor,
             found=first.found,
             components=list(components),
+            learnt=first.learnt,
         )
 
     @property
@@ -194,20 +197,23 @@ def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def unsettled(slopes: Mapping[str, Sequence[Tensor]]) -> list[str]:
+def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:
     """Sites whose sds would still change by over 5 %, noise apart.
 
     At the optimum the gradient g of the loss with respect to log scale is zero; elsewhere the
-    precision belongs at (1 + g) times what it is (the fixed point of `NaturalGradient`), which
-    takes the sd through a relative change of about -g / 2. Unlike the change in the last steps,
+    precision belongs at (1 + g / T) times what it is (the fixed point of `NaturalGradient`), which
+    takes the sd through a relative change of about -g / 2 T. Unlike the change in the last steps,
     this does not look better when the learning rate has gone to zero.
 
     Args:
         slopes: per site the mean of g over its weights, at each of the last steps.
+        temperature: T; at 0 the sds have no optimum.
     """
-    found = []
+    found: list[str] = []
+    if temperature == 0:
+        return found
     for name, values in slopes.items():
-        ahead = torch.stack(list(values)) / 2
+        ahead = torch.stack(list(values)) / (2 * temperature)
         noise = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
         if ahead.mean().abs() > _SETTLED + 2 * noise:
             found.append(name)

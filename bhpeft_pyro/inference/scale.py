@@ -25,10 +25,10 @@ class PriorScale:
     """A factor of `FunctionSpaceNormal.change`, by empirical Bayes: MacKay's (1992) fixed point.
 
     Weights are the factor times z, which prior and guide are of. Along the K directions that data
-    have told about, z has mean m and precision 1 + l under the guide, of which r = l / (1 + l) is
-    from data. At the optimum of the evidence the sum of m^2 is that of r. Here each direction
-    counts r-fold, as one about which data say little has in its mean mostly the noise of the last
-    steps: the factor's square is multiplied by the sum of r m^2 over that of r^2.
+    have told about, z has mean m and, given the head, precision 1 + l under the guide, of which
+    r = l / (1 + l) is from data. At the optimum of the evidence the sum of m^2 is that of r. Here
+    each direction counts r-fold, as one about which data say little has in its mean mostly the
+    noise of the last steps: the factor's square is multiplied by the sum of r m^2 over that of r^2.
 
     Args:
         model: whose network's `Coordinates` carry the factor while it is sought.
@@ -40,6 +40,9 @@ class PriorScale:
         assert coordinates is not None
         self.model, self.guide, self.coordinates = model, guide, coordinates
         coordinates.gain = _START
+        with torch.no_grad():  # the weights stay as they are
+            start = torch.where(guide.at(coordinates.added), _START, 1.0)
+            guide.loc.copy_(guide.prior.loc + (guide.loc - guide.prior.loc) / start)
 
     @classmethod
     def of(cls, model: Model, guide: object) -> PriorScale | None:

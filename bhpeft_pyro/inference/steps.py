@@ -53,7 +53,10 @@ def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Opt
 
 def natural_lr(options: FitOptions, examples: int) -> float:
     """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
-    variance rho N / (2 B), in units of the posterior's, so more would be mostly noise."""
+    variance rho N / (2 B), in units of the posterior's, so more would be mostly noise.
+
+    The sds of a cold posterior are small by sqrt(T), and steps are measured in their squares."""
     if options.natural_lr is not None:
         return options.natural_lr
-    return min(options.batch_size * options.accumulate / examples, 0.1)
+    cold = min(options.temperature, 1.0) or 1.0
+    return min(options.batch_size * options.accumulate / examples, 0.1) / cold

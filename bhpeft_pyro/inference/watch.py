@@ -58,7 +58,8 @@ class Watch:
             name: (after / before).log().mean().exp().item()
             for name, before, after in self._sds(model)
         }
-        report.unsettled = [*unsettled(self._slopes), *drifting(self._widths)]
+        slopes = unsettled(self._slopes, report.temperature)
+        report.unsettled = [*slopes, *drifting(self._widths)]
 
     def _sds(self, model: Model) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Those of the prior and of the posterior, per site."""

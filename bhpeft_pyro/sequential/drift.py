@@ -22,7 +22,9 @@ from ..posterior import Posterior
 from ..priors import Prior
 from .forgetting import Forgetting
 
-__all__ = ["Advice", "Drift", "Signal", "assess"]
+__all__ = ["Advice", "Drift", "Signal", "assess", "check_samples"]
+
+_LEVEL = 0.05  # of p-values
 
 Advice = Literal["keep", "update", "forget", "start anew"]
 
@@ -142,7 +144,7 @@ def assess(
     data: object,
     samples: int = 64,
     *,
-    level: float = 0.05,
+    level: float = _LEVEL,
     seed: int = 0,
     max_rows: int = 64,
 ) -> Drift:
@@ -171,11 +173,7 @@ def assess(
     >>> drift.surprising, 0 < drift.nll.p <= 1
     (False, True)
     """
-    if not 1 / (samples + 1) <= level < 1:
-        raise ConfigError(
-            f"samples={samples}: p-values are multiples of 1/{samples + 1}; level={level} needs "
-            f"{math.ceil(1 / level) - 1 if 0 < level < 1 else 'to be in (0, 1) and'} or more"
-        )
+    check_samples(samples, level)
     examples = posterior.text.encode(posterior.model, data, labelled=False)
     options: dict[str, Any] = {"seed": 2 * seed, "max_rows": max_rows}
     forecast = posterior.predict(examples, samples, **options)
@@ -216,11 +214,23 @@ def _signal(observed: Tensor, simulated: Tensor) -> Signal:
     )
 
 
+def check_samples(samples: int, level: float = _LEVEL) -> None:
+    """Whether so many draws can tell a p-value from the level.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if not 1 / (samples + 1) <= level < 1:
+        raise ConfigError(
+            f"samples={samples}: p-values are multiples of 1/{samples + 1}; level={level} needs "
+            f"{math.ceil(1 / level) - 1 if 0 < level < 1 else 'to be in (0, 1) and'} or more"
+        )
+
+
 def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
     """(...) mean NLL of labels (..., N)."""
     if isinstance(forecast, ClassForecast):
-        logs = forecast.probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
-        logs = logs.expand(*labels.shape, -1)
+        logs = forecast.log_probabilities.expand(*labels.shape, -1)
         return -logs.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1).mean(-1)
     rows = labels.reshape(-1, len(forecast))
     found = torch.stack([-forecast.log_prob(row).double().mean() for row in rows])

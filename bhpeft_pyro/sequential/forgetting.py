@@ -149,8 +149,9 @@ class Forgetting:
         old, rest = posterior.normal.covariance, (1 - self.keep) * sd**-2
         root = self.keep**0.5 * old.precision_root()
         covariance = Covariance.from_precision(self.keep * old.scale**-2 + rest, root)
-        pull = rest * loc + self.keep * old.unapply(posterior.normal.loc)
-        normal = LowRankNormal(covariance.apply(pull), covariance)
+        # By its difference from the old one, which is exact where that is sharp.
+        mean = posterior.normal.loc + covariance.apply(rest * (loc - posterior.normal.loc))
+        normal = LowRankNormal(mean, covariance)
         return JointPrior(normal, posterior.shapes, posterior.name)
 
 

@@ -128,8 +128,7 @@ class History:
                 f"id: {which} in {self.folder} begin with {id!r}; there are "
                 f"{', '.join(self.rounds) or 'none'}"
             )
-        path = self.folder / found[0]
-        return Posterior.load(path, backbone, tokenizer=tokenizer, prior=prior)
+        return Posterior.load(self.folders[found[0]], backbone, tokenizer=tokenizer, prior=prior)
 
     def clean(self) -> None:
         """Remove what rounds that were being written when their process was killed have left."""

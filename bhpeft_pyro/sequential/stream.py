@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..data import Columns, Examples
-from ..data.encoding import cut_once
+from ..data import Columns, Examples, encode
+from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
 from ..guides import GuideLike, prior_guide
+from ..head import Head, OwnHead
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
 from ..model import Model
 from ..posterior import Posterior
+from ..reading import TextOptions
 from ..stored import check_savable
-from .drift import assess
+from .drift import assess, check_samples
 from .growth import unknown_labels
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
@@ -80,7 +84,8 @@ def stream(
 
     Raises:
         ConfigError: the folder holds other rounds than these.
-        DataError: a batch cannot be used, or is the same as an earlier one.
+        DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
+        GuideError: a point guide, which can be no prior.
         SaveError: the model cannot be saved, such as one with a likelihood of your own.
 
     >>> import tempfile
@@ -91,10 +96,11 @@ def stream(
     ['week 0', 'week 1', 'week 2']
     """
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
+    _check_tests(model, tests or {}, TextOptions(columns, max_length))
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:
-            return fit(
+            first = fit(
                 model,
                 guide,
                 data,
@@ -105,6 +111,8 @@ def stream(
                 options=chosen,
                 replay=replay,
             )
+            first.as_prior()  # what can be no prior is refused before it is a round
+            return first
         return last.update(data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow)
 
     return prequential(
@@ -147,6 +155,8 @@ def prequential(
     (2, 0.0)
     """
     check_savable(model)
+    if drift:
+        check_samples(samples)
     folder = Path(folder)
     history = History(folder / "rounds")
     history.clean()
@@ -156,7 +166,8 @@ def prequential(
     total = len(pairs) if isinstance(pairs, Sized) else None
     with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
         number = -1
-        for number, (name, data) in enumerate(bar):
+        for number, (key, data) in enumerate(bar):
+            name = str(key)  # of dates and numbers too
             if number < len(done):
                 assert posterior is not None
                 _check_same(posterior, number, name, data)
@@ -199,7 +210,47 @@ def _resume(history: History, model: Model) -> Posterior | None:
     if not leaves:
         return None
     network = model.network
-    return history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+    there = last.model
+    for what, given, found in (
+        ("PEFT weights", network.kinds, there.network.kinds),
+        ("head", _apart(network.head), _apart(there.network.head)),
+        ("likelihood", repr(model.likelihood), repr(there.likelihood)),
+    ):
+        if given != found:
+            raise ConfigError(
+                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
+                "expected the same model, or another folder"
+            )
+    return last
+
+
+def _apart(head: Head | OwnHead) -> object:
+    """A head without the number of its outputs, which new labels add to."""
+    return replace(head, outputs=2) if isinstance(head, Head) else head
+
+
+def _check_tests(model: Model, tests: Mapping[str, object], text: TextOptions) -> None:
+    """Before anything is learnt: later they would cost a round.
+
+    Which classes there are is not known yet.
+    """
+    for name, data in tests.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=CutWarning)  # it is said when they count
+                examples = encode(
+                    data,
+                    model.network.tokenizer,
+                    kind=model.likelihood.kind,
+                    columns=text.columns,
+                    max_length=text.limit(model.network, data),
+                    labelled=False,
+                )
+        except DataError as error:
+            raise DataError(f"tests: {name!r}: {error}") from error
+        if examples.labels is None:
+            raise DataError(f"tests: {name!r}: labels are missing")
 
 
 def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import DataError
-from ..fitting import check_patience, fit_round
+from ..fitting import check_how, fit_round
 from ..guides import GuideLike
 from ..guides.guide import prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
+from ..inference.threads import fitting
 from ..mixture import MixturePosterior, keeping, seeds
 from ..model import Model
 from ..posterior import Posterior
@@ -24,6 +25,7 @@ from .replay import Replay
 __all__ = ["refuse_known", "update"]
 
 
+@fitting()
 def update(
     posterior: Posterior,
     data: object,
@@ -51,7 +53,7 @@ def update(
             replay=replay,
             again=again,
         )
-    check_patience(options, validation)
+    check_how(options, validation, optimizer)
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
     posterior = with_outputs_for(posterior, data, grow)
@@ -80,6 +82,7 @@ def update(
     kept = None
     if replay is not None:
         pool = examples if coreset is None else examples.concat(coreset.examples)
+        report.learnt = pool.fingerprint
         seed = options.seed + len(posterior.lineage)  # other places in every round
         kept, examples = replay.split(pool, seed, posterior)
     start = posterior.replace(

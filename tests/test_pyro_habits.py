@@ -1,0 +1,252 @@
+"""What a Pyro user tries first: SVI by hand, autoguides by name, priors with plates and factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, TraceMeanField_ELBO
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError, SaveError
+from bhpeft_pyro.guides import latent
+from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.testing import (
+    tiny_backbone,
+    tiny_batch,
+    tiny_examples,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+Sites = Sequence[Site]
+QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
+
+
+def sampled(site: Site, sd: Tensor | float = 1.0) -> Tensor:
+    wide = dist.Normal(0.0, torch.as_tensor(sd * site.unit).expand(site.shape))
+    return pyro.sample(site.name, wide.to_event(site.ndim))
+
+
+@pytest.mark.parametrize("name", ["normal", "linear", "delta", {"head.*": "full", "*": "normal"}])
+def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    model, batch = tiny_model(), tiny_batch(16)
+    guide = bh.autoguide(name, model)
+    before = {key: value.clone() for key, value in guide.named_parameters()}
+    other = bh.autoguide(name, model)  # of the same names
+    untouched = {key: value.clone() for key, value in other.named_parameters()}
+    elbo = TraceMeanField_ELBO(num_particles=4, vectorize_particles=True)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+    losses = [svi.step(batch) for _ in range(60 if name == "normal" else 10)]
+    assert all(not torch.equal(value, before[key]) for key, value in guide.named_parameters())
+    assert all(torch.equal(value, untouched[key]) for key, value in other.named_parameters())
+    assert not list(pyro.get_param_store().keys())
+    if name == "normal":
+        assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", "mvn", "AutoDiagonalNormal"])
+def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
+    model = tiny_model()
+    found = {x.name: x.scale for x in latent.latents(model)}
+    guide = bh.autoguide(name, model)
+    prior = guide.as_prior()
+    draws = poutine.trace(pyro.plate("draws", 4000, dim=-2)(prior)).get_trace(model.sites)
+    for site, sd in found.items():
+        ratio = draws.nodes[site]["value"].std(0).squeeze(0) / sd
+        torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0.1, atol=0)
+    # At Pyro's 0.1 the KL alone would be some thirty nats an example.
+    posterior = bh.fit(model, name, tiny_examples(60), epochs=2, progress=False)
+    assert posterior.report.last("kl") < 1
+
+
+def test_an_init_scale_of_ones_own_is_kept() -> None:
+    guide = bh.autoguide("AutoNormal", tiny_model(()), init_scale=0.03)
+    sd = guide.auto.scales.head.bias  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(sd, torch.full((2,), 0.03))
+
+
+def plated(sites: Sites, dim: int) -> Mapping[str, Tensor]:
+    with pyro.plate("layers", 2, dim=dim):
+        pyro.sample("scale", dist.HalfNormal(1.0))
+    return {site.name: sampled(site) for site in sites}
+
+
+def empty_plate(sites: Sites) -> Mapping[str, Tensor]:
+    with pyro.plate("nothing", 3, dim=-4):
+        pass
+    return {site.name: sampled(site) for site in sites}
+
+
+@pytest.mark.parametrize("guide", ["normal", "linear", "AutoNormal"])
+@pytest.mark.parametrize(
+    ("dim", "message"),
+    [(-1, r"'scale' has batch shape \(2,\)"), (-2, '"layers" and "draws", coll')],
+)
+def test_plates_in_a_prior_are_refused_by_name(guide: str, dim: int, message: str) -> None:
+    model = tiny_model((), prior=lambda sites: plated(sites, dim))
+    with pytest.raises(PriorError, match=f"{message}.*to_event"):
+        bh.fit(model, guide, tiny_examples(), **QUICK)
+
+
+def test_a_plate_around_nothing_does_no_harm() -> None:
+    bh.fit(tiny_model((), prior=empty_plate), "normal", tiny_examples(), **QUICK)
+
+
+def one_scale(sites: Sites, apart: bool) -> Mapping[str, Tensor]:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+    values = {}
+    for s in sites:
+        sd = s.unit * (scale.reshape(*scale.shape, *[1] * s.ndim) if apart else scale)
+        wide = sd.expand(*scale.shape, *s.shape) if apart else sd
+        normal = dist.Normal(0.0, wide) if apart else dist.Normal(0.0, wide).expand(s.shape)
+        values[s.name] = pyro.sample(s.name, normal.to_event(s.ndim))
+    return values
+
+
+def test_draws_that_go_along_a_sites_dim_are_never_a_coincidence() -> None:
+    # Four classes and four draws: each class would get another draw's scale, without an error.
+    labels = [0, 1, 2, 3] * 4
+    data = {"text": [f"w{5 + label}" for label in labels], "label": labels}
+
+    def model(apart: bool) -> bh.Model:
+        network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(4), tiny_tokenizer())
+        return bh.Model(network, lambda sites: one_scale(sites, apart))
+
+    with pytest.raises(PriorError, match="leading dims"):
+        bh.fit(model(False), "normal", data, particles=4, **QUICK)
+    bh.fit(model(True), "normal", data, particles=4, **QUICK)
+    bh.fit(model(False), "normal", data, particles=1, **QUICK)  # one draw has no dim
+
+
+def factored(sites: Sites) -> Mapping[str, Tensor]:
+    values = {site.name: sampled(site) for site in sites}
+    pyro.factor("near zero", -100 * values["head.bias"].sum(-1) ** 2)
+    return values
+
+
+def seen(sites: Sites) -> Mapping[str, Tensor]:
+    values = {site.name: sampled(site) for site in sites}
+    bias = dist.Normal(values["head.bias"], 0.1).to_event(1)
+    pyro.sample("seen", bias, obs=torch.ones(2))
+    return values
+
+
+@pytest.mark.parametrize(("prior", "name"), [(factored, "near zero"), (seen, "seen")])
+@pytest.mark.parametrize("guide", ["linear", "lowrank", "full", "laplace"])
+def test_joint_guides_refuse_what_their_covariance_would_leave_out(
+    prior: Callable[..., Any], name: str, guide: str
+) -> None:
+    with pytest.raises(GuideError, match=f"observations or factors, {name}.*take 'normal'"):
+        bh.autoguide(guide, tiny_model((), prior=prior))
+
+
+def test_normal_follows_a_factor() -> None:
+    model = tiny_model((), prior=factored)
+    posterior = bh.fit(model, "normal", tiny_examples(40), epochs=60, progress=False)
+    unit = model.network.sites[-1].unit
+    # By the factor each of the two has a variance of 1 / 200, and less by prior and data.
+    sd = posterior.guide.scales()["head.bias"]  # type: ignore[operator]
+    assert (sd < 1.2 * 200**-0.5).all()
+    assert (sd > 0.2 * 200**-0.5).all() and (unit > 0).all()
+
+
+def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
+    def prior(sites: Sites) -> Mapping[str, Tensor]:
+        return {s.name: sampled(s, pyro.param(f"sd.{s.name}", torch.tensor(0.5))) for s in sites}
+
+    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay.*Empirical"):
+        bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
+
+
+def test_a_guide_that_cannot_be_reparameterised_is_refused() -> None:
+    model = tiny_model(())
+
+    def guide(batch: object) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(2, *site.shape))
+            parts = dist.Normal(loc, 0.1).to_event(site.ndim)
+            mixture = dist.Categorical(torch.ones(2))
+            pyro.sample(site.name, dist.MixtureSameFamily(mixture, parts))
+
+    with pytest.raises(GuideError, match=r"MixtureSameFamily.*'head.weight' cannot be reparam"):
+        bh.fit(model, guide, tiny_examples(), **QUICK)
+
+
+def test_masks_count_as_in_pyro() -> None:
+    def prior(sites: Sites) -> Mapping[str, Tensor]:
+        with poutine.mask(mask=False):
+            return {site.name: sampled(site, 3.0) for site in sites}
+
+    model, batch = tiny_model((), prior=prior), tiny_batch(16)
+    sites = model.sites
+
+    def guide(batch: object) -> None:
+        with poutine.mask(mask=False):
+            for site in sites:
+                sampled(site, 0.01)
+
+    ours = ELBO(num_particles=1).loss(model, guide, batch)
+    pyros = TraceMeanField_ELBO(vectorize_particles=True, max_plate_nesting=1)
+    expected = pyros.loss(model, guide, batch)
+    # Without the masks the KL would be some hundred nats.
+    assert ours == pytest.approx(expected, abs=0.5)
+
+
+def bad(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_wrong_things_are_refused_by_name() -> None:
+    model, data = tiny_model(()), tiny_examples()
+    network = model.network
+    Head, likelihoods = bh.Head, bh.likelihoods
+    bad(lambda: bh.RandomPEFT("roberta-base"), ConfigError, "backbone: expected.*got str")  # type: ignore[arg-type]
+    bad(lambda: bh.RandomPEFT(tiny_backbone(), (), 2), ConfigError, "head: expected a Head.*2")  # type: ignore[arg-type]
+    assert bh.RandomPEFT(tiny_backbone(), bh.peft.LoRA(), Head(2)).kinds == (bh.peft.LoRA(),)
+    bad(lambda: bh.Model(network, likelihoods.Categorical()), PriorError, "goes to likelihood=")  # type: ignore[arg-type]
+    bad(
+        lambda: bh.Model(network, likelihood=likelihoods.Categorical),  # type: ignore[arg-type]
+        LikelihoodError,
+        "expected an instance",
+    )
+    bad(lambda: bh.Model(model), ConfigError, "network: expected a RandomPEFT, got Model")  # type: ignore[arg-type]
+    bad(lambda: bh.fit(lambda batch: model(batch), "normal", data), ConfigError, "model: expected")  # type: ignore[arg-type]
+    posterior = bh.fit(model, "normal", data, **QUICK)
+    for made in (pyro.optim.Adam({"lr": 0.01}), torch.optim.Adam([torch.zeros(1)])):
+        options: dict[str, Any] = {"optimizer": made, **QUICK}
+        bad(lambda: bh.fit(model, "normal", data, **options), ConfigError, "optimizer: got")  # noqa: B023
+        bad(lambda: posterior.update(data, again=True, **options), ConfigError, "optimizer: got")  # noqa: B023
+    bad(lambda: posterior.sample(0), ConfigError, "samples=0")
+    for name, value in {
+        "seed": None,
+        "lr": "1e-3",
+        "temperature": float("inf"),
+        "eval_samples": 2.5,
+        "clip": "1",
+    }.items():
+        bad(lambda: bh.fit(model, "normal", data, **{name: value}), ConfigError, f"{name}=")  # noqa: B023
+    bad(lambda: bh.autoguide("lowrank", model, rank=2.5), GuideError, "rank must be an integer")
+    bad(lambda: bh.autoguide("normal", model, init_scale=float("inf")), GuideError, "init_scale")
+    joint = bh.fit(tiny_model(()), "linear", data, **QUICK)
+    under = bh.Model(joint.model.network, joint.as_prior())
+    for guide in ("normal", "delta"):
+        bad(lambda: bh.fit(under, guide, data, **QUICK), GuideError, "drawn jointly.*'linear'")  # noqa: B023
+
+
+def test_a_posterior_is_not_blamed_for_another_backbone(tmp_path: Any) -> None:
+    bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK).save(tmp_path / "run")
+    with pytest.raises(SaveError, match=r"backbone: expected.*got str"):
+        bh.Posterior.load(tmp_path / "run", "roberta-base")  # type: ignore[arg-type]
+    with pytest.raises(SaveError, match="no saved posterior"):
+        bh.Posterior.load(tmp_path / "run" / "posterior.json", tiny_backbone())

@@ -147,7 +147,7 @@ left.legend()
 _ = right.legend()
 
 # %% [markdown]
-# At 90 % they do, and are a fifth narrower than without reading. In the middle they don't:
+# At 90 % they nearly do, and are a quarter narrower than without reading. In the middle they don't:
 # intervals of 50 % hold four ratings in ten. Film ratings have two humps and few values near 0 (see
 # the forecast without reading, whose middle half holds a quarter), and a Normal has one. This is a
 # wrong likelihood, which no posterior over its weights can mend.
@@ -206,12 +206,12 @@ right.set(xlabel="predicted sd, mean of a fifth", ylabel="root mean square error
 _ = right.legend()
 
 # %% [markdown]
-# A little. The correlation with the raters' spread is weak, +0.20, though its interval excludes 0.
+# A little. The correlation with the raters' spread is weak, +0.18, though its interval excludes 0.
 # Three reasons to be careful:
 #
 # - The model is taught means of twenty ratings. Its noise, 1.5 points, is what it cannot read in a
 #   text; of the variance between raters only a twentieth is left in such a mean.
-# - The spread itself is hardly in these features: a head that is taught it finds nothing (+0.01).
+# - The spread itself is hardly in these features: a head that is taught it finds nothing (+0.02).
 # - People agree on ratings far from 0 (-0.35). What aleatoric sd and spread share may well be that.
 #
 # Nor do predicted sds tell where the errors are: neither part has a clear correlation with them,
@@ -255,7 +255,7 @@ right.set(xlabel="handed to a human (%)", ylabel="MSE of the rest", ylim=0)
 _ = right.legend()
 
 # %% [markdown]
-# Epistemic variance knows the editorials: 0.82. Aleatoric variance does the opposite, and so does
+# Epistemic variance knows the editorials: 0.81. Aleatoric variance does the opposite, and so does
 # the total, of which it is by far the greater part. It is not wrong: editorials are rated nearer to
 # 0, and their errors are smaller. Different from what was learnt is not the same as hard.
 #

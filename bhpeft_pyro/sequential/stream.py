@@ -166,8 +166,8 @@ def prequential(
     total = len(pairs) if isinstance(pairs, Sized) else None
     with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
         number = -1
-        for number, (key, data) in enumerate(bar):
-            name = str(key)  # of dates and numbers too
+        for number, (called, data) in enumerate(bar):
+            name = str(called)  # dates and numbers too
             if number < len(done):
                 assert posterior is not None
                 _check_same(posterior, number, name, data)

@@ -114,7 +114,7 @@ def fit(
     text = replace(text, label_names=examples.label_names)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
-    check_prior(model.prior, model.sites, options.particles > 1 and guide != "delta")
+    check_prior(model.prior, model.sites)
     every = seeds(options, restarts)
     modules = []
     for own in every:
@@ -122,6 +122,8 @@ def fit(
             module = autoguide(guide, model) if isinstance(guide, _BY_NAME) else guide
             modules.append(as_module(module))
             check_made_for(model, modules[-1])
+    if options.particles > 1 and guide != "delta":  # a point has but one draw
+        check_prior(model.prior, model.sites, vectorised=True)
     texts = examples if unlabelled is None else text.encode_texts(model, unlabelled)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))

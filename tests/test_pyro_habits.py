@@ -88,13 +88,23 @@ def empty_plate(sites: Sites) -> Mapping[str, Tensor]:
 
 
 @pytest.mark.parametrize("guide", ["normal", "linear", "AutoNormal"])
-@pytest.mark.parametrize(
-    ("dim", "message"),
-    [(-1, r"'scale' has batch shape \(2,\)"), (-2, '"layers" and "draws", coll')],
-)
-def test_plates_in_a_prior_are_refused_by_name(guide: str, dim: int, message: str) -> None:
+@pytest.mark.parametrize(("dim", "shape"), [(-1, r"\(2,\)"), (-2, r"\(2, 1\)")])
+def test_plates_in_a_prior_are_refused_by_name(guide: str, dim: int, shape: str) -> None:
     model = tiny_model((), prior=lambda sites: plated(sites, dim))
-    with pytest.raises(PriorError, match=f"{message}.*to_event"):
+    with pytest.raises(PriorError, match=f"'scale' has batch shape {shape}.*to_event"):
+        bh.fit(model, guide, tiny_examples(), **QUICK)
+
+
+def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask() -> None:
+    model = tiny_model((), prior=lambda sites: plated(sites, -2))
+
+    def guide(batch: object) -> None:
+        pyro.sample("scale", dist.Delta(pyro.param("q", torch.ones(2, 1)), event_dim=2))
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
         bh.fit(model, guide, tiny_examples(), **QUICK)
 
 

@@ -17,7 +17,7 @@ from .prior import Prior, checked
 __all__ = ["check_prior"]
 
 
-def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool) -> None:
+def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -> None:
     """Run a prior once as a fit does.
 
     Args:

@@ -26,20 +26,20 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
     """
     if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
         return
-    joint = {latent.name: list(latent.sites) for latent in latents(model) if latent.sites}
+    there = latents(model)
+    joint = [name for latent in there for name in latent.sites]
     if joint and isinstance(guide, NormalGuide | DeltaGuide):
-        sites = ", ".join(*joint.values())
         raise GuideError(
-            f"guide: under this prior {sites} are drawn jointly, which a {type(guide).__name__} is "
-            "not; expected 'linear', 'lowrank' or 'full', or posterior.update(data, guide=...) of "
-            "the posterior that the prior comes from"
+            f"guide: under this prior {', '.join(joint)} are drawn jointly, which a "
+            f"{type(guide).__name__} is not; expected 'linear', 'lowrank' or 'full', or "
+            "posterior.update(data, guide=...) of the posterior that the prior comes from"
         )
     try:
         found = {name: tuple(value.shape) for name, value in guide.means().items()}
     except NotImplementedError:
         return
     shapes = {site.name: site.shape for site in model.sites}
-    sampled = {name for latent in latents(model) for name in latent.names}
+    sampled = {name for latent in there for name in latent.names}
     missing = [name for name in shapes if name in sampled - found.keys()]
     unknown = [name for name in found if name not in sampled | shapes.keys()]
     other = [name for name, shape in shapes.items() if found.get(name, shape) != shape]

@@ -16,7 +16,9 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
 from .errors import ConfigError
@@ -76,13 +78,45 @@ class LinearModel(Model):
     ) -> Tensor:
         """J(at) (w - at), the derivative along the way."""
         # Of torch's attention kernels only the plain one has forward derivatives.
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _FrozenLayers():
             pairs = {
                 name: forward_ad.make_dual(point.detach(), away[name])
                 for name, point in points.items()
             }
             value, change = forward_ad.unpack_dual(super().outputs(pairs, batch))
         return torch.zeros_like(value) if change is None else change
+
+
+# Layers by the function that they call: which of its arguments is the input, and what the output
+# moves by when that does.
+_LAYERS: dict[Any, tuple[int, Callable[..., Tensor]]] = {
+    functional.linear: (0, lambda change, weight, bias=None: functional.linear(change, weight)),
+    torch.addmm: (1, lambda bias, change, weight: change @ weight),  # GPT-2's
+}
+
+
+class _FrozenLayers(TorchFunctionMode):
+    """Forward derivatives through layers whose weights do not move.
+
+    torch's own multiply by the weights' derivatives as well, which are zeros: three products of
+    matrices where two do, and in these a transformer spends its time.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _LAYERS and not kwargs:
+            place, linear = _LAYERS[func]
+            before, x, after = args[:place], args[place], args[place + 1 :]
+            value, change = forward_ad.unpack_dual(x)
+            if change is not None and not any(map(_moves, (*before, *after))):
+                moved = linear(*before, change, *after)
+                return forward_ad.make_dual(func(*before, value, *after), moved)
+        return func(*args, **(kwargs or {}))
+
+
+def _moves(argument: Tensor | None) -> bool:
+    return argument is not None and forward_ad.unpack_dual(argument).tangent is not None
 
 
 class _Moved(torch.autograd.Function):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -18,7 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import metrics
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.errors import ConfigError, SaveError
-from bhpeft_pyro.experiments import canary, grid, guide_cost, report, results, scores
+from bhpeft_pyro.experiments import canary, grid, guide_cost, report, results, scores, step_cost
 from bhpeft_pyro.experiments.budgets import BUDGETS, Budget
 from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.grid import Grid
@@ -334,6 +335,14 @@ def test_the_command_writes_tables_and_plots(name: str, shared: Path) -> None:
     made = {path.suffix for path in (shared / name).iterdir()}
     assert made == {".md", ".csv", ".tex", ".png"}
     assert "| method |" in result.output
+    if name == "cost":
+        table = pandas.read_csv(shared / "cost" / "cost.csv", index_col="method")
+        default, mean_field = (
+            table.loc[f"hybrid, Bayesian{name}"] for name in ("", " (mean-field)")
+        )
+        assert default["passes a prediction"] == 1 + step_cost.CLASSES  # linearised: any draws
+        assert mean_field["passes a prediction"] == BUDGETS["tiny"].samples
+        assert default["MB on disk"] > 2 * mean_field["MB on disk"]  # directions are in it
 
 
 def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:

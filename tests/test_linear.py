@@ -10,6 +10,7 @@ import torch
 from exact import KnownNoise, random_texts
 from tiny import MODEL_TYPES, build
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
@@ -69,6 +70,26 @@ def check_derivative(model: bh.Model) -> None:
     torch.testing.assert_close(change.flatten(), expected, atol=1e-4, rtol=1e-3)
     whole = model.outputs(moved(at, towards, 1.0), batch) - outputs
     assert (whole - change).abs().max() > 0.01  # the network itself is not linear
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_frozen_layers_are_multiplied_by_once_for_the_value_and_once_for_the_change(
+    name: str,
+) -> None:
+    """torch's own forward derivatives take a third product, with zeros."""
+    model, batch = model_of(build(name), bh.presets.bh_peft()), tiny_batch(5)
+    at = random_weights(model, 1)
+    linear = LinearModel(model, lambda: at)
+    flops = []
+    for call in (
+        lambda: model.outputs(at, batch),
+        lambda: linear._change(at, random_weights(model, 2), batch),
+    ):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        counts = counter.get_flop_counts()["Global"]
+        flops.append(sum(counts.get(of, 0) for of in (torch.ops.aten.addmm, torch.ops.aten.mm)))
+    assert flops[0] < flops[1] < 2 * flops[0]  # in the first layer little moves yet
 
 
 def test_the_gradient_is_that_at_the_point() -> None:

@@ -23,7 +23,7 @@ from .job import Fitted, Inference, Job
 from .laplace import SCALES, LastLayer
 from .zero_shot import zero_shot
 
-__all__ = ["INFERENCE", "PEFT", "Method", "method", "mixture"]
+__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method", "mixture"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
@@ -79,7 +79,7 @@ def deterministic(job: Job) -> Fitted:
     """Ordinary fine-tuning: a point."""
 
     def run(**setting: Any) -> Posterior:
-        return job.fit(job.model(point=True), "delta", **_early(job), **setting)
+        return job.fit(job.model(point=True), GUIDES["deterministic"], **_early(job), **setting)
 
     return _searched(job, _ADAM, 0, run)
 
@@ -153,16 +153,25 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
 }
 """The PEFT weights."""
 
+GUIDES = {
+    "deterministic": "delta",
+    "Bayesian": "linear",
+    "Bayesian (mean-field)": "normal",
+    "Bayesian (down only)": "down only",
+    "Bayesian (A only)": "A only",
+}
+"""The guides of those that are one fit of a guide known by name."""
+
 INFERENCE: dict[str, Inference] = {
     "deterministic": deterministic,
     "MC dropout": mc_dropout,
     "ensemble": ensemble,
     "last-layer Laplace": laplace,
-    "Bayesian": bayesian("linear", settings=_JOINT),
-    "Bayesian (mean-field)": bayesian("normal"),
-    "Bayesian (down only)": bayesian("down only"),
-    "Bayesian (A only)": bayesian("A only"),
-    "Bayesian (temperature 0.1)": bayesian("linear", 0.1, _JOINT),
+    "Bayesian": bayesian(GUIDES["Bayesian"], settings=_JOINT),
+    "Bayesian (mean-field)": bayesian(GUIDES["Bayesian (mean-field)"]),
+    "Bayesian (down only)": bayesian(GUIDES["Bayesian (down only)"]),
+    "Bayesian (A only)": bayesian(GUIDES["Bayesian (A only)"]),
+    "Bayesian (temperature 0.1)": bayesian(GUIDES["Bayesian"], 0.1, _JOINT),
     _ZERO_SHOT: zero_shot,
 }
 """The ways to infer them."""

@@ -179,6 +179,18 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert bh.Posterior.load(tmp_path / "second", *_tiny(folder)).report.steps == 1
 
 
+def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp_path):
+    first = (*QUICK, "--patience", 2, "--validation", "20%", "--backbone", folder / "tiny")
+    bhpeft("fit", folder / "train.csv", *first, "--out", tmp_path / "first")
+    again = ("update", tmp_path / "first", folder / "train.csv", "--again")
+    for out, share, patience in (("none", 0, None), ("some", "20%", 2)):
+        bhpeft(*again, "--validation", share, "--out", tmp_path / out)
+        updated = bh.Posterior.load(tmp_path / out, *_tiny(folder))
+        assert updated.report.options.patience == patience
+    message = error(*again, "--validation", 0, "--patience", 3, "--out", tmp_path / "asked")
+    assert "needs validation" in message
+
+
 def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     run = bh.Posterior.load(folder / "run", *_tiny(folder))
     rounds = bh.History(tmp_path / "rounds")

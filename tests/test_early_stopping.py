@@ -81,3 +81,22 @@ def test_without_patience_the_last_state_is_kept() -> None:
     plain = bh.fit(tiny_model(()), "normal", data, **options)
     for name, value in plain.guide.state_dict().items():
         assert torch.equal(value, looked.guide.state_dict()[name])
+
+
+def test_an_evaluation_that_is_not_finite_is_not_the_best_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No number is smaller than NaN, so it would be kept for good."""
+    found = iter([float("nan"), 0.5, 0.7, 0.9])
+    monkeypatch.setattr(optimise, "evaluate", lambda forecast: {"nll": next(found)})
+    posterior = bh.fit(
+        tiny_model(()),
+        "normal",
+        tiny_examples(8),
+        validation=tiny_examples(8, seed=1),
+        max_steps=20,
+        eval_every=1,
+        patience=2,
+        progress=False,
+    )
+    assert (posterior.report.best_step, posterior.report.steps) == (2, 4)

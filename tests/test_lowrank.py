@@ -273,3 +273,13 @@ def test_variances_stay_positive_under_extreme_information() -> None:
     covariance = Covariance.from_precision(torch.ones(3), 1e6 * torch.randn(3, 3))
     assert covariance.variance.min() > 0  # 1 - (1 - 1e-13) would be a rounding error below zero
     assert Covariance.diagonal(torch.full((3,), 2.0)).variance.tolist() == [4.0] * 3
+
+
+def test_a_state_in_double_precision_is_loaded_in_that_of_the_guide() -> None:
+    posterior = bh.fit(tiny_model(), "lowrank", tiny_examples(8), max_steps=10, progress=False)
+    state = posterior.guide.state_dict()
+    other = LowRankGuide(tiny_model())
+    other.load_state_dict({name: value.double() for name, value in state.items()})
+    for name, value in other.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, state[name])
+    other(None)  # a double among them would not multiply

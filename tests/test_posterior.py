@@ -117,6 +117,13 @@ def test_rounds_and_options_are_handed_on() -> None:
     assert fresh.report.options.temperature == 1.0
 
 
+def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
+    """An inherited `max_steps` would win over them, in silence."""
+    first = fit(max_steps=5, batch_size=8)
+    assert first.update(SECOND, epochs=2).report.steps == 2 * -(-len(SECOND) // 8)
+    assert first.update(SECOND, epochs=2, max_steps=3).report.steps == 3
+
+
 def test_the_way_text_is_read_is_handed_on() -> None:
     columns = bh.Columns(text="words", label="mood")
     rows = {"words": ["w5 w9", "w6 w8"] * 4, "mood": ["calm", "angry"] * 4}

@@ -113,9 +113,11 @@ def test_what_another_process_is_at_is_left_to_it_and_done_if_that_dies(tmp_path
 def test_files_of_another_setting_are_refused(tmp_path: Path) -> None:
     budget = replace(TINY, seeds=1, search=1)
     tiny_grid(tmp_path, "head only, deterministic", budget=budget).complete()
-    other = tiny_grid(tmp_path, "head only, deterministic", budget=replace(budget, steps=5))
+    files = sorted(tmp_path.iterdir())
+    both = ("hybrid, deterministic", "head only, deterministic")
     with pytest.raises(ConfigError, match="was run with steps 4, not 5; take another folder"):
-        list(other.outcomes())
+        tiny_grid(tmp_path, *both, budget=replace(budget, steps=5)).complete()
+    assert sorted(tmp_path.iterdir()) == files  # before anything was fitted
 
 
 def test_a_file_has_all_of_an_outcome(outcomes: list[Outcome], tmp_path: Path) -> None:

@@ -268,6 +268,8 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     monkeypatch.setattr(stream, "cost", None)
     stream.stream(folder, protocol, folder / "out", **options)
     assert capsys.readouterr().out == shown
+    with pytest.raises(typer.BadParameter, match=r"was run with samples \d+, not 5"):
+        stream.stream(folder, protocol, folder / "out", **{**options, "samples": 5})
 
 
 def test_unknown_names_are_refused(folder: Path) -> None:

@@ -142,13 +142,13 @@ _FITTING = {
         int | None, _fitting("particles", "Weight draws that share out a batch")
     ],
     "lr": Annotated[
-        float | None, _fitting("lr", "Learning rate of Adam, for every other parameter")
+        float | None, _fitting("lr", "Learning rate of Adam, for what has no step size of its own")
     ],
     "joint_lr": Annotated[
         float | None, _fitting("joint_lr", "Step size of joint guides' means, in prior sds")
     ],
     "natural_lr": Annotated[
-        float | None, _fitting("natural_lr", "Step size of means and sds, at most 1")
+        float | None, _fitting("natural_lr", "Step size of the means and sds of normal guides")
     ],
     "temperature": Annotated[
         float | None, _fitting("temperature", "Weight of the KL: 1 is the posterior, 0 none")

@@ -30,7 +30,7 @@ __all__ = ["EXAMPLES", "stream"]
 EXAMPLES = (
     "bhpeft stream news.jsonl --by date --every week --backbone minilm --out runs/news",
     "bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream",
-    "bhpeft stream reviews.csv --by day --batch 100 --tests 20% --grow --out runs/reviews-stream",
+    "bhpeft stream reviews.csv --by date --batch 100 --grow --out runs/reviews-stream",
 )
 
 # What the table on the screen shows, where the rounds have it.
@@ -51,7 +51,7 @@ def stream(
     ] = None,
     every: Annotated[
         Period | None,
-        typer.Option(help="A batch is what has come in it.", show_default="week"),
+        typer.Option(help="A batch is the rows of one such period.", show_default="week"),
     ] = None,
     batch: Annotated[
         int | None,
@@ -68,7 +68,7 @@ def stream(
     keep: options.Keep = 1.0,
     replay: Annotated[
         int | None,
-        typer.Option(help="Hold so many examples back and learn them anew.", min=1),
+        typer.Option(help="Keep so many examples back, which each round learns last.", min=1),
     ] = None,
     grow: options.Grow = False,
     samples: Annotated[int, typer.Option(help="Weight draws of a prediction.", min=19)] = 32,

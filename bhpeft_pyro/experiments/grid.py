@@ -17,12 +17,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..data import CutWarning
-from ..errors import ConfigError
 from .budgets import Budget
 from .job import Job, Load
 from .methods import INFERENCE, PEFT, Method
 from .outcome import Outcome
-from .results import Run, complete, file_of
+from .results import Run, check_setting, complete, file_of
 from .tasks import split
 
 __all__ = ["Grid", "commit", "commits"]
@@ -69,7 +68,13 @@ class Grid:
         ]
 
     def complete(self) -> None:
-        """Do the runs that are missing, so that what was killed goes on where it stopped."""
+        """Do the runs that are missing, so that what was killed goes on where it stopped.
+
+        Raises:
+            ConfigError: a file that is there is of another setting than this grid.
+        """
+        for _ in self.outcomes():  # before hours of work
+            pass
         with warnings.catch_warnings():
             # A task says how long its texts may be.
             warnings.filterwarnings("ignore", category=CutWarning)
@@ -85,7 +90,7 @@ class Grid:
             path = file_of(self.out, run, _ENDING)
             if path.exists():
                 outcome = Outcome.read(path)
-                self._check(outcome, path)
+                check_setting(path, outcome.facts, self._setting())
                 yield outcome
 
     def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
@@ -126,14 +131,6 @@ class Grid:
 
     def _setting(self) -> dict[str, Any]:
         return {"backbone": self.backbone, **self.budget.setting()}
-
-    def _check(self, outcome: Outcome, path: Path) -> None:
-        for name, value in self._setting().items():
-            if outcome.facts[name] != value:
-                raise ConfigError(
-                    f"--out: {path} was run with {name} {outcome.facts[name]}, not {value}; "
-                    "take another folder"
-                )
 
 
 @cache

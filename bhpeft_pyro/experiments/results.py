@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ..errors import ConfigError
 from ..files import write
 from ..metrics import standard_error
 
-__all__ = ["Run", "cell", "complete", "file_of", "known", "load", "show"]
+__all__ = ["Run", "cell", "check_setting", "complete", "file_of", "known", "load", "show"]
 
 Run = tuple[object, ...]
 
@@ -85,6 +86,21 @@ def _claimed(path: Path, content: Callable[[], bytes], wait: bool) -> bool:
 
 def _content(result: dict[str, Any] | bytes) -> bytes:
     return result if isinstance(result, bytes) else json.dumps(result, indent=1).encode()
+
+
+def check_setting(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """See that a result file is of this very setting, as others would be mixed in.
+
+    Raises:
+        ConfigError: it is of another one.
+
+    >>> check_setting(Path("news.0.json"), {"rows": 400, "seed": 0}, {"rows": 400})
+    """
+    for name, value in expected.items():
+        if found[name] != value:
+            raise ConfigError(
+                f"--out: {path} was run with {name} {found[name]}, not {value}; take another folder"
+            )
 
 
 def load(out: Path, runs: Iterable[Run]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ files alone.
 
 from __future__ import annotations
 
+import json
 import shutil
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..peft import presets
 from .grid import commit
 from .learners import ARMS, KEEPS
 from .protocols import PROTOCOLS
-from .results import complete, file_of, known, load, show
+from .results import check_setting, complete, file_of, known, load, show
 from .stream_plots import curves, matrices
 from .stream_runs import Encoded, cost, run, setup
 from .stream_tables import OURS, aims, costs, per_round, summary_table
@@ -58,7 +59,6 @@ def stream(
     known(arms, there)
     sizes = (rows or chosen.rows, chosen.test if test is None else test)
     setting: dict[str, Any] = {
-        "version": __version__,
         "rows": sizes[0],
         "test": sizes[1],
         "epochs": epochs,
@@ -70,6 +70,9 @@ def stream(
     try:
         backbone = minilm()
         setting["backbone"] = backbone.parent.name
+        for each in (*runs, (protocol, "cost")):
+            if (path := file_of(out, each)).exists():
+                check_setting(path, json.loads(path.read_text()), setting)
         code = commit()  # files may change while it runs
 
         def encoded(seed: int) -> Encoded:
@@ -80,7 +83,8 @@ def stream(
             common = setup(text, backbone, preset, epochs, least, seed)
             folder = _rounds(out, (protocol, seed, method))
             found = run(there[method], common, text, folder, samples)
-            facts = {"protocol": protocol, "seed": seed, "arm": method, "commit": code}
+            facts = {"protocol": protocol, "seed": seed, "arm": method}
+            facts |= {"version": __version__, "commit": code}
             return {**facts, **setting, **found}
 
         def ratios(*_: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ __all__ = ["Coordinates"]
 _WIDEST = 2048
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
+# The least sensitivity along a direction of the input, of the largest one, that counts as measured.
+_TOLD = 1e-6
 # A site that does next to nothing is not blown up beyond so many times its natural scale.
 _MOST = 4.0
 
@@ -123,7 +125,9 @@ class Coordinates(nn.Module):
                 continue
             rank = min(site.shape[1:])
             strength, vectors = leading[site.name]
-            strength = strength.clamp_min(1e-30)
+            # Of fewer texts than ranks some directions are mere rounding: they get the least.
+            top = strength[:, -1:].clamp_min(1e-30)
+            strength = torch.where(strength > _TOLD * top, strength, top)
             mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).to(vectors))[0]
             # Whitened and mixed, so that every rank carries as much as any other.
             rows = mix @ (vectors / strength.sqrt().unsqueeze(-2)).mT

@@ -96,7 +96,7 @@ def read_report(folder: Path) -> FitReport:
 def lineage_of(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
     """The reports in an index, and those of earlier rounds in the folders beside it."""
     found = _reports(folder, content)
-    while (parent := found[0].parent) is not None:
+    while found and (parent := found[0].parent) is not None:
         beside = folder.resolve().with_name(parent)
         if not exists(beside):
             warnings.warn(

@@ -65,7 +65,8 @@ def fit(
     """Fit a guide to data by stochastic variational inference.
 
     Args:
-        model: the model.
+        model: the model. What an earlier fit has measured on its network stays, the head's axes and
+            the PEFT sites' coordinates: so each fold of a cross-validation needs a new one.
         guide: what `autoguide` takes, a guide (fitted in place), or a function with
             `pyro.param` statements.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
@@ -106,6 +107,11 @@ def fit(
         )
     options = (options or FitOptions()).change(**changes)
     check_how(options, validation, optimizer)
+    if unlabelled is not None and model.network.measured:
+        raise ConfigError(
+            "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
+            "expected a new RandomPEFT"
+        )
     check_names(label_names, None)
     _check_restarts(restarts, guide)
     names = None if label_names is None else tuple(label_names)
@@ -124,15 +130,17 @@ def fit(
             check_made_for(model, modules[-1])
     if options.particles > 1 and guide != "delta":  # a point has but one draw
         check_prior(model.prior, model.sites, vectorised=True)
+    splits = [
+        (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
+    ]
     texts = examples if unlabelled is None else text.encode_texts(model, unlabelled)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     given = model.prior
     fitted: list[Posterior] = []
-    for module, own in zip(modules, every, strict=True):
+    for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own)
-        kept, rest = (None, examples) if replay is None else replay.split(examples, own.seed)
         with seeded(own.seed):
             if isinstance(module, Guide):
                 module.follow(model)  # in which the first start has left nothing open
@@ -223,9 +231,10 @@ def fit_round(
     Raises:
         FitError: with the last good state.
     """
-    model, guide, report = posterior.model, posterior.guide, posterior.report
+    guide, report = posterior.guide, posterior.report
     try:
         with _scale_found(posterior) as scale:
+            model = scale.model if scale else posterior.model
             _learn(model, guide, examples, validation, report, optimizer, scale)
         return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
     except FitError as error:

@@ -123,6 +123,11 @@ class OwnHead:
                 "or use Head"
             )
         if logits.dim() == 2:
+            if self.label_ids is not None:
+                raise ConfigError(
+                    f"OwnHead: label_ids={self.label_ids} are for a language model, and the "
+                    f"backbone has a head with {logits.shape[1]} outputs; expected None"
+                )
             return logits.float()
         if self.label_ids is None:
             raise ConfigError(

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
-from .errors import ConfigError
+from .errors import ConfigError, GuideError
 from .model import Model
 
 __all__ = ["MAX_BYTES", "LinearModel", "linear_predictives"]
@@ -43,6 +43,7 @@ class LinearModel(Model):
 
     Raises:
         ConfigError: second derivatives are asked for.
+        GuideError: a layer of the backbone has no forward derivative.
 
     >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
     >>> model = tiny_model()
@@ -83,7 +84,14 @@ class LinearModel(Model):
                 name: forward_ad.make_dual(point.detach(), away[name])
                 for name, point in points.items()
             }
-            value, change = forward_ad.unpack_dual(super().outputs(pairs, batch))
+            try:
+                value, change = forward_ad.unpack_dual(super().outputs(pairs, batch))
+            except NotImplementedError as error:  # of quantised layers, say
+                raise GuideError(
+                    "a linearised network needs forward derivatives, which a layer of the backbone "
+                    f"has not ({str(error).splitlines()[0]}); expected a guide that does without: "
+                    "'lowrank' or 'normal'"
+                ) from error
         return torch.zeros_like(value) if change is None else change
 
 
@@ -192,8 +200,9 @@ def _predictive(
             total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         flat = torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1)
-        # Block by block, as all of them side by side would be another copy.
-        changes.append(torch.cat([part @ flat.mT for part in away]))
+        # Block by block, as all of them side by side would be another copy; and at full precision.
+        with torch.autocast(flat.device.type, enabled=False):
+            changes.append(torch.cat([part @ flat.mT for part in away]))
     moved = outputs.detach() + torch.stack(changes, -1)
     weights = {name: torch.cat([part[name] for part in given]) for name in given[0]}
     return model.likelihood.checked(

@@ -200,7 +200,7 @@ def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = Non
     """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
 
     In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture. In the
-    unit of the ratings, smaller is better; the absolute error where a forecast is a single point.
+    unit of the ratings, smaller is better.
     """
     truth = forecast.observed(labels)
     means, sds = forecast.means.double(), forecast.sds.double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -102,6 +103,11 @@ class RandomPEFT(PyroModule):
             return self.head.outputs
         ids = self.head.label_ids
         return int(self.backbone.config.num_labels or 1) if ids is None else len(ids)
+
+    @property
+    def measured(self) -> bool:
+        """Whether a fit has set the head's axes or the sites' coordinates, which then stay."""
+        return any(part is not None and bool(part.fitted) for part in (self.axes, self.coordinates))
 
     @property
     def device(self) -> torch.device:
@@ -205,6 +211,12 @@ class RandomPEFT(PyroModule):
                 rows.append(check_features(self._pooled(inputs)[exist]))
         self.axes.fit(torch.cat(rows))
 
+    def turned(self, coordinates: Coordinates) -> Self:
+        """The same network, with coordinates of its own."""
+        twin = copy.copy(self)
+        twin.__dict__["_modules"] = {**self._modules, "coordinates": coordinates}
+        return twin
+
     def _fold(
         self, weights: Mapping[str, Tensor], shares: int = 1
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -300,17 +312,22 @@ class RandomPEFT(PyroModule):
         return self.head(features, weights), lead
 
 
-def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its configuration and a sample of every tensor but its pooler's.
+def fingerprint(backbone: PreTrainedModel, own_head: bool = False) -> str:
+    """A digest of a backbone: its configuration and a sample of every tensor that counts.
 
-    The pooler has no effect on what a head reads, and checkpoints made for masked language models
-    (RoBERTa's, say) have none: each `from_pretrained` then draws another.
+    A pooler has no effect on what a `Head` reads, nor has a head of the backbone's own; checkpoints
+    made for something else have neither, and each `from_pretrained` then draws another.
+
+    Args:
+        backbone: the transformer.
+        own_head: whether it is used with its own head (`OwnHead`), which counts then.
     """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
     digest.update(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(backbone.state_dict().items()):
+    module = backbone if own_head else backbone.base_model
+    for name, tensor in sorted(module.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
         flat = tensor.detach().dequantize().flatten()

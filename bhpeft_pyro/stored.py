@@ -87,7 +87,9 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors |= _named("network", model.network)
     return {
         "backbone": {
-            "fingerprint": fingerprint(model.network.backbone),
+            "fingerprint": fingerprint(
+                model.network.backbone, isinstance(model.network.head, OwnHead)
+            ),
             "name": model.network.backbone.config._name_or_path,
         },
         "kinds": [_describe(kind) for kind in model.network.kinds],
@@ -143,7 +145,7 @@ def revive(
         _GUIDES[fit["guide"]]  # a KeyError, if unknown
     prior, first_prior = _priors(content, tensors, given)
     fitted_on = content["backbone"]
-    if fingerprint(backbone) != fitted_on["fingerprint"]:
+    if fingerprint(backbone, isinstance(top, OwnHead)) != fitted_on["fingerprint"]:
         raise SaveError(
             f"backbone: this posterior was fitted on another one "
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "

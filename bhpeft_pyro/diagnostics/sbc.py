@@ -151,9 +151,7 @@ def _align(model: Model, examples: Examples) -> None:
 
 def _settled(prior: Prior) -> Prior:
     """A scale found anew from each data set makes a prior that the truths are not drawn from."""
-    if isinstance(prior, FunctionSpaceNormal) and prior.head is None:
-        return replace(prior, head=1.0)
-    return prior
+    return prior.closed() if isinstance(prior, FunctionSpaceNormal) else prior
 
 
 def _remembering(network: RandomPEFT) -> RandomPEFT:

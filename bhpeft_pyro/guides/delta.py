@@ -67,7 +67,7 @@ class DeltaGuide(Guide):
                 "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
                 "give the 'delta' guide a width=..., the sd of the next round's prior in the "
                 "sites' units, or go on from this point without a prior: "
-                "fit(posterior.model, posterior.guide, data)"
+                "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
             )
         found: dict[str, TorchDistribution] = {}
         for name, support in self._supports.items():

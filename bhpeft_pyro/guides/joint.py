@@ -116,6 +116,8 @@ def _normal(found: Sequence[Latent], guide: str) -> LowRankNormal:
     Raises:
         GuideError: a latent has another prior.
     """
+    if not found:
+        raise GuideError(f"{guide}: the model has no random weights; expected some")
     if len(found) == 1 and isinstance(normal := found[0].prior, LowRankNormal):
         return normal
     parts = []

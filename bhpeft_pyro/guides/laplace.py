@@ -54,9 +54,19 @@ class LaplaceGuide(JointGuide):
             raise GuideError(
                 f"LaplaceGuide: structure={structure!r} is none of {', '.join(STRUCTURES)}"
             )
-        super().__init__(model)
         self.structure = structure
+        super().__init__(model)
         self._covariance: Covariance | None = None
+
+    def follow(self, model: Model) -> None:
+        super().follow(model)
+        prior = self.prior.covariance
+        joint = prior.rank and not isinstance(prior, KroneckerCovariance)
+        if joint and self.structure == "kronecker":
+            raise GuideError(
+                "laplace: 'kronecker' needs a prior of independent Normals, or its own posterior; "
+                "this one is joint: expected structure='dense'"
+            )
 
     @property
     def measured(self) -> bool:

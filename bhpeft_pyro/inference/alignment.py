@@ -134,4 +134,6 @@ def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         strength, vectors = torch.linalg.eigh(rows)
         return strength[-rank:], vectors[:, -rank:]
     strength, mix = torch.linalg.eigh(rows @ rows.mT)
-    return strength[-rank:], torch.linalg.qr(rows.mT @ mix[:, -rank:])[0]
+    # The largest first, which would else be made orthogonal to rounding errors.
+    vectors = torch.linalg.qr((rows.mT @ mix[:, -rank:]).flip(1))[0]
+    return strength[-rank:], vectors.flip(1)

@@ -10,7 +10,7 @@ from torch.distributions import kl_divergence
 
 from ..data import Examples
 from ..distributions import Covariance
-from ..errors import ConfigError, GuideError
+from ..errors import ConfigError
 from ..guides import LaplaceGuide
 from ..kronecker import KroneckerCovariance, matrices
 from ..model import Model
@@ -101,11 +101,6 @@ def _kronecker(
     before = torch.ones_like(prior.scale)
     if isinstance(prior, KroneckerCovariance):
         factors, before = tuple(prior.factors), prior.ratio
-    elif prior.rank:
-        raise GuideError(
-            "laplace: 'kronecker' needs a prior of independent Normals, or its own posterior; "
-            "this one is joint: expected structure='dense'"
-        )
     else:
         factors = _axes(guide, gradients)
     turn = KroneckerCovariance(prior.scale, before, factors).turned

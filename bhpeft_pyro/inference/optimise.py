@@ -177,16 +177,18 @@ class _Run:
                         continue
                     if not math.isfinite(nll):
                         continue
+                    if not options.patience:  # looked at, and no more
+                        continue
                     if best is None or nll < best[0]:
                         best = (nll, step, self._state())
-                    elif options.patience and step - best[1] >= options.patience * self.eval_every:
+                    elif step - best[1] >= options.patience * self.eval_every:
                         break
             if not report.history:
                 raise FitError(
                     f"the loss was not finite at any of {self.steps} steps, first at "
                     f"{culprit(self.guide, self.elbo.parts)}; the guide is where it started"
                 )
-            if options.patience and best is not None:
+            if best is not None:
                 report.best_step = best[1]
                 self._restore(best[2])
             self._noisy(True)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -97,6 +98,7 @@ class FitReport:
             parent: the id of the round before.
         """
         first = components[0]
+        losses = [each.projection or 0.0 for each in components]
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
@@ -120,6 +122,7 @@ class FitReport:
             parent=parent,
             keep=first.keep,
             floor=first.floor,
+            projection=None if first.projection is None else fmean(losses),
             found=first.found,
             components=list(components),
             learnt=first.learnt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -31,15 +32,21 @@ class PriorScale:
     noise of the last steps: the factor's square is multiplied by the sum of r m^2 over that of r^2.
 
     Args:
-        model: whose network's `Coordinates` carry the factor while it is sought.
+        model: the model, with `Coordinates`.
         guide: of all latents, at its start.
+
+    Attributes:
+        model: the one to fit: the same, with coordinates of its own that carry the factor.
     """
 
     def __init__(self, model: Model, guide: LowRankGuide) -> None:
-        coordinates = model.network.coordinates
-        assert coordinates is not None
-        self.model, self.guide, self.coordinates = model, guide, coordinates
+        assert model.network.coordinates is not None
+        self.given, self.guide = model, guide
+        # Other posteriors may predict with the same network meanwhile.
+        self.coordinates = coordinates = copy.copy(model.network.coordinates)
         coordinates.gain = _START
+        network = model.network.turned(coordinates)
+        self.model = Model(network, model.prior, model.likelihood)
         with torch.no_grad():  # the weights stay as they are
             start = torch.where(guide.at(coordinates.added), _START, 1.0)
             guide.loc.copy_(guide.prior.loc + (guide.loc - guide.prior.loc) / start)
@@ -75,12 +82,11 @@ class PriorScale:
 
     def settle(self) -> Model:
         """The model under the prior that was found; the guide becomes one of the weights."""
-        prior, network, names = self.model.prior, self.model.network, self.coordinates.added
+        prior, network, names = self.given.prior, self.given.network, self.coordinates.added
         assert isinstance(prior, FunctionSpaceNormal)
         start = next(prior.scale(site) for site in network.sites if site.name in names)
-        factor, self.coordinates.gain = self.coordinates.gain, 1.0
+        factor = self.coordinates.gain
         self.guide.rescale(names, factor)
-        found = replace(prior, change=factor * start)
-        model = Model(network, found, self.model.likelihood)
+        model = Model(network, replace(prior, change=factor * start), self.given.likelihood)
         self.guide.follow(model)
         return model

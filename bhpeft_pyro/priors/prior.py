@@ -7,7 +7,9 @@ site that it makes out of such other latents it records by `pyro.deterministic` 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pyro
 import torch
@@ -15,6 +17,8 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.distributions.transforms import Transform
 
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
@@ -91,7 +95,7 @@ class PatternPrior:
 
 def spread(prior: SitePrior, site: Site) -> TorchDistribution:
     """One distribution over the whole of a site, its own dims kept as events."""
-    distribution: object = prior
+    distribution: Any = prior
     if not isinstance(prior, TorchDistributionMixin) and callable(prior):
         distribution = prior(site)
     if not isinstance(distribution, TorchDistributionMixin):
@@ -99,6 +103,8 @@ def spread(prior: SitePrior, site: Site) -> TorchDistribution:
             f"prior: expected a distribution for the site {site.name!r}, "
             f"got {type(distribution).__name__}"
         )
+    if (device := site.unit.device).type != "cpu":  # where a prior's numbers would stay
+        distribution = _moved(distribution, device)
     own = distribution.event_dim
     try:
         if own > site.ndim or distribution.event_shape != site.shape[site.ndim - own :]:
@@ -110,6 +116,19 @@ def spread(prior: SitePrior, site: Site) -> TorchDistribution:
             f"the site {site.name!r} of shape {site.shape}"
         ) from error
     return wide.to_event(site.ndim - own)
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """A distribution, or a part of one, with its tensors on a device."""
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, list):
+        return [_moved(each, device) for each in part]
+    if isinstance(part, (Distribution, Transform)):
+        twin = copy.copy(part)
+        twin.__dict__ = {name: _moved(value, device) for name, value in vars(part).items()}
+        return twin
+    return part
 
 
 def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:

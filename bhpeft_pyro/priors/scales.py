@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -22,7 +23,7 @@ __all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
 # Of two random sites whose product makes the change, the factor goes on the other.
 _INPUT_SIDE = (".A", ".down", ".embedding", "prefix.key")
 _PEFT = ("lora", "adapter", "prefix")
-_CHANGE = 0.1
+_CHANGE, _HEAD = 0.1, 1.0
 _OPEN = ("change", "head")  # may be None
 
 
@@ -72,7 +73,7 @@ class FunctionSpacePrior(ABC):
         """The prior sd of a site, in its units."""
         kind = site.name.split(".")[0]
         if kind == "head":
-            return 1.0 if self.head is None else self.head
+            return _HEAD if self.head is None else self.head
         if kind not in _PEFT:
             return self.other
         if "gate" in site.name.split("."):
@@ -80,6 +81,19 @@ class FunctionSpacePrior(ABC):
         if any(mark in site.name for mark in _INPUT_SIDE):
             return self.spread
         return _CHANGE if self.change is None else self.change
+
+    def closed(self) -> Self:
+        """The same prior, with nothing left open that a fit would find.
+
+        >>> from bhpeft_pyro.priors import FunctionSpaceNormal
+        >>> FunctionSpaceNormal(head=2.0).closed()
+        FunctionSpaceNormal(change=0.1, spread=0.1, head=2.0, other=1.0)
+        """
+        return replace(
+            self,
+            change=_CHANGE if self.change is None else self.change,
+            head=_HEAD if self.head is None else self.head,
+        )
 
     def sd(self, site: Site) -> Tensor:
         """The prior sd of a site's weights, broadcastable to its shape."""

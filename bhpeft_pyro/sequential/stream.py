@@ -15,8 +15,9 @@ from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
-from ..guides import GuideLike, prior_guide
+from ..guides import GuideLike, autoguide, prior_guide
 from ..head import Head, OwnHead
+from ..inference.draws import seeded
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
@@ -97,6 +98,8 @@ def stream(
     """
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
     _check_tests(model, tests or {}, TextOptions(columns, max_length))
+    with seeded(chosen.seed):
+        autoguide(guide, model).options()  # what cannot be saved would cost a round
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:

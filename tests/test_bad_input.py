@@ -373,3 +373,12 @@ def test_errors_in_an_update_leave_the_posterior(monkeypatch: pytest.MonkeyPatch
         first.predict(["w5", ""])
     with pytest.raises(DataError, match="column 'label' is missing"):
         first.evaluate({"text": ["w5"]})
+
+
+def test_a_joint_guide_of_nothing_is_an_error_that_says_so() -> None:
+    from transformers import BertForSequenceClassification
+
+    backbone = BertForSequenceClassification(tiny_backbone().config)
+    network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
+    with pytest.raises(GuideError, match="the model has no random weights"):
+        bh.autoguide("linear", bh.Model(network))

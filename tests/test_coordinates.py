@@ -15,8 +15,9 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.inference.alignment import align
+from bhpeft_pyro.inference.alignment import _eigen, align
 from bhpeft_pyro.inference.fisher import diagonal, scores
+from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
 PRESETS = {
@@ -331,3 +332,31 @@ def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(
     contrast, other = ((each[:, 0] - each[:, 1]).mean(0) for each in (heads, others))
     across = torch.nn.functional.cosine_similarity(contrast, other, dim=0)
     assert across < -0.5
+
+
+def test_anchors_of_few_texts_read_what_predictions_depend_on() -> None:
+    """Of fewer texts than ranks most directions are rounding errors: divided by the roots of their
+    strengths, these would be all that is read."""
+    coordinates = tiny_model((LoRA(rank=4, targets=("query",)),), aligned=True).network.coordinates
+    assert coordinates is not None
+    layers, rank, width = coordinates.get_buffer("lora/query/A/anchor").shape
+    torch.manual_seed(0)
+    vectors = torch.linalg.qr(torch.randn(layers, width, rank).double())[0]
+    strength = torch.tensor([1e-17, 3e-17, 0.5, 1.0]).double().expand(layers, rank)
+    coordinates.fit_anchors({"lora.query.A": (strength, vectors)})
+    anchor = coordinates.get_buffer("lora/query/A/anchor").double()
+    along = (anchor @ vectors).square().sum(1) / anchor.square().sum((1, 2)).unsqueeze(-1)
+    expected = torch.tensor([1.0, 1.0, 2.0, 1.0]).double() / 5  # as whitened; the rest like the top
+    torch.testing.assert_close(along, expected.expand(layers, rank), rtol=1e-4, atol=1e-4)
+
+
+def test_the_leading_directions_of_few_rows_are_not_those_of_rounding_errors() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(4, 1) @ torch.randn(1, 40) + 1e-3 * torch.randn(4, 40)
+    rows[3] = rows[2]  # so one of the four directions is nothing
+    strength, vectors = _eigen(rows, 4)
+    truth = torch.linalg.svd(rows.double())[2][:3].flip(0)  # ascending, as eigenvalues are
+    torch.testing.assert_close(
+        (truth @ vectors[:, 1:]).abs(), torch.eye(3).double(), atol=1e-3, rtol=0
+    )
+    assert strength[0] < 1e-9 * strength[-1]

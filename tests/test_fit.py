@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, FitError
+from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.inference import optimise
 from bhpeft_pyro.likelihoods import Categorical
@@ -431,3 +431,14 @@ def test_the_site_with_a_bad_gradient_is_named() -> None:
     guide.loc["head/weight"].register_hook(poison)
     with pytest.raises(FitError, match=r"gradient of the guide's loc\.head\.weight"):
         fit(model, guide)
+
+
+def test_what_is_refused_leaves_the_network_as_it_was() -> None:
+    model = tiny_model(aligned=True)
+    with pytest.raises(ConfigError, match="size=4 leaves nothing of 4 examples"):
+        bh.fit(model, "normal", tiny_examples(4), replay=bh.Replay(4), progress=False)
+    assert not model.network.measured
+    bh.fit(model, "normal", tiny_examples(4), max_steps=1, progress=False)
+    assert model.network.measured
+    with pytest.raises(ConfigError, match="unlabelled: an earlier fit has set the coordinates"):
+        bh.fit(model, "normal", tiny_examples(4), unlabelled=["w5", "w6"], progress=False)

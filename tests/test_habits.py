@@ -25,6 +25,7 @@ from bhpeft_pyro.guides.joint import JointGuide
 from bhpeft_pyro.peft.binding import active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior
+from bhpeft_pyro.priors.prior import spread
 from bhpeft_pyro.priors.stored import moved
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -230,3 +231,14 @@ def test_a_converted_guide_is_converted_whole(name: str, rounds: int) -> None:
     meta = guide.to("meta")
     values = (meta.loc, meta.covariance.scale, meta.prior.loc, meta.prior.covariance.ratio)
     assert {value.device.type for value in values} == {"meta"}
+
+
+def test_a_prior_in_its_short_form_is_where_the_sites_are() -> None:
+    """The numbers of `dist.Normal(0, 1)` are tensors on the CPU."""
+    site = tiny_model(()).to("meta").sites[0]
+    own = dist.Laplace(torch.zeros(()), torch.ones(()))
+    for short in (dist.Normal(0.0, 1.0), dist.LogNormal(0.0, 1.0), lambda site: own):
+        with pyro.validation_enabled(False):
+            wide = spread(short, site)
+            assert wide.sample().device.type == "meta"
+        assert wide.event_shape == site.shape

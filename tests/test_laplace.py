@@ -179,3 +179,10 @@ def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:
         assert torch.equal(torch.get_rng_state(), before)
     one, other = (guide_of(posterior).scales() for posterior in found)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_prior_with_correlations_is_refused_before_any_step() -> None:
+    joint = bh.fit(tiny_model(()), "lowrank", tiny_examples(), max_steps=10, progress=False)
+    model = bh.Model(joint.model.network, joint.as_prior())
+    with pytest.raises(GuideError, match="this one is joint: expected structure='dense'"):
+        bh.autoguide("laplace", model)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.batch import Batch
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import LinearGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.likelihoods import Categorical, Likelihood, MultipleChoice, Normal
@@ -240,3 +240,26 @@ def test_second_derivatives_are_refused() -> None:
     outputs = LinearModel(model, lambda: zeros).outputs(weights, batch)
     with pytest.raises(ConfigError, match="create_graph=True"):
         torch.autograd.grad(outputs.square().sum(), list(weights.values()), create_graph=True)
+
+
+class Rounded(torch.autograd.Function):
+    """As layers of quantised libraries are: a gradient, and no forward derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return x @ weight.mT
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope @ ctx.saved_tensors[0], None
+
+
+def test_a_layer_without_forward_derivatives_is_named_with_a_way_out() -> None:
+    model = tiny_model(bh.presets.lora(rank=2))
+    dense = model.network.backbone.encoder.layer[1].output.dense
+    dense.forward = lambda x: Rounded.apply(x, dense.weight)
+    quick: dict[str, Any] = {"max_steps": 4, "progress": False}
+    with pytest.raises(GuideError, match=r"forward derivatives, .*jvp.*'lowrank' or 'normal'"):
+        bh.fit(model, "linear", tiny_examples(8), **quick)
+    bh.fit(model, "lowrank", tiny_examples(8), **quick)

@@ -264,3 +264,26 @@ def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path)
     first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
     assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
     assert fingerprint(first) == fingerprint(second)
+
+
+def test_the_fingerprint_is_of_what_the_head_reads() -> None:
+    """`AutoModelForSequenceClassification` draws a classifier, which a `Head` has no use for."""
+    from transformers import BertForSequenceClassification
+
+    from bhpeft_pyro.network import fingerprint
+
+    first, second = (BertForSequenceClassification(tiny_backbone().config) for _ in range(2))
+    second.bert.load_state_dict(first.bert.state_dict())
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    assert fingerprint(first) == fingerprint(second) == fingerprint(first.bert)
+    assert fingerprint(first, own_head=True) != fingerprint(second, own_head=True)
+
+
+def test_label_words_of_a_classifier_are_refused() -> None:
+    from transformers import BertForSequenceClassification
+
+    backbone = BertForSequenceClassification(tiny_backbone().config)
+    network = bh.RandomPEFT(backbone, (), bh.OwnHead(label_ids=(0, 1)))
+    message = r"label_ids=\(0, 1\) are for a language model.*2 outputs"
+    with pytest.raises(ConfigError, match=message):
+        network({}, tiny_batch())

@@ -140,3 +140,11 @@ def test_history_keeps_rounds_of_restarts(tmp_path: Path) -> None:
     assert len(history.leaves) == 1
     again = history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer())
     assert torch.equal(probabilities(again), probabilities(first))
+
+
+def test_what_another_family_has_lost_is_the_mean_over_fits() -> None:
+    posterior = fit("lowrank", of=tiny_model(()))
+    second = posterior.update(SECOND, guide="normal", max_steps=3)
+    losses = [each.report.projection for each in second.components]
+    assert None not in losses and len(set(losses)) == 3
+    assert second.report.projection == pytest.approx(sum(losses) / 3)

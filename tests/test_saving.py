@@ -407,3 +407,10 @@ def test_a_likelihood_of_one_s_own_is_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(SaveError, match=message):
             fit(likelihood, data).save(tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_posterior_of_no_round_comes_back(tmp_path: Path) -> None:
+    """Of a guide that was trained by Pyro's own `SVI`, say."""
+    model = tiny_model(())
+    bh.Posterior(model, NormalGuide(model), ()).save(tmp_path)
+    assert bh.Posterior.load(tmp_path, tiny_backbone()).lineage == ()

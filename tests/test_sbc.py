@@ -18,12 +18,15 @@ from scipy.stats import binomtest, kstest
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
 from bhpeft_pyro.diagnostics.passes import labels, run
+from bhpeft_pyro.diagnostics.sbc import _settled
 from bhpeft_pyro.diagnostics.uniformity import band, symmetric, uniform
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.inference.passes import Block
+from bhpeft_pyro.inference.scale import PriorScale
+from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = random_texts(24)
@@ -204,3 +207,14 @@ def test_too_few_texts() -> None:
     prior = lambda model, _: prior_guide(model)  # noqa: E731
     with pytest.raises(DataError, match="the labels of all 1 texts agree too often"):
         sbc(tiny_model(()), prior, TEXTS[:1], replications=20)
+
+
+def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
+    for given in (FunctionSpaceNormal(), FunctionSpaceNormal(head=2.0), FunctionSpaceNormal(0.3)):
+        closed = _settled(given)
+        assert isinstance(closed, FunctionSpaceNormal)
+        model = tiny_model(prior=closed, aligned=True)
+        assert PriorScale.of(model, bh.autoguide("linear", model)) is None
+        assert closed.head is not None
+        for site in model.sites:
+            assert closed.scale(site) == given.scale(site)

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from counts import COUNTS, Counts
+from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, SaveError
@@ -306,3 +307,15 @@ def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:
     backbone = posterior.model.network.backbone
     loaded = bh.History(tmp_path).load(posterior.report.id, backbone, tokenizer=tiny_tokenizer())
     assert loaded.report.id == posterior.report.id
+
+
+class Own(AutoNormal):
+    """Of no library that could make it again."""
+
+
+def test_a_guide_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(GuideError, match="Own is none of Pyro's own"):
+        run(tmp_path, guide=Own, replay=None)

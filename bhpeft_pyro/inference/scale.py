@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..distributions import Covariance, leading
+from ..distributions import Covariance
 from ..guides import LowRankGuide
 from ..model import Model
 from ..priors import FunctionSpaceNormal
@@ -17,19 +17,20 @@ __all__ = ["PriorScale"]
 # How much wider than at last expected a fit starts. From below, the little that a narrow prior lets
 # the mean learn asks for no wider one.
 _START = 3.0
-# A hyperprior, as if so many directions more had been seen, of the scale that is expected: a first
-# round of few texts is no reason to hold later ones at the transformer, or to let them go anywhere.
-_EXPECTED = 4.0
+# A hyperprior, as if half a direction more had been seen, of the scale that is expected: data that
+# say nothing are no reason to hold later rounds at the transformer, or to let them go anywhere.
+_EXPECTED = 0.5
 
 
 class PriorScale:
     """A factor of `FunctionSpaceNormal.change`, by empirical Bayes: MacKay's (1992) fixed point.
 
     Weights are the factor times z, which prior and guide are of. Along the K directions that data
-    have told about, z has mean m and, given the head, precision 1 + l under the guide, of which
-    r = l / (1 + l) is from data. At the optimum of the evidence the sum of m^2 is that of r. Here
-    each direction counts r-fold, as one about which data say little has in its mean mostly the
-    noise of the last steps: the factor's square is multiplied by the sum of r m^2 over that of r^2.
+    have told about, z has mean m and variance 1 - r under the guide, of the output side alone: what
+    may as well be put down to the head does not tell of z. At the optimum of the evidence m^2 is r
+    on average. Here each direction counts r-fold, as one about which data say little has in its
+    mean mostly the noise of the last steps: the factor's square is multiplied by the sum of r m^2
+    over that of r^2.
 
     Args:
         model: the model, with `Coordinates`.
@@ -66,10 +67,9 @@ class PriorScale:
         guide = self.guide
         added = guide.at(self.coordinates.added)
         unit, covariance = guide.prior.covariance.scale, guide.covariance
-        root = covariance.precision_root() * unit.unsqueeze(-1)
-        axes, strength = leading(root[added])
-        along = ((guide.loc - guide.prior.loc) / unit)[added] @ axes
-        told = strength / (1 + strength)
+        own = covariance.marginal(added.nonzero().squeeze(-1))
+        along = ((guide.loc - guide.prior.loc)[added] / own.scale) @ own.axes
+        told = 1 - own.ratio.square()
         expected = _EXPECTED / self.coordinates.gain**2
         square = (told @ along.square() + expected) / (told.square().sum() + _EXPECTED)
         factor = square.sqrt()
@@ -77,7 +77,7 @@ class PriorScale:
         factors = torch.where(added, factor, 1.0)
         guide.loc.copy_(guide.prior.loc + (guide.loc - guide.prior.loc) / factors)
         more = ((unit / covariance.scale).square() - 1) * factors.square()
-        root.mul_((factors / unit).unsqueeze(-1))
+        root = covariance.precision_root() * factors.unsqueeze(-1)
         guide.covariance = Covariance.from_precision((1 + more) / unit.square(), root)
 
     def settle(self) -> Model:

@@ -34,7 +34,7 @@ class LinearModel(Model):
     """A model whose network is linearised around weights that may move.
 
     Any Pyro inference runs on it that takes first derivatives. An evaluation with its gradient
-    costs between two and three of the network's own, and hardly more memory.
+    costs about twice what the network's own do, and hardly more memory.
 
     Args:
         model: the model.

@@ -162,8 +162,8 @@ class LinearGuide(LowRankGuide):
     A Normal over very many weights is mostly its prior, and what a transformer does under draws of
     it is, from the second order on, noise that grows with the prior. A linearised network has
     none, so a wider prior pays: its evidence is that of a Gaussian process with the network's
-    own gradients for features. A step costs two to three times as much, a prediction one pass
-    backwards for each output instead of one for each draw.
+    own gradients for features. A step costs about twice as much, a prediction one pass backwards
+    for each output instead of one for each draw.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> LinearGuide(tiny_model(), rank=3).linear

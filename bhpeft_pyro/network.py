@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import json
@@ -210,12 +209,6 @@ class RandomPEFT(PyroModule):
             with torch.no_grad():
                 rows.append(check_features(self._pooled(inputs)[exist]))
         self.axes.fit(torch.cat(rows))
-
-    def turned(self, coordinates: Coordinates) -> Self:
-        """The same network, with coordinates of its own."""
-        twin = copy.copy(self)
-        twin.__dict__["_modules"] = {**self._modules, "coordinates": coordinates}
-        return twin
 
     def _fold(
         self, weights: Mapping[str, Tensor], shares: int = 1

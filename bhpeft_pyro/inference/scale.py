@@ -46,7 +46,8 @@ class PriorScale:
         # Other posteriors may predict with the same network meanwhile.
         self.coordinates = coordinates = copy.copy(model.network.coordinates)
         coordinates.gain = _START
-        network = model.network.turned(coordinates)
+        network = copy.copy(model.network)
+        network.__dict__["_modules"] = {**network._modules, "coordinates": coordinates}
         self.model = Model(network, model.prior, model.likelihood)
         with torch.no_grad():  # the weights stay as they are
             start = torch.where(guide.at(coordinates.added), _START, 1.0)

@@ -90,7 +90,8 @@ def stream(
         def ratios(*_: str) -> dict[str, Any]:
             common = setup(encoded(0), backbone, preset, epochs, least, 0)
             timed = {name: each for name, each in ARMS.items() if name.startswith(OURS)}
-            return {"protocol": protocol, **setting, "cost": cost(timed, common)}
+            facts = {"protocol": protocol, "version": __version__}
+            return {**facts, **setting, "cost": cost(timed, common)}
 
         complete(out, runs, result)
         complete(out, [(protocol, "cost")], ratios)

@@ -133,6 +133,7 @@ class OrderedLogistic(Likelihood):
     outputs = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", int(self.levels))  # NumPy's cannot be saved
         if self.levels < 2:
             raise LikelihoodError(f"OrderedLogistic: levels must be 2 or more, got {self.levels}")
 
@@ -214,7 +215,7 @@ class Normal(Likelihood):
     outputs = 1
 
     def __post_init__(self) -> None:
-        _check_spread(type(self).__name__, self.spread)
+        _check_scale(self)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -246,7 +247,7 @@ class HeteroscedasticNormal(Likelihood):
     outputs = 2
 
     def __post_init__(self) -> None:
-        _check_spread(type(self).__name__, self.spread)
+        _check_scale(self)
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
@@ -257,6 +258,11 @@ class HeteroscedasticNormal(Likelihood):
         return dist.Normal(mean, self.spread * scale)
 
 
-def _check_spread(name: str, spread: float) -> None:
-    if not spread > 0:
-        raise LikelihoodError(f"{name}: spread must be positive, got {spread}")
+def _check_scale(likelihood: Normal | HeteroscedasticNormal) -> None:
+    """And make plain numbers of NumPy's, which cannot be saved."""
+    for name in ("center", "spread"):
+        object.__setattr__(likelihood, name, float(getattr(likelihood, name)))
+    if not likelihood.spread > 0:
+        raise LikelihoodError(
+            f"{type(likelihood).__name__}: spread must be positive, got {likelihood.spread}"
+        )

@@ -155,7 +155,7 @@ def rejection_curve(
     forecast: Forecast,
     labels: Tensor | Sequence[float] | None = None,
     *,
-    by: str = "epistemic",
+    by: str = "total",
     fractions: Sequence[float] = FRACTIONS,
 ) -> tuple[Tensor, Tensor]:
     """Quality of what is kept when the least certain are rejected (BH-PEFT's rejection curve).

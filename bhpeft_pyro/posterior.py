@@ -272,4 +272,4 @@ class Posterior:
         Raises:
             SaveError: missing, cut-off or altered files; another backbone; a prior needed.
         """
-        return saving.load(cls, Path(path), backbone, tokenizer, prior)
+        return saving.load(Path(path), backbone, tokenizer, prior)

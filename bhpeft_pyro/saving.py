@@ -72,7 +72,6 @@ def backbone_name(folder: Path) -> str:
 
 
 def load(
-    cls: type[Posterior],
     folder: Path,
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -88,6 +87,6 @@ def load(
     try:
         tensors = read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
         lineage = lineage_of(folder, content)
-        return stored.revive(cls, content, tensors, lineage, backbone, tokenizer, prior)
+        return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
     except (KeyError, TypeError, AttributeError) as error:
         raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error

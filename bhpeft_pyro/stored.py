@@ -104,7 +104,6 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def revive(
-    cls: type[Posterior],
     content: dict[str, Any],
     tensors: dict[str, Tensor],
     lineage: Lineage,
@@ -115,7 +114,6 @@ def revive(
     """The posterior that was described.
 
     Args:
-        cls: the class of one without restarts.
         content, tensors: as `describe` gives them.
         lineage: the reports of its rounds.
         backbone: the one it was fitted on.
@@ -127,6 +125,7 @@ def revive(
         KeyError, TypeError, AttributeError: parts are missing or unknown.
     """
     from .mixture import MixturePosterior
+    from .posterior import Posterior
     from .reading import TextOptions
 
     tensors = {  # examples stay where data are
@@ -157,7 +156,7 @@ def revive(
     def fitted(fit: dict[str, Any], part: str, prior: Prior, rounds: Lineage) -> Posterior:
         model = Model(network, prior, likelihood)
         guide, coreset = _revive_fit(fit, tensors, part, model)
-        return cls(model, guide, rounds, options, first_prior, coreset)
+        return Posterior(model, guide, rounds, options, first_prior, coreset)
 
     if fits is None:
         return fitted(content, "", prior, lineage)

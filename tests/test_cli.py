@@ -97,7 +97,7 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
     flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
-    assert "5 rows, 2 flagged by epistemic" in result.stderr
+    assert "5 rows, 2 flagged by total" in result.stderr
     shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
     assert shown == forecast.flag(1.0).tolist()
 
@@ -109,12 +109,12 @@ def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
         {"text": "w6 w7", "tags": [], "flagged": "of old"},
     ]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
-    bhpeft("predict", folder / "run", data, "--by", "total", "--show", 0)
+    bhpeft("predict", folder / "run", data, "--by", "epistemic", "--show", 0)
     found = [
         json.loads(line) for line in (tmp_path / "new-predictions.jsonl").read_text().splitlines()
     ]
     assert [row["tags"] for row in found] == [["a", "b"], []]
-    flagged = posterior.predict(["w5 w9", "w6 w7"]).flag(0.1, "total").tolist()
+    flagged = posterior.predict(["w5 w9", "w6 w7"]).flag(0.1, "epistemic").tolist()
     assert [row["flagged"] for row in found] == [i in flagged for i in range(2)]
     bhpeft("predict", folder / "run", data, "--out", tmp_path / "new.csv")
     assert json.loads(read_csv(tmp_path / "new.csv")[0]["tags"]) == ["a", "b"]
@@ -490,6 +490,10 @@ def test_numbers_that_do_not_count_from_zero_are_names():
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     train, tiny, run, out = folder / "train.csv", folder / "tiny", folder / "run", tmp_path / "x"
     fit = ("fit", train, "--out", out, "--backbone", tiny)
+    lists, stream = tmp_path / "lists.jsonl", tmp_path / "stream"
+    lists.write_text('{"text": "w5", "label": ["a"]}\n{"text": "w6", "label": ["b"]}\n')
+    partly = write_csv(tmp_path / "partly.csv", text=["w5", "w6"], label=["bad", ""])
+    (stream / "rounds").mkdir(parents=True)
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
         ((*fit, "--preset", "lore"), "known: .*lora"),
@@ -513,6 +517,9 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
             "--by.*'x'; .*, variance",
         ),
         (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
+        (("fit", lists, "--task", "classes", "--out", out), r"row 0: expected an integer or a str"),
+        (("report", run, partly, "--out", tmp_path / "x.md"), "row 1: the label is"),
+        (("fit", train, "--out", stream), "holds a stream"),
         (("report", run, "--out", "x.pdf"), "should end in"),
     ):
         assert re.search(message, error(*arguments)), arguments

@@ -119,6 +119,39 @@ def test_held_out_rows_make_the_matrix(folder: Path) -> None:
     assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())
 
 
+def test_a_table_that_has_grown_has_tests_its_first_rounds_have_not_seen(folder: Path) -> None:
+    write_csv(folder / "early.csv", date=DAYS[7:], text=TEXTS[7:], label=NAMES[7:])
+    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--json")
+    bhpeft(*arguments(folder, *options, data="early.csv"))
+    for _ in range(2):  # and again, with nothing new
+        found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
+        matrix = Record(found["rounds"]).matrix
+        assert matrix.isnan().tolist() == [[False, True], [False, False]]
+        assert "forgetting" not in found
+
+
+def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
+    """Else a stream could not go on, as rows that have come cannot be taken back."""
+    write_csv(
+        folder / "twice.csv",
+        date=["2024-01-01"] * 2 + ["2024-02-01"] * 2,
+        text=["w5", "w6"] * 2,
+        label=["bad", "good"] * 2,
+    )
+    options = ("--by", "date", "--every", "day")
+    assert "--again" in error(*arguments(folder, *options, data="twice.csv"))
+    bhpeft(*arguments(folder, *options, "--again", data="twice.csv"))
+    assert [report.examples for report in rounds(folder)] == [2, 2]
+
+
+def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
+    write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=["bad"] * 7 + ["good"] * 7)
+    for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
+        write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
+        message = error(*arguments(folder, "--by", "date", "--batch", 7, "--grow", data="one.csv"))
+        assert "the first batch, rows 1-7, has the one class" in message
+
+
 @pytest.mark.parametrize("numbers", [False, True])
 def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     labels: list[Any] = [2 if i < 3 else i % 2 for i in range(14)]  # the last days have a third

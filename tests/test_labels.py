@@ -75,6 +75,17 @@ def test_numbers_are_names_where_names_are_numbers(stars: Posterior) -> None:
     assert read(words, [1, 0] * 4) == [1, 0] * 4  # indices: these are no names
 
 
+def test_numbers_are_names_where_only_some_names_are_numbers() -> None:
+    """A file of "1" and "2" alone is one of numbers, which are no places among the names."""
+    names = ("1", "2", "other")
+    model = tiny_model((), 3)
+    mixed = bh.fit(model, "normal", rows(["1", "2", "other", "1"] * 2), max_steps=2, progress=False)
+    assert mixed.text.label_names == names
+    assert read(mixed, [1, 2] * 4) == read(mixed, ["1", "2"] * 4) == [0, 1] * 4
+    with pytest.raises(DataError, match=r"row 0: '0' is none of \('1', '2', 'other'\)"):
+        read(mixed, [0, 1] * 4)
+
+
 def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
     assert stars.update(rows([1, 3] * 4, "w4"), grow=True).text.label_names == ("1", "2", "3")
     known = fitted(hub(["a", "b"], [0, 1] * 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyro.distributions as dist
@@ -87,6 +88,16 @@ def test_its_loss_is_the_log_evidence(first: tuple[bh.Posterior, Exact]) -> None
     posterior, exact = first
     loss = posterior.report.last("loss", 100) * len(exact.y)
     assert loss == pytest.approx(-exact.log_evidence, abs=1.0)
+
+
+def test_a_short_fit_s_loss_is_not_that_at_the_mean() -> None:
+    """Which is below minus the log evidence, where no negative ELBO can be."""
+    posterior, exact = fitted(max_steps=80)
+    history, evidence = posterior.report.history, -exact.log_evidence / len(exact.y)
+    assert [entry["draws"] for entry in history] == [0] * 48 + [FIT["particles"]] * 32
+    assert fmean(entry["loss"] for entry in history[38:48]) < evidence - 0.01
+    assert posterior.report.last("loss") == fmean(entry["loss"] for entry in history[48:])
+    assert posterior.report.last("loss") > evidence
 
 
 def test_more_directions_are_nearer_the_truth(first: tuple[bh.Posterior, Exact]) -> None:

@@ -190,6 +190,18 @@ def test_elbo_trace_has_the_validation_nll_where_it_was_evaluated(ax):
     assert points.get_xydata().tolist() == [[90.0, 1.5], [190.0, 1.25]]
 
 
+def test_elbo_trace_shades_the_steps_without_noise(ax):
+    history = [{**row, "draws": 0 if i < 12 else 4} for i, row in enumerate(trace(20))]
+    plots.elbo_trace(history, ax)
+    (shade,) = ax.patches
+    assert (shade.get_label(), shade.get_x(), shade.get_width()) == ("no noise", 0, 110)
+
+
+def test_elbo_trace_of_a_point_has_no_shade(ax):
+    plots.elbo_trace([{**row, "draws": 0} for row in trace(20)], ax)
+    assert not ax.patches
+
+
 def test_elbo_trace_of_negative_values_is_linear(ax):
     assert plots.elbo_trace(trace(20, nll=-3.0), ax).get_yscale() == "linear"
 

@@ -14,7 +14,7 @@ from restarts import FIRST, SECOND, fit, probabilities, same
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
-from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.errors import DataError, SaveError
 from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -45,6 +45,21 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
     assert [report.examples for report in second.lineage] == [16, 12]
     third = second.update(FIRST, again=True)
     assert third.report.options.max_steps == 3 and len(third.components[2].lineage) == 3
+
+
+def test_data_that_were_split_are_not_learnt_twice() -> None:
+    """Components know what they have learnt, and not what that was a part of."""
+    posterior = fit("normal", of=tiny_model(()))
+    posterior.report.given = SECOND.fingerprint
+    with pytest.raises(DataError, match="would count twice"):
+        posterior.update(SECOND)
+    posterior.update(SECOND, again=True)
+
+
+def test_a_folder_is_read_by_whichever_class_is_asked(tmp_path: Path) -> None:
+    bh.fit(tiny_model(()), "normal", FIRST, max_steps=1, progress=False).save(tmp_path)
+    found = MixturePosterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert type(found) is bh.Posterior
 
 
 def test_all_go_on_in_another_family() -> None:

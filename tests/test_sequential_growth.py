@@ -166,6 +166,22 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
     ).probabilities.shape == (1, 4)
 
 
+def test_levels_and_numbers_as_text_are_counted_as_they_are_read() -> None:
+    levels = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(3))
+    data = {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}
+    posterior = bh.fit(levels, "normal", data, **QUICK)
+    assert unknown_labels(posterior, data) == 0  # not counted by the head's one output
+    posterior.update({**data, "text": ["w8", "w9", "w10"]}, grow=True)
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": ["2", "0"]}) == 1
+
+
+def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
+    rows = [{"text": f"w{i}", "label": "sad"} for i in range(20, 26)]
+    grown = head.update(iter(rows), grow=True)
+    assert grown.report.examples == 6 and "sad" in grown.text.label_names  # type: ignore[operator]
+
+
 def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     for labels in (["calm"], [], ["sad", "sad"], "sad"):
         with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):

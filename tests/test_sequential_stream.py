@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from counts import COUNTS, Counts
 from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError, SaveError
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, SaveError
 from bhpeft_pyro.sequential import Record, figures, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -295,10 +296,59 @@ def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
         bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
 
 
-def test_names_of_batches_may_be_numbers_or_dates(tmp_path: Path) -> None:
-    batches = dict(enumerate(WEEKS.values()))
-    assert [row["batch"] for row in Record.of(run(tmp_path, batches)).rows] == ["0", "1", "2"]
+def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Rather than leave the guide that is asked for out of account."""
+    first = {"week 0": WEEKS["week 0"]}
+    run(tmp_path, first, guide="normal", replay=None)
+    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LinearGuide"):
+        run(tmp_path, guide="linear", replay=None)
+    assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
+
+
+def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    for guide in ("laplace", "AutoNormal"):
+        with pytest.raises(GuideError, match=r"grow: .* takes no new rows of head"):
+            run(tmp_path, guide=guide, grow=True, replay=None)
+    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
+    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
+        bh.stream(stars, WEEKS, tmp_path, grow=True, progress=False)
+
+
+def test_names_may_be_numbers_or_dates(tmp_path: Path) -> None:
+    batches, tests = (dict(enumerate(data.values())) for data in (WEEKS, TESTS))
+    record = Record.of(run(tmp_path, batches, tests=tests))
+    assert [row["batch"] for row in record.rows] == record.tests == ["0", "1", "2"]
     assert len(run(tmp_path, batches).lineage) == 3
+
+
+def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
+    weeks = {
+        name: [{"text": f"w{k} w{i}", "label": i % 2} for i in range(5, 11)]
+        for name, k in (("a", 20), ("b", 30))
+    }
+    once = run(tmp_path / "once", ((name, iter(rows)) for name, rows in weeks.items()))
+    assert [report.examples for report in once.lineage] == [6, 6]
+    assert once.report.data == run(tmp_path / "kept", weeks).report.data
+
+
+def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_path: Path) -> None:
+    """NumPy's numbers are neither plain data nor written alike."""
+    ordered = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(np.int64(3)))
+    weeks = {"a": {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}}
+    record = Record.of(
+        bh.stream(ordered, weeks, tmp_path / "o", tests=weeks, max_steps=2, progress=False)
+    )
+    assert record.tests == ["a"]
+    rows = {"text": ["w5", "w6"], "label": [1.0, 5.0]}
+    later = {"text": ["w7", "w6"], "label": [1.0, 5.0]}
+    for batches in ({"a": rows}, {"a": rows, "b": later}):
+        likelihood = bh.likelihoods.Normal(np.float64(3.0), np.float32(1.0))
+        model = tiny_model((), 1, likelihood=likelihood)
+        last = bh.stream(model, batches, tmp_path / "n", max_steps=2, progress=False)
+    assert len(last.lineage) == 2
 
 
 def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ..inference import FitOptions
 from .config import read_config
 
 __all__ = [
+    "Again",
     "Backbone",
     "Config",
     "Data",
@@ -93,6 +94,9 @@ Keep = Annotated[
 ]
 Grow = Annotated[
     bool, typer.Option("--grow", help="Give labels that are new an output of their own.")
+]
+Again = Annotated[
+    bool, typer.Option("--again", help="Learn data that an earlier round has learnt.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout in place of tables.")]
 Backbone = Annotated[

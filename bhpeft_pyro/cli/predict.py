@@ -23,7 +23,7 @@ __all__ = ["EXAMPLES", "predict", "predictions"]
 
 EXAMPLES = (
     "bhpeft predict runs/reviews new.csv --flag 10%",
-    "bhpeft predict runs/reviews new.jsonl --flag 5% --by total --out for-review.csv",
+    "bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv",
 )
 _SUFFIXES = (".csv", ".jsonl")
 _WIDTH = 60  # of a text in the table
@@ -37,13 +37,12 @@ def predict(
         str, typer.Option(help="Flag this share of the rows, the least certain.", metavar="SHARE")
     ] = "10%",
     by: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="Rank by epistemic, aleatoric or total uncertainty; classes also by variance "
+            help="Rank by total, epistemic or aleatoric uncertainty; classes also by variance "
             "or confidence.",
-            show_default="epistemic; total for point guides",
         ),
-    ] = None,
+    ] = "total",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -80,11 +79,10 @@ def predict(
         raise ConfigError(f"--out: {out} is there already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
     kind = RatingForecast if posterior.model.likelihood.kind == "rating" else ClassForecast
-    if by is not None and by not in kind.measures:
+    if by not in kind.measures:
         raise ConfigError(f"--by: unknown {by!r}; expected one of {', '.join(kind.measures)}")
     rows = rows_for(posterior, data, labelled=False)
     count = draws(posterior, samples)
-    by = by or ("total" if count == 0 else "epistemic")
     examples = posterior.text.encode_texts(posterior.model, rows)
     forecast = posterior.predict(examples, count, seed=draw_seed)
     flagged = forecast.flag(share, by).tolist()

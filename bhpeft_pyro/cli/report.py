@@ -142,11 +142,12 @@ def _round(number: int, fitted: FitReport) -> dict[str, Any]:
 def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:
     rows = rows_for(posterior, data, labelled=True)
     count = draws(posterior, samples)
-    forecast = posterior.predict(rows, count, seed=seed)
+    examples = posterior.text.encode(posterior.model, rows, labelled=True)
+    forecast = posterior.predict(examples, count, seed=seed)
     found = predictions(forecast, [])
     names = list(found)[:-1]
     labels = rows[posterior.text.columns.target(posterior.model.likelihood.kind)][:]
-    order = forecast.flag(1.0, "total" if count == 0 else "epistemic")[:_UNCERTAIN].tolist()
+    order = forecast.flag(1.0)[:_UNCERTAIN].tolist()
     return {
         "data": data,
         "rows": len(rows),

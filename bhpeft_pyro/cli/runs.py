@@ -92,9 +92,11 @@ def naming(validation: str) -> Iterator[None]:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds a posterior, before any work is done."""
+    """Refuse a folder that holds a posterior or a stream, before any work is done."""
     if files.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
+    if (out / _ROUNDS).is_dir():
+        raise ConfigError(f"--out: {out} holds a stream; expected another folder")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
 

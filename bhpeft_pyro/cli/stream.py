@@ -71,6 +71,7 @@ def stream(
         typer.Option(help="Keep so many examples back, which each round learns last.", min=1),
     ] = None,
     grow: options.Grow = False,
+    again: options.Again = False,
     samples: Annotated[int, typer.Option(help="Weight draws of a prediction.", min=19)] = 32,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -100,7 +101,7 @@ def stream(
     names = found.names
     batches = _batches(rows, by, every, batch)
     if grow:
-        found = _known(found, next(iter(batches.values())))
+        found = _known(found, *next(iter(batches.items())))
     cut = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     say(f"{len(rows)} rows in {cut}, {found}")
     tested: dict[str, object] = {}
@@ -139,6 +140,7 @@ def stream(
             keep=keep,
             replay=None if replay is None else Replay(replay),
             grow=grow,
+            again=again,
             samples=samples,
             progress=bars(),
             **reading,
@@ -162,12 +164,17 @@ def _batches(
     return sequential.by_period(rows, by, every or "week")
 
 
-def _known(task: Task, first: Dataset) -> Task:
+def _known(task: Task, batch: str, first: Dataset) -> Task:
     """The task with the classes of the first batch; any others are still to come."""
     label = task.columns.label
     if task.name != "classes" or isinstance(first.features[label], ClassLabel):
         return task
     values = set(by_name(first[label][:], first.features[label], task.names))
+    if len(values) < 2:
+        raise DataError(
+            f"--grow: the first batch, {batch}, has the one class {values.pop()!r}; expected two "
+            "or more to begin with: take longer batches"
+        )
     if task.names is None:
         return replace(task, classes=max(values) + 1)
     names = tuple(name for name in task.names if name in values)
@@ -183,7 +190,9 @@ def _plot(record: Record, out: Path) -> None:
 
 def _show(record: Record, as_json: bool) -> None:
     square = len(record.tests) == len(record.rows) > 1
-    scores = record.transfer() if square else {}
+    # Rounds before a stream has grown have not seen the tests that came later.
+    whole = square and not record.matrix.isnan().any()
+    scores = record.transfer() if whole else {}
     if as_json:
         print_json({"rounds": record.rows, **scores})
         return

@@ -158,6 +158,12 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> TaskName:
 
 
 def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
+    for row, value in enumerate(values):
+        if not isinstance(value, (int, float, str)):
+            raise DataError(
+                f"column {task.columns.label!r}, row {row}: expected an integer or a str, got "
+                f"{value!r:.60}"
+            )
     if isinstance(feature, ClassLabel):
         names: tuple[str, ...] | None = tuple(feature.names)
     elif type(values[0]) is int and set(values) == set(range(len(set(values)))):

@@ -42,9 +42,7 @@ def update(
     ] = None,
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Learn data that an earlier round has learnt.")
-    ] = False,
+    again: options.Again = False,
     samples: options.Samples = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",

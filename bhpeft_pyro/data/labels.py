@@ -57,8 +57,8 @@ def name_of(value: Any) -> str:
 def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
     """Labels as the classes are known: by name, where they have names and the labels tell.
 
-    A `ClassLabel` that names the classes otherwise tells; so do numbers and truth values where
-    all names are such. Other numbers are indices.
+    A `ClassLabel` that names the classes otherwise tells; so do numbers where a name is one, and
+    truth values where all names are such. Other numbers are indices.
     """
     own = feature.names if isinstance(feature, ClassLabel) else None
     if names is None or (own is not None and tuple(own) == tuple(names)):
@@ -66,7 +66,7 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
     if own is not None:
         valid = range(len(own))
         return [own[value] if value in valid else value for value in values]
-    if all(is_number(name) or name in ("True", "False") for name in names):
+    if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
         return [name_of(v) if isinstance(v, (int, float)) and v == v else v for v in values]
     return list(values)
 

@@ -41,17 +41,18 @@ class Forecast(ABC):
     def to_dataset(self) -> Dataset:
         """A Hugging Face data set with one row an example."""
 
-    def uncertainty(self, by: str = "epistemic") -> Tensor:
+    def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) the one of `measures` that is named `by`, turned so that larger is less certain."""
         if by not in self.measures:
             raise ConfigError(f"by={by!r} is unknown: expected one of {', '.join(self.measures)}")
         values: Tensor = getattr(self, by)
         return 1 - values if by == "confidence" else values
 
-    def flag(self, fraction: float = 0.1, by: str = "epistemic") -> Tensor:
+    def flag(self, fraction: float = 0.1, by: str = "total") -> Tensor:
         """Indices of the `fraction` least certain examples, the least certain first.
 
-        At least one example; equally certain ones stay in their order.
+        At least one example; equally certain ones stay in their order. By "total" it is those most
+        likely to be wrong, by "epistemic" those that more labels would say most about.
         """
         if not 0 < fraction <= 1:
             raise ConfigError(f"fraction={fraction} must be above 0 and at most 1")

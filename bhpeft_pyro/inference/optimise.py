@@ -302,6 +302,7 @@ class _Run:
             "loss": loss / size,
             "nll": nll / size,
             "kl": kl / size,
+            "draws": self.elbo.num_particles if self.elbo.noise and not self.point else 0,
             "temperature": self.elbo.temperature,
             "lr": lr,
             "gradient": norm.item() / size,

@@ -23,11 +23,12 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
     """NLL (expected, under the posterior), KL (to the prior) and their sum, the negative ELBO.
 
     Apart, because a falling loss may be all KL: a posterior that only returns to its prior.
-    The scale is logarithmic while all is positive. Over 200 steps a running mean is drawn.
+    The scale is logarithmic while all is positive. Over 200 steps a running mean is drawn. The
+    first steps of a joint guide, at the mean of the weights, are shaded: there is no noise yet.
 
     Args:
         history: one mapping a step, with `step`, `nll`, `kl` and `loss`; a `validation_nll` that
-            some of them have is drawn as points.
+            some of them have is drawn as points. `draws` tells which steps were at the mean.
     """
     if not history:
         raise DataError("history is empty")
@@ -48,6 +49,9 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
             ax.plot(steps.numpy(), values.numpy(), color=colour, alpha=0.2, linewidth=0.8)
             values = _running_mean(values, len(values) // 50)
         ax.plot(steps.numpy(), values.numpy(), dash, color=colour, linewidth=1.8, label=words)
+    at_mean = [row["step"] for row in history if row.get("draws") == 0]
+    if 0 < len(at_mean) < len(history):
+        ax.axvspan(at_mean[0], at_mean[-1], color=GREY, alpha=0.15, linewidth=0, label="no noise")
     held_out = [row for row in history if "validation_nll" in row]
     if held_out:
         values = torch.tensor([row["validation_nll"] for row in held_out], dtype=torch.float64)

@@ -68,7 +68,7 @@ def rejection(
     labels: Tensor | Sequence[float] | None = None,
     ax: Axes | None = None,
     *,
-    by: str = "epistemic",
+    by: str = "total",
 ) -> Axes:
     """Accuracy (or MSE) of what is kept when 0, 10, ... 90 % least certain are rejected.
 
@@ -95,7 +95,7 @@ def uncertainty_histogram(
     labels: Tensor | Sequence[int] | None = None,
     ax: Axes | None = None,
     *,
-    by: str = "epistemic",
+    by: str = "total",
     bins: int = 20,
 ) -> Axes:
     """Uncertainty of right and of wrong predictions, each as shares of their own number."""

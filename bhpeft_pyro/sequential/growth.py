@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ..data import Examples
@@ -21,7 +23,7 @@ from ..network import RandomPEFT
 from ..posterior import Posterior
 from .forgetting import normals
 
-__all__ = ["grow", "unknown_labels", "with_outputs_for"]
+__all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
 
 _HEAD = ("head.weight", "head.bias")
 
@@ -57,12 +59,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     """
     names = _names(posterior, labels)
     count = labels if isinstance(labels, int) else len(labels)
-    old, head = posterior.model.network, posterior.model.network.head
-    if not isinstance(head, Head) or not isinstance(posterior.model.likelihood, Categorical):
-        raise LikelihoodError(
-            "grow: needs a Head and a Categorical likelihood, this posterior has "
-            f"{type(head).__name__} and {type(posterior.model.likelihood).__name__}"
-        )
+    old, head = posterior.model.network, _head(posterior.model)
     head = dataclasses.replace(head, outputs=head.outputs + count)
     aligned = old.coordinates is not None
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer, aligned)
@@ -89,23 +86,36 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     )
 
 
+def check_growing(model: Model, guide: nn.Module) -> None:
+    """Whether `grow` will work, before anything is fitted.
+
+    Raises:
+        LikelihoodError: the head or the likelihood has no room for new labels.
+        GuideError: the guide takes no new rows.
+    """
+    _head(model)
+    row = {site.name: torch.ones(1, *site.shape[1:]) for site in model.sites if site.name in _HEAD}
+    _grown(guide, {name: (ones, ones) for name, ones in row.items()})
+
+
 def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
     """The labels in `data` that the head has no output for: names, or how many."""
-    text, outputs = posterior.text, posterior.model.network.outputs
-    if posterior.model.likelihood.kind != "class":
+    text, likelihood = posterior.text, posterior.model.likelihood
+    count = likelihood.labels(posterior.model.network.outputs)
+    if likelihood.kind != "class" or count is None:
         return 0
     if isinstance(data, Examples):
         if data.label_names is not None and text.label_names is not None:
             return tuple(name for name in data.label_names if name not in text.label_names)
-        return max((data.num_labels or 0) - outputs, 0)
+        return max((data.num_labels or 0) - count, 0)
     table = read(data, "class", text.columns, labelled=True)
     label = text.columns.label
     values = by_name(table[label][:], table.features[label], text.label_names)
     if text.label_names is not None:
         found = {value for value in values if isinstance(value, str)}
         return tuple(sorted(found.difference(text.label_names)))
-    integers = [value for value in values if isinstance(value, int)]
-    return max(max(integers, default=0) + 1 - outputs, 0)
+    numbers = [int(value) for value in values if re.fullmatch(r"\d+", str(value))]
+    return max(max(numbers, default=0) + 1 - count, 0)
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
@@ -138,6 +148,16 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     if isinstance(labels, str) or not labels or len({*known, *labels}) < len(known) + len(labels):
         raise ConfigError(f"labels={labels!r}: expected one or more names that are not in {known}")
     return (*known, *labels)
+
+
+def _head(model: Model) -> Head:
+    head, likelihood = model.network.head, model.likelihood
+    if not isinstance(head, Head) or not isinstance(likelihood, Categorical):
+        raise LikelihoodError(
+            "grow: needs a Head and a Categorical likelihood, this model has "
+            f"{type(head).__name__} and {type(likelihood).__name__}"
+        )
+    return head
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:

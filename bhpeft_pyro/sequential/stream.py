@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError
 from ..fitting import fit
 from ..forecast import ClassForecast
 from ..guides import GuideLike, autoguide, prior_guide
+from ..guides.blocks import title
 from ..head import Head, OwnHead
 from ..inference.draws import seeded
 from ..inference.options import FitOptions
@@ -26,7 +27,7 @@ from ..posterior import Posterior
 from ..reading import TextOptions
 from ..stored import check_savable
 from .drift import assess, check_samples
-from .growth import unknown_labels
+from .growth import check_growing, unknown_labels
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
 from .replay import Replay
@@ -55,6 +56,7 @@ def stream(
     floor: float = 0.0,
     replay: Replay | None = None,
     grow: bool = False,
+    again: bool = False,
     samples: int = 32,
     progress: bool = True,
     **changes: Any,
@@ -76,7 +78,7 @@ def stream(
             batch, in their order, makes `Record.transfer` possible.
         unlabelled, columns, max_length, label_names, options: as for `fit`, single options by name
             too. A small first batch is a reason to give unlabelled texts.
-        keep, floor, replay, grow: as for `Posterior.update`.
+        keep, floor, replay, grow, again: as for `Posterior.update`.
         samples: draws of each prediction; twice as many before a round (`assess`).
         progress: show a bar.
 
@@ -84,9 +86,9 @@ def stream(
         The last posterior; `Record.of` it is the table of all rounds.
 
     Raises:
-        ConfigError: the folder holds other rounds than these.
+        ConfigError: the folder holds other rounds than these, or rounds of another guide.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
-        GuideError: a point guide, which can be no prior.
+        GuideError: a point guide, which can be no prior, or one that cannot `grow`.
         SaveError: the model cannot be saved, such as one with a likelihood of your own.
 
     >>> import tempfile
@@ -99,7 +101,10 @@ def stream(
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
     _check_tests(model, tests or {}, TextOptions(columns, max_length))
     with seeded(chosen.seed):
-        autoguide(guide, model).options()  # what cannot be saved would cost a round
+        made = autoguide(guide, model)
+    made.options()  # what cannot be saved would cost a round
+    if grow:
+        check_growing(model, made)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:
@@ -116,7 +121,14 @@ def stream(
             )
             first.as_prior()  # what can be no prior is refused before it is a round
             return first
-        return last.update(data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow)
+        if type(last.guide) is not type(made):
+            raise ConfigError(
+                f"guide: {folder} holds rounds of {title(last.guide)}, not {title(made)}; expected "
+                "the same guide, or another folder"
+            )
+        return last.update(
+            data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow, again=again
+        )
 
     return prequential(
         model, learn, batches, folder, tests=tests, grow=grow, samples=samples, progress=progress
@@ -160,6 +172,7 @@ def prequential(
     check_savable(model)
     if drift:
         check_samples(samples)
+    tests = {str(name): data for name, data in (tests or {}).items()}
     folder = Path(folder)
     history = History(folder / "rounds")
     history.clean()
@@ -171,6 +184,8 @@ def prequential(
         number = -1
         for number, (called, data) in enumerate(bar):
             name = str(called)  # dates and numbers too
+            if isinstance(data, Iterator):  # predicted, then learnt
+                data = list(data)
             if number < len(done):
                 assert posterior is not None
                 _check_same(posterior, number, name, data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError
@@ -40,6 +40,8 @@ def update(
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`."""
+    if isinstance(data, Iterator):  # for new labels it is read twice
+        data = list(data)
     if isinstance(posterior, MixturePosterior):
         return _update_each(
             posterior,
@@ -108,6 +110,8 @@ def _update_each(
     text, model = mixture.text, mixture.model
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    if not how["again"]:  # the components do not know what a split was made of
+        refuse_known(mixture, examples.fingerprint)
     every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
     components: list[Posterior] = []
     for each, own in every:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, biject_to, constraints, register_kl
 from torch.distributions.constraints import Constraint
 
-__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "leading"]
+__all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "exact", "leading"]
 
 _NO_DIMS = torch.Size()
 CHUNK = 2**18
@@ -139,7 +139,7 @@ class Covariance:
         divergences = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
         known = divergences.get(prior)
         if known is None:
-            with _exact(self.scale):
+            with exact(self.scale):
                 known = divergences[prior] = self._divergence(prior)
         return known
 
@@ -157,7 +157,7 @@ class Covariance:
         return 0.5 * (diagonal + trace) - self.ratio.log().sum() + prior.ratio.log().sum()
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
-        with _exact(vector):
+        with exact(vector):
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
 
 
@@ -207,7 +207,7 @@ class Constrained(TransformedDistribution):
         return Constrained(self.base_dist.expand(batch_shape), self._onto, False)
 
 
-def _exact(like: Tensor) -> torch.autocast:
+def exact(like: Tensor) -> torch.autocast:
     """No autocast: bfloat16 has too few digits to tell narrow directions from others."""
     return torch.autocast(like.device.type, enabled=False)
 

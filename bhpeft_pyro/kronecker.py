@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .distributions import Covariance
+from .distributions import Covariance, exact
 from .errors import PriorError
 
 __all__ = ["KroneckerCovariance", "between", "matrices"]
@@ -86,8 +86,9 @@ class KroneckerCovariance(Covariance):
         )
 
     def _along(self, vector: Tensor, change: Tensor) -> Tensor:
-        along = self.turned(vector) * change
-        return vector + _between(self.factors, along)
+        with exact(vector):
+            along = self.turned(vector) * change
+            return vector + _between(self.factors, along)
 
 
 def _between(factors: Sequence[tuple[Tensor, Tensor]], vector: Tensor) -> Tensor:

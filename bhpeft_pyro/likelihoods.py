@@ -52,8 +52,11 @@ class Likelihood(ABC):
         """The distribution of labels, of batch shape `(*P, B)`, from `(*P, B, outputs)`."""
 
     def labels(self, outputs: int) -> int | None:
-        """The number of classes when the head gives `outputs` numbers; None for ratings."""
-        return None
+        """The number of classes when the head gives `outputs` numbers; None if that is not known.
+
+        By default one output a class, if there are several.
+        """
+        return outputs if self.kind == "class" and outputs > 1 else None
 
     def checked(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
@@ -87,7 +90,7 @@ class Likelihood(ABC):
         """Observe the batch's labels, scaled to the whole data set (N / B), or sample some."""
         distribution = self.checked(outputs, weights, batch.choices)
         shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
-        size = shown if batch.size is None else batch.size
+        size = len(batch) if batch.size is None else batch.size
         subsample = torch.arange(shown, device=outputs.device)
         with pyro.plate("data", size, subsample=subsample, dim=-1):
             return pyro.sample("label", distribution, obs=batch.labels)

@@ -247,6 +247,10 @@ def one_scale(sites: Any) -> dict[str, Any]:
         ({"*": dist.Normal(torch.zeros(9), 1).to_event(1)}, "cannot be spread"),
         (Laplace, r"got the class Laplace, expected an instance of it: Laplace\(\.\.\.\)$"),
         ({"*": dist.Normal}, "got the class Normal, expected an instance"),
+        (
+            expanded(lambda s: dist.Normal(torch.zeros(s.shape).double(), 1).to_event(s.ndim)),
+            r"'head.weight' has dtype torch.float64, expected torch.float32",
+        ),
         (one_scale, r"fails at the site 'head.weight': .*leading dims \(\*P\).*docs/priors.md"),
     ],
 )
@@ -273,6 +277,8 @@ def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> N
 def test_networks() -> None:
     with pytest.raises(ConfigError, match="rank=17"):
         tiny_model(bh.presets.lora(rank=17))
+    with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of numbers"):
+        bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
         tiny_model((), 2, likelihood=OrderedLogistic(3))
     with pytest.raises(ConfigError, match="outputs must be at least 1, got 0"):

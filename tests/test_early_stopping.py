@@ -74,6 +74,29 @@ def test_draws_of_an_evaluation_are_as_asked_for_with_one_particle(
     assert asked == [expected] * 2
 
 
+def test_before_there_is_a_covariance_the_mean_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Draws would be the prior's, and their NLL fall off a cliff once one is measured."""
+    asked = []
+
+    def spied(model: Any, guide: Any, data: Any, samples: int, **how: Any) -> Any:
+        asked.append(samples)
+        return bh.inference.predict.predict(model, guide, data, samples, **how)
+
+    monkeypatch.setattr(optimise, "predict", spied)
+    rows = tiny_examples(8, seed=1)
+    options: dict[str, Any] = {"max_steps": 10, "eval_every": 2, "eval_samples": 5}
+    bh.fit(tiny_model(()), "lowrank", rows, validation=rows, progress=False, **options)
+    assert asked == [0, 0, 0, 5, 5]  # the first six steps are at the mean
+
+
+def test_a_fit_of_less_than_an_epoch_is_looked_at_once() -> None:
+    rows = tiny_examples(64)
+    posterior = bh.fit(tiny_model(()), "normal", rows, validation=rows, max_steps=2, progress=False)
+    assert ["validation_nll" in entry for entry in posterior.report.history] == [False, True]
+
+
 def test_without_patience_the_last_state_is_kept() -> None:
     data, bad = tiny_examples(32), turned(tiny_examples(32, seed=3))
     options: dict[str, Any] = {"max_steps": 20, "progress": False}

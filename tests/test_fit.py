@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +48,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 # What is trained
+
+
+def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
+    """Features of the frozen transformer say nothing of them; the prior's mean is a saddle."""
+    model = tiny_model(bh.presets.lora(), prior=dist.Normal(0.0, 0.3), aligned=False)
+    guide = NormalGuide(model)
+    before = guide.means()["lora.query.A"]
+    fit(model, guide, max_steps=1)
+    moved = guide.means()["lora.query.A"] - before
+    assert before.square().mean().sqrt() > 0.1  # a step moves it by a tenth towards the prior
+    assert moved.abs().max() < 0.2 * before.abs().max()
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -49,6 +49,9 @@ def test_an_unknown_name_lists_the_known() -> None:
 def test_an_unknown_option_names_guide_and_option() -> None:
     with pytest.raises(GuideError, match=r"normal.*does not take \{'rank': 3\}"):
         bh.autoguide("normal", tiny_model(()), rank=3)
+    for name, wrong in (("lowrank", {"rank": "8"}), ("iaf", {"hidden_dim": 64})):
+        with pytest.raises(GuideError, match=f"{name}.*does not take"):
+            bh.autoguide(name, tiny_model(()), **wrong)  # type: ignore[arg-type]
     with pytest.raises(GuideError, match=r"^autoguide: 'normal': .*scale=0\.0 must be positive"):
         bh.autoguide("normal", tiny_model(()), init_scale=0.0)
 
@@ -82,6 +85,16 @@ def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
     torch.testing.assert_close(scales["head.bias"], torch.full((2,), sd))
     narrow = NormalGuide(model, init_scale=0.01).scales()
     assert all(torch.allclose(scale, torch.tensor(0.01)) for scale in narrow.values())
+
+
+def test_a_positive_latent_starts_at_the_priors_sd_of_its_logarithm() -> None:
+    model = tiny_model((), prior=with_scales_named("tau.{}"))
+    scales = {latent.name: latent.scale.item() for latent in latents(model) if not latent.is_site}
+    assert scales == pytest.approx({"tau.head.weight": 0.5, "tau.head.bias": 0.5})
+    posterior = bh.fit(model, "normal", tiny_examples(), max_steps=30, progress=False)
+    before, after = posterior.guide.scales(), posterior.update(tiny_examples(seed=1), max_steps=1)
+    for latent in latents(after.model):  # the prior of the next round is this posterior
+        torch.testing.assert_close(latent.scale, before[latent.name])  # type: ignore[operator]
 
 
 def test_a_prior_without_sd_starts_at_the_units() -> None:
@@ -205,6 +218,19 @@ def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
     trace.log_prob_sum().backward()
     assert all(value.grad is not None for value in parameters.values())
     assert len(pyro.get_param_store()) == 0
+
+
+def test_function_guides_do_not_share_what_they_start_from() -> None:
+    """One fit would undo another, and all restarts end as the last."""
+    start = torch.zeros(2)
+
+    def guide(batch: bh.Batch | None) -> None:
+        pyro.sample("head.bias", dist.Normal(pyro.param("b", start), 0.1).to_event(1))
+
+    one, other = FunctionGuide(guide), FunctionGuide(guide)
+    with torch.no_grad():
+        next(one.parameters()).add_(5.0)
+    assert not next(other.parameters()).any() and not start.any()
 
 
 def test_a_function_guide_cannot_declare_parameters_for_data_alone() -> None:

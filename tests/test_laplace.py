@@ -98,6 +98,20 @@ def test_kronecker_is_dense_where_the_factorisation_is_exact() -> None:
     assert off[:48, :48].abs().max() > 1  # there are correlations to get wrong
 
 
+def test_narrow_directions_are_exact_in_bfloat16_too() -> None:
+    """Its eight bits do not tell them from others."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(1, size, size, generator=generator))[0] for size in (32, 16)
+    )
+    ratio = torch.where(torch.arange(512) % 8 == 0, 0.02, 1.0)
+    covariance = KroneckerCovariance(torch.ones(512), ratio, ((left, right),))
+    value = torch.randn(512, generator=generator)
+    expected = covariance.unroot(value)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(covariance.unroot(value), expected)
+
+
 def test_draws_along_kronecker_axes_copy_no_factor() -> None:
     """Broadcast matmuls copied every factor for every draw: 300 MB for 16 draws of BERT-base."""
     layers, wide, narrow, draws = 2, 16, 3, 8

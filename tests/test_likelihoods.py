@@ -13,7 +13,7 @@ from scipy import special, stats
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import LikelihoodError
+from bhpeft_pyro.errors import DataError, LikelihoodError
 from bhpeft_pyro.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -176,6 +176,16 @@ def test_a_head_of_another_width_is_an_error(
     message = f"{type(likelihood).__name__} needs a head with outputs={needed}, got {outputs}"
     with pytest.raises(LikelihoodError, match=message):
         bh.Model(network, None, likelihood)
+
+
+def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
+    class Own(Categorical):
+        def labels(self, outputs: int) -> int | None:
+            return Likelihood.labels(self, outputs)
+
+    model = tiny_model((), 2, likelihood=Own())
+    with pytest.raises(DataError, match="row 1: label 2; expected 0 to 1"):
+        bh.fit(model, "normal", {"text": ["w5", "w6"], "label": [0, 2]}, progress=False)
 
 
 def test_option_errors() -> None:

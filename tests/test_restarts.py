@@ -153,6 +153,13 @@ def test_a_guide_that_has_one_start_is_refused() -> None:
         MixtureGuide([])
 
 
+def test_a_mixture_is_no_guide_to_fit() -> None:
+    """Its draws choose a component, which has no gradient: weights would only follow the prior."""
+    posterior = fit(restarts=2, of=tiny_model(()))
+    with pytest.raises(GuideError, match="cannot be reparam"):
+        bh.fit(posterior.model, posterior.guide, FIRST, max_steps=2, progress=False)
+
+
 def test_a_restart_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit()
     left = iter(range(2))  # fits that are still to succeed

@@ -21,7 +21,7 @@ from bhpeft_pyro.diagnostics.passes import labels, run
 from bhpeft_pyro.diagnostics.sbc import _settled
 from bhpeft_pyro.diagnostics.uniformity import band, symmetric, uniform
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides import prior_guide
+from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.inference.passes import Block
@@ -165,6 +165,17 @@ def test_labels_and_likelihood_agree() -> None:
     known = run(model, [Block(weights)], feed).log_likelihood
     assert known is not None and data.labels is not None
     torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
+
+
+def test_draws_of_a_mixture_are_as_many_as_are_ranked() -> None:
+    """Each component has as many, so 99 draws of two are 100."""
+
+    def both(model: bh.Model, data: bh.Examples) -> MixtureGuide:
+        return MixtureGuide([FunctionGuide(guide_of(Exact.of(model, data))) for _ in range(2)])
+
+    found = sbc(regression_model(), both, TEXTS, sites="head.*", replications=40, draws=9)
+    assert found.draws == 10 and found.ranks.max() <= 10
+    plt.close(found.plot().figure)  # type: ignore[arg-type]
 
 
 def test_plot() -> None:

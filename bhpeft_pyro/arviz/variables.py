@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .. import change
 from ..peft.sites import Site
-from ..priors import JOINT
 from ..priors.gates import gated_layers
 
 if TYPE_CHECKING:
@@ -64,11 +63,7 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
     """
     model = posterior.model
     sites = {site.name: site for site in model.sites}
-    found = {
-        name: _variable(name, values, sites)
-        for name, values in draws.items()
-        if not name.startswith(JOINT)  # what holds several sites, which are there themselves
-    }
+    found = {name: _variable(name, values, sites) for name, values in draws.items()}
     network = model.network
     if network.kinds:
         weights = change.of_transformer(network, draws)

@@ -114,7 +114,8 @@ def sbc(
             f"texts: under the prior the labels of all {len(examples)} texts agree too often "
             f"({len(ranks)} usable data sets of {2 * replications}); give more texts"
         )
-    return Calibration(names, torch.stack(ranks), draws, false_alarm)
+    # Of a mixture as many draws are ranked from each component, which may be more.
+    return Calibration(names, torch.stack(ranks), len(found), false_alarm)
 
 
 def _check(

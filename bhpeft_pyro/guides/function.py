@@ -53,8 +53,12 @@ class FunctionGuide(nn.Module):
                 )
         self._constraints = state["constraints"]
         self._names = list(state["params"])
+        # Copies: the store holds the very tensor that a function starts a parameter from.
         self.parameters_ = nn.ParameterDict(
-            {key(name): nn.Parameter(value.detach()) for name, value in state["params"].items()}
+            {
+                key(name): nn.Parameter(value.detach().clone())
+                for name, value in state["params"].items()
+            }
         )
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:

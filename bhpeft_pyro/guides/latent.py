@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import LogNormal, TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
-from ..distributions import base_of
+from ..distributions import Constrained, base_of
 from ..errors import PriorError
 from ..model import Model
 from ..peft.sites import Site
@@ -162,13 +162,15 @@ def _center(fn: Any) -> Tensor:
     return draw
 
 
-def _prior_scale(fn: TorchDistribution, loc: Tensor, unit: Tensor) -> Tensor:
+def _prior_scale(fn: Any, loc: Tensor, unit: Tensor) -> Tensor:
     """The prior's sd where there is one on the unconstrained scale; the unit if not."""
-    scale = unit
-    if is_real(fn.support):
-        try:
-            sd = fn.stddev.to(loc)
-        except NotImplementedError:
-            return scale.clone()
-        scale = torch.where(sd.isfinite() & (sd > 0), sd.expand(loc.shape), scale)
-    return scale.clone()
+    base: Any = base_of(fn)
+    if isinstance(base, (Constrained, LogNormal)):  # a Normal of that scale, as every later prior
+        fn = base.base_dist
+    elif not is_real(fn.support):
+        return unit.clone()
+    try:
+        sd = fn.stddev.to(loc)
+    except NotImplementedError:
+        return unit.clone()
+    return torch.where(sd.isfinite() & (sd > 0), sd.expand(loc.shape), unit).clone()

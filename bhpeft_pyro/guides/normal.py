@@ -32,7 +32,8 @@ class NormalGuide(Guide):
     Args:
         model: the model whose latents it covers.
         init_scale: where every sd starts. By default at the prior's, and `fit` then starts at
-            the sds of a diagonal Laplace approximation; a converged fit does not depend on it.
+            a fitted head and the sds of a diagonal Laplace approximation. With an `init_scale` it
+            leaves all as it is, and scales of the prior that are open at their defaults.
         names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model

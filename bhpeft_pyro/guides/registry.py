@@ -75,14 +75,19 @@ def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **option
         raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
     known_as = name if isinstance(name, str) else name.__name__
     shapes = [tuple(latent.loc.shape) for latent in latents(model)]
-    if size := budget(known_as, sum(map(prod, shapes)), shapes, **options):
+    refused = f"autoguide: {name!r} does not take {options}"
+    try:
+        size = budget(known_as, sum(map(prod, shapes)), shapes, **options)
+    except (TypeError, ValueError) as error:
+        raise GuideError(f"{refused}: {error}") from error
+    if size:
         size.check(known_as, max_bytes)
     try:
         return make(model, **options)
     except GuideError as error:
         raise GuideError(f"autoguide: {name!r}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
+        raise GuideError(f"{refused}: {error}") from error
 
 
 def _blocks(

@@ -181,7 +181,7 @@ def _check_reparameterised(guide_trace: poutine.Trace) -> None:
     """Gradients go through draws: others would be wrong, and nothing else would tell."""
     nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
     for name, node in nodes.items():
-        if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
+        if not node["fn"].has_rsample:
             raise GuideError(
                 f"guide: a {type(base_of(node['fn'])).__name__} at {name!r} cannot be "
                 "reparameterised (has_rsample), so its draws have no gradient; expected a "

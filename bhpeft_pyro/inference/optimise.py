@@ -96,7 +96,7 @@ class _Run:
         self._whole = self._endless(1)
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
-        self.eval_every = options.eval_every or per_epoch
+        self.eval_every = options.eval_every or min(per_epoch, self.steps)
         self.elbo = ELBO(self.particles, options.temperature)
         # What the loss is of; predictions linearise by themselves, at less cost.
         self.fitted = model
@@ -314,7 +314,7 @@ class _Run:
 
     def _evaluate(self) -> float:
         assert self.validation is not None
-        samples = 0 if self.point else self.options.eval_samples
+        samples = self.options.eval_samples if self.elbo.noise and not self.point else 0
         forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
         return evaluate(forecast)["nll"]
 

@@ -148,23 +148,24 @@ def _stand_in(model: Model, guide: Guide) -> Guide:
 
 @contextmanager
 def _held(model: Model, guide: Guide) -> Iterator[None]:
-    """PEFT points stay. Frozen features say nothing of them, so their prior alone would move them:
+    """PEFT weights stay. Frozen features say nothing of them, so their prior alone would move them:
     to its mode, where that is zero a saddle of BA."""
     kinds = {kind.name for kind in model.network.kinds}
     held = [
-        block.loc[key(name)]
+        table[key(name)]
         for block in guide.blocks()
-        if isinstance(block, DeltaGuide)
+        if isinstance(block, (DeltaGuide, NormalGuide))
         for name in block.means()
         if name.split(".")[0] in kinds
+        for table in (block.loc, *([block.log_scale] if isinstance(block, NormalGuide) else []))
     ]
-    for point in held:
-        point.requires_grad_(False)
+    for weights in held:
+        weights.requires_grad_(False)
     try:
         yield
     finally:
-        for point in held:
-            point.requires_grad_(True)
+        for weights in held:
+            weights.requires_grad_(True)
 
 
 def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> Model:

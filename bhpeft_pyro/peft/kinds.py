@@ -39,6 +39,11 @@ class Kind(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        if isinstance(self.layers, int):
+            raise ConfigError(
+                f"{self.name}: layers={self.layers} must be a tuple of numbers, as in "
+                f"layers=({self.layers},), or None for all"
+            )
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
 

@@ -27,7 +27,8 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             that a value which is combined with a site along the wrong dim never goes unseen.
 
     Raises:
-        PriorError: it mixes draws up, or has parameters, which nothing would train.
+        PriorError: it mixes draws up, is not of the default dtype, or has parameters, which nothing
+            would train.
     """
     dims = {size for site in sites for size in site.shape}
     draws = next(number for number in count(2) if number not in dims)
@@ -40,7 +41,7 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
         pyro.plate("draws", draws, dim=-2) if vectorised else nullcontext(),
     ):
         try:
-            checked(prior, sites)
+            values = checked(prior, sites)
         except PriorError:
             raise
         except ValueError as error:  # Pyro's: of plates that collide, and the like
@@ -48,6 +49,12 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
                 f"prior: {str(error).splitlines()[0]}. Expected no plates: under several draws "
                 "their dims are those of the draws; declare dims as events with .to_event()"
             ) from error
+    for site in sites:
+        if (dtype := values[site.name].dtype) != torch.get_default_dtype():
+            raise PriorError(
+                f"prior: the site {site.name!r} has dtype {dtype}, expected "
+                f"{torch.get_default_dtype()}: numbers from NumPy need .float()"
+            )
     if names := [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]:
         raise PriorError(
             f"prior: {', '.join(map(repr, names))} would stay as they are, as a fit trains the "

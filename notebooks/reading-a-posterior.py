@@ -122,7 +122,8 @@ right.invert_yaxis()
 _ = right.set_xlabel(stats["site_kl"].attrs["long_name"])
 # %% [markdown]
 # The KL of a site is what the data taught about it: bars of nearly nothing are weights that are
-# still as the prior had them.
+# still as the prior had them (`weights` is all of them jointly). The first 60 % of the steps are
+# taken at the mean, without noise; then weights are drawn, and the loss is higher.
 #
 # ## Which layers change?
 #

@@ -17,7 +17,7 @@
 #
 # A model of film reviews meets tweets, and then tweets whose labels mean something else. Is that
 # still the same world? How much of what was learnt should be kept? And how does one get back after
-# a bad update? Everything comes from PyPI (`make demo` installs it).
+# a bad update? Everything comes from PyPI (`make notebooks` installs it).
 
 # %%
 import logging

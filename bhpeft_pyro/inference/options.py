@@ -39,7 +39,8 @@ class FitOptions:
         patience: with validation data, stop after so many evaluations without a lower NLL
             and go back to the best; None fits to the end and keeps the last. The first steps of a
             joint guide, which have no noise, do not count.
-        eval_every: steps between evaluations; None for once an epoch.
+        eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
+            fit.
         eval_samples: weight draws of an evaluation.
         max_skipped: give up after so many steps in a row without a finite loss.
         bf16: autocast to bfloat16.

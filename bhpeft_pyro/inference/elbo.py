@@ -107,7 +107,9 @@ class ELBO(TraceMeanField_ELBO):
                         f"guide: it samples {name!r}, which the model has not; mark what is "
                         "auxiliary with infer={'is_auxiliary': True}"
                     )
-                kl[name] = _log_prob(site)
+                kl[name] = value = _log_prob(site)
+                if value.requires_grad and not site["fn"].has_rsample:
+                    raise _no_gradient(name, site)  # noise that nothing is learnt about is fine
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
         self.parts = Parts(
@@ -181,12 +183,16 @@ def _check_reparameterised(guide_trace: poutine.Trace) -> None:
     """Gradients go through draws: others would be wrong, and nothing else would tell."""
     nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
     for name, node in nodes.items():
-        if not node["fn"].has_rsample:
-            raise GuideError(
-                f"guide: a {type(base_of(node['fn'])).__name__} at {name!r} cannot be "
-                "reparameterised (has_rsample), so its draws have no gradient; expected a "
-                "distribution with one, such as a Normal"
-            )
+        if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
+            raise _no_gradient(name, node)
+
+
+def _no_gradient(name: str, node: dict[str, Any]) -> GuideError:
+    return GuideError(
+        f"guide: a {type(base_of(node['fn'])).__name__} at {name!r} cannot be reparameterised "
+        "(has_rsample), so its draws have no gradient; expected a distribution with one, such as "
+        "a Normal"
+    )
 
 
 def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:

@@ -51,7 +51,7 @@ class FitOptions:
     Traceback (most recent call last):
         ...
     bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of particles=3: each weight \
-draw gets an equal share of the batch
+draw gets an equal share of the batch (a point needs but one: particles=1)
     """
 
     epochs: int = 15
@@ -104,7 +104,8 @@ draw gets an equal share of the batch
         if self.batch_size % self.particles:
             raise ConfigError(
                 f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
-                "each weight draw gets an equal share of the batch"
+                "each weight draw gets an equal share of the batch (a point needs but one: "
+                "particles=1)"
             )
 
     def _check(self, name: str, good: bool, expected: str) -> None:

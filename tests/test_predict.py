@@ -229,6 +229,12 @@ def test_dropout_cannot_be_on(kinds: Any) -> None:
         posterior.predict(TEXTS, samples=1)
 
 
+@pytest.mark.parametrize("samples", [-1, 1e2, "8"])
+def test_draws_are_a_whole_number(samples: Any) -> None:
+    with pytest.raises(ConfigError, match=r"samples=.* must be an integer of 0 or more"):
+        posterior_of().predict(TEXTS, samples=samples)
+
+
 def test_a_guide_function_forecasts_but_has_no_central_values() -> None:
     model = tiny_model((), prior=dist.Normal(0.0, 1.0))
 

@@ -53,7 +53,7 @@ def predict(
         linear: predict with the network linearised around the guide's central values, at once
             under all draws; by default where the guide was fitted so.
     """
-    if not isinstance(samples, int) or samples < 0:
+    if not hasattr(samples, "__index__") or samples < 0:
         raise ConfigError(f"samples={samples!r} must be an integer of 0 or more")
     if max_rows < 1:
         raise ConfigError(f"max_rows={max_rows} must be at least 1")

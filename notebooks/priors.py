@@ -143,10 +143,10 @@ for site in network.sites:
         print(f"{site.name:13}", "  ".join(f"{m:4.2f}" for m in factors.quantile(0.5, 0).tolist()))
 
 # %% [markdown]
-# The prior's median is 0.61, exp(-1/2), and not 1, so that the sd of a weight, its scale integrated
-# out, is the default's. After the fit the output sides (LoRA B, the adapter's up, the prefix's
-# values) have smaller factors than before, in all layers alike; the input sides have learnt nothing.
-# So no layer stands out: 200 sentences ask for a smaller change everywhere.
+# The prior's median is 0.61, exp(-1/2), and not 1, so that the sd of a weight, its scale
+# integrated out, is the default's. After the fit the output sides (LoRA B, the adapter's up, the
+# prefix's values) have smaller factors than before, in all layers alike; the input sides have learnt
+# nothing. So no layer stands out: 200 sentences ask for a smaller change everywhere.
 #
 # ## ARD: how much of LoRA's rank is used?
 #
@@ -177,8 +177,8 @@ for kind, layers in priors.gate_probabilities(gates).items():
 
 # %% [markdown]
 # Where a probability stays near the prior's, the sentences say nothing about it. This fit predicts
-# no better than chance, so its gates of 1.00 and 0.00 are accidents of the fit, and no evidence: believe
-# those of a fit whose held-out NLL is better than the default prior's. The next round may
+# no better than chance, so its gates of 1.00 and 0.00 are accidents of the fit, and no evidence:
+# believe those of a fit whose held-out NLL is better than the default prior's. The next round may
 # know more: scales and gates are latents like any other, and an update carries them on.
 
 # %%

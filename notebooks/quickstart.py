@@ -109,10 +109,10 @@ ax = plots.elbo_trace(posterior.report.history)
 # How to read them. Up to step 120 the mean moves without noise, and on the way the covariance is
 # measured for the first times (the jump of the KL at step 60); from then on weights are drawn, so
 # the loss is higher and noisier. Of a site's many thousand directions data narrow a few, so the
-# ratio of its sds, a mean over all of them, rounds to 1; the KL tells what was learnt. It is that of
-# the site alone, and sites are correlated, so these KLs do not add up to the whole. "Learnt nothing"
-# at the input sides (LoRA A, the adapter's down, the prefix's keys) is usual: they stay where they
-# were set, and the output sides learn.
+# ratio of its sds, a mean over all of them, rounds to 1; the KL tells what was learnt. It is that
+# of the site alone, and sites are correlated, so these KLs do not add up to the whole. "Learnt
+# nothing" at the input sides (LoRA A, the adapter's down, the prefix's keys) is usual: they stay
+# where they were set, and the output sides learn.
 #
 # ## The forecast
 #

@@ -145,8 +145,8 @@ for site in network.sites:
 # %% [markdown]
 # The prior's median is 0.61, exp(-1/2), and not 1, so that the sd of a weight, its scale
 # integrated out, is the default's. After the fit the output sides (LoRA B, the adapter's up, the
-# prefix's values) have smaller factors than before, in all layers alike; the input sides have learnt
-# nothing. So no layer stands out: 200 sentences ask for a smaller change everywhere.
+# prefix's values) have smaller factors than before, in all layers alike; the input sides have
+# learnt nothing. So no layer stands out: 200 sentences ask for a smaller change everywhere.
 #
 # ## ARD: how much of LoRA's rank is used?
 #

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import distributions
+from bhpeft_pyro import distributions, kronecker
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.guides.joint import JointGuide
@@ -171,7 +171,8 @@ def test_an_earlier_posterior_moves_with_the_model_whose_prior_it_is(
     assert_same(*again)
     assert model.to("cpu").prior is prior
     # Nothing can be read on the meta device, and it has no autocast.
-    monkeypatch.setattr(distributions, "_exact", lambda _: nullcontext())
+    for module in (distributions, kronecker):
+        monkeypatch.setattr(module, "exact", lambda _: nullcontext())
     with pyro.validation_enabled(False):
         values = model.to("meta").prior(model.sites)
         assert {value.device.type for value in values.values()} == {"meta"}

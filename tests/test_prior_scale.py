@@ -107,7 +107,11 @@ def test_a_step_moves_the_prior_and_not_the_weights() -> None:
     before, gain = state(), scale.coordinates.gain
     scale.step()
     assert scale.coordinates.gain != pytest.approx(gain, rel=0.5)
-    torch.testing.assert_close(state(), before, rtol=1e-3, atol=1e-4)
+    after = state()
+    torch.testing.assert_close(after[0], before[0], rtol=1e-3, atol=1e-4)
+    # Single precision: of entries that cancel, what is left is rounding of the largest.
+    atol = 1e-5 * before[1].abs().max().item()
+    torch.testing.assert_close(after[1], before[1], rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("kinds", [(LoRA(rank=2),), (Prefix(3),), (Prefix(3, encoder=2),)])

@@ -49,17 +49,23 @@ def test_a_joint_guide_has_no_maximum_likelihood() -> None:
             bh.fit(tiny_model(), guide, tiny_examples(8), temperature=0.0, progress=False)
 
 
-@pytest.mark.parametrize(("guide", "expected"), [("normal", 5), ("delta", 0)])
-def test_draws_of_an_evaluation_are_as_asked_for_with_one_particle(
-    guide: str, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The draws that each evaluation of a fit asks for."""
+    asked: list[int] = []
 
     def spied(model: Any, guide: Any, data: Any, samples: int, **how: Any) -> Any:
         asked.append(samples)
         return bh.inference.predict.predict(model, guide, data, samples, **how)
 
     monkeypatch.setattr(optimise, "predict", spied)
+    return asked
+
+
+@pytest.mark.parametrize(("guide", "expected"), [("normal", 5), ("delta", 0)])
+def test_draws_of_an_evaluation_are_as_asked_for_with_one_particle(
+    guide: str, expected: int, asked: list[int]
+) -> None:
     bh.fit(
         tiny_model(()),
         guide,
@@ -74,17 +80,8 @@ def test_draws_of_an_evaluation_are_as_asked_for_with_one_particle(
     assert asked == [expected] * 2
 
 
-def test_before_there_is_a_covariance_the_mean_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_before_there_is_a_covariance_the_mean_is_looked_at(asked: list[int]) -> None:
     """Draws would be the prior's, and their NLL fall off a cliff once one is measured."""
-    asked = []
-
-    def spied(model: Any, guide: Any, data: Any, samples: int, **how: Any) -> Any:
-        asked.append(samples)
-        return bh.inference.predict.predict(model, guide, data, samples, **how)
-
-    monkeypatch.setattr(optimise, "predict", spied)
     rows = tiny_examples(8, seed=1)
     options: dict[str, Any] = {"max_steps": 10, "eval_every": 2, "eval_samples": 5}
     bh.fit(tiny_model(()), "lowrank", rows, validation=rows, progress=False, **options)

@@ -257,9 +257,14 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     budget = replace(TINY, seeds=1, search=1, steps=2)
     made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
     outcome = made.run("classes", 24, "LoRA", inference, 0)
-    draws = {"deterministic": 1, "ensemble": TINY.members}.get(inference, TINY.samples)
+    draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}.get(inference, TINY.samples)
     assert outcome.forecasts["test"].draws == draws
-    temperature = {"Bayesian": 1.0, "Bayesian (temperature 0.1)": 0.1}
+    temperature = {
+        "deterministic": 0.0,
+        "MAP": 1.0,
+        "Bayesian": 1.0,
+        "Bayesian (temperature 0.1)": 0.1,
+    }
     if inference in temperature:
         assert outcome.facts["temperature"] == temperature[inference]
 

@@ -45,7 +45,13 @@ _POINTS = tuple(
 )
 _RIVALS = tuple(
     f"hybrid, {inference}"
-    for inference in ("deterministic + scaling", "MC dropout", "ensemble", "last-layer Laplace")
+    for inference in (
+        "deterministic + scaling",
+        "MC dropout",
+        "ensemble",
+        "last-layer Laplace",
+        "MAP",
+    )
 )
 _BAYESIAN = tuple(
     f"hybrid, Bayesian{variant}"

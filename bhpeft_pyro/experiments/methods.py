@@ -84,6 +84,15 @@ def deterministic(job: Job) -> Fitted:
     return _searched(job, _ADAM, 0, run)
 
 
+def map_estimate(job: Job) -> Fitted:
+    """The prior and the coordinates of the Bayesian fits, and a point in place of a posterior."""
+
+    def run(**setting: Any) -> Posterior:
+        return job.fit(job.model(point=False), "delta", **setting)
+
+    return _searched(job, _ADAM, 0, run)
+
+
 def mc_dropout(job: Job) -> Fitted:
     """Monte Carlo dropout (Gal and Ghahramani 2016), masks kept on to predict."""
 
@@ -167,6 +176,7 @@ INFERENCE: dict[str, Inference] = {
     "MC dropout": mc_dropout,
     "ensemble": ensemble,
     "last-layer Laplace": laplace,
+    "MAP": map_estimate,
     "Bayesian": bayesian(GUIDES["Bayesian"], settings=_JOINT),
     "Bayesian (mean-field)": bayesian(GUIDES["Bayesian (mean-field)"]),
     "Bayesian (down only)": bayesian(GUIDES["Bayesian (down only)"]),

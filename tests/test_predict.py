@@ -15,7 +15,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.likelihoods import (
     Categorical,
@@ -302,6 +302,32 @@ def test_without_random_weights_all_draws_are_one() -> None:
         )
     assert forecast.draws == 1
     torch.testing.assert_close(forecast.probabilities, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["delta", "AutoDelta", "restarts"])
+def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(bh.presets.bh_peft(), 3)
+    guide = bh.autoguide("delta" if name == "restarts" else name, model)
+    with pyro.get_param_store().scope():
+        guide(None)  # Pyro's makes its parameters when it is first called
+    for value in guide.parameters():
+        value.data += 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    points = 1
+    if name == "restarts":
+        guide, points = MixtureGuide([guide, bh.autoguide("delta", model)]), 2
+    ran: list[int] = []
+    original = bh.RandomPEFT.forward
+
+    def forward(network: bh.RandomPEFT, weights: dict[str, Tensor], batch: bh.Batch) -> Tensor:
+        ran.append(max(map(len, weights.values())))
+        return original(network, weights, batch)
+
+    posterior = bh.Posterior(model, guide, ())
+    expected = brute_force(posterior, TEXTS, posterior.sample(6), "probs")
+    monkeypatch.setattr(bh.RandomPEFT, "forward", forward)
+    forecast = posterior.predict(TEXTS, 6, keep_samples=True)
+    assert ran == [1] * points and forecast.draws == 6
+    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
 
 
 def tiny_examples_of(tokenizer: Any) -> bh.Examples:

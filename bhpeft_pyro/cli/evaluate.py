@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import options
 from .quality import show
-from .runs import draws, open_run, rows_for
+from .runs import open_run, rows_for
 from .screen import print_json
 
 __all__ = ["EXAMPLES", "evaluate"]
@@ -19,7 +19,7 @@ def evaluate(
     run: options.Run,
     data: options.Data,
     config: options.Config = None,
-    samples: options.Samples = None,
+    samples: options.Samples = 32,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -28,7 +28,7 @@ def evaluate(
     """Accuracy, NLL, calibration and more on labelled data."""
     posterior = open_run(run, backbone, device)
     rows = rows_for(posterior, data, labelled=True)
-    scores = posterior.evaluate(rows, draws(posterior, samples), seed=draw_seed)
+    scores = posterior.evaluate(rows, samples, seed=draw_seed)
     if as_json:
         print_json({"examples": len(rows), **scores})
     else:

@@ -38,7 +38,7 @@ def fit(
         int, typer.Option(help="Independent fits, which predict together as a mixture.")
     ] = 1,
     validation: options.Validation = "10%",
-    samples: options.Samples = None,
+    samples: options.Samples = 32,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,

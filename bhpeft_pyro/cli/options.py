@@ -111,12 +111,8 @@ Device = Annotated[
     typer.Option(help="Where to run; auto takes a GPU if there is one."),
 ]
 Samples = Annotated[
-    int | None,
-    typer.Option(
-        help="Weight draws of a prediction; 0 is one pass at the posterior mean.",
-        min=0,
-        show_default="32; 0 for point guides",
-    ),
+    int,
+    typer.Option(help="Weight draws of a prediction; 0 is one pass at the posterior mean.", min=0),
 ]
 DrawSeed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws.")]
 Validation = Annotated[

@@ -16,7 +16,7 @@ from ..files import write
 from ..forecast import ClassForecast, RatingForecast
 from ..inference.predict import AnyForecast
 from . import options
-from .runs import draws, open_run, rows_for
+from .runs import open_run, rows_for
 from .screen import say, table
 
 __all__ = ["EXAMPLES", "predict", "predictions"]
@@ -51,7 +51,7 @@ def predict(
         ),
     ] = None,
     show: Annotated[int, typer.Option(help="Rows of the table on the screen.", min=0)] = 5,
-    samples: options.Samples = None,
+    samples: options.Samples = 32,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -82,9 +82,8 @@ def predict(
     if by not in kind.measures:
         raise ConfigError(f"--by: unknown {by!r}; expected one of {', '.join(kind.measures)}")
     rows = rows_for(posterior, data, labelled=False)
-    count = draws(posterior, samples)
     examples = posterior.text.encode_texts(posterior.model, rows)
-    forecast = posterior.predict(examples, count, seed=draw_seed)
+    forecast = posterior.predict(examples, samples, seed=draw_seed)
     flagged = forecast.flag(share, by).tolist()
     found = predictions(forecast, flagged)
     write(out, _encoded(rows, found, out.suffix))

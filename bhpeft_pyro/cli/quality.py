@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..data import Examples
 from ..posterior import Posterior
-from .runs import draws
 from .screen import print_json, table
 
 __all__ = ["WORDS", "conclude", "show"]
@@ -40,7 +39,7 @@ def conclude(
     posterior: Posterior,
     out: Path,
     held_out: Examples | None,
-    samples: int | None,
+    samples: int,
     as_json: bool,
     before: Posterior | None = None,
 ) -> None:
@@ -52,9 +51,7 @@ def conclude(
     columns["after" if before else "held out"] = posterior
     scores = {}
     if held_out is not None:
-        scores = {
-            name: each.evaluate(held_out, draws(each, samples)) for name, each in columns.items()
-        }
+        scores = {name: each.evaluate(held_out, samples) for name, each in columns.items()}
         *_, own = scores.values()
         posterior.report.metrics |= {f"held_out/{name}": value for name, value in own.items()}
         posterior.save(out, overwrite=True)

@@ -23,7 +23,7 @@ from ..posterior import Posterior
 from . import figures, options
 from .predict import predictions
 from .quality import WORDS
-from .runs import draws, open_run, rows_for
+from .runs import open_run, rows_for
 from .screen import say
 
 __all__ = ["EXAMPLES", "report"]
@@ -46,7 +46,7 @@ def report(
     out: Annotated[
         Path, typer.Option(help="A .html file, self-contained, or a .md file with plots beside it.")
     ] = Path("report.html"),
-    samples: options.Samples = None,
+    samples: options.Samples = 32,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -139,11 +139,10 @@ def _round(number: int, fitted: FitReport) -> dict[str, Any]:
     }
 
 
-def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:
+def _test(posterior: Posterior, data: str, samples: int, seed: int) -> dict[str, Any]:
     rows = rows_for(posterior, data, labelled=True)
-    count = draws(posterior, samples)
     examples = posterior.text.encode(posterior.model, rows, labelled=True)
-    forecast = posterior.predict(examples, count, seed=seed)
+    forecast = posterior.predict(examples, samples, seed=seed)
     found = predictions(forecast, [])
     names = list(found)[:-1]
     labels = rows[posterior.text.columns.target(posterior.model.likelihood.kind)][:]
@@ -151,7 +150,7 @@ def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> di
     return {
         "data": data,
         "rows": len(rows),
-        "draws": count,
+        "draws": samples,
         "metrics": [
             (name, value, WORDS.get(name, "")) for name, value in evaluate(forecast).items()
         ],

@@ -14,8 +14,6 @@ from .. import files, saving
 from ..data import Examples
 from ..data.sources import load
 from ..errors import ConfigError, DataError
-from ..guides import DeltaGuide, MixtureGuide
-from ..guides.guide import blocks_of
 from ..posterior import Posterior
 from ..sequential import History
 from .backbone import load_backbone
@@ -23,7 +21,6 @@ from .options import fraction
 
 __all__ = [
     "check_out",
-    "draws",
     "hold_out",
     "naming",
     "open_run",
@@ -124,13 +121,3 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
         folder = history.folders[leaves[0]] if leaves else history.folder
     model, tokenizer = load_backbone(backbone or saving.backbone_name(folder), device)
     return Posterior.load(folder, model, tokenizer=tokenizer)
-
-
-def draws(posterior: Posterior, samples: int | None) -> int:
-    """Weight draws of a prediction, unless told: all draws of a point guide are the same."""
-    if samples is not None:
-        return samples
-    guide = posterior.guide
-    guides = guide.components if isinstance(guide, MixtureGuide) else [guide]
-    point = all(isinstance(block, DeltaGuide) for each in guides for block in blocks_of(each))
-    return 0 if point else 32

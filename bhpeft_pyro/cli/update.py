@@ -43,7 +43,7 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
-    samples: options.Samples = None,
+    samples: options.Samples = 32,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,

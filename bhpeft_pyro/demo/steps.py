@@ -124,9 +124,7 @@ def _early_stopped(
 
 
 def forecast(posterior: Posterior, data: Any, settings: Settings) -> ClassForecast:
-    """One pass for point estimates, `settings.samples` weight draws for posteriors."""
-    point = posterior.report.temperature == 0
-    result = posterior.predict(data, 0 if point else settings.samples, seed=settings.seed)
+    result = posterior.predict(data, settings.samples, seed=settings.seed)
     assert isinstance(result, ClassForecast)
     return result
 

@@ -78,14 +78,13 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
         folder: of the rounds; what was killed goes on after the last one there.
         samples: draws of a prediction, where the arm has a posterior.
     """
-    draws = 0 if arm.point else samples
     last = prequential(
         setup.model(arm.point),
         arm.learner(setup),
         data.batches,
         folder,
         tests=data.tests,
-        samples=draws,
+        samples=samples,
         drift=False,
         progress=False,
     )

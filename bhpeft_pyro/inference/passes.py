@@ -132,7 +132,11 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
             yield from linear_predictives(model, first.at, blocks)
             continue
         for block in blocks:
-            count = max(map(len, block.values()), default=1)  # without weights, all draws are one
+            count = max(map(len, block.values()), default=1)
+            if not any(value.stride(0) for value in block.values()):
+                # Draws of a point, or of no weights, are one and the same.
+                yield count, partial(model.predictive, {k: v[:1] for k, v in block.items()})
+                continue
             for start in range(0, count, together):
                 weights = {name: value[start : start + together] for name, value in block.items()}
                 yield min(together, count - start), partial(model.predictive, weights)

@@ -83,6 +83,8 @@ def scale(log_probabilities: Tensor, temperature: float) -> Tensor:
 def tempered(forecast: ClassForecast, validation: ClassForecast) -> tuple[ClassForecast, float]:
     """A forecast at the temperature that suits a labelled validation forecast, and that number.
 
+    It is of the draws' mean, so that all of its uncertainty is aleatoric.
+
     >>> sure = ClassForecast.from_draws(torch.tensor([[[0.98, 0.02]] * 4]), labels=[0, 0, 0, 1])
     >>> round(tempered(sure, sure)[0].confidence[0].item(), 2)  # right 3 times of 4
     0.75

@@ -207,6 +207,13 @@ class Constrained(TransformedDistribution):
         return Constrained(self.base_dist.expand(batch_shape), self._onto, False)
 
 
+# A mixture whose components have one support, as a spike and a slab, has it too. Torch knows none.
+biject_to.register(
+    constraints.MixtureSameFamilyConstraint,
+    lambda constraint: biject_to(constraint.base_constraint),
+)
+
+
 def exact(like: Tensor) -> torch.autocast:
     """No autocast: bfloat16 has too few digits to tell narrow directions from others."""
     return torch.autocast(like.device.type, enabled=False)

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise SaveError(f"path: no saved posterior in {index.parent}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise SaveError(f"path: {index} is cut off or no saved posterior: {error}") from error
-    if digest != _digest(content):
+    if digest != digest_of(content):
         raise SaveError(f"path: {index} was altered: its checksum does not match")
     if (found := content.get("format")) != FORMAT:
         raise SaveError(f"path: {index} has format {found}, expected {FORMAT}")
@@ -119,7 +120,7 @@ def _reports(folder: Path, content: dict[str, Any]) -> list[FitReport]:
 def index_of(content: dict[str, Any]) -> bytes:
     """An index that holds plain data."""
     content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
-    return json.dumps({"sha256": _digest(content), "content": content}, indent=1).encode()
+    return json.dumps({"sha256": digest_of(content), "content": content}, indent=1).encode()
 
 
 def write(path: Path, data: bytes) -> None:
@@ -143,5 +144,6 @@ def write(path: Path, data: bytes) -> None:
             os.close(folder)
 
 
-def _digest(content: dict[str, Any]) -> str:
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Of plain data, whatever the order of its names."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

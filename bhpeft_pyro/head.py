@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .peft.sites import Site
+from .plain import make_plain
 
 __all__ = ["Head", "OwnHead", "Pooling"]
 
@@ -31,7 +32,7 @@ class Head:
         outputs: numbers per example (per choice, for multiple choice): classes for
             `Categorical`, 1 for `Normal`, `OrderedLogistic` and `MultipleChoice`, 2 for
             `HeteroscedasticNormal`.
-        pooling: "mean" over the valid tokens, the "first" token (CLS), or the "last" valid one;
+        pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
             "auto" takes "last" for decoders and "mean" otherwise.
         principal: turn the features to principal axes; without, the head sees them as they are.
 
@@ -44,8 +45,9 @@ class Head:
     principal: bool = True
 
     def __post_init__(self) -> None:
-        if self.outputs < 1:
-            raise ConfigError(f"Head: outputs must be at least 1, got {self.outputs}")
+        make_plain(self)
+        if not isinstance(self.outputs, int) or self.outputs < 1:
+            raise ConfigError(f"Head: outputs={self.outputs!r} must be a whole number, 1 or more")
         if self.pooling not in ("auto", "mean", "first", "last"):
             raise ConfigError(
                 f"Head: pooling={self.pooling!r} is not one of 'auto', 'mean', 'first', 'last'"
@@ -77,11 +79,10 @@ class Head:
         if pooling == "auto":
             pooling = "last" if causal else "mean"
         hidden = hidden.float()
-        if pooling == "first":
-            pooled = hidden[:, 0]
+        if pooling == "first":  # where texts are padded on the left, not at 0
+            pooled = _at(hidden, mask.long().argmax(1))
         elif pooling == "last":
-            last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-            pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+            pooled = _at(hidden, _last(mask))
         else:
             weight = mask.to(hidden.dtype).unsqueeze(-1)
             pooled = (hidden * weight).sum(1) / weight.sum(1)
@@ -109,6 +110,12 @@ class OwnHead:
 
     label_ids: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.label_ids is not None and min(self.label_ids, default=-1) < 0:
+            raise ConfigError(
+                f"OwnHead: label_ids={self.label_ids} must be vocabulary ids, one a label"
+            )
+
     def sites(self, width: int) -> tuple[Site, ...]:
         """None: a model's own head stays frozen."""
         return ()
@@ -134,9 +141,17 @@ class OwnHead:
                 "OwnHead: a language model needs label_ids, one vocabulary id per label"
             )
         if max(self.label_ids) >= logits.shape[-1]:
-            raise DataError(
+            raise ConfigError(
                 f"OwnHead: label_ids={self.label_ids} exceed the vocabulary of {logits.shape[-1]}"
             )
-        last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-        rows = torch.arange(len(logits), device=logits.device)
-        return logits[rows, last][:, list(self.label_ids)].float()
+        return _at(logits, _last(mask))[:, list(self.label_ids)].float()
+
+
+def _last(mask: Tensor) -> Tensor:
+    """The place of each row's last valid token."""
+    return mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+
+
+def _at(states: Tensor, places: Tensor) -> Tensor:
+    """One of the T states (R, T, D) for each row."""
+    return states[torch.arange(len(states), device=states.device), places]

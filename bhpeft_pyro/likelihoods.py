@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .batch import Batch
+from .data.columns import Kind
 from .errors import LikelihoodError
 from .peft.sites import Site
 
@@ -30,8 +30,6 @@ __all__ = [
     "Normal",
     "OrderedLogistic",
 ]
-
-Kind = Literal["class", "rating", "choice"]
 
 
 class Likelihood(ABC):
@@ -84,6 +82,12 @@ class Likelihood(ABC):
                 f"{tuple(distribution.batch_shape)}, expected (*P, B) = {tuple(expected)} for "
                 f"outputs of shape {tuple(outputs.shape)}; did you take outputs[..., 0]?"
             )
+        if self.kind != "rating" and not isinstance(distribution, torch.distributions.Categorical):
+            raise LikelihoodError(
+                f"{type(self).__name__}: its distribution is {type(distribution).__name__}; "
+                f"expected dist.Categorical over the classes or choices, which kind={self.kind!r} "
+                "has (of two classes too: with Head(2))"
+            )
         return distribution
 
     def __call__(self, outputs: Tensor, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
@@ -119,14 +123,15 @@ class Categorical(Likelihood):
 class OrderedLogistic(Likelihood):
     """Ordered classes such as stars: one output against `levels` - 1 learnt cutpoints.
 
-    The cutpoints are kept in order by learning the first and the logarithms of the steps
-    (McCullagh 1980, the proportional-odds model).
+    The cutpoints (McCullagh 1980, the proportional-odds model) are kept in order by learning their
+    centre and the logarithms of the steps between them: a prior of either around 0 favours neither
+    end of the levels.
 
     Args:
         levels: the number of classes.
 
     >>> likelihood = OrderedLogistic(3)
-    >>> weights = {"cutpoints": torch.tensor([-1.0, 0.6931472])}
+    >>> weights = {"cutpoints": torch.tensor([0.0, 0.6931472])}
     >>> likelihood.cutpoints(weights).round(decimals=4).tolist()
     [-1.0, 1.0]
     """
@@ -142,12 +147,12 @@ class OrderedLogistic(Likelihood):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        count = self.levels - 1
+        shape = (self.levels - 1,)
         # Equal shares for an output of 0 would need logit-spaced cutpoints; unit steps centred
         # on 0 are near enough to start from.
-        start = torch.zeros(count)
-        start[0] = -(count - 1) / 2
-        return (Site("cutpoints", (count,), ("label",), unit=torch.ones(1), init=start.clone),)
+        return (
+            Site("cutpoints", shape, ("label",), torch.ones(1), init=lambda: torch.zeros(shape)),
+        )
 
     def labels(self, outputs: int) -> int | None:
         return self.levels
@@ -155,7 +160,8 @@ class OrderedLogistic(Likelihood):
     def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
         """`(*P, levels - 1)`, increasing."""
         raw = weights["cutpoints"]
-        return torch.cat([raw[..., :1], raw[..., 1:].exp()], -1).cumsum(-1)
+        places = functional.pad(raw[..., 1:].exp().cumsum(-1), (1, 0))
+        return raw[..., :1] + places - places.mean(-1, keepdim=True)
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None

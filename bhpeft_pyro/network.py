@@ -80,6 +80,11 @@ class RandomPEFT(PyroModule):
         # In a tuple, so that the backbone's parameters are not parameters of this module:
         # they are not trained, saved, or put in a param store.
         self._frozen = (backbone,)
+        if isinstance(head, OwnHead) and head.label_ids is not None and not self.causal:
+            raise ConfigError(
+                f"head: OwnHead(label_ids=...) reads what follows a text, which "
+                f"{type(backbone).__name__} does not predict; expected a decoder"
+            )
         self.attachment = Attachment(backbone, self.kinds)
         self.coordinates = Coordinates(self.attachment.sites) if aligned else None
         self.sites: tuple[Site, ...] = (
@@ -219,6 +224,14 @@ class RandomPEFT(PyroModule):
         """
         device = self.device
         for site in self.sites:
+            if site.name not in weights:
+                raise ConfigError(f"weights: there is no {site.name!r}; expected every site")
+            given = tuple(weights[site.name].shape)
+            if given[max(0, len(given) - site.ndim) :] != site.shape:
+                expected = ", ".join(map(str, ("*P", *site.shape)))
+                raise ConfigError(
+                    f"weights[{site.name!r}] have shape {given}, expected ({expected})"
+                )
             if (found := weights[site.name].device) != device:
                 raise ConfigError(
                     f"weights[{site.name!r}] are on {found}, the network is on {device}; "
@@ -231,9 +244,9 @@ class RandomPEFT(PyroModule):
         try:
             shape = tuple(torch.broadcast_shapes(*particles.values()))
         except RuntimeError as error:
-            given = ", ".join(f"{name} {dims}" for name, dims in particles.items())
+            there = ", ".join(f"{name} {dims}" for name, dims in particles.items())
             raise ConfigError(
-                f"weights: the sites' particle dims do not go together: {given}"
+                f"weights: the sites' particle dims do not go together: {there}"
             ) from error
         if not shape and shares > 1:
             shape = (shares,)
@@ -252,6 +265,12 @@ class RandomPEFT(PyroModule):
         if not batch.inputs:
             raise DataError("batch: it has neither inputs nor features")
         first = next(iter(batch.inputs.values()))
+        for name, value in batch.inputs.items():
+            if value.shape != first.shape:
+                raise DataError(
+                    f"batch: {name} has shape {tuple(value.shape)}, expected that of the others, "
+                    f"{tuple(first.shape)}: a number for each token"
+                )
         lead = tuple(first.shape[:-1])
         if batch.particles == 1 and particles > 1:
             inputs = {
@@ -262,9 +281,17 @@ class RandomPEFT(PyroModule):
         inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.inputs.items()}
         return inputs, (particles, lead[0] // particles, *lead[1:])
 
-    def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`)."""
-        return {name: value for name, value in inputs.items() if name in self._arguments}
+    def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`).
+
+        A decoder counts positions from a text's first token, wherever its padding is, and keeps no
+        keys and values to go on from.
+        """
+        own: dict[str, Any] = {}
+        if self.causal:
+            own["position_ids"] = (_mask(inputs).long().cumsum(-1) - 1).clamp_min(0)
+            own["use_cache"] = False
+        return {k: v for k, v in {**own, **inputs}.items() if k in self._arguments}
 
     @cached_property
     def _arguments(self) -> Set[str]:

@@ -25,7 +25,7 @@ from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.dropout import dropout
 from bhpeft_pyro.experiments.laplace import LastLayer
 from bhpeft_pyro.experiments.methods import method, mixture
-from bhpeft_pyro.experiments.significance import holm, permutation_p
+from bhpeft_pyro.experiments.significance import fits_p, holm, permutation_p
 from bhpeft_pyro.experiments.tables import Cell, Row, Table
 from bhpeft_pyro.experiments.tasks import Shift, Task, split
 from bhpeft_pyro.guides import FunctionGuide
@@ -75,6 +75,11 @@ def test_shifts_and_classes_left_out(folder: Path) -> None:
     assert parts.tests["unseen"].column_names == ["text"]  # its labels are none of the task's
     assert all(text.startswith("w7 ") for text in parts.tests["unseen"]["text"])
     assert set(parts.tests["known"]["label"]) == {1}
+    learnt = {*parts.train["text"], *parts.validation["text"]}
+    assert not learnt & {*parts.tests["known"]["text"]}
+    other = split(folder, task, 8, 8, 7, seed=0)  # a row less, of the tests
+    assert len({parts.digest, other.digest, split(folder, task, 8, 8, 8, seed=1).digest}) == 3
+    assert split(folder, task, 8, 8, 8, seed=0).digest == parts.digest
 
 
 def test_shuffled_labels_are_those_of_other_rows(folder: Path) -> None:
@@ -230,6 +235,22 @@ def test_the_permutation_tests_false_alarms_are_as_rare_as_it_says() -> None:
     alarms = sum(permutation_p(a, b) <= 0.05 for a, b in zip(ours, theirs, strict=True))
     assert 5 <= alarms <= 37  # within four sds
     assert permutation_p(ours[0] + 1, ours[0] * 0) < 0.01
+
+
+def test_a_test_over_fits_has_few_false_alarms_where_one_over_texts_has_many() -> None:
+    """Two methods that are the same, whose fits are better or worse by chance, as a whole."""
+    generator = torch.Generator().manual_seed(2)
+    alarms = {"texts": 0, "fits": 0}
+    for _ in range(200):
+        luck = torch.randn(2, 5, 1, generator=generator)
+        ours, theirs = luck + torch.randn(2, 5, 100, generator=generator)
+        alarms["texts"] += stats.ttest_rel(ours.flatten(), theirs.flatten()).pvalue < 0.05
+        means = ([value.mean().item() for value in of] for of in (ours, theirs))
+        alarms["fits"] += fits_p(*means) < 0.05
+    assert alarms["fits"] <= 22  # 10 and four sds
+    assert alarms["texts"] > 100  # why there are both
+    with pytest.raises(DataError, match="1 and 2 fits: expected as many, and 2 at least"):
+        fits_p([0.1], [0.1, 0.2])
 
 
 def test_holm_is_the_closed_testing_procedure_with_bonferroni() -> None:

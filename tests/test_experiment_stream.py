@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -125,9 +126,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def texts(words: int, number: int) -> Iterator[str]:
         return (f"w{5 + i % words} w{10 + number} w{20 + i // 30} w{i % 30}" for i in range(90))
 
-    for number, part in enumerate(("train", "dev")):
-        stars = ({"text": t, "stars": (0, 4, 2)[i % 3]} for i, t in enumerate(texts(3, number)))
-        write(f"sentiment-sst-{part}", stars)
+    train, dev = (
+        [{"text": t, "stars": (0, 4, 2)[i % 3]} for i, t in enumerate(texts(3, number))]
+        for number in range(2)
+    )
+    write("sentiment-sst-train", iter(train + dev))  # as it is in the treebank
+    write("sentiment-sst-dev", iter(dev))
     for number, domain in enumerate(protocols.DOMAINS):
         rated = (
             {"text": t, "rating": (-3.0, 2.5, 0.2)[i % 3]}
@@ -156,7 +160,8 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     texts = [text for batch in rounds.batches.values() for text in batch["text"]]
     assert len(set(texts)) == 30 and not set(texts) & set(rounds.final["text"])
     assert rounds.unlabelled is not None and rounds.unlabelled.column_names == ["text"]
-    assert len(rounds.unlabelled) == 30 and not set(texts) & set(rounds.unlabelled["text"])
+    others = set(rounds.unlabelled["text"])
+    assert len(others) == 84 and not others & {*texts, *rounds.final["text"]}
     there, back = read("domains", folder), read("domains-reversed", folder)
     assert list(back.batches) == list(there.batches)[::-1] == list(protocols.DOMAINS)[::-1]
     for name, batch in there.batches.items():
@@ -171,8 +176,8 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     ]
     dates = [date for batch in weeks.batches.values() for date in batch["date"]]
     assert dates == sorted(dates)
-    with pytest.raises(bh.errors.DataError, match="70 rows are needed, there are 60"):
-        read("rounds", folder, rows=40)
+    with pytest.raises(bh.errors.DataError, match="150 rows are needed, there are 114"):
+        read("rounds", folder, rows=80)
 
 
 class Killed(BaseException):
@@ -198,8 +203,11 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
     with pytest.raises(Killed):
         stream.stream(folder, "domains", folder / "killed", **options)
     assert not list((folder / "killed").glob("*.json"))
+    shutil.copytree(folder / "killed", folder / "other")
     stream.stream(folder, "domains", folder / "killed", **options)
     assert rounds == ["tweets", "amazon", "movies", "movies", "nyt"]
+    stream.stream(folder, "domains", folder / "other", **{**options, "samples": 9})
+    assert rounds[5:] == ["tweets", "amazon", "movies", "nyt"]  # of another setting: all anew
     name = "domains.0.posterior-as-prior.json"
     whole, killed = (
         json.loads((folder / where / name).read_text())["rounds"] for where in ("whole", "killed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -47,7 +48,8 @@ def test_categorical_is_the_softmax() -> None:
 def test_ordered_logistic_equals_pyros(levels: int) -> None:
     likelihood = OrderedLogistic(levels)
     outputs, raw = 2 * torch.randn(3, 6, 1), torch.randn(levels - 1)
-    cutpoints = torch.cat([raw[:1], raw[1:].exp()]).cumsum(0)
+    cutpoints = torch.cat([torch.zeros(1), raw[1:].exp()]).cumsum(0)
+    cutpoints += raw[0] - cutpoints.mean()
     theirs = dist.OrderedLogistic(outputs[..., 0], cutpoints)
     for level in range(levels):
         labels = torch.full((6,), level)
@@ -69,7 +71,7 @@ def test_ordered_logistic_takes_cutpoints_of_each_draw() -> None:
 def test_ordered_logistic_far_out_is_exact_and_has_a_gradient(predictor: float) -> None:
     # Differences of probabilities near 1 are 0 in float32; of those near 0 they are not.
     outputs = torch.tensor([[predictor]], requires_grad=True)
-    raw = torch.tensor([-1.0, math.log(2.0)])  # cutpoints at -1 and 1
+    raw = torch.tensor([0.0, math.log(2.0)])  # cutpoints at -1 and 1
     for level in range(3):
         found = log_prob(OrderedLogistic(3), outputs, torch.tensor([level]), {"cutpoints": raw})
         lower, upper = [-math.inf, -1.0, 1.0, math.inf][level : level + 2]
@@ -91,6 +93,20 @@ def test_cutpoints_increase_and_start_where_levels_are_spread_about_zero() -> No
     assert start.tolist() == [-1.5, -0.5, 0.5, 1.5]
     wild = OrderedLogistic(5).cutpoints({"cutpoints": 3 * torch.randn(7, 4)})
     assert (wild.diff(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10])
+def test_the_default_prior_favours_neither_end_of_the_levels(levels: int) -> None:
+    """Level for level as likely as its mirror image, within 4 standard errors."""
+    model = tiny_model((), 1, likelihood=OrderedLogistic(levels))
+    torch.manual_seed(0)
+    with pyro.plate("draws", 4000, dim=-2):
+        weights = model.prior(model.sites)
+    outputs = weights["head.bias"].reshape(4000, 1, 1)
+    cuts = weights["cutpoints"].reshape(4000, 1, levels - 1)
+    shares = model.likelihood.distribution(outputs, {"cutpoints": cuts}).probs[:, 0]
+    lean = shares - shares.flip(-1)
+    assert (lean.mean(0).abs() <= 4 * lean.std(0) / 4000**0.5 + 1e-6).all()
 
 
 def test_multiple_choice_leaves_out_choices_that_do_not_exist() -> None:

@@ -33,6 +33,12 @@ from .screen import say
 __all__ = ["EXAMPLES", "experiment"]
 
 _TIMED = ("cost", "gradients")  # by the clock of the processor
+# What is measured and not compared takes no other options than these, --seeds and --out.
+_TAKES = {
+    "cost": ("backbone", "samples"),
+    "guides": (),
+    "gradients": ("data", "backbone", "task", "rows", "steps"),
+}
 
 EXAMPLES = (
     "bhpeft experiment tasks --budget tiny",
@@ -124,15 +130,12 @@ def experiment(
     A run is a file in --out: what was killed goes on where it stopped, and with all files there
     only tables and plots are made.
     """
-    given: dict[str, Any] = {
-        "steps": steps,
-        "test": test,
-        "samples": samples,
-        "search": search,
-    }
-    chosen = replace(
-        BUDGETS[budget], **{name: value for name, value in given.items() if value is not None}
-    )
+    numbers: dict[str, Any] = {"steps": steps, "test": test, "samples": samples, "search": search}
+    others = {"data": data, "backbone": backbone, "task": task, "method": method_, "rows": rows}
+    given = [option for option, value in {**others, **numbers}.items() if value is not None]
+    if unused := set(given) - set(_TAKES.get(name, given)):
+        raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
+    chosen = replace(BUDGETS[budget], **{k: v for k, v in numbers.items() if v is not None})
     count = seeds or chosen.seeds
     if name == "guides":
         made = [guide_cost(chosen.latents, count, out)]
@@ -151,8 +154,11 @@ def experiment(
         _publish(out / name, ABOUT, made, dots)
         return
     if name == "gradients":
-        first = (task or list(chosen.tasks))[0]
-        made = [gradient_noise(load, chosen, first, data, count, out)]
+        first, *more = task or list(chosen.tasks)[:1]
+        if more:
+            raise ConfigError(f"--task: 'gradients' takes one task, got {len(more) + 1}")
+        sized = replace(chosen, rows=rows or chosen.rows)
+        made = [gradient_noise(load, where, sized, first, data, count, out)]
         _publish(out / name, gradient_noise_about, made, dots)
         return
     what = EXPERIMENTS[name]
@@ -161,9 +167,15 @@ def experiment(
         raise ConfigError(
             "--method: scaling is of the mean over all draws; 'samples' takes methods without it"
         )
+    tasks = task or chosen.plan[name]
+    if name == "canary" and (real := [each for each in tasks if not chosen.tasks[each].shuffled]):
+        raise ConfigError(
+            f"--task: labels of {', '.join(real)} can be learnt; 'canary' takes tasks where they "
+            "cannot, as 'labels of others'"
+        )
     grid = Grid(
         budget=chosen,
-        tasks=task or chosen.plan[name],
+        tasks=tasks,
         methods=methods,
         rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
         seeds=count,

@@ -41,15 +41,23 @@ Loss = Callable[[Batch], Tensor]
 
 
 def gradient_noise(
-    load_backbone: Load, budget: Budget, task: str, data: Path | None, seeds: int, out: Path
+    load_backbone: Load,
+    backbone: str,
+    budget: Budget,
+    task: str,
+    data: Path | None,
+    seeds: int,
+    out: Path,
 ) -> Table:
     """Measure what is missing, once a seed, and make the table of what is there.
 
     Args:
+        load_backbone, backbone: makes the frozen transformer, and its name.
         task: a name in `budget.tasks`, to which the hybrid is fitted for a third of the steps.
         data: the folder of JSON lines files; None for the hub.
     """
-    runs = [("gradients", task, budget.rows, budget.steps, seed) for seed in range(seeds)]
+    size = (budget.rows, budget.steps)
+    runs = [("gradients", backbone, task, *size, seed) for seed in range(seeds)]
 
     def result(*run: object) -> dict[str, Any]:
         seed = int(str(run[-1]))
@@ -61,7 +69,7 @@ def gradient_noise(
         return {"commit": commit(), "guides": found}
 
     complete(out, runs, result)
-    return _table(load(out, runs), task, budget)
+    return _table(load(out, runs), backbone, task, budget)
 
 
 def _measure(job: Job, name: str) -> dict[str, dict[str, float]]:
@@ -155,7 +163,7 @@ def _slope(guide: Guide, sds: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([(grads[name] * sd).flatten() for name, sd in sds.items()])
 
 
-def _table(results: Sequence[Mapping[str, Any]], task: str, budget: Budget) -> Table:
+def _table(results: Sequence[Mapping[str, Any]], backbone: str, task: str, budget: Budget) -> Table:
     rows = []
     for guide in _GUIDES:
         first = [result["guides"][guide][_FIRST] for result in results]
@@ -169,8 +177,9 @@ def _table(results: Sequence[Mapping[str, Any]], task: str, budget: Budget) -> T
             cells = {column: Cell.of(values) for column, values in ratios.items()}
             rows.append(Row((guide, name), cells))
     note = (
-        f"Commit {commits(results)}; the hybrid on {task}, {budget.rows} rows, fitted for "
-        f"{max(1, budget.steps // 3)} steps; {_GRADIENTS} gradients of batches of {_BATCH}. "
+        f"Commit {commits(results)}; {backbone}; the hybrid on {task}, {budget.rows} rows, "
+        f"fitted for {max(1, budget.steps // 3)} steps; {_GRADIENTS} gradients of batches of "
+        f"{_BATCH}. "
         f"Variance of the gradient by the means, that of batches included, over that of one draw "
         f"a batch; processor time likewise. Mean ± standard error over {len(results)} fits."
     )

@@ -22,7 +22,7 @@ from .job import Job, Load
 from .methods import INFERENCE, PEFT, Method
 from .outcome import Outcome
 from .results import Run, check_setting, complete, file_of
-from .tasks import split
+from .tasks import Split, split
 
 __all__ = ["Grid", "commit", "commits"]
 
@@ -71,10 +71,9 @@ class Grid:
         """Do the runs that are missing, so that what was killed goes on where it stopped.
 
         Raises:
-            ConfigError: a file that is there is of another setting than this grid.
+            ConfigError: a file that is there is of another setting, or of other data.
         """
-        for _ in self.outcomes():  # before hours of work
-            pass
+        self._check()  # before hours of work
         with warnings.catch_warnings():
             # A task says how long its texts may be.
             warnings.filterwarnings("ignore", category=CutWarning)
@@ -84,32 +83,29 @@ class Grid:
         """What is there, run by run.
 
         Raises:
-            ConfigError: a file is of another setting than this grid.
+            ConfigError: a file is of another setting than this grid, or of other data than
+                another method's, with which it is to be compared.
         """
-        for run in self.runs:
-            path = file_of(self.out, run, _ENDING)
-            if path.exists():
-                outcome = Outcome.read(path)
-                check_setting(path, outcome.facts, self._setting())
-                yield outcome
+        return (outcome for _, outcome in self._found())
 
     def run(self, task: str, rows: int, peft: str, inference: str, seed: int) -> Outcome:
         """Fit and predict; the tests' labels are put to their forecasts afterwards."""
         code = commit()  # files may change while it runs
-        what, budget = self.budget.tasks[task], self.budget
-        parts = split(self.data, what, rows, budget.validation, budget.test, seed)
+        what = self.budget.tasks[task]
+        parts = self._split(task, rows, seed)
         train, validation = parts.train, parts.validation
-        job = Job(what, PEFT[peft](), self.load, train, validation, seed, budget)
+        job = Job(what, PEFT[peft](), self.load, train, validation, seed, self.budget)
         started = time.perf_counter()
         fitted = INFERENCE[inference](job)
         between = time.perf_counter()
         forecasts = {"validation": fitted.validation}
         extra: dict[str, dict[str, Tensor]] = {}
         for name, table in parts.tests.items():
-            known = {column for column in (what.target, *_EXTRA) if column in table.column_names}
             # What a method does not get it cannot use.
-            forecasts[name] = fitted.predict(table.remove_columns(sorted(known)))
-            extra[name] = {column: torch.tensor(table[column][:]) for column in known & {*_EXTRA}}
+            texts = table.select_columns(list(what.columns.inputs(what.likelihood().kind)))
+            forecasts[name] = fitted.predict(texts)
+            known = [column for column in _EXTRA if column in table.column_names]
+            extra[name] = {column: torch.tensor(table[column][:]) for column in known}
         ended = time.perf_counter()
         for name, table in parts.tests.items():
             if what.target in table.column_names:
@@ -122,6 +118,7 @@ class Grid:
             **self._setting(),
             **fitted.facts,
             "source": what.source,
+            "data": parts.digest,
             "version": __version__,
             "commit": code,
             "seconds": {"fit": between - started, "predict": ended - between},
@@ -129,8 +126,39 @@ class Grid:
         }
         return Outcome(facts, forecasts, extra)
 
+    def _check(self) -> None:
+        """See that the runs that are missing would be of the rows of those that are there."""
+        there = {_rows_of(run): outcome.facts for run, outcome in self._found()}
+        missing = {_rows_of(run) for run in self.runs if not self._file(run).exists()}
+        for task, rows, seed in sorted(missing & there.keys()):
+            found = {"data": self._split(task, rows, seed).digest}
+            check_setting(self.out, there[task, rows, seed], found)
+
+    def _found(self) -> Iterator[tuple[Run, Outcome]]:
+        data: dict[tuple[str, int, int], str | None] = {}
+        for run in self.runs:
+            path = self._file(run)
+            if path.exists():
+                outcome = Outcome.read(path)
+                same = data.setdefault(_rows_of(run), outcome.facts.get("data"))
+                check_setting(path, outcome.facts, {**self._setting(), "data": same})
+                yield run, outcome
+
+    def _file(self, run: Run) -> Path:
+        return file_of(self.out, run, _ENDING)
+
+    def _split(self, task: str, rows: int, seed: int) -> Split:
+        budget = self.budget
+        return split(self.data, budget.tasks[task], rows, budget.validation, budget.test, seed)
+
     def _setting(self) -> dict[str, Any]:
         return {"backbone": self.backbone, **self.budget.setting()}
+
+
+def _rows_of(run: Run) -> tuple[str, int, int]:
+    """What makes the data of a run."""
+    task, rows, *_, seed = run
+    return str(task), int(str(rows)), int(str(seed))
 
 
 @cache

@@ -70,10 +70,12 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     sizes = [_FIRST]
     while sizes[-1] * 2 <= rows:
         sizes.append(sizes[-1] * 2)
+    (final,) = _parts(dev, [test], seed)
+    tested = {*final["text"][:]}  # the treebank has its development sentences in both files
+    train = train.select([i for i, text in enumerate(train["text"][:]) if text not in tested])
     spare = min(_UNLABELLED, max(0, len(train) - sum(sizes)))
     *parts, others = _parts(train, [*sizes, spare], seed)
     names = (str(size) for size in sizes)
-    (final,) = _parts(dev, [test], seed)
     unlabelled = others.remove_columns("label") if spare else None
     return Stream(2, dict(zip(names, parts, strict=True)), {}, final, unlabelled)
 

@@ -11,7 +11,7 @@ from .catalogue import REFERENCE, Experiment
 from .methods import Method
 from .outcome import Outcome
 from .scores import Score, scaled
-from .significance import holm, permutation_p
+from .significance import fits_p, holm, permutation_p
 from .tables import Cell, Row, Table
 
 __all__ = ["tables"]
@@ -80,9 +80,9 @@ def _table(
 
 
 def _tested(lines: Sequence[_Line]) -> dict[tuple[str, ...], dict[str, Cell]]:
-    """P-values against the reference, on the seeds that both have, corrected over all of them."""
+    """P-values against the reference, on the seeds that both have, corrected over all of a kind."""
     references = {_by(line): line for line in lines if line.head[0] == REFERENCE}
-    keys, raw = [], []
+    raw: dict[str, dict[tuple[tuple[str, ...], str], float]] = {"": {}, ", fits": {}}
     for line in lines:
         reference = references.get(_by(line))
         if reference is None or reference is line:
@@ -92,14 +92,17 @@ def _tested(lines: Sequence[_Line]) -> dict[tuple[str, ...], dict[str, Cell]]:
             continue
         for metric in line.scores[seeds[0]].losses:
             ours, theirs = (
-                torch.cat([each.scores[seed].losses[metric] for seed in seeds])
-                for each in (line, reference)
+                [each.scores[seed].losses[metric] for seed in seeds] for each in (line, reference)
             )
-            keys.append((line.head, metric))
-            raw.append(permutation_p(ours, theirs))
+            key = line.head, metric
+            raw[""][key] = permutation_p(torch.cat(ours), torch.cat(theirs))
+            if len(seeds) > 1:
+                means = ([each.mean().item() for each in of] for of in (ours, theirs))
+                raw[", fits"][key] = fits_p(*means)
     found: dict[tuple[str, ...], dict[str, Cell]] = {}
-    for (head, metric), p in zip(keys, holm(raw), strict=True):
-        found.setdefault(head, {})[f"p ({metric})"] = Cell(p)
+    for kind, values in raw.items():
+        for (head, metric), p in zip(values, holm([*values.values()]), strict=True):
+            found.setdefault(head, {})[f"p ({metric}{kind})"] = Cell(p)
     return found
 
 
@@ -120,11 +123,12 @@ def _note(facts: Sequence[Mapping[str, object]], tested: bool) -> str:
         f"another split for every seed; at most {all_of('steps')} steps, "
         f"settings tried for each method on the validation rows: {all_of('search')}; "
         f"{all_of('samples')} draws, {all_of('members')} members of an ensemble. Mean ± standard "
-        "error over seeds; temperature is the weight of the KL, 0 for points."
+        "error over seeds; temperature is the weight of the KL, 0 for maximum likelihood."
     )
     if tested:
         text += (
-            f" p: paired permutation tests against {REFERENCE} over the test rows of all seeds, "
-            "corrected by Holm's method for all of this table."
+            f" p: against {REFERENCE}, by paired permutation tests over the test rows of all seeds "
+            "(are these fits better?) and, where it says fits, by paired t-tests over seeds (would "
+            "others be?), each kind corrected by Holm's method for all of this table."
         )
     return text

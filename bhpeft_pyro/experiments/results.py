@@ -97,9 +97,10 @@ def check_setting(path: Path, found: Mapping[str, Any], expected: Mapping[str, A
     >>> check_setting(Path("news.0.json"), {"rows": 400, "seed": 0}, {"rows": 400})
     """
     for name, value in expected.items():
-        if found[name] != value:
+        if found.get(name) != value:
             raise ConfigError(
-                f"--out: {path} was run with {name} {found[name]}, not {value}; take another folder"
+                f"--out: {path} was run with {name} {found.get(name)}, not {value}; take another "
+                "folder"
             )
 
 

@@ -40,8 +40,8 @@ class Score:
 def scaled(outcome: Outcome) -> Outcome:
     """With temperature scaling (Guo et al. 2017), fitted on the validation rows.
 
-    Ratings have their sds multiplied by the factor that gives the validation rows' standardised
-    errors a mean square of 1.
+    Ratings have their sds, and how far draws are from their mean, multiplied by the factor that
+    gives the validation rows' standardised errors a mean square of 1.
     """
     validation = outcome.forecasts["validation"]
     made = {name: _scaled(each, validation) for name, each in outcome.forecasts.items()}
@@ -54,7 +54,10 @@ def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
         return tempered(forecast, validation)[0]
     assert isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
-    return replace(forecast, sds=forecast.sds * error.square().mean().sqrt())
+    factor, mean = error.square().mean().sqrt(), forecast.mean
+    return replace(
+        forecast, means=mean + factor * (forecast.means - mean), sds=factor * forecast.sds
+    )
 
 
 def quality(outcome: Outcome) -> list[Score]:

@@ -1,15 +1,16 @@
-"""Is a difference more than chance? Paired permutation tests, corrected for their number."""
+"""Is a difference more than chance? Paired tests over texts and over fits, and their correction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ..errors import DataError
 
-__all__ = ["holm", "permutation_p"]
+__all__ = ["fits_p", "holm", "permutation_p"]
 
 _RESAMPLES, _AT_ONCE = 10_000, 1000
 
@@ -19,8 +20,7 @@ def permutation_p(ours: Tensor, theirs: Tensor, seed: int = 0) -> float:
 
     Under the null hypothesis it does not matter which of a pair is whose, so every sign of a
     difference is as likely as the other (Fisher's randomisation test). The pairs are examples, so
-    this is about these fits on texts like these; what another fit would give, the standard errors
-    over seeds say.
+    this is about these fits on texts like these; what another fit would give, `fits_p` says.
 
     Args:
         ours, theirs: (N,) losses of the same examples.
@@ -44,6 +44,25 @@ def permutation_p(ours: Tensor, theirs: Tensor, seed: int = 0) -> float:
         bits = torch.randint(2, (_AT_ONCE, count), generator=generator)
         found += _extreme(bits, difference, observed)
     return found / (1 + _RESAMPLES)
+
+
+def fits_p(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Two-sided p-value of a paired t-test on the mean difference over fits.
+
+    The pairs are seeds, with other rows to learn from and to be tested on. They are of one pool of
+    rows, so that they are not quite independent, and true p-values are somewhat larger.
+
+    Args:
+        ours, theirs: mean losses, one a seed, of two seeds at least.
+
+    >>> round(fits_p([0.4, 0.5, 0.6], [0.5, 0.7, 0.8]), 3), fits_p([0.4, 0.5], [0.4, 0.5])
+    (0.038, 1.0)
+    """
+    if len(ours) != len(theirs) or len(ours) < 2:
+        raise DataError(f"{len(ours)} and {len(theirs)} fits: expected as many, and 2 at least")
+    if all(a == b for a, b in zip(ours, theirs, strict=True)):
+        return 1.0
+    return float(stats.ttest_rel(ours, theirs).pvalue)
 
 
 def _extreme(bits: Tensor, difference: Tensor, observed: Tensor) -> int:

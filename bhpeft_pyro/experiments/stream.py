@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +21,12 @@ import typer
 from .. import __version__
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
+from ..files import digest_of
 from ..peft import presets
 from .grid import commit
 from .learners import ARMS, KEEPS
 from .protocols import PROTOCOLS
-from .results import check_setting, complete, file_of, known, load, show
+from .results import Run, check_setting, complete, file_of, known, load, show
 from .stream_plots import curves, matrices
 from .stream_runs import Encoded, cost, run, setup
 from .stream_tables import OURS, aims, costs, per_round, summary_table
@@ -81,7 +83,7 @@ def stream(
         def result(_: str, seed: int, method: str) -> dict[str, Any]:
             text = encoded(seed)
             common = setup(text, backbone, preset, epochs, least, seed)
-            folder = _rounds(out, (protocol, seed, method))
+            folder = _rounds(out, (protocol, seed, method), setting)
             found = run(there[method], common, text, folder, samples)
             facts = {"protocol": protocol, "seed": seed, "arm": method}
             facts |= {"version": __version__, "commit": code}
@@ -98,7 +100,7 @@ def stream(
     except BHPEFTError as error:
         raise typer.BadParameter(str(error)) from error
     for each in runs:
-        shutil.rmtree(_rounds(out, each), ignore_errors=True)
+        shutil.rmtree(_rounds(out, each, setting), ignore_errors=True)
     report(load(out, runs), load(out, [(protocol, "cost")])[0]["cost"], out / protocol)
 
 
@@ -122,9 +124,9 @@ def report(results: list[dict[str, Any]], ratios: dict[str, float], plots: Path)
         plt.close(figure)
 
 
-def _rounds(out: Path, run: tuple[object, ...]) -> Path:
-    """Where a run keeps its rounds until it is done."""
-    return file_of(out, run).with_suffix(".rounds")
+def _rounds(out: Path, run: Run, setting: Mapping[str, Any]) -> Path:
+    """Where a run keeps its rounds until it is done; another setting does not go on from them."""
+    return file_of(out, (*run, digest_of(setting)[:12]), "rounds")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
     )
     found: dict[str, Any] = {"rounds": Record.of(last).rows}
     if data.final is not None:
-        found["final"] = last.evaluate(data.final, draws)
+        found["final"] = last.evaluate(data.final, samples)
     return found
 
 

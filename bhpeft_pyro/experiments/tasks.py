@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
@@ -13,6 +14,7 @@ from datasets import Dataset, load_dataset
 from ..data import Columns
 from ..data.sources import load
 from ..errors import DataError
+from ..files import digest_of
 from ..likelihoods import Likelihood
 from .tiny import ROWS
 
@@ -77,11 +79,13 @@ class Split:
         train: to learn.
         validation: to choose by, and to fit a temperature on.
         tests: "test" and the shifts.
+        digest: of all texts and labels: results of others are not to be compared with.
     """
 
     train: Dataset
     validation: Dataset
     tests: Mapping[str, Dataset]
+    digest: str
 
 
 def read(folder: Path | None, source: str) -> Dataset:
@@ -112,16 +116,19 @@ def split(
     table = _rows(folder, task, task.source, generator)
     counts = (rows, validation) if task.test else (rows, validation, test)
     train, held_out, *more = _cut(table, counts, task.source)
+    seen = {*_texts(train, task), *_texts(held_out, task)}
+
+    def fresh(rows: Dataset) -> Dataset:
+        return rows.select([i for i, text in enumerate(_texts(rows, task)) if text not in seen])
+
     if task.test:
-        seen = set(_texts(train, task)) | set(_texts(held_out, task))
-        own = _rows(folder, task, task.test, generator)
-        fresh = [i for i, text in enumerate(_texts(own, task)) if text not in seen]
-        more = _cut(own.select(fresh), (test,), task.test)
+        more = _cut(fresh(_rows(folder, task, task.test, generator)), (test,), task.test)
     tests = {"test": more[0]}
     for name, shift in task.shifts.items():
-        table = _shifted(folder, task, shift, generator)
+        table = fresh(_shifted(folder, task, shift, generator))
         tests[name] = table.select(range(min(test, len(table))))
-    return Split(train, held_out, tests)
+    read_of = {"train": train, "validation": held_out, **tests}
+    return Split(train, held_out, tests, digest_of({k: _read(v, task) for k, v in read_of.items()}))
 
 
 def _rows(folder: Path | None, task: Task, source: str, generator: torch.Generator) -> Dataset:
@@ -147,6 +154,12 @@ def _shifted(folder: Path | None, task: Task, shift: Shift, generator: torch.Gen
     if not shift.labelled and task.target in table.column_names:
         table = table.remove_columns(task.target)
     return table
+
+
+def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
+    """What is read of the rows, as plain data."""
+    names = (*task.columns.inputs(task.likelihood().kind), task.target)
+    return {name: list(table[name][:]) for name in names if name in table.column_names}
 
 
 def _once(table: Dataset, task: Task) -> Dataset:

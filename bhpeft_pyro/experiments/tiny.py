@@ -19,7 +19,7 @@ def _classes() -> list[dict[str, Any]]:
     for i in range(_COUNT):
         label = i % 3
         shown = draw.randrange(3) if draw.random() < _NOISE else label
-        rows.append({"text": _text(draw, 5 + shown), "label": label})
+        rows.append({"text": _text(draw, 5 + shown), "label": label, "label_name": "abc"[label]})
     return rows
 
 

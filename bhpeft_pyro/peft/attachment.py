@@ -35,9 +35,10 @@ class Attachment:
     """The sites of some PEFT kinds on a backbone, and the backbone under given weights of theirs.
 
     The backbone is frozen (no gradients, evaluation mode, so no dropout) and gets permanent hooks
-    that do nothing outside `bind`, where it behaves exactly as before. They go when the
+    that do nothing outside `bind`, where its outputs are exactly as before. They go when the
     attachment is garbage-collected. With a `Prefix`, `backbone.config._attn_implementation` reads
-    "bhpeft_sdpa" (or "bhpeft_eager") meanwhile.
+    "bhpeft_sdpa" (or "bhpeft_eager", under which Hugging Face refuses to set
+    `config.output_attentions`; the argument works) meanwhile.
 
     Args:
         backbone: any supported Hugging Face model, with or without a head of its own.

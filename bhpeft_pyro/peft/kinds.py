@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..plain import make_plain
 from .architectures import Block
 from .binding import Binding
 from .probe import Scales
@@ -39,13 +41,20 @@ class Kind(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if isinstance(self.layers, int):
             raise ConfigError(
                 f"{self.name}: layers={self.layers} must be a tuple of numbers, as in "
                 f"layers=({self.layers},), or None for all"
             )
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(self.layers))
+            try:
+                layers = tuple(map(index, self.layers))
+            except TypeError:
+                raise ConfigError(
+                    f"{self.name}: layers={self.layers!r} must be whole numbers, or None for all"
+                ) from None
+            object.__setattr__(self, "layers", layers)
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         """Those of the transformer's layers that carry this kind."""

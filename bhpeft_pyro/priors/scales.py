@@ -17,6 +17,7 @@ from torch.distributions.transforms import ExpTransform
 
 from ..errors import PriorError
 from ..peft.sites import Site
+from ..plain import make_plain
 
 __all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
 
@@ -55,6 +56,7 @@ class FunctionSpacePrior(ABC):
     other: float = 1.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _OPEN and value is None:

@@ -281,7 +281,7 @@ def test_networks() -> None:
         bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
         tiny_model((), 2, likelihood=OrderedLogistic(3))
-    with pytest.raises(ConfigError, match="outputs must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="outputs=0 must be a whole number"):
         tiny_model((), 0)
     with pytest.raises(PriorError, match="prior: expected"):
         tiny_model((), prior=3)
@@ -304,6 +304,23 @@ def test_likelihoods_with_another_batch_shape(name: str, kinds: Any) -> None:
     )
     with pytest.raises(LikelihoodError, match=message):
         bh.fit(model, name, with_(label=[0.5, 1.0, 2.0, 3.0]), progress=False)
+
+
+class TwoClassesByOneOutput(Likelihood):
+    kind = "class"
+    outputs = 1
+
+    def labels(self, outputs: int) -> int:
+        return 2
+
+    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        return dist.Bernoulli(logits=outputs[..., 0])
+
+
+def test_classes_without_a_categorical() -> None:
+    model = tiny_model((), 1, likelihood=TwoClassesByOneOutput())
+    with pytest.raises(LikelihoodError, match=r"its distribution is Bernoulli; expected dist\.Cat"):
+        bh.fit(model, "normal", with_(label=[0, 1, 0, 1]), progress=False)
 
 
 def test_data_in_the_place_of_a_batch() -> None:

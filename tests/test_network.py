@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import build
+from tiny import CAUSAL, build
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
@@ -114,12 +118,52 @@ def test_pooling_against_a_loop(pooling: Any) -> None:
             torch.testing.assert_close(outputs[i], expected, rtol=1e-3, atol=1e-4)
 
 
-def test_last_is_the_last_valid_token_with_padding_on_the_left_too() -> None:
+@pytest.mark.parametrize(("pooling", "places"), [("last", (3, 1)), ("first", (2, 0))])
+def test_pooling_is_of_valid_tokens_with_padding_on_the_left_too(
+    pooling: Any, places: tuple[int, int]
+) -> None:
     hidden = torch.randn(2, 4, 8)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
-    pooled = bh.Head(2, "last").pool(hidden, mask, causal=False)
-    expected = functional.layer_norm(torch.stack([hidden[0, 3], hidden[1, 1]]), (8,))
-    torch.testing.assert_close(pooled, expected)
+    pooled = bh.Head(2, pooling).pool(hidden, mask, causal=False)
+    expected = torch.stack([row[place] for row, place in zip(hidden, places, strict=True)])
+    torch.testing.assert_close(pooled, functional.layer_norm(expected, (8,)))
+
+
+@pytest.mark.parametrize("model_type", CAUSAL)
+def test_a_decoder_reads_a_text_alike_with_padding_on_either_side(model_type: str) -> None:
+    """A prefix has no position, so that how far a token is from it depends on where it is."""
+    network = bh.RandomPEFT(build(model_type), HYBRID, bh.Head(3))
+    kept: list[Any] = []
+    network.backbone.base_model.register_forward_hook(
+        lambda _, args, kwargs, out: kept.append(out.past_key_values), with_kwargs=True
+    )
+    texts = torch.tensor([[5, 9, 14, 22], [7, 31, 2, 18]])
+    weights = draw(network)
+    made = []
+    for padding in ((0, 3), (3, 0)):
+        ids = functional.pad(texts, padding, value=0)
+        mask = functional.pad(torch.ones_like(texts), padding, value=0)
+        with torch.no_grad():
+            made.append(network(weights, bh.Batch({"input_ids": ids, "attention_mask": mask})))
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)
+    assert kept == [None, None]  # no keys and values for texts to come
+
+
+def test_weights_of_another_shape_are_named(network: bh.RandomPEFT) -> None:
+    weights, batch = draw(network), tiny_batch(3)
+    name = "lora.query.A"
+    with pytest.raises(ConfigError, match=r"weights: there is no 'lora\.query\.A'"):
+        network({k: v for k, v in weights.items() if k != name}, batch)
+    narrow = {**weights, name: weights[name][..., :1]}  # would be stretched over a whole row
+    with pytest.raises(ConfigError, match=r"A'\] have shape \(2, 2, 1\), expected \(\*P, 2, 2, "):
+        network(narrow, batch)
+
+
+def test_inputs_go_together(network: bh.RandomPEFT) -> None:
+    ids = torch.ones(3, 5, dtype=torch.long)
+    batch = bh.Batch({"input_ids": ids, "attention_mask": ids[:, None, None].expand(3, 1, 5, 5)})
+    with pytest.raises(DataError, match=r"attention_mask has shape \(3, 1, 5, 5\), expected"):
+        network(draw(network), batch)
 
 
 def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
@@ -214,13 +258,19 @@ def test_own_head_errors() -> None:
     language = build("gpt2", auto=AutoModelForCausalLM)
     with pytest.raises(ConfigError, match="needs label_ids"):
         bh.RandomPEFT(language, (), bh.OwnHead())({}, batch)
-    with pytest.raises(DataError, match="exceed the vocabulary of 60"):
+    with pytest.raises(ConfigError, match="exceed the vocabulary of 60"):
         bh.RandomPEFT(language, (), bh.OwnHead(label_ids=(3, 60)))({}, batch)
+    with pytest.raises(ConfigError, match=r"label_ids=\(3, -1\) must be vocabulary ids"):
+        bh.OwnHead(label_ids=(3, -1))
+    masked = build("bert", auto=AutoModelForMaskedLM)  # its last token is no answer
+    with pytest.raises(ConfigError, match="BertForMaskedLM does not predict; expected a decoder"):
+        bh.RandomPEFT(masked, (), bh.OwnHead(label_ids=(3, 4)))
 
 
 def test_head_errors() -> None:
-    with pytest.raises(ConfigError, match="outputs must be at least 1, got 0"):
-        bh.Head(0)
+    for outputs in (0, 2.0):
+        with pytest.raises(ConfigError, match=f"outputs={outputs} must be a whole number, 1 or"):
+            bh.Head(outputs)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pooling='max' is not one of"):
         bh.Head(2, "max")  # type: ignore[arg-type]
 
@@ -280,9 +330,7 @@ def test_the_fingerprint_is_of_what_the_head_reads() -> None:
 
 
 def test_label_words_of_a_classifier_are_refused() -> None:
-    from transformers import BertForSequenceClassification
-
-    backbone = BertForSequenceClassification(tiny_backbone().config)
+    backbone = build("llama", auto=AutoModelForSequenceClassification)
     network = bh.RandomPEFT(backbone, (), bh.OwnHead(label_ids=(0, 1)))
     message = r"label_ids=\(0, 1\) are for a language model.*2 outputs"
     with pytest.raises(ConfigError, match=message):

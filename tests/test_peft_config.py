@@ -156,6 +156,7 @@ def test_layers_of_differing_width_form_groups():
         (lambda: LoRA("query"), r"lora: targets='query' must be a tuple"),
         (lambda: LoRA(rank=0), "lora: rank=0"),
         (lambda: LoRA(rank=2.0), "lora: rank=2.0"),
+        (lambda: LoRA(layers=(0.5,)), r"lora: layers=\(0.5,\) must be whole numbers"),
         (lambda: LoRA(alpha=0.0), "lora: alpha=0.0"),
         (lambda: LoRA(alpha=float("nan")), "lora: alpha=nan"),
         (lambda: Adapter(size=0), "adapter: size=0"),

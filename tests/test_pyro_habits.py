@@ -216,6 +216,34 @@ def bad(call: Callable[[], object], error: type[Exception], message: str) -> Non
         call()
 
 
+@pytest.mark.parametrize("guide", ["normal", "AutoNormal"])
+@pytest.mark.parametrize("component", [dist.Normal, dist.LogNormal])
+def test_a_spike_and_a_slab(guide: str, component: Any) -> None:
+    """A mixture's support is that of its components, which torch does not tell a guide."""
+
+    def prior(sites: Sites) -> dict[str, Tensor]:
+        sds = torch.tensor([0.1, 1.0])
+        values = {}
+        for site in sites:
+            mixture = dist.MixtureSameFamily(
+                dist.Categorical(torch.tensor([0.8, 0.2]).expand(*site.shape, 2)),
+                component(torch.zeros(2), sds.expand(*site.shape, 2)),
+            )
+            values[site.name] = pyro.sample(site.name, mixture.to_event(site.ndim))
+        return values
+
+    model = tiny_model((), prior=prior)
+    posterior = bh.fit(
+        model, guide, tiny_examples(24), max_steps=40, natural_lr=0.3, progress=False
+    )
+    weights = posterior.sample(50)["head.weight"]
+    assert (weights < 0).any() == (component is dist.Normal)
+    trace = poutine.trace(poutine.condition(model, data=posterior.sample(1))).get_trace(
+        tiny_batch()
+    )
+    assert trace.log_prob_sum().isfinite()
+
+
 def test_wrong_things_are_refused_by_name() -> None:
     model, data = tiny_model(()), tiny_examples()
     network = model.network

@@ -12,6 +12,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -90,6 +91,18 @@ def assert_same_forecast(one: Any, other: Any) -> None:
             assert torch.equal(value, other[name]), name
         else:
             assert value == other[name], name
+
+
+def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
+    """As `labels.max() + 1` and a grid over ranks give them."""
+    kinds = (bh.peft.LoRA(rank=np.int64(3), alpha=np.float32(4), layers=np.arange(1)),)
+    network = bh.RandomPEFT(tiny_backbone(), kinds, bh.Head(np.int64(2)), tiny_tokenizer())
+    prior = bh.priors.FunctionSpaceNormal(change=np.float32(0.25))
+    fitted = bh.fit(bh.Model(network, prior), "normal", CLASSES, max_steps=1, progress=False)
+    fitted.save(tmp_path / "run")
+    again = load(tmp_path / "run").model
+    assert again.network.kinds == (bh.peft.LoRA(rank=3, alpha=4.0, layers=(0,)),)
+    assert again.network.head == bh.Head(2) and again.prior == fitted.model.prior
 
 
 @pytest.mark.parametrize("preset", PRESETS)

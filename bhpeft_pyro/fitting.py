@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .inference.report import FitReport
 from .inference.scale import PriorScale
 from .inference.start import may_start, scatter, start
 from .inference.threads import fitting
+from .likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
 from .posterior import Coreset, Posterior
@@ -43,6 +45,7 @@ __all__ = ["check_how", "fit", "fit_round"]
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 _BY_NAME = str | type | Mapping
+_FAR = 8.0  # spreads of a likelihood of ratings; stars from 1 to 5 are 5 of the default one's
 
 
 @fitting()
@@ -232,6 +235,7 @@ def fit_round(
         FitError: with the last good state.
     """
     guide, report = posterior.guide, posterior.report
+    _note_scale(posterior.model.likelihood, examples)
     try:
         with _scale_found(posterior) as scale:
             model = scale.model if scale else posterior.model
@@ -240,6 +244,19 @@ def fit_round(
     except FitError as error:
         error.posterior = posterior
         raise
+
+
+def _note_scale(likelihood: Likelihood, examples: Examples) -> None:
+    """Warn of ratings in other units than the likelihood's: learnt they are, but at what cost."""
+    if isinstance(likelihood, Normal | HeteroscedasticNormal) and examples.labels is not None:
+        away = (examples.labels - likelihood.center).abs() / likelihood.spread
+        if (most := away.max().item()) > _FAR:
+            rating = examples.labels[away.argmax()].item()
+            warnings.warn(
+                f"data: a rating of {rating:g} is {most:.0f} spreads from the centre of "
+                f"{likelihood}; expected ratings of that scale",
+                stacklevel=2,
+            )
 
 
 @contextmanager

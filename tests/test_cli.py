@@ -235,7 +235,8 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     new = tmp_path / "new.csv"
     new.write_text("text,label\n" + "".join(f"w{9 + i} w40,strange\n" for i in range(8)))
     assert "strange" in error("update", folder / "run", new, *quick)  # no such label yet
-    bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
+    shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
+    assert "new classes: strange\n" in shown.stderr
     grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
     assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5

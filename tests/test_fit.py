@@ -454,3 +454,13 @@ def test_what_is_refused_leaves_the_network_as_it_was() -> None:
     assert model.network.measured
     with pytest.raises(ConfigError, match="unlabelled: an earlier fit has set the coordinates"):
         bh.fit(model, "normal", tiny_examples(4), unlabelled=["w5", "w6"], progress=False)
+
+
+def test_ratings_of_another_scale_are_noted() -> None:
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(3.0, 1.0))
+    texts = {"text": ["w5 w9", "w6", "w7 w8"]}
+    first = bh.fit(
+        model, "normal", {**texts, "label": [1.0, 5.0, 3.0]}, max_steps=1, progress=False
+    )
+    with pytest.warns(UserWarning, match=r"a rating of 90 is 87 spreads from .*Normal\(center=3"):
+        first.update({**texts, "label": [60.0, 90.0, 70.0]}, max_steps=1)

@@ -67,6 +67,35 @@ def test_the_first_pattern_that_matches_holds() -> None:
     assert large == {"lora.value.A"}
 
 
+def test_a_mapping_takes_ready_priors_for_their_sites_together() -> None:
+    gates = bh.priors.Gates()
+    mixed = {
+        "lora.*": gates,
+        "adapter.*": bh.priors.Laplace(change=0.3),
+        "*": dist.Normal(0.0, 2.0),
+    }
+    sites = tiny_model(bh.presets.bh_peft()).sites
+    parts = {
+        "lora": gates,
+        "adapter": bh.priors.Laplace(change=0.3),
+        "prefix": dist.Normal(0.0, 2.0),
+        "head": dist.Normal(0.0, 2.0),
+    }
+    torch.manual_seed(3)
+    whole = poutine.trace(as_prior(mixed)).get_trace(sites)
+    assert sum(name.startswith("gates.") for name in whole.stochastic_nodes) == 1  # of all LoRA
+    data = {name: whole.nodes[name]["value"] for name in whole.stochastic_nodes}
+    alone = torch.zeros(())
+    for start, prior in parts.items():
+        own = [site for site in sites if site.name.startswith(start)]
+        trace = poutine.trace(poutine.condition(as_prior(prior), data)).get_trace(own)
+        alone = alone + trace.log_prob_sum()
+    torch.testing.assert_close(whole.log_prob_sum(), alone)
+    model = tiny_model(bh.presets.bh_peft(), prior=mixed)
+    fitted = bh.fit(model, "normal", tiny_examples(8), max_steps=2, progress=False)
+    assert fitted.predict(["w5 w9"]).probabilities.isfinite().all()
+
+
 def test_units_are_seen_by_a_function_of_the_site() -> None:
     values = as_prior({"*": lambda site: dist.Normal(site.unit, 1e-6)})(SITES)
     for site in SITES:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from exact import WIDTH, hierarchical
 from pyro import poutine
+from pyro.distributions.transforms import AffineAutoregressive
 from pyro.infer import autoguide as pyro_guides
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -138,6 +139,16 @@ def test_another_family_takes_over_from_pyro_s_and_back() -> None:
         flow.update(tiny_examples(8, seed=3), guide="normal")
     with pytest.raises(PriorError, match="keep"):
         flow.update(tiny_examples(8, seed=3), keep=0.5)
+
+
+def test_a_flows_density_takes_no_pass_for_each_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws are remembered with where they came from, through all of its transforms."""
+
+    def inverse(*_: Any) -> None:
+        raise AssertionError("the flow was inverted")
+
+    monkeypatch.setattr(AffineAutoregressive, "_inverse", inverse)
+    fitted("iaf", {"num_transforms": 2})
 
 
 def test_a_flow_starts_where_the_sites_do_and_as_wide_as_the_prior() -> None:

@@ -182,6 +182,13 @@ def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
     assert grown.report.examples == 6 and "sad" in grown.text.label_names  # type: ignore[operator]
 
 
+def test_a_label_that_is_another_but_for_its_case_is_noted(head: bh.Posterior) -> None:
+    known = head.text.label_names
+    assert known is not None
+    with pytest.warns(UserWarning, match=f"'{known[0].upper()} ' becomes .* beside '{known[0]}'"):
+        head.grow([f"{known[0].upper()} "])
+
+
 def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     for labels in (["calm"], [], ["sad", "sad"], "sad"):
         with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):

@@ -86,7 +86,7 @@ def test_the_answer_is_that_of_the_models_own_head(tmp_path: Path) -> None:
 
 def test_an_encoder_has_no_next_word(tmp_path: Path) -> None:
     encoder = build("bert")
-    with pytest.raises(ConfigError, match="no language model"):
+    with pytest.raises(ConfigError, match="BertModel does not predict; expected a decoder"):
         zero_shot(tmp_path, lambda own_head=False: (encoder, tiny_tokenizer())).complete()
 
 

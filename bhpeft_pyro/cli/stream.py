@@ -104,6 +104,8 @@ def stream(
         found = _known(found, *next(iter(batches.items())))
     cut = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     say(f"{len(rows)} rows in {cut}, {found}")
+    if more := [name for name in names or () if name not in (found.names or ())]:
+        say(f"classes to come: {', '.join(more)}")
     tested: dict[str, object] = {}
     learnt: dict[str, object] = {}
     for name, each in batches.items():

@@ -60,6 +60,12 @@ def update(
     how = before.report.options.change(progress=bars(), **options.given(context))
     table = rows_for(before, data, labelled=True)
     start = with_outputs_for(before, table, grow)
+    if start is not before:
+        old, new = (each.text.label_names or () for each in (before, start))
+        more = (
+            ", ".join(new[len(old) :]) or start.model.network.outputs - before.model.network.outputs
+        )
+        say(f"new classes: {more}")
     # Before rows are held out, so that all are checked now, under the numbers the file has.
     examples = start.text.encode(start.model, table, labelled=True)
     if not again:

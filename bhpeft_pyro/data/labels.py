@@ -212,5 +212,7 @@ def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
     for i, value in enumerate(values):
         if value < 0 or (count is not None and value >= count):
             limit = "0 or more" if count is None else f"0 to {count - 1}"
-            hint = " (-1 marks rows without a label: use labelled=False)" if value == -1 else ""
+            hint = "; label_names=(...) is for classes whose numbers are their names"
+            if value == -1:
+                hint = " (-1 marks rows without a label: use labelled=False)"
             raise DataError(f"column {column!r}, row {i}: label {value}; expected {limit}{hint}")

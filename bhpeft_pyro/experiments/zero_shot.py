@@ -120,8 +120,6 @@ def zero_shot(job: Job) -> Fitted:
     backbone, tokenizer = job.load(own_head=True)
     prompt = Prompt.of(job.task, job.train, tokenizer)
     network = RandomPEFT(backbone, (), OwnHead(prompt.ids()), tokenizer)
-    if not network.causal:
-        raise ConfigError("zero-shot: the backbone is no language model that reads left to right")
     nothing = as_module(lambda batch: {})
     posterior = Posterior(Model(network), nothing, (), TextOptions(_COLUMNS))
 

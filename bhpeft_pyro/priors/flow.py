@@ -27,7 +27,9 @@ class Placed(TransformModule):
     bijective = True
 
     def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        super().__init__()
+        # Remembered, as the flow before it remembers: else a draw's density, which goes back from
+        # where the draw ended, costs a pass of the network for each weight.
+        super().__init__(cache_size=1)
         self.register_buffer("loc", loc)
         self.register_buffer("scale", scale)
         self.loc: Tensor

@@ -23,13 +23,14 @@ from torch.distributions.transforms import Transform
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
 from ..peft.sites import Site
+from .scales import FunctionSpacePrior
 
 __all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "checked", "complete"]
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
 """A Pyro stochastic function: from the sites to a tensor for each, by its name."""
-SitePrior = TorchDistribution | Callable[[Site], TorchDistribution]
-"""What every weight of a site is drawn from, or a function from the site to it."""
+SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpacePrior
+"""What every weight of a site is drawn from, a function from the site to it, or a ready prior."""
 PriorLike = Prior | TorchDistribution | Mapping[str, SitePrior]
 """A prior, or a short form of one: a distribution for all sites, or some by site pattern."""
 
@@ -40,8 +41,8 @@ def as_prior(prior: PriorLike) -> Prior:
     Args:
         prior: a stochastic function (returned as it is); a distribution, the same and independent
             for every weight; or a mapping from name patterns ("lora.*.B", "*") to a
-            distribution or to a function `site -> distribution`. The first pattern that
-            matches a site holds.
+            distribution, to a function `site -> distribution`, or to a ready prior, of whose
+            scales the fit then finds none. The first pattern that matches a site holds.
 
     Raises:
         PriorError: none of these forms.
@@ -87,15 +88,21 @@ class PatternPrior:
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         names = (site.name for site in sites)
         pattern_of = sort_by_pattern(names, self.patterns, "prior", PriorError)
-        return {
-            site.name: pyro.sample(site.name, spread(self.patterns[pattern_of[site.name]], site))
-            for site in sites
-        }
+        values: dict[str, Tensor] = {}
+        prior: object
+        for pattern, prior in self.patterns.items():
+            if isinstance(prior, FunctionSpacePrior):  # its sites may have something in common
+                values |= prior([site for site in sites if pattern_of[site.name] == pattern])
+        for site in sites:
+            if site.name not in values:
+                own = spread(self.patterns[pattern_of[site.name]], site)
+                values[site.name] = pyro.sample(site.name, own)
+        return values
 
 
-def spread(prior: SitePrior, site: Site) -> TorchDistribution:
+def spread(prior: Any, site: Site) -> TorchDistribution:
     """One distribution over the whole of a site, its own dims kept as events."""
-    distribution: Any = prior
+    distribution = prior
     if not isinstance(prior, TorchDistributionMixin) and callable(prior):
         distribution = prior(site)
     if not isinstance(distribution, TorchDistributionMixin):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -147,6 +148,12 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
         raise ConfigError(f"labels={labels!r}: the labels have no names; expected a number")
     if isinstance(labels, str) or not labels or len({*known, *labels}) < len(known) + len(labels):
         raise ConfigError(f"labels={labels!r}: expected one or more names that are not in {known}")
+    alike = {name.strip().casefold(): name for name in known}
+    for label in labels:
+        if (name := alike.get(label.strip().casefold())) is not None:
+            warnings.warn(
+                f"labels: {label!r} becomes a class of its own, beside {name!r}", stacklevel=2
+            )
     return (*known, *labels)
 
 

@@ -278,6 +278,8 @@ def test_class_rows_as_a_dataset():
     assert row["text"] == "text 17"
     assert dataset.features["label"].int2str(row["label"]) == "Sports"
     assert row["prediction"] == forecast.label[17].item()
+    assert forecast.predicted[17] == names[row["prediction"]]
+    assert ClassForecast.from_draws(some_draws()).predicted == forecast.label.tolist()
     assert row["probabilities"] == pytest.approx(forecast.probabilities[17].tolist())
     for name in ("confidence", "total", "aleatoric", "epistemic", "variance"):
         assert row[name] == pytest.approx(getattr(forecast, name)[17].item())

@@ -103,8 +103,7 @@ def predictions(forecast: AnyForecast, flagged: list[int]) -> dict[str, list[Any
     """The columns that `predict` adds to a table."""
     columns: dict[str, list[Any]] = {}
     if isinstance(forecast, ClassForecast):
-        labels, names = forecast.label.tolist(), forecast.label_names
-        columns["prediction"] = labels if names is None else [names[label] for label in labels]
+        columns["prediction"] = forecast.predicted
         columns["probability"] = _digits(forecast.confidence)
     else:
         assert isinstance(forecast, RatingForecast)

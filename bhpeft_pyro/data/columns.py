@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from ..likelihoods import Kind
 
 __all__ = ["DEFAULT_COLUMNS", "Columns", "Kind"]
-
-Kind = Literal["class", "rating", "choice"]
-"""A class index or name, a real number, or the index of the right one of several choices."""
 
 
 @dataclass(frozen=True)

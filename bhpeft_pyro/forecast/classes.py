@@ -147,6 +147,13 @@ class ClassForecast(Forecast):
         return self.probabilities.argmax(-1)
 
     @property
+    def predicted(self) -> list[str] | list[int]:
+        """N most probable classes by their names, or by their numbers where they have none."""
+        labels: list[int] = self.label.tolist()
+        names = self.label_names
+        return labels if names is None else [names[label] for label in labels]
+
+    @property
     def confidence(self) -> Tensor:
         """(N,) the probability of the most probable class."""
         return self.probabilities.amax(-1)
@@ -162,17 +169,19 @@ class ClassForecast(Forecast):
 
         With `label_names`, label and prediction are `ClassLabel` columns.
         """
-        from datasets import ClassLabel, Dataset  # slow to import, and seldom needed
+        from datasets import ClassLabel, Dataset, Features  # slow to import, and seldom needed
 
         columns = self._columns() | {"prediction": self.label.tolist()}
         for name in ("confidence", "total", "aleatoric", "epistemic", "variance", "probabilities"):
             columns[name] = getattr(self, name).tolist()
         dataset = Dataset.from_dict(columns)
-        if self.label_names is not None:
-            feature = ClassLabel(names=list(self.label_names))
-            for name in {"label", "prediction"} & columns.keys():
-                dataset = dataset.cast_column(name, feature)
-        return dataset
+        if self.label_names is None:
+            return dataset
+        named = {"label", "prediction"} & columns.keys()
+        feature = ClassLabel(names=list(self.label_names))
+        # Not by a cast, which shows a bar.
+        features = Features({**dataset.features, **dict.fromkeys(named, feature)})
+        return Dataset.from_dict(columns, features)
 
     def __repr__(self) -> str:
         kind = "classes" if self.choices is None else "choices"

@@ -34,9 +34,17 @@ PYROS: dict[str, type[AutoGuide]] = {
     "mvn": pyro_guides.AutoMultivariateNormal,
     "structured": pyro_guides.AutoStructured,
     "iaf": pyro_guides.AutoIAFNormal,
-    **{name: getattr(pyro_guides, name) for name in pyro_guides.__all__ if name.startswith("Auto")},
+    "AutoDelta": pyro_guides.AutoDelta,
+    "AutoDiagonalNormal": pyro_guides.AutoDiagonalNormal,
+    "AutoGaussian": pyro_guides.AutoGaussian,
+    "AutoIAFNormal": pyro_guides.AutoIAFNormal,
+    "AutoLaplaceApproximation": pyro_guides.AutoLaplaceApproximation,
+    "AutoLowRankMultivariateNormal": pyro_guides.AutoLowRankMultivariateNormal,
+    "AutoMultivariateNormal": pyro_guides.AutoMultivariateNormal,
+    "AutoNormal": pyro_guides.AutoNormal,
+    "AutoStructured": pyro_guides.AutoStructured,
 }
-"""Pyro's autoguides by their names, and by short ones."""
+"""Those of Pyro's autoguides that a name is enough for, and short names."""
 
 
 class PyroGuide(Guide):

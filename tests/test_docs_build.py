@@ -35,6 +35,7 @@ INTERNAL = {
     "model",  # bhpeft_pyro.Model
     "network",  # bhpeft_pyro.RandomPEFT
     "patterns",
+    "plain",
     "saving",  # Posterior.save and load
     "stored",
 }

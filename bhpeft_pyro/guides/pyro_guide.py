@@ -42,9 +42,10 @@ PYROS: dict[str, type[AutoGuide]] = {
     "AutoLowRankMultivariateNormal": pyro_guides.AutoLowRankMultivariateNormal,
     "AutoMultivariateNormal": pyro_guides.AutoMultivariateNormal,
     "AutoNormal": pyro_guides.AutoNormal,
+    "AutoNormalizingFlow": pyro_guides.AutoNormalizingFlow,
     "AutoStructured": pyro_guides.AutoStructured,
 }
-"""Those of Pyro's autoguides that a name is enough for, and short names."""
+"""Those of Pyro's autoguides that can be made by a name and options, and short names."""
 
 
 class PyroGuide(Guide):

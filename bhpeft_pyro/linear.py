@@ -7,9 +7,12 @@ under the linearised network it does not (Khan et al. 2019; Immer, Korzepa and B
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -57,6 +60,7 @@ class LinearModel(Model):
     def __init__(self, model: Model, around: Callable[[], Mapping[str, Tensor]]) -> None:
         super().__init__(model.network, model.prior, model.likelihood)
         self.around = around
+        _load_decompositions()
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         if batch.features is not None:  # a head is linear as it is
@@ -101,6 +105,14 @@ _LAYERS: dict[Any, tuple[int, Callable[..., Tensor]]] = {
     functional.linear: (0, lambda change, weight, bias=None: functional.linear(change, weight)),
     torch.addmm: (1, lambda bias, change, weight: change @ weight),  # GPT-2's
 }
+
+
+@cache
+def _load_decompositions() -> None:
+    """What torch loads at the first forward derivative, and with it a warning of its own doings."""
+    with warnings.catch_warnings(), suppress(ImportError):
+        warnings.simplefilter("ignore")
+        import_module("torch._decomp.decompositions_for_jvp")
 
 
 class _FrozenLayers(TorchFunctionMode):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +265,17 @@ def test_a_layer_without_forward_derivatives_is_named_with_a_way_out() -> None:
     with pytest.raises(GuideError, match=r"forward derivatives, .*jvp.*'lowrank' or 'normal'"):
         bh.fit(model, "linear", tiny_examples(8), **quick)
     bh.fit(model, "lowrank", tiny_examples(8), **quick)
+
+
+def test_a_first_fit_shows_no_warning_of_torchs_own_doings() -> None:
+    """In a process of its own: torch warns once."""
+    code = """
+import warnings
+import bhpeft_pyro as bh
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+warnings.simplefilter("error")
+warnings.filterwarnings("default", category=UserWarning)
+bh.fit(tiny_model(), "linear", tiny_examples(8), max_steps=2, progress=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "jit" not in done.stderr, done.stderr

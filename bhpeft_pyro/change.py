@@ -10,12 +10,11 @@ from torch import Tensor
 from .inference.draws import blocks
 from .network import RandomPEFT
 from .peft import LoRA
+from .peft.sites import Role
 from .posterior import Posterior
 
 __all__ = ["changes", "head_norms", "sizes", "spectra"]
 
-# The sites of a branch that is a product: its input side, its output side.
-_INNER, _OUTER = ("A", "down"), ("B", "up")
 # The configuration's number of attention heads whose outputs a branch's output is made of.
 _HEADS = {
     "lora.query": "num_attention_heads",
@@ -72,16 +71,16 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[
     Returns:
         Branch to layer number to (S,).
     """
-    sides: dict[str, dict[int, dict[str, Tensor]]] = {}
+    sides: dict[str, dict[int, dict[Role, Tensor]]] = {}
     for site in network.attachment.sites:
-        kind, part, *more = site.name.split(".")
-        if "layer" not in site.dims or "gate" in (part, *more):
+        if "layer" not in site.dims or site.role == "gate":
             continue
-        branch, side = (kind, part) if kind == "adapter" else (f"{kind}.{part}", "".join(more[:1]))
+        kind, part = site.name.split(".")[:2]
+        branch = kind if kind == "adapter" else f"{kind}.{part}"
         # In units that make N(0, 1) entries a branch as large as the frozen signal.
         scaled = (weights[site.name] / site.unit).unbind(1)
         for layer, value in zip(site.layers, scaled, strict=True):
-            sides.setdefault(branch, {}).setdefault(layer, {})[side] = value
+            sides.setdefault(branch, {}).setdefault(layer, {})[site.role] = value
     return {
         branch: {layer: _size(parts) for layer, parts in layers.items()}
         for branch, layers in sides.items()
@@ -170,11 +169,9 @@ def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> 
     }
 
 
-def _size(parts: Mapping[str, Tensor]) -> Tensor:
-    inner = next((parts[side] for side in _INNER if side in parts), None)
-    outer = next((parts[side] for side in _OUTER if side in parts), None)
-    if inner is None or outer is None:
-        (only,) = parts.values()
+def _size(sides: Mapping[Role, Tensor]) -> Tensor:
+    if len(sides) == 1:  # a prefix's keys, or values
+        (only,) = sides.values()
         return only.flatten(1).square().mean(1).sqrt()
-    product = outer @ inner
-    return product.flatten(1).square().mean(1).sqrt() / inner.shape[-2] ** 0.5
+    product = sides["output"] @ sides["input"]
+    return product.flatten(1).square().mean(1).sqrt() / sides["input"].shape[-2] ** 0.5

@@ -60,9 +60,7 @@ class Coordinates(nn.Module):
         self.sites = tuple(map(_started, sites))
         self.gain = 1.0
         self._inner = tuple(site for site in sites if site.anchor is not None)
-        self._added = tuple(
-            site for site in sites if site.dims[0] == "layer" and "out" in site.dims[1:]
-        )
+        self._added = tuple(site for site in sites if site.role == "output")
         self._outer = tuple(
             site for site in self._added if site.dims[1] == "out" and site.shape[1] <= _WIDEST
         )

@@ -63,6 +63,7 @@ class Head:
                 ("output", "feature"),
                 unit=torch.full((1, 1), width**-0.5),
                 init=lambda: torch.zeros(weight),
+                role="head",
             ),
             Site(
                 "head.bias",
@@ -70,6 +71,7 @@ class Head:
                 ("output",),
                 unit=torch.ones(1),
                 init=lambda: torch.zeros(bias),
+                role="head",
             ),
         )
 

@@ -82,7 +82,7 @@ normal = fit(priors.default())
 
 # %%
 network = normal.model.network
-peft = {site.name for site in network.sites if not site.name.startswith("head")}
+peft = {site.name for site in network.sites if site.role != "head"}
 texts = normal.text.encode(normal.model, movies.train.select(range(min(32, train))), labelled=True)
 batch = next(texts.batches(32))
 

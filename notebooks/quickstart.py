@@ -77,7 +77,7 @@ for site in network.sites:
 def by_layer(sites):
     values = {}
     for site in sites:
-        scale = (2.0 if site.name.startswith("head") else 0.1) * site.unit
+        scale = (2.0 if site.role == "head" else 0.1) * site.unit
         if "layer" in site.dims:
             name = f"scale.{site.name}"
             each = pyro.sample(name, dist.LogNormal(0.0, 0.5).expand([site.shape[0]]).to_event(1))

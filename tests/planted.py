@@ -9,7 +9,7 @@ from exact import KnownNoise, hadamard
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.peft.sites import Role, Site
 from bhpeft_pyro.priors import PriorLike
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -17,10 +17,11 @@ Truth = Mapping[str, Tensor]
 
 
 def site(name: str, shape: tuple[int, ...], *dims: str) -> Site:
-    """A site of unit 1."""
+    """A site of unit 1, of the head or of an output side."""
     layers = tuple(range(shape[0])) if "layer" in dims else ()
     unit = torch.ones((1,) * len(shape))
-    return Site(name, shape, dims, unit, lambda: torch.zeros(shape), layers)
+    role: Role = "head" if name.startswith("head.") else "output"
+    return Site(name, shape, dims, unit, lambda: torch.zeros(shape), layers, role=role)
 
 
 class Planted(bh.RandomPEFT):

@@ -38,7 +38,7 @@ class LastLayer:
         self.posterior, self.model = posterior, posterior.model
         given = point(self.model, posterior.guide)
         self.weights = {name: value[0, 0] for name, value in given.items()}
-        self.head = [site for site in self.model.sites if site.name.startswith("head.")]
+        self.head = [site for site in self.model.sites if site.role == "head"]
         self.loc = torch.cat([self.weights[site.name].flatten() for site in self.head])
         self.information = self._information(self._feed(train).whole())
 

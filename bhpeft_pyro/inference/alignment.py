@@ -49,7 +49,7 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
                 found[site.name] = size * noise
             elif site.name in drawn and site.name not in peft:
                 found[site.name] = drawn[site.name]
-            elif site.name.startswith("head."):
+            elif site.role == "head":
                 found[site.name] = noise
             else:
                 found[site.name] = torch.stack([site.init() for _ in range(count)]).unsqueeze(1)

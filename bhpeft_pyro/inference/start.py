@@ -172,7 +172,7 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
     prior = model.prior
     open_scale = _is_open(prior)
     # A scale and points under it have no joint optimum but zero.
-    open_scale &= {s.name for s in model.sites if s.name.startswith("head.")} <= {*guide.scales()}
+    open_scale &= {s.name for s in model.sites if s.role == "head"} <= {*guide.scales()}
     if not (open_scale or model.network.kinds):
         return model  # the fit proper is about to do this
     size = len(frozen.examples)
@@ -212,7 +212,7 @@ def _head_scale(sites: Sequence[Site], prior: FunctionSpaceNormal, guide: Guide)
     means, sds = guide.means(), guide.scales()
     power = told = 0.0
     for site in sites:
-        if site.name.startswith("head."):
+        if site.role == "head":
             share = 1 - (sds[site.name] / prior.sd(site)).square()
             share = share.clamp_min(0)
             power += float((share * (means[site.name] / site.unit).square()).sum())

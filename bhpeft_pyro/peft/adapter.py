@@ -90,6 +90,7 @@ class Adapter(Kind):
         sites = down.sites(
             lambda width: (self.size, width),
             ("bottleneck", "in"),
+            "input",
             lambda block: 1 / (self._input_rms(block, scales) * self._inputs(block) ** 0.5),
             lambda shape, unit: kaiming(shape, scales.device),
             anchor=1.0,
@@ -97,6 +98,7 @@ class Adapter(Kind):
         sites += up.sites(
             lambda width: (width, self.size),
             ("out", "bottleneck"),
+            "output",
             lambda block: boost * scales.outputs(block.projections["ffn_out"]) / reach,
             lambda shape, unit: zeros(shape, scales.device),
         )

@@ -33,12 +33,14 @@ class Gate:
             *self.weight.sites(
                 lambda inputs: (inputs,),
                 ("in",),
+                "gate",
                 lambda block: 1 / (rms(block) * width(block) ** 0.5),
                 lambda shape, unit: zeros(shape, device),
             ),
             *self.bias.sites(
                 lambda _: (),
                 (),
+                "gate",
                 lambda block: torch.ones((), device=device),
                 lambda shape, unit: zeros(shape, device),
             ),

@@ -16,7 +16,7 @@ from ..plain import make_plain
 from .architectures import Block
 from .binding import Binding
 from .probe import Scales
-from .sites import Site, projection
+from .sites import Role, Site, projection
 
 __all__ = ["Kind", "Stack", "check_count"]
 
@@ -111,6 +111,7 @@ class Stack:
         self,
         shape: Callable[[int], tuple[int, ...]],
         dims: tuple[str, ...],
+        role: Role,
         unit: Callable[[Block], Tensor],
         start: Start,
         anchor: float | None = None,
@@ -130,7 +131,7 @@ class Stack:
             numbers = tuple(block.number for block in members)
             fixed = None if anchor is None else anchor * projection(name, full).to(units) * units
             sites.append(
-                Site(name, full, ("layer", *dims), units, start(full, units), numbers, fixed)
+                Site(name, full, ("layer", *dims), units, start(full, units), numbers, fixed, role)
             )
         return sites
 

@@ -90,6 +90,7 @@ class LoRA(Kind):
             sites += stack_a.sites(
                 lambda width: (self.rank, width),
                 ("rank", "in"),
+                "input",
                 unit_a,
                 lambda shape, unit: kaiming(shape, scales.device),
                 anchor=1.0,
@@ -97,6 +98,7 @@ class LoRA(Kind):
             sites += stack_b.sites(
                 lambda width: (width, self.rank),
                 ("out", "rank"),
+                "output",
                 unit_b,
                 lambda shape, unit: zeros(shape, scales.device),
             )

@@ -91,6 +91,7 @@ class Prefix(Kind):
             sites += keys.sites(
                 lambda width: (self.length, width),
                 ("position", "in"),
+                "input",
                 lambda block: boost * scales.keys(block),
                 lambda shape, unit: normal(shape, SMALL * unit),
                 anchor=SMALL,
@@ -98,6 +99,7 @@ class Prefix(Kind):
             sites += values.sites(
                 lambda width: (width, self.length),
                 ("out", "position"),
+                "output",
                 lambda block: boost * scales.values(block),
                 lambda shape, unit: normal(shape, SMALL * unit),
             )
@@ -128,6 +130,7 @@ class Prefix(Kind):
                 one,
                 normal(embedding, one),
                 anchor=projection("prefix.embedding", embedding).to(one),
+                role="input",
             ),
             Site(
                 "prefix.down",
@@ -136,10 +139,12 @@ class Prefix(Kind):
                 one / width**0.5,
                 kaiming(down, scales.device),
                 anchor=projection("prefix.down", down).to(one) / width**0.5,
+                role="input",
             ),
             *self._up(blocks).sites(
                 lambda out: (2, out, size),
                 ("kv", "out", "bottleneck"),
+                "output",
                 unit_up,
                 lambda shape, unit: normal(shape, SMALL * unit),
             ),

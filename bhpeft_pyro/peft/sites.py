@@ -6,11 +6,15 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["Site"]
+__all__ = ["Role", "Site"]
+
+Role = Literal["input", "output", "gate", "head", "other"]
+"""What a site is to its branch: the change a branch makes is the product of its two sides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +27,18 @@ class Site:
         dims: one name a dimension: layer, rank, in, out, position, bottleneck, kv; of the head
             output, feature.
         unit: the sd, broadcastable to `shape`, at which the branch this tensor belongs to has
-            unit effect if all its weights are N(0, unit^2). Input-side tensors (LoRA's A, an
-            adapter's down): their output has RMS 1 for the RMS of the input they really get.
-            Output-side tensors (LoRA's B, an adapter's up): the branch has the RMS of the frozen
-            output it is added to. Prefix: the RMS of the frozen keys, or values, of that layer.
+            unit effect if all its weights are N(0, unit^2). On the input side: their output has
+            RMS 1 for the RMS of the input they really get. On the output side: the branch has the
+            RMS of the frozen output it is added to. Prefix: the RMS of the frozen keys, or values,
+            of that layer.
         init: draws a start for a guide's location, of `shape`; the branch is (nearly) off there.
         layers: the layers' numbers along dimension "layer", () if there is no such dimension.
-        anchor: of input-side tensors: the projection, of `shape`, that a prior may be centred on. A
+        anchor: of the input side: the projection, of `shape`, that a prior may be centred on. A
             prior centred on zero makes every draw another projection, and the output side learns
             nothing that survives the next draw.
+        role: "input" side (LoRA's A, an adapter's down, a prefix's keys), "output" side (LoRA's B,
+            an adapter's up, a prefix's values), "gate", "head", or "other" (a likelihood's). The
+            ready priors go by it.
 
     >>> site = Site("head.bias", (3,), ("output",), torch.ones(1), lambda: torch.zeros(3))
     >>> site.ndim, site.numel
@@ -45,6 +52,7 @@ class Site:
     init: Callable[[], Tensor]
     layers: tuple[int, ...] = ()
     anchor: Tensor | None = None
+    role: Role = "other"
 
     @property
     def ndim(self) -> int:

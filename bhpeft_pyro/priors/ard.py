@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
-from .scales import FunctionSpacePrior, along, log_of, multiplied, output_side
+from .scales import FunctionSpacePrior, along, log_of, multiplied
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -93,6 +93,6 @@ def effective_rank(
 
 def _dims(site: Site) -> tuple[str, str] | None:
     """The dims over which scales vary: of sites (layer, out, rank or bottleneck)."""
-    if not output_side(site):
+    if site.role != "output":
         return None
     return next((dims for dims in _DIMS if set(dims) <= set(site.dims)), None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
-from .scales import FunctionSpacePrior, along, multiplied, output_side
+from .scales import FunctionSpacePrior, along, multiplied
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
@@ -57,7 +57,7 @@ class Gates(FunctionSpacePrior):
         gates: dict[str, Tensor] = {}
         values = {}
         for site in sites:
-            if not output_side(site):
+            if site.role != "output":
                 values[site.name] = self.sample(site)
                 continue
             kind = _kind(site)
@@ -113,7 +113,7 @@ def gated_layers(sites: Sequence[Site]) -> dict[str, list[int]]:
     """PEFT kind to the numbers of the layers that carry it."""
     found: dict[str, set[int]] = {}
     for site in sites:
-        if output_side(site):
+        if site.role == "output":
             found.setdefault(_kind(site), set()).update(site.layers)
     return {kind: sorted(layers) for kind, layers in found.items()}
 

@@ -21,9 +21,6 @@ from ..plain import make_plain
 
 __all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
 
-# Of two random sites whose product makes the change, the factor goes on the other.
-_INPUT_SIDE = (".A", ".down", ".embedding", "prefix.key")
-_PEFT = ("lora", "adapter", "prefix")
 _CHANGE, _HEAD = 0.1, 1.0
 _OPEN = ("change", "head")  # may be None
 
@@ -73,16 +70,17 @@ class FunctionSpacePrior(ABC):
 
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""
-        kind = site.name.split(".")[0]
-        if kind == "head":
-            return _HEAD if self.head is None else self.head
-        if kind not in _PEFT:
-            return self.other
-        if "gate" in site.name.split("."):
-            return _CHANGE  # what it scales has the scale that is found
-        if any(mark in site.name for mark in _INPUT_SIDE):
-            return self.spread
-        return _CHANGE if self.change is None else self.change
+        match site.role:
+            case "input":  # of two random factors of a change, the scale is the other's
+                return self.spread
+            case "output":
+                return _CHANGE if self.change is None else self.change
+            case "gate":  # what it scales has the scale that is found
+                return _CHANGE
+            case "head":
+                return _HEAD if self.head is None else self.head
+            case "other":
+                return self.other
 
     def closed(self) -> Self:
         """The same prior, with nothing left open that a fit would find.
@@ -118,20 +116,6 @@ class FunctionSpacePrior(ABC):
         lead = normal.batch_shape[: len(normal.batch_shape) - site.ndim]
         value: Tensor = pyro.sample(site.name, normal.expand(lead + site.shape).to_event(site.ndim))
         return value
-
-
-def output_side(site: Site) -> bool:
-    """Whether a site is what its kind adds to each layer: LoRA B, adapter up, prefix values.
-
-    The gates of UniPELT are none.
-    """
-    parts = site.name.split(".")
-    return (
-        parts[0] in _PEFT
-        and "gate" not in parts
-        and "layer" in site.dims
-        and not any(mark in site.name for mark in _INPUT_SIDE)
-    )
 
 
 def along(values: Tensor, site: Site, dims: Sequence[str]) -> Tensor:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from .batch import Batch
 from .errors import LikelihoodError
 from .peft.sites import Site
+from .plain import make_plain
 
 __all__ = [
     "Categorical",
@@ -145,9 +146,11 @@ class OrderedLogistic(Likelihood):
     outputs = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", int(self.levels))  # NumPy's cannot be saved
-        if self.levels < 2:
-            raise LikelihoodError(f"OrderedLogistic: levels must be 2 or more, got {self.levels}")
+        make_plain(self)
+        if not isinstance(self.levels, int) or self.levels < 2:
+            raise LikelihoodError(
+                f"OrderedLogistic: levels={self.levels!r} must be a whole number, 2 or more"
+            )
 
     @property
     def sites(self) -> tuple[Site, ...]:

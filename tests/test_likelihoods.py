@@ -205,8 +205,9 @@ def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
 
 
 def test_option_errors() -> None:
-    with pytest.raises(LikelihoodError, match="levels must be 2 or more, got 1"):
-        OrderedLogistic(1)
+    for levels in (1, 3.7, "3"):
+        with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be a whole number"):
+            OrderedLogistic(levels)  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match=r"Normal: spread must be positive, got 0\.0"):
         Normal(spread=0.0)
     with pytest.raises(LikelihoodError, match="HeteroscedasticNormal: spread must be positive"):

@@ -23,6 +23,7 @@ __all__ = [
     "INDEX",
     "exists",
     "index_of",
+    "keep_names",
     "lineage_of",
     "read_index",
     "read_lineage",
@@ -136,12 +137,17 @@ def write(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if hasattr(os, "O_DIRECTORY"):  # there a new name lasts once its folder is written
-        folder = os.open(path.parent, os.O_DIRECTORY)
+    keep_names(path.parent)
+
+
+def keep_names(folder: Path) -> None:
+    """Make new names in a folder last, where that takes writing the folder itself."""
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(folder, os.O_DIRECTORY)
         try:
-            os.fsync(folder)
+            os.fsync(opened)
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -51,7 +51,8 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
         }
     )
     folder.mkdir(parents=True, exist_ok=True)
-    old = {file.name for file in folder.glob("posterior-*.safetensors")}
+    # What was saved here, and what a save that was killed has left (`files.write`).
+    old = {f.name for s in ("posterior-*.safetensors", ".posterior*") for f in folder.glob(s)}
     write(folder / new, data)
     write(index, text)
     for stale in old - {new}:

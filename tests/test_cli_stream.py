@@ -119,6 +119,14 @@ def test_held_out_rows_make_the_matrix(folder: Path) -> None:
     assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())
 
 
+def test_a_batch_that_was_partly_held_out_is_not_learnt_again(folder: Path) -> None:
+    bhpeft(*arguments(folder, "--batch", 7, "--tests", "30%"))
+    new = write_csv(folder / "last.csv", text=TEXTS[7:], label=NAMES[7:])
+    update = ("update", folder / "out", new, "--out", folder / "next")
+    for share in ("0", "20%"):
+        assert "round 2 " in error(*update, "--validation", share)
+
+
 def test_a_table_that_has_grown_has_tests_its_first_rounds_have_not_seen(folder: Path) -> None:
     write_csv(folder / "early.csv", date=DAYS[7:], text=TEXTS[7:], label=NAMES[7:])
     options = ("--by", "date", "--batch", 7, "--tests", "30%", "--json")

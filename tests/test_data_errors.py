@@ -13,7 +13,7 @@ from test_data_helpers import bert_like, gpt_like
 from tokenizers.normalizers import Replace
 
 from bhpeft_pyro.data import Columns, encode
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import ConfigError, DataError
 
 OK = {"text": ["good", "bad"], "label": [0, 1]}
 
@@ -174,10 +174,10 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "tabs.csv": ("text\tlabel\ngood\t0\n", "expected commas"),
         "wide.csv": ("text,label\na,good,0\nb,bad,1\n", "more cells than the header has names"),
         "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ParserError.*line 3"),
-        "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*cannot be loaded"),
+        "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl', line 1: no JSON"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
-            "mixed|cannot be loaded",
+            "'label': mixed types: row 0 is int, row 2 is str",
         ),
         "gap.csv": ("text,label\ngood,0\nbad,\nfilm,1\n", "'label', row 1: the label is missing"),
         "blank.csv": ('text,label\ngood,0\n"",1\n', "'text', row 1: the text is missing"),
@@ -221,3 +221,17 @@ def test_examples_that_do_not_fit() -> None:
     for source, tokenizer, options, message in cases:
         with pytest.raises(DataError, match=message):
             encode(source, tokenizer, **options)
+
+
+def test_what_is_there_is_no_name_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "reviews.txt").write_text("good")
+    with pytest.raises(DataError, match=r"reviews.txt'?: expected a .csv, .json or .jsonl file"):
+        encode(str(tmp_path / "reviews.txt"), bert_like(), kind="class")
+    with pytest.raises(DataError, match=r"'reviews\.cvs' is no file here, and cannot be loaded"):
+        encode("reviews.cvs", bert_like(), kind="class")
+
+
+def test_columns_are_different_ones() -> None:
+    for given in ({"text": "label"}, {"pair": "text"}, {"question": "answer"}):
+        with pytest.raises(ConfigError, match="must be different columns"):
+            Columns(**given)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import pytest
 import torch
 
 from bhpeft_pyro.distributions import Covariance, LowRankNormal
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.priors import JointPrior, as_prior
 from bhpeft_pyro.sequential import Forgetting
 from bhpeft_pyro.testing import tiny_model
@@ -29,3 +32,9 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
     pull = precision @ loc.double() + 0.1 * torch.full((size,), 0.5).double()
     away = mixed.normal.mean.double() - torch.linalg.solve(precision + 0.1 * unit, pull)
     assert away @ precision @ away / 2 < 1e-3  # nats
+
+
+@pytest.mark.parametrize("given", [{"keep": "0.9"}, {"keep": None}, {"floor": "0.1"}])
+def test_shares_are_numbers(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(given))}=.* must be a number in"):
+        Forgetting(**given)

@@ -14,6 +14,7 @@ from bhpeft_pyro import Posterior
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.reading import TextOptions
 from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(8)]
@@ -176,3 +177,12 @@ def test_classes_of_a_file_can_be_learnt(
     assert examples.labels is not None
     order = sorted(set(cells))
     assert examples.labels.tolist() == [order.index(cell) for cell in cells]
+
+
+def test_classes_are_found_again_where_their_names_are_written_otherwise() -> None:
+    versions = rows(["1.10", "1.9", "beta", "beta"] * 2)
+    model = tiny_model((), 3)
+    text = TextOptions(label_names=("1.10", "1.9", "beta"))
+    assert text.encode(model, versions, labelled=True).labels.tolist() == [0, 1, 2, 2] * 2
+    numbers = rows([1.1, 1.9] * 4)  # as a reader makes them of a file without "beta"
+    assert text.encode(model, numbers, labelled=True).labels.tolist() == [0, 1] * 4

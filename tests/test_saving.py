@@ -289,7 +289,10 @@ def test_overwriting_has_to_be_asked_for(tmp_path: Path) -> None:
     second.save(tmp_path, overwrite=True)
     assert load(tmp_path).model.likelihood == STARS_LIKELIHOOD
     assert len(list(tmp_path.iterdir())) == 2  # the old tensors are gone
+    (tmp_path / ".posterior.json.0123456789abcdef").write_text("of a save that was killed")
+    (tmp_path / ".mine").write_text("of no save")
     first.save(tmp_path, overwrite=True)
+    (tmp_path / ".mine").unlink()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     file = tmp_path / "file"
     file.write_text("mine")

@@ -229,3 +229,23 @@ def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
         assert closed.head is not None
         for site in model.sites:
             assert closed.scale(site) == given.scale(site)
+
+
+def test_many_quantities_fail_as_few_do() -> None:
+    """There p-values have to be smaller than any number of simulations can tell."""
+    count = 500
+    names = tuple(map(str, range(count)))
+    exact = torch.from_numpy(np.random.default_rng(0).integers(0, 100, (100, count)))
+    assert Calibration(names, exact, draws=99).passed
+    wrong = exact.clone()
+    wrong[:, 7] = 0
+    calibration = Calibration(names, wrong, draws=99)
+    assert calibration.failed == ["7"]
+    lower, upper = band(100, 99, 1 - 0.01 / count)
+    ecdf = np.bincount(wrong[:, 7], minlength=100).cumsum()[:-1] / 100
+    assert ((ecdf < lower) | (ecdf > upper)).any()
+
+
+def test_the_bound_where_simulations_end_against_the_binomial() -> None:
+    """With one draw the ECDF has one point, and all ranks at one end a probability of 2 / 2^R."""
+    assert uniform(np.zeros(30, int), draws=1) == pytest.approx(2 / 2**30)

@@ -16,7 +16,7 @@ from ..files import write
 from ..forecast import ClassForecast, RatingForecast
 from ..inference.predict import AnyForecast
 from . import options
-from .runs import open_run, rows_for
+from .runs import open_run, read_table, rows_for
 from .screen import say, table
 
 __all__ = ["EXAMPLES", "predict", "predictions"]
@@ -86,7 +86,8 @@ def predict(
     forecast = posterior.predict(examples, samples, seed=draw_seed)
     flagged = forecast.flag(share, by).tolist()
     found = predictions(forecast, flagged)
-    write(out, _encoded(rows, found, out.suffix))
+    written = read_table(data, None)  # as they are in the file, not as they were read
+    write(out, _encoded(written, found, out.suffix))
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     names = list(found)[:-1]
     order = forecast.flag(1.0, by)[:show].tolist()
@@ -141,7 +142,14 @@ def _encoded(rows: Dataset, found: dict[str, list[Any]], suffix: str) -> bytes:
         lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
         return "".join(f"{line}\n" for line in lines).encode()
     text = StringIO()
-    writer = csv.DictWriter(text, records[0].keys(), lineterminator="\n")
+    # The writer leaves a bare carriage return unquoted, and readers end a row there.
+    returns = any("\r" in cell for r in records for cell in r.values() if isinstance(cell, str))
+    writer = csv.DictWriter(
+        text,
+        records[0].keys(),
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+    )
     writer.writeheader()
     for record in records:
         nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, (list, dict))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -12,12 +12,14 @@ from datasets import Dataset
 
 from .. import files, saving
 from ..data import Examples
+from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..posterior import Posterior
 from ..sequential import History
 from .backbone import load_backbone
 from .options import fraction
+from .screen import say
 
 __all__ = [
     "check_out",
@@ -34,9 +36,9 @@ Rows = TypeVar("Rows", Dataset, Examples)
 _ROUNDS = "rounds"  # in the folder of a stream
 
 
-def read_table(source: str) -> Dataset:
-    """All rows and columns of a file, or of a data set on the hub."""
-    table = load(source)
+def read_table(source: str, texts: Collection[str] | None = ()) -> Dataset:
+    """All rows and columns of a file, or of a data set on the hub; `texts` is as for `load`."""
+    table = load(source, texts)
     if len(table) == 0:
         raise DataError(f"{source} is empty: at least one row is needed")
     return table
@@ -48,8 +50,8 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     Raises:
         DataError: a column is missing.
     """
-    table = read_table(source)
     kind, columns = posterior.model.likelihood.kind, posterior.text.columns
+    table = read_table(source, columns.inputs(kind))
     needed = (*columns.inputs(kind), *((columns.target(kind),) if labelled else ()))
     for column in needed:
         if column not in table.column_names:
@@ -57,6 +59,10 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
                 f"{source} has no column {column!r}, which this posterior was fitted on; "
                 f"columns there: {', '.join(table.column_names)}"
             )
+    names, label = posterior.text.label_names, columns.target(kind)
+    first = table[0][label] if labelled and names else None
+    if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
+        say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
     return table
 
 

@@ -91,4 +91,4 @@ def update(
     after.save(out, overwrite)
     say(f"{after.report}\nsaved in {out}")
     # The round before has no probability for a label that is new.
-    conclude(after, out, held_out, samples, as_json, None if grow else before)
+    conclude(after, out, held_out, samples, as_json, before if start is before else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from ..likelihoods import Kind
 
 __all__ = ["DEFAULT_COLUMNS", "Columns", "Kind"]
@@ -21,6 +22,9 @@ class Columns:
         choices: 2 to 8 possible answers: a list of str, or `{"text": [...], "label": [...]}`.
         answer: the right choice: its index, its text, or its entry in `label`.
 
+    Raises:
+        ConfigError: two of one kind are the same.
+
     >>> Columns(text="review").text
     'review'
     """
@@ -31,6 +35,17 @@ class Columns:
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
+
+    def __post_init__(self) -> None:
+        for names in (
+            (self.text, self.pair, self.label),
+            (self.question, self.choices, self.answer),
+        ):
+            given = [name for name in names if name is not None]
+            if len(set(given)) < len(given):
+                raise ConfigError(
+                    f"columns: {', '.join(map(repr, given))} must be different columns"
+                )
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""

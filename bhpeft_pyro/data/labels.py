@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,16 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
         valid = range(len(own))
         return [own[value] if value in valid else value for value in values]
     if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
-        return [name_of(v) if isinstance(v, (int, float)) and v == v else v for v in values]
+        # A reader may have made 1.1 of "1.10", as the class was called in another file.
+        known = {float(name): name for name in names if is_number(name)}
+        return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
+
+
+def _name_among(known: Mapping[float, str], value: float) -> Any:
+    if value != value:
+        return value
+    return name_of(value) if isinstance(value, bool) else known.get(value, name_of(value))
 
 
 def read_classes(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         splits = ", ".join(map(repr, source))
         raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = load(source)
+        source = load(source, needed)
     elif isinstance(source, pd.DataFrame):
         source = {name: _cells(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
@@ -71,8 +71,12 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     return table
 
 
-def load(source: str | Path) -> Dataset:
+def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     """All columns of a file, by its suffix, or else of a data set of the hub.
+
+    Args:
+        source: a path, or a name.
+        texts: columns of a CSV file that are no numbers, whatever they look like; None for all.
 
     Raises:
         DataError: it is not there, or cannot be read.
@@ -82,46 +86,66 @@ def load(source: str | Path) -> Dataset:
         if not path.is_file():
             raise DataError(f"source={str(source)!r}: there is no such file")
         _check_file(path)
-        if path.suffix.lower() == ".csv":
-            return _read_csv(path)
-        name = "json"
-        options: dict[str, Any] = {"data_files": glob.escape(str(path)), "split": "train"}
-    elif isinstance(source, Path):
+        return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
+    if isinstance(source, Path) or path.is_file():
         raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
-    else:
-        match = _HUB_NAME.fullmatch(source)
-        if match is None:
-            raise DataError(
-                f"source={source!r} is no file and no name of a data set on the hub; expected "
-                "'owner/name', 'owner/name:split' or 'owner/name[config]:split' "
-                "(a single text goes in a list)"
-            )
-        name = match["name"]
-        options = {"name": match["config"], "split": match["split"] or "train"}
+    match = _HUB_NAME.fullmatch(source)
+    if match is None:
+        raise DataError(
+            f"source={source!r} is no file and no name of a data set on the hub; expected "
+            "'owner/name', 'owner/name:split' or 'owner/name[config]:split' "
+            "(a single text goes in a list)"
+        )
     try:
-        return load_dataset(name, **options)
-    except Exception as error:  # whatever goes wrong inside a reader: network, syntax, split
-        cause = error.__cause__ or error  # a reader hides what it met behind an error of its own
-        raise _unreadable(source, cause) from error
+        return load_dataset(match["name"], name=match["config"], split=match["split"] or "train")
+    except Exception as error:  # whatever goes wrong inside: network, syntax, split
+        cause = error.__cause__ or error  # which may be hidden behind an error of its own
+        raise DataError(
+            f"source={source!r} is no file here, and cannot be loaded from the hub: "
+            f"{type(cause).__name__}: {cause}".rstrip()
+        ) from error
 
 
-def _unreadable(source: object, cause: BaseException) -> DataError:
-    return DataError(
-        f"source={str(source)!r} cannot be loaded: {type(cause).__name__}: {cause}".rstrip()
-    )
+def _read_json(path: Path) -> Dataset:
+    """One JSON object a line, or a list of them."""
+    # Not by `datasets`, which takes the types of a column from a file's first part, and makes dates
+    # of texts.
+    text = path.read_text(encoding="utf-8-sig")
+    whole = text.lstrip().startswith("[")
+    rows: list[object] = []
+    for number, part in enumerate([text] if whole else text.split("\n"), 1):
+        if not part.strip():
+            continue
+        try:
+            found = json.loads(part)
+        except ValueError as error:
+            raise DataError(
+                f"source={str(path)!r}, line {number}: no JSON ({error}); expected an object a "
+                "line, or a list of them"
+            ) from error
+        rows += found if whole else [found]
+    if not rows:
+        raise DataError(f"source={str(path)!r}: the file is empty")
+    dicts = [_expect(row, i, Mapping, "an object") for i, row in enumerate(rows)]
+    return _from_lists(_by_column(dicts))
 
 
-def _read_csv(path: Path) -> Dataset:
+def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
     """Every cell text, but for columns whose cells are all numbers; "007" is none."""
     try:
         # Not by `datasets`, which takes the type of a column from its first rows alone. And the
         # texts "NA", "None" and "null" are no missing values.
         table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
     except ValueError as error:
-        raise _unreadable(path, error) from error
+        raise DataError(
+            f"source={str(path)!r} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError(f"source={str(path)!r}: rows have more cells than the header has names")
-    columns = {name: _typed(table[name]) for name in table.columns}
+    columns = {
+        name: _cells(table[name]) if texts is None or name in texts else _typed(table[name])
+        for name in table.columns
+    }
     return Dataset.from_dict(columns)
 
 
@@ -170,8 +194,7 @@ def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str
         raise DataError("source is empty: at least one example is needed")
     if isinstance(rows[0], Mapping):
         dicts = [_expect(row, i, Mapping, "a dict") for i, row in enumerate(rows)]
-        keys = dict.fromkeys(key for row in dicts for key in row)
-        return {key: [row.get(key) for row in dicts] for key in keys}
+        return _by_column(dicts)
     names = columns.inputs(kind)
     if len(names) == 1:
         return {names[0]: [_expect(row, i, str, "a text") for i, row in enumerate(rows)]}
@@ -181,6 +204,12 @@ def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str
         if len(pair) != 2:
             raise DataError(f"source, row {i}: {len(pair)} entries; expected {what}")
     return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Of each column its cells; None where a row has none."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:

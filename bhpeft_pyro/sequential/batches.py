@@ -91,7 +91,7 @@ def _time(value: Any, column: str, row: int) -> datetime:
     try:
         if isinstance(value, date) and not isinstance(value, datetime):
             value = value.isoformat()
-        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
     except (TypeError, ValueError) as error:
         raise DataError(
             f"column {column!r}, row {row}: {value!r:.40} is no date; expected ISO 8601, "

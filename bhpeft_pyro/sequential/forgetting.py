@@ -15,6 +15,7 @@ from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import ConfigError, PriorError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
+from ..plain import make_plain
 from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, checked
 
 __all__ = ["Forgetting", "normals"]
@@ -59,12 +60,13 @@ class Forgetting:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         shares = self.keep.values() if isinstance(self.keep, Mapping) else [self.keep]
         for share in shares:
-            if not 0 <= share <= 1:
-                raise ConfigError(f"keep={self.keep!r} must be in [0, 1]")
-        if not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor={self.floor!r} must be in [0, 1]")
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ConfigError(f"keep={self.keep!r} must be a number in [0, 1]")
+        if not isinstance(self.floor, int | float) or not 0 <= self.floor <= 1:
+            raise ConfigError(f"floor={self.floor!r} must be a number in [0, 1]")
 
     def share(self, site: str) -> float:
         """How much of a site's posterior is kept."""

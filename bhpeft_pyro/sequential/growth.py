@@ -7,6 +7,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,31 +110,56 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
         if data.label_names is not None and text.label_names is not None:
             return tuple(name for name in data.label_names if name not in text.label_names)
         return max((data.num_labels or 0) - count, 0)
-    table = read(data, "class", text.columns, labelled=True)
-    label = text.columns.label
-    values = by_name(table[label][:], table.features[label], text.label_names)
+    values = _labels(posterior, data)
     if text.label_names is not None:
         found = {value for value in values if isinstance(value, str)}
         return tuple(sorted(found.difference(text.label_names)))
-    numbers = [int(value) for value in values if re.fullmatch(r"\d+", str(value))]
-    return max(max(numbers, default=0) + 1 - count, 0)
+    return max(max(_numbers(values), default=0) + 1 - count, 0)
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
     """The posterior, grown by what outputs the labels in `data` lack.
 
     Raises:
-        DataError: a name is new, and it is not to `grow`.
+        DataError: a label is new, and it is not to `grow`; or a new number leaves a gap.
     """
     labels = unknown_labels(posterior, data)
-    if labels and grow:
-        return posterior.grow(labels)
-    if isinstance(labels, tuple) and labels:
+    if not labels:
+        return posterior
+    if isinstance(labels, tuple):
+        new, known = ", ".join(map(repr, labels)), str(posterior.text.label_names)
+    else:
+        count = posterior.model.likelihood.labels(posterior.model.network.outputs) or 0
+        new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
+        if grow and not isinstance(data, Examples):
+            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.text.columns.label)
+    if not grow:
         raise DataError(
-            f"data: {', '.join(map(repr, labels))} is none of {posterior.text.label_names}; "
-            "grow=True (--grow) gives new labels an output of their own"
+            f"data: {new} is none of {known}; grow=True (--grow) gives new labels an output of "
+            "their own"
         )
-    return posterior
+    return posterior.grow(labels)
+
+
+def _labels(posterior: Posterior, data: object) -> list[Any]:
+    columns = posterior.text.columns
+    table = read(data, "class", columns, labelled=True)
+    label = columns.label
+    return by_name(table[label][:], table.features[label], posterior.text.label_names)
+
+
+def _numbers(values: Sequence[Any]) -> set[int]:
+    return {int(value) for value in values if re.fullmatch(r"\d+", str(value))}
+
+
+def _check_gaps(numbers: set[int], count: int, column: str) -> None:
+    """A number far off is a mistake, and every one up to it would be given an output."""
+    missing = set(range(count, max(numbers))) - numbers
+    if missing:
+        raise DataError(
+            f"column {column!r}: label {max(numbers)} is new, and there is no example of "
+            f"{min(missing)}; expected new numbers without gaps, from {count} on"
+        )
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:

@@ -106,6 +106,7 @@ class History:
         partial = self.folder / f"{report.id}{_PARTIAL}"
         saving.save(posterior, partial, overwrite=True, alone=False)
         os.rename(partial, folder)
+        files.keep_names(self.folder)
         return report.id
 
     def load(

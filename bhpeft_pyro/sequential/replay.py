@@ -9,6 +9,7 @@ import torch
 
 from ..data import Examples
 from ..errors import ConfigError
+from ..plain import make_plain
 from ..posterior import Posterior
 
 __all__ = ["Replay"]
@@ -44,8 +45,9 @@ class Replay:
     by: By = "random"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"Replay: size={self.size} must be at least 1")
+        make_plain(self)
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise ConfigError(f"Replay: size={self.size!r} must be a whole number, at least 1")
         if self.by not in get_args(By):
             raise ConfigError(f"Replay: by={self.by!r} is not one of 'random', 'uncertain'")
 

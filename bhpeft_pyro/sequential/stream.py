@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from ..fitting import fit
 from ..forecast import ClassForecast
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.blocks import title
-from ..head import Head, OwnHead
 from ..inference.draws import seeded
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
@@ -27,10 +25,11 @@ from ..posterior import Posterior
 from ..reading import TextOptions
 from ..stored import check_savable
 from .drift import assess, check_samples
-from .growth import check_growing, unknown_labels
+from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
 from .replay import Replay
+from .resume import check_same, resume
 
 __all__ = ["Learner", "prequential", "stream"]
 
@@ -99,7 +98,8 @@ def stream(
     ['week 0', 'week 1', 'week 2']
     """
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
-    _check_tests(model, tests or {}, TextOptions(columns, max_length))
+    tests = _kept(tests)
+    _check_tests(model, tests, TextOptions(columns, max_length))
     with seeded(chosen.seed):
         made = autoguide(guide, model)
     made.options()  # what cannot be saved would cost a round
@@ -172,11 +172,11 @@ def prequential(
     check_savable(model)
     if drift:
         check_samples(samples)
-    tests = {str(name): data for name, data in (tests or {}).items()}
+    tests = _kept(tests)
     folder = Path(folder)
     history = History(folder / "rounds")
     history.clean()
-    posterior = _resume(history, model)
+    posterior = resume(history, model)
     done = () if posterior is None else posterior.lineage
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
@@ -188,12 +188,13 @@ def prequential(
                 data = list(data)
             if number < len(done):
                 assert posterior is not None
-                _check_same(posterior, number, name, data)
+                check_same(posterior, number, name, data)
                 continue
             metrics: dict[str, float] = {}
             if posterior is not None:
                 if grow and (labels := unknown_labels(posterior, data)):
                     posterior = posterior.grow(labels)
+                data = _encoded(posterior, data, f"batches: {name!r}")
                 if drift:
                     found = assess(posterior, data, samples)
                     metrics = evaluate(found.forecast)
@@ -205,6 +206,10 @@ def prequential(
             posterior = learn(posterior, data)
             if tests:
                 metrics |= _scores(posterior, tests, samples, first)
+            if name in tests and not unknown_labels(posterior, tests[name]):
+                # Held out of the same batch: `update` is to know all of it too.
+                parts = (_encoded(posterior, part, name) for part in (data, tests[name]))
+                posterior.report.given = Examples.concat(*parts).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
     if posterior is None:
@@ -218,34 +223,20 @@ def prequential(
     return posterior
 
 
-def _resume(history: History, model: Model) -> Posterior | None:
-    leaves = history.leaves
-    if len(leaves) > 1:
-        raise ConfigError(
-            f"folder: {history.folder} holds {len(leaves)} branches ({', '.join(leaves)}), "
-            "expected a single line of rounds"
-        )
-    if not leaves:
-        return None
-    network = model.network
-    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
-    there = last.model
-    for what, given, found in (
-        ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", _apart(network.head), _apart(there.network.head)),
-        ("likelihood", repr(model.likelihood), repr(there.likelihood)),
-    ):
-        if given != found:
-            raise ConfigError(
-                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
-                "expected the same model, or another folder"
-            )
-    return last
+def _kept(tests: Mapping[str, object] | None) -> dict[str, object]:
+    """Tests that can be read in every round."""
+    return {
+        str(name): list(data) if isinstance(data, Iterator) else data
+        for name, data in (tests or {}).items()
+    }
 
 
-def _apart(head: Head | OwnHead) -> object:
-    """A head without the number of its outputs, which new labels add to."""
-    return replace(head, outputs=2) if isinstance(head, Head) else head
+def _encoded(posterior: Posterior, data: object, what: str) -> Examples:
+    try:
+        with_outputs_for(posterior, data, grow=False)  # has the clearer error
+        return posterior.text.encode(posterior.model, data, labelled=True)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
 
 
 def _check_tests(model: Model, tests: Mapping[str, object], text: TextOptions) -> None:
@@ -269,17 +260,6 @@ def _check_tests(model: Model, tests: Mapping[str, object], text: TextOptions) -
             raise DataError(f"tests: {name!r}: {error}") from error
         if examples.labels is None:
             raise DataError(f"tests: {name!r}: labels are missing")
-
-
-def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
-    """A round that is done has to be of this very batch."""
-    report = posterior.lineage[number]
-    examples = posterior.text.encode(posterior.model, data, labelled=True)
-    if (report.name, report.data) != (name, examples.fingerprint):
-        raise ConfigError(
-            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
-            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
-        )
 
 
 def _scores(

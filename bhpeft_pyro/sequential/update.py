@@ -18,7 +18,7 @@ from ..mixture import MixturePosterior, keeping, seeds
 from ..model import Model
 from ..posterior import Posterior
 from .forgetting import Forgetting
-from .growth import unknown_labels, with_outputs_for
+from .growth import with_outputs_for
 from .projection import in_family
 from .replay import Replay
 
@@ -105,8 +105,9 @@ def _update_each(
     **how: Any,
 ) -> MixturePosterior:
     """Every restart on its own, from data that are read once."""
-    if grow and (labels := unknown_labels(mixture, data)):
-        mixture = mixture.grow(labels)
+    grown = with_outputs_for(mixture, data, grow)
+    assert isinstance(grown, MixturePosterior)
+    mixture = grown
     text, model = mixture.text, mixture.model
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)

@@ -57,6 +57,10 @@ class Covariance:
         axes, strength = leading(whitened)
         return cls(scale, axes, (1 + strength).rsqrt())
 
+    def is_finite(self) -> bool:
+        """Whether all of it is: no overflow, no nan."""
+        return all(bool(part.isfinite().all()) for part in (self.scale, self.axes, self.ratio))
+
     @classmethod
     def dense(cls, matrix: Tensor) -> Covariance:
         """Any covariance matrix, (D, D), along its own axes.

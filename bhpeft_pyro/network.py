@@ -168,7 +168,7 @@ class RandomPEFT(PyroModule):
             plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples, as
             is the last of two or more particle dims wherever it is 1.
         """
-        folded, shape = self._fold(weights, batch.particles)
+        folded, shape = self._fold(weights, batch.particles, batch.features is not None)
         particles = math.prod(shape)
         if batch.particles not in (1, particles):
             raise ConfigError(
@@ -216,11 +216,12 @@ class RandomPEFT(PyroModule):
         self.axes.fit(torch.cat(rows))
 
     def _fold(
-        self, weights: Mapping[str, Tensor], shares: int = 1
+        self, weights: Mapping[str, Tensor], shares: int = 1, features: bool = False
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
         """Weights from coordinates, with the particle dims folded into one leading S.
 
         Where no site has any, there are as many draws, all alike, as the batch is shared out to.
+        Features ask for no PEFT weights.
         """
         device = self.device
         for site in self.sites:
@@ -253,8 +254,9 @@ class RandomPEFT(PyroModule):
         folded = {
             site.name: weights[site.name].expand(*shape, *site.shape).reshape(-1, *site.shape)
             for site in self.sites
+            if not features or site.role == "head"
         }
-        if self.coordinates is not None:
+        if self.coordinates is not None and not features:
             folded = self.coordinates(folded)
         if len(shape) > 1 and shape[-1] == 1:  # the data plate's place
             shape = shape[:-1]

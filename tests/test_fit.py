@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +18,9 @@ from torch.optim import SGD, Adam
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
-from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.guides import BlockGuide, DeltaGuide, NormalGuide
 from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.inference.curvature import narrowed
 from bhpeft_pyro.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -59,6 +62,18 @@ def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
     moved = guide.means()["lora.query.A"] - before
     assert before.square().mean().sqrt() > 0.1  # a step moves it by a tenth towards the prior
     assert moved.abs().max() < 0.2 * before.abs().max()
+
+
+@pytest.mark.parametrize(
+    "families", [{"head.*": "normal", "*": "lowrank"}, {"head.*": "full", "lora.*": "lowrank"}]
+)
+def test_the_start_leaves_those_of_a_joint_block_too(families: dict[str, str]) -> None:
+    model = tiny_model(bh.presets.lora(), prior=dist.Normal(0.0, 0.3), aligned=False)
+    guide = BlockGuide(model, families)
+    before = guide.means()["lora.query.A"].clone()
+    fit(model, guide, max_steps=1)
+    size = guide.means()["lora.query.A"].square().mean().sqrt() / before.square().mean().sqrt()
+    assert 0.8 < size < 1.1
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -303,6 +318,28 @@ def test_early_stopping_goes_back_to_the_best(monkeypatch: pytest.MonkeyPatch) -
 # What the report says about convergence
 
 
+def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scores = iter([1.0, 0.5, 0.7, 0.8, 0.9])
+    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: next(scores))
+    model = tiny_model()
+    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "patience": 2}
+    stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)
+    assert (stopped.report.best_step, stopped.report.steps) == (4, 8)
+    assert "lora.query.A" in stopped.report.unsettled
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_what_the_report_adds_up_is_the_loss(temperature: float) -> None:
+    text = str(fit(temperature=temperature).report)
+    found = re.search(r"(negative ELBO|loss) (\S+) = NLL (\S+) \+ (?:(\S+) x )?KL (\S+) nats", text)
+    assert found is not None
+    name, loss, nll, times, kl = found.groups()
+    assert name == ("loss" if temperature == 0.1 else "negative ELBO")
+    assert float(loss) == pytest.approx(float(nll) + float(times or 1) * float(kl), abs=2e-3)
+
+
 @pytest.mark.parametrize("optimizer", [None, Adam])
 def test_sds_that_still_move_are_named(optimizer: Any) -> None:
     model = tiny_model()
@@ -384,6 +421,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(gradient: bool) -> Non
     assert [entry["step"] for entry in report.history] == [1, 4, 5, 6]
     assert all(value.isfinite().all() for value in state(posterior).values())
     assert "2 skipped" in str(report)
+
+
+def test_a_covariance_that_is_not_finite_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the next ones it would be a part, times nothing, which is nan for good."""
+    calls = iter(range(100))
+
+    def sick(*given: Any) -> Any:
+        found = narrowed(*given)
+        if "lora.query.A" in given[2].means() and next(calls) == 1:
+            return dataclasses.replace(found, scale=found.scale * torch.nan)
+        return found
+
+    monkeypatch.setattr(optimise, "narrowed", sick)
+    posterior = fit(guide="lowrank", max_steps=40)
+    assert posterior.report.skipped == 1 and next(calls) > 3
+    assert all(value.isfinite().all() for value in state(posterior).values())
 
 
 def test_a_skipped_step_is_not_validated() -> None:

@@ -276,3 +276,25 @@ def test_latents_that_collide_as_attributes_are_named(name: str) -> None:
     collide = r"prior samples 'head.weight' and 'head.weight.scale'.*rename.*'scale.head.weight'"
     with pytest.raises(GuideError, match=collide):
         bh.autoguide(name, within)
+
+
+def test_a_function_that_trains_nothing_is_refused() -> None:
+    """It runs a module, whose parameters are its own, not those that `fit` trains."""
+    model = tiny_model(())
+    module = NormalGuide(model)
+
+    def registered(batch: bh.Batch | None) -> Any:
+        pyro.module("guide", module)
+        return module(batch)
+
+    with pytest.raises(GuideError, match=r"'guide\$\$\$loc.* had no part in the loss"):
+        bh.fit(model, registered, tiny_examples(8), max_steps=2, progress=False)
+
+    def half(batch: bh.Batch | None) -> None:
+        pyro.param("unused", torch.zeros(2))
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", site.init())
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    with pytest.raises(GuideError, match="'unused' had no part in the loss"):
+        bh.fit(model, half, tiny_examples(8), max_steps=2, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
 HYBRID = (bh.peft.LoRA(rank=2), bh.peft.Adapter(size=3), bh.peft.Prefix(length=2))
 
@@ -335,3 +336,17 @@ def test_label_words_of_a_classifier_are_refused() -> None:
     message = r"label_ids=\(0, 1\) are for a language model.*2 outputs"
     with pytest.raises(ConfigError, match=message):
         network({}, tiny_batch())
+
+
+def test_features_make_no_peft_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many draws at once they would take room, for nothing."""
+    network = tiny_model(aligned=True).network
+    texts = tiny_examples(4)
+    (_, batch), *_ = texts.by_length(4)
+    weights = {site.name: torch.randn(3, 1, *site.shape) for site in network.sites}
+    frozen = replace(batch, inputs={}, features=network.features(batch))
+    expected = network(
+        {**weights, **{n: torch.zeros_like(w) for n, w in weights.items() if "lora" in n}}, frozen
+    )
+    monkeypatch.setattr(network.coordinates, "forward", None)
+    assert torch.equal(network(weights, frozen), expected)

@@ -29,7 +29,7 @@ class FunctionGuide(nn.Module):
 
     Raises:
         GuideError: a sample statement with batch dims: all dims of a weight are event dims; or,
-            later, a parameter that is declared for data alone.
+            later, a parameter that is declared for data alone, or that no loss depends on.
 
     >>> import pyro.distributions as dist
     >>> import torch
@@ -60,6 +60,20 @@ class FunctionGuide(nn.Module):
                 for name, value in state["params"].items()
             }
         )
+
+    def check_trained(self) -> None:
+        """Whether every parameter had a part in a loss that has gone backwards.
+
+        Raises:
+            GuideError: one had none.
+        """
+        left = [name for name in self._names if self.parameters_[key(name)].grad is None]
+        if left:
+            raise GuideError(
+                f"guide: {', '.join(map(repr, left))} had no part in the loss, and would stay at "
+                "the start; a function that runs a module is not known to train its parameters: "
+                "pass the module itself"
+            )
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
         """Call the function, its parameters being this module's."""

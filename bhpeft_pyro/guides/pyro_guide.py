@@ -111,7 +111,10 @@ class PyroGuide(Guide):
             return
         inverse = transform_to(constraint).inv
         widths = {f"scales.{x.name}": inverse(x.scale) for x in self._latents}
-        widths["scale"] = torch.cat([width.flatten() for width in widths.values()])
+        whole = torch.cat([x.scale.flatten() for x in self._latents])
+        if isinstance(self.auto, pyro_guides.AutoLowRankMultivariateNormal):
+            whole = whole / (1 + self.auto.cov_factor.square().sum(-1)).sqrt()  # which it adds
+        widths["scale"] = inverse(whole)
         for name, parameter in self.auto.named_parameters():
             if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
                 parameter.copy_(width)

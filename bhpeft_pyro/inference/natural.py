@@ -25,7 +25,7 @@ class NaturalGradient(Optimizer):
     """The improved Bayesian learning rule of Lin, Schmidt and Khan (2020) on (loc, log scale).
 
     With u = log scale, precision P = exp(-2u), the loss L = N E[nll] + KL in nats, and
-    h = (dL/du) P its gradient with respect to the precision, the rule reads
+    h = (dL/du) P minus its natural gradient with respect to the precision, the rule reads
 
         P   <- P + lr h + (lr h)^2 / (2 P) + ...  =  P exp(lr h / P),   that is
         u   <- u - lr (dL/du) / 2

@@ -164,7 +164,7 @@ class _Run:
                 bad = 0
                 report.history.append(entry)
                 bar.set_postfix(
-                    ELBO=f"{-entry['loss']:.3f}",
+                    loss=f"{entry['loss']:.3f}",
                     NLL=f"{entry['nll']:.3f}",
                     KL=f"{entry['kl']:.3f}",
                     refresh=False,
@@ -244,7 +244,7 @@ class _Run:
         batches = [batch.to(device) for batch in islice(self._whole, count)]
         for block in self.joint:
             with AtMean() if calm else nullcontext():
-                block.covariance = narrowed(
+                measured = narrowed(
                     self.model if calm else self.fitted,
                     self.guide,
                     block,
@@ -252,6 +252,10 @@ class _Run:
                     len(self.feed.examples) / options.temperature,
                     1.0 if calm else max(1 / (1 + done // every), _LEAST_SHARE),
                 )
+            if not measured.is_finite():  # as a step that is skipped: the next may be better
+                self.report.skipped += 1
+                return
+            block.covariance = measured
             if not calm:
                 self.watch.widths(block)
         if self.scale:
@@ -280,6 +284,8 @@ class _Run:
             if not torch.isfinite(value):
                 return None
             value.backward()
+            if step == 1 and isinstance(self.guide, FunctionGuide):
+                self.guide.check_trained()
             assert self.elbo.parts is not None
             loss += value.item()
             nll += self.elbo.parts.nll.item() / options.accumulate
@@ -290,8 +296,7 @@ class _Run:
             return None
         if step % 10 == 1:
             self.good = self._state()
-        if step > self.steps * 3 // 4:
-            self.watch.slopes()
+        self.watch.slopes(step)
         if options.clip is not None:
             nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = steppers[0].param_groups[0]["lr"]

@@ -26,7 +26,7 @@ class FitOptions:
         accumulate: forward passes per optimiser step.
         natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
             at most 0.1: the noise of mini-batches then stays below the posterior's own sds. Below
-            temperature 1 it is divided by the temperature.
+            temperature 1 it is divided by the temperature, and the noise stays below the sds at 1.
         joint_lr: step size of Adam for the means of joint guides ("linear", "lowrank", "full"), in
             sds of the prior.
         lr: learning rate of Adam, for every other parameter.

@@ -195,8 +195,10 @@ class FitReport:
         return "\n".join(lines + self.guards)
 
     def _loss(self) -> str:
+        plain = self.temperature == 1
         return (
-            f"negative ELBO {self.last('loss'):.3f} = NLL {self.last('nll'):.3f} + KL "
+            f"{'negative ELBO' if plain else 'loss'} {self.last('loss'):.3f} = NLL "
+            f"{self.last('nll'):.3f} + {'' if plain else f'{self.temperature:g} x '}KL "
             f"{self.last('kl'):.3f} nats per example"
         )
 

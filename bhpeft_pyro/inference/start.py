@@ -151,6 +151,12 @@ def _held(model: Model, guide: Guide) -> Iterator[None]:
     """PEFT weights stay. Frozen features say nothing of them, so their prior alone would move them:
     to its mode, where that is zero a saddle of BA."""
     kinds = {kind.name for kind in model.network.kinds}
+    joint = [
+        (block.loc, block.at(names), block.loc.detach().clone())
+        for block in guide.blocks()
+        if isinstance(block, LowRankGuide)
+        and (names := {name for name in block.means() if name.split(".")[0] in kinds})
+    ]
     held = [
         table[key(name)]
         for block in guide.blocks()
@@ -166,6 +172,9 @@ def _held(model: Model, guide: Guide) -> Iterator[None]:
     finally:
         for weights in held:
             weights.requires_grad_(True)
+        with torch.no_grad():  # of one tensor for all sites the entries are put back
+            for loc, there, before in joint:
+                loc.copy_(torch.where(there, before, loc))
 
 
 def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> Model:

@@ -24,15 +24,15 @@ class Watch:
 
     def __init__(self, guide: nn.Module) -> None:
         self._blocks = list(blocks_of(guide))
-        self._slopes: dict[str, list[Tensor]] = {}
+        self._slopes: dict[str, list[tuple[int, Tensor]]] = {}
         self._widths: dict[str, list[float]] = {}  # mean log sds at each measurement
 
-    def slopes(self) -> None:
-        """Note the gradients by log sd, after a loss went backwards."""
+    def slopes(self, step: int) -> None:
+        """Note the gradients by log sd, after the loss of a step went backwards."""
         for block in self._blocks:
             if isinstance(block, NormalGuide):
                 for name, slope in block.scale_slopes().items():
-                    self._slopes.setdefault(name, []).append(slope)
+                    self._slopes.setdefault(name, []).append((step, slope))
 
     def widths(self, block: LowRankGuide) -> None:
         """Note the sds of a covariance just measured."""
@@ -58,7 +58,13 @@ class Watch:
             name: (after / before).log().mean().exp().item()
             for name, before, after in self._sds(model)
         }
-        slopes = unsettled(self._slopes, report.temperature)
+        # Of the state that is kept, and the quarter of the way before it.
+        end = report.best_step or report.steps
+        last = {
+            name: [slope for step, slope in noted if end * 3 // 4 < step <= end]
+            for name, noted in self._slopes.items()
+        }
+        slopes = unsettled({k: v for k, v in last.items() if v}, report.temperature)
         report.unsettled = [*slopes, *drifting(self._widths)]
 
     def _sds(self, model: Model) -> Iterator[tuple[str, Tensor, Tensor]]:

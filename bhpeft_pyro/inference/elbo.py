@@ -132,7 +132,10 @@ class ELBO(TraceMeanField_ELBO):
         ]
         if not priors or any(prior is None for prior in priors):
             return None
-        loc, scale = (torch.cat(tensors) for tensors in zip(*filter(None, priors), strict=True))
+        loc, scale = (
+            torch.cat([tensor.flatten() for tensor in tensors])
+            for tensors in zip(*filter(None, priors), strict=True)
+        )
         if loc.shape != q.event_shape:
             return None
         prior = self._priors.get(name)
@@ -144,7 +147,7 @@ class ELBO(TraceMeanField_ELBO):
 
 
 def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:
-    """Mean and sd, flat, of a Normal that is the same along its `lead` first dims."""
+    """Mean and sd of a Normal that is the same along its `lead` first dims, without these."""
     base = base_of(distribution)
     if not isinstance(base, Normal) or len(distribution.batch_shape) != lead:
         return None
@@ -156,7 +159,7 @@ def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | No
         for stride, size in zip(t.stride(), shape, strict=False)
     ):
         return None
-    loc, scale = (tensor[(0,) * lead].flatten() for tensor in tensors)
+    loc, scale = (tensor[(0,) * lead] for tensor in tensors)
     return loc, scale
 
 
@@ -197,24 +200,15 @@ def _no_gradient(name: str, node: dict[str, Any]) -> GuideError:
 
 def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:
     """Two Normals without the leading particle dims along which both are mere repetitions."""
-    q_base, p_base = base_of(q), base_of(p)
     dims = q.batch_shape
-    if not (dims and isinstance(q_base, Normal) and isinstance(p_base, Normal)):
+    if not dims or p.batch_shape != dims or q.event_shape != p.event_shape:
         return q, p, 1
-    if p.batch_shape != dims or q.event_shape != p.event_shape:
+    singles = [single for each in (q, p) if (single := _single(each, len(dims))) is not None]
+    if len(singles) < 2:
         return q, p, 1
-    tensors = (q_base.loc, q_base.scale, p_base.loc, p_base.scale)
-    lead = len(dims)
-    if any(tensor.dim() != len(q_base.batch_shape) for tensor in tensors) or any(
-        stride and size > 1
-        for tensor in tensors
-        for stride, size in zip(tensor.stride()[:lead], dims, strict=True)
-    ):
-        return q, p, 1
-    q_loc, q_scale, p_loc, p_scale = (tensor[(0,) * lead] for tensor in tensors)
     events = len(q.event_shape)
     once = [
-        Independent(Normal(loc, scale, validate_args=False), events, validate_args=False)
-        for loc, scale in ((q_loc, q_scale), (p_loc, p_scale))
+        Independent(Normal(*single, validate_args=False), events, validate_args=False)
+        for single in singles
     ]
     return once[0], once[1], dims.numel()

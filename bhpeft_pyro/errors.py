@@ -15,6 +15,13 @@ __all__ = [
 ]
 
 
+KEEP_TENSORS = (
+    "To keep this posterior, keep the tensors of its guide and of its network "
+    "(posterior.guide.state_dict(), posterior.model.network.state_dict(), safetensors files) and "
+    "load both into new ones"
+)
+
+
 class BHPEFTError(Exception):
     """Root of the tree; catch it to catch every deliberate error of the package."""
 

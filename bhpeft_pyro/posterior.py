@@ -193,7 +193,7 @@ class Posterior:
         """Learn new data: fit it with this posterior as the prior, started at this posterior.
 
         This posterior is left as it is; the new one knows its rounds. Options not given
-        are those of the last round.
+        are those of the last round; without `validation` there is no patience.
 
         Args:
             data, validation, options, optimizer: as for `fit`.
@@ -217,6 +217,8 @@ class Posterior:
         from .sequential.forgetting import Forgetting
         from .sequential.update import update
 
+        if options is None and validation is None:  # nor are the last round's held-out rows known
+            changes = {"patience": None, **changes}
         return update(
             self,
             data,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import head, likelihoods, peft
 from .data import Columns, stored
-from .errors import GuideError, SaveError
+from .errors import KEEP_TENSORS, GuideError, SaveError
 from .guides import GUIDES, BlockGuide, Guide, PyroGuide
 from .head import Head, OwnHead
 from .inference.draws import seeded
@@ -51,9 +51,8 @@ def check_savable(model: Model) -> None:
         if type(part) not in _READY[what]:
             ready = ", ".join(cls.__name__ for cls in _READY[what])
             raise SaveError(
-                f"{what}: {type(part).__name__} cannot be saved; expected one of {ready}. Keep the "
-                "guide's tensors (posterior.guide.state_dict(), a safetensors file) and load them "
-                "into a new guide of the same model"
+                f"{what}: {type(part).__name__} cannot be saved; expected one of {ready}. "
+                f"{KEEP_TENSORS}"
             )
 
 
@@ -179,9 +178,8 @@ def _describe_fit(posterior: Posterior, part: str) -> tuple[dict[str, Any], dict
     if name is None or not isinstance(guide, Guide):
         raise SaveError(
             f"guide: {type(guide).__name__} cannot be saved; expected one that autoguide makes by "
-            "name. Keep the tensors of your own (posterior.guide.state_dict(), a safetensors file) "
-            "and load them into a new one"
-            + (", or update(guide='normal') first" if isinstance(guide, Guide) else "")
+            f"name. {KEEP_TENSORS}"
+            + ("; or update(guide='normal') first" if isinstance(guide, Guide) else "")
         )
     try:
         options = guide.options()

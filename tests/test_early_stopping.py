@@ -120,3 +120,16 @@ def test_an_evaluation_that_is_not_finite_is_not_the_best_one(
         progress=False,
     )
     assert (posterior.report.best_step, posterior.report.steps) == (2, 4)
+
+
+def test_patience_is_not_inherited_without_rows_to_look_at() -> None:
+    rows = tiny_examples(8, seed=4)
+    options: dict[str, Any] = {"max_steps": 2, "progress": False}
+    first = bh.fit(
+        tiny_model(()), "normal", tiny_examples(12), validation=rows, patience=2, **options
+    )
+    new = tiny_examples(12, seed=9)
+    assert first.update(new).report.options.patience is None
+    assert first.update(new, validation=rows).report.options.patience == 2
+    with pytest.raises(ConfigError, match="patience=3 needs validation"):
+        first.update(new, patience=3)

@@ -206,3 +206,12 @@ def test_hidden_layers_narrower_than_the_latents_are_refused() -> None:
     with pytest.raises(GuideError, match=r"'iaf' does not take \{'hidden_dim': \[5\]\}: Hidden"):
         bh.autoguide("iaf", tiny_model(()), hidden_dim=[5])
     assert WIDTH > 5
+
+
+def test_dependencies_that_are_found_are_kept_in_the_next_round() -> None:
+    posterior = fitted("structured", {}, tiny_model())
+    second = posterior.update(tiny_examples(8, seed=3), **QUICK)
+    first, then = (each.guide.auto.dependencies for each in (posterior, second))  # type: ignore[union-attr]
+    assert "lora.query.B" in first and then == first
+    with pytest.raises(GuideError, match="structured before a fit"):
+        bh.autoguide("structured", tiny_model()).as_prior()

@@ -19,7 +19,14 @@ from counts import COUNTS, Counts
 from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, SaveError
+from bhpeft_pyro.errors import (
+    ConfigError,
+    DataError,
+    GuideError,
+    LikelihoodError,
+    PriorError,
+    SaveError,
+)
 from bhpeft_pyro.sequential import Record, figures, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -266,6 +273,9 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
         ),
         ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
         ({"samples": 8}, ConfigError, "samples=8"),
+        ({"keep": {"head.*": 0.5}, "guide": "linear"}, PriorError, "keep, floor: a joint"),
+        ({"floor": 0.1, "guide": "lowrank"}, PriorError, "keep, floor: a joint"),
+        ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
     ],
 )
 def test_what_would_cost_a_round_is_refused_before_it_is_learnt(

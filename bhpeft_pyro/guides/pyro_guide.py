@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
 from ..batch import Batch
-from ..errors import GuideError
+from ..errors import KEEP_TENSORS, GuideError
 from ..model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, VectorPrior, checked, unpack
 from ..priors.flow import placed_flow
@@ -117,7 +117,7 @@ class PyroGuide(Guide):
         widths["scale"] = inverse(whole)
         for name, parameter in self.auto.named_parameters():
             if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
-                parameter.copy_(width)
+                parameter.copy_(width.reshape(parameter.shape))  # AutoStructured has flat ones
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
@@ -159,6 +159,8 @@ class PyroGuide(Guide):
         )
 
     def as_prior(self) -> Prior:
+        if self._waits():
+            raise GuideError("structured before a fit: its dependencies are found in one")
         with pyro.get_param_store().scope(), torch.no_grad():
             if (found := independent(self.auto, self._latents)) is not None:
                 return PosteriorPrior(found)
@@ -244,7 +246,6 @@ def _batch(value: Tensor, shape: tuple[int, ...]) -> torch.Size:
 
 def _not_plain(why: str) -> GuideError:
     return GuideError(
-        f"{why}, so it cannot be made again from plain data. Keep its tensors "
-        "(posterior.guide.state_dict(), a safetensors file) and load them into a new guide, or "
-        "derive it from bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
+        f"{why}, so it cannot be made again from plain data. {KEEP_TENSORS}; or derive it from "
+        "bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
     )

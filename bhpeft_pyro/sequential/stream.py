@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from tqdm.auto import tqdm
 
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, GuideError
 from ..fitting import fit
 from ..forecast import ClassForecast
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.blocks import title
+from ..guides.guide import prior_of
 from ..inference.draws import seeded
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
@@ -25,6 +27,7 @@ from ..posterior import Posterior
 from ..reading import TextOptions
 from ..stored import check_savable
 from .drift import assess, check_samples
+from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
@@ -88,6 +91,7 @@ def stream(
         ConfigError: the folder holds other rounds than these, or rounds of another guide.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which can be no prior, or one that cannot `grow`.
+        PriorError: `keep` or `floor` has no closed form under the guide.
         SaveError: the model cannot be saved, such as one with a likelihood of your own.
 
     >>> import tempfile
@@ -105,6 +109,10 @@ def stream(
     made.options()  # what cannot be saved would cost a round
     if grow:
         check_growing(model, made)
+    forgetting = Forgetting(keep, floor)
+    if forgetting != Forgetting():
+        with suppress(GuideError):  # some have no posterior before a fit
+            forgetting(prior_of(model, made), model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:

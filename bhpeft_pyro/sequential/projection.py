@@ -28,7 +28,7 @@ def in_family(
     Args:
         model: the model, of whatever prior.
         last: the last posterior as a prior.
-        family: what `autoguide` takes; of Pyro's own, the means alone start there.
+        family: what `autoguide` takes.
         seed: of whatever the guide draws when it is made.
 
     Returns:

@@ -202,14 +202,14 @@ def prequential(
             if posterior is not None:
                 if grow and (labels := unknown_labels(posterior, data)):
                     posterior = posterior.grow(labels)
-                data = _encoded(posterior, data, f"batches: {name!r}")
+                examples = _encoded(posterior, data, f"batches: {name!r}")
                 if drift:
-                    found = assess(posterior, data, samples)
+                    found = assess(posterior, examples, samples)
                     metrics = evaluate(found.forecast)
                     metrics |= {f"drift/{key}": value for key, value in found.metrics().items()}
                     bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=found.advice, refresh=False)
                 else:
-                    metrics = posterior.evaluate(data, samples)
+                    metrics = posterior.evaluate(examples, samples)
             first = posterior is None
             posterior = learn(posterior, data)
             if tests:

@@ -202,3 +202,15 @@ def test_examples_pass_through_if_they_fit() -> None:
     assert encode(ready, bert_like(), kind="class", label_names=["neg", "neutral", "pos"]) is ready
     bare = encode(TEXTS, bert_like(), kind="class", labelled=False)
     assert encode(bare, bert_like(), kind="class", labelled=False) is bare
+
+
+def test_rows_at_the_end_of_a_large_file_may_have_other_types_and_columns(tmp_path: Path) -> None:
+    """Readers that look at the first part of a file alone fail on them."""
+    path = tmp_path / "large.jsonl"
+    row = json.dumps({"text": "w5 " * 300, "label": 3, "day": "2024-03-01"})
+    last = json.dumps({"text": "w6", "label": 3.5, "day": "2024-03-02", "note": "new"})
+    path.write_text(f"{row}\n" * 12_000 + f"{last}\n")
+    assert path.stat().st_size > 10 * 2**20
+    table = sources.load(path)
+    assert len(table) == 12_001 and table[-1]["label"] == 3.5 and table[0]["note"] is None
+    assert table[0]["day"] == "2024-03-01"

@@ -127,7 +127,7 @@ def test_the_prior_of_a_round_stays_while_the_next_is_learnt() -> None:
 
 
 def test_bad_replay_is_refused() -> None:
-    with pytest.raises(ConfigError, match="size=0 must be at least 1"):
+    with pytest.raises(ConfigError, match="size=0 must be a whole number"):
         bh.Replay(0)
     with pytest.raises(ConfigError, match="by='oldest'"):
         bh.Replay(3, "oldest")  # type: ignore[arg-type]

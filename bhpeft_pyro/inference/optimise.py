@@ -256,6 +256,7 @@ class _Run:
                 self.report.skipped += 1
                 return
             block.covariance = measured
+            del measured  # the scale's step makes another, and this one is large
             if not calm:
                 self.watch.widths(block)
         if self.scale:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +24,16 @@ class Memory(TorchDispatchMode):
         self.largest = self.peak = self._held = 0
         self._known: dict[int, int] = {}
 
+    def __enter__(self) -> Self:
+        gc.collect()
+        gc.freeze()  # only what is made within is looked through
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        gc.unfreeze()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
         result = func(*args, **(kwargs or {}))
@@ -33,7 +44,9 @@ class Memory(TorchDispatchMode):
             self.largest = max(self.largest, made.numel())
             self._known[storage._cdata] = storage.nbytes()
             self._held += storage.nbytes()
-            self.peak = max(self.peak, self._held)
+            if self._held > self.peak:
+                gc.collect()  # or it would depend on when the collector last ran by itself
+                self.peak = max(self.peak, self._held)
             weakref.finalize(storage, self._freed, storage._cdata)
         return result
 

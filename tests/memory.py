@@ -14,24 +14,30 @@ from torch.utils._pytree import tree_leaves
 class Memory(TorchDispatchMode):
     """Counts within a `with` block.
 
+    Args:
+        collected: without what only the garbage collector frees; else with all of it.
+
     Attributes:
         largest: entries of the largest tensor made.
         peak: the most bytes held at once, of tensors made within.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, collected: bool = True) -> None:
         super().__init__()
+        self._collected = collected
         self.largest = self.peak = self._held = 0
         self._known: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         gc.collect()
         gc.freeze()  # only what is made within is looked through
+        gc.disable()  # or counts would depend on when the collector last ran by itself
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        gc.enable()
         gc.unfreeze()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,7 +51,8 @@ class Memory(TorchDispatchMode):
             self._known[storage._cdata] = storage.nbytes()
             self._held += storage.nbytes()
             if self._held > self.peak:
-                gc.collect()  # or it would depend on when the collector last ran by itself
+                if self._collected:
+                    gc.collect()
                 self.peak = max(self.peak, self._held)
             weakref.finalize(storage, self._freed, storage._cdata)
         return result

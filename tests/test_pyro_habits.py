@@ -68,7 +68,8 @@ def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
         torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0.1, atol=0)
     # At Pyro's 0.1 the KL alone would be some thirty nats an example.
     posterior = bh.fit(model, name, tiny_examples(60), epochs=2, progress=False)
-    assert posterior.report.last("kl") < 2
+    # (The factor of a low rank is drawn at random, and is no part of the prior.)
+    assert posterior.report.last("kl") < (2 if "LowRank" in name else 1)
 
 
 def test_an_init_scale_of_ones_own_is_kept() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ..data import Examples
 from ..errors import ConfigError
+from ..peft.kinds import check_count
 from ..plain import make_plain
 from ..posterior import Posterior
 
@@ -46,8 +47,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise ConfigError(f"Replay: size={self.size!r} must be a whole number, at least 1")
+        check_count("Replay", "size", self.size)
         if self.by not in get_args(By):
             raise ConfigError(f"Replay: by={self.by!r} is not one of 'random', 'uncertain'")
 

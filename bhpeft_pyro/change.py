@@ -52,7 +52,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
 
 def of_transformer(network: RandomPEFT, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The PEFT weights themselves, `(S, *shape)` by site, from their coordinates."""
-    return values if network.coordinates is None else network.coordinates(values)
+    return network.coordinates(values)
 
 
 def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from .kronecker import between
 from .peft.sites import Site, projection
 
-__all__ = ["Coordinates"]
+__all__ = ["Coordinates", "between"]
 
 # Axes as matrices take layers * width^2 numbers a site; wider sites keep their own coordinates.
 _WIDEST = 2048
@@ -23,6 +22,7 @@ _FLOOR = 1e-4
 _TOLD = 1e-6
 # A site that does next to nothing is not blown up beyond so many times its natural scale.
 _MOST = 4.0
+_SIDES = ("left", "right")
 
 
 class Coordinates(nn.Module):
@@ -42,15 +42,14 @@ class Coordinates(nn.Module):
     the directions of the input along which predictions are most sensitive.
 
     Until fitted, Z is W on the output side; what a prefix encoder gives out, and gates, keep their
-    coordinates.
+    coordinates. Points, and Laplace approximations around them, never fit them: they train the
+    weights themselves, as is usual.
 
     Args:
         sites: the sites of the PEFT kinds, as weights.
 
     Attributes:
         sites: the same in these coordinates.
-        gain: what the weights of the output side are multiplied by besides, while a fit looks for
-            their scale (`inference/scale.py`); 1 before and after.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
@@ -58,27 +57,25 @@ class Coordinates(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
         self.fitted: Tensor
         self.sites = tuple(map(_started, sites))
-        self.gain = 1.0
         self._inner = tuple(site for site in sites if site.anchor is not None)
-        self._added = tuple(site for site in sites if site.role == "output")
         self._outer = tuple(
-            site for site in self._added if site.dims[1] == "out" and site.shape[1] <= _WIDEST
+            site
+            for site in sites
+            if site.role == "output" and site.dims[1] == "out" and site.shape[1] <= _WIDEST
         )
         for site in self._inner:
             assert site.anchor is not None
             self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())
         for site in self._outer:
-            layers, out, inner = site.shape
-            for name, size in (("left", out), ("right", inner)):
-                eye = torch.eye(size, device=site.unit.device).expand(layers, size, size)
-                self.register_buffer(_key(site.name, name), eye.clone())
+            for side in _SIDES:  # matrices once they are fitted
+                self.register_buffer(_key(site.name, side), torch.zeros(0, device=site.unit.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """As every module's, which moves it; the sites come along."""
         super()._apply(fn, recurse)
-        self.sites, self._inner, self._added, self._outer = (
+        self.sites, self._inner, self._outer = (
             tuple(site.to(self.fitted.device) for site in sites)
-            for sites in (self.sites, self._inner, self._added, self._outer)
+            for sites in (self.sites, self._inner, self._outer)
         )
         return self
 
@@ -86,11 +83,6 @@ class Coordinates(nn.Module):
     def inner(self) -> tuple[str, ...]:
         """Names of the sites whose anchor `fit_anchors` sets."""
         return tuple(site.name for site in self._inner if site.dims[0] == "layer")
-
-    @property
-    def added(self) -> tuple[str, ...]:
-        """Names of the sites that `gain` multiplies: the output side."""
-        return tuple(site.name for site in self._added)
 
     @property
     def outer(self) -> tuple[str, ...]:
@@ -106,10 +98,16 @@ class Coordinates(nn.Module):
             for site in self._outer:
                 left, right = self._buffer(site, "left"), self._buffer(site, "right")
                 weights[site.name] = between(left, values[site.name], right)
-        if self.gain != 1:
-            for site in self._added:
-                weights[site.name] = self.gain * weights[site.name]
         return weights
+
+    def another(self, name: str) -> Tensor | None:
+        """Where another random projection of an input side lies; None for other sites."""
+        site = next((site for site in self._inner if site.name == name), None)
+        if site is None or site.anchor is None:
+            return None
+        sds = site.anchor / projection(name, site.shape).to(site.anchor)
+        anew = torch.randn(site.shape).to(sds) * sds
+        return anew - self._buffer(site, "anchor")
 
     def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set the anchors.
@@ -148,10 +146,20 @@ class Coordinates(nn.Module):
             unit = site.unit.double().flatten(1)[:, :1]
             nats = 0.5 * (strength.clamp_min(0) * share).sum(-1, keepdim=True) * unit.square()
             size = nats.clamp_min(1e-30).rsqrt().clamp_max(_MOST)
-            self._buffer(site, "left").copy_(vectors * (share.sqrt() * size).unsqueeze(-2))
-            right = self._buffer(site, "right")
-            right.copy_(torch.linalg.eigh(rights[site.name].double())[1])
+            left = vectors * (share.sqrt() * size).unsqueeze(-2)
+            right = torch.linalg.eigh(rights[site.name].double())[1]
+            for side, matrices in zip(_SIDES, (left, right), strict=True):
+                setattr(self, _key(site.name, side), matrices.to(site.unit).contiguous())
         self.fitted.fill_(True)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """As every module's; the axes may have been fitted or not."""
+        for site in self._outer:
+            for side in _SIDES:
+                key = _key(site.name, side)
+                if (value := state_dict.get(prefix + key)) is not None:
+                    setattr(self, key, torch.zeros_like(value, device=site.unit.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _buffer(self, site: Site, what: str) -> Tensor:
         return self.get_buffer(_key(site.name, what))
@@ -168,3 +176,12 @@ def _started(site: Site) -> Site:
 
 def _key(site: str, what: str) -> str:
     return f"{site}.{what}".replace(".", "/")
+
+
+def between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
+    """left X right', layer by layer, of every X in (..., layer, a, b).
+
+    As matmuls, these would copy the factors for every draw.
+    """
+    turned = torch.einsum("...lij,lbj->...lib", x, right)
+    return torch.einsum("lai,...lib->...lab", left, turned)

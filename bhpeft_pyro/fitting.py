@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +17,37 @@ from torch.optim import Optimizer
 from .data import Columns, Examples
 from .data.labels import check_names
 from .errors import ConfigError, DataError, FitError
-from .guides import Guide, GuideLike, LaplaceGuide, autoguide, check_made_for
-from .guides.guide import prior_of
-from .inference import laplace
+from .guides import (
+    COMPONENTS,
+    DeltaGuide,
+    Guide,
+    GuideLike,
+    LaplaceGuide,
+    MixtureGuide,
+    autoguide,
+    check_made_for,
+)
+from .guides.guide import is_linear, is_point, prior_of
 from .inference.alignment import align
 from .inference.draws import seeded
 from .inference.optimise import OptimizerFactory, as_module, optimise
 from .inference.options import FitOptions
 from .inference.report import FitReport
-from .inference.scale import PriorScale
-from .inference.start import may_start, scatter, start
+from .inference.start import may_start, own_start, scatter, start
 from .inference.threads import fitting
+from .inference.width import widen
 from .likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
 from .posterior import Coreset, Posterior
-from .priors import FunctionSpaceNormal, Prior
+from .priors import FunctionSpaceNormal
 from .priors.check import check_prior
 from .reading import TextOptions
 
 if TYPE_CHECKING:
     from .sequential import Replay
 
-__all__ = ["check_how", "fit", "fit_round"]
+__all__ = ["check_how", "fit", "fit_round", "is_open", "joined"]
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -62,7 +69,7 @@ def fit(
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     replay: Replay | None = None,
-    restarts: int = 1,
+    components: int | None = None,
     **changes: Any,
 ) -> Posterior:
     """Fit a guide to data by stochastic variational inference.
@@ -74,7 +81,9 @@ def fit(
             `pyro.param` statements.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.
-        validation: as `data`; its NLL is reported, and stops the fit if `patience` is set.
+        validation: as `data`; its NLL is reported, and stops the fit if `patience` is set. Points
+            ("laplace", "delta") are stopped early on it, and the width of a "laplace" guide is the
+            one that suits it; without, a fifth of 50 rows or more is held out of `data` for that.
         unlabelled: as `data`, of which the texts alone are read: the head's axes and the PEFT
             sites' coordinates are those of these texts, for this round and all later ones. By
             default those of `data`; where these are few, the coordinates are poor.
@@ -86,17 +95,16 @@ def fit(
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
             for Normal guides and Adam for what else there is.
         replay: hold a coreset out, as `Posterior.update` does.
-        restarts: R independent fits, one after the other, each from another seed and another
-            start: a `MixturePosterior`. Guides of this package start at draws from the prior,
-            but for the first, which is what a single fit would be; others as their seed has it.
+        components: K independent fits, each from another seed and another start, as one
+            `MixturePosterior`; of a guide given by name, 5 of "laplace" and 1 of the others.
 
     Raises:
-        ConfigError: an option or `restarts` that cannot work, or a guide that has but one start.
+        ConfigError: an option or `components` that cannot work, or a guide that has but one start.
         DataError: the data cannot be used. Checked before anything is trained, as are options.
         GuideError: the guide cannot be made, or was made for another model.
         LikelihoodError: the likelihood's distribution has not one label an example.
         FitError: the loss stayed non-finite; its `posterior` is the last good state, or a mixture
-            of the restarts before the one that failed.
+            of the components before the one that failed.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(), "normal", tiny_examples(), max_steps=3, progress=False)
@@ -116,7 +124,7 @@ def fit(
             "expected a new RandomPEFT"
         )
     check_names(label_names, None)
-    _check_restarts(restarts, guide)
+    count = _components(components, guide)
     names = None if label_names is None else tuple(label_names)
     text = TextOptions(columns, max_length, names)
     examples = text.encode(model, data, labelled=True, new_names=True)
@@ -124,15 +132,16 @@ def fit(
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     _check_classes(examples, columns.label)
     check_prior(model.prior, model.sites)
-    every = seeds(options, restarts)
-    modules = []
-    for own in every:
-        with seeded(own.seed):
-            module = autoguide(guide, model) if isinstance(guide, _BY_NAME) else guide
-            modules.append(as_module(module))
-            check_made_for(model, modules[-1])
-    if options.particles > 1 and guide != "delta":  # a point has but one draw
+    every = seeds(options, count)
+    modules = [as_module(each) for each in _made(guide, model, every)]
+    for module in modules:
+        check_made_for(model, module)
+    point = is_point(modules[0])
+    if options.particles > 1 and not point:  # a point has but one draw
         check_prior(model.prior, model.sites, vectorised=True)
+    given = examples.fingerprint
+    if point and held_out is None:
+        examples, held_out = examples.hold_out(options.seed)
     splits = [
         (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
     ]
@@ -140,46 +149,87 @@ def fit(
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
-    given = model.prior
+    open_scales = is_open(model)
     fitted: list[Posterior] = []
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
-        report = FitReport(len(examples), examples.fingerprint, own)
+        report = FitReport(len(rest), rest.fingerprint, own, given=given)
+        report.held_out = len(held_out) if point and held_out is not None else 0
+        first = model
         with seeded(own.seed):
             if isinstance(module, Guide):
-                module.follow(model)  # in which the first start has left nothing open
-            if may_start(module, own):
-                model = start(model, module, rest, own, batches)
+                module.follow(model)
+            if point:
+                report.pull = 1.0 if held_out is None else 0.0
+                first = _start_point(model, module, rest, report)
+            elif may_start(module, own):
+                start(model, module, rest, own, batches)
             else:
                 align(model, batches)  # once: coordinates are one for all
-            if fitted and isinstance(module, Guide):
-                scatter(model, module, own)
-        posterior = Posterior(model, module, (report,), text, model.prior)
+            if fitted and isinstance(module, Guide) and not (point and report.temperature == 0):
+                if not isinstance(module, LaplaceGuide):
+                    scatter(model, module, own)
+        posterior = Posterior(first, module, (report,), text, first.prior)
         with keeping(fitted, options):
-            fitted.append(fit_round(posterior, rest, held_out, optimizer, kept))
-        model = fitted[-1].model
-        report.found = _found(given, model.prior)
-    return fitted[0] if restarts == 1 else MixturePosterior.joined(fitted, options)
+            fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))
+            fitted[-1].first_prior = fitted[-1].model.prior
+    return joined(fitted, held_out, options)
 
 
-def _found(given: Prior, prior: Prior) -> dict[str, float]:
-    """The scales that the given prior left open, where they no longer are."""
-    if not (isinstance(given, FunctionSpaceNormal) and isinstance(prior, FunctionSpaceNormal)):
-        return {}
-    return {
-        name: value
-        for name, value in vars(prior).items()
-        if value is not None and getattr(given, name) is None
-    }
+def _start_point(model: Model, guide: nn.Module, examples: Examples, report: FitReport) -> Model:
+    """A start of its own, which the prior of a Laplace approximation has for its mean.
+
+    Returns:
+        The model under that prior.
+    """
+    labels = examples.labels
+    assert labels is not None
+    noise = model.likelihood.start(labels)
+    if isinstance(guide, LaplaceGuide):
+        means = guide.unpack(guide.prior.loc) | own_start(model, report.options.seed)
+        loc = torch.cat([means[name].flatten() for name in guide.means()])
+        prior = guide.recentre(loc, guide.prior.covariance)
+        guide.move(means | noise)
+        return Model(model.network, prior, model.likelihood)
+    if isinstance(guide, DeltaGuide):
+        own = own_start(model, report.options.seed) if report.temperature == 0 else {}
+        guide.move(own | noise)
+    return model
 
 
-def _check_restarts(restarts: int, guide: object) -> None:
-    if not isinstance(restarts, int) or restarts < 1:
-        raise ConfigError(f"restarts={restarts!r} must be an integer of at least 1")
-    if restarts > 1 and isinstance(guide, nn.Module):
+def _components(given: int | None, guide: object) -> int:
+    """How many components there are to be.
+
+    Raises:
+        ConfigError: none, or several of a guide that has but one start.
+    """
+    if isinstance(guide, MixtureGuide):
+        if given not in (None, len(guide.components)):
+            raise ConfigError(
+                f"components={given}: the guide given has {len(guide.components)}; expected None"
+            )
+        return len(guide.components)
+    if given is None:
+        return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
+    if not isinstance(given, int) or given < 1:
+        raise ConfigError(f"components={given!r} must be an integer of at least 1")
+    if given > 1 and isinstance(guide, nn.Module):
         raise ConfigError(
-            f"restarts={restarts}: the {type(guide).__name__} given has but one start; expected "
+            f"components={given}: the {type(guide).__name__} given has but one start; expected "
             "what it can be made of anew: a name, a class, a mapping or a function"
         )
+    return given
+
+
+def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:
+    if isinstance(guide, MixtureGuide):
+        return [*guide.components]
+    if not isinstance(guide, _BY_NAME):
+        return [guide] * len(every)
+    made = []
+    for own in every:
+        with seeded(own.seed):
+            made.append(autoguide(guide, model, components=1))
+    return made
 
 
 def check_how(options: FitOptions, validation: object | None, optimizer: object) -> None:
@@ -220,6 +270,7 @@ def fit_round(
     validation: Examples | None = None,
     optimizer: OptimizerFactory | None = None,
     kept: Examples | None = None,
+    open_scales: bool = False,
 ) -> Posterior:
     """Fit a round's guide in place under its model's prior, as its last report says.
 
@@ -227,6 +278,7 @@ def fit_round(
         posterior: the round as it starts.
         examples: what it learns.
         kept: the coreset, learnt after the rest, by a copy of the guide.
+        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
 
     Returns:
         The same posterior; with a coreset, another that has learnt it too.
@@ -237,13 +289,44 @@ def fit_round(
     guide, report = posterior.guide, posterior.report
     _note_scale(posterior.model.likelihood, examples)
     try:
-        with _scale_found(posterior) as scale:
-            model = scale.model if scale else posterior.model
-            _learn(model, guide, examples, validation, report, optimizer, scale)
+        posterior.model = _learn(
+            posterior.model, guide, examples, validation, report, optimizer, open_scales
+        )
         return posterior if kept is None else _fit_coreset(posterior, kept, optimizer)
     except FitError as error:
         error.posterior = posterior
         raise
+
+
+def is_open(model: Model) -> bool:
+    """Whether a prior leaves the sites' scales to the data."""
+    prior = model.prior
+    return isinstance(prior, FunctionSpaceNormal) and prior.change is None and prior.head is None
+
+
+def joined(
+    fitted: Sequence[Posterior],
+    held_out: Examples | None,
+    options: FitOptions,
+    lineage: tuple[FitReport, ...] = (),
+) -> Posterior:
+    """Components that have just been fitted as one posterior.
+
+    Args:
+        fitted: one or more.
+        held_out: rows on which to see how much they disagree.
+        options: those given for all of them.
+        lineage: of the rounds before.
+    """
+    if len(fitted) == 1 and not lineage:
+        return fitted[0]
+    mixture = MixturePosterior.joined(fitted, options, lineage)
+    if held_out is not None and is_linear(mixture.guide):
+        forecast = mixture.predict(held_out)
+        if forecast.between is not None:
+            share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
+            mixture.report.between = share.item()
+    return mixture
 
 
 def _note_scale(likelihood: Likelihood, examples: Examples) -> None:
@@ -259,18 +342,6 @@ def _note_scale(likelihood: Likelihood, examples: Examples) -> None:
             )
 
 
-@contextmanager
-def _scale_found(posterior: Posterior) -> Iterator[PriorScale | None]:
-    """Whatever end a fit takes, the posterior has the prior whose scale was found by then."""
-    scale = PriorScale.of(posterior.model, posterior.guide)
-    try:
-        yield scale
-    finally:
-        if scale:
-            posterior.model = scale.settle()
-            posterior.first_prior = posterior.model.prior
-
-
 def _learn(
     model: Model,
     guide: nn.Module,
@@ -278,15 +349,21 @@ def _learn(
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None,
-    scale: PriorScale | None = None,
-) -> None:
+    open_scales: bool = False,
+) -> Model:
+    """Fit a guide, and measure its width if it has one to be measured.
+
+    Returns:
+        The model, under a prior in which nothing is left open.
+    """
     if isinstance(guide, Guide):
         guide.follow(model)
-    if isinstance(guide, LaplaceGuide):
-        laplace.begin(guide, report)
-    optimise(model, guide, examples, validation, report, optimizer, scale)
-    if isinstance(guide, LaplaceGuide):
-        laplace.finish(model, guide, examples, report)
+    if not isinstance(guide, LaplaceGuide):
+        optimise(model, guide, examples, validation, report, optimizer)
+        return model
+    guide.hold()
+    optimise(model, guide, examples, validation, report, optimizer)
+    return widen(model, guide, examples, validation, report, open_scales)
 
 
 def _fit_coreset(
@@ -300,6 +377,7 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
+    report.pull = 1.0
     _learn(model, guide, kept, None, report, optimizer)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # under the round's own prior it has learnt all of it

@@ -42,11 +42,19 @@ class Likelihood(ABC):
 
     kind: Kind
     outputs: int | None = None  # None: any number
+    constant_noise: bool = False
+    """Whether labels are Normal around `unit` times the first output, plus a constant, with a noise
+    of their own that no output changes: under Normal weights they are then Normal themselves."""
+    unit: float = 1.0
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The likelihood's own random tensors."""
         return ()
+
+    def start(self, labels: Tensor) -> dict[str, Tensor]:
+        """Where a point starts its sites, given (N,) labels; where left out, as the site says."""
+        return {}
 
     @abstractmethod
     def distribution(
@@ -229,9 +237,19 @@ class Normal(Likelihood):
     spread: float = 1.0
     kind = "rating"
     outputs = 1
+    constant_noise = True
 
     def __post_init__(self) -> None:
         _check_scale(self)
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return self.spread
+
+    def start(self, labels: Tensor) -> dict[str, Tensor]:
+        """The noise at what a constant leaves of the labels' spread."""
+        sd = labels.float().std().clamp_min(1e-3 * self.spread)
+        return {"noise.log_scale": (sd / self.spread).log()}
 
     @property
     def sites(self) -> tuple[Site, ...]:

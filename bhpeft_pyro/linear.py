@@ -1,160 +1,147 @@
-"""The network linearised in its weights: what the generalised Gauss-Newton posterior is of.
+"""The network linearised in its weights, f(w) = f(at) + J(at) (w - at), by reverse mode alone.
 
-Around weights `at`, f(w) becomes f(at) + J(at) (w - at). A Normal over very many weights moves a
-transformer's outputs by more than its first order, along directions about which data say nothing;
-under the linearised network it does not (Khan et al. 2019; Immer, Korzepa and Bauer 2021).
+A Normal over very many weights moves a transformer's outputs by more than its first order, along
+directions about which data say nothing; the linearised network it does not (Khan et al. 2019;
+Immer, Korzepa and Bauer 2021). Its outputs are linear in the weights: under a Normal posterior
+N(at, S) they are Normal with mean f(at) and covariance J S J', exactly, without a draw.
 """
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
-from importlib import import_module
-from typing import Any
+from functools import partial
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from .batch import Batch
-from .errors import ConfigError, GuideError
+from .distributions import Covariance, exact
 from .model import Model
 
-__all__ = ["MAX_BYTES", "LinearModel", "linear_predictives"]
+__all__ = ["MAX_BYTES", "Outputs", "jacobian", "linear_predictives", "output_moments"]
 
 MAX_BYTES = 2**29
-"""Draws are predicted with together, a pass of the network for all, up to so many bytes of them."""
+"""Weight draws are predicted with together, a pass of the network for all, up to so many bytes."""
 
 
-class LinearModel(Model):
-    """A model whose network is linearised around weights that may move.
+class Outputs:
+    """What the likelihood reads, as one vector an example: the network's outputs, then the
+    likelihood's own weights (a noise scale, cutpoints).
 
-    Any Pyro inference runs on it that takes first derivatives. An evaluation with its gradient
-    costs about twice what the network's own do, and hardly more memory.
+    Attributes:
+        model: the model.
+        mean: (B, E) at the weights that the network is linearised around.
+        shape: of the network's outputs for one example: (outputs,), or (C, outputs) for C choices.
+        choices: as the batch's.
+    """
+
+    def __init__(
+        self, model: Model, mean: Tensor, shape: tuple[int, ...], choices: Tensor | None
+    ) -> None:
+        self.model, self.mean, self.shape, self.choices = model, mean, shape, choices
+
+    def labels(self, values: Tensor) -> TorchDistribution:
+        """The distribution of the labels, of batch shape (*S, B), at values (*S, B, E)."""
+        ends = [math.prod(self.shape)]
+        ends += [site.numel for site in self.model.likelihood.sites]
+        network, *own = values.split(ends, -1)
+        lead = values.shape[:-1]
+        weights = {
+            site.name: part.reshape(*lead, *site.shape)
+            for site, part in zip(self.model.likelihood.sites, own, strict=True)
+        }
+        outputs = network.reshape(*lead, *self.shape)
+        return self.model.likelihood.distribution(outputs, weights, self.choices)
+
+
+    def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:
+        """(S, B, E) values of Normals with this mean.
+
+        Args:
+            covariance: (B, E, E).
+            noise: (S, E') standard Normal, first for the likelihood's own weights; the same for
+                every example, and with E' above E for every number of choices.
+        """
+        network = math.prod(self.shape)
+        own = self.mean.shape[1] - network
+        noise = torch.cat([noise[:, own : own + network], noise[:, :own]], 1)
+        if self.choices is not None:  # one that is not there has nothing to do with the others
+            there = functional.pad(self.choices.float(), (0, own), value=1.0)
+            covariance = covariance * there.unsqueeze(-1) * there.unsqueeze(-2)
+        # The symmetric root is unique, so no rounding error makes another forecast.
+        variance, axes = torch.linalg.eigh(covariance.double())
+        root = (axes * variance.clamp_min(0).sqrt().unsqueeze(-2)) @ axes.mT
+        return self.mean + torch.einsum("bef,sf->sbe", root.to(noise), noise)
+
+    def mean_variance(self, covariance: Tensor) -> Tensor:
+        """(B,) variance of the labels' mean, for likelihoods of constant noise."""
+        return self.model.likelihood.unit**2 * covariance[:, 0, 0]
+
+
+def jacobian(
+    model: Model, at: Mapping[str, Tensor], batch: Batch
+) -> tuple[Outputs, Tensor]:
+    """The outputs at `at` and their derivative by all weights, example by example.
+
+    One pass forwards and one backwards for each of the network's outputs: every example is run
+    under weights of its own.
 
     Args:
         model: the model.
-        around: gives the weights to linearise around, a tensor of its shape for each site but
-            those that the prior holds constant; no gradient flows through them.
+        at: a tensor of its shape for each site of the model.
+        batch: B examples, not shared out; no label is looked at.
 
-    Raises:
-        ConfigError: second derivatives are asked for.
-        GuideError: a layer of the backbone has no forward derivative.
-
-    >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
-    >>> model = tiny_model()
-    >>> zeros = {site.name: torch.zeros(site.shape) for site in model.sites}
-    >>> linear = LinearModel(model, lambda: zeros)
-    >>> batch = tiny_batch(4)
-    >>> bool((linear.outputs(zeros, batch) == model.outputs(zeros, batch)).all())
-    True
+    Returns:
+        The outputs, and J, (B, E, D), over the weights in the order of the model's sites.
     """
-
-    def __init__(self, model: Model, around: Callable[[], Mapping[str, Tensor]]) -> None:
-        super().__init__(model.network, model.prior, model.likelihood)
-        self.around = around
-        _load_decompositions()
-
-    def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        if batch.features is not None:  # a head is linear as it is
-            return super().outputs(weights, batch)
-        around = self.around()
-        points: dict[str, Tensor] = {}
-        away: dict[str, Tensor] = {}
-        for site in self.network.sites:
-            weight = weights[site.name]
-            at = around.get(site.name, weight).detach()
-            away[site.name] = weight.detach() - at
-            # The value is `at` and the derivative by the weight 1: so J(at) is the gradient's.
-            points[site.name] = at + (weight - weight.detach())
-        change = self._change(points, away, batch)  # first, while there is no graph in memory
-        return _Moved.apply(super().outputs(points, batch), change)
-
-    @torch.no_grad()
-    def _change(
-        self, points: Mapping[str, Tensor], away: Mapping[str, Tensor], batch: Batch
-    ) -> Tensor:
-        """J(at) (w - at), the derivative along the way."""
-        # Of torch's attention kernels only the plain one has forward derivatives.
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), _FrozenLayers():
-            pairs = {
-                name: forward_ad.make_dual(point.detach(), away[name])
-                for name, point in points.items()
-            }
-            try:
-                value, change = forward_ad.unpack_dual(super().outputs(pairs, batch))
-            except NotImplementedError as error:  # of quantised layers, say
-                raise GuideError(
-                    "a linearised network needs forward derivatives, which a layer of the backbone "
-                    f"has not ({str(error).splitlines()[0]}); expected a guide that does without: "
-                    "'lowrank' or 'normal'"
-                ) from error
-        return torch.zeros_like(value) if change is None else change
+    sites, count = model.network.sites, len(batch)
+    leaves = [at[s.name].expand(count, 1, *s.shape).clone().requires_grad_() for s in sites]
+    named = {site.name: leaf for site, leaf in zip(sites, leaves, strict=True)}
+    with torch.enable_grad():
+        outputs = model.outputs(named, replace(batch.split(count), labels=None))
+        shape = tuple(outputs.shape[2:])
+        flat = outputs.reshape(count, -1)
+        sums = flat.sum(0).unbind()
+    rows = []
+    for total in sums:
+        gradients = torch.autograd.grad(
+            total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1).float())
+    network = torch.stack(rows, 1)
+    own = [at[site.name].flatten() for site in model.likelihood.sites]
+    extra = torch.cat(own) if own else network.new_zeros(0)
+    mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
+    if len(extra):
+        found = network.new_zeros(count, mean.shape[1], network.shape[2] + len(extra))
+        found[:, : network.shape[1], : network.shape[2]] = network
+        found[:, network.shape[1] :, network.shape[2] :] = torch.eye(len(extra)).to(network)
+        network = found
+    return Outputs(model, mean, shape, batch.choices), network
 
 
-# Layers by the function that they call: which of its arguments is the input, and what the output
-# moves by when that does.
-_LAYERS: dict[Any, tuple[int, Callable[..., Tensor]]] = {
-    functional.linear: (0, lambda change, weight, bias=None: functional.linear(change, weight)),
-    torch.addmm: (1, lambda bias, change, weight: change @ weight),  # GPT-2's
-}
+def output_moments(
+    model: Model, at: Mapping[str, Tensor], covariance: Covariance, batch: Batch
+) -> tuple[Outputs, Tensor]:
+    """The outputs of a batch under N(at, covariance): their mean, f(at), and covariance, J S J'.
 
+    Args:
+        model, at, batch: as for `jacobian`.
+        covariance: S, over the weights in the order of the model's sites.
 
-@cache
-def _load_decompositions() -> None:
-    """What torch loads at the first forward derivative, and with it a warning of its own doings."""
-    with warnings.catch_warnings(), suppress(ImportError):
-        warnings.simplefilter("ignore")
-        import_module("torch._decomp.decompositions_for_jvp")
-
-
-class _FrozenLayers(TorchFunctionMode):
-    """Forward derivatives through layers whose weights do not move.
-
-    torch's own multiply by the weights' derivatives as well, which are zeros: three products of
-    matrices where two do, and in these a transformer spends its time.
+    Returns:
+        The outputs at their mean, and their covariance (B, E, E).
     """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in _LAYERS and not kwargs:
-            place, linear = _LAYERS[func]
-            before, x, after = args[:place], args[place], args[place + 1 :]
-            value, change = forward_ad.unpack_dual(x)
-            if change is not None and not any(map(_moves, (*before, *after))):
-                moved = linear(*before, change, *after)
-                return forward_ad.make_dual(func(*before, value, *after), moved)
-        return func(*args, **(kwargs or {}))
-
-
-def _moves(argument: Tensor | None) -> bool:
-    return argument is not None and forward_ad.unpack_dual(argument).tangent is not None
-
-
-class _Moved(torch.autograd.Function):
-    """value + change, with the gradient of the value."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, change: Tensor) -> Tensor:
-        return value + change
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            # They would be the network's own, and the linearised one has none.
-            raise ConfigError(
-                "create_graph=True asks for second derivatives, which LinearModel does not give; "
-                "expected False"
-            )
-        return gradient, None
+    outputs, rows = jacobian(model, at, batch)
+    with exact(rows):
+        scaled = rows * covariance.scale
+        along = scaled @ covariance.axes
+        found = scaled @ scaled.mT + (along * (covariance.ratio.square() - 1)) @ along.mT
+    return outputs, found
 
 
 def linear_predictives(
@@ -162,61 +149,36 @@ def linear_predictives(
 ) -> Iterator[tuple[int, Callable[[Batch], TorchDistribution]]]:
     """The labels' distribution in the linearised network, under up to `MAX_BYTES` of draws at once.
 
-    A batch costs one pass forwards and one backwards for each output, however many draws are
-    together: each example is run under weights of its own, and its gradient multiplies all of them.
+    For what needs weight draws; predictions take `output_moments`. A batch costs one `jacobian`,
+    however many draws are together.
 
     Args:
-        at: a tensor of its shape for each site of the network.
+        at: a tensor of its shape for each site of the model.
         blocks: some draws at a time, for each site of the model a tensor `(s, 1, *shape)`.
 
     Yields:
         A number S of draws, and from a batch of B examples to a distribution of batch shape (S, B).
         Use it before the next is asked for: then its draws are gone.
     """
-    own = [site.name for site in model.likelihood.sites]
     away: list[Tensor] = []
-    given: list[dict[str, Tensor]] = []
     count = 0
     for block in blocks:
-        ways = [(block[s.name][:, 0] - at[s.name]).flatten(1) for s in model.network.sites]
+        ways = [(block[s.name][:, 0] - at[s.name]).flatten(1) for s in model.sites]
         away.append(torch.cat(ways, 1))
-        given.append({name: block[name] for name in own})
         count += len(away[-1])
         if count * away[-1][0].nbytes >= MAX_BYTES:
-            yield count, partial(_predictive, model, at, away, given)
+            yield count, partial(_predictive, model, at, away)
             away.clear()
-            given.clear()
             count = 0
     if count:
-        yield count, partial(_predictive, model, at, away, given)
+        yield count, partial(_predictive, model, at, away)
 
 
 def _predictive(
-    model: Model,
-    at: Mapping[str, Tensor],
-    away: Sequence[Tensor],
-    given: Sequence[Mapping[str, Tensor]],
-    batch: Batch,
+    model: Model, at: Mapping[str, Tensor], away: Sequence[Tensor], batch: Batch
 ) -> TorchDistribution:
-    sites, count = model.network.sites, len(batch)
-    leaves = [at[s.name].expand(count, 1, *s.shape).clone().requires_grad_() for s in sites]
-    named = {site.name: leaf for site, leaf in zip(sites, leaves, strict=True)}
-    with torch.enable_grad():
-        outputs = model.outputs(named, replace(batch.split(count), labels=None))
-        shape = outputs.shape[2:]  # (outputs,), or (C, outputs)
-        outputs = outputs.reshape(count, -1)
-        sums = outputs.sum(0).unbind()
-    changes = []
-    for total in sums:
-        gradients = torch.autograd.grad(
-            total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        flat = torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1)
-        # Block by block, as all of them side by side would be another copy; and at full precision.
-        with torch.autocast(flat.device.type, enabled=False):
-            changes.append(torch.cat([part @ flat.mT for part in away]))
-    moved = outputs.detach() + torch.stack(changes, -1)
-    weights = {name: torch.cat([part[name] for part in given]) for name in given[0]}
-    return model.likelihood.checked(
-        moved.reshape(len(moved), count, *shape), weights, batch.choices
-    )
+    outputs, rows = jacobian(model, at, batch)
+    # Block by block, as all of them side by side would be another copy; and at full precision.
+    with exact(rows):
+        changes = torch.cat([torch.einsum("sd,bed->sbe", part, rows) for part in away])
+    return outputs.labels(outputs.mean + changes)

@@ -203,7 +203,7 @@ def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = Non
     unit of the ratings, smaller is better.
     """
     truth = forecast.observed(labels)
-    means, sds = forecast.means.double(), forecast.sds.double()
+    means, sds = forecast.means.double(), forecast.component_sds
     score = _mean_absolute(means - truth.double(), sds).mean(0)
     spread = torch.zeros_like(score)
     for mean, sd in zip(means, sds, strict=True):  # S passes over (S, N), never (S, S, N)

@@ -41,8 +41,6 @@ class RandomPEFT(PyroModule):
         kinds: PEFT kinds, e.g. `presets.bh_peft()`, or a single one; empty for the head only.
         head: `Head` (random) or `OwnHead` (the backbone's, frozen).
         tokenizer: for text input; by default the one of the backbone's checkpoint.
-        aligned: let `fit` choose `Coordinates` for the PEFT sites; if False, a site's values are
-            the weights themselves, as in other PEFT libraries.
 
     Raises:
         ArchitectureError: the architecture is unknown or cannot carry a kind.
@@ -62,7 +60,6 @@ class RandomPEFT(PyroModule):
         kinds: Sequence[Kind] | Kind | None = None,
         head: Head | OwnHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
-        aligned: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, PreTrainedModel):
@@ -86,9 +83,9 @@ class RandomPEFT(PyroModule):
                 f"{type(backbone).__name__} does not predict; expected a decoder"
             )
         self.attachment = Attachment(backbone, self.kinds)
-        self.coordinates = Coordinates(self.attachment.sites) if aligned else None
+        self.coordinates = Coordinates(self.attachment.sites)
         self.sites: tuple[Site, ...] = (
-            *(self.coordinates.sites if self.coordinates else self.attachment.sites),
+            *self.coordinates.sites,
             *(site.to(backbone.device) for site in head.sites(self.attachment.hidden_size)),
         )
         self.axes: PrincipalAxes | None = None
@@ -256,7 +253,7 @@ class RandomPEFT(PyroModule):
             for site in self.sites
             if not features or site.role == "head"
         }
-        if self.coordinates is not None and not features:
+        if not features:
             folded = self.coordinates(folded)
         if len(shape) > 1 and shape[-1] == 1:  # the data plate's place
             shape = shape[:-1]

@@ -108,7 +108,7 @@ class Posterior:
     def predict(
         self,
         data: object,
-        samples: int = 32,
+        samples: int | None = None,
         *,
         max_rows: int = 64,
         seed: int = 0,
@@ -120,14 +120,16 @@ class Posterior:
 
         Args:
             data: a list of texts, or anything `fit` reads; labels are kept if there are any.
-            samples: draws of the weights; 0 for a single pass at the posterior mean.
+            samples: draws of the weights (by default 32), or, of a Laplace approximation, of the
+                outputs (1,000, at no cost; ratings with one noise scale need none); 0 for a single
+                pass at the posterior mean.
             max_rows: the transformer runs on at most so many sequences at once.
             seed: the same seed gives the same forecast.
-            keep_samples: keep each draw's prediction in the forecast's `samples`.
+            keep_samples: draw weights, and keep each draw's prediction in the forecast's
+                `samples`.
             bf16: autocast to bfloat16.
-            linear: predict with the network linearised around the posterior mean: a pass forwards
-                and one backwards for each output, for as many draws as `linear.MAX_BYTES` hold. By
-                default for guides that were fitted so ("linear").
+            linear: predict with the network linearised around the posterior mean, in one pass
+                forwards and one backwards for each output. By default for "laplace".
         """
         examples = self.text.encode(self.model, data, labelled=False)
         return predict(
@@ -142,7 +144,7 @@ class Posterior:
             linear=linear,
         )
 
-    def evaluate(self, data: object, samples: int = 32, **options: Any) -> dict[str, float]:
+    def evaluate(self, data: object, samples: int | None = None, **options: Any) -> dict[str, float]:
         """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
         examples = self.text.encode(self.model, data, labelled=True)
         return evaluate(self.predict(examples, samples, **options))
@@ -174,6 +176,25 @@ class Posterior:
             GuideError: the guide is a point, or not one of this package's.
         """
         return prior_of(self.model, self.guide)
+
+    def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
+        """Give a fitted point its width: a Laplace approximation around it, nothing trained anew.
+
+        Each component of several becomes one of a mixture. The predictive means are the point's.
+
+        Args:
+            data: what the point was fitted to.
+            validation: as for `fit`: rows that it has not learnt, by which the width is chosen; by
+                default those that the fit held out of `data`.
+            changes: options of the fit, such as `tau`.
+
+        Raises:
+            DataError: the data cannot be used.
+            GuideError: the guide is no point, or its prior is not Normal at every site.
+        """
+        from .sequential.widen import widen
+
+        return widen(self, data, validation=validation, changes=changes)
 
     def update(
         self,

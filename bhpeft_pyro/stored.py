@@ -93,7 +93,6 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         },
         "kinds": [_describe(kind) for kind in model.network.kinds],
         "head": _describe(model.network.head),
-        "aligned": model.network.coordinates is not None,
         "likelihood": _describe(model.likelihood),
         "prior": prior,
         "first_prior": first,
@@ -149,7 +148,7 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    network = RandomPEFT(backbone, kinds, top, tokenizer, bool(content["aligned"]))
+    network = RandomPEFT(backbone, kinds, top, tokenizer)
     _load(network, tensors, "network")
 
     def fitted(fit: dict[str, Any], part: str, prior: Prior, rounds: Lineage) -> Posterior:

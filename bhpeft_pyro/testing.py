@@ -57,8 +57,22 @@ def tiny_model(
     """
     kinds = presets.lora(rank=2) if kinds is None else kinds
     head = Head(outputs, principal=aligned)
-    network = RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer(), aligned)
+    network = RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer())
+    if not aligned:  # as if an earlier fit had chosen the weights themselves
+        _keep(network)
     return Model(network, prior, likelihood)
+
+
+def _keep(network: RandomPEFT) -> None:
+    coordinates = network.coordinates
+    state = coordinates.state_dict() | {"fitted": torch.tensor(True)}
+    for site in coordinates.sites:
+        if site.name in coordinates.outer:
+            layers, out, inner = site.shape
+            for side, size in (("left", out), ("right", inner)):
+                key = f"{site.name}.{side}".replace(".", "/")
+                state[key] = torch.eye(size).expand(layers, size, size)
+    coordinates.load_state_dict(state)
 
 
 def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 0) -> Batch:

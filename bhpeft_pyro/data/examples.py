@@ -19,6 +19,9 @@ from .tokens import Tokens
 __all__ = ["Examples"]
 
 
+_FEW, _HELD_OUT = 50, 500
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Examples:
     """N tokenised examples; made by `encode`.
@@ -103,6 +106,21 @@ class Examples:
             digests.append(digest.digest())
         what = f"{self.kind} {' '.join(parts)}"
         return hashlib.sha256(what.encode() + b"".join(sorted(digests))).hexdigest()
+
+    def hold_out(self, seed: int) -> tuple[Examples, Examples | None]:
+        """A fifth of the examples apart, 500 at most; none of fewer than 50.
+
+        Args:
+            seed: of the choice.
+
+        Returns:
+            The rest, in its order, and those held out.
+        """
+        if len(self) < _FEW:
+            return self, None
+        count = min(len(self) // 5, _HELD_OUT)
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices`, in that order.

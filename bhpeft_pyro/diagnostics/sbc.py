@@ -150,11 +150,6 @@ def _align(model: Model, examples: Examples) -> None:
     align(model, [batch for _, batch in first.by_length(16)])
 
 
-def _settled(prior: Prior) -> Prior:
-    """A scale found anew from each data set makes a prior that the truths are not drawn from."""
-    return prior.closed() if isinstance(prior, FunctionSpaceNormal) else prior
-
-
 def _remembering(network: RandomPEFT) -> RandomPEFT:
     """The same network, which computes the frozen features of a batch once."""
     known: dict[bytes, Tensor] = {}

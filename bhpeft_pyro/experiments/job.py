@@ -46,11 +46,11 @@ class Job:
     seed: int
     budget: Budget
 
-    def model(self, point: bool) -> Model:
-        """A model that is not fitted; a point trains the weights themselves, as is usual."""
+    def model(self) -> Model:
+        """A model that is not fitted."""
         backbone, tokenizer = self.load()
         head = Head(self.task.outputs)
-        network = RandomPEFT(backbone, tuple(self.kinds), head, tokenizer, aligned=not point)
+        network = RandomPEFT(backbone, tuple(self.kinds), head, tokenizer)
         return Model(network, None, self.task.likelihood())
 
     def fit(self, model: Model, guide: Any, **options: Any) -> Posterior:

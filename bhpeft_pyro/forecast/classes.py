@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -28,6 +28,8 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
+        between: (N,) the share of `epistemic` in which the components of a mixture disagree; None of
+            a posterior with one, or of draws whose components are not told apart.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
             the uncertainty that BH-PEFT ranks by. (Divided by C it is their mean; as a sum it
             does not depend on choices that are mere padding.)
@@ -52,6 +54,7 @@ class ClassForecast(Forecast):
     epistemic: Tensor
     variance: Tensor
     draws: int
+    between: Tensor | None = None
     samples: Tensor | None = None
     label_names: Sequence[str] | None = None
     choices: Tensor | None = None
@@ -101,6 +104,40 @@ class ClassForecast(Forecast):
         )
 
     @classmethod
+    def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
+        """The equal-weight mixture of forecasts of the same examples, by equally many draws.
+
+        >>> sure = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1]]]))
+        >>> other = ClassForecast.from_draws(torch.tensor([[[0.1, 0.9]]]))
+        >>> both = ClassForecast.mixed([sure, other])
+        >>> bool(both.between == both.epistemic)
+        True
+        """
+        first = components[0]
+        if len(components) == 1:
+            return first
+
+        def mean(name: str) -> Tensor:
+            return torch.stack([getattr(each, name).double() for each in components]).mean(0)
+
+        probabilities = mean("probabilities")
+        total = _entropy(probabilities)
+        between = (total - mean("total")).clamp(min=0)
+        square = torch.stack([each.probabilities.double() for each in components])
+        apart = square.var(0, correction=0).sum(-1)
+        dtype = first.probabilities.dtype
+        return replace(
+            first,
+            probabilities=probabilities.to(dtype),
+            total=total.to(dtype),
+            aleatoric=mean("aleatoric").to(dtype),
+            epistemic=(between + mean("epistemic")).to(dtype),
+            between=between.to(dtype),
+            variance=(mean("variance") + apart).to(dtype),
+            draws=sum(each.draws for each in components),
+        )
+
+    @classmethod
     def cat(cls, parts: Sequence[ClassForecast]) -> ClassForecast:
         """One forecast of all examples from forecasts of batches of them, by equally many draws.
 
@@ -132,6 +169,7 @@ class ClassForecast(Forecast):
             epistemic=flat("epistemic"),
             variance=flat("variance"),
             draws=parts[0].draws,
+            between=join_tensors([part.between for part in parts], "between"),
             samples=joined("samples", dim=1),
             choices=joined("choices"),
             label_names=names[0],

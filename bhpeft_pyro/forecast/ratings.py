@@ -26,11 +26,13 @@ class RatingForecast(Forecast):
     """Forecast of ratings: a mixture of S Normals an example; made by `from_draws`.
 
     `total`, `aleatoric` and `epistemic` are variances, so that they add up: the law of total
-    variance, Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w.
+    variance, Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w. Each of the S parts is a draw
+    of the weights, or a component of the posterior under which the mean is itself Normal.
 
     Attributes:
-        means: (S, N) the draws' means.
-        sds: (S, N) the draws' standard deviations, all positive.
+        means: (S, N) the parts' means.
+        sds: (S, N) the standard deviations of the ratings' noise, all positive.
+        within: (S, N) variances of the parts' means, where these are Normal; None for draws.
         densities: (S, N) log density of the labels under each draw's own likelihood, where that is
             no Normal; `log_prob` of these labels is then exact, all else of the Normals.
 
@@ -44,6 +46,7 @@ class RatingForecast(Forecast):
 
     means: Tensor
     sds: Tensor
+    within: Tensor | None = None
     densities: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -55,14 +58,21 @@ class RatingForecast(Forecast):
         mean: Tensor,
         sd: Tensor,
         *,
+        within: Tensor | None = None,
         labels: Tensor | Sequence[float] | None = None,
         texts: Sequence[str] | None = None,
         densities: Tensor | None = None,
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
+        Args:
+            mean, sd: of each draw.
+            within: (S, N) variances of the means, if they are Normal themselves.
+            labels, texts: of the N examples.
+            densities: as the attribute.
+
         Raises:
-            LikelihoodError: `mean` or `sd` has a wrong shape or value.
+            LikelihoodError: `mean`, `sd` or `within` has a wrong shape or value.
             DataError: `labels` or `texts` do not go with them.
         """
         for name, tensor in (("mean", mean), ("sd", sd)):
@@ -79,10 +89,16 @@ class RatingForecast(Forecast):
             )
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
+        if within is not None and (within.shape != mean.shape or not (within >= 0).all()):
+            raise LikelihoodError(
+                f"within must hold variances of shape {tuple(mean.shape)}, got "
+                f"{tuple(within.shape)}, the least {within.min():.3g}"
+            )
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
         return cls(
             means=mean.detach().to("cpu", dtype, copy=True),
             sds=sd.detach().to("cpu", dtype, copy=True),
+            within=None if within is None else within.detach().to("cpu", dtype, copy=True),
             labels=as_labels(labels),
             texts=texts,
             densities=densities,
@@ -98,6 +114,7 @@ class RatingForecast(Forecast):
         return cls(
             means=torch.cat([part.means for part in parts], 1),
             sds=torch.cat([part.sds for part in parts], 1),
+            within=join_tensors([part.within for part in parts], "within", dim=1),
             densities=join_tensors([part.densities for part in parts], "densities", dim=1),
             **join_fields(parts),
         )
@@ -117,8 +134,13 @@ class RatingForecast(Forecast):
 
     @property
     def epistemic(self) -> Tensor:
-        """(N,) variance over the draws of their means (population variance)."""
-        return self._rounded(self.means.double().var(0, correction=0))
+        """(N,) variance of the mean: of each part's own, and between the parts."""
+        return self._rounded(self._between + self._within.mean(0))
+
+    @property
+    def between(self) -> Tensor:
+        """(N,) the share of `epistemic` in which the parts disagree (population variance)."""
+        return self._rounded(self._between)
 
     @property
     def aleatoric(self) -> Tensor:
@@ -148,8 +170,9 @@ class RatingForecast(Forecast):
             components = self.densities.double()
         else:
             observed = self.observed(labels).double()
-            z = (observed - self.means.double()) / self.sds.double()
-            components = -0.5 * z.square() - self.sds.double().log() - 0.5 * math.log(2 * math.pi)
+            sds = self.component_sds
+            z = (observed - self.means.double()) / sds
+            components = -0.5 * z.square() - sds.log() - 0.5 * math.log(2 * math.pi)
         return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
     def cdf(self, values: Tensor) -> Tensor:
@@ -165,7 +188,7 @@ class RatingForecast(Forecast):
         if not 0 < probability < 1:
             raise ConfigError(f"probability={probability} must be above 0 and below 1")
         z = torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
-        ends = self.means.double() + z * self.sds.double()
+        ends = self.means.double() + z * self.component_sds
         lower, upper = ends.amin(0), ends.amax(0)
         for _ in range(_BISECTIONS):
             middle = (lower + upper) / 2
@@ -191,7 +214,8 @@ class RatingForecast(Forecast):
 
     def __repr__(self) -> str:
         return (
-            f"RatingForecast: {len(self)} examples, {self.draws} draws\n"
+            f"RatingForecast: {len(self)} examples, {self.draws} "
+            f"{'draws' if self.within is None else 'components'}\n"
             f"  mean rating {self.mean.mean():.3f}, mean sd {self.sd.mean():.3f}\n"
             f"  mean variance {self.total.mean():.4f} = "
             f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
@@ -199,7 +223,21 @@ class RatingForecast(Forecast):
 
     def _below(self, values: Tensor) -> Tensor:
         """Distribution function of the mixture in float64."""
-        return torch.special.ndtr((values - self.means.double()) / self.sds.double()).mean(0)
+        return torch.special.ndtr((values - self.means.double()) / self.component_sds).mean(0)
+
+    @property
+    def _between(self) -> Tensor:
+        return self.means.double().var(0, correction=0)
+
+    @property
+    def _within(self) -> Tensor:
+        """(S, N), or (1, 1) where the parts' means are known."""
+        return torch.zeros(1, 1).double() if self.within is None else self.within.double()
+
+    @property
+    def component_sds(self) -> Tensor:
+        """(S, N) float64 sds of the mixture's Normals: of the noise and of each part's mean."""
+        return (self.sds.double().square() + self._within).sqrt()
 
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self.means.dtype)

@@ -8,15 +8,16 @@ from .function import FunctionGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
-from .lowrank import FullGuide, LinearGuide, LowRankGuide
+from .lowrank import FullGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .presets import PRESETS
 from .prior import prior_guide, prior_like
 from .pyro_guide import PyroGuide
-from .registry import GUIDES, GuideLike, autoguide
+from .registry import COMPONENTS, GUIDES, GuideLike, autoguide
 
 __all__ = [
+    "COMPONENTS",
     "GUIDES",
     "PRESETS",
     "BlockGuide",
@@ -28,7 +29,6 @@ __all__ = [
     "GuideLike",
     "LaplaceGuide",
     "Latent",
-    "LinearGuide",
     "LowRankGuide",
     "MixtureGuide",
     "NormalGuide",

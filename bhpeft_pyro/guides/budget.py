@@ -9,7 +9,6 @@ from typing import Any
 
 from ..distributions import CHUNK
 from ..errors import GuideError
-from ..kronecker import matrices
 
 __all__ = ["Budget", "budget"]
 
@@ -20,8 +19,7 @@ GATHERED = 128
 _EXAMPLES = 16  # of a batch, unless `fit` is told otherwise; each has weights of its own
 _COPIES = 14  # of these, on their way from draw to gradient
 _SCALABLE = (
-    "'normal', 'lowrank', 'linear', 'delta', a diagonal 'laplace' and AutoNormal grow in "
-    "proportion to the latents"
+    "'normal', 'laplace', 'lowrank', 'delta' and AutoNormal grow in proportion to the latents"
 )
 
 
@@ -92,20 +90,10 @@ def budget(
             parameters = d
         case "normal" | "AutoNormal" | "AutoDiagonalNormal":
             parameters = 2 * d
-        case "lowrank" | "linear" | "full":
+        case "lowrank" | "laplace" | "full":
             parameters = d
             axes = d if name == "full" else rank or 64
             kept = d * (2 * axes + 1) + _measurement(d, axes)  # its axes, and the last good ones
-        case "laplace":
-            parameters = d
-            match options.get("structure", "kronecker"):
-                case "dense":
-                    kept = 4 * d * d  # the curvature, and its eigenvectors in double precision
-                case "diagonal":
-                    kept = 2 * d
-                case _:  # two factors of each matrix of weights, and their eigenvectors
-                    sizes = [matrices(shape) for shape in shapes or [(d,)]]
-                    kept = 2 * d + 2 * sum(n * (a * a + b * b) for n, a, b in sizes)
         case "AutoLowRankMultivariateNormal":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))
         case "AutoMultivariateNormal" | "mvn":

@@ -31,7 +31,7 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
     if joint and isinstance(guide, NormalGuide | DeltaGuide):
         raise GuideError(
             f"guide: under this prior {', '.join(joint)} are drawn jointly, which a "
-            f"{type(guide).__name__} is not; expected 'linear', 'lowrank' or 'full', or "
+            f"{type(guide).__name__} is not; expected 'laplace', 'lowrank' or 'full', or "
             "posterior.update(data, guide=...) of the posterior that the prior comes from"
         )
     try:

@@ -38,6 +38,8 @@ class DeltaGuide(Guide):
     ['lora.value.A', 'lora.value.B']
     """
 
+    point = True
+
     def __init__(
         self, model: Model, width: float | None = None, names: Collection[str] | None = None
     ) -> None:
@@ -45,6 +47,7 @@ class DeltaGuide(Guide):
         if width is not None and not width > 0:
             raise GuideError(f"DeltaGuide: width must be positive, got {width}")
         self.width = width
+        self._likelihood = {site.name for site in model.likelihood.sites}
         self.loc = nn.ParameterDict()
         self._supports = {}
         for latent in latents(model, names):
@@ -85,6 +88,10 @@ class DeltaGuide(Guide):
         for name in self._supports.keys() & values.keys():
             inverse = biject_to(self._supports[name]).inv
             self.loc[key(name)].copy_(inverse(values[name]))
+
+    def of_likelihood(self) -> list[nn.Parameter]:
+        """The likelihood's own weights, such as a noise scale."""
+        return [self.loc[key(name)] for name in self._supports if name in self._likelihood]
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}

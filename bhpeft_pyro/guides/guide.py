@@ -16,7 +16,7 @@ from ..errors import GuideError
 from ..model import Model
 from ..priors import PosteriorPrior, Prior
 
-__all__ = ["Guide", "blocks_of", "is_linear", "key", "prior_of"]
+__all__ = ["Guide", "blocks_of", "is_linear", "is_point", "key", "prior_of"]
 
 
 def key(site: str) -> str:
@@ -40,11 +40,13 @@ class Guide(nn.Module):
     Pyro's global store would mix them up with those of the same names in another guide.
 
     Attributes:
-        linear: whether it is a posterior of the network linearised around its means
-            (`linear.LinearModel`): so it is fitted, and so it predicts.
+        linear: whether it is a posterior of the network linearised around its means, and so it
+            predicts.
+        point: whether SVI trains a point only: any width it has is measured afterwards.
     """
 
     linear: bool = False
+    point: bool = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As every module's; Pyro's `SVI`, which asks for parameters by message, sees them."""
@@ -118,7 +120,7 @@ class Guide(nn.Module):
         """
         raise GuideError(
             f"grow: {type(self).__name__} takes no new rows of {', '.join(rows)}; expected a "
-            "'normal', 'lowrank', 'linear' or 'full' guide of them"
+            "'normal', 'laplace', 'lowrank' or 'full' guide of them"
         )
 
     def blocks(self) -> list[Guide]:
@@ -142,6 +144,12 @@ def blocks_of(guide: object) -> list[object]:
 def is_linear(guide: object) -> bool:
     """Whether any guide is a posterior of the network linearised around its means."""
     return isinstance(guide, Guide) and guide.linear
+
+
+def is_point(guide: object) -> bool:
+    """Whether SVI trains nothing but a point of any guide."""
+    blocks = blocks_of(guide)
+    return all(isinstance(block, Guide) and block.point for block in blocks)
 
 
 def prior_of(model: Model, guide: nn.Module) -> Prior:

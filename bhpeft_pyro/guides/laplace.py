@@ -1,140 +1,125 @@
-"""Laplace approximation: the MAP point, and around it the curvature of the log posterior."""
+"""Linearised Laplace approximation: a trained point, and around it the curvature of the loss."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from ..batch import Batch
-from ..distributions import Covariance, LowRankNormal
+from ..distributions import Covariance
 from ..errors import GuideError
-from ..kronecker import KroneckerCovariance
 from ..model import Model
-from .joint import JointGuide
+from ..priors import JointPrior
+from .lowrank import LowRankGuide
 
-__all__ = ["STRUCTURES", "LaplaceGuide"]
-
-STRUCTURES = ("dense", "diagonal", "kronecker")
-_TENSORS = ("scale", "axes", "ratio")
+__all__ = ["LaplaceGuide"]
 
 
-class LaplaceGuide(JointGuide):
-    """q(w) = N(w*, (prior precision + N F(w*))^-1) at the MAP estimate w* (MacKay 1992).
+class LaplaceGuide(LowRankGuide):
+    """q(w) = N(w*, (tau P + N F)^-1) around a trained point w*, of the network linearised there.
 
-    `fit` takes steps of a point under the prior's density, then measures F, the Fisher information
-    of one example, here the generalised Gauss-Newton matrix: over every outcome that the
-    likelihood may have, on up to 512 examples. As that is the curvature of the network linearised
-    at w*, it predicts with that network (Immer, Korzepa and Bauer 2021; `predict(linear=False)`
-    for the network itself).
+    P is the prior's precision and F the generalised Gauss-Newton matrix of one example (MacKay
+    1992; Immer, Korzepa and Bauer 2021), of which the leading directions are kept and the diagonal
+    of the rest. With components it is one part of a mixture of Laplace approximations (Eschenhagen
+    et al. 2021), each around a mode of its own.
+
+    It minimises a generalised variational objective (Knoblauch, Jewson and Damoulas 2022) of the
+    linearised network f(w*) + J (w - w*), in which the KL to the prior N(m, P^-1) is split into
+    what its mean and what its covariance contribute, each with a prior scale of its own:
+
+        N E_q[nll] + T / 2 (w* - m)' P (w* - m) + KL(N(0, S) || N(0, (tau P)^-1)).
+
+    With T = tau = 1 that is the negative ELBO. Until `measured`, the guide is a point, and SVI at
+    temperature T trains it by the first two terms. Given w*, the best S is known in closed form (to
+    second order in the outputs), (tau P + N F)^-1: so it is measured by `fit`, or by
+    `Posterior.widen`, and not trained.
 
     Args:
-        model: its prior must be Normal at every site, or an earlier posterior of this guide.
-        structure: of F. "dense": all of it, for up to some thousand weights. "diagonal": at any
-            size. "kronecker": of each matrix of weights along the eigenvectors of E[G G'] and
-            E[G' G], G its gradients, where F's diagonal is taken (George et al. 2018); it is exact
-            where F is a Kronecker product. The axes are those of the first round.
+        model: its prior must be Normal at every site, or an earlier posterior of a joint guide.
+        rank: the number of directions that are kept. Takes so many numbers a weight.
+        names: the sites it covers; by default all.
 
-    Raises:
-        GuideError: no such structure, another prior; if asked before a fit, that nothing has been
-            measured yet.
+    Attributes:
+        measured: whether it has its covariance.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "laplace", tiny_examples(), max_steps=3, progress=False)
+    >>> model = tiny_model(())
+    >>> posterior = fit(model, "laplace", tiny_examples(), components=1, max_steps=3, progress=False)
     >>> posterior.guide.scales()["head.bias"].shape
     torch.Size([2])
     """
 
-    def __init__(self, model: Model, structure: str = "kronecker") -> None:
-        if structure not in STRUCTURES:
-            raise GuideError(
-                f"LaplaceGuide: structure={structure!r} is none of {', '.join(STRUCTURES)}"
-            )
-        self.structure = structure
-        super().__init__(model)
-        self._covariance: Covariance | None = None
+    point = True
 
-    def follow(self, model: Model) -> None:
-        super().follow(model)
-        prior = self.prior.covariance
-        joint = prior.rank and not isinstance(prior, KroneckerCovariance)
-        if joint and self.structure == "kronecker":
-            raise GuideError(
-                "laplace: 'kronecker' needs a prior of independent Normals, or its own posterior; "
-                "this one is joint: expected structure='dense'"
-            )
+    def __init__(self, model: Model, rank: int = 64, names: Collection[str] | None = None) -> None:
+        super().__init__(model, rank, names)
+        self._likelihood = {site.name for site in model.likelihood.sites}
+        self.register_buffer("measured", torch.tensor(False))
+        self.measured: Tensor
 
     @property
-    def measured(self) -> bool:
-        """Whether a fit has come to its end."""
-        return "ratio" in self._buffers
+    def linear(self) -> bool:  # type: ignore[override]
+        """A point predicts as the network does; with a covariance it is of the linearised one."""
+        return bool(self.measured)
 
-    @property
-    def covariance(self) -> Covariance:
-        """The covariance, over all weights in the order of the sites."""
-        if not self.measured:
-            raise GuideError(
-                "laplace before a fit: its covariance is measured at the end of one; until then it "
-                "is a point"
-            )
-        # Kept as one object, which remembers its divergence from a prior.
-        if self._covariance is None or self._covariance.scale is not self.scale:
-            self._covariance = self._gathered()
-        return self._covariance
+    def of_likelihood(self) -> Tensor:
+        """(D,) 1 at the likelihood's own weights, such as a noise scale, and 0 elsewhere."""
+        return self.at(self._likelihood).to(self.loc)
 
     def hold(self) -> None:
         """Be a point again, as it is while it is fitted."""
-        self._covariance, self.linear = None, False
-        self._buffers.clear()
+        self.measured.fill_(False)
+        self.covariance = self.prior.covariance
 
     def spread(self, covariance: Covariance) -> None:
         """Be the posterior."""
-        tensors = {name: getattr(covariance, name) for name in _TENSORS}
-        if isinstance(covariance, KroneckerCovariance):
-            for number, pair in enumerate(covariance.factors):
-                tensors |= {f"left{number}": pair[0], f"right{number}": pair[1]}
-        for name, value in tensors.items():
-            self.register_buffer(name, value)
-        self._covariance, self.linear = covariance, True
+        self.covariance = covariance
+        self.measured.fill_(True)
 
-    def _gathered(self) -> Covariance:
-        """The covariance that the buffers are of: loaded, copied or moved since it was measured."""
-        scale, axes, ratio = map(self.get_buffer, _TENSORS)
-        if self.structure != "kronecker":
-            return Covariance(scale, axes, ratio)
-        own = self.prior.covariance
-        if isinstance(own, KroneckerCovariance):  # the same axes, and known to be
-            return KroneckerCovariance(scale, ratio, own.factors)
-        pairs = [
-            (self.get_buffer(f"left{i}"), self.get_buffer(f"right{i}"))
-            for i in range(len(self._shapes))
-        ]
-        return KroneckerCovariance(scale, ratio, tuple(pairs))
+    def prior_as_made(self) -> JointPrior:
+        """The prior that it was fitted under, a component's own."""
+        return JointPrior(self.prior, self._shapes, self.latent)
+
+    def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
+        """Take N(loc, covariance) for the prior, and start there.
+
+        Returns:
+            It, for the model that the guide is to be fitted to.
+        """
+        normal = type(self.prior)(loc.clone(), covariance)
+        prior = JointPrior(normal, self._shapes, self.latent)
+        self.prior, self._joint = normal, True
+        if not self.measured:
+            self.covariance = covariance
+        return prior
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        infer: Any = {"is_auxiliary": not self._joint, "sites": self._shapes}
         if self.measured:
-            normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
-            values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
-        elif self._joint:
-            point = dist.Delta(self.loc, event_dim=1)
-            values = self.unpack(pyro.sample(self.latent, point, infer=infer))
-        else:
-            values = self.unpack(self.loc)
+            return super().forward(batch)
+        values = self.unpack(self.loc)
+        if self._joint:
+            infer: Any = {"sites": self._shapes}
+            return self.unpack(
+                pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer)
+            )
         return self._sites(values)
 
-    def options(self) -> dict[str, Any]:
-        return {"structure": self.structure}
+    def as_prior(self) -> JointPrior:
+        self._check()
+        return super().as_prior()
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """As every module's; a covariance comes with it if one has been measured."""
-        if f"{prefix}ratio" in state_dict:
-            for key, value in state_dict.items():
-                if key.startswith(prefix) and (name := key.removeprefix(prefix)) != "loc":
-                    self.register_buffer(name, value.to(self.loc).clone())
-            self.linear = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def scales(self) -> dict[str, Tensor]:
+        return super().scales() if self.measured else {}
+
+    def _check(self) -> None:
+        if not self.measured:
+            raise GuideError(
+                "a Laplace approximation before its end is a point, so it cannot be a prior: fit "
+                "it with bh.fit, or call widen(data) on its posterior"
+            )

@@ -18,7 +18,7 @@ from ..priors import JointPrior
 from .joint import JointGuide
 from .latent import latents
 
-__all__ = ["FullGuide", "LinearGuide", "LowRankGuide"]
+__all__ = ["FullGuide", "LowRankGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
 
@@ -153,21 +153,3 @@ class FullGuide(LowRankGuide):
 
     def options(self) -> dict[str, Any]:
         return {}
-
-
-class LinearGuide(LowRankGuide):
-    """A `LowRankGuide` of the network linearised around its mean (Khan et al. 2019; Immer et al.
-    2021), wherever that is at a step.
-
-    A Normal over very many weights is mostly its prior, and what a transformer does under draws of
-    it is, from the second order on, noise that grows with the prior. A linearised network has
-    none, so a wider prior pays: its evidence is that of a Gaussian process with the network's
-    own gradients for features. A step costs about twice as much, a prediction one pass backwards
-    for each output instead of one for each draw.
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> LinearGuide(tiny_model(), rank=3).linear
-    True
-    """
-
-    linear = True

@@ -1,4 +1,4 @@
-"""A mixture of fitted guides: what independent restarts are together."""
+"""A mixture of guides: what independent fits are together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MixtureGuide(Guide):
     equally many draws of each component instead of as many as chance gives it.
 
     Args:
-        components: fitted guides of the same model: this package's, Pyro's, or functions.
+        components: guides of the same model: this package's, Pyro's, or functions.
 
     Raises:
         GuideError: there are none; and where its density is asked for, if a component is a point
@@ -49,8 +49,17 @@ class MixtureGuide(Guide):
         if not components:
             raise GuideError("MixtureGuide: components is empty; expected at least one guide")
         self.components = nn.ModuleList(components)
-        self.linear = all(isinstance(each, Guide) and each.linear for each in components)
         self._joint = False
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """Whether each component is of a network linearised around its own mean."""
+        return all(isinstance(each, Guide) and each.linear for each in self.components)
+
+    @property
+    def point(self) -> bool:  # type: ignore[override]
+        """Whether SVI trains points only."""
+        return all(isinstance(each, Guide) and each.point for each in self.components)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         mixture = Mixture([partial(component, batch) for component in self.components])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model import Model
 from .guide import Guide
+from .laplace import LaplaceGuide
 from .mixture import MixtureGuide
 
 __all__ = ["prior_guide", "prior_like"]
@@ -55,4 +56,6 @@ def prior_like(model: Model, guide: object) -> Callable[..., Any]:
     if isinstance(guide, MixtureGuide) and guide.linear:
         components: list[Any] = [prior_like(model, each) for each in guide.components]
         return MixtureGuide(components)
+    if isinstance(guide, LaplaceGuide):
+        model = Model(model.network, guide.prior_as_made(), model.likelihood)
     return prior_guide(model, guide.means if isinstance(guide, Guide) and guide.linear else None)

@@ -17,36 +17,47 @@ from .delta import DeltaGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
-from .lowrank import FullGuide, LinearGuide, LowRankGuide
+from .lowrank import FullGuide, LowRankGuide
+from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .presets import PRESETS
 from .pyro_guide import PYROS, PyroGuide
 
-__all__ = ["GUIDES", "GuideLike", "autoguide"]
+__all__ = ["COMPONENTS", "GUIDES", "GuideLike", "autoguide"]
 
 GUIDES: dict[str, Callable[..., Guide]] = {
+    "laplace": LaplaceGuide,
     "normal": NormalGuide,
     "lowrank": LowRankGuide,
-    "linear": LinearGuide,
-    "delta": DeltaGuide,
     "full": FullGuide,
-    "laplace": LaplaceGuide,
+    "delta": DeltaGuide,
 }
 """This package's guides, by the names that `autoguide` knows them under."""
+COMPONENTS = {"laplace": 5}
+"""Of how many components a mixture is by default, where not of one."""
 GuideLike = str | type[AutoGuide] | Mapping[str, Family]
 """What `autoguide` makes a guide of."""
 
 
-def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **options: Any) -> Guide:
+def autoguide(
+    name: GuideLike,
+    model: Model,
+    *,
+    components: int | None = None,
+    max_bytes: int = 2**33,
+    **options: Any,
+) -> Guide:
     """A guide for a model.
 
     Args:
-        name: "normal", "lowrank", "linear", "full", "laplace" or "delta" (this package's); a
+        name: "laplace", "normal", "lowrank", "full" or "delta" (this package's); a
             mapping from patterns of site names to the others (`BlockGuide`), or "down only" or
             "A only", which are ready ones; or one of Pyro's autoguides (`PyroGuide`): "mvn",
             "structured" or "iaf", or any other by its name or class, e.g.
             "AutoLowRankMultivariateNormal".
         model: the model.
+        components: how many guides make a mixture (`MixtureGuide`), each of which `fit` starts
+            elsewhere; by default 5 of "laplace" and 1 of the others.
         max_bytes: a guide that would take more while it is fitted is refused before it is made.
         options: passed on to the guide's constructor, or to the preset; a mapping has its own.
 
@@ -56,7 +67,20 @@ def autoguide(name: GuideLike, model: Model, *, max_bytes: int = 2**33, **option
     >>> from bhpeft_pyro.testing import tiny_model
     >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
     'NormalGuide'
+    >>> len(autoguide("laplace", tiny_model()).components)
+    5
     """
+    if components is None:
+        components = COMPONENTS.get(name, 1) if isinstance(name, str) else 1
+    if not isinstance(components, int) or components < 1:
+        raise GuideError(f"autoguide: components={components!r} must be an integer of at least 1")
+    if components > 1:
+        share = max_bytes // components
+        parts = [
+            autoguide(name, model, components=1, max_bytes=share, **options)
+            for _ in range(components)
+        ]
+        return MixtureGuide(parts)
     if isinstance(name, str) and name in PRESETS:
         names = [own for latent in latents(model) for own in latent.names]
         try:

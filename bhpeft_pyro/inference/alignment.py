@@ -33,7 +33,7 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
             Without it heads are random, with outputs of sd 1.
     """
     coordinates = model.network.coordinates
-    if coordinates is None or coordinates.fitted or not coordinates.outer:
+    if coordinates.fitted or not coordinates.outer:
         return
     inner, outer = coordinates.inner, coordinates.outer
 

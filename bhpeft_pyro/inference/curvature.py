@@ -21,7 +21,7 @@ from ..guides.budget import GATHERED
 from ..model import Model
 from .fisher import every, scores
 
-__all__ = ["narrowed"]
+__all__ = ["Gathered", "narrowed"]
 
 
 def narrowed(
@@ -44,7 +44,7 @@ def narrowed(
     prior, own = block.prior.covariance, block.covariance
     unit = prior.scale  # precisions are gathered in units of it
     room = max(prior.rank + own.rank, block.rank + GATHERED) + max(map(len, batches))
-    gathered = _Gathered(unit, block.rank, room)
+    gathered = Gathered(unit, block.rank, room)
     for part, covariance in ((share, prior), (1 - share, own)):
         gathered.add([covariance.precision_root().mT], part**0.5 * unit)
     weight = (share * size / sum(map(len, batches))) ** 0.5
@@ -61,7 +61,7 @@ def narrowed(
     return Covariance.from_precision((diagonal + rest) / unit.square(), root)
 
 
-class _Gathered:
+class Gathered:
     """Vectors whose outer products are summed, in one table: with lists of them and what these are
     joined to, a measurement would take several times the room.
 

@@ -19,7 +19,6 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import GuideError
-from .calm import AtMean
 
 __all__ = ["ELBO", "Parts"]
 
@@ -45,9 +44,6 @@ class ELBO(TraceMeanField_ELBO):
             `split` as often they share its examples out.
         temperature: weight of the KL; 1 for the posterior, 0 for maximum likelihood.
 
-    Attributes:
-        noise: whether joint Normals are drawn from, or give their mean (`AtMean`).
-
     >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide
     >>> model = tiny_model()
@@ -59,15 +55,13 @@ class ELBO(TraceMeanField_ELBO):
     def __init__(self, num_particles: int = 1, temperature: float = 1.0) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
         self.temperature = temperature
-        self.noise = True
         self.parts: Parts | None = None
         self._priors: dict[str, Covariance] = {}
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[poutine.Trace, poutine.Trace]:
-        drawn = guide if self.noise else AtMean()(guide)
-        guide_trace = poutine.trace(drawn).get_trace(*args, **kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(
             *args, **kwargs
         )

@@ -1,50 +1,44 @@
-"""Steps for the mean of a `LowRankGuide`: Adam, in units of the prior."""
+"""Adam for a joint mean, in units in which one step size suits all weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
-from ..guides import LowRankGuide
+from ..distributions import Covariance
 
 __all__ = ["WhitenedAdam"]
 
 
 class WhitenedAdam(Adam):
-    """Adam (Kingma and Ba 2015) on z, where loc = prior mean + prior root z.
+    """Adam (Kingma and Ba 2015) on z, where loc = center + root z.
 
-    In these coordinates the prior is N(0, I), whatever the scales of the weights and, from the
-    second round on, however narrow the last posterior is along some axes: so one step size suits
-    all of them.
+    With the prior's mean and covariance the prior of z is N(0, I), whatever the scales of the
+    weights and, from the second round on, however narrow the last posterior is along some axes.
 
     Args:
-        guide: its `loc` is what is moved.
-        lr: the step size, in sds of the prior.
+        loc: what is moved.
+        center, covariance: of these coordinates.
+        lr: the step size, in sds of the covariance.
     """
 
-    def __init__(self, guide: LowRankGuide, lr: float = 0.05) -> None:
-        self.guide = guide
-        self.white = nn.Parameter(torch.empty_like(guide.loc))
+    def __init__(
+        self, loc: nn.Parameter, center: Tensor, covariance: Covariance, lr: float = 0.05
+    ) -> None:
+        self.loc, self.center, self.covariance = loc, center, covariance
+        self.white = nn.Parameter(covariance.unroot(loc.detach() - center))
         super().__init__([self.white], lr=lr)
-        self.follow()
-
-    @torch.no_grad()
-    def follow(self) -> None:
-        """Go on from the mean that the guide has now."""
-        offset = self.guide.loc - self.guide.prior.loc
-        self.white.copy_(self.guide.prior.covariance.unroot(offset))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self.guide.loc.grad = None
+        self.loc.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        prior, loc = self.guide.prior, self.guide.loc
-        assert loc.grad is not None
-        self.white.grad = prior.covariance.pull(loc.grad)
+        assert self.loc.grad is not None
+        self.white.grad = self.covariance.pull(self.loc.grad)
         loss = super().step(closure)
-        loc.copy_(prior.loc + prior.covariance.root(self.white))
+        self.loc.copy_(self.center + self.covariance.root(self.white))
         return loss

@@ -27,18 +27,22 @@ class FitOptions:
         natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
             at most 0.1: the noise of mini-batches then stays below the posterior's own sds. Below
             temperature 1 it is divided by the temperature, and the noise stays below the sds at 1.
-        joint_lr: step size of Adam for the means of joint guides ("linear", "lowrank", "full"), in
-            sds of the prior.
+        joint_lr: step size of Adam for the means of joint guides ("lowrank", "full"), in sds of
+            the prior.
         lr: learning rate of Adam, for every other parameter.
         schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
             "inverse_sqrt", as in transformers.
         warmup: fraction of the steps over which the learning rate rises.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
-        temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood.
+        temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood. Of points
+            ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but a point
+            with held-out rows is not pulled and stopped early on these.
+        tau: of "laplace": how much of the prior's precision there is in the width, in multiples.
+            None takes what gives held-out rows the highest density, or 1 without any.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after so many evaluations without a lower NLL
-            and go back to the best; None fits to the end and keeps the last. The first steps of a
-            joint guide, which have no noise, do not count.
+            and go back to the best; None fits to the end and keeps the last. (A point without a
+            given temperature: 3 of ten evaluations.)
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.
@@ -65,7 +69,8 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
     schedule: str = "cosine"
     warmup: float = 0.05
     clip: float | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
+    tau: float | None = None
     kl_warmup: float = 0.0
     patience: int | None = None
     eval_every: int | None = None
@@ -82,9 +87,10 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
         for name in ("eval_samples", "seed"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 0, "an integer of 0 or more")
-        for name in ("lr", "joint_lr", "natural_lr", "clip", "temperature", "warmup", "kl_warmup"):
+        optional = ("natural_lr", "clip", "temperature", "tau")
+        for name in ("lr", "joint_lr", "warmup", "kl_warmup", *optional):
             value = getattr(self, name)
-            none = value is None and name in ("natural_lr", "clip")
+            none = value is None and name in optional
             real = isinstance(value, int | float) and math.isfinite(value)
             self._check(name, none or real, "a finite number")
         for name in ("max_steps", "patience", "eval_every"):
@@ -100,7 +106,10 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
         for name in ("warmup", "kl_warmup"):
             self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._check("clip", self.clip is None or self.clip > 0, "positive, or None")
-        self._check("temperature", self.temperature >= 0, "0 or more")
+        self._check(
+            "temperature", self.temperature is None or self.temperature >= 0, "0 or more, or None"
+        )
+        self._check("tau", self.tau is None or self.tau > 0, "positive, or None")
         if self.batch_size % self.particles:
             raise ConfigError(
                 f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "

@@ -20,7 +20,7 @@ from ..model import Model
 from .draws import completed, point, strata
 from .feed import Feed
 
-__all__ = ["Block", "Take", "centre", "drawn", "max_rows", "passes"]
+__all__ = ["Block", "Take", "by_batch", "centre", "drawn", "max_rows", "passes"]
 
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if there are
@@ -114,13 +114,53 @@ def passes(
     Yields:
         Tensors (s, N, ...) on the CPU, in the examples' order.
     """
-    examples = feed.examples
     rows = max_rows(feed) if rows is None else rows
-    choices = 1 if examples.counts is None else int(examples.counts.max())
-    batch_size = max(1, min(_BATCH, len(examples), rows // choices))
+    batch_size, choices = _batch_size(feed, rows)
     together = max(1, rows // (batch_size * choices))
     for count, predictive in _together(model, draws, together):
-        yield _run(model, predictive, count, feed, batch_size, bf16, take)
+
+        def run(
+            batch: Batch,
+            draws: int = count,
+            of: Callable[[Batch], TorchDistribution] = predictive,
+        ) -> Sequence[Tensor]:
+            return take(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
+
+        yield by_batch(model, feed, run, rows=rows, bf16=bf16)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def by_batch(
+    model: Model,
+    feed: Feed,
+    run: Callable[[Batch], Sequence[Tensor]],
+    *,
+    rows: int,
+    bf16: bool = False,
+) -> tuple[Tensor, ...]:
+    """What is found batch by batch, (s, B, ...), as tensors (s, N, ...) in the examples' order.
+
+    Args:
+        model, feed, rows, bf16: as for `passes`.
+        run: from a batch on the model's device to tensors.
+    """
+    device = model.network.device
+    order: list[Tensor] = []
+    parts: list[list[Tensor]] = []
+    for indices, batch in feed.prediction(_batch_size(feed, rows)[0]):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            parts.append([value.cpu() for value in run(batch.to(device))])
+        order.append(indices)
+    back = torch.cat(order).argsort()
+    return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
+
+
+def _batch_size(feed: Feed, rows: int) -> tuple[int, int]:
+    """Examples a batch, and choices an example, for at most `rows` sequences."""
+    counts = feed.examples.counts
+    choices = 1 if counts is None else int(counts.max())
+    return max(1, min(_BATCH, len(feed.examples), rows // choices)), choices
 
 
 def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_Pass]:
@@ -140,28 +180,6 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
             for start in range(0, count, together):
                 weights = {name: value[start : start + together] for name, value in block.items()}
                 yield min(together, count - start), partial(model.predictive, weights)
-
-
-def _run(
-    model: Model,
-    predictive: Callable[[Batch], TorchDistribution],
-    draws: int,
-    feed: Feed,
-    batch_size: int,
-    bf16: bool,
-    take: Take,
-) -> tuple[Tensor, ...]:
-    device = model.network.device
-    order: list[Tensor] = []
-    parts: list[list[Tensor]] = []
-    for indices, batch in feed.prediction(batch_size):
-        shown = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            distribution = predictive(shown).expand(torch.Size((draws, len(indices))))
-        parts.append([value.cpu() for value in take(distribution, shown.labels)])
-        order.append(indices)
-    back = torch.cat(order).argsort()
-    return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

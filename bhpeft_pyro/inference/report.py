@@ -54,10 +54,18 @@ class FitReport:
         projection: KL(q || p) in nats, where the round has another family of guides, from the last
             posterior q to the nearest p in that family, which the prior is made of; 0 if it holds q
             as it is. None if the family has stayed.
-        found: scales of the prior that were left open and found from the data, by name.
+        pull: the weight of the prior where options leave it open, and a point was fitted.
+        held_out: rows that were held out, to stop and to choose the width by.
+        tau, noise: of a Laplace approximation, what was chosen (`inference/width.py`): how much of
+            the prior's precision is in its width; ratings' noise scale, in their units.
+        point_nll, component_nll: held-out NLL of the point with that noise, and of the component.
+        expected_nll: of one training example under the posterior, in the linearised network; with
+            the KL it makes the negative ELBO.
+        between: of a mixture, the share of the epistemic uncertainty of held-out rows in which its
+            components disagree.
         name: what its user calls the round.
         metrics: what its user noted about it.
-        components: with restarts, the report of each. What is said above is then of all of them:
+        components: of a mixture, the report of each. What is said above is then of all of them:
             steps and seconds are sums, losses and KL means, scales geometric means.
     """
 
@@ -80,7 +88,14 @@ class FitReport:
     keep: float | dict[str, float] = 1.0
     floor: float = 0.0
     projection: float | None = None
-    found: dict[str, float] = field(default_factory=dict)
+    pull: float | None = None
+    held_out: int = 0
+    tau: float | None = None
+    noise: float | None = None
+    point_nll: float | None = None
+    component_nll: float | None = None
+    expected_nll: float | None = None
+    between: float | None = None
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
@@ -91,11 +106,11 @@ class FitReport:
     def joined(
         cls, components: Sequence[FitReport], options: FitOptions, parent: str | None
     ) -> FitReport:
-        """One round of restarts.
+        """One round of a mixture.
 
         Args:
             components: their reports, of the same data.
-            options: those given, before each restart got a seed of its own.
+            options: those given, before each component got a seed of its own.
             parent: the id of the round before.
         """
         first = components[0]
@@ -124,7 +139,8 @@ class FitReport:
             keep=first.keep,
             floor=first.floor,
             projection=None if first.projection is None else fmean(losses),
-            found=first.found,
+            pull=first.pull,
+            held_out=first.held_out,
             components=list(components),
             learnt=first.learnt,
         )
@@ -132,7 +148,15 @@ class FitReport:
     @property
     def temperature(self) -> float:
         """The weight of the KL."""
-        return self.options.temperature
+        given = self.options.temperature
+        if given is not None:
+            return given
+        return 1.0 if self.pull is None else self.pull
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether a point is fitted that nothing but held-out rows holds back."""
+        return self.options.temperature is None and self.pull == 0
 
     @property
     def site_kl(self) -> dict[str, float]:
@@ -173,18 +197,27 @@ class FitReport:
             f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
         ]
         if self.components:
-            lines[0] = f"{len(self.components)} restarts, {lines[0]}"
+            lines[0] = f"{len(self.components)} components, {lines[0]}"
         if self.history:
             lines.append(self._loss())
+        if self.held_out:
+            lines.append(f"{self.held_out} rows held out, to stop and to choose the width by")
+        if self.tau is not None:
+            lines.append(self._width())
         for number, report in enumerate(self.components, 1):
+            if report.tau is not None:
+                lines.append(f"  component {number}: {report._width()}")
+                continue
             sds = ", sds still moving" if report.unsettled else ", sds settled"
-            lines.append(f"  restart {number}: {report._loss()}{sds if report.scales else ''}")
+            lines.append(f"  component {number}: {report._loss()}{sds if report.scales else ''}")
+        if self.between is not None:
+            lines.append(
+                f"components disagree: {self.between:.0%} of the epistemic uncertainty of the "
+                "held-out rows"
+            )
         if self.projection is not None:
             away = f"{self.projection:.2f} nats away from it" if self.projection else "as it is"
             lines.append(f"prior: the last posterior in the new family of guides, {away}")
-        if self.found:
-            scales = ", ".join(f"{name} {value:.3g}" for name, value in self.found.items())
-            lines.append(f"prior: scales found from the data: {scales}")
         width = max(map(len, [*self.scales, *self.points]), default=0)
         kls = self.site_kl
         for name, scale in self.scales.items():
@@ -193,6 +226,21 @@ class FitReport:
         for name in self.points:
             lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")
         return "\n".join(lines + self.guards)
+
+    def _width(self) -> str:
+        stopped = self.best_step or self.steps
+        parts = [f"step {stopped}, pull {self.temperature:g}, tau {self.tau:.3g}"]
+        if self.noise is not None:
+            parts.append(f"noise {self.noise:.3g}")
+        if self.component_nll is not None:
+            parts.append(f"held-out NLL {self.component_nll:.3f} (point {self.point_nll:.3f})")
+        if self.expected_nll is not None:
+            kl = sum(self.kl.values()) / self.examples
+            parts.append(
+                f"negative ELBO {self.expected_nll + kl:.3f} = NLL {self.expected_nll:.3f} + "
+                f"KL {kl:.3f}"
+            )
+        return ", ".join(parts)
 
     def _loss(self) -> str:
         plain = self.temperature == 1

@@ -23,26 +23,20 @@ from ..guides.guide import key
 from ..guides.latent import Latent
 from ..head import Head
 from ..model import Model
-from ..peft.sites import Site
-from ..priors import FunctionSpaceNormal
 from .alignment import align
+from .draws import seeded
 from .feed import Feed
 from .fisher import diagonal, from_prior
 from .optimise import optimise
 from .options import FitOptions
 from .report import FitReport
 
-__all__ = ["may_start", "scatter", "start"]
+__all__ = ["may_start", "own_start", "scatter", "start"]
 
 _EXAMPLES = 128  # on which the Fisher information is measured
 # For the head steps are cheap, and batches may be large: a tenth of the examples at least.
 _STEPS, _SHARE = 90, 10
-_ROUNDS = 6  # in which the head's prior scale is found
 _NEAR = 0.1  # sds of the prior from the first start of a joint guide to the others
-# Frozen features tell what share of the ratings' spread a head explains. They don't tell how far
-# apart it should keep classes once features are adapted: there a scale is only found that is wider
-# than logits usually need.
-_LEAST, _MOST = {"rating": 0.3, "class": 2.0, "choice": 2.0}, 20.0
 
 
 def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
@@ -50,7 +44,7 @@ def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
     if not isinstance(guide, Guide) or options.temperature == 0:
         return False
     return any(
-        isinstance(block, LowRankGuide)
+        (isinstance(block, LowRankGuide) and not block.point)
         or (isinstance(block, NormalGuide) and block.init_scale is None)
         for block in guide.blocks()
     )
@@ -58,37 +52,44 @@ def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
 
 def start(
     model: Model, guide: Guide, examples: Examples, options: FitOptions, texts: Sequence[Batch]
-) -> Model:
+) -> None:
     """Move a guide to its start, in place.
 
     What weights tell about their scales comes first. Then the head is fitted to the frozen
-    transformer's features, which are computed once, and with it the scale of its prior, if that
-    was left open; then the coordinates of the PEFT weights are chosen and their sds set, under this
-    head. Of a joint guide only the prior is set: its own first steps are without noise.
+    transformer's features, which are computed once; then the coordinates of the PEFT weights are
+    chosen and their sds set, under this head.
 
     Args:
         texts: what the coordinates are measured on.
-
-    Returns:
-        The model, under a prior in which nothing is left open.
     """
     told: set[str] = set()
     if _has_normals(guide):
         guide.narrow(from_prior(model, guide.means()))
-    if isinstance(model.network.head, Head) and _needs_head(model, guide):
+    if isinstance(model.network.head, Head) and model.network.kinds:
         frozen = Feed(model, examples, frozen=True)
         fitted = _stand_in(model, guide)
         told = _narrow(model, fitted, frozen, options, told)
-        model = _fit_head(model, fitted, frozen, options)
+        _fit_head(model, fitted, frozen, options)
         align(model, texts, fitted)
         guide.follow(model)
     else:
         align(model, texts)
-    if isinstance(guide, LowRankGuide):
-        guide.covariance = guide.prior.covariance  # of the scale that was found, now or before
-    if model.network.kinds:
-        _narrow(model, guide, Feed(model, examples), options, told)
-    return model
+    _narrow(model, guide, Feed(model, examples), options, told)
+
+
+def own_start(model: Model, seed: int) -> dict[str, Tensor]:
+    """A start of its own for a point: the input side of every branch drawn anew.
+
+    LoRA's A, an adapter's down-projections and a prefix's keys are projections, and other ones lead
+    to another mode. The output side starts at zero, so each starts at the frozen transformer.
+    """
+    coordinates = model.network.coordinates
+    with seeded(seed):
+        return {
+            site.name: away
+            for site in model.network.sites
+            if (away := coordinates.another(site.name)) is not None
+        }
 
 
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
@@ -120,26 +121,14 @@ def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
     )
 
 
-def _is_open(prior: object) -> bool:
-    """Whether the scale of the head's prior is left to the data."""
-    return isinstance(prior, FunctionSpaceNormal) and prior.head is None
-
-
-def _needs_head(model: Model, guide: Guide) -> bool:
-    """A joint guide starts without one: only its prior and coordinates may have use for it."""
-    coordinates = model.network.coordinates
-    chosen = coordinates is None or bool(coordinates.fitted)
-    return not (isinstance(guide, LowRankGuide) and chosen) or _is_open(model.prior)
-
-
 def _has_normals(guide: Guide) -> bool:
     return any(isinstance(block, NormalGuide) for block in guide.blocks())
 
 
 def _stand_in(model: Model, guide: Guide) -> Guide:
     """The guide; for a joint one, whose covariance is dear to measure, one of the head alone, with
-    the PEFT weights at a point: what is wanted is the scale of the head's prior, and the head that
-    the coordinates of the PEFT weights are measured under."""
+    the PEFT weights at a point: what is wanted is the head that the coordinates of the PEFT
+    weights are measured under."""
     if not isinstance(guide, LowRankGuide):
         return guide
     points = {f"{kind.name}.*": "delta" for kind in model.network.kinds}
@@ -177,56 +166,22 @@ def _held(model: Model, guide: Guide) -> Iterator[None]:
                 loc.copy_(torch.where(there, before, loc))
 
 
-def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> Model:
-    prior = model.prior
-    open_scale = _is_open(prior)
-    # A scale and points under it have no joint optimum but zero.
-    open_scale &= {s.name for s in model.sites if s.role == "head"} <= {*guide.scales()}
-    if not (open_scale or model.network.kinds):
-        return model  # the fit proper is about to do this
+def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> None:
     size = len(frozen.examples)
     batch_size = options.particles * -(
         -max(options.batch_size, size // _SHARE) // options.particles
     )
-    steps = max(_STEPS, options.epochs * -(-size // batch_size))
-    rounds = _ROUNDS if open_scale else 1
     brief = replace(
         options,
-        max_steps=-(-steps // rounds),
+        max_steps=max(_STEPS, options.epochs * -(-size // batch_size)),
         batch_size=batch_size,
         accumulate=1,
         patience=None,
         progress=False,
     )
-    for _ in range(rounds):
-        report = FitReport(size, frozen.examples.fingerprint, brief)
-        with _held(model, guide):
-            optimise(model, guide, frozen, None, report)
-        if isinstance(prior, FunctionSpaceNormal) and open_scale:
-            found = _head_scale(model.sites, prior, guide)
-            prior = replace(prior, head=min(max(found, _LEAST[model.likelihood.kind]), _MOST))
-            model = Model(model.network, prior, model.likelihood)
-            guide.follow(model)
-    return model
-
-
-def _head_scale(sites: Sequence[Site], prior: FunctionSpaceNormal, guide: Guide) -> float:
-    """An empirical-Bayes estimate of the scale of the head's prior.
-
-    Under a prior N(0, c^2), in units, and with r = 1 - s^2 / c^2 the share of a weight's posterior
-    N(m, s^2) that comes from data, E[m^2] = r c^2: so c^2 is the sum of m^2 over that of r (MacKay
-    1992). Here each weight counts r-fold: of those about which data say nothing m is only the
-    noise of the last steps.
-    """
-    means, sds = guide.means(), guide.scales()
-    power = told = 0.0
-    for site in sites:
-        if site.role == "head":
-            share = 1 - (sds[site.name] / prior.sd(site)).square()
-            share = share.clamp_min(0)
-            power += float((share * (means[site.name] / site.unit).square()).sum())
-            told += float(share.square().sum())
-    return float((power / max(told, 1e-3)) ** 0.5)
+    report = FitReport(size, frozen.examples.fingerprint, brief)
+    with _held(model, guide):
+        optimise(model, guide, frozen, None, report)
 
 
 def _narrow(
@@ -260,7 +215,7 @@ def _narrow(
             drawn = guide() | {name: means[name] for name in silent}
         more = diagonal(model, drawn, batches)
         information |= {name: more[name] for name in silent}
-    size = len(feed.examples) / options.temperature
+    size = len(feed.examples) / (options.temperature or 1.0)
     news = {
         name: size * more for name, more in information.items() if name not in told and more.any()
     }

@@ -5,14 +5,17 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from ..distributions import Covariance
 from ..errors import GuideError
-from ..guides import Guide, LowRankGuide
+from ..guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide
 from ..guides.guide import blocks_of
 from .joint import WhitenedAdam
 from .natural import NaturalGradient
 from .options import FitOptions
 
 __all__ = ["optimizers", "trained"]
+
+_NOISE = 10.0  # step size of a point's noise scale, of the other weights': it has far to go
 
 
 def trained(guide: nn.Module) -> list[nn.Parameter]:
@@ -38,9 +41,18 @@ def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Opt
     rest = {id(parameter): parameter for parameter in trained(guide)}
     found: list[Optimizer] = []
     for block in blocks_of(guide):
-        if isinstance(block, LowRankGuide):
-            found.append(WhitenedAdam(block, lr=options.joint_lr))
+        if isinstance(block, LaplaceGuide):
+            steps = Covariance.diagonal(1 + (_NOISE - 1) * block.of_likelihood())
+            found.append(WhitenedAdam(block.loc, block.loc.detach().clone(), steps, options.lr))
             del rest[id(block.loc)]
+        elif isinstance(block, LowRankGuide):
+            normal = block.prior
+            found.append(WhitenedAdam(block.loc, normal.loc, normal.covariance, options.joint_lr))
+            del rest[id(block.loc)]
+        elif isinstance(block, DeltaGuide) and (own := block.of_likelihood()):
+            found.append(Adam(own, lr=_NOISE * options.lr))
+            for parameter in own:
+                del rest[id(parameter)]
     pairs = guide.natural_pairs() if isinstance(guide, Guide) else []
     if pairs:
         found.append(NaturalGradient(pairs, lr=natural_lr(options, examples)))
@@ -58,5 +70,5 @@ def natural_lr(options: FitOptions, examples: int) -> float:
     The sds of a cold posterior are small by sqrt(T), and steps are measured in their squares."""
     if options.natural_lr is not None:
         return options.natural_lr
-    cold = min(options.temperature, 1.0) or 1.0
+    cold = min(options.temperature or 1.0, 1.0)
     return min(options.batch_size * options.accumulate / examples, 0.1) / cold

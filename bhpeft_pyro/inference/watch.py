@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from ..guides import DeltaGuide, LowRankGuide, NormalGuide, latents
+from ..guides import Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import blocks_of
 from ..model import Model
 from .elbo import Parts
@@ -45,14 +45,15 @@ class Watch:
         report.marginal_kl = {
             name: value
             for block in self._blocks
-            if isinstance(block, LowRankGuide)
+            if isinstance(block, LowRankGuide) and not block.point
             for name, value in block.marginal_kl().items()
         }
         report.points = [
             name
             for block in self._blocks
-            if isinstance(block, DeltaGuide)
+            if isinstance(block, Guide) and block.point
             for name in block.means()
+            if name in report.kl
         ]
         report.scales = {
             name: (after / before).log().mean().exp().item()
@@ -70,7 +71,7 @@ class Watch:
     def _sds(self, model: Model) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Those of the prior and of the posterior, per site."""
         for block in self._blocks:
-            if isinstance(block, LowRankGuide):
+            if isinstance(block, LowRankGuide) and not block.point:
                 before = block.unpack(block.prior.variance.sqrt())
             elif isinstance(block, NormalGuide):
                 before = {latent.name: latent.scale for latent in latents(model)}

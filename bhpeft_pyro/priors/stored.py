@@ -15,7 +15,6 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
-from ..kronecker import KroneckerCovariance
 from .blocks import BlockPrior
 from .flow import FlowPrior
 from .joint import JointPrior
@@ -41,9 +40,6 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         covariance = prior.normal.covariance
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
-        if isinstance(covariance, KroneckerCovariance):
-            for number, (left, right) in enumerate(covariance.factors):
-                tensors |= {f"{part}.left{number}": left, f"{part}.right{number}": right}
         return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
     if isinstance(prior, FlowPrior):
         tensors = {f"{part}.{name}": value for name, value in prior.flow.state_dict().items()}
@@ -98,12 +94,6 @@ def revive(
         return FlowPrior(fields["options"], state, shapes, fields["name"])
     if kind == "joint":
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
-        if f"{part}.left0" in tensors:
-            factors = tuple(
-                (tensors[f"{part}.left{number}"], tensors[f"{part}.right{number}"])
-                for number in range(len(shapes))
-            )
-            covariance = KroneckerCovariance(covariance.scale, covariance.ratio, factors)
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
         return JointPrior(normal, shapes, fields["name"])
     for made_of_parts, known in _MADE_OF_PARTS.items():

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import LinearGuide, prior_guide
+from ..guides import LowRankGuide, prior_guide
 from ..guides.guide import is_linear
 from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
@@ -275,5 +275,5 @@ def _prior_guide(posterior: Posterior, model: Model) -> Callable[..., object]:
     """The model's prior as it predicts: in the linearised network, if the posterior does."""
     if not is_linear(posterior.guide):
         return prior_guide(model)
-    start = LinearGuide(model)  # which knows its Normal prior, and refuses others
+    start = LowRankGuide(model)  # which knows its Normal prior, and refuses others
     return prior_guide(model, lambda: start.unpack(start.prior.loc))

@@ -16,7 +16,7 @@ from ..errors import ConfigError, PriorError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
 from ..plain import make_plain
-from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, checked
+from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, checked, unpack
 
 __all__ = ["Forgetting", "normals"]
 
@@ -171,6 +171,11 @@ def normals(
             f"{purpose}: the first prior is a function of your own; pass prior=... to "
             "Posterior.load"
         )
+    if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
+        means, sds = (
+            unpack(part, prior.shapes) for part in (prior.normal.loc, prior.normal.covariance.scale)
+        )
+        return {name: (means[name].clone(), sds[name].clone()) for name in names}
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad(), poutine.block():
         trace = poutine.trace(checked).get_trace(prior, sites)
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())

@@ -63,8 +63,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     count = labels if isinstance(labels, int) else len(labels)
     old, head = posterior.model.network, _head(posterior.model)
     head = dataclasses.replace(head, outputs=head.outputs + count)
-    aligned = old.coordinates is not None
-    network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer, aligned)
+    network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
     model = Model(network, posterior.first_prior, posterior.model.likelihood)
     first = normals(posterior.first_prior, model.sites, _HEAD, "grow")

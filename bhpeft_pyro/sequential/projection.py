@@ -13,7 +13,6 @@ from ..distributions import Covariance, LowRankNormal
 from ..errors import PriorError
 from ..guides import Guide, GuideLike, LowRankGuide, autoguide
 from ..inference.draws import seeded
-from ..kronecker import KroneckerCovariance
 from ..model import Model
 from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, joint_name, unpack
 
@@ -96,9 +95,6 @@ def projected(last: Prior, together: Sequence[Collection[str]]) -> tuple[Prior, 
     joint: list[JointPrior] = []
     for group in together:
         pieces = [part.marginal(group) for part in whole if {*part.shapes} & {*group}]
-        for piece in pieces:
-            if isinstance(piece.normal.covariance, KroneckerCovariance):
-                raise piece.normal.covariance.no_form()
         if pieces:
             lost += map(_log_ratio, pieces)
             alone = [_joint(name, single.pop(name)) for name in group if name in single]

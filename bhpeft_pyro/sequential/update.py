@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError
-from ..fitting import check_how, fit_round
+from ..fitting import check_how, fit_round, joined
 from ..guides import GuideLike
-from ..guides.guide import prior_of
+from ..guides.guide import is_point, prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
@@ -72,6 +72,9 @@ def update(
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not again:
         refuse_known(posterior, examples.fingerprint)
+    given, point = examples.fingerprint, is_point(guide)
+    if point and held_out is None:
+        examples, held_out = examples.hold_out(options.seed)
     report = FitReport(
         len(examples),
         examples.fingerprint,
@@ -80,6 +83,9 @@ def update(
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
         floor=forgetting.floor,
         projection=projection,
+        pull=1.0 if point else None,
+        held_out=0 if held_out is None else len(held_out),
+        given=given,
     )
     kept = None
     if replay is not None:
@@ -103,8 +109,8 @@ def _update_each(
     options: FitOptions,
     grow: bool,
     **how: Any,
-) -> MixturePosterior:
-    """Every restart on its own, from data that are read once."""
+) -> Posterior:
+    """Every component on its own, from data that are read once."""
     grown = with_outputs_for(mixture, data, grow)
     assert isinstance(grown, MixturePosterior)
     mixture = grown
@@ -120,7 +126,7 @@ def _update_each(
             components.append(
                 update(each, examples, validation=held_out, options=own, grow=False, **how)
             )
-    return MixturePosterior.joined(components, options, mixture.lineage)
+    return joined(components, held_out, options, mixture.lineage)
 
 
 def refuse_known(posterior: Posterior, fingerprint: str) -> None:

@@ -1,0 +1,309 @@
+"""The width of a Laplace approximation: its covariance, measured around a trained point.
+
+The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton
+matrix, over the labels that the likelihood expects (no label of the training rows is looked at).
+How much prior there is in it, tau, and the noise scale of ratings are those of the highest held-out
+log density: the training rows cannot tell, as a network may have learnt them by heart. The mean is
+the point's whatever tau is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ..batch import Batch
+from ..data import Examples
+from ..distributions import Covariance, LowRankNormal, exact
+from ..guides import LaplaceGuide
+from ..linear import Outputs, jacobian
+from ..model import Model
+from .curvature import Gathered
+from .draws import seeded
+from .feed import Feed
+from .fisher import every
+from .report import FitReport
+
+__all__ = ["equal_effect", "widen"]
+
+_EXAMPLES = 512  # on which the curvature is measured
+_BATCH = 16
+_GATHERED = 256  # gradients gathered before the leading directions are sought again
+_TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
+_COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
+_DRAWS = 256  # of the outputs, to see how good a width is
+_SHIFT = 10.0  # sites' prior sds are changed by at most so many times the mean change
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """N F in units of the prior's scale: diag(rest) + root root'."""
+
+    rest: Tensor
+    root: Tensor
+
+    def times(self, factor: float) -> Curvature:
+        """Of so many times as many examples."""
+        return Curvature(factor * self.rest, factor**0.5 * self.root)
+
+
+def widen(
+    model: Model,
+    guide: LaplaceGuide,
+    examples: Examples,
+    held_out: Examples | None,
+    report: FitReport,
+    open_scales: bool,
+) -> Model:
+    """Give a trained guide its covariance, and say in the report what was found.
+
+    Args:
+        model: the model, under the prior that the guide was fitted under.
+        guide: a point.
+        examples: what it has learnt.
+        held_out: labelled examples that it has not; without any tau is 1, unless it is given.
+        report: its options' `tau` is taken if it is not None.
+        open_scales: whether the prior leaves the sites' scales open (`equal_effect`).
+
+    Returns:
+        The model, under the prior that the covariance was measured with.
+    """
+    options = report.options
+    with seeded(options.seed):
+        if open_scales:
+            prior = guide.recentre(guide.prior.loc, equal_effect(model, guide, examples, options.seed))
+            model = Model(model.network, prior, model.likelihood)
+        curvature = measured(model, guide, examples, options.seed)
+        choice = Choice(options.tau or 1.0)
+        if held_out is not None:
+            choice = _chosen(model, guide, curvature, held_out, options.tau)
+    if choice.noise != 1:
+        noise = guide.means()["noise.log_scale"]
+        guide.move({"noise.log_scale": noise + math.log(choice.noise)})
+    scaled = curvature.times(choice.noise**-2)
+    guide.spread(covariance(guide.prior.covariance, scaled, choice.tau, guide.rank))
+    _note(model, guide, choice, report)
+    return model
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the held-out rows ask for.
+
+    Attributes:
+        tau: the prior's precision in the width, in multiples of its own.
+        noise: the ratings' noise scale, as a multiple of the one that was trained.
+        point_nll, nll: held out, of the point with that noise, and of the component.
+    """
+
+    tau: float
+    noise: float = 1.0
+    point_nll: float | None = None
+    nll: float | None = None
+
+
+def _note(model: Model, guide: LaplaceGuide, choice: Choice, report: FitReport) -> None:
+    report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
+    means = guide.means()
+    if model.likelihood.constant_noise:
+        report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
+    report.kl = {guide.latent: kl_divergence(guide.normal(), guide.prior).item()}
+    report.marginal_kl = guide.marginal_kl()
+    before, after = guide.unpack(guide.prior.stddev), guide.scales()
+    report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
+    report.points = []
+
+
+def _subset(examples: Examples, count: int, seed: int) -> Examples:
+    if len(examples) <= count:
+        return examples
+    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    return examples.subset(chosen[:count])
+
+
+def _jacobians(
+    model: Model, guide: LaplaceGuide, examples: Examples
+) -> Iterator[tuple[Batch, Outputs, Tensor]]:
+    """Batch by batch, with (B, E, D) derivatives in units of the prior's scale."""
+    means = {name: value.detach() for name, value in guide.means().items()}
+    for _, batch in Feed(model, examples).prediction(_BATCH):
+        shown = batch.to(model.network.device)
+        outputs, rows = jacobian(model, means, shown)
+        yield shown, outputs, rows * guide.prior.covariance.scale
+
+
+def _scores(outputs: Outputs) -> list[Tensor]:
+    """(B, E) vectors, of which the outer products sum to the Fisher information of each example's
+    outputs."""
+    values = outputs.mean.detach().requires_grad_()
+    with torch.enable_grad():
+        return [
+            torch.autograd.grad(total, values, retain_graph=True)[0]
+            for total in (each.sum() for each in every(outputs.labels(values)))
+        ]
+
+
+@torch.no_grad()
+def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Curvature:
+    """N F at the guide's mean, on up to 512 of the examples."""
+    shown = _subset(examples, _EXAMPLES, seed)
+    weight = (len(examples) / len(shown)) ** 0.5
+    like = guide.loc.detach()
+    gathered = Gathered(like, guide.rank, guide.rank + _GATHERED + _BATCH)
+    ones = torch.full_like(like, weight)
+    for _, outputs, rows in _jacobians(model, guide, shown):
+        for score in _scores(outputs):
+            gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
+            if gathered.count >= guide.rank + _GATHERED:
+                gathered.shorten()
+    root = gathered.root()
+    return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)
+
+
+@torch.no_grad()
+def equal_effect(
+    model: Model, guide: LaplaceGuide, examples: Examples, seed: int
+) -> Covariance:
+    """A prior in which every site of the network moves the outputs by as much as any other.
+
+    One number a site: the sd at which the mean squared Jacobian entry of the site, times the
+    variance, is the same for all. In all the prior moves an output by an sd of 1. The likelihood's
+    own sites keep their scales.
+    """
+    own = {site.name for site in model.likelihood.sites}
+    shown = _subset(examples, _EXAMPLES // 4, seed)
+    total = torch.zeros_like(guide.loc)
+    count = 0
+    means = guide.means()
+    for _, batch in Feed(model, shown).prediction(_BATCH):
+        outputs, rows = jacobian(model, means, batch.to(model.network.device))
+        inside = rows[:, : math.prod(outputs.shape)]
+        total += inside.square().sum((0, 1))
+        count += inside.shape[0] * inside.shape[1]
+    effects = {name: part.mean() for name, part in guide.unpack(total / count).items()}
+    sizes = {name: value.numel() for name, value in means.items() if name not in own}
+    weights = sum(sizes.values())
+    before = guide.unpack(guide.prior.covariance.scale)
+    scales = []
+    for name, scale in before.items():
+        if name in sizes and effects[name] > 0:
+            scale = torch.full_like(scale, (1 / (weights * effects[name])).sqrt().item())
+        scales.append(scale.flatten())
+    return Covariance.diagonal(torch.cat(scales))
+
+
+def covariance(prior: Covariance, curvature: Curvature, tau: float, rank: int) -> Covariance:
+    """The inverse of tau P + N F, of the leading directions and the diagonal of the rest."""
+    with exact(prior.scale):
+        root, rest = curvature.root, tau + curvature.rest
+        if prior.rank:  # an earlier posterior's own directions
+            unit = prior.scale.unsqueeze(-1)
+            both = torch.cat([curvature.root, tau**0.5 * unit * prior.precision_root()], 1)
+            gathered = Gathered(rest, rank, both.shape[1])
+            gathered.add([both.mT.contiguous()], torch.ones_like(rest))
+            root = gathered.root()
+            rest = rest + (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
+        return Covariance.from_precision(
+            rest / prior.scale.square(), root / prior.scale.unsqueeze(-1)
+        )
+
+
+@torch.no_grad()
+def _chosen(
+    model: Model,
+    guide: LaplaceGuide,
+    curvature: Curvature,
+    held_out: Examples,
+    given: float | None,
+) -> Choice:
+    """The tau, and the noise of ratings, of the highest held-out log density."""
+    taus = _TAUS if given is None else torch.tensor([given], dtype=torch.float64)
+    shown = _subset(held_out, _EXAMPLES, 0)
+    prior = guide.prior.covariance
+    unit = prior.scale.unsqueeze(-1)
+    every_root = [curvature.root]
+    if prior.rank:
+        every_root.append(unit * prior.precision_root())
+    # The inverse of d + R R' by Woodbury's identity: small matrices, one for each tau.
+    weights = []
+    for tau in taus.tolist():
+        diagonal = tau + curvature.rest
+        root = torch.cat([part * (1.0 if i == 0 else tau**0.5) for i, part in enumerate(every_root)], 1)
+        inner = torch.eye(root.shape[1]).to(root) + root.mT @ (root / diagonal.unsqueeze(-1))
+        weights.append((diagonal, root if prior.rank else None, torch.linalg.inv(inner.double())))
+    found: list[list[Tensor]] = [[] for _ in weights]
+    held: list[tuple[Outputs, Tensor]] = []
+    for batch, outputs, rows in _jacobians(model, guide, shown):
+        assert batch.labels is not None
+        held.append((outputs, batch.labels))
+        for number, (diagonal, own, inner) in enumerate(weights):
+            root = every_root[0] if own is None else own
+            scaled = rows / diagonal
+            along = (scaled @ root).double()
+            found[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
+    if model.likelihood.constant_noise:
+        return _with_noise(model, taus, found, held)
+    nlls = [_nll(held, each) for each in found]
+    point = _nll(held, None)
+    best = _best(torch.tensor(nlls), point)
+    return Choice(taus[best].item(), 1.0, point, nlls[best])
+
+
+def _best(nlls: Tensor, point: float) -> int:
+    """The lowest NLL; if none is below the point's, the widest that is not far above it."""
+    if nlls.min() <= point:
+        return int(nlls.argmin())
+    near = (nlls <= point + _COST * abs(point)).nonzero().flatten()
+    return int(near[0]) if len(near) else len(nlls) - 1
+
+
+def _nll(held: list[tuple[Outputs, Tensor]], covariances: list[Tensor] | None) -> float:
+    """Held out, by draws of the outputs; None for the point."""
+    total, count = 0.0, 0
+    for number, (outputs, labels) in enumerate(held):
+        values = outputs.mean[None]
+        if covariances is not None:
+            with seeded(0):  # the same noise for every tau
+                noise = torch.randn(_DRAWS, outputs.mean.shape[1], device=values.device)
+            values = outputs.draws(covariances[number], noise)
+        log_prob = outputs.labels(values).log_prob(labels).double()
+        total -= (log_prob.logsumexp(0) - math.log(len(values))).sum().item()
+        count += len(labels)
+    return total / count
+
+
+def _with_noise(
+    model: Model, taus: Tensor, found: list[list[Tensor]], held: list[tuple[Outputs, Tensor]]
+) -> Choice:
+    """For ratings with one noise scale, whose best value is known for every tau.
+
+    With noise s in place of the trained s0 the precision tau P + (s0 / s)^2 N F is that of
+    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), v being
+    that of its mean under tau'; and the best s^2 is the mean of squared errors over 1 + v / s0^2.
+    """
+    predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
+    errors = torch.cat(
+        [(labels - p.mean).double() for (_, labels), p in zip(held, predictions, strict=True)]
+    )
+    trained = predictions[0].stddev.flatten()[0].double()
+
+    def fitted(share: Tensor) -> tuple[Tensor, float]:
+        square = (errors.square() / (1 + share)).mean()
+        nll = 0.5 * ((2 * math.pi * math.e * square).log() + (1 + share).log().mean())
+        return square.sqrt() / trained, nll.item()
+
+    unit = model.likelihood.unit
+    shares = [
+        torch.cat([each[:, 0, 0] for each in one]).clamp_min(0) * (unit / trained) ** 2
+        for one in found
+    ]
+    choices = [fitted(share) for share in shares]
+    _, point = fitted(torch.zeros(1).double())
+    best = _best(torch.tensor([nll for _, nll in choices]), point)
+    noise, nll = choices[best]
+    return Choice((taus[best] / noise**2).item(), noise.item(), point, nll)

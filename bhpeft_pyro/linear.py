@@ -22,7 +22,14 @@ from .batch import Batch
 from .distributions import Covariance, exact
 from .model import Model
 
-__all__ = ["MAX_BYTES", "Outputs", "jacobian", "linear_predictives", "output_moments"]
+__all__ = [
+    "MAX_BYTES",
+    "Outputs",
+    "jacobian",
+    "linear_predictives",
+    "output_moments",
+    "symmetric_noise",
+]
 
 MAX_BYTES = 2**29
 """Weight draws are predicted with together, a pass of the network for all, up to so many bytes."""
@@ -57,7 +64,6 @@ class Outputs:
         outputs = network.reshape(*lead, *self.shape)
         return self.model.likelihood.distribution(outputs, weights, self.choices)
 
-
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:
         """(S, B, E) values of Normals with this mean.
 
@@ -82,9 +88,7 @@ class Outputs:
         return self.model.likelihood.unit**2 * covariance[:, 0, 0]
 
 
-def jacobian(
-    model: Model, at: Mapping[str, Tensor], batch: Batch
-) -> tuple[Outputs, Tensor]:
+def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Tensor]:
     """The outputs at `at` and their derivative by all weights, example by example.
 
     One pass forwards and one backwards for each of the network's outputs: every example is run

@@ -144,7 +144,9 @@ class Posterior:
             linear=linear,
         )
 
-    def evaluate(self, data: object, samples: int | None = None, **options: Any) -> dict[str, float]:
+    def evaluate(
+        self, data: object, samples: int | None = None, **options: Any
+    ) -> dict[str, float]:
         """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
         examples = self.text.encode(self.model, data, labelled=True)
         return evaluate(self.predict(examples, samples, **options))

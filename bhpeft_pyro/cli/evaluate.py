@@ -19,7 +19,7 @@ def evaluate(
     run: options.Run,
     data: options.Data,
     config: options.Config = None,
-    samples: options.Samples = 32,
+    samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",

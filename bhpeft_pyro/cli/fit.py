@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from .. import fitting as library
@@ -12,7 +10,7 @@ from ..inference import FitOptions
 from ..reading import TextOptions
 from . import options
 from .quality import conclude
-from .recipe import Recipe, options_of_recipe
+from .recipe import POINTS, Recipe, options_of_recipe
 from .runs import check_out, hold_out, naming, read_table
 from .screen import bars, say
 
@@ -34,11 +32,9 @@ def fit(
     out: options.Out,
     recipe: Recipe,
     config: options.Config = None,
-    restarts: Annotated[
-        int, typer.Option(help="Independent fits, which predict together as a mixture.")
-    ] = 1,
-    validation: options.Validation = "10%",
-    samples: options.Samples = 32,
+    components: options.Components = None,
+    validation: options.Validation = "20%",
+    samples: options.Samples = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -68,10 +64,10 @@ def fit(
         model,
         recipe.guide,
         train,
-        # Without patience nothing depends on it: it is looked at once, at the end.
-        validation=held_out if how.patience else None,
+        # Else nothing depends on it: it is looked at once, at the end.
+        validation=held_out if how.patience or recipe.guide in POINTS else None,
         options=how,
-        restarts=restarts,
+        components=components,
         **reading,
     )
     posterior.report.name = Path(data).name

@@ -19,6 +19,7 @@ from .config import read_config
 __all__ = [
     "Again",
     "Backbone",
+    "Components",
     "Config",
     "Data",
     "Device",
@@ -111,8 +112,20 @@ Device = Annotated[
     typer.Option(help="Where to run; auto takes a GPU if there is one."),
 ]
 Samples = Annotated[
-    int,
-    typer.Option(help="Weight draws of a prediction; 0 is one pass at the posterior mean.", min=0),
+    int | None,
+    typer.Option(
+        help="Draws of a prediction; 0 is one pass at the posterior mean.",
+        min=0,
+        show_default="1000 of the outputs under laplace, else 32 of the weights",
+    ),
+]
+Components = Annotated[
+    int | None,
+    typer.Option(
+        help="Independent fits from starts of their own, which predict together as a mixture.",
+        min=1,
+        show_default="5 of laplace, else 1",
+    ),
 ]
 DrawSeed = Annotated[int, typer.Option("--seed", help="The same seed gives the same draws.")]
 Validation = Annotated[
@@ -151,7 +164,16 @@ _FITTING = {
         float | None, _fitting("natural_lr", "Step size of the means and sds of normal guides")
     ],
     "temperature": Annotated[
-        float | None, _fitting("temperature", "Weight of the KL: 1 is the posterior, 0 none")
+        float | None,
+        _fitting(
+            "temperature",
+            "Weight of the KL: 1 is the posterior, 0 none; under laplace and delta how strongly the "
+            "prior pulls at the point",
+        ),
+    ],
+    "tau": Annotated[
+        float | None,
+        _fitting("tau", "Prior precision in the width under laplace (by the held-out rows)"),
     ],
     "patience": Annotated[
         int | None, _fitting("patience", "Stop after so many epochs without a better held-out NLL")

@@ -51,7 +51,7 @@ def predict(
         ),
     ] = None,
     show: Annotated[int, typer.Option(help="Rows of the table on the screen.", min=0)] = 5,
-    samples: options.Samples = 32,
+    samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",

@@ -39,7 +39,7 @@ def conclude(
     posterior: Posterior,
     out: Path,
     held_out: Examples | None,
-    samples: int,
+    samples: int | None,
     as_json: bool,
     before: Posterior | None = None,
 ) -> None:

@@ -18,9 +18,11 @@ from .backbone import load_backbone
 from .runs import read_table
 from .task import Task, TaskName, infer
 
-__all__ = ["FAMILIES", "Recipe", "check_guide", "options_of_recipe"]
+__all__ = ["FAMILIES", "POINTS", "Recipe", "check_guide", "options_of_recipe"]
 
 FAMILIES = (*GUIDES, *PRESETS)
+POINTS = tuple(name for name, guide in GUIDES.items() if getattr(guide, "point", False))
+"""Families that choose by held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Recipe:
     ] = "bh_peft"
     guide: Annotated[
         str, typer.Option(help=f"The family of the posterior: {', '.join(FAMILIES)}.")
-    ] = "linear"
+    ] = "laplace"
     noise_by_text: Annotated[
         bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
     ] = False

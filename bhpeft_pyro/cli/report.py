@@ -46,7 +46,7 @@ def report(
     out: Annotated[
         Path, typer.Option(help="A .html file, self-contained, or a .md file with plots beside it.")
     ] = Path("report.html"),
-    samples: options.Samples = 32,
+    samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
@@ -120,7 +120,7 @@ def _guide(posterior: Posterior) -> str:
     if not isinstance(posterior, MixturePosterior):
         return title(posterior.guide)
     kind = title(posterior.components[0].guide)
-    return f"{len(posterior.components)} restarts of {kind}"
+    return f"{len(posterior.components)} components, {kind}"
 
 
 def _round(number: int, fitted: FitReport) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _round(number: int, fitted: FitReport) -> dict[str, Any]:
     }
 
 
-def _test(posterior: Posterior, data: str, samples: int, seed: int) -> dict[str, Any]:
+def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:
     rows = rows_for(posterior, data, labelled=True)
     examples = posterior.text.encode(posterior.model, rows, labelled=True)
     forecast = posterior.predict(examples, samples, seed=seed)

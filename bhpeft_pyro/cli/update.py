@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..guides.guide import is_point
 from ..sequential.growth import with_outputs_for
 from ..sequential.update import refuse_known
 from . import options
@@ -32,7 +33,7 @@ def update(
     data: options.Data,
     out: options.Out,
     config: options.Config = None,
-    validation: options.Validation = "10%",
+    validation: options.Validation = "20%",
     guide: Annotated[
         str | None,
         typer.Option(
@@ -43,7 +44,7 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
-    samples: options.Samples = 32,
+    samples: options.Samples = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -80,7 +81,7 @@ def update(
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     after = start.update(
         train,
-        validation=held_out if how.patience else None,
+        validation=held_out if how.patience or is_point(before.guide) else None,
         options=how,
         guide=guide,
         keep=keep,

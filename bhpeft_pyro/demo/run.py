@@ -75,21 +75,18 @@ def _fit(
 ) -> dict[str, Posterior]:
     with story.step(
         "Fit the deterministic hybrid (LoRA + adapter + prefix)",
-        "The rival: ordinary fine-tuning, stopped early on the validation rows.",
+        "The rival: ordinary fine-tuning; the validation rows choose the step that is kept.",
     ):
-        point = steps.deterministic(backbone, tokenizer, first, settings, story.bars)
-        story.say(
-            f"{point.report.steps} steps; "
-            f"the lowest validation NLL was at step {point.report.best_step}"
-        )
-    with story.step(
-        "Fit the Bayesian hybrid",
-        "The same weights with a posterior over all of them. It sees no validation rows.",
-    ):
-        head, bayes = (
-            steps.bayesian(backbone, tokenizer, kinds, first, settings, story.bars)
+        head, point = (
+            steps.deterministic(backbone, tokenizer, kinds, first, settings, story.bars)
             for kinds in (presets.head_only(), presets.bh_peft())
         )
+        story.say(f"{point.report.steps} steps; step {point.report.best_step} is kept")
+    with story.step(
+        "Measure how sure it can be: the Bayesian hybrid",
+        "A Laplace approximation around that very point: a width for all weights, no step more.",
+    ):
+        head, bayes = (steps.bayesian(each, first) for each in (head, point))
         story.say(str(bayes.report))
     return {HEAD: head, POINT: point, BAYES: bayes}
 
@@ -121,7 +118,7 @@ def _test(
 def _doubt(tests: Tests, story: Story, results: dict[str, Any]) -> None:
     with story.step(
         "Ask it what it does not know",
-        "Epistemic uncertainty: how much the weight draws disagree (mutual information).",
+        "Epistemic uncertainty: what the weights leave open (mutual information).",
     ):
         uncertain = steps.most_uncertain(tests[BAYES])
         for each in uncertain:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import calibration, presets
+from .. import calibration
 from ..fitting import fit
 from ..forecast import ClassForecast
 from ..head import Head
@@ -42,8 +42,8 @@ class Settings:
     Attributes:
         train: training rows of round 1 and of round 2.
         validation, test: rows of each round.
-        epochs: passes over the training rows, the most that early stopping allows.
-        samples: weight draws of a prediction.
+        epochs: passes over the training rows.
+        samples: weight draws in the ArviZ file.
         exported: test rows in the ArviZ file.
         seed: of data, draws and starting values.
     """
@@ -51,7 +51,7 @@ class Settings:
     train: tuple[int, int] = (400, 300)
     validation: int = 100
     test: int = 400
-    epochs: int = 12
+    epochs: int = 6
     samples: int = 8
     exported: int = 100
     seed: int = 0
@@ -65,9 +65,8 @@ def _model(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     kinds: tuple[Kind, ...],
-    aligned: bool,
 ) -> Model:
-    return Model(RandomPEFT(backbone, kinds, Head(len(LABELS)), tokenizer, aligned))
+    return Model(RandomPEFT(backbone, kinds, Head(len(LABELS)), tokenizer))
 
 
 def _fit(
@@ -77,7 +76,12 @@ def _fit(
     return fit(model, guide, data.train, **options)
 
 
-def bayesian(
+def bayesian(point: Posterior, data: Round) -> Posterior:
+    """The same point with a width: a Laplace approximation, measured and not trained."""
+    return point.widen(data.train, validation=data.validation)
+
+
+def deterministic(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     kinds: tuple[Kind, ...],
@@ -85,46 +89,19 @@ def bayesian(
     settings: Settings,
     progress: bool,
 ) -> Posterior:
-    """The posterior of these PEFT kinds and the head; it never sees the validation rows."""
-    model = _model(backbone, tokenizer, kinds, aligned=True)
-    return _fit(model, "linear", data, settings, progress)
-
-
-def deterministic(
-    backbone: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Round,
-    settings: Settings,
-    progress: bool,
-) -> Posterior:
-    """The same LoRA, adapter and prefix as points, by maximum likelihood with early stopping."""
-    model = _model(backbone, tokenizer, presets.bh_peft(), aligned=False)
-    return _early_stopped(model, "delta", data, settings, progress)
+    """PEFT weights and head as points, by maximum likelihood; validation rows choose the step."""
+    model = _model(backbone, tokenizer, kinds)
+    return _fit(model, "delta", data, settings, progress, validation=data.validation)
 
 
 def fine_tuned(before: Posterior, data: Round, settings: Settings, progress: bool) -> Posterior:
     """Plain sequential fine-tuning: go on training the points, on the new rows only."""
     guide = copy.deepcopy(before.guide)
-    return _early_stopped(before.model, guide, data, settings, progress)
-
-
-def _early_stopped(
-    model: Model, guide: Any, data: Round, settings: Settings, progress: bool
-) -> Posterior:
-    return _fit(
-        model,
-        guide,
-        data,
-        settings,
-        progress,
-        temperature=0.0,
-        validation=data.validation,
-        patience=3,
-    )
+    return _fit(before.model, guide, data, settings, progress, temperature=0.0)
 
 
 def forecast(posterior: Posterior, data: Any, settings: Settings) -> ClassForecast:
-    result = posterior.predict(data, settings.samples, seed=settings.seed)
+    result = posterior.predict(data, seed=settings.seed)
     assert isinstance(result, ClassForecast)
     return result
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
+from ..guides import LaplaceGuide
 from ..guides.guide import is_linear
 from ..inference.feed import Feed
 from ..mixture import MixturePosterior
+from ..model import Model
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
@@ -143,10 +145,12 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
     """The last round's data, once all is checked that `psis` needs."""
     if samples < _FEWEST:
         raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
-    if posterior.report.temperature == 0:
+    if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)
     report = posterior.report
+    if report.held_out and examples.fingerprint == report.given:
+        examples, _ = examples.hold_out(report.options.seed)
     if examples.fingerprint != (report.learnt or report.data):
         replayed = ", with those that the round before had kept" if report.learnt else ""
         raise DataError(
@@ -161,12 +165,28 @@ def psis_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> PSIS:
     parts: Sequence[Posterior] = (posterior,)
     if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
         parts = posterior.components  # each has a network of its own, linearised around its means
-    share, temperature = -(-samples // len(parts)), posterior.report.temperature
+    share = -(-samples // len(parts))
     ratios = [
-        log_ratios(each.model, each.guide, feed, share, seed + number, temperature)
+        log_ratios(*_target(each), feed, share, seed + number, temperature=_temperature(each))
         for number, each in enumerate(parts)
     ]
     return PSIS.of(torch.cat(ratios))
+
+
+def _target(posterior: Posterior) -> tuple[Model, nn.Module]:
+    """The model whose posterior a guide approximates; of a Laplace approximation that of the
+    linearised network, under the prior that its width was measured with."""
+    model, guide = posterior.model, posterior.guide
+    if isinstance(guide, LaplaceGuide):
+        report = posterior.report
+        prior = guide.prior_of_width(report.temperature, report.tau or 1.0)
+        model = Model(model.network, prior, model.likelihood)
+        guide = guide.under(prior)
+    return model, guide
+
+
+def _temperature(posterior: Posterior) -> float:
+    return 1.0 if isinstance(posterior.guide, LaplaceGuide) else posterior.report.temperature
 
 
 def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:

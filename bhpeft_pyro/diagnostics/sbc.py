@@ -95,7 +95,7 @@ def sbc(
     some = examples.subset(first) if at is None else reading.encode_texts(model, at)
     with seeded(seed):
         _align(model, examples)
-    model = Model(_remembering(model.network), _settled(model.prior), model.likelihood)
+    model = Model(_remembering(model.network), model.prior, model.likelihood)
     whole, places = Feed(model, examples), Feed(model, some)
     ranks = []
     generator = torch.Generator().manual_seed(seed)

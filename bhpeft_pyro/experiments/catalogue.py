@@ -47,15 +47,18 @@ _RIVALS = tuple(
     f"hybrid, {inference}"
     for inference in (
         "deterministic + scaling",
-        "MC dropout",
         "ensemble",
-        "last-layer Laplace",
+        "ensemble + scaling",
+        "MC dropout",
         "MAP",
     )
 )
-_BAYESIAN = tuple(
-    f"hybrid, Bayesian{variant}"
-    for variant in ("", " (down only)", " (A only)", " (temperature 0.1)")
+_BAYESIAN = (
+    "hybrid, one component",
+    *(
+        f"hybrid, Bayesian{variant}"
+        for variant in ("", " (mean-field)", " (down only)", " (A only)")
+    ),
 )
 _UNIONS = (
     "head only",
@@ -69,7 +72,13 @@ _UNIONS = (
     "UniPELT",
     "hybrid",
 )
-_FEW = (REFERENCE, f"{REFERENCE} + scaling", "hybrid, ensemble", "hybrid, Bayesian")
+_FEW = (
+    REFERENCE,
+    f"{REFERENCE} + scaling",
+    "hybrid, ensemble",
+    "hybrid, one component",
+    "hybrid, Bayesian",
+)
 
 EXPERIMENTS = {
     "tasks": Experiment(
@@ -93,7 +102,7 @@ EXPERIMENTS = {
     "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows", plots.curves),
     "samples": Experiment(
         "How many draws does a forecast take?",
-        ("hybrid, MC dropout", "hybrid, last-layer Laplace", *_BAYESIAN),
+        ("hybrid, MC dropout", *_BAYESIAN[2:]),
         scores.by_samples,
         by="draws",
         draw=plots.curves,

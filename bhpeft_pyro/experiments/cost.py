@@ -13,11 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..batch import Batch
+from ..distributions import Covariance
 from ..errors import ConfigError
-from ..guides import Guide, LowRankGuide, autoguide
+from ..guides import Guide, LaplaceGuide, autoguide
+from ..guides.guide import is_point
 from ..head import Head
 from ..inference.alignment import align
-from ..inference.curvature import narrowed
 from ..inference.optimise import as_module
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
@@ -99,13 +100,12 @@ def _measure(
 
 
 def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
-    """As a fit begins with it: in its coordinates, where it has some."""
+    """As a fit begins with it: in its coordinates, where the guide has some."""
     backbone, tokenizer = load_backbone()
-    aligned = method.inference.startswith("Bayesian")
-    head = Head(CLASSES)
-    model = Model(RandomPEFT(backbone, PEFT[method.peft](), head, tokenizer, aligned=aligned))
+    model = Model(RandomPEFT(backbone, PEFT[method.peft](), Head(CLASSES), tokenizer))
     model.network.align([batch])
-    align(model, [batch])
+    if GUIDES.get(method.inference) not in (None, "delta", "laplace"):
+        align(model, [batch])
     return model
 
 
@@ -113,11 +113,12 @@ def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
     """A guide that is not fitted, and how many draws share out a batch."""
     if method.inference == "MC dropout":
         return as_module(dropout(model)), len(batch)
-    guide = autoguide(GUIDES[method.inference], model)
-    if isinstance(guide, LowRankGuide):  # as it is once it has been measured
-        size = float(batch.size or len(batch))
-        guide.covariance = narrowed(model, guide, guide, [batch], size, 1.0)
-    return guide, 1 if method.inference == "deterministic" else PARTICLES
+    guide = autoguide(GUIDES[method.inference], model, components=1)
+    if isinstance(guide, LaplaceGuide):  # as large as it is once it has been measured
+        scale = guide.prior.covariance.scale
+        axes = scale.new_zeros(len(scale), guide.rank)
+        guide.covariance = Covariance(scale, axes, scale.new_ones(guide.rank))
+    return guide, 1 if is_point(guide) else PARTICLES
 
 
 def _step(model: Model, method: Method, batch: Batch) -> Step:
@@ -151,24 +152,20 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
     point = str(Method("hybrid", "deterministic"))
     shown = {str(method): (str(method), 1, _passes(method, budget)) for method in _MEASURED}
     shown["hybrid, ensemble"] = (point, budget.members, budget.members)
-    shown["hybrid, last-layer Laplace"] = (point, 1, 1)
     for name, (measured, fits, passes) in shown.items():
         runs = [result["methods"][measured] for result in results]
         cells = {column: Cell.of([run[column] for run in runs]) for column in runs[0]}
         cells |= {"fits": Cell(fits), "passes a prediction": Cell(passes)}
         if name == "hybrid, ensemble":
             cells["MB on disk"] = Cell(fits * cells["MB on disk"].value)
-        if name == "hybrid, last-layer Laplace":
-            del cells["MB on disk"]  # this package does not save one
         rows.append(Row((name, str(len(runs))), cells))
     batch_size, length, rounds = budget.timed
     note = (
         f"Commit {commits(results)}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
         f"tokens a step. Steps are timed in turn with those of {_PEER}: medians of {rounds} "
         "ratios. Memory is the peak of the tensors of two steps, with the frozen weights. An "
-        "ensemble's step is one member's. A step of the default guide is one under noise, as two "
-        "in five are; its memory is that of measuring the covariance, and it predicts in one pass "
-        "forwards and one backwards for each class. "
+        "ensemble's step is one member's, and so is a step of the default guide one component's; "
+        "each component predicts in one pass forwards and one backwards for each class. "
         f"Mean ± standard error over {len(results)} measurements."
     )
     columns = ("weights (%)", _STEP, _MEMORY, "fits", "passes a prediction", "MB on disk")
@@ -178,6 +175,6 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
 def _passes(method: Method, budget: Budget) -> int:
     if method.inference == "deterministic":
         return 1
-    if GUIDES.get(method.inference) == "linear":
+    if GUIDES.get(method.inference) == "laplace":
         return 1 + CLASSES
     return budget.samples

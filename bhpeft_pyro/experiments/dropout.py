@@ -21,7 +21,7 @@ def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
     is kept is multiplied by 1 / (1 - rate), so the mean is the point.
 
     Args:
-        model: with sites of its own start (`RandomPEFT(aligned=False)`).
+        model: the model.
         rate: the share that is dropped.
 
     >>> from bhpeft_pyro.fitting import fit

@@ -18,7 +18,6 @@ from ..guides import Guide, LowRankGuide, NormalGuide, latents
 from ..inference.draws import seeded
 from ..inference.elbo import ELBO
 from ..inference.feed import Feed
-from ..linear import LinearModel
 from ..model import Model
 from .budgets import Budget
 from .grid import commit, commits
@@ -31,7 +30,7 @@ from .tasks import split
 __all__ = ["ABOUT", "gradient_noise", "losses", "noise"]
 
 ABOUT = "How noisy is the gradient, for its time?"
-_GUIDES = ("normal", "linear")
+_GUIDES = ("normal", "lowrank")
 _SHARED = (1, 2, 4, 8, 16)  # draws that share a batch out
 _BATCH, _GRADIENTS = 16, 50
 _FIRST = "1 draw"
@@ -73,7 +72,7 @@ def gradient_noise(
 
 
 def _measure(job: Job, name: str) -> dict[str, dict[str, float]]:
-    posterior = job.fit(job.model(point=False), name, max_steps=max(1, job.budget.steps // 3))
+    posterior = job.fit(job.model(), name, max_steps=max(1, job.budget.steps // 3))
     model, guide = posterior.model, posterior.guide
     assert isinstance(guide, Guide)
     examples = posterior.text.encode(model, job.train, labelled=True)
@@ -88,19 +87,18 @@ def _measure(job: Job, name: str) -> dict[str, dict[str, float]]:
 
 def losses(model: Model, guide: Guide) -> dict[str, Loss]:
     """Estimators of the same bound, by name, for batches that are not split."""
-    fitted = LinearModel(model, guide.means) if guide.linear else model
 
     def drawn(draws: int, share: bool = True) -> Loss:
-        elbo = ELBO(draws)(fitted, guide)
+        elbo = ELBO(draws)(model, guide)
         return lambda batch: elbo(batch.split(draws if share else 1))
 
     found = {_FIRST: drawn(1)}
     found |= {f"{k} draws, each for its share of the batch": drawn(k) for k in _SHARED[1:]}
     found["4 draws, each for the whole batch"] = drawn(4, share=False)
     if isinstance(guide, NormalGuide):
-        plain = Trace_ELBO(max_plate_nesting=1)(fitted, guide)
+        plain = Trace_ELBO(max_plate_nesting=1)(model, guide)
         found["1 draw, KL at the draw"] = plain
-        found["1 draw, sticking the landing"] = lambda batch: _landing(fitted, guide, batch)
+        found["1 draw, sticking the landing"] = lambda batch: _landing(model, guide, batch)
     return found
 
 

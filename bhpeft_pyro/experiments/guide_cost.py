@@ -27,11 +27,8 @@ _GUIDES: dict[str, tuple[str, dict[str, Any]]] = {
     "delta": ("delta", {}),
     "normal": ("normal", {}),
     "lowrank": ("lowrank", {}),
-    "linear": ("linear", {}),
+    "laplace, one component": ("laplace", {"components": 1}),
     "full": ("full", {}),
-    "laplace, diagonal": ("laplace", {"structure": "diagonal"}),
-    "laplace, kronecker": ("laplace", {"structure": "kronecker"}),
-    "laplace, dense": ("laplace", {"structure": "dense"}),
     "AutoNormal": ("AutoNormal", {}),
     "AutoLowRankMultivariateNormal": ("AutoLowRankMultivariateNormal", {}),
     "mvn": ("mvn", {}),
@@ -72,7 +69,7 @@ def _model(size: int) -> Model:
         max_position_embeddings=32,
     )
     kinds = presets.adapter(max(1, size // (2 * width)))
-    network = RandomPEFT(BertModel(config), kinds, Head(2), tiny_tokenizer(), aligned=False)
+    network = RandomPEFT(BertModel(config), kinds, Head(2), tiny_tokenizer())
     return Model(network)
 
 

@@ -16,7 +16,7 @@ from ..sequential.stream import Learner
 
 __all__ = ["ARMS", "GUIDE", "KEEPS", "Arm", "Setup"]
 
-GUIDE = "linear"
+GUIDE = "laplace"
 """The guide of the Bayesian arms: the package's default."""
 _BATCH = 16
 
@@ -26,8 +26,7 @@ class Setup:
     """What all arms have in common.
 
     Attributes:
-        model: makes one that is not fitted yet; the argument is whether it is for a point, which
-            trains the weights themselves and not their coordinates.
+        model: makes one that is not fitted yet.
         batches: the data of all rounds, in order.
         unlabelled: texts that set the coordinates in the first round; by default its own.
         epochs: passes over a round's data.
@@ -35,7 +34,7 @@ class Setup:
         seed: of the fits.
     """
 
-    model: Callable[[bool], Model]
+    model: Callable[[], Model]
     batches: Mapping[str, Examples]
     unlabelled: Examples | None
     epochs: int
@@ -76,7 +75,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
             options = setup.options(len(data))
             replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
             if last is None:
-                model, unlabelled = setup.model(False), setup.unlabelled
+                model, unlabelled = setup.model(), setup.unlabelled
                 return fit(model, GUIDE, data, unlabelled=unlabelled, replay=replay, **options)
             return last.update(data, keep=keep, replay=replay, **options)
 
@@ -92,7 +91,7 @@ def _deterministic(setup: Setup) -> Learner:
         assert isinstance(data, Examples)
         options = {"temperature": 0.0, **setup.options(len(data))}
         if last is None:
-            return fit(setup.model(True), "delta", data, **options)
+            return fit(setup.model(), "delta", data, **options)
         return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
 
     return learn
@@ -107,7 +106,7 @@ def _cumulative(setup: Setup) -> Learner:
         batches = list(setup.batches.values())[:count]
         seen = batches[0].concat(*batches[1:])
         options = setup.options(*map(len, batches))
-        new = fit(setup.model(False), GUIDE, seen, unlabelled=setup.unlabelled, **options)
+        new = fit(setup.model(), GUIDE, seen, unlabelled=setup.unlabelled, **options)
         return new if last is None else _after(last, new, data)
 
     return learn

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from ..errors import ConfigError
-from ..forecast import ClassForecast, RatingForecast
 from ..guides import GuideLike
 from ..inference.predict import AnyForecast
 from ..metrics import evaluate
+from ..mixture import MixturePosterior
+from ..model import Model
 from ..peft import Kind, presets
 from ..posterior import Posterior
 from .dropout import dropout
 from .job import Fitted, Inference, Job
-from .laplace import SCALES, LastLayer
 from .zero_shot import zero_shot
 
-__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method", "mixture"]
+__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
-_JOINT: tuple[dict[str, Any], ...] = ({}, {"joint_lr": 0.02})
 _FROZEN, _ZERO_SHOT = "frozen", "zero-shot"  # go together
 _CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
 
@@ -56,7 +54,6 @@ def _searched(
             "chosen": dict(setting),
             "temperature": report.temperature,
             "unsettled": report.unsettled,
-            "found": report.found,
         }
         found.append((nll, Fitted(predict, posterior, validation, facts)))
     best = min(found, key=lambda pair: pair[0])[1]
@@ -64,31 +61,86 @@ def _searched(
     return best
 
 
-def _early(job: Job) -> dict[str, Any]:
-    """Maximum likelihood, stopped early on the validation rows."""
-    every = max(1, job.budget.steps // _CHECKS)
-    return {
-        "temperature": 0.0,
-        "validation": job.validation,
-        "eval_every": every,
-        "patience": _PATIENCE,
-    }
+@dataclass
+class _Points:
+    """Points that are fitted from starts of their own, which several methods share."""
+
+    key: object = None
+    model: Model | None = None
+    fitted: list[Posterior] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def first(self, job: Job, count: int) -> tuple[list[Posterior], dict[str, Any]]:
+        """The first points of a job, and what is to be known of them."""
+        key = (job.task, tuple(job.kinds), job.train.to_dict(), job.seed, job.budget)
+        if self.key != key or self.model is None:
+            self.key, self.model, self.fitted = key, job.model(), []
+            self.facts = self._search(job)
+        while len(self.fitted) < count:
+            self.fitted.append(self._fit(job, len(self.fitted), self.facts["chosen"]))
+        return self.fitted[:count], dict(self.facts)
+
+    def _fit(self, job: Job, number: int, setting: Mapping[str, Any]) -> Posterior:
+        assert self.model is not None
+        seed = job.seed + 1000 * number
+        return job.fit(self.model, "delta", validation=job.validation, **{"seed": seed, **setting})
+
+    def _search(self, job: Job) -> dict[str, Any]:
+        tried = []
+        for setting in _ADAM[: job.budget.search]:
+            started = time.perf_counter()
+            point = self._fit(job, 0, setting)
+            seconds = time.perf_counter() - started
+            nll = evaluate(point.predict(job.validation, 0))["nll"]
+            tried.append({**setting, "nll": nll, "seconds": seconds, "steps": point.report.steps})
+            if nll <= min(each["nll"] for each in tried):
+                chosen, self.fitted = dict(setting), [point]
+        return {"chosen": chosen, "tried": tried}
 
 
-def deterministic(job: Job) -> Fitted:
-    """Ordinary fine-tuning: a point."""
+_POINTS = _Points()
 
-    def run(**setting: Any) -> Posterior:
-        return job.fit(job.model(point=True), GUIDES["deterministic"], **_early(job), **setting)
 
-    return _searched(job, _ADAM, 0, run)
+def _of_points(count: Callable[[Job], int], wide: bool) -> Inference:
+    """Points, as they are or each with its width.
+
+    Args:
+        count: how many.
+        wide: whether each becomes a Laplace approximation.
+    """
+
+    def infer(job: Job) -> Fitted:
+        points, facts = _POINTS.first(job, count(job))
+        several = len(points) > 1
+        posterior = (
+            MixturePosterior.joined(points, points[0].report.options) if several else points[0]
+        )
+        if wide:
+            started = time.perf_counter()
+            posterior = posterior.widen(job.train, validation=job.validation)
+            facts["seconds of widths"] = time.perf_counter() - started
+        reports = posterior.report.components or [posterior.report]
+        facts["temperature"] = reports[0].temperature
+        facts["components"] = [
+            {name: getattr(report, name) for name in _TOLD} for report in reports
+        ]
+        if wide:
+            predict: Callable[[Dataset], AnyForecast] = posterior.predict
+        else:
+            predict = _predict(posterior, 0)
+        return Fitted(predict, posterior, predict(job.validation), facts)
+
+    return infer
+
+
+_TOLD = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
 
 
 def map_estimate(job: Job) -> Fitted:
-    """The prior and the coordinates of the Bayesian fits, and a point in place of a posterior."""
+    """One point under the prior, pulled by it and not stopped."""
 
     def run(**setting: Any) -> Posterior:
-        return job.fit(job.model(point=False), "delta", **setting)
+        return job.fit(job.model(), "delta", temperature=1.0, **setting)
 
     return _searched(job, _ADAM, 0, run)
 
@@ -97,38 +149,14 @@ def mc_dropout(job: Job) -> Fitted:
     """Monte Carlo dropout (Gal and Ghahramani 2016), masks kept on to predict."""
 
     def run(**setting: Any) -> Posterior:
-        model = job.model(point=True)
+        model = job.model()
         # As many draws as examples: each has a mask of its own, as with dropout layers.
-        many = {"batch_size": 16, "particles": 16, "eval_samples": 4}
-        return job.fit(model, dropout(model), **_early(job), **many, **setting)
+        how = {"batch_size": 16, "particles": 16, "eval_samples": 4, "temperature": 0.0}
+        every = max(1, job.budget.steps // _CHECKS)
+        early = {"validation": job.validation, "eval_every": every, "patience": _PATIENCE}
+        return job.fit(model, dropout(model), **how, **early, **setting)
 
     return _searched(job, _ADAM, job.budget.samples, run)
-
-
-def ensemble(job: Job) -> Fitted:
-    """Points from several starts (Lakshminarayanan et al. 2017); the first one's is the search."""
-    first = deterministic(job)
-    members = [first.posterior]
-    for number in range(1, job.budget.members):
-        model, seed = job.model(point=True), 1000 * number + job.seed
-        setting = {**_early(job), **first.facts["chosen"], "seed": seed}
-        members.append(job.fit(model, "delta", **setting))
-
-    def predict(rows: Dataset) -> AnyForecast:
-        return mixture([_predict(member, 0)(rows) for member in members])
-
-    facts = {**first.facts, "members": len(members)}
-    return Fitted(predict, first.posterior, predict(job.validation), facts)
-
-
-def laplace(job: Job) -> Fitted:
-    """Last-layer Laplace around a point; one number more, the prior's scale, is searched."""
-    fitted = deterministic(job)
-    layer = LastLayer(fitted.posterior, job.train)
-    found = {s: layer.predict(job.validation, s, job.budget.samples) for s in SCALES}
-    best = min(SCALES, key=lambda scale: evaluate(found[scale])["nll"])
-    predict = partial(layer.predict, scale=best, samples=job.budget.samples)
-    return Fitted(predict, fitted.posterior, found[best], {**fitted.facts, "scale": best})
 
 
 def bayesian(
@@ -140,7 +168,7 @@ def bayesian(
 
     def infer(job: Job) -> Fitted:
         def run(**setting: Any) -> Posterior:
-            return job.fit(job.model(point=False), guide, temperature=temperature, **setting)
+            return job.fit(job.model(), guide, temperature=temperature, **setting)
 
         return _searched(job, settings, job.budget.samples, run)
 
@@ -164,7 +192,7 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
 
 GUIDES = {
     "deterministic": "delta",
-    "Bayesian": "linear",
+    "Bayesian": "laplace",
     "Bayesian (mean-field)": "normal",
     "Bayesian (down only)": "down only",
     "Bayesian (A only)": "A only",
@@ -172,16 +200,15 @@ GUIDES = {
 """The guides of those that are one fit of a guide known by name."""
 
 INFERENCE: dict[str, Inference] = {
-    "deterministic": deterministic,
+    "deterministic": _of_points(lambda job: 1, wide=False),
+    "ensemble": _of_points(lambda job: job.budget.members, wide=False),
+    "one component": _of_points(lambda job: 1, wide=True),
+    "Bayesian": _of_points(lambda job: job.budget.members, wide=True),
     "MC dropout": mc_dropout,
-    "ensemble": ensemble,
-    "last-layer Laplace": laplace,
     "MAP": map_estimate,
-    "Bayesian": bayesian(GUIDES["Bayesian"], settings=_JOINT),
     "Bayesian (mean-field)": bayesian(GUIDES["Bayesian (mean-field)"]),
     "Bayesian (down only)": bayesian(GUIDES["Bayesian (down only)"]),
     "Bayesian (A only)": bayesian(GUIDES["Bayesian (A only)"]),
-    "Bayesian (temperature 0.1)": bayesian(GUIDES["Bayesian"], 0.1, _JOINT),
     _ZERO_SHOT: zero_shot,
 }
 """The ways to infer them."""
@@ -224,21 +251,3 @@ def method(name: str) -> Method:
     if (peft == _FROZEN) != (inference == _ZERO_SHOT):
         raise ConfigError(f"method: {name!r}: {_FROZEN!r} and {_ZERO_SHOT!r} go together")
     return Method(peft, inference, plain != name)
-
-
-def mixture(members: Sequence[AnyForecast]) -> AnyForecast:
-    """The forecast of an ensemble, each member being a draw."""
-    first = members[0]
-    if isinstance(first, RatingForecast):
-        return RatingForecast.from_draws(
-            torch.cat([each.means for each in members if isinstance(each, RatingForecast)]),
-            torch.cat([each.sds for each in members if isinstance(each, RatingForecast)]),
-            labels=first.labels,
-        )
-    classes = [each for each in members if isinstance(each, ClassForecast)]
-    return ClassForecast.from_draws(
-        torch.stack([each.probabilities for each in classes]),
-        labels=first.labels,
-        choices=first.choices,
-        keep_samples=True,
-    )

@@ -22,6 +22,7 @@ from ..inference.predict import AnyForecast
 __all__ = ["Outcome"]
 
 _KEY = "outcome"
+_MOMENTS = ("probabilities", "total", "aleatoric", "epistemic", "variance", "between")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +45,11 @@ class Outcome:
         for part, forecast in self.forecasts.items():
             named: dict[str, Tensor | None] = {"labels": forecast.labels}
             if isinstance(forecast, RatingForecast):
-                named |= {"means": forecast.means, "sds": forecast.sds}
+                named |= {"means": forecast.means, "sds": forecast.sds, "within": forecast.within}
+            elif forecast.samples is None:
+                named |= {name: getattr(forecast, name) for name in (*_MOMENTS, "choices")}
             else:
-                named |= {"probabilities": forecast.samples, "choices": forecast.choices}
+                named |= {"draws": forecast.samples, "choices": forecast.choices}
             named |= self.extra.get(part, {})
             tensors |= {f"{part}/{name}": v for name, v in named.items() if v is not None}
         flat = {name: value.contiguous() for name, value in tensors.items()}
@@ -76,7 +79,11 @@ def _forecast(tensors: dict[str, Tensor]) -> AnyForecast:
     """Takes from `tensors` what a forecast is made of, and leaves the rest."""
     labels = tensors.pop("labels", None)
     if "means" in tensors:
-        means, sds = tensors.pop("means"), tensors.pop("sds")
-        return RatingForecast.from_draws(means, sds, labels=labels)
-    draws, choices = tensors.pop("probabilities"), tensors.pop("choices", None)
-    return ClassForecast.from_draws(draws, labels=labels, choices=choices, keep_samples=True)
+        means, sds, within = (tensors.pop(name, None) for name in ("means", "sds", "within"))
+        assert means is not None and sds is not None
+        return RatingForecast.from_draws(means, sds, within=within, labels=labels)
+    choices = tensors.pop("choices", None)
+    if (draws := tensors.pop("draws", None)) is not None:
+        return ClassForecast.from_draws(draws, labels=labels, choices=choices, keep_samples=True)
+    moments: dict[str, Any] = {name: tensors.pop(name, None) for name in _MOMENTS}
+    return ClassForecast(**moments, draws=1, labels=labels, choices=choices)

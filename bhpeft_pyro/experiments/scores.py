@@ -55,8 +55,12 @@ def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
     assert isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
     factor, mean = error.square().mean().sqrt(), forecast.mean
+    within = forecast.within
     return replace(
-        forecast, means=mean + factor * (forecast.means - mean), sds=factor * forecast.sds
+        forecast,
+        means=mean + factor * (forecast.means - mean),
+        sds=factor * forecast.sds,
+        within=None if within is None else factor.square() * within,
     )
 
 

@@ -28,13 +28,12 @@ from transformers.utils import logging
 from ..batch import Batch
 from ..demo.assets import minilm
 from ..errors import BHPEFTError
-from ..guides import DeltaGuide, Guide, NormalGuide
+from ..guides import DeltaGuide, NormalGuide
 from ..head import Head
 from ..inference.draws import draw
 from ..inference.elbo import ELBO
 from ..inference.options import FitOptions
 from ..inference.steps import optimizers
-from ..linear import LinearModel
 from ..model import Model
 from ..network import RandomPEFT
 from ..peft import Kind, presets
@@ -125,8 +124,6 @@ def measure(
 
 def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> Step:
     """One step of training as `fit` takes it: natural gradients for what has a width, else Adam."""
-    if isinstance(guide, Guide) and guide.linear:
-        model = LinearModel(model, guide.means)
     loss = ELBO(particles)(model, guide)
     steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
     shared = batch.split(particles)

@@ -57,14 +57,13 @@ def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, s
     """What the arms have in common, on a stream."""
     logging.disable_progress_bar()
 
-    def model(point: bool) -> Model:
+    def model() -> Model:
         torch.manual_seed(seed)
         network = RandomPEFT(
             AutoModel.from_pretrained(backbone),
             tuple(getattr(presets, preset)()),
             Head(data.classes),
             data.tokenizer,
-            aligned=not point,
         )
         return Model(network)
 
@@ -79,7 +78,7 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
         samples: draws of a prediction, where the arm has a posterior.
     """
     last = prequential(
-        setup.model(arm.point),
+        setup.model(),
         arm.learner(setup),
         data.batches,
         folder,

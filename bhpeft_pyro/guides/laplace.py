@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Any
 
@@ -57,7 +58,7 @@ class LaplaceGuide(LowRankGuide):
 
     point = True
 
-    def __init__(self, model: Model, rank: int = 64, names: Collection[str] | None = None) -> None:
+    def __init__(self, model: Model, rank: int = 16, names: Collection[str] | None = None) -> None:
         super().__init__(model, rank, names)
         self._likelihood = {site.name for site in model.likelihood.sites}
         self.register_buffer("measured", torch.tensor(False))
@@ -82,9 +83,23 @@ class LaplaceGuide(LowRankGuide):
         self.covariance = covariance
         self.measured.fill_(True)
 
-    def prior_as_made(self) -> JointPrior:
+    def own_prior(self) -> JointPrior:
         """The prior that it was fitted under, a component's own."""
         return JointPrior(self.prior, self._shapes, self.latent)
+
+    def under(self, prior: JointPrior) -> LaplaceGuide:
+        """The same guide of a model with another prior."""
+        twin = copy.copy(self)
+        twin.prior, twin._joint, twin.latent = prior.normal, True, prior.name
+        return twin
+
+    def prior_of_width(self, temperature: float, tau: float) -> JointPrior:
+        """The prior N(m', (tau P)^-1) under which the linearised network's posterior has its mode
+        at w*, where the prior that pulls at w* has the weight T: m' = w* + T / tau (m - w*)."""
+        loc, own = self.loc.detach(), self.prior.covariance
+        center = loc + temperature / tau * (self.prior.loc - loc)
+        wider = Covariance(own.scale * tau**-0.5, own.axes, own.ratio)
+        return JointPrior(type(self.prior)(center, wider), self._shapes, self.latent)
 
     def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
         """Take N(loc, covariance) for the prior, and start there.

@@ -57,5 +57,5 @@ def prior_like(model: Model, guide: object) -> Callable[..., Any]:
         components: list[Any] = [prior_like(model, each) for each in guide.components]
         return MixtureGuide(components)
     if isinstance(guide, LaplaceGuide):
-        model = Model(model.network, guide.prior_as_made(), model.likelihood)
+        model = Model(model.network, guide.own_prior(), model.likelihood)
     return prior_guide(model, guide.means if isinstance(guide, Guide) and guide.linear else None)

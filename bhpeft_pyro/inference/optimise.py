@@ -18,16 +18,15 @@ from tqdm.auto import tqdm
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError
-from ..forecast import RatingForecast
+from ..forecast import ClassForecast
 from ..guides import FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of, is_point
-from ..metrics import evaluate
 from ..model import Model
 from .curvature import narrowed
 from .draws import seeded
 from .elbo import ELBO
 from .feed import Feed
-from .predict import AnyForecast, predict
+from .predict import predict
 from .report import FitReport
 from .steps import optimizers, trained
 from .threads import let_others, sampling
@@ -40,8 +39,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 # The covariance of low-rank guides is measured so many times, but some steps apart, each on so many
 # examples; the last few measurements count alike.
 _MEASUREMENTS, _APART, _MEASURED, _LEAST_SHARE = 6, 4, 128, 0.2
-# A point that is stopped early is looked at so often, and given up after so many looks in vain.
-_CHECKS, _PATIENCE = 10, 3
+_CHECKS = 10  # times that a point is looked at, of which the best state may be kept
 
 
 def optimise(
@@ -88,9 +86,8 @@ class _Run:
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or min(per_epoch, self.steps)
-        self.patience = options.patience
-        if report.stops_early and not options.patience:
-            self.patience = _PATIENCE
+        self.selects = report.selects and self.validation is not None
+        if self.selects:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
         self.elbo = ELBO(self.particles, self.temperature)
         self.loss: ELBOModule = self.elbo(model, guide)
@@ -135,6 +132,7 @@ class _Run:
             ]
             bad = 0
             best: tuple[float, int, dict[str, Tensor]] | None = None
+            best_rows = torch.zeros(0)  # held-out NLLs of that state, row by row
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
@@ -163,14 +161,18 @@ class _Run:
                 for scheduler in schedulers:
                     scheduler.step()
                 if self.validation is not None and step % self.eval_every == 0:
-                    entry["validation_nll"] = nll = self._evaluate()
+                    rows = self._evaluate()
+                    entry["validation_nll"] = nll = rows.mean().item()
                     if not math.isfinite(nll):
                         continue
-                    if not self.patience:  # looked at, and no more
+                    if not (self.selects or options.patience):  # looked at, and no more
                         continue
                     if best is None or nll < best[0]:
-                        best = (nll, step, self._state())
-                    elif step - best[1] >= self.patience * self.eval_every:
+                        best, best_rows = (nll, step, self._state()), rows
+                    elif self.selects:
+                        if step == self.steps and not _worse(rows, best_rows):
+                            best = (nll, step, self._state())
+                    elif step - best[1] >= (options.patience or 0) * self.eval_every:
                         break
             if not report.history:
                 raise FitError(
@@ -284,21 +286,29 @@ class _Run:
             "gradient": norm.item() / size,
         }
 
-    def _evaluate(self) -> float:
-        """The NLL of the validation rows; of a point of ratings with the noise that suits them, as
-        what it has learnt by heart leaves no noise in the training rows."""
+    def _evaluate(self) -> Tensor:
+        """(N,) NLLs of the validation rows; of a point of ratings with the noise that suits them,
+        as what it has learnt by heart leaves no noise in the training rows."""
         assert self.validation is not None
         samples = 0 if self.point else self.options.eval_samples
         forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
+        labels = forecast.observed()
+        if isinstance(forecast, ClassForecast):
+            return -forecast.log_probabilities.gather(1, labels[:, None])[:, 0]
         if self.point and self.model.likelihood.constant_noise:
-            return _with_best_noise(forecast)
-        return evaluate(forecast)["nll"]
+            square = (forecast.mean - labels).double().square()
+            return 0.5 * (square / square.mean() + (2 * math.pi * square.mean()).log())
+        return -forecast.log_prob().double()
 
 
-def _with_best_noise(forecast: AnyForecast) -> float:
-    assert isinstance(forecast, RatingForecast)
-    square = (forecast.mean - forecast.observed()).double().square().mean()
-    return 0.5 * (2 * math.pi * math.e * square).log().item()
+def _worse(rows: Tensor, best: Tensor) -> bool:
+    """Whether NLLs are higher than the best ones by more than a standard error of the difference.
+
+    The last state has had the smallest steps. An earlier one that looks a little better on a
+    hundred rows seldom is.
+    """
+    away = rows - best
+    return bool(away.mean() > away.std() / len(away) ** 0.5)
 
 
 def as_module(guide: object) -> nn.Module:

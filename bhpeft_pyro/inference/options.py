@@ -35,14 +35,15 @@ class FitOptions:
         warmup: fraction of the steps over which the learning rate rises.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
         temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood. Of points
-            ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but a point
-            with held-out rows is not pulled and stopped early on these.
+            ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but points
+            with held-out rows are not pulled, and these rows choose the step whose state is kept:
+            the last of ten that are looked at, unless an earlier one is better by more than a
+            standard error.
         tau: of "laplace": how much of the prior's precision there is in the width, in multiples.
             None takes what gives held-out rows the highest density, or 1 without any.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after so many evaluations without a lower NLL
-            and go back to the best; None fits to the end and keeps the last. (A point without a
-            given temperature: 3 of ten evaluations.)
+            and go back to the best; None fits to the end and keeps the last.
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.

@@ -17,7 +17,7 @@ from ..distributions import base_of
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import LaplaceGuide
-from ..linear import output_moments
+from ..linear import output_moments, symmetric_noise
 from ..model import Model
 from .draws import seeded, strata
 from .feed import Feed
@@ -111,7 +111,7 @@ def _in_closed_form(
         assert isinstance(component, LaplaceGuide)
         with seeded(seed + number):  # the same for every example, so batches do not matter
             own = sum(site.numel for site in likelihood.sites)
-            noise = torch.randn(share, own + width, device=model.network.device)
+            noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise)
         values = by_batch(model, feed, take, rows=max_rows, bf16=bf16)
         if likelihood.kind == "rating":

@@ -154,8 +154,8 @@ class FitReport:
         return 1.0 if self.pull is None else self.pull
 
     @property
-    def stops_early(self) -> bool:
-        """Whether a point is fitted that nothing but held-out rows holds back."""
+    def selects(self) -> bool:
+        """Whether a point is fitted of which held-out rows choose the state that is kept."""
         return self.options.temperature is None and self.pull == 0
 
     @property

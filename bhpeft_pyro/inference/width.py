@@ -21,7 +21,7 @@ from ..batch import Batch
 from ..data import Examples
 from ..distributions import Covariance, LowRankNormal, exact
 from ..guides import LaplaceGuide
-from ..linear import Outputs, jacobian
+from ..linear import Outputs, jacobian, output_moments, symmetric_noise
 from ..model import Model
 from .curvature import Gathered
 from .draws import seeded
@@ -31,13 +31,13 @@ from .report import FitReport
 
 __all__ = ["equal_effect", "widen"]
 
-_EXAMPLES = 512  # on which the curvature is measured
+_EXAMPLES, _SCALED = 128, 32  # on which the curvature is measured, and the prior's scales
 _BATCH = 16
+_HELD_OUT = 256  # rows, at most, by which the width is chosen
 _GATHERED = 256  # gradients gathered before the leading directions are sought again
 _TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 _COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
 _DRAWS = 256  # of the outputs, to see how good a width is
-_SHIFT = 10.0  # sites' prior sds are changed by at most so many times the mean change
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,9 @@ def widen(
     options = report.options
     with seeded(options.seed):
         if open_scales:
-            prior = guide.recentre(guide.prior.loc, equal_effect(model, guide, examples, options.seed))
+            prior = guide.recentre(
+                guide.prior.loc, equal_effect(model, guide, examples, options.seed)
+            )
             model = Model(model.network, prior, model.likelihood)
         curvature = measured(model, guide, examples, options.seed)
         choice = Choice(options.tau or 1.0)
@@ -87,7 +89,8 @@ def widen(
         guide.move({"noise.log_scale": noise + math.log(choice.noise)})
     scaled = curvature.times(choice.noise**-2)
     guide.spread(covariance(guide.prior.covariance, scaled, choice.tau, guide.rank))
-    _note(model, guide, choice, report)
+    with seeded(options.seed):
+        _note(model, guide, choice, examples, report)
     return model
 
 
@@ -107,7 +110,9 @@ class Choice:
     nll: float | None = None
 
 
-def _note(model: Model, guide: LaplaceGuide, choice: Choice, report: FitReport) -> None:
+def _note(
+    model: Model, guide: LaplaceGuide, choice: Choice, examples: Examples, report: FitReport
+) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
     means = guide.means()
     if model.likelihood.constant_noise:
@@ -117,6 +122,15 @@ def _note(model: Model, guide: LaplaceGuide, choice: Choice, report: FitReport) 
     before, after = guide.unpack(guide.prior.stddev), guide.scales()
     report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
     report.points = []
+    shown = _subset(examples, _SCALED, report.options.seed)
+    nlls = []
+    for _, batch in Feed(model, shown).prediction(_BATCH):
+        assert batch.labels is not None
+        outputs, spread = output_moments(model, means, guide.covariance, batch)
+        noise = symmetric_noise(_DRAWS, outputs.mean.shape[1]).to(outputs.mean)
+        values = outputs.draws(spread, noise)
+        nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
+    report.expected_nll = torch.cat(nlls).mean().item()
 
 
 def _subset(examples: Examples, count: int, seed: int) -> Examples:
@@ -166,17 +180,15 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
 
 
 @torch.no_grad()
-def equal_effect(
-    model: Model, guide: LaplaceGuide, examples: Examples, seed: int
-) -> Covariance:
+def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Covariance:
     """A prior in which every site of the network moves the outputs by as much as any other.
 
-    One number a site: the sd at which the mean squared Jacobian entry of the site, times the
-    variance, is the same for all. In all the prior moves an output by an sd of 1. The likelihood's
-    own sites keep their scales.
+    One number a site: the variance of its weights is the inverse of the sum of its squared Jacobian
+    entries, on average over outputs and examples, and of the number of sites. So the prior moves an
+    output of the linearised network by an sd of 1. The likelihood's own sites keep their scales.
     """
     own = {site.name for site in model.likelihood.sites}
-    shown = _subset(examples, _EXAMPLES // 4, seed)
+    shown = _subset(examples, _SCALED, seed)
     total = torch.zeros_like(guide.loc)
     count = 0
     means = guide.means()
@@ -185,16 +197,13 @@ def equal_effect(
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
         count += inside.shape[0] * inside.shape[1]
-    effects = {name: part.mean() for name, part in guide.unpack(total / count).items()}
-    sizes = {name: value.numel() for name, value in means.items() if name not in own}
-    weights = sum(sizes.values())
-    before = guide.unpack(guide.prior.covariance.scale)
-    scales = []
-    for name, scale in before.items():
-        if name in sizes and effects[name] > 0:
-            scale = torch.full_like(scale, (1 / (weights * effects[name])).sqrt().item())
-        scales.append(scale.flatten())
-    return Covariance.diagonal(torch.cat(scales))
+    effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
+    effects = {name: effect for name, effect in effects.items() if name not in own and effect > 0}
+    scales = [
+        torch.full_like(scale, (len(effects) * effects[name]) ** -0.5) if name in effects else scale
+        for name, scale in guide.unpack(guide.prior.covariance.scale).items()
+    ]
+    return Covariance.diagonal(torch.cat([scale.flatten() for scale in scales]))
 
 
 def covariance(prior: Covariance, curvature: Curvature, tau: float, rank: int) -> Covariance:
@@ -223,7 +232,7 @@ def _chosen(
 ) -> Choice:
     """The tau, and the noise of ratings, of the highest held-out log density."""
     taus = _TAUS if given is None else torch.tensor([given], dtype=torch.float64)
-    shown = _subset(held_out, _EXAMPLES, 0)
+    shown = _subset(held_out, _HELD_OUT, 0)
     prior = guide.prior.covariance
     unit = prior.scale.unsqueeze(-1)
     every_root = [curvature.root]
@@ -233,7 +242,9 @@ def _chosen(
     weights = []
     for tau in taus.tolist():
         diagonal = tau + curvature.rest
-        root = torch.cat([part * (1.0 if i == 0 else tau**0.5) for i, part in enumerate(every_root)], 1)
+        root = torch.cat(
+            [part * (1.0 if i == 0 else tau**0.5) for i, part in enumerate(every_root)], 1
+        )
         inner = torch.eye(root.shape[1]).to(root) + root.mT @ (root / diagonal.unsqueeze(-1))
         weights.append((diagonal, root if prior.rank else None, torch.linalg.inv(inner.double())))
     found: list[list[Tensor]] = [[] for _ in weights]
@@ -269,7 +280,7 @@ def _nll(held: list[tuple[Outputs, Tensor]], covariances: list[Tensor] | None) -
         values = outputs.mean[None]
         if covariances is not None:
             with seeded(0):  # the same noise for every tau
-                noise = torch.randn(_DRAWS, outputs.mean.shape[1], device=values.device)
+                noise = symmetric_noise(_DRAWS, outputs.mean.shape[1]).to(values)
             values = outputs.draws(covariances[number], noise)
         log_prob = outputs.labels(values).log_prob(labels).double()
         total -= (log_prob.logsumexp(0) - math.log(len(values))).sum().item()

@@ -15,13 +15,14 @@ from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError, GuideError
 from ..fitting import fit
 from ..forecast import ClassForecast
-from ..guides import GuideLike, autoguide, prior_guide
+from ..guides import GuideLike, LaplaceGuide, autoguide, prior_guide
 from ..guides.blocks import title
 from ..guides.guide import prior_of
 from ..inference.draws import seeded
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..metrics import evaluate
+from ..mixture import MixturePosterior
 from ..model import Model
 from ..posterior import Posterior
 from ..reading import TextOptions
@@ -47,7 +48,8 @@ def stream(
     batches: Batches,
     folder: str | Path,
     *,
-    guide: GuideLike = "linear",
+    guide: GuideLike = "laplace",
+    components: int | None = None,
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
@@ -74,7 +76,7 @@ def stream(
         batches: data in order of time by name: a mapping, or pairs. Names and data have to be the
             same ones after a restart.
         folder: `rounds/` in it is a `History`.
-        guide: what `autoguide` takes; the first batch is learnt with `fit`, the others with
+        guide, components: as for `fit`; the first batch is learnt with `fit`, the others with
             `update`.
         tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
             batch, in their order, makes `Record.transfer` possible.
@@ -105,14 +107,15 @@ def stream(
     tests = _kept(tests)
     _check_tests(model, tests, TextOptions(columns, max_length))
     with seeded(chosen.seed):
-        made = autoguide(guide, model)
+        made = autoguide(guide, model, components=1)
     made.options()  # what cannot be saved would cost a round
     if grow:
         check_growing(model, made)
     forgetting = Forgetting(keep, floor)
     if forgetting != Forgetting():
         with suppress(GuideError):  # some have no posterior before a fit
-            forgetting(prior_of(model, made), model.prior, model.sites)
+            last = made.own_prior() if isinstance(made, LaplaceGuide) else prior_of(model, made)
+            forgetting(last, model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:
@@ -126,12 +129,14 @@ def stream(
                 label_names=label_names,
                 options=chosen,
                 replay=replay,
+                components=components,
             )
             first.as_prior()  # what can be no prior is refused before it is a round
             return first
-        if type(last.guide) is not type(made):
+        own = last.components[0] if isinstance(last, MixturePosterior) else last
+        if type(own.guide) is not type(made):
             raise ConfigError(
-                f"guide: {folder} holds rounds of {title(last.guide)}, not {title(made)}; expected "
+                f"guide: {folder} holds rounds of {title(own.guide)}, not {title(made)}; expected "
                 "the same guide, or another folder"
             )
         return last.update(

@@ -88,6 +88,12 @@ class Outputs:
         return self.model.likelihood.unit**2 * covariance[:, 0, 0]
 
 
+def symmetric_noise(draws: int, size: int) -> Tensor:
+    """(draws, size) standard Normal in pairs of opposite signs: what is odd in it averages out."""
+    half = torch.randn(-(-draws // 2), size)
+    return torch.cat([half, -half])[:draws]
+
+
 def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Tensor]:
     """The outputs at `at` and their derivative by all weights, example by example.
 

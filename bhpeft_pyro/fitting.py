@@ -47,7 +47,7 @@ from .reading import TextOptions
 if TYPE_CHECKING:
     from .sequential import Replay
 
-__all__ = ["check_how", "fit", "fit_round", "is_open", "joined"]
+__all__ = ["check_how", "fit", "fit_round", "is_open", "joined", "needs_rows"]
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -140,7 +140,7 @@ def fit(
     if options.particles > 1 and not point:  # a point has but one draw
         check_prior(model.prior, model.sites, vectorised=True)
     given = examples.fingerprint
-    if point and held_out is None:
+    if held_out is None and needs_rows(modules[0], options):
         examples, held_out = examples.hold_out(options.seed)
     splits = [
         (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
@@ -152,7 +152,7 @@ def fit(
     open_scales = is_open(model)
     fitted: list[Posterior] = []
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
-        report = FitReport(len(rest), rest.fingerprint, own, given=given)
+        report = FitReport(len(examples), examples.fingerprint, own, given=given)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
         with seeded(own.seed):
@@ -173,6 +173,12 @@ def fit(
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))
             fitted[-1].first_prior = fitted[-1].model.prior
     return joined(fitted, held_out, options)
+
+
+def needs_rows(guide: nn.Module, options: FitOptions) -> bool:
+    """Whether something of a point, or of its width, is left to held-out rows."""
+    chosen = options.temperature is None or (isinstance(guide, LaplaceGuide) and not options.tau)
+    return is_point(guide) and chosen
 
 
 def _start_point(model: Model, guide: nn.Module, examples: Examples, report: FitReport) -> Model:

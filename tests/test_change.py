@@ -28,7 +28,7 @@ def rms(values: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def network() -> bh.RandomPEFT:
-    return bh.RandomPEFT(tiny_backbone(), KINDS, aligned=False)
+    return bh.RandomPEFT(tiny_backbone(), KINDS)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_a_prefix_is_compared_with_the_texts_own_keys_and_values(network, weight
 
 def test_layers_keep_their_numbers_and_gates_are_no_branch():
     kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3, encoder=2))
-    network = bh.RandomPEFT(build("bert"), kinds, aligned=False)
+    network = bh.RandomPEFT(build("bert"), kinds)
     weights = {name: value.detach() for name, value in draw(network.sites, 2).items()}
     found = sizes(network, weights)
     assert {branch: list(layers) for branch, layers in found.items()} == {

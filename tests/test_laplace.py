@@ -1,41 +1,36 @@
-"""The Laplace guide against exact posteriors, and its structures against each other."""
+"""Laplace approximations of the linearised network, against closed forms and brute force."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from counts import COUNTS, Counts
-from exact import WIDTH, Exact, flat, hierarchical, own_network, random_texts, ratings, regression
-from memory import Memory
+from exact import Exact, flat, hierarchical, own_network, random_texts, ratings, regression
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
-from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
-from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.inference.feed import Feed
-from bhpeft_pyro.inference.laplace import measured
-from bhpeft_pyro.kronecker import KroneckerCovariance
+from bhpeft_pyro.errors import DataError, GuideError
+from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
+from bhpeft_pyro.inference import width
+from bhpeft_pyro.likelihoods import HeteroscedasticNormal, Normal
+from bhpeft_pyro.linear import Outputs
+from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 NOISE = 2.0
-STRUCTURES = ("dense", "diagonal", "kronecker")
-FIT: dict[str, Any] = {"max_steps": 150, "batch_size": 64, "lr": 0.1, "progress": False}
-QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
+ELBO: dict[str, Any] = {"temperature": 1.0, "tau": 1.0, "components": 1, "progress": False}
+FIT: dict[str, Any] = {"max_steps": 150, "batch_size": 64, "lr": 0.1, **ELBO}
+QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
 
 
 def data(model: bh.Model, count: int, seed: int) -> bh.Examples:
     return ratings(model.network, random_texts(count, seed), seed=seed, noise=NOISE)
-
-
-def fitted(structure: str, model: bh.Model | None = None) -> bh.Posterior:
-    model = tiny_model() if model is None else model
-    guide = bh.autoguide("laplace", model, structure=structure)
-    return bh.fit(model, guide, tiny_examples(16), **QUICK)
 
 
 def dense(covariance: Covariance) -> Tensor:
@@ -48,138 +43,301 @@ def guide_of(posterior: bh.Posterior) -> LaplaceGuide:
     return posterior.guide
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_it_meets_the_exact_posterior_in_both_rounds(structure: str) -> None:
-    """Of a linear regression: the mean, and of the precision what the structure keeps."""
+def exactly(model: bh.Model, examples: bh.Examples, **options: Any) -> bh.Posterior:
+    """With as many directions as there are weights."""
+    rank = sum(site.numel for site in model.sites)
+    guide = bh.autoguide("laplace", model, components=1, rank=rank)
+    fit = {name: value for name, value in FIT.items() if name != "components"}
+    return bh.fit(model, guide, examples, **{**fit, **options})
+
+
+def held_out_nll(exact: Exact, mean: Tensor, new: Exact, tau: float) -> float:
+    """Of new rows, with `tau` times the prior's precision in the width; the mean stays."""
+    wide = Exact(exact.x, exact.y, exact.prior_sd / tau**0.5, exact.noise)
+    variance = (new.x @ wide.covariance * new.x).sum(1) + exact.noise**2
+    normal = torch.distributions.Normal(new.x @ mean, variance.sqrt())
+    return -normal.log_prob(new.y).mean().item()
+
+
+def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds() -> None:
+    """The mean, the precision, and two rounds against one fit of all data."""
     model = regression(own_network(), noise=NOISE)
     parts = [data(model, 64, 3), data(model, 48, 4)]
-    posterior = bh.fit(model, bh.autoguide("laplace", model, structure=structure), parts[0], **FIT)
-    exact = Exact.of(model, parts[0])
-    mean = flat(posterior.guide.means())  # type: ignore[operator]
-    assert ((mean - exact.mean) / exact.sd).abs().max() < 0.02
-    first = torch.linalg.inv(dense(guide_of(posterior).covariance))
-    second = posterior.update(parts[1])
-    later = torch.linalg.inv(dense(guide_of(second).covariance))
-    together = Exact.of(model, parts[0].concat(parts[1]))
-    close: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2}
-    if structure == "dense":
-        torch.testing.assert_close(first, exact.precision, **close)
-        torch.testing.assert_close(later, together.precision, **close)
-        mean = flat(second.guide.means())  # type: ignore[operator]
-        assert ((mean - together.mean) / together.sd).abs().max() < 0.05
-    elif structure == "diagonal":
-        torch.testing.assert_close(first.diagonal(), exact.precision.diagonal(), **close)
-        torch.testing.assert_close(later.diagonal(), together.precision.diagonal(), **close)
-        assert (later - torch.diag(later.diagonal())).abs().max() < 1e-3
-    else:  # one output of constant noise: exact within each site
-        for site in (slice(0, WIDTH), slice(WIDTH, WIDTH + 1)):
-            torch.testing.assert_close(first[site, site], exact.precision[site, site], **close)
-        assert first[WIDTH, :WIDTH].abs().max() < 1e-3 < exact.precision[WIDTH, :WIDTH].abs().max()
+    posterior = exactly(model, parts[0])
+    for fitted, known in (
+        (posterior, parts[0]),
+        (posterior.update(parts[1]), parts[0].concat(parts[1])),
+    ):
+        exact = Exact.of(model, known)
+        mean = flat(guide_of(fitted).means())
+        assert ((mean - exact.mean) / exact.sd).abs().max() < 0.05
+        precision = torch.linalg.inv(dense(guide_of(fitted).covariance))
+        torch.testing.assert_close(precision, exact.precision, rtol=1e-2, atol=1e-2)
     drawn = flat(posterior.sample(800))
-    sds = guide_of(posterior).covariance.variance.double().sqrt()
-    assert (drawn.std(0) / sds).log().abs().max() < 0.1
+    assert (drawn.std(0) / Exact.of(model, parts[0]).sd).log().abs().max() < 0.1
 
 
-def test_kronecker_is_dense_where_the_factorisation_is_exact() -> None:
-    """One example of three classes: (diag(p) - p p') (x) x x', within a site."""
-    model = tiny_model((), outputs=3, prior=bh.priors.FunctionSpaceNormal(head=1.0))
-    one = tiny_examples(1)
-    feed = Feed(model, one)
-    found = {}
-    for structure in ("dense", "kronecker"):
-        guide = LaplaceGuide(model, structure)
-        with torch.no_grad():
-            guide.loc.copy_(torch.linspace(-0.5, 0.5, len(guide.loc)))
-        found[structure] = torch.linalg.inv(dense(measured(model, guide, feed, 50.0)))
-    for site in (slice(0, 48), slice(48, 51)):
-        here, there = (found[structure][site, site] for structure in ("kronecker", "dense"))
-        torch.testing.assert_close(here, there, rtol=1e-2, atol=1e-2 * there.abs().max().item())
-    off = found["dense"] - torch.diag(found["dense"].diagonal())
-    assert off[:48, :48].abs().max() > 1  # there are correlations to get wrong
+def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:
+    model = regression(own_network(), noise=NOISE)
+    examples = data(model, 32, 3)
+    report = exactly(model, examples).report
+    assert report.expected_nll is not None
+    elbo = -(len(examples) * report.expected_nll + sum(report.kl.values()))
+    assert elbo == pytest.approx(Exact.of(model, examples).log_evidence, abs=1.0)
 
 
-def test_narrow_directions_are_exact_in_bfloat16_too() -> None:
-    """Its eight bits do not tell them from others."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(1, size, size, generator=generator))[0] for size in (32, 16)
+def test_the_widths_prior_is_the_best_for_held_out_rows() -> None:
+    """Tau against a brute-force search in the exact posteriors; the prior given is too wide."""
+    model = regression(own_network(), prior_sd=3.0, noise=NOISE)
+    examples, held_out = data(model, 24, 3), data(model, 200, 5)
+    posterior = exactly(model, examples, tau=None, validation=held_out)
+    exact = Exact.of(model, examples, prior_sd=3.0)
+    shown = width._subset(held_out, width._HELD_OUT, 0)
+    new = Exact.of(model, shown, prior_sd=3.0)
+    mean, taus = flat(guide_of(posterior).means()), width._TAUS.tolist()
+    nlls = {tau: held_out_nll(exact, mean, new, tau) for tau in taus}
+    best = min(nlls, key=nlls.__getitem__)
+    (chosen,) = [tau for tau in taus if tau == pytest.approx(posterior.report.tau)]
+    assert nlls[chosen] == pytest.approx(nlls[best], abs=5e-3)
+    assert posterior.report.component_nll == pytest.approx(nlls[chosen], abs=0.02)
+    assert nlls[1.0] > nlls[best] + 0.02  # and it is not what was given
+
+
+def test_logistic_regression_has_its_gauss_newton_posterior() -> None:
+    """P + sum (diag p - p p') (x) x x', with the prior's own P."""
+    prior = bh.priors.FunctionSpaceNormal(head=1.5)
+    model = tiny_model((), outputs=3, prior=prior)
+    examples = tiny_examples(12)
+    posterior = exactly(model, examples, max_steps=20)
+    guide = guide_of(posterior)
+    x = model.network.features(next(examples.batches(12))).double()
+    weights = guide.means()
+    logits = x @ weights["head.weight"].T.double() + weights["head.bias"].double()
+    p = logits.softmax(-1)
+    curvature = torch.diag_embed(p) - p.unsqueeze(-1) * p.unsqueeze(-2)
+    ones = torch.cat([x, torch.ones(12, 1)], 1).double()
+    full = torch.einsum("nab,nc,nd->acbd", curvature, ones, ones)  # (3, 17, 3, 17)
+    order = [*range(17)]
+    flat_of = torch.tensor([a * 17 + c for a in range(3) for c in order[:-1]] + [16, 33, 50])
+    gauss = full.reshape(51, 51)[flat_of][:, flat_of]
+    own = 1 / guide.prior.covariance.scale.double().square()
+    expected = torch.linalg.inv(gauss + own.diag())
+    torch.testing.assert_close(dense(guide.covariance), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_low_rank_keeps_what_data_say_and_the_diagonal_of_the_rest() -> None:
+    """Against the exact precision: the same diagonal, and nearly the same predictive variance."""
+    model = regression(own_network(), noise=0.5)
+    examples = data(model, 64, 3)
+    full, few = (exactly(model, examples), bh.fit(model, low(model, 4), examples, **short()))
+    precisions = [torch.linalg.inv(dense(guide_of(each).covariance)) for each in (full, few)]
+    torch.testing.assert_close(
+        precisions[1].diagonal(), precisions[0].diagonal(), rtol=1e-2, atol=1e-1
     )
-    ratio = torch.where(torch.arange(512) % 8 == 0, 0.02, 1.0)
-    covariance = KroneckerCovariance(torch.ones(512), ratio, ((left, right),))
-    value = torch.randn(512, generator=generator)
-    expected = covariance.unroot(value)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(covariance.unroot(value), expected)
+    unseen = random_texts(40, seed=9)
+    one, other = (each.predict(unseen, 4000).epistemic.sqrt() for each in (full, few))
+    assert (other / one).log().abs().mean() < 0.5
 
 
-def test_draws_along_kronecker_axes_copy_no_factor() -> None:
-    """Broadcast matmuls copied every factor for every draw: 300 MB for 16 draws of BERT-base."""
-    layers, wide, narrow, draws = 2, 16, 3, 8
-    generator = torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(layers, size, size, generator=generator))[0]
-        for size in (wide, narrow)
+def low(model: bh.Model, rank: int) -> Any:
+    return bh.autoguide("laplace", model, components=1, rank=rank)
+
+
+def short() -> dict[str, Any]:
+    return {name: value for name, value in FIT.items() if name != "components"}
+
+
+def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
+    """By brute force: the variance of the linearised outputs, site by site."""
+    model = tiny_model(bh.presets.lora(rank=2), outputs=3)
+    guide = LaplaceGuide(model)
+    with torch.no_grad():
+        guide.loc.add_(0.3 * torch.randn(guide.loc.shape, generator=generator(1)))
+    examples = tiny_examples(16)
+    prior = width.equal_effect(model, guide, examples, seed=0)
+    rows = jacobian_of(model, guide, examples)
+    effects = {
+        name: part.square().sum(-1).mean().item()
+        for name, part in ((n, (rows * prior.scale)[..., at]) for n, at in places(guide).items())
+    }
+    assert len(effects) == len(model.sites)
+    for effect in effects.values():
+        assert effect == pytest.approx(1 / len(effects), rel=1e-3)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def places(guide: LaplaceGuide) -> dict[str, Tensor]:
+    return {k: v.flatten() for k, v in guide.unpack(torch.arange(len(guide.loc))).items()}
+
+
+def jacobian_of(model: bh.Model, guide: LaplaceGuide, examples: bh.Examples) -> Tensor:
+    """(N, outputs, D), output by output."""
+    leaves = {name: value.requires_grad_() for name, value in guide.means().items()}
+    outputs = model.outputs(leaves, next(examples.batches(len(examples))))
+    rows = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(
+                    each,
+                    list(leaves.values()),
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            ]
+        )
+        for each in outputs.flatten()
+    ]
+    return torch.stack(rows).reshape(*outputs.shape, -1)
+
+
+@pytest.mark.parametrize("noise", [0.2, 1.0])
+def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
+    """The closed form against a search over noise scales, tau by tau."""
+    torch.manual_seed(1)
+    model = tiny_model((), 1, likelihood=Normal(3.0, 2.0))
+    taus = torch.logspace(-2, 2, 5, dtype=torch.float64)
+    log_scale = torch.tensor(0.3).log()
+    mean = torch.cat([torch.randn(30, 1), log_scale.expand(30, 1)], 1)
+    outputs = Outputs(model, mean, (1,), None)
+    labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
+    found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
+    choice = width._with_noise(model, taus, found, [(outputs, labels)])
+    trained = 2.0 * 0.3
+    errors = (labels - 3.0 - 2.0 * mean[:, 0]).double()
+    nlls = {}
+    for tau, each in zip(taus.tolist(), found, strict=True):
+        for sd in torch.logspace(-1.5, 1, 2000, dtype=torch.float64).tolist():
+            variance = sd**2 * (1 + 4.0 * each[0][:, 0, 0] / trained**2)
+            nll = 0.5 * (errors.square() / variance + (2 * math.pi * variance).log()).mean()
+            nlls[tau, sd] = nll.item()
+    tau, sd = min(nlls, key=nlls.__getitem__)
+    assert choice.noise * trained == pytest.approx(sd, rel=5e-3)
+    assert choice.tau * choice.noise**2 == pytest.approx(tau)
+    assert choice.nll == pytest.approx(nlls[tau, sd], abs=1e-4)
+
+
+def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
+    """Where the point is right and sure of all, any width does harm."""
+    model = tiny_model((), prior=bh.priors.FunctionSpaceNormal(head=30.0))
+    examples, held_out = tiny_examples(48), tiny_examples(40, seed=3)
+    posterior = exactly(
+        model, examples, max_steps=400, lr=0.5, temperature=0.0, tau=None, validation=held_out
     )
-    scale = 0.5 + torch.rand(layers * wide * narrow, generator=generator)
-    ratio = torch.rand(scale.shape, generator=generator)
-    for factors in ((left, right), (right, left)):
-        covariance = KroneckerCovariance(scale, ratio, (factors,))
-        noise = torch.randn(draws, 1, len(scale), generator=generator)
-        with Memory() as memory:
-            root = covariance.root(noise)
-        assert memory.largest == noise.numel()
-        axes = torch.block_diag(*(torch.kron(*pair) for pair in zip(*factors, strict=True)))
-        exact = scale * (noise @ axes * ratio @ axes.T)
-        torch.testing.assert_close(root, exact, atol=1e-5, rtol=1e-4)
+    report = posterior.report
+    assert report.point_nll is not None and report.component_nll is not None
+    assert report.component_nll <= report.point_nll + 0.003 * abs(report.point_nll) + 1e-6
+    nlls = torch.tensor([3.0, 2.0, 1.002, 1.001, 1.0005], dtype=torch.float64)
+    assert width._best(nlls, 1.0) == 2  # the widest that costs at most 0.3 %
+    assert width._best(nlls - 0.01, 1.0) == 4  # or the best, if it is better than the point
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_it_is_saved_and_goes_on(structure: str, tmp_path: Path) -> None:
-    posterior = fitted(structure)
+@pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])
+def test_the_mean_is_the_points(likelihood: Any) -> None:
+    model = tiny_model(bh.presets.bh_peft(), likelihood.outputs, likelihood=likelihood)
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    posterior = bh.fit(model, "laplace", rows, components=3, max_steps=20, progress=False)
+    wide, point = (posterior.predict(rows, samples) for samples in (None, 0))
+    assert isinstance(wide, bh.RatingForecast) and isinstance(point, bh.RatingForecast)
+    torch.testing.assert_close(wide.mean, point.mean, atol=1e-5, rtol=1e-5)
+    if isinstance(likelihood, Normal):
+        assert wide.within is not None and (wide.within > 0).all()
+        assert (wide.epistemic - wide.between - wide.within.mean(0)).abs().max() < 1e-6
+
+
+def test_components_are_other_modes() -> None:
+    model, rows = tiny_model(bh.presets.bh_peft()), tiny_examples(60)
+    posterior = bh.fit(model, "laplace", rows, max_steps=30, lr=0.02, progress=False)
+    assert isinstance(posterior, MixturePosterior) and len(posterior.components) == 5
+    first, second = (guide_of(each).means() for each in posterior.components[:2])
+    unit = {site.name: site.unit for site in model.sites}
+    for name in ("lora.query.A", "adapter.down"):
+        assert ((first[name] - second[name]) / unit[name]).std() > 1.0
+    forecast = posterior.predict(rows)
+    assert isinstance(forecast, bh.ClassForecast) and forecast.between is not None
+    assert forecast.between.max() > 1e-4
+    assert posterior.report.between is not None and 0 < posterior.report.between <= 1
+
+
+def test_forecasts_do_not_depend_on_batches_padding_or_order() -> None:
+    questions = [("w9 w10", ["w5", "w6 w7", "w8 w9 w11"]), ("w12 w13 w14 w15", ["w5 w6", "w30"])]
+    questions += [(f"w{i}", ["w5", "w7 w8", "w20"]) for i in range(15, 30)]
+    choice = tiny_model(bh.presets.bh_peft(), 1, likelihood=bh.likelihoods.MultipleChoice())
+    rows = {
+        "question": [q for q, _ in questions],
+        "choices": [c for _, c in questions],
+        "answer": [i % 2 for i in range(len(questions))],
+    }
+    posterior = bh.fit(choice, "laplace", rows, components=2, max_steps=4, progress=False)
+    whole = posterior.predict(questions)
+    alone = [posterior.predict([each]).probabilities for each in questions]
+    few = posterior.predict(questions, max_rows=3).probabilities
+    turned = posterior.predict(questions[::-1]).probabilities.flip(0)
+    for other in (few, turned):
+        torch.testing.assert_close(other, whole.probabilities, atol=1e-5, rtol=1e-4)
+    for row, each in zip(whole.probabilities, alone, strict=True):
+        torch.testing.assert_close(each[0], row[: each.shape[1]], atol=1e-5, rtol=1e-4)
+
+
+def test_widening_points_is_fitting_the_default() -> None:
+    """The same points, so the same posterior; and their predictions stay."""
+    rows = tiny_examples(80)
+    points = bh.fit(tiny_model(), "delta", rows, components=2, max_steps=20, progress=False)
+    fitted = bh.fit(tiny_model(), "laplace", rows, components=2, max_steps=20, progress=False)
+    wide = points.widen(rows)
+    unseen = tiny_examples(30, seed=5)
+    assert wide.report.held_out == fitted.report.held_out == 16
+    one, other = (each.predict(unseen) for each in (wide, fitted))
+    torch.testing.assert_close(one.probabilities, other.probabilities, atol=2e-3, rtol=2e-2)
+    assert torch.equal(*(each.predict(unseen, 0).probabilities for each in (points, wide)))
+    assert wide.update(tiny_examples(12, seed=8), max_steps=3).report.parent == wide.report.id
+
+
+def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:
+    from pyro.infer import SVI
+    from pyro.optim import Adam
+
+    model, rows = tiny_model(()), tiny_examples(24)
+    guide = bh.autoguide("laplace", model, components=1)
+    svi = SVI(model, guide, Adam({"lr": 0.1}), bh.ELBO())
+    batch = next(rows.batches(len(rows)))
+    losses = [svi.step(batch) for _ in range(40)]
+    assert losses[-1] < losses[0]
+    posterior = bh.Posterior(model, guide, (bh.FitReport(24, "", bh.FitOptions()),)).widen(rows)
+    assert guide_of(posterior).linear and not guide.linear
+    here, there = (each.means() for each in (guide, guide_of(posterior)))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_it_is_saved_and_goes_on(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(), "laplace", tiny_examples(60), components=2, **QUICK)
     unseen = tiny_examples(12, seed=9)
     for number in (1, 2):
-        posterior.save(tmp_path / str(number))
-        again = bh.Posterior.load(
-            tmp_path / str(number), tiny_backbone(), tokenizer=tiny_tokenizer()
-        )
-        assert torch.equal(*(p.predict(unseen, 3).probabilities for p in (posterior, again)))
+        folder = posterior.save(tmp_path / str(number))
+        again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+        assert torch.equal(*(p.predict(unseen).probabilities for p in (posterior, again)))
+        assert again.report == posterior.report
         here, there = (
             p.update(tiny_examples(8, seed=2 + number), **QUICK) for p in (posterior, again)
         )
-        assert here.report.kl == there.report.kl and here.report.kl["weights"] > 0
+        assert torch.equal(*(p.predict(unseen).probabilities for p in (here, there)))
         posterior = here
-    assert isinstance(posterior.model.prior, JointPrior)
-    assert posterior.report.scales.keys() == {site.name for site in posterior.model.sites}
+    assert isinstance(posterior, MixturePosterior)
+    assert all(isinstance(each.model.prior, JointPrior) for each in posterior.components)
 
 
-def test_it_predicts_by_the_linearised_network() -> None:
-    posterior, unseen = fitted("kronecker"), tiny_examples(12, seed=9)
-    default, linear, network = (
-        posterior.predict(unseen, 8, linear=choice).probabilities for choice in (None, True, False)
+def test_draws_of_the_linearised_network_agree_with_its_closed_form() -> None:
+    posterior = bh.fit(tiny_model(), "laplace", tiny_examples(60), components=2, **QUICK)
+    closed, drawn = (
+        posterior.predict(tiny_examples(10, seed=4), 8000, keep_samples=kept)
+        for kept in (False, True)
     )
-    assert torch.equal(default, linear) and not torch.allclose(default, network)
-
-
-def test_what_cannot_work_is_refused() -> None:
-    model = tiny_model(())
-    guide = bh.autoguide("laplace", model)
-    for ask in (guide.as_prior, guide.scales):
-        with pytest.raises(GuideError, match="laplace before a fit"):
-            ask()
-    with pytest.raises(GuideError, match=r"structure='full' is none of dense, diagonal, kronecker"):
-        bh.autoguide("laplace", model, structure="full")
-    with pytest.raises(GuideError, match="also samples tau"):
-        bh.autoguide("laplace", tiny_model((), prior=hierarchical))
-    with pytest.raises(ConfigError, match=r"temperature=0 is maximum likelihood"):
-        bh.fit(model, guide, tiny_examples(), temperature=0.0, **QUICK)
-    with pytest.raises(GuideError, match=r"'laplace' would take 34 latents.*max_bytes"):
-        bh.autoguide("laplace", model, structure="dense", max_bytes=1000)
-    posterior = fitted("kronecker", model)
-    more = tiny_examples(8, seed=3)
-    for how in ({"guide": "full"}, {"keep": 0.5}):
-        with pytest.raises(PriorError, match="Kronecker-factored"):
-            posterior.update(more, **how)
-    assert posterior.update(more, guide="normal", **QUICK).report.projection > 0  # type: ignore[operator]
+    torch.testing.assert_close(closed.probabilities, drawn.probabilities, atol=0.02, rtol=0.0)
+    torch.testing.assert_close(closed.epistemic, drawn.epistemic, atol=0.02, rtol=0.0)
 
 
 def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:
@@ -189,14 +347,27 @@ def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         model = tiny_model((), outputs=1, likelihood=Counts())
-        found.append(bh.fit(model, "laplace", COUNTS, **QUICK))
+        found.append(bh.fit(model, "laplace", COUNTS, components=1, **QUICK))
         assert torch.equal(torch.get_rng_state(), before)
     one, other = (guide_of(posterior).scales() for posterior in found)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_prior_with_correlations_is_refused_before_any_step() -> None:
-    joint = bh.fit(tiny_model(()), "lowrank", tiny_examples(), max_steps=10, progress=False)
-    model = bh.Model(joint.model.network, joint.as_prior())
-    with pytest.raises(GuideError, match="this one is joint: expected structure='dense'"):
-        bh.autoguide("laplace", model)
+def test_what_cannot_work_is_refused() -> None:
+    model = tiny_model(())
+    guide = bh.autoguide("laplace", model, components=1)
+    with pytest.raises(GuideError, match=r"before its end is a point.*widen"):
+        guide.as_prior()
+    with pytest.raises(GuideError, match="also samples tau"):
+        bh.autoguide("laplace", tiny_model((), prior=hierarchical))
+    with pytest.raises(GuideError, match=r"'laplace' would take 34 latents.*max_bytes"):
+        bh.autoguide("laplace", model, max_bytes=1000)
+    with pytest.raises(GuideError, match="components=0 must be an integer of at least 1"):
+        bh.autoguide("laplace", model, components=0)
+    assert isinstance(bh.autoguide("laplace", model), MixtureGuide)
+    normal = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    with pytest.raises(GuideError, match=r"widen: NormalGuide .* expected a 'delta' guide"):
+        normal.widen(tiny_examples())
+    points = bh.fit(tiny_model(()), "delta", tiny_examples(), **QUICK)
+    with pytest.raises(DataError, match="column 'label' is missing"):
+        points.widen(["w5 w9"])

@@ -106,7 +106,7 @@ def test_a_transformer_against_nuts() -> None:
     """
     lora = bh.peft.LoRA(rank=1, targets=("value",), layers=(1,))
     head = bh.Head(1, principal=False)
-    network = bh.RandomPEFT(tiny_backbone(), (lora,), head, tiny_tokenizer(), aligned=False)
+    network = bh.RandomPEFT(tiny_backbone(), (lora,), head, tiny_tokenizer())
     prior = {
         "lora.*.A": lambda site: dist.Normal(site.anchor, 0.3 * site.unit),
         "lora.*.B": lambda site: dist.Normal(0.0, site.unit.expand(site.shape)),

@@ -143,6 +143,7 @@ class FitReport:
             held_out=first.held_out,
             components=list(components),
             learnt=first.learnt,
+            given=first.given,
         )
 
     @property

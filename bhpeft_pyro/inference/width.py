@@ -159,6 +159,7 @@ def _scores(outputs: Outputs) -> list[Tensor]:
         return [
             torch.autograd.grad(total, values, retain_graph=True)[0]
             for total in (each.sum() for each in every(outputs.labels(values)))
+            if total.requires_grad  # not a noise that is known
         ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import DataError
-from ..fitting import check_how, fit_round, joined
+from ..fitting import check_how, fit_round, joined, needs_rows
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.optimise import OptimizerFactory
@@ -73,7 +73,7 @@ def update(
     if not again:
         refuse_known(posterior, examples.fingerprint)
     given, point = examples.fingerprint, is_point(guide)
-    if point and held_out is None:
+    if held_out is None and needs_rows(guide, options):
         examples, held_out = examples.hold_out(options.seed)
     report = FitReport(
         len(examples),

@@ -173,7 +173,9 @@ def linear_predictives(
     away: list[Tensor] = []
     count = 0
     for block in blocks:
-        ways = [(block[s.name][:, 0] - at[s.name]).flatten(1) for s in model.sites]
+        ways = [
+            (block[s.name][:, 0] - at[s.name]).reshape(len(block[s.name]), -1) for s in model.sites
+        ]
         away.append(torch.cat(ways, 1))
         count += len(away[-1])
         if count * away[-1][0].nbytes >= MAX_BYTES:

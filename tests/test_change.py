@@ -93,7 +93,7 @@ def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates():
     posterior = bh.fit(model, "normal", data, max_steps=2, progress=False)
     found = changes(posterior, samples=20, seed=3)
     coordinates = model.network.coordinates
-    assert coordinates is not None and bool(coordinates.fitted)
+    assert bool(coordinates.fitted)
     expected = sizes(model.network, coordinates(posterior.sample(20, seed=3)))
     assert found.keys() == expected.keys()
     for branch, layers in expected.items():

@@ -82,7 +82,6 @@ def test_a_prefix_that_is_off_reads_little() -> None:
     model = aligned(bh.presets.prefix(4))
     network, batch = model.network, tiny_batch(16)
     start = {site.name: site.init()[None] for site in network.sites}
-    assert network.coordinates is not None
     weights = network.coordinates(start)
     assert not weights["prefix.value"].any() and weights["prefix.key"].any()
     none = {**start, "prefix.key": start["prefix.key"] - weights["prefix.key"]}
@@ -124,7 +123,7 @@ def test_the_axes_make_the_fisher_information_diagonal(kinds: Any) -> None:
     their eigenvalues do, and half its trace at unit sds is a nat."""
     model = tiny_model(kinds, aligned=True)
     coordinates = model.network.coordinates
-    assert coordinates is not None and coordinates.outer
+    assert coordinates.outer
     sites = {site.name: site for site in model.network.sites}
     generator = torch.Generator().manual_seed(0)
 
@@ -183,7 +182,6 @@ def test_anchors_whiten_the_leading_directions_of_the_gradients(
         align(model, batches)
     assert width < 100 or memory.largest < width**2
     g = torch.cat(seen[:4]).double()  # those of the input side come first
-    assert network.coordinates is not None
     anchor = network.coordinates.get_buffer("lora/ffn_in/A/anchor").double()
     moment = torch.einsum("nlab,nlac->lbc", g, g)
     white = anchor @ moment @ anchor.mT
@@ -247,17 +245,57 @@ def test_a_posterior_keeps_them(preset: str, tmp_path: Path) -> None:
     data = tiny_examples(16)
     first = bh.fit(new(), "normal", data, max_steps=2, progress=False)
     coordinates = first.model.network.coordinates
-    assert coordinates is not None and bool(coordinates.fitted)
+    assert bool(coordinates.fitted)
     before = {name: value.clone() for name, value in coordinates.state_dict().items()}
     second = first.update(tiny_examples(16, seed=1), max_steps=2)
     after = second.model.network.coordinates
-    assert after is not None
     assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
     second.save(tmp_path / "saved")
     loaded = bh.Posterior.load(tmp_path / "saved", tiny_backbone(), tokenizer=tiny_tokenizer())
     texts = ["w5 w7", "w9"]
     expected = second.predict(texts, samples=3).probabilities
     assert torch.equal(loaded.predict(texts, samples=3).probabilities, expected)
+
+
+def test_coordinates_that_were_never_fitted_are_kept_too(tmp_path: Path) -> None:
+    model = tiny_model(aligned=True)
+    quick: Any = {"max_steps": 2, "components": 1, "progress": False}
+    first = bh.fit(model, "laplace", tiny_examples(16), **quick)
+    assert not bool(model.network.coordinates.fitted)
+    second = first.update(tiny_examples(16, seed=1))
+    loaded = bh.Posterior.load(
+        second.save(tmp_path / "saved"), tiny_backbone(), tokenizer=tiny_tokenizer()
+    )
+    assert not bool(loaded.model.network.coordinates.fitted)
+    texts = ["w5 w7", "w9"]
+    expected = second.predict(texts).probabilities
+    assert torch.equal(loaded.predict(texts).probabilities, expected)
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_another_start_is_another_projection_of_the_same_size(fitted: bool) -> None:
+    kinds = (*bh.presets.lora(rank=8), *bh.presets.adapter(8), *bh.presets.prefix(8))
+    model = aligned(kinds) if fitted else tiny_model(kinds, aligned=True)
+    coordinates = model.network.coordinates
+    raw = model.network.attachment.sites
+    torch.manual_seed(1)
+    found = {site.name: coordinates.another(site.name) for site in raw}
+    again = {site.name: coordinates.another(site.name) for site in raw}
+    inner = [site for site in raw if site.anchor is not None]
+    assert {site.name for site in inner} == {
+        name for name, away in found.items() if away is not None
+    }
+    assert {site.role for site in inner} == {"input"} and len(inner) >= 4
+    zero = {site.name: torch.zeros(site.shape) for site in raw}
+    for site in inner:
+        starts = [coordinates(zero | {site.name: each[site.name]}) for each in (found, again)]
+        one, other = (weights[site.name] for weights in starts)
+        assert site.anchor is not None
+        for away in (other, site.anchor):
+            across = torch.nn.functional.cosine_similarity(one.flatten(), away.flatten(), 0)
+            assert across.abs() < 0.25, site.name  # 4 sds
+        sizes = [layers.flatten(1).norm(dim=1) for layers in (one, site.anchor)]
+        torch.testing.assert_close(*sizes, rtol=0.3, atol=0.0)
 
 
 def test_a_guide_starts_at_laplace_sds() -> None:
@@ -287,24 +325,33 @@ def test_ratings_do_not_go_astray() -> None:
     assert posterior.report.last("loss") < baseline + 0.5
 
 
-def test_unlabelled_texts_set_axes_and_coordinates() -> None:
-    few, many = tiny_examples(8), tiny_examples(60, seed=3)
-    quick: Any = {"max_steps": 1, "progress": False}
+@pytest.mark.parametrize("guide", ["AutoNormal", "laplace", "delta"])
+def test_unlabelled_texts_set_axes_and_coordinates(guide: str) -> None:
+    """Of points the head's axes alone: they train the PEFT weights themselves."""
+    few, many = tiny_examples(8), tiny_examples(48, seed=3)
+    quick: Any = {"max_steps": 1, "components": 1, "progress": False}
 
     def chosen(data: bh.Examples, unlabelled: Any = None) -> dict[str, Tensor]:
         model = tiny_model(bh.presets.bh_peft(), aligned=True)
-        bh.fit(model, "delta", data, unlabelled=unlabelled, **quick)  # under random heads
+        start = {k: v.clone() for k, v in model.network.coordinates.state_dict().items()}
+        bh.fit(model, guide, data, unlabelled=unlabelled, **quick)  # under random heads
+        after = model.network.coordinates.state_dict()
+        changed = any(not torch.equal(after[name], value) for name, value in start.items())
+        assert changed == bool(after["fitted"]) == (guide == "AutoNormal")
         return dict(model.network.state_dict())
 
     assert many.texts is not None
     by_many, given, by_few = chosen(many), chosen(few, list(many.texts)), chosen(few)
     assert by_many.keys() == given.keys()
     assert all(torch.equal(given[name], value) for name, value in by_many.items())
-    assert not all(torch.equal(by_few[name], value) for name, value in by_many.items())
+    assert not torch.equal(by_few["axes.matrix"], by_many["axes.matrix"])
+    left = "coordinates.lora/query/B/left"
+    assert torch.equal(by_few[left], by_many[left]) == (guide != "AutoNormal")
 
 
+@pytest.mark.parametrize("guide", ["normal", "lowrank"])
 def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(
-    monkeypatch: pytest.MonkeyPatch,
+    guide: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a posterior every example gets a draw of the fitted head's; other labels, other axes."""
     seen: list[dict[str, Tensor]] = []
@@ -322,7 +369,7 @@ def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(
         labels = 1 - examples.labels if flipped else examples.labels
         model = tiny_model(bh.presets.lora(rank=2), aligned=True)
         given = replace(examples, labels=labels)
-        bh.fit(model, "linear", given, max_steps=4, progress=False)
+        bh.fit(model, guide, given, max_steps=4, progress=False)
         return torch.cat([weights["head.weight"][:, 0] for weights in seen])
 
     heads, others = fitted(False), fitted(True)
@@ -337,7 +384,6 @@ def test_anchors_of_few_texts_read_what_predictions_depend_on() -> None:
     """Of fewer texts than ranks most directions are rounding errors: divided by the roots of their
     strengths, these would be all that is read."""
     coordinates = tiny_model((LoRA(rank=4, targets=("query",)),), aligned=True).network.coordinates
-    assert coordinates is not None
     layers, rank, width = coordinates.get_buffer("lora/query/A/anchor").shape
     torch.manual_seed(0)
     vectors = torch.linalg.qr(torch.randn(layers, width, rank).double())[0]

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from bhpeft_pyro.experiments.laplace import LastLayer
 from datasets import Dataset
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation, init_to_value
@@ -23,7 +24,6 @@ from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.experiments.budgets import BUDGETS
 from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.dropout import dropout
-from bhpeft_pyro.experiments.laplace import LastLayer
 from bhpeft_pyro.experiments.methods import method, mixture
 from bhpeft_pyro.experiments.significance import fits_p, holm, permutation_p
 from bhpeft_pyro.experiments.tables import Cell, Row, Table

@@ -202,6 +202,21 @@ def test_a_round_with_replay_is_held_against_all_that_it_learnt(model: bh.Model)
     assert psis(before, first).k_hat < 0.7
 
 
+@pytest.mark.parametrize("components", [1, 2])
+def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None:
+    given = tiny_examples(60)
+    learnt, held_out = given.hold_out(0)
+    assert held_out is not None and len(held_out) == 12
+    options: dict[str, Any] = {"max_steps": 5, "components": components, "progress": False}
+    posterior = bh.fit(tiny_model(()), "laplace", given, **options)
+    assert psis(posterior, given, 200) == psis(posterior, learnt, 200)
+    with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
+        psis(posterior, held_out, 200)
+    point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled
+    with pytest.raises(ConfigError, match="maximum likelihood: there is no posterior"):
+        psis(point, given)
+
+
 def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
     with pytest.raises(ConfigError, match="samples=99 must be at least 100"):

@@ -157,7 +157,6 @@ def test_the_default_prior_on_b_is_matrix_normal() -> None:
     """The covariance of vec B in fitted coordinates is a Kronecker product."""
     model = tiny_model(aligned=True)
     coordinates = model.network.coordinates
-    assert coordinates is not None
     s = next(s for s in model.sites if s.name == "lora.query.B")
     layers, out, rank = s.shape
     moments = [

@@ -18,14 +18,13 @@ from scipy.stats import binomtest, kstest
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
 from bhpeft_pyro.diagnostics.passes import labels, run
-from bhpeft_pyro.diagnostics.sbc import _settled
 from bhpeft_pyro.diagnostics.uniformity import band, symmetric, uniform
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.fitting import is_open
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.inference.passes import Block
-from bhpeft_pyro.inference.scale import PriorScale
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -109,7 +108,7 @@ def test_classes_and_peft_weights() -> None:
     )
     assert found.failed == ["log likelihood"]
     assert found.names[1:5] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1) for k in (1, 2))
-    assert model.network.coordinates is not None and model.network.coordinates.fitted
+    assert bool(model.network.coordinates.fitted)
 
 
 def test_the_transformer_runs_once_for_all_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +221,17 @@ def test_too_few_texts() -> None:
 
 def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
     for given in (FunctionSpaceNormal(), FunctionSpaceNormal(head=2.0), FunctionSpaceNormal(0.3)):
-        closed = _settled(given)
-        assert isinstance(closed, FunctionSpaceNormal)
-        model = tiny_model(prior=closed, aligned=True)
-        assert PriorScale.of(model, bh.autoguide("linear", model)) is None
-        assert closed.head is not None
-        for site in model.sites:
+        seen: list[bh.Model] = []
+
+        def infer(model: bh.Model, _: bh.Examples, seen: list[bh.Model] = seen) -> Any:
+            seen.append(model)
+            return prior_guide(model)
+
+        sbc(tiny_model(prior=given), infer, TEXTS[:6], at=TEXTS[:1], replications=20, draws=3)
+        assert len(seen) == 20 and not any(map(is_open, seen))
+        closed = seen[0].prior
+        assert isinstance(closed, FunctionSpaceNormal) and closed.head is not None
+        for site in seen[0].sites:
             assert closed.scale(site) == given.scale(site)
 
 

@@ -130,8 +130,9 @@ def test_bad_levels(posterior: bh.Posterior) -> None:
 def test_alternatives_are_of_the_linearised_network_if_the_posterior_is() -> None:
     """What keeps (nearly) all has the NLL of the posterior itself; without the linearisation a wide
     posterior's is another one."""
-    wide = tiny_model(prior=bh.priors.FunctionSpaceNormal(change=1.0, head=2.0), aligned=True)
-    fitted = bh.fit(wide, "linear", tiny_examples(48), max_steps=40, progress=False)
+    wide = tiny_model(prior=bh.priors.FunctionSpaceNormal(change=3.0, head=2.0), aligned=True)
+    options = {"components": 1, "max_steps": 40, "progress": False}
+    fitted = bh.fit(wide, "laplace", tiny_examples(48), **options)
     data, how = tiny_examples(32, seed=4), {"samples": 400, "seed": 1}
     kept = drift._under(fitted, 1 - 1e-7, data, max_rows=64, **how)
     linear, plain = (fitted.evaluate(data, 400, linear=choice)["nll"] for choice in (True, False))

@@ -14,6 +14,8 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import LowRankGuide
+from bhpeft_pyro.mixture import MixturePosterior
+from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -25,7 +27,7 @@ QUICK: dict[str, Any] = {"max_steps": 8, "natural_lr": 0.3, "progress": False}
 FAMILIES: list[Any] = [
     "normal",
     "lowrank",
-    "linear",
+    "laplace",
     "full",
     {"head.*": "full", "*": "normal"},
     {"head.weight": ("lowrank", {"rank": 5}), "*.A": ("delta", {"width": 0.1}), "*": "normal"},
@@ -36,7 +38,7 @@ FAMILIES: list[Any] = [
 def old(request: pytest.FixtureRequest) -> bh.Posterior:
     """A first round, and for joint guides a second one, whose prior is joint too."""
     model = tiny_model(bh.presets.lora(rank=1), aligned=True)
-    posterior = bh.fit(model, request.param, OLD, **{**QUICK, "max_steps": 2})
+    posterior = bh.fit(model, request.param, OLD, components=1, **{**QUICK, "max_steps": 2})
     if request.param == "normal":
         return posterior
     return posterior.update({name: column[:6] for name, column in OLD.items()})
@@ -87,11 +89,22 @@ def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh
     kept, new = was.nonzero()[:, 0], (was == 0).nonzero()[:, 0]
     assert torch.equal(grown_joint[kept[:, None], kept], joint)
     assert not grown_joint[kept[:, None], new].any()
-    head = old.first_prior.head  # type: ignore[union-attr]
-    expected = head * torch.tensor([16**-0.5] * 16 + [1.0])  # in the sites' units
+    expected = torch.tensor([16**-0.5] * 16 + [1.0])  # a logit's sd of 1 in the sites' units
+    if isinstance(old.first_prior, JointPrior):  # but for what has been set since
+        weight, bias = (first_prior(old, "scale")[name] for name in ("head.weight", "head.bias"))
+        assert (weight == weight[:1]).all() and (bias == bias[0]).all()
+        expected = torch.cat([weight[0], bias[:1]])
     torch.testing.assert_close(grown_joint[new[:, None], new], torch.diag(expected.square()))
     assert grown.text.label_names == ("angry", "calm", "sad")
     assert grown.lineage is old.lineage  # it is no round
+
+
+def first_prior(posterior: bh.Posterior, part: str) -> dict[str, Tensor]:
+    """The means or sds of the first prior of a Laplace approximation, by site."""
+    prior = posterior.first_prior
+    assert isinstance(prior, JointPrior)
+    covariance = prior.normal.covariance
+    return unpack({"loc": prior.normal.loc, "scale": covariance.scale}[part], prior.shapes)
 
 
 def _marked(marks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -140,6 +153,39 @@ def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_pa
     assert (here[:, 2] > grown.predict(unseen, 64).probabilities[:, 2]).all()
 
 
+def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path: Path) -> None:
+    """Each has its own: around a start of its own, with scales of its own."""
+    model = tiny_model(bh.presets.lora(rank=1), aligned=True)
+    old = bh.fit(model, "laplace", OLD, components=2, replay=bh.Replay(5), **QUICK)
+    grown = old.grow(["sad"]).grow(["glad"])
+    assert isinstance(old, MixturePosterior) and isinstance(grown, MixturePosterior)
+    for each, before in zip(grown.components, old.components, strict=True):
+        for part, new in (("loc", 0.0), ("scale", None)):
+            was, now = first_prior(before, part), first_prior(each, part)
+            for name, value in rows(now).items():
+                assert torch.equal(value, was[name])
+            for name in ("head.weight", "head.bias"):
+                assert now[name].shape[0] == 4
+                expected = was[name][:1] if new is None else torch.tensor(new)
+                assert (now[name][2:] == expected).all()
+    here, there = (first_prior(each, "loc") for each in grown.components)
+    assert all(not torch.equal(here[name], there[name]) for name in here if name.endswith(".A"))
+    assert all(torch.equal(here[name], there[name]) for name in here if name.startswith("head."))
+    assert grown.own_priors and grown.first_prior is grown.components[0].first_prior
+    grown.save(tmp_path)
+    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    new = [each.update(NEW, keep=0.5, replay=bh.Replay(4)) for each in (grown, again)]
+    assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
+    # With nothing kept that is the prior of the round, new rows included.
+    anew = grown.update(NEW, keep=0.0, max_steps=1)
+    assert isinstance(anew, MixturePosterior)
+    for each, before in zip(anew.components, grown.components, strict=True):
+        prior, first = each.model.prior, before.first_prior
+        assert isinstance(prior, JointPrior) and isinstance(first, JointPrior)
+        torch.testing.assert_close(prior.normal.loc, first.normal.loc)
+        torch.testing.assert_close(prior.normal.stddev, first.normal.stddev)
+
+
 def test_a_grown_posterior_comes_back(head: bh.Posterior, tmp_path: Path) -> None:
     grown = head.grow(["sad"])
     grown.save(tmp_path)
@@ -175,7 +221,7 @@ def test_a_number_far_off_is_no_new_label() -> None:
 
 
 def test_a_new_label_is_refused_with_the_way_to_learn_it(head: bh.Posterior) -> None:
-    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), restarts=2, **QUICK)
+    numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK)
     for old, data, new in (
         (head, NEW, "'sad' is none of"),
         (numbered, {"text": ["w5", "w6"], "label": [0, 2]}, "label 2 is none of 0 to 1"),

@@ -184,7 +184,8 @@ def test_the_power_prior_is_the_normalised_product() -> None:
         prior.distributions["head.bias"].base_dist  # type: ignore[attr-defined]
         for prior in (posterior.as_prior(), mixed)
     )
-    p0 = dist.Normal(0.0, posterior.model.prior.head)  # type: ignore[union-attr]
+    bias = next(site for site in posterior.model.sites if site.name == "head.bias")
+    p0 = dist.Normal(0.0, posterior.model.prior.sd(bias).item())  # type: ignore[union-attr]
     grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
     for i in range(2):
         mean, sd = q.mean[i].double(), q.stddev[i].double()

@@ -167,8 +167,8 @@ _FITTING = {
         float | None,
         _fitting(
             "temperature",
-            "Weight of the KL: 1 is the posterior, 0 none; under laplace and delta how strongly the "
-            "prior pulls at the point",
+            "Weight of the KL: 1 is the posterior, 0 none; under laplace and delta how strongly "
+            "the prior pulls at the point",
         ),
     ],
     "tau": Annotated[

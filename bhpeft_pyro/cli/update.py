@@ -70,7 +70,7 @@ def update(
     # Before rows are held out, so that all are checked now, under the numbers the file has.
     examples = start.text.encode(start.model, table, labelled=True)
     if not again:
-        refuse_known(before, examples.fingerprint)
+        refuse_known(before, examples)
     train, held_out = hold_out(examples, validation, how.seed)
     if held_out is None and "patience" not in options.given(context):
         how = how.change(patience=None)  # the last round's had rows to look at

@@ -95,7 +95,7 @@ def sbc(
     some = examples.subset(first) if at is None else reading.encode_texts(model, at)
     with seeded(seed):
         _align(model, examples)
-    model = Model(_remembering(model.network), model.prior, model.likelihood)
+    model = Model(_remembering(model.network), _settled(model.prior), model.likelihood)
     whole, places = Feed(model, examples), Feed(model, some)
     ranks = []
     generator = torch.Generator().manual_seed(seed)
@@ -148,6 +148,11 @@ def _align(model: Model, examples: Examples) -> None:
     first = examples.subset(range(min(_ALIGN, len(examples))))
     model.network.align(batch for _, batch in first.by_length(32))
     align(model, [batch for _, batch in first.by_length(16)])
+
+
+def _settled(prior: Prior) -> Prior:
+    """Scales set anew from each data set make a prior that the truths are not drawn from."""
+    return prior.closed() if isinstance(prior, FunctionSpaceNormal) else prior
 
 
 def _remembering(network: RandomPEFT) -> RandomPEFT:

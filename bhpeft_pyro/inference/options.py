@@ -37,8 +37,8 @@ class FitOptions:
         temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood. Of points
             ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but points
             with held-out rows are not pulled, and these rows choose the step whose state is kept:
-            the last of ten that are looked at, unless an earlier one is better by more than a
-            standard error.
+            the last of ten that are looked at, unless an earlier one is better by more than
+            two standard errors.
         tau: of "laplace": how much of the prior's precision there is in the width, in multiples.
             None takes what gives held-out rows the highest density, or 1 without any.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
+from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -23,6 +24,7 @@ from ..likelihoods import Categorical
 from ..model import Model
 from ..network import RandomPEFT
 from ..posterior import Posterior
+from ..priors import JointPrior, Prior, unpack
 from .forgetting import normals
 
 __all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
@@ -65,9 +67,10 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
-    model = Model(network, posterior.first_prior, posterior.model.likelihood)
-    first = normals(posterior.first_prior, model.sites, _HEAD, "grow")
-    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in first.items()}
+    first = _first_prior(posterior, count)
+    model = Model(network, first, posterior.model.likelihood)
+    own = normals(first, model.sites, _HEAD, "grow")
+    rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
     if coreset is not None:
@@ -83,6 +86,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         model=model,
         guide=guide,
         text=dataclasses.replace(posterior.text, label_names=names),
+        first_prior=first,
         coreset=coreset,
     )
 
@@ -190,6 +194,24 @@ def _head(model: Model) -> Head:
             f"{type(head).__name__} and {type(likelihood).__name__}"
         )
     return head
+
+
+def _first_prior(posterior: Posterior, count: int) -> Prior | None:
+    """The first prior of a larger head: of a joint one new rows are Normal as the old ones are,
+    around zero."""
+    first = posterior.first_prior
+    if not isinstance(first, JointPrior) or first.normal.covariance.rank:
+        return first
+    means, sds = (
+        unpack(part, first.shapes) for part in (first.normal.loc, first.normal.covariance.scale)
+    )
+    for name in _HEAD:
+        more = sds[name][-1:].expand(count, *sds[name].shape[1:])
+        means[name] = torch.cat([means[name], torch.zeros_like(more)])
+        sds[name] = torch.cat([sds[name], more])
+    loc, scale = (torch.cat([part.flatten() for part in parts.values()]) for parts in (means, sds))
+    normal = LowRankNormal(loc, Covariance.diagonal(scale))
+    return JointPrior(normal, {name: tuple(part.shape) for name, part in means.items()}, first.name)
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:

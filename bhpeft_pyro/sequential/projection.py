@@ -41,7 +41,8 @@ def in_family(
 
     def guide_under(prior: Prior) -> Guide:
         with seeded(seed):
-            return autoguide(family, Model(model.network, prior, model.likelihood))
+            under = Model(model.network, prior, model.likelihood)
+            return autoguide(family, under, components=1)
 
     # A guide knows itself what it holds together; under independent weights any can be made.
     alone, _ = projected(last, ())

@@ -9,6 +9,7 @@ from ..head import Head, OwnHead
 from ..model import Model
 from ..posterior import Posterior
 from .history import History
+from .update import has_learnt
 
 __all__ = ["check_same", "resume"]
 
@@ -56,7 +57,7 @@ def check_same(posterior: Posterior, number: int, name: str, data: object) -> No
     """
     report = posterior.lineage[number]
     examples = posterior.text.encode(posterior.model, data, labelled=True)
-    if (report.name, report.data) != (name, examples.fingerprint):
+    if report.name != name or not has_learnt(report, examples):
         raise ConfigError(
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")

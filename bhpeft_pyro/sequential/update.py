@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..data import Examples
 from ..errors import DataError
 from ..fitting import check_how, fit_round, joined, needs_rows
 from ..guides import GuideLike
@@ -22,7 +23,7 @@ from .growth import with_outputs_for
 from .projection import in_family
 from .replay import Replay
 
-__all__ = ["refuse_known", "update"]
+__all__ = ["has_learnt", "refuse_known", "update"]
 
 
 @fitting()
@@ -38,8 +39,13 @@ def update(
     replay: Replay | None,
     grow: bool,
     again: bool,
+    split: int | None = None,
 ) -> Posterior:
-    """See `Posterior.update`."""
+    """See `Posterior.update`.
+
+    Args:
+        split: the seed by which rows are held out, if it is not the options' own.
+    """
     if isinstance(data, Iterator):  # for new labels it is read twice
         data = list(data)
     if isinstance(posterior, MixturePosterior):
@@ -71,10 +77,10 @@ def update(
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not again:
-        refuse_known(posterior, examples.fingerprint)
+        refuse_known(posterior, examples)
     given, point = examples.fingerprint, is_point(guide)
     if held_out is None and needs_rows(guide, options):
-        examples, held_out = examples.hold_out(options.seed)
+        examples, held_out = examples.hold_out(options.seed if split is None else split)
     report = FitReport(
         len(examples),
         examples.fingerprint,
@@ -118,25 +124,43 @@ def _update_each(
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not how["again"]:  # the components do not know what a split was made of
-        refuse_known(mixture, examples.fingerprint)
+        refuse_known(mixture, examples)
     every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
     components: list[Posterior] = []
     for each, own in every:
         with keeping(components, options, mixture.lineage):
             components.append(
-                update(each, examples, validation=held_out, options=own, grow=False, **how)
+                update(
+                    each,
+                    examples,
+                    validation=held_out,
+                    options=own,
+                    grow=False,
+                    split=options.seed,  # the same rows held out for all of them
+                    **how,
+                )
             )
+    if components[0].report.held_out and held_out is None:
+        _, held_out = examples.hold_out(options.seed)
     return joined(components, held_out, options, mixture.lineage)
 
 
-def refuse_known(posterior: Posterior, fingerprint: str) -> None:
+def has_learnt(report: FitReport, examples: Examples) -> bool:
+    """Whether a round was given these very examples, or learnt them all of what it was given, or
+    all but those that it held out itself."""
+    rest, _ = examples.hold_out(report.options.seed) if report.held_out else (examples, None)
+    known = (report.data, report.given)
+    return examples.fingerprint in known or rest.fingerprint in known
+
+
+def refuse_known(posterior: Posterior, examples: Examples) -> None:
     """Whether a round was given these very examples, or learnt them all of what it was given.
 
     Raises:
         DataError: one was.
     """
     for number, report in enumerate(posterior.lineage, 1):
-        if fingerprint in (report.data, report.given):
+        if has_learnt(report, examples):
             raise DataError(
                 f"data: round {number} ({report.id}) has learnt {report.examples} of these "
                 "examples already, and they would count twice; again=True (--again) learns them "

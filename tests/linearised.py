@@ -1,0 +1,51 @@
+"""The linearised network by brute force: one backward pass for each output of each example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+import bhpeft_pyro as bh
+
+
+class Linearised(bh.Model):
+    """A model whose outputs are f(at) + J(at) (w - at); for a few weights and examples.
+
+    Args:
+        model: the model.
+        at: a tensor of its shape for each site.
+    """
+
+    def __init__(self, model: bh.Model, at: Mapping[str, Tensor]) -> None:
+        super().__init__(model.network, model.prior, model.likelihood)
+        self.at = {name: value.detach() for name, value in at.items()}
+
+    def outputs(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> Tensor:
+        value, rows = derivative(bh.Model(self.network), self.at, batch)
+        ways = []
+        for site in self.network.sites:  # (S, 1, *shape)
+            away = weights[site.name] - self.at[site.name]
+            ways.append(away.reshape(len(away), -1))
+        moved = torch.cat(ways, 1) @ rows.mT
+        return value + moved.reshape(-1, *value.shape)
+
+
+def derivative(model: bh.Model, at: Mapping[str, Tensor], batch: bh.Batch) -> tuple[Tensor, Tensor]:
+    """The outputs, and their derivatives by the network's weights, (all outputs, D)."""
+    with torch.enable_grad():
+        leaves = {s.name: at[s.name].clone().requires_grad_() for s in model.network.sites}
+        value = model.network(leaves, batch)
+        rows = [
+            torch.autograd.grad(
+                each,
+                list(leaves.values()),
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            for each in value.flatten()
+        ]
+    flat = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    return value.detach(), flat

@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 export TOKENIZERS_PARALLELISM := false
+# Threads that wait sleep: beside another job they would take its processor from it.
+export OMP_WAIT_POLICY := PASSIVE
 
 # All of pip's output goes to a log, the large downloads and the errors to the screen.
 define pip

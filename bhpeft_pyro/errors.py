@@ -51,8 +51,8 @@ class LikelihoodError(BHPEFTError, ValueError):
 
 
 class FitError(BHPEFTError, RuntimeError):
-    """Fitting had to stop; `posterior` keeps the last good state (None before any), or the restarts
-    that were fitted before."""
+    """Fitting had to stop; `posterior` keeps the last good state (None before any), or the
+    components that were fitted before."""
 
     def __init__(self, message: str, posterior: object | None = None) -> None:
         super().__init__(message)

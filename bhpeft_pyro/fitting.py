@@ -165,9 +165,9 @@ def fit(
                 start(model, module, rest, own, batches)
             else:
                 align(model, batches)  # once: coordinates are one for all
-            if fitted and isinstance(module, Guide) and not (point and report.temperature == 0):
-                if not isinstance(module, LaplaceGuide):
-                    scatter(model, module, own)
+            own_place = isinstance(module, LaplaceGuide) or (point and report.temperature == 0)
+            if fitted and isinstance(module, Guide) and not own_place:
+                scatter(model, module, own)
         posterior = Posterior(first, module, (report,), text, first.prior)
         with keeping(fitted, options):
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))

@@ -52,7 +52,7 @@ class Outputs:
         self.model, self.mean, self.shape, self.choices = model, mean, shape, choices
 
     def labels(self, values: Tensor) -> TorchDistribution:
-        """The distribution of the labels, of batch shape (*S, B), at values (*S, B, E)."""
+        """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""
         ends = [math.prod(self.shape)]
         ends += [site.numel for site in self.model.likelihood.sites]
         network, *own = values.split(ends, -1)

@@ -1,4 +1,4 @@
-"""`MixturePosterior`: independent restarts of a fit as one posterior."""
+"""`MixturePosterior`: independent fits as one posterior."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .priors import MixturePrior
 
 __all__ = ["MixturePosterior", "keeping", "seeds"]
 
-_STRIDE = 1000  # so that the restarts of seeds 0, 1, 2, ... are not the same fits
+_STRIDE = 1000  # so that the components of seeds 0, 1, 2, ... are not the same fits
 
 
-def seeds(options: FitOptions, restarts: int) -> list[FitOptions]:
-    """The options of each restart: the seed that was given, then others far from it."""
-    return [options.change(seed=options.seed + _STRIDE * r) for r in range(restarts)]
+def seeds(options: FitOptions, components: int) -> list[FitOptions]:
+    """The options of each component: the seed that was given, then others far from it."""
+    return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
 
 
 @contextmanager
 def keeping(
     fitted: Sequence[Posterior], options: FitOptions, lineage: tuple[FitReport, ...] = ()
 ) -> Iterator[None]:
-    """Where one restart fails, those that were fitted before it are the error's posterior.
+    """Where one fit fails, those that were fitted before it are the error's posterior.
 
     Args:
         fitted, options, lineage: as for `MixturePosterior.joined`.
@@ -42,7 +42,7 @@ def keeping(
 
 
 class MixturePosterior(Posterior):
-    """What `fit(..., restarts=R)` gives: R fits as one posterior, an equal-weight mixture.
+    """What `fit(..., components=R)` gives: R fits as one posterior, an equal-weight mixture.
 
     It predicts with equally many draws of each component; a number of draws that R does not divide
     is rounded up. With `samples=0` each component predicts once, from its central values. Where
@@ -57,13 +57,13 @@ class MixturePosterior(Posterior):
     examples, differences between components, errors included, would soon leave a single one.
 
     Attributes:
-        components: the restarts, the one with the options' own seed first.
+        components: the fits, the one with the options' own seed first.
         own_priors: whether each was fitted under a prior of its own, as in later rounds.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> options = {"max_steps": 3, "progress": False}
-    >>> both = fit(tiny_model(()), "normal", tiny_examples(), restarts=2, **options)
+    >>> both = fit(tiny_model(()), "normal", tiny_examples(), components=2, **options)
     >>> len(both.components), both.predict(["w5 w20"], samples=3, keep_samples=True).samples.shape
     (2, torch.Size([4, 1, 2]))
     """

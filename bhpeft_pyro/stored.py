@@ -80,8 +80,12 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     prior, more = stored_priors.describe(model.prior, "prior")
     tensors |= more
     first: dict[str, Any] | None = None  # the same
-    if posterior.first_prior is not model.prior:
-        first, more = stored_priors.describe(posterior.first_prior, "first_prior")
+    parts = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
+    firsts: list[Any] = [each.first_prior for each in parts]
+    own = any(each is not firsts[0] for each in firsts)
+    if any(each.first_prior is not each.model.prior for each in parts):
+        whole = MixturePrior(firsts) if own else firsts[0]
+        first, more = stored_priors.describe(whole, "first_prior")
         tensors |= more
     tensors |= _named("network", model.network)
     return {
@@ -96,6 +100,7 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "likelihood": _describe(model.likelihood),
         "prior": prior,
         "first_prior": first,
+        "own_first_priors": own,
         **fitted,
         "text": asdict(posterior.text),
     }, tensors
@@ -151,27 +156,31 @@ def revive(
     network = RandomPEFT(backbone, kinds, top, tokenizer)
     _load(network, tensors, "network")
 
-    def fitted(fit: dict[str, Any], part: str, prior: Prior, rounds: Lineage) -> Posterior:
+    def fitted(
+        fit: dict[str, Any], part: str, prior: Prior, first: Prior | None, rounds: Lineage
+    ) -> Posterior:
         model = Model(network, prior, likelihood)
         guide, coreset = _revive_fit(fit, tensors, part, model)
-        return Posterior(model, guide, rounds, options, first_prior, coreset)
+        return Posterior(model, guide, rounds, options, first, coreset)
 
     if fits is None:
-        return fitted(content, "", prior, lineage)
-    priors = (
-        prior.parts
-        if content["own_priors"] and isinstance(prior, MixturePrior)
-        else [prior] * len(fits)
-    )
+        return fitted(content, "", prior, first_prior, lineage)
+
+    def each(whole: Any, own: bool) -> Sequence[Any]:
+        return whole.parts if own and isinstance(whole, MixturePrior) else [whole] * len(fits)
+
+    priors = each(prior, content["own_priors"])
+    firsts = each(first_prior, content.get("own_first_priors", False))
+    rounds = [tuple(report.components[number] for report in lineage) for number in range(len(fits))]
     components = [
-        fitted(fit, f"{number}.", each, tuple(report.components[number] for report in lineage))
-        for number, (fit, each) in enumerate(zip(fits, priors, strict=True))
+        fitted(fit, f"{number}.", *own)
+        for number, (fit, *own) in enumerate(zip(fits, priors, firsts, rounds, strict=True))
     ]
     return MixturePosterior(components, lineage)
 
 
 def _describe_fit(posterior: Posterior, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What restarts have each of its own: the guide and a coreset."""
+    """What components have each of its own: the guide and a coreset."""
     guide = posterior.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
     if name is None or not isinstance(guide, Guide):

@@ -42,7 +42,7 @@ from bhpeft_pyro.demo.data import two_rounds
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"
-train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 8, 64)
+train, held_out, test, epochs, samples = (16, 8, 16, 1, 4) if small else (400, 100, 200, 8, 16)
 
 # %% [markdown]
 # ## The data
@@ -51,7 +51,7 @@ train, test, epochs, samples = (16, 16, 1, 4) if small else (400, 200, 8, 64)
 # tweets come later.
 
 # %%
-movies, tweets = two_rounds(sentiment(), (train, train // 2), 8, test, seed=0)
+movies, tweets = two_rounds(sentiment(), (train, train // 2), held_out, test, seed=0)
 for row in movies.train.select(range(3)):
     print(("negative", "positive")[row["label"]], "|", row["text"])
 
@@ -93,35 +93,42 @@ trace = pyro.poutine.trace(by_layer).get_trace(network.sites)
 # %% [markdown]
 # ## The fit
 #
-# The guide `linear` is one Normal over all weights, narrow along the directions that the texts have
-# told about. `fit` climbs the ELBO with it: first its mean, without noise, then mean and covariance
-# together, and on the way the scale of its prior. The report has what was found, the KL
-# by site, and names what had not settled, if anything.
+# The guide `laplace`, the default, is a mixture of five Laplace approximations. `fit` trains five
+# points, each from a start of its own; rows that are not learnt say when to stop each, and how wide
+# the posterior around it is. The report has a line for each component.
 
 # %%
-posterior = bh.fit(bh.Model(network), "linear", movies.train, epochs=epochs, progress=False)
+posterior = bh.fit(
+    bh.Model(network), "laplace", movies.train, validation=movies.validation, epochs=epochs,
+    progress=False,
+)  # fmt: skip
 print(posterior.report)
 
 # %%
-ax = plots.elbo_trace(posterior.report.history)
+figure, ax = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+for number, report in enumerate(posterior.report.components, 1):
+    looks = {e["step"]: e["validation_nll"] for e in report.history if "validation_nll" in e}
+    (line,) = ax.plot(*zip(*looks.items(), strict=True), ".-", label=f"component {number}")
+    ax.plot(report.best_step, looks[report.best_step], "o", color=line.get_color())
+ax.set(xlabel="step", ylabel="held-out NLL (nats per text)")
+_ = ax.legend()
 
 # %% [markdown]
-# How to read them. Up to step 120 the mean moves without noise, and on the way the covariance is
-# measured for the first times (the jump of the KL at step 60); from then on weights are drawn, so
-# the loss is higher and noisier. Of a site's many thousand directions data narrow a few, so the
-# ratio of its sds, a mean over all of them, rounds to 1; the KL tells what was learnt. It is that
-# of the site alone, and sites are correlated, so these KLs do not add up to the whole. "Learnt
-# nothing" at the input sides (LoRA A, the adapter's down, the prefix's keys) is usual: they stay
-# where they were set, and the output sides learn.
+# How to read them. A circle marks the step that a component kept: the last one, unless an earlier
+# one was clearly better. Its line has the `tau` that was chosen, that is how much of the prior's
+# precision is in the width, and the held-out NLL of the component beside that of its point. Below,
+# for each site, stand the KL to the prior and the sds as a multiple of the prior's.
 #
 # ## The forecast
 #
-# Every draw of the weights gives its own probabilities. What each draw alone is unsure about is
-# aleatoric; what the draws disagree about is epistemic.
+# Under each component the logits of a text are Normal, in closed form. What a single setting of
+# them is unsure about is aleatoric; what the settings disagree about is epistemic. `between` is the
+# part of that in which the components disagree.
 
 # %%
-forecast = posterior.predict(movies.test, samples)
-forecast
+forecast = posterior.predict(movies.test)
+print(forecast)
+print(f"epistemic {forecast.epistemic.mean():.4f}, between {forecast.between.mean():.4f} nats")
 
 # %%
 for i in forecast.flag(0.02, by="epistemic").tolist():
@@ -140,18 +147,18 @@ right = plots.epistemic_aleatoric(forecast, ax=right)
 # The posterior of the films is the prior for the tweets. No film review is looked at again.
 
 # %%
-updated = posterior.update(tweets.train)
+updated = posterior.update(tweets.train, validation=tweets.validation)
 print(f"{'':10}{'films: acc.':>12}{'NLL':>8}{'tweets: acc.':>16}{'NLL':>8}")
 for name, each in (("before", posterior), ("after", updated)):
-    films, other = (each.evaluate(data.test, samples) for data in (movies, tweets))
+    films, other = (each.evaluate(data.test) for data in (movies, tweets))
     print(f"{name:10}{films['accuracy']:12.3f}{films['nll']:8.3f}", end="")
     print(f"{other['accuracy']:16.3f}{other['nll']:8.3f}")
 
 # %% [markdown]
 # ## ArviZ
 #
-# Named dims and coordinates; the draws of a guide are independent, so only mean and spread are of
-# interest in the summary.
+# Named dims and coordinates, and a chain for each component. The draws of a guide are independent,
+# so only mean and spread are of interest in the summary.
 
 # %%
 idata = updated.to_arviz(tweets.test, samples=samples)

@@ -1,4 +1,4 @@
-"""What the tests of restarts share."""
+"""What the tests of mixtures of fits share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
 
 
 def fit(
-    guide: Any = "normal", restarts: int = 3, of: bh.Model | None = None, **options: Any
+    guide: Any = "normal", components: int = 3, of: bh.Model | None = None, **options: Any
 ) -> Any:
     options = {"max_steps": 4, "natural_lr": 0.3, "warmup": 0.0, "progress": False, **options}
-    return bh.fit(of or tiny_model(), guide, FIRST, restarts=restarts, **options)
+    return bh.fit(of or tiny_model(), guide, FIRST, components=components, **options)
 
 
 def probabilities(posterior: bh.Posterior, samples: int = 6, **options: Any) -> Tensor:

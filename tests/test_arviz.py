@@ -20,7 +20,7 @@ from bhpeft_pyro.arviz.trace import trace
 from bhpeft_pyro.change import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.linear import LinearModel
+from bhpeft_pyro.linear import linear_predictives
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -113,18 +113,24 @@ def test_the_prior_predicts_with_its_own_draws(posterior: Posterior) -> None:
     assert torch.corrcoef(torch.stack([labels.flatten(), p.flatten()]))[0, 1] > 0.3
 
 
+def linearised(model: Any, guide: Any, weights: dict[str, torch.Tensor], batch: Any) -> Any:
+    """The labels' distribution under draws of the weights, in the network linearised around the
+    guide's means."""
+    ((_, predictive),) = linear_predictives(model, guide.means(), [weights])
+    return predictive(batch)
+
+
 def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> None:
-    data = tiny_examples(6)
-    posterior = fit(tiny_model(), "linear", data, max_steps=5, progress=False)
+    data, options = tiny_examples(6), {"components": 1, "max_steps": 5, "progress": False}
+    posterior = fit(tiny_model(), "laplace", data, **options)
     idata = posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"])
     model, guide = posterior.model, posterior.guide
-    linear = LinearModel(model, guide.means)  # type: ignore[operator,arg-type]
     batch = next(data.batches(6))
     for group in ("posterior", "prior"):
         drawn = idata[group]
         weights = {s.name: torch.tensor(drawn[s.name].values[0])[:, None] for s in model.sites}
         with torch.no_grad():
-            p = linear.predictive(weights, batch).probs
+            p = linearised(model, guide, weights, batch).probs
         labels = torch.tensor(idata[f"{group}_predictive"]["label"].values[0]).float()
         noise = (p[..., 0] * p[..., 1]).sum(0).sqrt() / 400
         assert ((labels - p[..., 1]).mean(0).abs() < 4 * noise).all()
@@ -132,8 +138,10 @@ def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> N
         s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
     }
     with torch.no_grad():
-        fitted = linear.predictive(weights, batch).log_prob(batch.labels)
+        fitted = linearised(model, guide, weights, batch).log_prob(batch.labels)
+        plain = model.predictive(weights, batch).log_prob(batch.labels)
     np.testing.assert_allclose(idata.log_likelihood["label"].values[0], fitted, atol=1e-3)
+    assert (fitted - plain).abs().max() > 0.1  # elsewhere it would not be the same
     needed = 400 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4 + 2 * 4))
     draws = 400 * 4 * sum(s.numel for s in model.sites)  # and all of them in predicting
     with pytest.raises(ConfigError, match=f"{needed + draws:,} bytes"):
@@ -148,9 +156,9 @@ def test_steps_left_out_are_gaps() -> None:
     assert "validation_nll" not in stats and stats["step"].values.tolist() == [1, 2, 3, 4, 5]
 
 
-def test_restarts_have_the_same_steps_and_none_left_out() -> None:
+def test_components_have_the_same_steps_and_none_left_out() -> None:
     data, options = tiny_examples(), {"max_steps": 4, "progress": False}
-    stats = fit(tiny_model(()), "normal", data, restarts=2, **options).to_arviz().sample_stats
+    stats = fit(tiny_model(()), "normal", data, components=2, **options).to_arviz().sample_stats
     assert stats["step"].values.tolist() == [1, 2, 3, 4]
     assert not stats["skipped"].values.any() and np.isfinite(stats["loss"].values).all()
 
@@ -171,11 +179,11 @@ def test_ratings_have_normal_predictions() -> None:
     assert idata.observed_data["label"].values.tolist() == RATINGS["label"]
 
 
-@pytest.mark.parametrize("guide", ["normal", "linear"])
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
 def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
     """Counts, not Normals with their means and sds: draw by draw the likelihood's own."""
     model = tiny_model(outputs=1, likelihood=Counts())
-    posterior = fit(model, guide, COUNTS, max_steps=5, progress=False)
+    posterior = fit(model, guide, COUNTS, components=1, max_steps=5, progress=False)
     idata = posterior.to_arviz(COUNTS, samples=300, sites=["head.*", "lora.*"])
     counts = idata.posterior_predictive["label"].values[0]
     assert (counts == counts.round()).all() and counts.min() == 0
@@ -183,10 +191,12 @@ def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
     weights = {
         s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
     }
-    if guide == "linear":
-        model = LinearModel(model, posterior.guide.means)  # type: ignore[operator,arg-type]
     with torch.no_grad():
-        poisson = model.predictive(weights, batch)
+        poisson = (
+            linearised(model, posterior.guide, weights, batch)
+            if guide == "laplace"
+            else model.predictive(weights, batch)
+        )
     expected = poisson.log_prob(batch.labels)
     np.testing.assert_allclose(idata.log_likelihood["label"].values[0], expected, atol=1e-3)
     error = (poisson.mean.mean(0) / 300).sqrt().numpy()

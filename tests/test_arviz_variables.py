@@ -59,7 +59,7 @@ def test_spectra_are_those_of_the_dense_product(posterior: bh.Posterior) -> None
 @pytest.mark.parametrize(("architecture", "keys"), [("gpt2", 4), ("llama", 2)])
 def test_heads_have_the_rows_that_make_their_outputs(architecture: str, keys: int) -> None:
     """GPT-2 fuses query, key and value; two query heads of this Llama share one of keys."""
-    network = bh.RandomPEFT(build(architecture), (LoRA(("query", "key"), rank=2),), aligned=False)
+    network = bh.RandomPEFT(build(architecture), (LoRA(("query", "key"), rank=2),))
     weights = {name: value.detach() for name, value in draw(network.sites, DRAWS).items()}
     found = head_norms(network, weights)
     counts = {"query": 4, "key": keys}
@@ -164,7 +164,7 @@ def test_dims_that_differ_get_a_name_each() -> None:
 
 
 class Pair(Guide):
-    """Two guides, as from two restarts."""
+    """Two guides, as of two components."""
 
     def __init__(self, model: bh.Model, guides: list[Guide]) -> None:
         super().__init__()

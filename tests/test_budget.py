@@ -11,12 +11,12 @@ from transformers import BertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import LowRankGuide, budget
+from bhpeft_pyro.guides import LaplaceGuide, LowRankGuide, budget
 from bhpeft_pyro.inference.alignment import align
 from bhpeft_pyro.inference.curvature import narrowed
-from bhpeft_pyro.linear import LinearModel
+from bhpeft_pyro.inference.width import widen
 from bhpeft_pyro.priors import FunctionSpaceNormal
-from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.filterwarnings("ignore:The `init_loc_fn` argument")
@@ -42,7 +42,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_m
 def test_parameters_are_as_many_as_foretold(name: str, options: dict[str, Any]) -> None:
     model = tiny_model(())
     with pyro.get_param_store().scope():
-        guide = bh.autoguide(name, model, **options)
+        guide = bh.autoguide(name, model, components=1, **options)
         guide(tiny_batch(4))  # Pyro's make their parameters when first called
     latents = sum(site.numel for site in model.sites)
     size = budget(name, latents, [site.shape for site in model.sites], **options)
@@ -60,32 +60,52 @@ def test_what_a_low_rank_guide_keeps_is_counted() -> None:
     assert size is not None and kept < size.bytes
 
 
-@pytest.mark.parametrize("linear", [False, True])
+def wide_model() -> bh.Model:
+    config = tiny_backbone().config
+    config.hidden_size = 256
+    head = bh.Head(3, principal=False)
+    network = bh.RandomPEFT(BertModel(config), bh.presets.lora(rank=8), head, tiny_tokenizer())
+    return bh.Model(network, FunctionSpaceNormal(change=0.1, head=1.0))
+
+
 @pytest.mark.parametrize("rank", [8, 64])
-def test_no_more_is_held_than_foretold_while_a_covariance_is_measured(
-    rank: int, linear: bool
-) -> None:
+def test_no_more_is_held_than_foretold_while_a_covariance_is_measured(rank: int) -> None:
     """It was four to eight times as much: lists of gradients, and what they were joined to."""
-    wide = tiny_backbone().config
-    wide.hidden_size = 256
-    network = bh.RandomPEFT(BertModel(wide), bh.presets.lora(rank=8), bh.Head(3, principal=False))
-    model = bh.Model(network, FunctionSpaceNormal(change=0.1, head=1.0))
+    model = wide_model()
     batches = [tiny_batch(16, labels=3, seed=seed) for seed in range(4)]
     align(model, batches)
     guide = LowRankGuide(model, rank)
-    fitted = LinearModel(model, guide.means) if linear else model
     size = budget("lowrank", len(guide.loc), rank=rank)
     assert size is not None
     for _ in range(2):
         with Memory() as memory:
-            covariance = narrowed(fitted, guide, guide, batches, 64.0, 0.5)
+            covariance = narrowed(model, guide, guide, batches, 64.0, 0.5)
         # With the last good state, parameter, gradient and Adam's moments.
         kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
         assert kept + memory.peak <= size.bytes
         with Memory(collected=False) as memory:
-            narrowed(fitted, guide, guide, batches, 64.0, 0.5)
+            narrowed(model, guide, guide, batches, 64.0, 0.5)
         assert size.bytes < 2 * (kept + memory.peak)
         guide.covariance = covariance
+
+
+@pytest.mark.parametrize("rank", [8, 16, 64])
+def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> None:
+    """And chosen by held-out rows, and what it is seen to say of the training rows."""
+    model = wide_model()
+    texts = tiny_examples(160).texts
+    rows = {"text": list(texts or ()), "label": [i % 3 for i in range(160)]}
+    examples = bh.encode(rows, model.network.tokenizer, kind="class")
+    guide = LaplaceGuide(model, rank)
+    size = budget("laplace", len(guide.loc), **({} if rank == 16 else {"rank": rank}))
+    assert size is not None
+    report = bh.FitReport(128, "", bh.FitOptions())
+    with Memory() as memory:
+        learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
+        widen(model, guide, learnt, held_out, report, open_scales=False)
+    kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
+    assert guide.covariance.rank == rank
+    assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
 
 
 def test_a_guide_too_large_is_refused_with_the_figures() -> None:

@@ -1,4 +1,4 @@
-"""Restarts: independent fits as one posterior, an equal-weight mixture."""
+"""Components: independent fits as one posterior, an equal-weight mixture."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from components import FIRST, SECOND, TEXTS, fit, probabilities, same
 from exact import KnownNoise, flat
 from onehot import FIT, assert_posterior, exact, model, network, words
-from restarts import FIRST, SECOND, TEXTS, fit, probabilities, same
 from torch import Tensor
+from torch.distributions import kl_divergence
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
-from bhpeft_pyro.guides import MixtureGuide, NormalGuide
+from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.mixture import MixturePosterior
-from bhpeft_pyro.testing import tiny_model
+from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 # Against closed forms
 
 
-def test_every_restart_and_the_mixture_meet_the_exact_posterior() -> None:
+def test_every_component_and_the_mixture_meet_the_exact_posterior() -> None:
     data = words(64, seed=3)
     options = {**FIT, "max_steps": 200, "batch_size": 64}
-    posterior: Any = bh.fit(model(), "normal", data, restarts=3, **options)
+    posterior: Any = bh.fit(model(), "normal", data, components=3, **options)
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0)], tolerance=0.3)
     mean, sd = exact([(data, 1.0)])
@@ -53,7 +56,7 @@ class Squared(KnownNoise):
         return dist.Normal(outputs[..., 0].square(), self.sd)
 
 
-def test_each_restart_finds_a_mode_and_the_mixture_both() -> None:
+def test_each_component_finds_a_mode_and_the_mixture_both() -> None:
     labels = [1.2, 0.8, 1.1, 0.9, 1.3] * 4
     rows = {"text": ["w5"] * len(labels), "label": labels}
     prior = {"head.bias": dist.Normal(0.0, 1e-4), "*": dist.Normal(0.0, 1.0)}
@@ -61,7 +64,7 @@ def test_each_restart_finds_a_mode_and_the_mixture_both() -> None:
     data = bh.encode(rows, bimodal.network.tokenizer, kind="rating")
     options: dict[str, Any] = {**FIT, "max_steps": 300}
     posterior: Any = bh.fit(
-        bimodal, "normal", data, restarts=6, optimizer=lambda ps: Adam(ps, lr=0.2), **options
+        bimodal, "normal", data, components=6, optimizer=lambda ps: Adam(ps, lr=0.2), **options
     )
     found = torch.stack([flat(each.guide.means())[0] for each in posterior.components])
     torch.testing.assert_close(found.abs(), torch.ones(6).double(), atol=0.1, rtol=0.0)
@@ -82,8 +85,9 @@ def test_each_restart_finds_a_mode_and_the_mixture_both() -> None:
 # Starts and seeds
 
 
-def test_the_first_restart_is_the_single_fit_and_others_start_elsewhere() -> None:
-    posterior, single = fit(), fit(restarts=1)
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_the_first_component_is_the_single_fit_and_others_start_elsewhere(guide: str) -> None:
+    posterior, single = fit(guide), fit(guide, components=1)
     assert not isinstance(single, MixturePosterior)
     assert same(posterior.components[0], single)
     assert posterior.components[0].report.history == single.report.history
@@ -93,8 +97,53 @@ def test_the_first_restart_is_the_single_fit_and_others_start_elsewhere() -> Non
             assert not torch.allclose(locs[one], locs[other], rtol=0.1)
     assert [each.report.options.seed for each in posterior.components] == [0, 1000, 2000]
     assert posterior.report.options.seed == 0
-    priors = {id(each.model.prior) for each in posterior.components}
-    assert priors == {id(posterior.model.prior)}  # the scale that the first fit found
+    priors = [each.model.prior for each in posterior.components]
+    assert len({*map(id, priors)}) == (3 if guide == "laplace" else 1)
+    assert posterior.own_priors == (guide == "laplace")
+    if not posterior.own_priors:
+        assert posterior.model.prior is priors[0]
+
+
+@pytest.mark.parametrize("given", [None, FunctionSpaceNormal(change=0.2, head=2.0)])
+@pytest.mark.parametrize("rows", [16, 60])
+def test_every_laplace_approximation_starts_at_a_projection_of_its_own(
+    rows: int, given: FunctionSpaceNormal | None
+) -> None:
+    """Which its prior has for its mean; the output side starts at zero, held-out rows or not."""
+    of = tiny_model(prior=given)
+    data = tiny_examples(rows)
+    options: dict[str, Any] = {"max_steps": 1, "lr": 1e-9, "components": 3, "progress": False}
+    posterior: Any = bh.fit(of, "laplace", data, **options)
+    units = {site.name: site.unit for site in of.sites}
+    starts = []
+    for each in posterior.components:
+        means, prior = each.guide.means(), each.model.prior
+        assert isinstance(prior, JointPrior) and each.first_prior is prior
+        torch.testing.assert_close(each.guide.loc.detach(), prior.normal.loc, rtol=0, atol=1e-7)
+        assert not any(means[name].abs().max() > 1e-7 for name in means if name[-1] != "A")
+        starts.append(of.network.coordinates(means)["lora.query.A"])
+        sds = unpack(prior.normal.covariance.scale, prior.shapes)
+        for name, sd in sds.items():
+            if given is None:  # of equal effect: one number a site
+                assert sd.min() == sd.max()
+            else:
+                size = {"A": 0.1, "B": 0.2}.get(name[-1], 2.0)
+                torch.testing.assert_close(sd, (size * units[name]).expand(sd.shape))
+    for one in range(3):
+        for other in range(one):
+            across = torch.nn.functional.cosine_similarity(
+                starts[one].flatten(), starts[other].flatten(), 0
+            )
+            assert across.abs() < 0.5  # 4 sds
+
+
+def test_a_laplace_approximations_kl_is_to_the_prior_that_is_kept() -> None:
+    """Its own, of which the scales have been set since: gates are no exception."""
+    of = tiny_model((LoRA(rank=2, gated=True),))
+    for each in fit("laplace", 2, of, max_steps=20).components:
+        prior, now = each.model.prior.normal, each.guide.normal()
+        assert each.report.kl == {"weights": pytest.approx(kl_divergence(now, prior).item())}
+        assert sum(each.report.kl.values()) > 0.1
 
 
 @pytest.mark.parametrize("guide", ["delta", "lowrank", "down only"])
@@ -116,14 +165,14 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
         assert 0.6 < (value / sd).std() / size < 1.5
 
 
-@pytest.mark.parametrize("guide", ["linear", {"head.*": "full", "*": "lowrank"}])
+@pytest.mark.parametrize("guide", ["lowrank", {"head.*": "full", "*": "lowrank"}])
 def test_short_fits_of_joint_guides_win_back_what_their_starts_cost(guide: Any) -> None:
     first, *others = fit(guide, max_steps=20).components
     for each in others:
         assert sum(each.report.kl.values()) < 1.5 * sum(first.report.kl.values())
 
 
-def test_pyros_guides_and_functions_restart_too() -> None:
+def test_pyros_guides_and_functions_have_components_too() -> None:
     assert fit("AutoNormal", 2).predict(TEXTS, 4) is not None
     of = tiny_model(())
 
@@ -139,28 +188,57 @@ def test_pyros_guides_and_functions_restart_too() -> None:
         fit(guide, 2, of).guide.as_prior()
 
 
-@pytest.mark.parametrize("restarts", [0, -2, 1.5, "3"])
-def test_bad_numbers_are_refused(restarts: Any) -> None:
-    with pytest.raises(ConfigError, match=r"restarts=.* must be an integer of at least 1"):
-        bh.fit(tiny_model(), "normal", "no such data", restarts=restarts)
+@pytest.mark.parametrize("components", [0, -2, 1.5, "3"])
+def test_bad_numbers_are_refused(components: Any) -> None:
+    message = r"components=.* must be an integer of at least 1"
+    with pytest.raises(ConfigError, match=message):
+        bh.fit(tiny_model(), "normal", "no such data", components=components)
+    with pytest.raises(GuideError, match=message):
+        bh.autoguide("normal", tiny_model(()), components=components)
+
+
+def test_there_are_five_of_a_laplace_approximation_and_one_of_the_others() -> None:
+    of = tiny_model(())
+    five: Any = bh.autoguide("laplace", of)
+    assert len(five.components) == 5
+    others: list[Any] = ["normal", "lowrank", "delta", "AutoNormal", {"*": "normal"}]
+    for name in others:
+        assert not isinstance(bh.autoguide(name, of), MixtureGuide)
+    posterior: Any = bh.fit(of, "laplace", FIRST, max_steps=1, progress=False)
+    assert [type(each.guide) for each in posterior.components] == [LaplaceGuide] * 5
+    alone = bh.fit(of, "laplace", FIRST, max_steps=1, components=1, progress=False)
+    assert isinstance(alone.guide, LaplaceGuide)
+
+
+def test_a_mixture_that_is_given_is_fitted_in_place() -> None:
+    of = tiny_model(())
+    guide = bh.autoguide("normal", of, components=2)
+    assert isinstance(guide, MixtureGuide)
+    parts = [*guide.components]
+    posterior = bh.fit(of, guide, FIRST, max_steps=2, progress=False)
+    assert isinstance(posterior, MixturePosterior)
+    assert [each.guide for each in posterior.components] == parts
+    assert [each.report.steps for each in posterior.components] == [2, 2]
+    with pytest.raises(ConfigError, match="components=3: the guide given has 2; expected None"):
+        bh.fit(of, guide, "no such data", components=3)
 
 
 def test_a_guide_that_has_one_start_is_refused() -> None:
     of = tiny_model(())
-    with pytest.raises(ConfigError, match="restarts=2: the NormalGuide given has but one start"):
-        bh.fit(of, NormalGuide(of), "no such data", restarts=2)
+    with pytest.raises(ConfigError, match="components=2: the NormalGuide given has but one start"):
+        bh.fit(of, NormalGuide(of), "no such data", components=2)
     with pytest.raises(GuideError, match="components is empty"):
         MixtureGuide([])
 
 
-def test_a_mixture_is_no_guide_to_fit() -> None:
-    """Its draws choose a component, which has no gradient: weights would only follow the prior."""
-    posterior = fit(restarts=2, of=tiny_model(()))
+def test_a_mixture_has_no_gradient() -> None:
+    """Its draws choose a component: weights would only follow the prior."""
+    posterior = fit(components=2, of=tiny_model(()))
     with pytest.raises(GuideError, match="cannot be reparam"):
-        bh.fit(posterior.model, posterior.guide, FIRST, max_steps=2, progress=False)
+        bh.ELBO()(posterior.model, posterior.guide)(next(FIRST.batches(4)))
 
 
-def test_a_restart_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit()
     left = iter(range(2))  # fits that are still to succeed
     optimise = fitting.optimise
@@ -192,7 +270,7 @@ def test_a_restart_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def apart() -> Any:
-    """Three restarts whose biases are moved to places of their own."""
+    """Three components whose biases are moved to places of their own."""
     posterior = fit(of=tiny_model(()))
     for number, each in enumerate(posterior.components):
         with torch.no_grad():
@@ -228,14 +306,35 @@ def test_a_prediction_is_the_average_of_the_components() -> None:
 
 
 def test_each_component_is_linearised_around_its_own_mean() -> None:
-    posterior = fit("linear", max_steps=2)
+    posterior = fit("laplace", max_steps=20, lr=0.05)
     assert posterior.guide.linear
-    parts = [probabilities(each, 2000) for each in posterior.components]
-    together = probabilities(posterior, 6000)
-    torch.testing.assert_close(together, torch.stack(parts).mean(0), atol=0.02, rtol=0.0)
+    parts = [each.predict(TEXTS, 2000, seed=n) for n, each in enumerate(posterior.components)]
+    means = torch.stack([part.probabilities for part in parts])
+    together = posterior.predict(TEXTS, 6000)
+    torch.testing.assert_close(together.probabilities, means.mean(0))
+    # What there is to know apart from the components', and between them.
+    between = torch.special.entr(means.mean(0)).sum(-1) - torch.special.entr(means).sum(-1).mean(0)
+    torch.testing.assert_close(together.between, between, rtol=1e-3, atol=1e-6)
+    within = torch.stack([part.epistemic for part in parts]).mean(0)
+    torch.testing.assert_close(together.epistemic, within + between, rtol=1e-3, atol=1e-6)
+    assert (between > 0).all() and parts[0].between is None
 
 
-def test_restarts_of_a_point_are_a_deep_ensemble() -> None:
+def test_how_much_components_disagree_is_reported() -> None:
+    posterior = fit("laplace", 2, validation=SECOND)
+    forecast = posterior.predict(SECOND)
+    share = (forecast.between.mean() / forecast.epistemic.mean()).item()
+    assert 0 < share < 1 and posterior.report.between == pytest.approx(share, rel=1e-4)
+    text = str(posterior.report)
+    assert f"components disagree: {share:.0%} of the epistemic uncertainty" in text
+    assert "12 rows held out" in text
+    for number, each in enumerate(posterior.components, 1):
+        report = each.report
+        stopped = report.best_step
+        assert f"component {number}: step {stopped}, pull 0, tau {report.tau:.3g}, held" in text
+
+
+def test_components_of_a_point_are_a_deep_ensemble() -> None:
     posterior = fit("delta", lr=0.05, max_steps=20, particles=1)
     members = torch.stack([probabilities(each, 0) for each in posterior.components])
     assert (members.std(0) > 1e-4).all()
@@ -262,9 +361,9 @@ def test_reports_are_of_each_and_of_all() -> None:
         assert posterior.report.history[step]["loss"] == pytest.approx(sum(losses) / 3)
     assert "validation_nll" in posterior.report.history[1]
     text = str(posterior.report)
-    assert text.startswith("3 restarts, 12 steps on 16 examples")
+    assert text.startswith("3 components, 12 steps on 16 examples")
     for number, report in enumerate(reports, 1):
-        assert f"restart {number}: negative ELBO {report.last('loss'):.3f}" in text
+        assert f"component {number}: negative ELBO {report.last('loss'):.3f}" in text
     assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)\n")
     found = posterior.diagnose(FIRST, samples=100)
     alone = posterior.components[1].diagnose(FIRST, samples=100)

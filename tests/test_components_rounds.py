@@ -1,4 +1,4 @@
-"""Restarts in rounds and on disk: component by component."""
+"""Mixtures of fits in rounds and on disk: component by component."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from components import FIRST, SECOND, fit, probabilities, same
 from onehot import FIT, assert_posterior, model, solve, words
-from restarts import FIRST, SECOND, fit, probabilities, same
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
@@ -19,7 +19,7 @@ from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
-FAMILIES: list[Any] = ["normal", "lowrank", "linear", {"head.weight": "full", "*": "normal"}]
+FAMILIES: list[Any] = ["normal", "lowrank", "laplace", {"head.weight": "full", "*": "normal"}]
 
 
 def load(path: Path, **options: Any) -> Any:
@@ -40,7 +40,7 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
         assert new.report.history == alone.report.history
         assert new.report.parent == old.report.id
     assert torch.equal(probabilities(posterior), before)
-    assert second.own_priors and not posterior.own_priors
+    assert second.own_priors and posterior.own_priors == (guide == "laplace")
     assert second.report.parent == posterior.report.id and second.report.keep == 0.8
     assert [report.examples for report in second.lineage] == [16, 12]
     third = second.update(FIRST, again=True)
@@ -77,7 +77,7 @@ def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fitting, "optimise", solve)
     monkeypatch.setattr(fitting, "start", lambda model, *args: model)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
-    posterior: Any = bh.fit(model(), "normal", rounds[0], restarts=2, replay=bh.Replay(10), **FIT)
+    posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, replay=bh.Replay(10), **FIT)
     for data in rounds[1:]:
         posterior = posterior.update(data, replay=bh.Replay(10))
     for each in posterior.components:
@@ -85,8 +85,9 @@ def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(each.coreset.examples) == 10
 
 
-def test_new_labels_are_given_to_every_component() -> None:
-    posterior = fit(of=tiny_model(()))
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_new_labels_are_given_to_every_component(guide: str) -> None:
+    posterior = fit(guide, of=tiny_model(()))
     rows = {"text": ["w5 w9", "w6", "w7 w8", "w7"], "label": [0, 1, 2, 2]}
     with pytest.raises(bh.errors.DataError):
         posterior.update(rows)
@@ -115,13 +116,15 @@ def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
         loaded = load(tmp_path / str(number))
         assert isinstance(loaded, MixturePosterior)
         assert loaded.lineage == each.lineage
-        assert loaded.own_priors == each.own_priors == (number == 1)
+        assert loaded.own_priors == each.own_priors == (number == 1 or guide == "laplace")
         assert torch.equal(probabilities(loaded), probabilities(each))
         assert [c.lineage for c in loaded.components] == [c.lineage for c in each.components]
         assert repr(loaded) == repr(each)
         if guide != "delta":
             data = (SECOND, tiny_examples(9, seed=4))[number]
-            assert torch.equal(*(probabilities(p.update(data)) for p in (each, loaded)))
+            for keep in (1.0, 0.7):  # which asks for the first prior, of each its own
+                updated = (p.update(data, keep=keep) for p in (each, loaded))
+                assert torch.equal(*map(probabilities, updated))
     assert sorted(path.suffix for path in (tmp_path / "0").iterdir()) == [".json", ".safetensors"]
 
 
@@ -147,7 +150,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
         fit(AutoNormal, 2).save(tmp_path / "b")
 
 
-def test_history_keeps_rounds_of_restarts(tmp_path: Path) -> None:
+def test_history_keeps_rounds_of_mixtures(tmp_path: Path) -> None:
     history = bh.History(tmp_path)
     first = fit(of=tiny_model(()))
     id = history.add(first, name="monday")

@@ -30,7 +30,6 @@ INTERNAL = {
     "files",
     "fitting",  # bhpeft_pyro.fit
     "head",  # bhpeft_pyro.Head
-    "kronecker",  # guides.LaplaceGuide
     "mixture",  # bhpeft_pyro.MixturePosterior
     "model",  # bhpeft_pyro.Model
     "network",  # bhpeft_pyro.RandomPEFT

@@ -154,7 +154,7 @@ EARLIER: dict[str, Callable[[], bh.Posterior]] = {
     "blocks": lambda: bh.fit(
         tiny_model(KINDS), {"head.*": "full", "*": "normal"}, tiny_examples(), **QUICK
     ),
-    "restarts": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), restarts=2, **QUICK),
+    "restarts": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK),
     "latents": lambda: bh.fit(tiny_model((), prior=made), "normal", tiny_examples(), **QUICK),
 }
 

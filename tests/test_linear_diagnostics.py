@@ -1,4 +1,4 @@
-"""Diagnostics of a linear guide are about the linearised network that it is a posterior of."""
+"""Diagnostics of a Laplace guide are about the linearised network that it is a posterior of."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import pytest
 import torch
 from exact import KnownNoise, random_texts
+from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, against, information, psis
+from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_guide, prior_like
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.inference.passes import drawn
-from bhpeft_pyro.linear import LinearModel
 from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -39,12 +40,13 @@ def posterior() -> bh.Posterior:
     model = tiny_model(bh.presets.lora(rank=2), 1, prior, KnownNoise(NOISE), aligned=True)
     return bh.fit(
         model,
-        bh.autoguide("linear", model, rank=64),
+        bh.autoguide("laplace", model, components=1, rank=64),
         ratings(),
-        max_steps=500,
+        max_steps=300,
         batch_size=48,
-        natural_lr=0.1,
-        warmup=0.0,
+        lr=0.02,
+        temperature=1.0,
+        tau=1.0,
         progress=False,
     )
 
@@ -52,7 +54,7 @@ def posterior() -> bh.Posterior:
 def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
     found = psis(posterior, ratings(), samples=500)
     assert found.k_hat < 0.5 and found.effective_samples > 200, str(found)
-    model = LinearModel(posterior.model, posterior.guide.means)  # type: ignore[operator,arg-type]
+    model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
     slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 200)
     fast = psis(posterior, ratings(), 200)
     assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
@@ -82,7 +84,7 @@ def test_prior_and_posterior_are_of_one_network(posterior: bh.Posterior) -> None
     model = posterior.model
     found = information(posterior, ELSEWHERE, samples=64, seed=1)
     weights = {k: value[:, 0] for k, value in draw(model, prior_guide(model), 64, 1).items()}
-    linear = LinearModel(model, posterior.guide.means)  # type: ignore[operator,arg-type]
+    linear = Linearised(model, posterior.guide.means())  # type: ignore[operator]
     ours, networks = (
         (means(each, weights).var(0, correction=0) / NOISE**2).log1p().mean().item() / 2
         for each in (linear, model)
@@ -96,7 +98,7 @@ def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None
     reference = posterior.sample(50, seed=1)
     found = against(posterior, reference, ELSEWHERE, samples=100, seed=3)
     theirs = means(posterior.model, reference)
-    forecast = posterior.predict(ELSEWHERE, 100, seed=3)
+    forecast = posterior.predict(ELSEWHERE, 100, seed=3, keep_samples=True)
     expected = (forecast.mean.double() - theirs.mean(0)) / theirs.std(0)
     torch.testing.assert_close(found.errors, expected, atol=1e-3, rtol=1e-3)
     itself = posterior.predict(ELSEWHERE, 100, seed=3, linear=False)
@@ -109,20 +111,20 @@ def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
     feed, known = Feed(model, examples), torch.zeros(len(ELSEWHERE))
     draws = [*drawn(model, posterior.guide, 20, seed=3)]
     _, found = _quantities(model, draws, feed, known, feed, ())
-    forecast = posterior.predict(ELSEWHERE, 20, seed=3)
+    forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
     torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
     density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
     torch.testing.assert_close(found[:, 0], density, atol=1e-2, rtol=1e-4)
 
 
-def test_restarts_are_a_network_each() -> None:
+def test_components_are_a_network_each() -> None:
     """Their k-hat and their prior: each component in the network linearised around its own mean."""
     data = tiny_examples(16)
-    posterior = bh.fit(tiny_model(), "linear", data, max_steps=10, restarts=2, progress=False)
+    posterior = bh.fit(tiny_model(), "laplace", data, max_steps=10, components=2, progress=False)
     assert isinstance(posterior, MixturePosterior)
     found = psis(posterior, data, 200)
     ratios = [
-        log_ratios(each.model, each.guide, Feed(each.model, data), 100, seed)
+        log_ratios(*_target(each), Feed(each.model, data), 100, seed)
         for seed, each in enumerate(posterior.components)
     ]
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)

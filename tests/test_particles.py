@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
@@ -119,7 +119,7 @@ def constant(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["head.bias", "lora.query.A"])
-@pytest.mark.parametrize("guide", ["normal", "linear", "AutoNormal"])
+@pytest.mark.parametrize("guide", ["normal", "lowrank", "AutoNormal"])
 def test_a_prior_may_hold_a_site_constant(name: str, guide: str) -> None:
     model = tiny_model(prior=constant(name))
     posterior = bh.fit(model, guide, tiny_examples(), max_steps=8, progress=False)
@@ -127,6 +127,13 @@ def test_a_prior_may_hold_a_site_constant(name: str, guide: str) -> None:
     assert (posterior.sample(3)["lora.query.B"] != 0).all()
     forecast = posterior.predict(["w5 w20"], keep_samples=True)
     assert forecast.samples is not None and forecast.samples.std(0).max() > 0  # type: ignore[union-attr]
+
+
+def test_a_prior_that_holds_a_site_is_refused_for_a_laplace_approximation() -> None:
+    """Its prior is one Normal over all that the network has."""
+    message = r"prior does not draw head\.bias, expected a Normal at every site.*take 'normal'"
+    with pytest.raises(GuideError, match=message):
+        bh.fit(tiny_model(prior=constant("head.bias")), "laplace", tiny_examples(), progress=False)
 
 
 def test_particle_dims_that_do_not_go_together_are_refused() -> None:

@@ -68,11 +68,13 @@ def fit(
     kinds: Any = (),
     guide: Any = "normal",
     prior: Any = None,
+    components: int | None = None,
 ) -> bh.Posterior:
     likelihood = Categorical() if likelihood is None else likelihood
     model = tiny_model(kinds, likelihood.outputs or 2, prior, likelihood)
     data = CLASSES if data is None else data
-    return bh.fit(model, guide, data, max_steps=3, natural_lr=0.3, progress=False)
+    how: dict[str, Any] = {"max_steps": 3, "natural_lr": 0.3, "progress": False}
+    return bh.fit(model, guide, data, components=components, **how)
 
 
 def load(path: Path, **options: Any) -> bh.Posterior:
@@ -116,11 +118,12 @@ def test_every_preset_comes_back(preset: str, tmp_path: Path) -> None:
     assert str(loaded.report) == str(posterior.report)
 
 
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
 @pytest.mark.parametrize(("likelihood", "data"), DATA)
 def test_every_likelihood_comes_back_in_both_rounds(
-    likelihood: Likelihood, data: dict[str, Any], tmp_path: Path
+    likelihood: Likelihood, data: dict[str, Any], guide: str, tmp_path: Path
 ) -> None:
-    first = fit(likelihood, data)
+    first = fit(likelihood, data, guide=guide, components=2 if guide == "laplace" else 1)
     second = first.update(data, again=True)
     for posterior, name in ((first, "one"), (second, "two")):
         posterior.save(tmp_path / name)
@@ -134,7 +137,7 @@ def test_every_likelihood_comes_back_in_both_rounds(
     assert third.report.history == again.report.history
 
 
-@pytest.mark.parametrize("guide", ["normal", "delta"])
+@pytest.mark.parametrize("guide", ["normal", "lowrank", "laplace", "delta"])
 def test_guides_come_back(guide: str, tmp_path: Path) -> None:
     posterior = fit(guide=guide)
     posterior.save(tmp_path)
@@ -197,7 +200,7 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with safe_open(tmp_path / files[0], "pt") as tensors:
         assert "guide.loc.lora/query/A" in tensors.keys()  # noqa: SIM118
     saved = json.loads((tmp_path / "posterior.json").read_bytes())["content"]
-    assert saved["lineage"][1]["options"]["temperature"] == 1.0
+    assert saved["lineage"][1]["options"]["max_steps"] == 3
     # The frozen backbone is named, not copied.
     with safe_open(tmp_path / files[0], "pt") as tensors:
         names = list(tensors.keys())

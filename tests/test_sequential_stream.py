@@ -38,6 +38,7 @@ OPTIONS: dict[str, Any] = {
     "samples": 20,
     "progress": False,
     "replay": bh.Replay(4),
+    "components": 2,
 }
 
 
@@ -146,12 +147,12 @@ def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
 
 
 def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
-    posterior = run(tmp_path, tests=TESTS)
+    posterior = run(tmp_path, tests=TESTS, components=None)
     record = Record.of(posterior)
     first, second, _ = record.rows
     assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
     by_hand = bh.fit(
-        tiny_model(()), "linear", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
+        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
         replay=OPTIONS["replay"],
     )  # fmt: skip
     assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
@@ -250,7 +251,7 @@ def test_every_round_draws_its_coreset_anew(
 
     monkeypatch.setattr(bh.Replay, "split", spied)
     run(tmp_path)
-    assert len(set(seeds)) == len(seeds) == 3
+    assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
 
 
 def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
@@ -273,7 +274,7 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
         ),
         ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
         ({"samples": 8}, ConfigError, "samples=8"),
-        ({"keep": {"head.*": 0.5}, "guide": "linear"}, PriorError, "keep, floor: a joint"),
+        ({"keep": {"head.*": 0.5}, "guide": "laplace"}, PriorError, "keep, floor: a joint"),
         ({"floor": 0.1, "guide": "lowrank"}, PriorError, "keep, floor: a joint"),
         ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
     ],
@@ -315,8 +316,8 @@ def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
     """Rather than leave the guide that is asked for out of account."""
     first = {"week 0": WEEKS["week 0"]}
     run(tmp_path, first, guide="normal", replay=None)
-    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LinearGuide"):
-        run(tmp_path, guide="linear", replay=None)
+    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
+        run(tmp_path, guide="laplace", replay=None)
     assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
 
 
@@ -324,7 +325,7 @@ def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
-    for guide in ("laplace", "AutoNormal"):
+    for guide in ("delta", "AutoNormal"):
         with pytest.raises(GuideError, match=r"grow: .* takes no new rows of head"):
             run(tmp_path, guide=guide, grow=True, replay=None)
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
@@ -412,3 +413,18 @@ def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) ->
         with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
             last.update(known)
     assert len(last.update(test, max_steps=1, progress=False).lineage) == 5
+
+
+def test_rows_that_a_first_round_holds_out_itself_are_known_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default guide learns four fifths of 50 rows or more, whatever was held out before."""
+    weeks = {name: tiny_examples(60, seed=i) for i, name in enumerate(WEEKS)}
+    last = run(tmp_path, weeks, tests={"week 0": TESTS["week 0"]}, replay=None)
+    assert [report.examples for report in last.lineage] == [48, 60, 60]
+    assert [report.held_out for report in last.lineage] == [12, 0, 0]
+    for number, (week, learnt) in enumerate(zip(weeks.values(), (48, 60, 60), strict=True), 1):
+        with pytest.raises(DataError, match=f"round {number} .* has learnt {learnt} of these"):
+            last.update(week)
+    monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
+    assert run(tmp_path, weeks, replay=None).lineage == last.lineage

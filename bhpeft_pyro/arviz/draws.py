@@ -20,8 +20,8 @@ __all__ = ["chains", "chosen_draws"]
 def chains(guide: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
     """The guides whose draws are a chain each: a mixture's `components`, else the guide alone.
 
-    Components come from restarts and count alike: chains that differ are optima that differ, and
-    all chains together are the mixture.
+    Components come from independent fits and count alike: chains that differ are optima that
+    differ, and all chains together are the mixture.
 
     >>> from bhpeft_pyro.guides import NormalGuide
     >>> from bhpeft_pyro.testing import tiny_model

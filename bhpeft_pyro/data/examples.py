@@ -19,7 +19,7 @@ from .tokens import Tokens
 __all__ = ["Examples"]
 
 
-_FEW, _HELD_OUT = 50, 500
+_FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 
 
 @dataclass(frozen=True, eq=False, repr=False)

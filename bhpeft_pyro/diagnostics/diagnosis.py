@@ -23,7 +23,7 @@ class Diagnosis:
         psis: how near the guide is to the posterior, over all latents.
         information: what was resolved, on the training texts.
         guards: warnings of the last round's report.
-        components: of restarts (`MixturePosterior`) each by itself; the rest is of the mixture.
+        components: of a `MixturePosterior` each by itself; the rest is of the mixture.
 
     >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), Information(0.5, 0.1), ()))
     PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
@@ -41,15 +41,15 @@ posterior: 80 % resolved
     def __str__(self) -> str:
         lines = [str(self.psis), str(self.information), *(self.guards or ["no warnings"])]
         for number, each in enumerate(self.components, 1):
-            lines += [f"restart {number}:", *(f"  {line}" for line in str(each).splitlines())]
+            lines += [f"component {number}:", *(f"  {line}" for line in str(each).splitlines())]
         return "\n".join(lines)
 
 
 def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
     """`psis` and `information` on the training data, and the report's guards.
 
-    It costs a prediction of the training data with `samples` draws, and two with 64; for restarts
-    as much again for each.
+    It costs a prediction of the training data with `samples` draws, and two with 64; for a
+    mixture as much again for each component.
 
     Args:
         posterior: the posterior.

@@ -117,7 +117,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A guide of any kind will do: this package's,
     Pyro's, a function. A linear one is compared with the posterior of the linearised network that
-    it approximates; of restarts each with its own, all draws together.
+    it approximates, under the prior of its width (`LaplaceGuide.prior_of_width`); of a mixture each
+    component with its own, all draws together.
 
     Args:
         posterior: the posterior; its model's prior is the one of the last round.

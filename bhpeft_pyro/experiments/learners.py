@@ -61,10 +61,11 @@ class Arm:
     point: bool = False
 
 
-def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
+def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> Arm:
     """`Posterior.update`.
 
     Args:
+        components: of the posterior.
         keep: 0 makes the first prior that of every round: only the start is the posterior's.
         replayed: the share of a round's rows that goes to the coreset.
     """
@@ -76,7 +77,8 @@ def updating(keep: float = 1.0, replayed: float = 0.0) -> Arm:
             replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
             if last is None:
                 model, unlabelled = setup.model(), setup.unlabelled
-                return fit(model, GUIDE, data, unlabelled=unlabelled, replay=replay, **options)
+                options |= {"unlabelled": unlabelled, "replay": replay, "components": components}
+                return fit(model, GUIDE, data, **options)
             return last.update(data, keep=keep, replay=replay, **options)
 
         return learn
@@ -106,7 +108,8 @@ def _cumulative(setup: Setup) -> Learner:
         batches = list(setup.batches.values())[:count]
         seen = batches[0].concat(*batches[1:])
         options = setup.options(*map(len, batches))
-        new = fit(setup.model(), GUIDE, seen, unlabelled=setup.unlabelled, **options)
+        options |= {"unlabelled": setup.unlabelled, "components": 1}
+        new = fit(setup.model(), GUIDE, seen, **options)
         return new if last is None else _after(last, new, data)
 
     return learn
@@ -120,6 +123,7 @@ def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
 
 ARMS = {
     "posterior as prior": updating(),
+    "posterior as prior, 5 components": updating(components=5),
     "posterior as prior + replay": updating(replayed=0.2),
     "warm start only": updating(keep=0.0),
     "deterministic sequential": Arm(_deterministic, point=True),

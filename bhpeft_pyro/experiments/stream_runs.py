@@ -96,9 +96,8 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
 def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
     """Seconds of the processor in an arm's round, over those of a plain round on the same data.
 
-    A plain round fits the same guide under the first prior, for as many steps; a first round's
-    search for that prior's scale is left out, as later ones need none. Both are timed one after
-    the other; the median of the ratios.
+    A plain round fits the same guide under the first prior, for as many steps. Both are timed one
+    after the other; the median of the ratios.
 
     Args:
         arms: whose first rounds are fits of `learners.GUIDE`.
@@ -111,7 +110,7 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
     first = next(iter(last.values())).model
 
     def plain() -> None:
-        fit(first, GUIDE, data, **setup.options(len(data)))
+        fit(first, GUIDE, data, components=1, **setup.options(len(data)))
 
     ratios: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):

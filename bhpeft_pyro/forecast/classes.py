@@ -28,8 +28,8 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
-        between: (N,) the share of `epistemic` in which the components of a mixture disagree; None of
-            a posterior with one, or of draws whose components are not told apart.
+        between: (N,) the part of `epistemic` in which the components of a mixture disagree; None
+            where there is but one, or draws of all of them are pooled.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
             the uncertainty that BH-PEFT ranks by. (Divided by C it is their mean; as a sum it
             does not depend on choices that are mere padding.)

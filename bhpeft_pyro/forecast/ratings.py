@@ -134,7 +134,7 @@ class RatingForecast(Forecast):
 
     @property
     def epistemic(self) -> Tensor:
-        """(N,) variance of the mean: of each part's own, and between the parts."""
+        """(N,) variance of the mean, that of each part's own and that between the parts."""
         return self._rounded(self._between + self._within.mean(0))
 
     @property
@@ -236,7 +236,7 @@ class RatingForecast(Forecast):
 
     @property
     def component_sds(self) -> Tensor:
-        """(S, N) float64 sds of the mixture's Normals: of the noise and of each part's mean."""
+        """(S, N) float64 sds of the mixture's Normals: of noise and mean together."""
         return (self.sds.double().square() + self._within).sqrt()
 
     def _rounded(self, values: Tensor) -> Tensor:

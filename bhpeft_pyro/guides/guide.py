@@ -88,7 +88,7 @@ class Guide(nn.Module):
     def move(self, values: Mapping[str, Tensor]) -> None:
         """Start elsewhere: at other central values than `means` gives now.
 
-        For guides that `fit` may restart from other places; others stay.
+        For guides that `fit` may start from other places; others stay.
 
         Args:
             values: per latent (others stay), of its shape.

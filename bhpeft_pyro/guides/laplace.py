@@ -51,7 +51,8 @@ class LaplaceGuide(LowRankGuide):
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model(())
-    >>> posterior = fit(model, "laplace", tiny_examples(), components=1, max_steps=3, progress=False)
+    >>> options = {"components": 1, "max_steps": 3, "progress": False}
+    >>> posterior = fit(model, "laplace", tiny_examples(), **options)
     >>> posterior.guide.scales()["head.bias"].shape
     torch.Size([2])
     """
@@ -60,6 +61,12 @@ class LaplaceGuide(LowRankGuide):
 
     def __init__(self, model: Model, rank: int = 16, names: Collection[str] | None = None) -> None:
         super().__init__(model, rank, names)
+        held = [site.name for site in model.sites if site.name not in self._shapes]
+        if held and names is None:
+            raise GuideError(
+                f"LaplaceGuide: the prior does not draw {', '.join(held)}, expected a Normal at "
+                "every site; for other priors take 'normal' or 'lowrank'"
+            )
         self._likelihood = {site.name for site in model.likelihood.sites}
         self.register_buffer("measured", torch.tensor(False))
         self.measured: Tensor

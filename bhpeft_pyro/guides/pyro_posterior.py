@@ -74,7 +74,7 @@ def joint(auto: AutoGuide, latents: Sequence[Latent], options: Mapping[str, Any]
     if size > _LARGEST:
         raise GuideError(
             f"{name} of {size:,} latents cannot be a prior: its covariance would be made whole, "
-            f"for at most {_LARGEST:,}; 'lowrank' and 'linear' pass theirs on at any size"
+            f"for at most {_LARGEST:,}; 'laplace' and 'lowrank' pass theirs on at any size"
         )
     if isinstance(auto, pyro_guides.AutoStructured):
         moments = _structured(auto, shapes)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError
-from ..forecast import ClassForecast
+from ..forecast import ClassForecast, RatingForecast
 from ..guides import FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of, is_point
 from ..model import Model
@@ -160,7 +160,8 @@ class _Run:
                 )
                 for scheduler in schedulers:
                     scheduler.step()
-                if self.validation is not None and step % self.eval_every == 0:
+                last = self.selects and step == self.steps
+                if self.validation is not None and (last or step % self.eval_every == 0):
                     rows = self._evaluate()
                     entry["validation_nll"] = nll = rows.mean().item()
                     if not math.isfinite(nll):
@@ -170,7 +171,7 @@ class _Run:
                     if best is None or nll < best[0]:
                         best, best_rows = (nll, step, self._state()), rows
                     elif self.selects:
-                        if step == self.steps and not _worse(rows, best_rows):
+                        if last and not _worse(rows, best_rows):
                             best = (nll, step, self._state())
                     elif step - best[1] >= (options.patience or 0) * self.eval_every:
                         break
@@ -309,6 +310,7 @@ class _Run:
             return
         assert isinstance(self.guide, Guide) and self.validation is not None
         forecast = predict(self.model, self.guide, self.validation, 0, bf16=self.options.bf16)
+        assert isinstance(forecast, RatingForecast)
         square = (forecast.mean - forecast.observed()).double().square().mean()
         noise = (square.sqrt() / likelihood.unit).log()
         self.guide.move({"noise.log_scale": noise.to(torch.float32)})

@@ -122,8 +122,9 @@ def _in_closed_form(
         return ClassForecast.mixed(classes)
     means, sds, *more = (torch.cat(part) for part in zip(*ratings, strict=True))
     what = "within" if likelihood.constant_noise else "densities"
+    given = {what: more[0]} if more else {}
     return RatingForecast.from_draws(
-        means, sds, labels=examples.labels, texts=examples.texts, **dict(zip([what], more))
+        means, sds, labels=examples.labels, texts=examples.texts, **given
     )
 
 

@@ -19,8 +19,9 @@ from torch.distributions import kl_divergence
 
 from ..batch import Batch
 from ..data import Examples
-from ..distributions import Covariance, LowRankNormal, exact
+from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
+from ..guides.budget import GATHERED_ONCE
 from ..linear import Outputs, jacobian, output_moments, symmetric_noise
 from ..model import Model
 from .curvature import Gathered
@@ -34,7 +35,6 @@ __all__ = ["equal_effect", "widen"]
 _EXAMPLES, _SCALED = 128, 32  # on which the curvature is measured, and the prior's scales
 _BATCH = 16
 _HELD_OUT = 256  # rows, at most, by which the width is chosen
-_GATHERED = 256  # gradients gathered before the leading directions are sought again
 _TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 _COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
 _DRAWS = 256  # of the outputs, to see how good a width is
@@ -169,12 +169,12 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
-    gathered = Gathered(like, guide.rank, guide.rank + _GATHERED + _BATCH)
+    gathered = Gathered(like, guide.rank, guide.rank + GATHERED_ONCE + _BATCH)
     ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
             gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
-            if gathered.count >= guide.rank + _GATHERED:
+            if gathered.count >= guide.rank + GATHERED_ONCE:
                 gathered.shorten()
     root = gathered.root()
     return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)
@@ -295,7 +295,7 @@ def _with_noise(
     """For ratings with one noise scale, whose best value is known for every tau.
 
     With noise s in place of the trained s0 the precision tau P + (s0 / s)^2 N F is that of
-    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), v being
+    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), with v
     that of its mean under tau'; and the best s^2 is the mean of squared errors over 1 + v / s0^2.
     """
     predictions = [outputs.labels(outputs.mean) for outputs, _ in held]

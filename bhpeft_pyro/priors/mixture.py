@@ -1,4 +1,4 @@
-"""An equal-weight mixture of stochastic functions: restarts as one guide, or as one prior."""
+"""An equal-weight mixture of stochastic functions: independent fits as one guide, or prior."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class MixturePrior:
     """A mixture of posteriors as one prior: 1/R sum_r p_r(w), jointly over all weights.
 
     Args:
-        parts: the posteriors of R restarts, as priors.
+        parts: the posteriors of R fits, as priors.
 
     >>> import pyro.distributions as dist
     >>> near, far = (PosteriorPrior({"w": dist.Normal(m, 1.0)}) for m in (0.0, 9.0))
@@ -190,7 +190,7 @@ class MixturePrior:
     def __init__(self, parts: Sequence[Prior]) -> None:
         self.parts = tuple(parts)
         first = self.parts[0]
-        # How sites are made out of other latents is the same in all restarts.
+        # How sites are made out of other latents is the same in all of them.
         self.structure = first.structure if isinstance(first, PosteriorPrior) else None
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:

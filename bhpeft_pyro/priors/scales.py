@@ -32,15 +32,12 @@ class FunctionSpacePrior(ABC):
     Args:
         change: sd of the output side (LoRA B, adapter up, prefix values), in units. In fitted
             `Coordinates` each such site of each layer moves the predictions by change^2 nats under
-            the prior; in a network with `aligned=False` it changes its block's output by this
-            fraction. None is 0.1; but `FunctionSpaceNormal` leaves it open then, and a fit of a
-            `linear`, `lowrank` or `full` guide finds it by empirical Bayes.
+            the prior; in others it changes its block's output by this fraction. None is 0.1.
         spread: sd of the input side (LoRA A, adapter down, prefix keys) around its anchor, in
             units.
-        head: sd of each output (logit) under the prior of the head's weights. None is 1; but
-            `FunctionSpaceNormal` leaves it open then, and a fit of a `normal`, `linear`, `lowrank`
-            or `full` guide finds it by empirical Bayes on the features of the frozen transformer:
-            0.3 or more for ratings, 2 or more for classes and choices.
+        head: sd of each output (logit) under the prior of the head's weights. None is 1. With both
+            `change` and `head` left at None a `laplace` guide sets the scale of every site by its
+            effect on the outputs (`inference/width.py`).
         other: scale of the likelihood's own sites, in their units.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data import Examples
 from ..errors import DataError
-from ..fitting import check_how, fit_round, joined, needs_rows
+from ..fitting import check_how, fit_round, joined
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.optimise import OptimizerFactory
@@ -39,13 +39,8 @@ def update(
     replay: Replay | None,
     grow: bool,
     again: bool,
-    split: int | None = None,
 ) -> Posterior:
-    """See `Posterior.update`.
-
-    Args:
-        split: the seed by which rows are held out, if it is not the options' own.
-    """
+    """See `Posterior.update`."""
     if isinstance(data, Iterator):  # for new labels it is read twice
         data = list(data)
     if isinstance(posterior, MixturePosterior):
@@ -78,9 +73,7 @@ def update(
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     if not again:
         refuse_known(posterior, examples)
-    given, point = examples.fingerprint, is_point(guide)
-    if held_out is None and needs_rows(guide, options):
-        examples, held_out = examples.hold_out(options.seed if split is None else split)
+    point = is_point(guide)
     report = FitReport(
         len(examples),
         examples.fingerprint,
@@ -90,8 +83,7 @@ def update(
         floor=forgetting.floor,
         projection=projection,
         pull=1.0 if point else None,
-        held_out=0 if held_out is None else len(held_out),
-        given=given,
+        held_out=len(held_out) if point and held_out is not None else 0,
     )
     kept = None
     if replay is not None:
@@ -130,18 +122,8 @@ def _update_each(
     for each, own in every:
         with keeping(components, options, mixture.lineage):
             components.append(
-                update(
-                    each,
-                    examples,
-                    validation=held_out,
-                    options=own,
-                    grow=False,
-                    split=options.seed,  # the same rows held out for all of them
-                    **how,
-                )
+                update(each, examples, validation=held_out, options=own, grow=False, **how)
             )
-    if components[0].report.held_out and held_out is None:
-        _, held_out = examples.hold_out(options.seed)
     return joined(components, held_out, options, mixture.lineage)
 
 

@@ -139,9 +139,10 @@ def fit(
     point = is_point(modules[0])
     if options.particles > 1 and not point:  # a point has but one draw
         check_prior(model.prior, model.sites, vectorised=True)
-    given = examples.fingerprint
+    given, split = examples.fingerprint, None
     if held_out is None and needs_rows(modules[0], options):
         examples, held_out = examples.hold_out(options.seed)
+        split = None if held_out is None else options.seed
     splits = [
         (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
     ]
@@ -152,7 +153,7 @@ def fit(
     open_scales = is_open(model)
     fitted: list[Posterior] = []
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
-        report = FitReport(len(examples), examples.fingerprint, own, given=given)
+        report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
         with seeded(own.seed):

@@ -1,4 +1,4 @@
-"""`bhpeft stream`: batches from dates and counts, restarts, record and plots."""
+"""`bhpeft stream`: batches from dates and counts, going on, record and plots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def arguments(folder: Path, *more: object, data: str = "news.csv") -> tuple[object, ...]:
-    backbone = ("--backbone", folder / "tiny", "--preset", "head_only")
+    backbone = ("--backbone", folder / "tiny", "--preset", "head_only", "--components", 2)
     return ("stream", folder / data, "--out", folder / "out", *backbone, *QUICK, *more)
 
 
@@ -49,7 +49,8 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
     last = bh.stream(
         model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
-        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8, progress=False,
+        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8,
+        components=2, progress=False,
     )  # fmt: skip
     expected = Record.of(last).rows
     assert [row["batch"] for row in found] == [
@@ -181,7 +182,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
         (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
         (("--by", "date", "--every", "week", "--batch", 10), "--every, --batch: a batch is"),
         (("--by", "date", "--guide", "delta"), "'delta' has points"),
-        (("--by", "date", "--guide", "AutoNormal"), "known: normal, lowrank, linear, delta"),
+        (("--by", "date", "--guide", "AutoNormal"), "known: laplace, normal, lowrank, full, delta"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
         (("--by", "date", "--tests", "1%"), "1% is no row of any batch"),
         (("--by", "date", "--tests", "x.csv"), "no share"),

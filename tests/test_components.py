@@ -370,3 +370,20 @@ def test_reports_are_of_each_and_of_all() -> None:
     assert found.components[1] == alone and f"  {alone.information}" in str(found)
     chains = posterior.to_arviz(FIRST, samples=6).posterior["head.bias"]
     assert dict(chains.sizes) == {"chain": 3, "draw": 6, "output": 2}
+
+
+def test_a_mixture_is_diagnosed_with_the_rows_that_it_was_given() -> None:
+    """Of which all its components have the same held out."""
+    given = tiny_examples(60)
+    learnt, held_out = given.hold_out(0)
+    assert held_out is not None
+    options: dict[str, Any] = {"max_steps": 4, "components": 2, "progress": False}
+    posterior: Any = bh.fit(tiny_model(()), "laplace", given, **options)
+    found = posterior.diagnose(given, samples=100)
+    assert len(found.components) == 2 and found == posterior.diagnose(learnt, samples=100)
+    point: Any = bh.fit(tiny_model(()), "delta", given, **options)
+    for part in (point, point.components[1]):  # a width is chosen by rows that were not learnt
+        whole, apart = part.widen(given), part.widen(learnt, validation=held_out)
+        assert whole.report.held_out == apart.report.held_out == 12
+        assert torch.equal(probabilities(whole), probabilities(apart))
+        assert not torch.equal(probabilities(whole), probabilities(part.widen(learnt)))

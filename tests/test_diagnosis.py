@@ -108,6 +108,22 @@ def test_each_guard_speaks_alone_and_by_name(values: dict[str, Any], message: st
     assert found.guards[0] in str(found).splitlines()
 
 
+def test_a_points_temperature_is_not_that_of_its_width() -> None:
+    point = report(temperature=0.0, pull=0.0)
+    wide = report(temperature=0.0, pull=0.0, tau=3.0)
+    assert len(point.guards) == 1 and wide.guards == []
+    mixed = [bh.FitReport.joined([each, each], each.options, None) for each in (point, wide)]
+    assert len(mixed[0].guards) == 1 and mixed[1].guards == []
+
+
+def test_a_points_loss_is_no_negative_elbo() -> None:
+    """Of its prior there is a density: no KL, and lower than any."""
+    for guide in ("normal", "delta", "laplace"):
+        fitted = bh.fit(tiny_model(()), guide, tiny_examples(8), max_steps=2, progress=False)
+        line = str(fitted.report).splitlines()[1]
+        assert line.startswith("negative ELBO" if guide == "normal" else "loss"), line
+
+
 def test_guards_of_fits() -> None:
     """A site that the data say nothing of, one that is nailed down, one never moved."""
     data = tiny_examples(24)

@@ -13,7 +13,7 @@ from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.experiments import gradient_noise
 from bhpeft_pyro.experiments.gradient_noise import losses, noise
-from bhpeft_pyro.guides import LinearGuide, NormalGuide
+from bhpeft_pyro.guides import LowRankGuide, NormalGuide
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 FIRST, WHOLE = "1 draw", "4 draws, each for the whole batch"
@@ -59,7 +59,7 @@ def test_four_draws_have_a_quarter_of_the_variance(guide: NormalGuide) -> None:
 def test_the_noise_of_batches_is_all_that_is_left_without_draws() -> None:
     """Of a joint guide too, once it is nearly a point."""
     model = tiny_model()
-    guide = LinearGuide(model, rank=3)
+    guide = LowRankGuide(model, rank=3)
     guide.covariance = Covariance.diagonal(1e-4 * guide.covariance.scale)
     batches = list(tiny_examples(48).batches(8))
     each = {FIRST: losses(model, guide)[FIRST]}
@@ -72,5 +72,5 @@ def test_the_command_makes_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     command = ["experiment", "gradients", "--budget", "tiny", "--seeds", "1", "--out"]
     result = CliRunner().invoke(app, [*command, str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert "| linear | 16 draws, each for its share of the batch |" in result.output
+    assert "| lowrank | 16 draws, each for its share of the batch |" in result.output
     assert (tmp_path / "gradients").exists()

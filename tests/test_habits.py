@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import distributions, kronecker
+from bhpeft_pyro import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.guides.joint import JointGuide
@@ -38,7 +38,8 @@ KINDS = (*bh.presets.lora(rank=2), *bh.presets.prefix(2))
 @cache
 def fitted(name: str) -> bh.Posterior:
     """Never to be changed. `full` takes all correlations: of a head alone."""
-    return bh.fit(tiny_model(() if name == "full" else KINDS), name, tiny_examples(), **QUICK)
+    model = tiny_model(() if name == "full" else KINDS)
+    return bh.fit(model, name, tiny_examples(), components=1, **QUICK)
 
 
 def draws(guide: Any) -> dict[str, Tensor]:
@@ -149,12 +150,12 @@ def made(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 
 EARLIER: dict[str, Callable[[], bh.Posterior]] = {
-    **{name: partial(fitted, name) for name in ("normal", "linear", "laplace")},
+    **{name: partial(fitted, name) for name in ("normal", "lowrank", "laplace")},
     "flow": lambda: bh.fit(tiny_model(()), "iaf", tiny_examples(), **QUICK),
     "blocks": lambda: bh.fit(
         tiny_model(KINDS), {"head.*": "full", "*": "normal"}, tiny_examples(), **QUICK
     ),
-    "restarts": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK),
+    "components": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK),
     "latents": lambda: bh.fit(tiny_model((), prior=made), "normal", tiny_examples(), **QUICK),
 }
 
@@ -171,8 +172,7 @@ def test_an_earlier_posterior_moves_with_the_model_whose_prior_it_is(
     assert_same(*again)
     assert model.to("cpu").prior is prior
     # Nothing can be read on the meta device, and it has no autocast.
-    for module in (distributions, kronecker):
-        monkeypatch.setattr(module, "exact", lambda _: nullcontext())
+    monkeypatch.setattr(distributions, "exact", lambda _: nullcontext())
     with pyro.validation_enabled(False):
         values = model.to("meta").prior(model.sites)
         assert {value.device.type for value in values.values()} == {"meta"}
@@ -214,7 +214,7 @@ def test_a_model_has_one_precision(convert: Callable[[bh.Model], Any]) -> None:
     assert model.float() is model
 
 
-@pytest.mark.parametrize("name", ["laplace", "lowrank", "linear", "full"])
+@pytest.mark.parametrize("name", ["laplace", "lowrank", "full"])
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_a_converted_guide_is_converted_whole(name: str, rounds: int) -> None:
     """The covariance, or the prior, stayed behind: on a GPU, on another device."""

@@ -32,6 +32,7 @@ from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
@@ -210,6 +211,9 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
     options: dict[str, Any] = {"max_steps": 5, "components": components, "progress": False}
     posterior = bh.fit(tiny_model(()), "laplace", given, **options)
     assert psis(posterior, given, 200) == psis(posterior, learnt, 200)
+    if isinstance(posterior, MixturePosterior):  # of which each has a seed of its own
+        for each in posterior.components:
+            assert psis(each, given, 200) == psis(each, learnt, 200)
     with pytest.raises(DataError, match="are not the 48 that the last round was fitted to"):
         psis(posterior, held_out, 200)
     point = bh.fit(tiny_model(()), "delta", given, **options)  # which the prior has not pulled

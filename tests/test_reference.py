@@ -29,7 +29,7 @@ from bhpeft_pyro.guides import FunctionGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.inference.passes import Block
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(30, seed=8)
 
@@ -105,17 +105,16 @@ def test_a_transformer_against_nuts() -> None:
     forgets that weights compensate each other. A full covariance mends both, and k-hat knows.
     """
     lora = bh.peft.LoRA(rank=1, targets=("value",), layers=(1,))
-    head = bh.Head(1, principal=False)
-    network = bh.RandomPEFT(tiny_backbone(), (lora,), head, tiny_tokenizer())
     prior = {
-        "lora.*.A": lambda site: dist.Normal(site.anchor, 0.3 * site.unit),
+        "lora.*.A": lambda site: dist.Normal(0.0, (0.3 * site.unit).expand(site.shape)),
         "lora.*.B": lambda site: dist.Normal(0.0, site.unit.expand(site.shape)),
         "head.*": dist.Normal(0.0, 0.5),
     }
-    model = bh.Model(network, prior, KnownNoise(1.5))
+    model = tiny_model((lora,), 1, prior, KnownNoise(1.5))
+    network = model.network
     texts = random_texts(12)
     blank = bh.encode(texts, network.tokenizer, kind="rating", labelled=False)
-    truth = draw(prior_guide(model), 1, seed=3)
+    truth = draw(model, prior_guide(model), 1, seed=3)
     ratings = labels(model, [Block(truth)], Feed(model, blank))[0].tolist()
     data = bh.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)

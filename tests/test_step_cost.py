@@ -19,17 +19,14 @@ from bhpeft_pyro.batch import Batch
 from bhpeft_pyro.experiments import step_cost, timing
 from bhpeft_pyro.experiments.step_cost import (
     CLASSES,
-    PARTICLES,
     folded,
     hf_peft_step,
     looped,
     svi_step,
 )
 from bhpeft_pyro.experiments.timing import compare, peak_bytes
-from bhpeft_pyro.guides import DeltaGuide, Guide, LinearGuide, NormalGuide
+from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.elbo import ELBO
-from bhpeft_pyro.linear import LinearModel
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
@@ -104,7 +101,8 @@ def test_a_batch_that_cannot_be_shared_out_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind,particles", [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LinearGuide, 4)]
+    "kind,particles",
+    [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LaplaceGuide, 1), (LowRankGuide, 4)],
 )
 def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int) -> None:
     model = _model()
@@ -117,19 +115,6 @@ def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int
     assert all(not torch.equal(after[name], value) for name, value in before.items())
     for name, value in model.network.backbone.named_parameters():
         assert torch.equal(value, backbone[name])
-
-
-def test_the_timed_step_of_a_linear_guide_is_of_the_linearised_network() -> None:
-    model = _model()
-    guide, shared = LinearGuide(model), _batch().split(PARTICLES)
-    losses = []
-    for of in (LinearModel(model, guide.means), model):
-        torch.manual_seed(0)
-        losses.append(ELBO(PARTICLES)(of, guide)(shared).item())
-    torch.manual_seed(0)
-    found = svi_step(model, guide, _batch(), PARTICLES)()
-    assert found == pytest.approx(losses[0], rel=1e-6)
-    assert found != pytest.approx(losses[1], rel=1e-4)
 
 
 def test_the_timed_steps_are_those_that_fit_takes() -> None:

@@ -12,7 +12,7 @@ from ..sequential.growth import with_outputs_for
 from ..sequential.update import refuse_known
 from . import options
 from .quality import conclude
-from .recipe import FAMILIES, check_guide
+from .recipe import FAMILIES, POINTS, check_guide
 from .runs import check_out, hold_out, naming, open_run, rows_for
 from .screen import bars, say
 
@@ -78,10 +78,11 @@ def update(
         with naming(held_out):
             rows = rows_for(start, held_out, labelled=True)
             held_out = start.text.encode(start.model, rows, labelled=True)
+    point = is_point(before.guide) if guide is None else guide in POINTS
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     after = start.update(
         train,
-        validation=held_out if how.patience or is_point(before.guide) else None,
+        validation=held_out if how.patience or point else None,
         options=how,
         guide=guide,
         keep=keep,

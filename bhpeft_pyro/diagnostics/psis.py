@@ -150,8 +150,8 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)
     report = posterior.report
-    if report.held_out and examples.fingerprint == report.given:
-        examples, _ = examples.hold_out(report.options.seed)
+    if report.split is not None and examples.fingerprint == report.given:
+        examples, _ = examples.hold_out(report.split)
     if examples.fingerprint != (report.learnt or report.data):
         replayed = ", with those that the round before had kept" if report.learnt else ""
         raise DataError(

@@ -236,7 +236,7 @@ class RatingForecast(Forecast):
 
     @property
     def component_sds(self) -> Tensor:
-        """(S, N) float64 sds of the mixture's Normals: of noise and mean together."""
+        """(S, N) float64 sds of the mixture's Normals, of noise and mean together."""
         return (self.sds.double().square() + self._within).sqrt()
 
     def _rounded(self, values: Tensor) -> Tensor:

@@ -40,8 +40,9 @@ def guards(report: FitReport) -> list[str]:
             f"unstable: {report.skipped} of {report.steps} steps were left out, as loss or "
             "gradient were not finite"
         )
-    if temperature := _temperature(report.temperature):
-        found.append(temperature)
+    measured = any(each.tau is not None for each in (report, *report.components))
+    if not measured and (temperature := _temperature(report.temperature)):
+        found.append(temperature)  # else it is that of the point, and not of its width
     return found
 
 

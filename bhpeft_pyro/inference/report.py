@@ -56,6 +56,7 @@ class FitReport:
             as it is. None if the family has stayed.
         pull: the weight of the prior where options leave it open, and a point was fitted.
         held_out: rows that were held out, to stop and to choose the width by.
+        split: the seed by which `fit` itself held them out of what it was given, if it did.
         tau, noise: of a Laplace approximation, what was chosen (`inference/width.py`): how much of
             the prior's precision is in its width; ratings' noise scale, in their units.
         point_nll, component_nll: held-out NLL of the point with that noise, and of the component.
@@ -90,6 +91,7 @@ class FitReport:
     projection: float | None = None
     pull: float | None = None
     held_out: int = 0
+    split: int | None = None
     tau: float | None = None
     noise: float | None = None
     point_nll: float | None = None
@@ -141,6 +143,7 @@ class FitReport:
             projection=None if first.projection is None else fmean(losses),
             pull=first.pull,
             held_out=first.held_out,
+            split=first.split,
             components=list(components),
             learnt=first.learnt,
             given=first.given,
@@ -244,7 +247,7 @@ class FitReport:
         return ", ".join(parts)
 
     def _loss(self) -> str:
-        plain = self.temperature == 1
+        plain = self.temperature == 1 and self.pull is None  # a point's has no entropy
         return (
             f"{'negative ELBO' if plain else 'loss'} {self.last('loss'):.3f} = NLL "
             f"{self.last('nll'):.3f} + {'' if plain else f'{self.temperature:g} x '}KL "

@@ -130,7 +130,7 @@ def _update_each(
 def has_learnt(report: FitReport, examples: Examples) -> bool:
     """Whether a round was given these very examples, or learnt them all of what it was given, or
     all but those that it held out itself."""
-    rest, _ = examples.hold_out(report.options.seed) if report.held_out else (examples, None)
+    rest, _ = (examples, None) if report.split is None else examples.hold_out(report.split)
     known = (report.data, report.given)
     return examples.fingerprint in known or rest.fingerprint in known
 

@@ -37,8 +37,8 @@ def widen(
     examples = text.encode(model, data, labelled=True)
     held_out = None if validation is None else text.encode(model, validation, labelled=True)
     report = posterior.report
-    if held_out is None and examples.fingerprint == report.given != report.data:
-        examples, held_out = examples.hold_out(report.options.seed)
+    if held_out is None and report.split is not None and examples.fingerprint == report.given:
+        examples, held_out = examples.hold_out(report.split)
     options = report.options.change(**changes)
     wide = [_widened(part, examples, held_out, changes) for part in parts]
     return joined(wide, held_out, options)

@@ -15,6 +15,7 @@ from test_cli import bhpeft, error, write_csv
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.sequential import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -114,7 +115,9 @@ def test_held_out_rows_make_the_matrix(folder: Path) -> None:
     assert [row["examples"] for row in found["rounds"]] == [5, 5]
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
-    assert last.coreset is not None and len(last.coreset.examples) == 2
+    assert isinstance(last, MixturePosterior)
+    kept = [each.coreset for each in last.components]
+    assert [coreset and len(coreset.examples) for coreset in kept] == [2, 2]
     matrix = Record(found["rounds"]).matrix
     assert found["average_accuracy"] == pytest.approx(matrix[1].mean().item())
     assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from bhpeft_pyro.experiments.job import Fitted, Job
 from bhpeft_pyro.experiments.methods import INFERENCE, Method, method
 from bhpeft_pyro.experiments.outcome import Outcome
 from bhpeft_pyro.experiments.tasks import split
+from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 TINY = BUDGETS["tiny"]
@@ -73,6 +75,18 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     made = tiny_grid(where, "hybrid, MC dropout", budget=budget, tasks=those)
     made.complete()
     return list(made.outcomes())
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """The same by the default, whose forecasts are in closed form."""
+    likelihood = partial(bh.likelihoods.Normal, spread=2.0)
+    rated = replace(TINY.tasks["ratings"], outputs=1, likelihood=likelihood)
+    budget = replace(TINY, search=1, seeds=1, tasks={**TINY.tasks, "ratings": rated})
+    where = tmp_path_factory.mktemp("closed")
+    those = ("classes", "ratings", "choices", "two classes")
+    made = tiny_grid(where, "hybrid, Bayesian", budget=budget, tasks=those)
+    return [made.run(*run) for run in made.runs]
 
 
 def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
@@ -148,8 +162,10 @@ def test_files_of_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         list(tiny_grid(one, *both, budget=budget).outcomes())
 
 
-def test_a_file_has_all_of_an_outcome(outcomes: list[Outcome], tmp_path: Path) -> None:
-    for number, outcome in enumerate(outcomes):
+def test_a_file_has_all_of_an_outcome(
+    outcomes: list[Outcome], closed: list[Outcome], tmp_path: Path
+) -> None:
+    for number, outcome in enumerate([*outcomes, *closed]):
         path = tmp_path / f"{number}.safetensors"
         path.write_bytes(outcome.to_bytes())
         again = Outcome.read(path)
@@ -157,7 +173,13 @@ def test_a_file_has_all_of_an_outcome(outcomes: list[Outcome], tmp_path: Path) -
         assert again.forecasts.keys() == outcome.forecasts.keys()
         old, new = outcome.forecasts["test"], again.forecasts["test"]
         assert metrics.evaluate(new) == metrics.evaluate(old)
-        assert new.draws == old.draws == TINY.samples
+        ratings = isinstance(new, bh.RatingForecast)
+        if outcome in outcomes:
+            assert new.draws == old.draws == TINY.samples
+        else:  # components of ratings with one noise, and draws of all other outputs
+            assert new.draws == old.draws == (TINY.members if ratings else 1000)
+        for name in ("total", "epistemic", *(["between"] if outcome in closed else [])):
+            assert torch.equal(*(getattr(each, name) for each in (old, new)))
     (tmp_path / "bad.safetensors").write_bytes(b"nothing")
     with pytest.raises(SaveError, match="is no result of an experiment"):
         Outcome.read(tmp_path / "bad.safetensors")
@@ -222,8 +244,10 @@ def test_a_canary_run_catches_who_was_handed_the_tests_labels(cheat: str, tmp_pa
     assert "deterministic" not in str(caught.value)
 
 
-def test_temperature_scaling_never_changes_accuracy(outcomes: list[Outcome]) -> None:
-    for outcome in outcomes:
+def test_temperature_scaling_never_changes_accuracy(
+    outcomes: list[Outcome], closed: list[Outcome]
+) -> None:
+    for outcome in (*outcomes, *closed):
         plain, mended = outcome.forecasts["test"], scores.scaled(outcome).forecasts["test"]
         before, after = metrics.evaluate(plain), metrics.evaluate(mended)
         for name in {"accuracy", "f1", "mse", "mae"} & before.keys():
@@ -231,14 +255,16 @@ def test_temperature_scaling_never_changes_accuracy(outcomes: list[Outcome]) -> 
         assert after["nll"] != before["nll"]
 
 
-@pytest.mark.parametrize("spread", [0.0, 4.0])  # how far draws are apart
+# How far draws are apart, and the variance of each one's own mean.
+@pytest.mark.parametrize(("spread", "within"), [(0.0, None), (4.0, None), (4.0, 2.0), (0.0, 2.0)])
 def test_scaled_ratings_have_unit_standardised_errors_on_the_validation_rows(
-    spread: float,
+    spread: float, within: float | None
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 3 * torch.randn(500, generator=generator)
     means = spread * torch.randn(8, 500, generator=generator)
-    forecast = bh.RatingForecast.from_draws(means, torch.ones(8, 500), labels=labels)
+    own = None if within is None else torch.full((8, 500), within)
+    forecast = bh.RatingForecast.from_draws(means, torch.ones(8, 500), within=own, labels=labels)
     mended = scores.scaled(Outcome({}, {"validation": forecast}, {})).forecasts["validation"]
     assert isinstance(mended, bh.RatingForecast)
     assert ((labels - mended.mean) / mended.sd).square().mean().item() == pytest.approx(1, rel=1e-4)
@@ -260,7 +286,17 @@ def test_classes_are_scaled_by_the_temperature_of_the_validation_rows() -> None:
     torch.testing.assert_close(mended.probabilities, torch.full((40, 2), 0.5), atol=0.02, rtol=0)
 
 
-def test_what_each_experiment_looks_at(outcomes: list[Outcome]) -> None:
+def _written(outcome: Outcome, folder: Path) -> Path:
+    path = folder / "outcome.safetensors"
+    path.write_bytes(outcome.to_bytes())
+    return path
+
+
+def test_what_each_experiment_looks_at(
+    outcomes: list[Outcome], closed: list[Outcome], tmp_path: Path
+) -> None:
+    made = tiny_grid(tmp_path, "head only, deterministic", budget=ONCE)
+    point = made.run("classes", 24, "head only", "deterministic", 0)
     classes, ratings, choices, two = outcomes
     for outcome in outcomes:
         (score,) = scores.quality(outcome)
@@ -281,6 +317,12 @@ def test_what_each_experiment_looks_at(outcomes: list[Outcome]) -> None:
     assert 0 <= intervals.values["coverage of 50 %"] <= intervals.values["coverage of 90 %"] <= 1
     assert intervals.values["width of 50 %"] < intervals.values["width of 90 %"]
     assert "aleatoric sd and raters' sd (Spearman)" in intervals.values
+    for each in (closed[0], Outcome.read(_written(closed[0], tmp_path))):  # no draws are kept
+        assert {score.by for score in scores.uncertainty(each)} == {"confidence", "variance"}
+    assert [score.by for score in scores.uncertainty(point)] == ["confidence"]
+    for each in (closed[3], Outcome.read(_written(closed[3], tmp_path))):
+        (found,) = scores.shift(each)
+        assert {"AUROC epistemic", "AUROC variance"} <= found.values.keys()
     (moved,) = scores.shift(two)
     outside = two.forecasts["to the third"]
     expected = metrics.ood_auroc(two.forecasts["test"], outside, by="total")
@@ -305,16 +347,17 @@ def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
     budget = replace(TINY, seeds=1, search=1, steps=2)
     made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
     outcome = made.run("classes", 24, "LoRA", inference, 0)
-    draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}.get(inference, TINY.samples)
-    assert outcome.forecasts["test"].draws == draws
-    temperature = {
-        "deterministic": 0.0,
-        "MAP": 1.0,
-        "Bayesian": 1.0,
-        "Bayesian (temperature 0.1)": 0.1,
-    }
-    if inference in temperature:
-        assert outcome.facts["temperature"] == temperature[inference]
+    draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
+    draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
+    assert outcome.forecasts["test"].draws == draws.get(inference, TINY.samples)
+    points = ("deterministic", "ensemble", "one component", "Bayesian", "MC dropout")
+    assert outcome.facts["temperature"] == (0.0 if inference in points else 1.0)
+    components = outcome.facts.get("components", [])
+    count = {"deterministic": 1, "one component": 1, "ensemble": TINY.members}
+    count["Bayesian"] = TINY.members
+    assert len(components) == count.get(inference, 0)
+    if inference in ("one component", "Bayesian"):
+        assert all(each["tau"] > 0 and each["component_nll"] > 0 for each in components)
 
 
 def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:
@@ -331,6 +374,44 @@ def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) ->
     assert held_out.observed().tolist() == parts.validation["label"][:]
 
 
+def test_points_are_fitted_once_for_all_that_is_made_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a method adds to the points is then all that it differs by."""
+    fits: list[int] = []
+    fit = Job.fit
+
+    def counted(self: Job, *rest: Any, **options: Any) -> bh.Posterior:
+        fits.append(options.get("seed", self.seed))
+        return fit(self, *rest, **options)
+
+    monkeypatch.setattr(Job, "fit", counted)
+    budget = replace(TINY, members=3)
+    parts = split(None, budget.tasks["classes"], 24, budget.validation, budget.test, 7)
+    kinds, load = bh.presets.lora(2), lambda: (tiny_backbone(), tiny_tokenizer())
+    what = budget.tasks["classes"]
+    job = Job(what, kinds, load, parts.train, parts.validation, 7, budget)
+    names = ("deterministic", "ensemble", "one component", "Bayesian")
+    one, several, wide, mixture = (INFERENCE[name](job) for name in names)
+    assert fits == [7, 7, 1007, 2007]  # two settings, and then the better one for all
+    assert one.posterior.guide is several.posterior.components[0].guide
+    for point, laplace in ((one, wide), (several, mixture)):
+        both = [
+            getattr(each.posterior, "components", [each.posterior]) for each in (point, laplace)
+        ]
+        assert laplace.facts["chosen"] == point.facts["chosen"]
+        for first, second in zip(*both, strict=True):
+            assert type(first.guide) is DeltaGuide and type(second.guide) is LaplaceGuide
+            for name, value in first.guide.means().items():
+                assert torch.equal(value, second.guide.means()[name])
+    members = several.posterior.components
+    rows = parts.tests["test"].select_columns(["text"])
+    expected = torch.stack([each.predict(rows, 0).probabilities for each in members]).mean(0)
+    torch.testing.assert_close(several.predict(rows).probabilities, expected)
+    INFERENCE["deterministic"](replace(job, seed=8))
+    assert fits[4:] == [8, 8]  # of another job nothing is shared
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions share their runs."""
@@ -340,7 +421,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_guides_are_measured_where_they_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {name: guide_cost._GUIDES[name] for name in ("delta", "full", "laplace, dense", "mvn")}
+    names = ("delta", "full", "laplace, one component", "mvn")
+    chosen = {name: guide_cost._GUIDES[name] for name in names}
     monkeypatch.setattr(guide_cost, "_GUIDES", chosen)
     table = guide_cost.guide_cost((100, 400), 1, tmp_path)
     found = {row.head: row.cells for row in table.rows}
@@ -355,7 +437,7 @@ def test_guides_are_measured_where_they_fit(
     assert lines.keys() == {f"| {name}" for name in chosen}
     assert [name for name, line in lines.items() if line.endswith("|  |")] == [
         "| full",
-        "| laplace, dense",
+        "| laplace, one component",
         "| mvn",
     ]
 

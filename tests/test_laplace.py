@@ -231,9 +231,13 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     report = posterior.report
     assert report.point_nll is not None and report.component_nll is not None
     assert report.component_nll <= report.point_nll + 0.003 * abs(report.point_nll) + 1e-6
+    taus = torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0], dtype=torch.float64)
     nlls = torch.tensor([3.0, 2.0, 1.002, 1.001, 1.0005], dtype=torch.float64)
-    assert width._best(nlls, 1.0) == 2  # the widest that costs at most 0.3 %
-    assert width._best(nlls - 0.01, 1.0) == 4  # or the best, if it is better than the point
+    assert width._best(nlls, 1.0, taus) == 2  # the widest that costs at most 0.3 %
+    assert width._best(nlls.flip(0), 1.0, taus) == 2  # but no wider than the prior
+    nlls = torch.tensor([0.9, 0.8, 0.79, 0.7, 0.75], dtype=torch.float64)
+    assert width._best(nlls, 1.0, taus) == 3  # or the best, if it is better than the point
+    assert width._best(torch.full((5,), 0.7).double(), 0.7, taus) == 2  # where nothing is learnt
 
 
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])

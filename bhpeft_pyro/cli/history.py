@@ -58,6 +58,6 @@ def _facts(report: FitReport, folder: Path | None) -> dict[str, object]:
         "temperature": report.temperature,
         "keep": report.keep if isinstance(report.keep, float) else str(report.keep),
         "projection": report.projection,
-        "negative_elbo": report.last("loss") if report.history else float("nan"),
+        "negative_elbo": report.negative_elbo if report.history else float("nan"),
         "metrics": dict(report.metrics),
     }

@@ -64,7 +64,7 @@ def conclude(
                 "round": len(posterior.lineage),
                 "examples": report.examples,
                 "steps": report.steps,
-                "negative_elbo": report.last("loss"),
+                "negative_elbo": report.negative_elbo,
                 "temperature": report.temperature,
                 "unsettled": report.unsettled,
                 **{name.replace(" ", "_"): values for name, values in scores.items()},

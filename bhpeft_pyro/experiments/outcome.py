@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -48,6 +49,7 @@ class Outcome:
                 named |= {"means": forecast.means, "sds": forecast.sds, "within": forecast.within}
             elif forecast.samples is None:
                 named |= {name: getattr(forecast, name) for name in (*_MOMENTS, "choices")}
+                named["count"] = torch.tensor(forecast.draws)
             else:
                 named |= {"draws": forecast.samples, "choices": forecast.choices}
             named |= self.extra.get(part, {})
@@ -86,4 +88,6 @@ def _forecast(tensors: dict[str, Tensor]) -> AnyForecast:
     if (draws := tensors.pop("draws", None)) is not None:
         return ClassForecast.from_draws(draws, labels=labels, choices=choices, keep_samples=True)
     moments: dict[str, Any] = {name: tensors.pop(name, None) for name in _MOMENTS}
-    return ClassForecast(**moments, draws=1, labels=labels, choices=choices)
+    count = tensors.pop("count", None)
+    drawn = 1 if count is None else int(count)
+    return ClassForecast(**moments, draws=drawn, labels=labels, choices=choices)

@@ -94,7 +94,7 @@ def uncertainty(outcome: Outcome) -> list[Score]:
     found = []
     classes = isinstance(forecast, ClassForecast)
     for by in ("confidence", "variance") if classes else ("total", "epistemic"):
-        if by in ("variance", "epistemic") and forecast.draws == 1:
+        if by in ("variance", "epistemic") and not forecast.epistemic.any():
             continue  # a point has none
         kept = rejection_curve(forecast, by=by)[1].tolist()
         values = {_percent(share): value for share, value in zip(FRACTIONS, kept, strict=True)}
@@ -128,7 +128,7 @@ def shift(outcome: Outcome) -> list[Score]:
             continue
         values: dict[str, float] = {}
         for by in outside.measures:
-            if outside.draws > 1 or by not in ("epistemic", "variance"):
+            if outside.epistemic.any() or by not in ("epistemic", "variance"):
                 values[f"AUROC {by}"] = ood_auroc(inside, outside, by=by)
         if outside.labels is not None:
             there, here = evaluate(outside), evaluate(inside)

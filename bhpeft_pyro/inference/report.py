@@ -163,6 +163,15 @@ class FitReport:
         return self.options.temperature is None and self.pull == 0
 
     @property
+    def negative_elbo(self) -> float:
+        """In nats per example; the loss of the last steps, where no expectation is known."""
+        if self.components:
+            return fmean(each.negative_elbo for each in self.components)
+        if self.expected_nll is None:
+            return self.last("loss")
+        return self.expected_nll + sum(self.kl.values()) / self.examples
+
+    @property
     def site_kl(self) -> dict[str, float]:
         """KL by site, where it is known."""
         return {name: kl for name, kl in self.kl.items() if name in self.scales} | self.marginal_kl
@@ -239,10 +248,10 @@ class FitReport:
         if self.component_nll is not None:
             parts.append(f"held-out NLL {self.component_nll:.3f} (point {self.point_nll:.3f})")
         if self.expected_nll is not None:
-            kl = sum(self.kl.values()) / self.examples
+            total = self.negative_elbo
             parts.append(
-                f"negative ELBO {self.expected_nll + kl:.3f} = NLL {self.expected_nll:.3f} + "
-                f"KL {kl:.3f}"
+                f"negative ELBO {total:.3f} = NLL {self.expected_nll:.3f} + "
+                f"KL {total - self.expected_nll:.3f}"
             )
         return ", ".join(parts)
 

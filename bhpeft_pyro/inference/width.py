@@ -37,6 +37,7 @@ _BATCH = 16
 _HELD_OUT = 256  # rows, at most, by which the width is chosen
 _TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 _COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
+_ALIKE = 0.001  # of the best NLL: differences that say nothing
 _DRAWS = 256  # of the outputs, to see how good a width is
 
 
@@ -262,16 +263,22 @@ def _chosen(
         return _with_noise(model, taus, found, held)
     nlls = [_nll(held, each) for each in found]
     point = _nll(held, None)
-    best = _best(torch.tensor(nlls), point)
+    best = _best(torch.tensor(nlls), point, taus)
     return Choice(taus[best].item(), 1.0, point, nlls[best])
 
 
-def _best(nlls: Tensor, point: float) -> int:
-    """The lowest NLL; if none is below the point's, the widest that is not far above it."""
+def _best(nlls: Tensor, point: float, taus: Tensor = _TAUS) -> int:
+    """The lowest NLL, and of those that hardly differ from it the one nearest to tau = 1: where
+    nothing was learnt, all widths are as good. If none is below the point's, the widest that costs
+    little, but no wider than the prior itself asks for."""
+    if len(nlls) == 1:
+        return 0
+    away = taus.log().abs()
     if nlls.min() <= point:
-        return int(nlls.argmin())
-    near = (nlls <= point + _COST * abs(point)).nonzero().flatten()
-    return int(near[0]) if len(near) else len(nlls) - 1
+        alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
+        return int(away.masked_fill(~alike, torch.inf).argmin())
+    near = (nlls <= point + _COST * abs(point)) & (taus >= 0.99)
+    return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
 
 
 def _nll(held: list[tuple[Outputs, Tensor]], covariances: list[Tensor] | None) -> float:
@@ -316,6 +323,6 @@ def _with_noise(
     ]
     choices = [fitted(share) for share in shares]
     _, point = fitted(torch.zeros(1).double())
-    best = _best(torch.tensor([nll for _, nll in choices]), point)
+    best = _best(torch.tensor([nll for _, nll in choices]), point, taus)
     noise, nll = choices[best]
     return Choice((taus[best] / noise**2).item(), noise.item(), point, nll)

@@ -100,6 +100,11 @@ class Coordinates(nn.Module):
                 weights[site.name] = between(left, values[site.name], right)
         return weights
 
+    def anchor(self, name: str) -> Tensor | None:
+        """Where an input side is at zero; None for other sites."""
+        site = next((site for site in self._inner if site.name == name), None)
+        return None if site is None else self._buffer(site, "anchor")
+
     def another(self, name: str) -> Tensor | None:
         """Where another random projection of an input side lies; None for other sites."""
         site = next((site for site in self._inner if site.name == name), None)

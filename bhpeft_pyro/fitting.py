@@ -164,7 +164,7 @@ def fit(
                 first = _start_point(model, module, rest, report)
             elif may_start(module, own):
                 start(model, module, rest, own, batches)
-            else:
+            elif own.temperature != 0:  # else there is no posterior, and the weights are trained
                 align(model, batches)  # once: coordinates are one for all
             own_place = isinstance(module, LaplaceGuide) or (point and report.temperature == 0)
             if fitted and isinstance(module, Guide) and not own_place:

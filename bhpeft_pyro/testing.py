@@ -58,7 +58,7 @@ def tiny_model(
     kinds = presets.lora(rank=2) if kinds is None else kinds
     head = Head(outputs, principal=aligned)
     network = RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer())
-    if not aligned:  # as if an earlier fit had chosen the weights themselves
+    if not aligned and network.kinds:  # as if an earlier fit had chosen the weights themselves
         _keep(network)
     return Model(network, prior, likelihood)
 

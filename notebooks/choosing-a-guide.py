@@ -25,6 +25,9 @@
 # covariance that differs from the prior's along 64 directions of its own choice. `laplace`, the
 # default, trains points and then measures a covariance around each: a mixture of Laplace
 # approximations, of five components unless one says otherwise.
+#
+# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
+# notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

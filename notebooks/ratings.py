@@ -29,6 +29,9 @@
 # Pyro in short: a *prior* says what weights are plausible before any data, a *likelihood* how
 # labels come about once the weights are known. A *guide* is a family of simple distributions;
 # fitting finds the member nearest to the posterior. A *draw* is one set of all weights.
+#
+# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
+# notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

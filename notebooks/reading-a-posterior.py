@@ -28,6 +28,9 @@
 # Pyro in short: a *prior* says what weights are plausible before any data. A *guide* is a
 # family of simple distributions, here one Normal over all weights together; fitting finds the
 # member nearest to the posterior. A *draw* is one set of all weights.
+#
+# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
+# notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

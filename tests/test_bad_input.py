@@ -192,7 +192,7 @@ def no_events(batch: object) -> None:
 @pytest.mark.parametrize(
     ("guide", "error", "message"),
     [
-        ("nomral", GuideError, "unknown guide 'nomral'; known: normal, .*AutoNormal"),
+        ("nomral", GuideError, "unknown guide 'nomral'; known: laplace, normal, .*AutoNormal"),
         (3, ConfigError, "guide: expected .*got 3"),
         (None, ConfigError, "guide: expected .*got None"),
         (dict, GuideError, "unknown guide <class 'dict'>"),
@@ -210,7 +210,7 @@ def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:
         bh.fit(tiny_model(()), guide, GOOD, progress=False)
 
 
-@pytest.mark.parametrize("name", ["normal", "lowrank", "linear", "delta", "laplace"])
+@pytest.mark.parametrize("name", ["normal", "lowrank", "delta", "laplace"])
 def test_guides_of_another_model(name: str) -> None:
     head, lora = tiny_model(()), tiny_model()
     with pytest.raises(GuideError, match=r"another model: it lacks lora.query.A, .*value.B; exp"):
@@ -259,11 +259,9 @@ def test_priors(prior: Any, message: str) -> None:
         bh.fit(tiny_model((), prior=prior), "normal", GOOD, progress=False)
 
 
-@pytest.mark.parametrize("name", ["linear", "lowrank", "full", "laplace"])
+@pytest.mark.parametrize("name", ["lowrank", "full", "laplace"])
 def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> None:
-    also = (
-        rf"^autoguide: '{name}': (Linear|LowRank|Full|Laplace)Guide: the prior also samples scale"
-    )
+    also = rf"^autoguide: '{name}': (LowRank|Full|Laplace)Guide: the prior also samples scale"
     with pytest.raises(GuideError, match=rf"{also}.*for other priors take 'normal'$") as error:
         bh.fit(tiny_model((), prior=one_scale), name, GOOD, progress=False)
     assert f"{name}guide" in str(error.value).lower()
@@ -295,7 +293,7 @@ class AnOutputTooMany(Likelihood):
         return dist.Normal(outputs, 1.0)
 
 
-@pytest.mark.parametrize("name", ["normal", "linear", "delta"])
+@pytest.mark.parametrize("name", ["normal", "laplace", "delta"])
 @pytest.mark.parametrize("kinds", [(), None])
 def test_likelihoods_with_another_batch_shape(name: str, kinds: Any) -> None:
     model = tiny_model(kinds, 1, likelihood=AnOutputTooMany())
@@ -404,4 +402,4 @@ def test_a_joint_guide_of_nothing_is_an_error_that_says_so() -> None:
     backbone = BertForSequenceClassification(tiny_backbone().config)
     network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
     with pytest.raises(GuideError, match="the model has no random weights"):
-        bh.autoguide("linear", bh.Model(network))
+        bh.autoguide("laplace", bh.Model(network))

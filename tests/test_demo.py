@@ -16,7 +16,7 @@ from rich.console import Console
 from typer import Typer
 from typer.testing import CliRunner
 
-from bhpeft_pyro import Posterior
+from bhpeft_pyro import Posterior, presets
 from bhpeft_pyro.calibration import scale
 from bhpeft_pyro.demo import assets, steps
 from bhpeft_pyro.demo.__main__ import main
@@ -77,7 +77,7 @@ def test_numbers_are_those_of_the_saved_posteriors(
         ("tweets", "after"): (second, rounds[1]),
     }
     for (domain, when), (posterior, data) in expected.items():
-        scores = posterior.evaluate(data.test, TINY.samples, seed=TINY.seed)
+        scores = posterior.evaluate(data.test, seed=TINY.seed)
         for name, value in written["update"][BAYES][domain][when].items():
             assert value == pytest.approx(scores[name], abs=1e-6), (domain, when, name)
     assert written["quality"][BAYES] == written["update"][BAYES]["movies"]["before"]
@@ -102,7 +102,7 @@ def test_most_uncertain_are_the_most_uncertain(
     demo: tuple[dict[str, Any], Path, str], rounds: tuple[Round, Round]
 ) -> None:
     results, out, _ = demo
-    forecast = load(out, 1).predict(rounds[0].test, TINY.samples, seed=TINY.seed)
+    forecast = load(out, 1).predict(rounds[0].test, seed=TINY.seed)
     assert isinstance(forecast, ClassForecast)
     top = forecast.epistemic.topk(5)
     shown = results["most_uncertain"]
@@ -131,9 +131,27 @@ def test_everything_announced_is_there(demo: tuple[dict[str, Any], Path, str]) -
         assert f"{winner} won on" in printed
 
 
+def deterministic(data: Round) -> Posterior:
+    kinds = presets.bh_peft()
+    return steps.deterministic(tiny_backbone(), tiny_tokenizer(), kinds, data, TINY, False)
+
+
+def test_the_bayesian_hybrid_is_the_very_point_with_a_width(rounds: tuple[Round, Round]) -> None:
+    """So all that differs between the two is what the width adds."""
+    first, _ = rounds
+    point = deterministic(first)
+    bayes = steps.bayesian(point, first)
+    for name, value in point.guide.means().items():  # type: ignore[operator]
+        assert torch.equal(value, bayes.guide.means()[name])  # type: ignore[operator]
+    assert bayes.report.history == point.report.history  # not a step more
+    assert bayes.report.held_out == TINY.validation and bayes.report.tau is not None
+    assert (steps.forecast(bayes, first.test, TINY).epistemic > 0).all()
+    assert not steps.forecast(point, first.test, TINY).epistemic.any()
+
+
 def test_fine_tuning_goes_on_from_a_copy(rounds: tuple[Round, Round]) -> None:
     first, second = rounds
-    point = steps.deterministic(tiny_backbone(), tiny_tokenizer(), first, TINY, False)
+    point = deterministic(first)
     before = copy.deepcopy(point.guide.state_dict())
     later = steps.fine_tuned(point, second, TINY, False)
     assert all(torch.equal(before[name], value) for name, value in point.guide.state_dict().items())
@@ -142,7 +160,7 @@ def test_fine_tuning_goes_on_from_a_copy(rounds: tuple[Round, Round]) -> None:
 
 def test_temperature_comes_from_the_validation_rows(rounds: tuple[Round, Round]) -> None:
     first, _ = rounds
-    point = steps.deterministic(tiny_backbone(), tiny_tokenizer(), first, TINY, False)
+    point = deterministic(first)
     test = steps.forecast(point, first.test, TINY)
     scaled, temperature = steps.tempered(point, first, test, TINY)
     held_out = steps.forecast(point, first.validation, TINY)

@@ -9,14 +9,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from bhpeft_pyro.experiments.laplace import LastLayer
-from datasets import Dataset
-from pyro import poutine
-from pyro.infer.autoguide import AutoLaplaceApproximation, init_to_value
 from scipy import stats
 
 import bhpeft_pyro as bh
@@ -24,13 +18,12 @@ from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.experiments.budgets import BUDGETS
 from bhpeft_pyro.experiments.catalogue import EXPERIMENTS
 from bhpeft_pyro.experiments.dropout import dropout
-from bhpeft_pyro.experiments.methods import method, mixture
+from bhpeft_pyro.experiments.methods import method
 from bhpeft_pyro.experiments.significance import fits_p, holm, permutation_p
 from bhpeft_pyro.experiments.tables import Cell, Row, Table
 from bhpeft_pyro.experiments.tasks import Shift, Task, split
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.feed import Feed
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 TASK = Task("toy", 2, bh.likelihoods.Categorical)
@@ -103,112 +96,41 @@ def test_every_task_of_a_plan_is_there_and_every_method_known() -> None:
 # Rivals.
 
 
-@pytest.fixture(scope="module")
-def fitted() -> tuple[bh.Posterior, Dataset]:
-    """A point, on three classes; and what it was fitted to."""
-    examples = tiny_examples(32)
-    assert examples.labels is not None
-    data = Dataset.from_dict({"text": list(examples.texts), "label": examples.labels.tolist()})
-    network = bh.RandomPEFT(
-        tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer(), aligned=False
-    )
-    options = {"temperature": 0.0, "lr": 0.02, "max_steps": 6, "progress": False}
-    return bh.fit(bh.Model(network), "delta", data, **options), data
-
-
-def test_last_layer_laplace_is_pyros_on_the_fitted_features(
-    fitted: tuple[bh.Posterior, Dataset],
-) -> None:
-    posterior, data = fitted
-    layer, scale = LastLayer(posterior, data), 0.5
-    held = {k: v for k, v in layer.weights.items() if not k.startswith("head.")}
-    prior = {"head.*": lambda site: dist.Normal(0.0, scale * site.unit), "*": dist.Normal(0.0, 1.0)}
-    model = bh.Model(posterior.model.network, prior)
-    examples = posterior.text.encode(model, data, labelled=True)
-    batch = Feed(model, examples, frozen=True, weights=layer.weights).whole()
-    with pyro.get_param_store().scope():
-        peer = AutoLaplaceApproximation(
-            poutine.condition(model, data=held), init_loc_fn=init_to_value(values=layer.weights)
-        )
-        peer(batch)
-        normal = peer.laplace_approximation(batch)
-    factor = normal.scale.unsqueeze(-1) * normal.scale_tril
-    units = torch.cat([site.unit.expand(site.shape).flatten() for site in layer.head])
-    precision = layer.information + (scale * units).pow(-2).diag()
-    assert layer.information.diagonal().max() > 1  # the prior's precision is 4 at most, in units
-    assert torch.allclose(precision.inverse(), factor @ factor.T, rtol=1e-3, atol=1e-5)
-    assert torch.allclose(layer.loc, normal.loc)
-
-
-def test_the_information_of_choices_is_that_of_their_softmax() -> None:
-    rows = [
-        {"question": f"w{5 + i}", "choices": [f"w{20 + j + i}" for j in range(2 + i % 2)]}
-        for i in range(8)
-    ]
-    data = Dataset.from_list([row | {"answer": i % 2} for i, row in enumerate(rows)])
-    model = bh.tasks.multiple_choice(tiny_backbone(), kinds=(), tokenizer=tiny_tokenizer())
-    posterior = bh.fit(model, "delta", data, temperature=0.0, max_steps=3, progress=False)
-    layer, exact = LastLayer(posterior, data), torch.zeros(17, 17)
-    for row, probabilities in zip(rows, posterior.predict(data, 0).probabilities, strict=True):
-        count = len(row["choices"])
-        one = posterior.text.encode(model, Dataset.from_list([row]), labelled=False)
-        inputs = model.network.features(next(one.batches(1)))[0]
-        inputs = torch.cat([inputs, torch.ones(count, 1)], 1)
-        p = probabilities[:count]
-        exact += inputs.T @ (p.diag() - p.outer(p)) @ inputs
-    assert torch.allclose(layer.information, exact, atol=1e-4)
-
-
-def test_laplace_with_a_narrow_prior_is_the_point_and_with_a_wide_one_less_sure(
-    fitted: tuple[bh.Posterior, Dataset],
-) -> None:
-    posterior, data = fitted
-    layer = LastLayer(posterior, data)
-    point = posterior.predict(data, 0)
-    narrow, wide = layer.predict(data, 1e-4, 8), layer.predict(data, 3.0, 64)
-    assert torch.allclose(narrow.probabilities, point.probabilities, atol=1e-3)
-    assert wide.epistemic.mean() > 0.01 > narrow.epistemic.mean()
-    assert wide.confidence.mean() < point.confidence.mean()
-
-
-def test_fitted_features_are_what_the_head_reads(fitted: tuple[bh.Posterior, Dataset]) -> None:
-    """Under PEFT weights too: the head alone, on them, gives the network's outputs."""
-    posterior, data = fitted
-    model, layer = posterior.model, LastLayer(posterior, data)
-    batch = next(posterior.text.encode(model, data, labelled=True).batches(32))
-    features = model.network.features(batch, layer.weights)
-    outputs = features @ layer.weights["head.weight"].T + layer.weights["head.bias"]
-    assert torch.allclose(outputs, model.outputs(layer.weights, batch), atol=1e-5)
-    assert not torch.allclose(features, model.network.features(batch), atol=1e-3)
-
-
-def test_dropout_drops_whole_inputs_and_keeps_the_mean(
-    fitted: tuple[bh.Posterior, Dataset],
-) -> None:
-    posterior, _ = fitted
-    module = FunctionGuide(dropout(posterior.model, 0.25))
+def test_dropout_drops_whole_inputs_and_keeps_the_mean() -> None:
+    """Of the weights themselves, whichever point their coordinates begin at."""
+    network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer())
+    model = bh.Model(network)
+    module = FunctionGuide(dropout(model, 0.25))
     with torch.no_grad():
+        module()
         module.parameters_["head/weight/point"].fill_(2.0)
-    drawn = draw(posterior.model, module, 2000)
+        module.parameters_["lora/query/A/point"].add_(0.1)
+    drawn = draw(model, module, 2000)
     weight = drawn["head.weight"][:, 0]
     assert weight.unique().tolist() == [0.0, pytest.approx(2 / 0.75)]
     assert (weight[:, 0] == weight[:, 1]).all()  # a column, for both outputs
     assert weight.mean().item() == pytest.approx(2.0, abs=0.05)
-    other = drawn["lora.query.A"][:, 0]
-    start = module.parameters_["lora/query/A/point"]
-    assert ((other == 0) | torch.isclose(other, start / 0.75)).all()
-    assert (drawn["lora.query.B"] == module.parameters_["lora/query/B/point"]).all()
+    points = {
+        site.name: module.parameters_[site.name.replace(".", "/") + "/point"]
+        for site in network.sites
+    }
+    start = network.coordinates(points)["lora.query.A"]
+    other = network.coordinates(drawn)["lora.query.A"][:, 0]
+    gone = other.abs() < 1e-6  # but for rounding
+    assert (gone | torch.isclose(other, start / 0.75, atol=1e-6)).all()
+    assert (gone[:, :, 0] == gone[:, :, 1]).all()
+    assert start.abs().min() > 1e-4
+    assert gone.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert (drawn["lora.query.B"] == points["lora.query.B"]).all()
 
 
-def test_an_ensembles_forecast_is_the_mean_of_its_members() -> None:
-    first = torch.tensor([[0.8, 0.2], [0.5, 0.5]])
-    members = [bh.ClassForecast.from_draws(p[None], labels=[0, 1]) for p in (first, first.flip(1))]
-    joint = mixture(members)
-    assert torch.allclose(joint.probabilities, torch.full((2, 2), 0.5))
-    assert joint.draws == 2 and joint.epistemic[0] > joint.epistemic[1] == 0
-    means = [torch.tensor([[value]]) for value in (1.0, 3.0)]
-    ratings = mixture([bh.RatingForecast.from_draws(mean, torch.ones(1, 1)) for mean in means])
-    assert ratings.mean.item() == 2 and ratings.epistemic.item() == 1
+def test_dropout_trains_the_weights_themselves_as_points_do() -> None:
+    data, options = tiny_examples(), {"max_steps": 1, "progress": False}
+    for temperature, fitted in ((0.0, False), (1.0, True)):
+        network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer())
+        model = bh.Model(network)
+        bh.fit(model, dropout(model), data, temperature=temperature, **options)
+        assert bool(network.coordinates.fitted) == fitted
 
 
 # Significance.

@@ -21,6 +21,7 @@ from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import BlockGuide, DeltaGuide, NormalGuide
 from bhpeft_pyro.inference import optimise
 from bhpeft_pyro.inference.curvature import narrowed
+from bhpeft_pyro.inference.start import own_start
 from bhpeft_pyro.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -57,11 +58,18 @@ def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
     """Features of the frozen transformer say nothing of them; the prior's mean is a saddle."""
     model = tiny_model(bh.presets.lora(), prior=dist.Normal(0.0, 0.3), aligned=False)
     guide = NormalGuide(model)
-    before = guide.means()["lora.query.A"]
+    before = away(guide)
     fit(model, guide, max_steps=1)
     moved = guide.means()["lora.query.A"] - before
     assert before.square().mean().sqrt() > 0.1  # a step moves it by a tenth towards the prior
     assert moved.abs().max() < 0.2 * before.abs().max()
+
+
+def away(guide: Any) -> Tensor:
+    """A start of LoRA's A away from the prior's mean."""
+    start = 0.5 * torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(1))
+    guide.move({"lora.query.A": start})
+    return start
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,7 @@ def test_the_start_at_a_head_leaves_peft_weights_where_they_are() -> None:
 def test_the_start_leaves_those_of_a_joint_block_too(families: dict[str, str]) -> None:
     model = tiny_model(bh.presets.lora(), prior=dist.Normal(0.0, 0.3), aligned=False)
     guide = BlockGuide(model, families)
-    before = guide.means()["lora.query.A"].clone()
+    before = away(guide)
     fit(model, guide, max_steps=1)
     size = guide.means()["lora.query.A"].square().mean().sqrt() / before.square().mean().sqrt()
     assert 0.8 < size < 1.1
@@ -139,11 +147,13 @@ class ByHand(torch.nn.Module):
 def test_a_point_at_temperature_0_is_fine_tuning_with_adam() -> None:
     head = bh.Head(2, pooling="mean", principal=False)
     kinds = bh.presets.lora(rank=2, alpha=6.0)
-    network = bh.RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer(), aligned=False)
+    network = bh.RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer())
     model = bh.Model(network)
     guide = DeltaGuide(model)
-    by_hand = ByHand(guide.means(), factor=6.0 / 2)
     data = tiny_examples(16)
+    start = guide.means() | own_start(model, seed=0)
+    anchors = model.network.coordinates({name: value[None] for name, value in start.items()})
+    by_hand = ByHand({name: value[0] for name, value in anchors.items()}, factor=6.0 / 2)
     options = {"batch_size": 16, "particles": 1, "temperature": 0.0, "lr": 0.01, "max_steps": 25}
     posterior = fit(model, guide, data=data, **STEADY, **options)
 
@@ -159,7 +169,8 @@ def test_a_point_at_temperature_0_is_fine_tuning_with_adam() -> None:
         losses.append(loss.item() / 16)
     assert [entry["nll"] for entry in posterior.report.history] == pytest.approx(losses, rel=1e-3)
     assert losses[-1] < losses[0] - 0.1
-    for name, value in guide.means().items():
+    values = model.network.coordinates({k: v[None] for k, v in guide.means().items()})
+    for name, (value,) in values.items():
         torch.testing.assert_close(value, by_hand.weights[name].detach(), atol=2e-4, rtol=1e-3)
 
 
@@ -306,7 +317,7 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
 
 def test_early_stopping_goes_back_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([1.0, 0.5, 0.7, 0.6, 0.1])
-    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: next(scores))
+    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
     options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, **STEADY}
     stopped = fit(patience=2, max_steps=50, **options)
     assert stopped.report.best_step == 4
@@ -322,7 +333,7 @@ def test_a_fit_that_was_stopped_early_is_judged_where_it_was_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scores = iter([1.0, 0.5, 0.7, 0.8, 0.9])
-    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: next(scores))
+    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
     model = tiny_model()
     options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, "patience": 2}
     stopped = fit(model, NormalGuide(model, init_scale=1e-3), max_steps=50, **options)

@@ -39,7 +39,8 @@ def with_extras(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 def test_an_unknown_name_lists_the_known() -> None:
     with pytest.raises(
-        GuideError, match=r"unknown guide 'gauss'; known: normal, lowrank, linear, delta.*AutoIAF"
+        GuideError,
+        match=r"unknown guide 'gauss'; known: laplace, normal, lowrank, full, delta.*AutoIAF",
     ):
         bh.autoguide("gauss", tiny_model(()))
     for name in GUIDES:
@@ -62,9 +63,14 @@ def test_pyros_guides_start_at_the_sites_own_start(name: Any) -> None:
     model = tiny_model()
     guide = bh.autoguide(name, model)
     assert isinstance(guide, PyroGuide) and isinstance(guide.auto, AutoNormal)
-    for site_name, value in guide.means().items():
+    for site_name, value in weights_of(model, guide).items():
         zero = bool((value == 0).all())
         assert zero == (not site_name.endswith(".A")), site_name
+
+
+def weights_of(model: bh.Model, guide: Any) -> dict[str, Tensor]:
+    """The central values, as weights of the transformer and not as coordinates."""
+    return model.network.coordinates({name: v[None] for name, v in guide.means().items()})
 
 
 def test_init_loc_fn_may_be_chosen() -> None:
@@ -77,8 +83,8 @@ def test_init_loc_fn_may_be_chosen() -> None:
 def test_ours_start_at_the_sites_own_start_and_the_priors_sd() -> None:
     model = tiny_model(prior={"lora.*": dist.Normal(0.0, 0.3), "*": dist.StudentT(3.0, 0.0, 0.5)})
     guide = NormalGuide(model)
-    for name, mean in guide.means().items():
-        assert bool((mean == 0).all()) == (not name.endswith(".A"))
+    for name, weights in weights_of(model, guide).items():
+        assert bool((weights == 0).all()) == (not name.endswith(".A"))
     scales = guide.scales()
     torch.testing.assert_close(scales["lora.query.A"], torch.full((2, 2, 16), 0.3))
     sd = 0.5 * 3**0.5  # of a Student t with 3 degrees of freedom

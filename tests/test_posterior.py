@@ -114,7 +114,7 @@ def test_rounds_and_options_are_handed_on() -> None:
     assert "round 3" in repr(third)
     again = bh.FitOptions(max_steps=2, progress=False)
     fresh = second.update(FIRST, options=again, again=True)
-    assert fresh.report.options.temperature == 1.0
+    assert fresh.report.temperature == 1.0
 
 
 def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:

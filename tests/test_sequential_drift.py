@@ -12,6 +12,7 @@ from onehot import FIT, NOISE, WIDTH, model, solve, words
 import bhpeft_pyro as bh
 from bhpeft_pyro import fitting
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -28,7 +29,7 @@ def posterior() -> Any:
 def exactly(data: bh.Examples) -> bh.Posterior:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "optimise", solve)
-        patch.setattr(fitting, "start", lambda model, *args: model)
+        patch.setattr(fitting, "start", lambda *args: None)
         return bh.fit(model(), "normal", data, **FIT)
 
 
@@ -125,6 +126,25 @@ def test_bad_levels(posterior: bh.Posterior) -> None:
         posterior.assess(BATCH, 10)
     with pytest.raises(ConfigError, match="level=0"):
         posterior.assess(BATCH, level=0.0)
+
+
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_alternatives_of_a_mixture_are_mixtures(guide: str) -> None:
+    """Every component forgets by itself, towards the first prior that is its own."""
+    options: dict[str, Any] = {"components": 2, "max_steps": 60, "progress": False}
+    fitted = bh.fit(tiny_model(aligned=True), guide, tiny_examples(48), **options)
+    assert isinstance(fitted, MixturePosterior)
+    data, how = tiny_examples(32, seed=4), {"samples": 600, "seed": 1, "max_rows": 64}
+    assert data.labels is not None
+    kept = drift._under(fitted, 1 - 1e-7, data, **how)
+    assert kept == pytest.approx(fitted.evaluate(data, 600)["nll"], abs=0.05)
+    alone = [drift._under(each, 1 - 1e-7, data, **how) for each in fitted.components]
+    assert kept < sum(alone) / 2  # the mean of the probabilities, not of their logarithms
+    half, anew = (drift._under(fitted, keep, data, **how) for keep in (0.5, 0.0))
+    assert kept < half < anew
+    turned = dataclasses.replace(data, labels=1 - data.labels)
+    found = fitted.assess(turned, SAMPLES)
+    assert found.surprising and found.alternatives[0.0] < found.alternatives[0.5]
 
 
 def test_alternatives_are_of_the_linearised_network_if_the_posterior_is() -> None:

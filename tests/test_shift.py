@@ -22,7 +22,7 @@ KINDS = (LoRA(("query",), rank=2), Adapter(3, layers=(1,)))
 @pytest.fixture(scope="module")
 def rounds() -> tuple[bh.Posterior, bh.Posterior]:
     first = bh.fit(tiny_model(KINDS), "normal", tiny_examples(), max_steps=5, progress=False)
-    return first, first.update(tiny_examples(8, seed=1), max_steps=5)
+    return first, first.update(tiny_examples(8, seed=1), max_steps=20)
 
 
 def test_layers_keep_their_numbers(rounds: tuple[bh.Posterior, bh.Posterior]) -> None:

@@ -20,7 +20,7 @@ def state(posterior: bh.Posterior) -> list[Tensor]:
     return list(posterior.guide.state_dict().values())
 
 
-@pytest.mark.parametrize("guide", ["normal", "linear"])
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
 def test_predictions_beside_an_update(guide: str) -> None:
     old = bh.fit(tiny_model(aligned=True), guide, tiny_examples(), max_steps=20, progress=False)
     expected = old.predict(TEXTS).probabilities

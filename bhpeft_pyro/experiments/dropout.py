@@ -46,7 +46,9 @@ def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
                     kept.to_event(site.ndim),
                     infer={"is_auxiliary": True},
                 )
-                value = value * mask / (1 - rate)
+                anchor = model.network.coordinates.anchor(site.name)
+                at = torch.zeros_like(value) if anchor is None else anchor
+                value = (at + value) * mask / (1 - rate) - at  # columns of the weights themselves
             pyro.sample(site.name, dist.Delta(value, event_dim=site.ndim))
 
     return guide

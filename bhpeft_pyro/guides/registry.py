@@ -75,12 +75,8 @@ def autoguide(
     if not isinstance(components, int) or components < 1:
         raise GuideError(f"autoguide: components={components!r} must be an integer of at least 1")
     if components > 1:
-        share = max_bytes // components
-        parts = [
-            autoguide(name, model, components=1, max_bytes=share, **options)
-            for _ in range(components)
-        ]
-        return MixtureGuide(parts)
+        one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
+        return MixtureGuide([autoguide(name, model, **one) for _ in range(components)])
     if isinstance(name, str) and name in PRESETS:
         names = [own for latent in latents(model) for own in latent.names]
         try:

@@ -43,7 +43,8 @@ class FitOptions:
             None takes what gives held-out rows the highest density, or 1 without any.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after so many evaluations without a lower NLL
-            and go back to the best; None fits to the end and keeps the last.
+            and go back to the best; None fits to the end and keeps the last. Points without a
+            given temperature are not stopped.
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.

@@ -36,7 +36,7 @@ class FitReport:
         skipped: steps left out because loss or gradient were not finite.
         seconds: wall time.
         history: one entry per step, in nats per example: step, loss, nll, kl, draws (of the
-            weights; 0 at the mean, as in the first steps of a joint guide), temperature (the
+            weights; 0 of a point, whose kl is minus the log of its prior density), temperature (the
             weight of the KL at this step), lr, gradient (its norm, per example), and
             validation_nll where it was evaluated.
         kl: KL per latent at the end, in nats for the whole data set; a joint guide has but one.
@@ -182,16 +182,13 @@ class FitReport:
         return guards(self)
 
     def last(self, name: str, steps: int = 50) -> float:
-        """The mean of a history entry over the last steps that drew weights, if any did.
+        """The mean of a history entry over the last steps.
 
-        At the mean of the weights the loss is below the negative ELBO.
-
-        >>> history = [{"loss": 1.0, "draws": 0}, {"loss": 3.0, "draws": 4}]
-        >>> FitReport(9, "", FitOptions(), history=history).last("loss")
+        >>> history = [{"loss": 1.0}, {"loss": 3.0}]
+        >>> FitReport(9, "", FitOptions(), history=history).last("loss", steps=1)
         3.0
         """
-        drawn = [entry for entry in self.history if entry.get("draws", 1)] or self.history
-        return fmean(entry[name] for entry in drawn[-steps:])
+        return fmean(entry[name] for entry in self.history[-steps:])
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import LowRankGuide, prior_guide
+from ..guides import LowRankGuide, MixtureGuide, prior_guide
 from ..guides.guide import is_linear
 from ..inference.draws import seeded
+from ..inference.optimise import as_module
 from ..inference.predict import AnyForecast, predict
+from ..mixture import MixturePosterior
 from ..model import Model
 from ..posterior import Posterior
-from ..priors import Prior
 from .forgetting import Forgetting
 
 __all__ = ["Advice", "Drift", "Signal", "assess", "check_samples"]
@@ -247,33 +248,32 @@ def _error(forecast: AnyForecast, labels: Tensor) -> Tensor:
 def _under(
     posterior: Posterior, keep: float, examples: Examples, samples: int, seed: int, max_rows: int
 ) -> float:
-    """The NLL had only a part of what was learnt been kept."""
-    sites, first = posterior.model.sites, posterior.first_prior
+    """The NLL had only a part of what was learnt been kept, of each component by itself."""
+    parts = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
     try:
-        prior: Prior | None = first
-        if keep > 0:
-            prior = Forgetting(keep)(posterior.as_prior(), first, sites)
-        if prior is None:
-            return math.nan
-        model = Model(posterior.model.network, prior, posterior.model.likelihood)
-        guide = _prior_guide(posterior, model)
+        models, guides = zip(*(_forgetful(part, keep) for part in parts), strict=True)
     except (GuideError, PriorError):
         return math.nan
-    forecast = predict(
-        model,
-        guide,
-        examples,
-        samples,
-        seed=2 * seed,
-        max_rows=max_rows,
-    )
+    guide = guides[0] if len(guides) == 1 else MixtureGuide([*map(as_module, guides)])
+    forecast = predict(models[0], guide, examples, samples, seed=2 * seed, max_rows=max_rows)
     assert examples.labels is not None
     return _nll(forecast, examples.labels).item()
 
 
-def _prior_guide(posterior: Posterior, model: Model) -> Callable[..., object]:
-    """The model's prior as it predicts: in the linearised network, if the posterior does."""
+def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., object]]:
+    """The model under a prior that keeps so much, and this prior as it predicts: in the linearised
+    network, if the posterior does.
+
+    Raises:
+        GuideError, PriorError: there is no closed form.
+    """
+    prior = posterior.first_prior
+    if keep > 0:
+        prior = Forgetting(keep)(posterior.as_prior(), prior, posterior.model.sites)
+    if prior is None:
+        raise PriorError("the first prior is not known")
+    model = Model(posterior.model.network, prior, posterior.model.likelihood)
     if not is_linear(posterior.guide):
-        return prior_guide(model)
+        return model, prior_guide(model)
     start = LowRankGuide(model)  # which knows its Normal prior, and refuses others
-    return prior_guide(model, lambda: start.unpack(start.prior.loc))
+    return model, prior_guide(model, lambda: start.unpack(start.prior.loc))

@@ -410,6 +410,8 @@ def test_points_are_fitted_once_for_all_that_is_made_of_them(
     torch.testing.assert_close(several.predict(rows).probabilities, expected)
     INFERENCE["deterministic"](replace(job, seed=8))
     assert fits[4:] == [8, 8]  # of another job nothing is shared
+    INFERENCE["ensemble"](replace(job, seed=8, load=lambda: load()))
+    assert fits[6:] == [8, 8, 1008, 2008]  # nor of another transformer
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ class _Points:
 
     def first(self, job: Job, count: int) -> tuple[list[Posterior], dict[str, Any]]:
         """The first points of a job, and what is to be known of them."""
-        key = (job.task, tuple(job.kinds), job.train.to_dict(), job.seed, job.budget)
+        key = (job.load, job.task, tuple(job.kinds), job.train.to_dict(), job.seed, job.budget)
         if self.key != key or self.model is None:
             self.key, self.model, self.fitted = key, job.model(), []
             self.facts = self._search(job)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from counts import COUNTS, Counts
 from exact import Exact, flat, hierarchical, own_network, random_texts, ratings, regression
+from linearised import derivative
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -175,24 +176,8 @@ def places(guide: LaplaceGuide) -> dict[str, Tensor]:
 
 def jacobian_of(model: bh.Model, guide: LaplaceGuide, examples: bh.Examples) -> Tensor:
     """(N, outputs, D), output by output."""
-    leaves = {name: value.requires_grad_() for name, value in guide.means().items()}
-    outputs = model.outputs(leaves, next(examples.batches(len(examples))))
-    rows = [
-        torch.cat(
-            [
-                g.flatten()
-                for g in torch.autograd.grad(
-                    each,
-                    list(leaves.values()),
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            ]
-        )
-        for each in outputs.flatten()
-    ]
-    return torch.stack(rows).reshape(*outputs.shape, -1)
+    value, rows = derivative(model, guide.means(), next(examples.batches(len(examples))))
+    return rows.reshape(*value.shape, -1)
 
 
 @pytest.mark.parametrize("noise", [0.2, 1.0])

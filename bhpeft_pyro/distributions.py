@@ -130,6 +130,10 @@ class Covariance:
         """(D,) vector times the covariance."""
         return self.scale * self._along(self.scale * vector, self.ratio.square() - 1)
 
+    def solve(self, vector: Tensor) -> Tensor:
+        """(D,) vector times the inverse."""
+        return self._along(vector / self.scale, self.ratio.pow(-2) - 1) / self.scale
+
     def precision_root(self) -> Tensor:
         """(D, K) R with inverse = diag(1 / scale^2) + R R' (for ratios of at most 1)."""
         gain = (self.ratio.pow(-2) - 1).clamp_min(0).sqrt()

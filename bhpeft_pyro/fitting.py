@@ -47,7 +47,13 @@ from .reading import TextOptions
 if TYPE_CHECKING:
     from .sequential import Replay
 
-__all__ = ["check_how", "fit", "fit_round", "is_open", "joined", "needs_rows"]
+__all__ = ["PULL", "check_how", "fit", "fit_round", "is_open", "joined", "needs_rows"]
+
+PULL = 0.1
+"""How strongly an earlier posterior pulls at the next round's point (`temperature`).
+
+Its precision is that of the network linearised at one place, and of labels that the likelihood
+expects; as in online EWC (Schwarz et al. 2018), the best strength is not 1 (docs/results.md)."""
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -384,7 +390,7 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
-    report.pull = 1.0
+    report.pull = PULL
     _learn(model, guide, kept, None, report, optimizer)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # under the round's own prior it has learnt all of it

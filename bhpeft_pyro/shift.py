@@ -10,7 +10,8 @@ from torch.distributions import Normal, kl_divergence
 
 from .distributions import base_of
 from .errors import GuideError, PriorError
-from .guides import Guide, latents
+from .guides import Guide, LaplaceGuide, latents
+from .mixture import MixturePosterior
 from .posterior import Posterior
 from .priors import unpack
 
@@ -44,7 +45,7 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 
     Args:
         posterior: of one of this package's guides, under independent Normals or an earlier
-            posterior.
+            posterior; of a mixture the mean over its components, each from its own prior.
 
     Returns:
         Kind ("lora", "adapter", "prefix", "head", ...) to layer number, None for what has no
@@ -60,6 +61,21 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     >>> {kind: list(layers) for kind, layers in shifts(fitted).items()}
     {'lora': [0, 1], 'head': [None]}
     """
+    components = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
+    parts: dict[tuple[str, int | None], list[tuple[Tensor, ...]]] = {}
+    for each in components:
+        _collect(each, parts)
+    found: dict[str, dict[int | None, Shift]] = {}
+    for (kind, number), tensors in sorted(parts.items(), key=lambda item: item[0][1] or 0):
+        columns = (torch.cat([t.flatten() for t in group]) for group in zip(*tensors, strict=True))
+        found.setdefault(kind, {})[number] = _shift(*columns, len(components))
+    return found
+
+
+def _collect(
+    posterior: Posterior, parts: dict[tuple[str, int | None], list[tuple[Tensor, ...]]]
+) -> None:
+    """Add the prior's means and sds and the posterior's to each kind's and layer's."""
     guide = posterior.guide
     if not isinstance(guide, Guide):
         raise GuideError(
@@ -68,7 +84,8 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         )
     before = _prior(posterior)
     means, sds = guide.means(), guide.scales()
-    parts: dict[tuple[str, int | None], list[tuple[Tensor, ...]]] = {}
+    if isinstance(guide, LaplaceGuide) and guide.measured:  # as it goes into the next round
+        sds = guide.unpack(guide.as_prior().normal.stddev)
     for site in posterior.model.sites:
         mean = means[site.name]
         sd = sds.get(site.name, torch.zeros_like(mean))
@@ -78,20 +95,14 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
             parts.setdefault((kind, None), []).append(tensors)
         for i, layer in enumerate(site.layers):
             parts.setdefault((kind, layer), []).append(tuple(t[i] for t in tensors))
-    found: dict[str, dict[int | None, Shift]] = {}
-    for (kind, number), each in sorted(parts.items(), key=lambda item: item[0][1] or 0):
-        found.setdefault(kind, {})[number] = _shift(
-            *(torch.cat([t.flatten() for t in group]) for group in zip(*each, strict=True))
-        )
-    return found
 
 
-def _shift(loc0: Tensor, sd0: Tensor, loc: Tensor, sd: Tensor) -> Shift:
+def _shift(loc0: Tensor, sd0: Tensor, loc: Tensor, sd: Tensor, components: int) -> Shift:
     moved = ((loc - loc0) / sd0).square().mean().sqrt()
     ratio = (sd / sd0).log().mean().exp()
     kl = torch.inf
     if (sd > 0).all():
-        kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item()
+        kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item() / components
     return Shift(moved.item(), ratio.item(), kl)
 
 

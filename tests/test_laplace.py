@@ -60,22 +60,25 @@ def held_out_nll(exact: Exact, mean: Tensor, new: Exact, tau: float) -> float:
     return -normal.log_prob(new.y).mean().item()
 
 
-def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds() -> None:
-    """The mean, the precision, and two rounds against one fit of all data."""
+@pytest.mark.parametrize("tau", [1.0, 20.0, 0.05])
+def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds(tau: float) -> None:
+    """The mean, the precision, and two rounds against one fit of all data; tau times the first
+    prior is in the width, and goes no further."""
     model = regression(own_network(), noise=NOISE)
     parts = [data(model, 64, 3), data(model, 48, 4)]
-    posterior = exactly(model, parts[0])
-    for fitted, known in (
-        (posterior, parts[0]),
-        (posterior.update(parts[1]), parts[0].concat(parts[1])),
-    ):
-        exact = Exact.of(model, known)
-        mean = flat(guide_of(fitted).means())
+    first = exactly(model, parts[0], tau=tau)
+    second = first.update(parts[1], tau=None)  # the width's tau stays
+    for fitted, known in ((first, parts[0]), (second, parts[0].concat(parts[1]))):
+        exact, guide = Exact.of(model, known), guide_of(fitted)
+        mean = flat(guide.means())
         assert ((mean - exact.mean) / exact.sd).abs().max() < 0.05
-        precision = torch.linalg.inv(dense(guide_of(fitted).covariance))
-        torch.testing.assert_close(precision, exact.precision, rtol=1e-2, atol=1e-2)
-    drawn = flat(posterior.sample(800))
-    assert (drawn.std(0) / Exact.of(model, parts[0]).sd).log().abs().max() < 0.1
+        own = exact.precision + (tau - 1) * torch.eye(len(mean)) / exact.prior_sd**2
+        precision = torch.linalg.inv(dense(guide.covariance))
+        torch.testing.assert_close(precision, own, rtol=1e-2, atol=1e-2)
+        carried = torch.linalg.inv(dense(guide.as_prior().normal.covariance))
+        torch.testing.assert_close(carried, exact.precision, rtol=1e-2, atol=1e-2)
+    drawn = flat(first.sample(800))
+    assert (drawn.std(0) / guide_of(first).covariance.variance.sqrt()).log().abs().max() < 0.1
 
 
 def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:

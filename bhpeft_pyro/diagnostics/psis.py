@@ -179,8 +179,7 @@ def _target(posterior: Posterior) -> tuple[Model, nn.Module]:
     linearised network, under the prior that its width was measured with."""
     model, guide = posterior.model, posterior.guide
     if isinstance(guide, LaplaceGuide):
-        report = posterior.report
-        prior = guide.prior_of_width(report.temperature, report.tau or 1.0)
+        prior = guide.prior_of_width(posterior.report.temperature)
         model = Model(model.network, prior, model.likelihood)
         guide = guide.under(prior)
     return model, guide

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pyro
@@ -40,6 +40,10 @@ class LaplaceGuide(LowRankGuide):
     second order in the outputs), (tau P + N F)^-1: so it is measured by `fit`, or by
     `Posterior.widen`, and not trained.
 
+    T and tau serve one round and its predictions. The next round's prior is the posterior with
+    tau = 1, N(w*, (P + N F)^-1): what data have said, added to the first prior. So after R rounds
+    the precision is tau P + N_1 F_1 + ... + N_R F_R.
+
     Args:
         model: its prior must be Normal at every site, or an earlier posterior of a joint guide.
         rank: the number of directions that are kept. Takes so many numbers a weight.
@@ -47,6 +51,8 @@ class LaplaceGuide(LowRankGuide):
 
     Attributes:
         measured: whether it has its covariance.
+        tau: how often the first prior's precision is in it.
+        first_scale: (D,) the first prior's sds.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -69,7 +75,11 @@ class LaplaceGuide(LowRankGuide):
             )
         self._likelihood = {site.name for site in model.likelihood.sites}
         self.register_buffer("measured", torch.tensor(False))
+        self.register_buffer("tau", torch.tensor(1.0))
+        self.register_buffer("first_scale", self.prior.covariance.scale.clone())
         self.measured: Tensor
+        self.tau: Tensor
+        self.first_scale: Tensor
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -85,10 +95,25 @@ class LaplaceGuide(LowRankGuide):
         self.measured.fill_(False)
         self.covariance = self.prior.covariance
 
-    def spread(self, covariance: Covariance) -> None:
-        """Be the posterior."""
+    def spread(self, covariance: Covariance, tau: float = 1.0) -> None:
+        """Be the posterior.
+
+        Args:
+            covariance: its own.
+            tau: how often the first prior's precision is in it.
+        """
         self.covariance = covariance
+        self.tau.fill_(tau)
         self.measured.fill_(True)
+
+    def with_more(self, covariance: Covariance, times: float) -> Covariance:
+        """Of a precision with the first prior's added to it so many times (or taken away)."""
+        if times == 0:
+            return covariance
+        first, diagonal = self.first_scale.pow(-2), covariance.scale.pow(-2)
+        # What data have said is never less than nothing, but for rounding.
+        diagonal = (diagonal + times * first).maximum(min(1.0, self.tau.item()) * first)
+        return Covariance.from_precision(diagonal, covariance.precision_root())
 
     def own_prior(self) -> JointPrior:
         """The prior that it was fitted under, a component's own."""
@@ -100,13 +125,21 @@ class LaplaceGuide(LowRankGuide):
         twin.prior, twin._joint, twin.latent = prior.normal, True, prior.name
         return twin
 
-    def prior_of_width(self, temperature: float, tau: float) -> JointPrior:
-        """The prior N(m', (tau P)^-1) under which the linearised network's posterior has its mode
-        at w*, where the prior that pulls at w* has the weight T: m' = w* + T / tau (m - w*)."""
+    def for_predictions(self, prior: JointPrior) -> JointPrior:
+        """A prior made of this posterior with tau as the guide has it, in place of 1."""
+        covariance = self.with_more(prior.normal.covariance, self.tau.item() - 1)
+        return JointPrior(type(self.prior)(prior.normal.loc, covariance), self._shapes, prior.name)
+
+    def prior_of_width(self, temperature: float) -> JointPrior:
+        """The prior under which the linearised network's posterior is this very guide.
+
+        For the first round that is N(w* + T / tau (m - w*), (tau P)^-1): its pull at w* is T times
+        that of N(m, P^-1).
+        """
         loc, own = self.loc.detach(), self.prior.covariance
-        center = loc + temperature / tau * (self.prior.loc - loc)
-        wider = Covariance(own.scale * tau**-0.5, own.axes, own.ratio)
-        return JointPrior(type(self.prior)(center, wider), self._shapes, self.latent)
+        wide = self.with_more(own, self.tau.item() - 1)
+        center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
+        return JointPrior(type(self.prior)(center, wide), self._shapes, self.latent)
 
     def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
         """Take N(loc, covariance) for the prior, and start there.
@@ -116,7 +149,7 @@ class LaplaceGuide(LowRankGuide):
         """
         normal = type(self.prior)(loc.clone(), covariance)
         prior = JointPrior(normal, self._shapes, self.latent)
-        self.prior, self._joint = normal, True
+        self.prior, self._joint, self.first_scale = normal, True, covariance.scale.clone()
         if not self.measured:
             self.covariance = covariance
         return prior
@@ -124,24 +157,29 @@ class LaplaceGuide(LowRankGuide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self.measured:
             return super().forward(batch)
-        values = self.unpack(self.loc)
-        if self._joint:
-            infer: Any = {"sites": self._shapes}
-            return self.unpack(
-                pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer)
-            )
-        return self._sites(values)
+        if not self._joint:
+            return self._sites(self.unpack(self.loc))
+        infer: Any = {"sites": self._shapes}
+        return self.unpack(pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer))
 
     def as_prior(self) -> JointPrior:
-        self._check()
-        return super().as_prior()
-
-    def scales(self) -> dict[str, Tensor]:
-        return super().scales() if self.measured else {}
-
-    def _check(self) -> None:
         if not self.measured:
             raise GuideError(
                 "a Laplace approximation before its end is a point, so it cannot be a prior: fit "
                 "it with bh.fit, or call widen(data) on its posterior"
             )
+        covariance = self.with_more(self.covariance, 1 - self.tau.item())
+        normal = type(self.prior)(self.loc.detach().clone(), covariance)
+        return JointPrior(normal, self._shapes, self.latent)
+
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        first = self.unpack(self.first_scale)
+        for name, (_, sds) in rows.items():
+            first[name] = torch.cat([first[name], sds.to(first[name])])
+        root = self.tau.sqrt()
+        super().grow({name: (means, sds / root) for name, (means, sds) in rows.items()})
+        self.first_scale = torch.cat([part.flatten() for part in first.values()])
+
+    def scales(self) -> dict[str, Tensor]:
+        return super().scales() if self.measured else {}

@@ -38,9 +38,10 @@ class FitOptions:
             ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but points
             with held-out rows are not pulled, and these rows choose the step whose state is kept:
             the last of ten that are looked at, unless an earlier one is better by more than
-            two standard errors.
-        tau: of "laplace": how much of the prior's precision there is in the width, in multiples.
-            None takes what gives held-out rows the highest density, or 1 without any.
+            two standard errors. In later rounds None is 0.1 for them.
+        tau: of "laplace": how much of the first prior's precision there is in the width, in
+            multiples. None takes what gives held-out rows the highest density; without any that
+            of the last round, or 1 in the first.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after so many evaluations without a lower NLL
             and go back to the best; None fits to the end and keeps the last. Points without a

@@ -4,7 +4,8 @@ The precision is tau P + N F, with P the prior's precision and F the generalised
 matrix, over the labels that the likelihood expects (no label of the training rows is looked at).
 How much prior there is in it, tau, and the noise scale of ratings are those of the highest held-out
 log density: the training rows cannot tell, as a network may have learnt them by heart. The mean is
-the point's whatever tau is.
+the point's whatever tau is. In later rounds tau stays the first prior's, and what earlier rounds'
+data have said counts once.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def widen(
         model: the model, under the prior that the guide was fitted under.
         guide: a point.
         examples: what it has learnt.
-        held_out: labelled examples that it has not; without any tau is 1, unless it is given.
+        held_out: labelled examples that it has not; without any tau stays as it is, 1 at first,
+            unless it is given.
         report: its options' `tau` is taken if it is not None.
         open_scales: whether the prior leaves the sites' scales open (`equal_effect`).
 
@@ -82,14 +84,14 @@ def widen(
             )
             model = Model(model.network, prior, model.likelihood)
         curvature = measured(model, guide, examples, options.seed)
-        choice = Choice(options.tau or 1.0)
+        choice = Choice(options.tau or guide.tau.item())
         if held_out is not None:
             choice = _chosen(model, guide, curvature, held_out, options.tau)
     if choice.noise != 1:
         noise = guide.means()["noise.log_scale"]
         guide.move({"noise.log_scale": noise + math.log(choice.noise)})
-    scaled = curvature.times(choice.noise**-2)
-    guide.spread(covariance(guide.prior.covariance, scaled, choice.tau, guide.rank))
+    learnt = curvature.times(choice.noise**-2)
+    guide.spread(covariance(guide, learnt, choice.tau), choice.tau)
     with seeded(options.seed):
         _note(model, guide, choice, examples, report)
     return model
@@ -118,16 +120,18 @@ def _note(
     means = guide.means()
     if model.likelihood.constant_noise:
         report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
-    report.kl = {guide.latent: kl_divergence(guide.normal(), guide.prior).item()}
+    # What was learnt is told by the posterior with tau = 1, whose ELBO other guides' compare with.
+    plain = guide.as_prior()
+    report.kl = {guide.latent: kl_divergence(plain.normal, guide.prior).item()}
     report.marginal_kl = guide.marginal_kl()
-    before, after = guide.unpack(guide.prior.stddev), guide.scales()
+    before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
     report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
     report.points = []
     shown = _subset(examples, _SCALED, report.options.seed)
     nlls = []
     for _, batch in Feed(model, shown).prediction(_BATCH):
         assert batch.labels is not None
-        outputs, spread = output_moments(model, means, guide.covariance, batch)
+        outputs, spread = output_moments(model, means, plain.normal.covariance, batch)
         noise = symmetric_noise(_DRAWS, outputs.mean.shape[1]).to(outputs.mean)
         values = outputs.draws(spread, noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
@@ -208,20 +212,30 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
     return Covariance.diagonal(torch.cat([scale.flatten() for scale in scales]))
 
 
-def covariance(prior: Covariance, curvature: Curvature, tau: float, rank: int) -> Covariance:
-    """The inverse of tau P + N F, of the leading directions and the diagonal of the rest."""
+def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covariance:
+    """The inverse of tau P + N F, of the leading directions and the diagonal of the rest.
+
+    Under an earlier posterior as the prior its precision Q counts once beyond the first prior's:
+    tau P + (Q - P) + N F.
+    """
+    prior = guide.prior.covariance
     with exact(prior.scale):
-        root, rest = curvature.root, tau + curvature.rest
+        root, rest = curvature.root, _diagonal(guide, tau) + curvature.rest
         if prior.rank:  # an earlier posterior's own directions
-            unit = prior.scale.unsqueeze(-1)
-            both = torch.cat([curvature.root, tau**0.5 * unit * prior.precision_root()], 1)
-            gathered = Gathered(rest, rank, both.shape[1])
+            both = torch.cat([root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
+            gathered = Gathered(rest, guide.rank, both.shape[1])
             gathered.add([both.mT.contiguous()], torch.ones_like(rest))
             root = gathered.root()
             rest = rest + (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
         return Covariance.from_precision(
             rest / prior.scale.square(), root / prior.scale.unsqueeze(-1)
         )
+
+
+def _diagonal(guide: LaplaceGuide, tau: float) -> Tensor:
+    """(D,) of tau P + (Q - P), in units of the prior's scale."""
+    first = (guide.prior.covariance.scale / guide.first_scale).square()
+    return tau * first + (1 - first)
 
 
 @torch.no_grad()
@@ -236,30 +250,23 @@ def _chosen(
     taus = _TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = _subset(held_out, _HELD_OUT, 0)
     prior = guide.prior.covariance
-    unit = prior.scale.unsqueeze(-1)
-    every_root = [curvature.root]
-    if prior.rank:
-        every_root.append(unit * prior.precision_root())
-    # The inverse of d + R R' by Woodbury's identity: small matrices, one for each tau.
+    root = torch.cat([curvature.root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
+    # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
     weights = []
     for tau in taus.tolist():
-        diagonal = tau + curvature.rest
-        root = torch.cat(
-            [part * (1.0 if i == 0 else tau**0.5) for i, part in enumerate(every_root)], 1
-        )
+        diagonal = _diagonal(guide, tau) + curvature.rest
         inner = torch.eye(root.shape[1]).to(root) + root.mT @ (root / diagonal.unsqueeze(-1))
-        weights.append((diagonal, root if prior.rank else None, torch.linalg.inv(inner.double())))
+        weights.append((diagonal, torch.linalg.inv(inner.double())))
     found: list[list[Tensor]] = [[] for _ in weights]
     held: list[tuple[Outputs, Tensor]] = []
     for batch, outputs, rows in _jacobians(model, guide, shown):
         assert batch.labels is not None
         held.append((outputs, batch.labels))
-        for number, (diagonal, own, inner) in enumerate(weights):
-            root = every_root[0] if own is None else own
+        for number, (diagonal, inner) in enumerate(weights):
             scaled = rows / diagonal
             along = (scaled @ root).double()
             found[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
-    if model.likelihood.constant_noise:
+    if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had a noise of theirs
         return _with_noise(model, taus, found, held)
     nlls = [_nll(held, each) for each in found]
     point = _nll(held, None)

@@ -13,8 +13,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import LowRankGuide, MixtureGuide, prior_guide
-from ..guides.guide import is_linear
+from ..guides import LaplaceGuide, MixtureGuide, prior_guide
 from ..inference.draws import seeded
 from ..inference.optimise import as_module
 from ..inference.predict import AnyForecast, predict
@@ -272,8 +271,10 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
         prior = Forgetting(keep)(posterior.as_prior(), prior, posterior.model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    model = Model(posterior.model.network, prior, posterior.model.likelihood)
-    if not is_linear(posterior.guide):
+    network, likelihood, guide = posterior.model.network, posterior.model.likelihood, posterior.guide
+    if not isinstance(guide, LaplaceGuide):
+        model = Model(network, prior, likelihood)
         return model, prior_guide(model)
-    start = LowRankGuide(model)  # which knows its Normal prior, and refuses others
+    start = LaplaceGuide(Model(network, prior, likelihood))  # refuses a prior that is not Normal
+    model = Model(network, guide.for_predictions(start.own_prior()), likelihood)
     return model, prior_guide(model, lambda: start.unpack(start.prior.loc))

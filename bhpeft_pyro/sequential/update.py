@@ -8,8 +8,8 @@ from typing import Any
 
 from ..data import Examples
 from ..errors import DataError
-from ..fitting import check_how, fit_round, joined
-from ..guides import GuideLike
+from ..fitting import PULL, check_how, fit_round, joined
+from ..guides import GuideLike, LaplaceGuide
 from ..guides.guide import is_point, prior_of
 from ..inference.optimise import OptimizerFactory
 from ..inference.options import FitOptions
@@ -82,7 +82,7 @@ def update(
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
         floor=forgetting.floor,
         projection=projection,
-        pull=1.0 if point else None,
+        pull=(PULL if isinstance(guide, LaplaceGuide) else 1.0) if point else None,
         held_out=len(held_out) if point and held_out is not None else 0,
     )
     kept = None

@@ -182,19 +182,20 @@ def test_elbo_trace_draws_nll_and_kl_apart(ax):
     )
 
 
+@pytest.mark.parametrize(
+    ("temperature", "labels"), [(0.0, ["NLL"]), (0.5, ["loss", "NLL", "-log prior"])]
+)
+def test_the_trace_of_a_point_has_no_kl(ax, temperature, labels):
+    plots.elbo_trace([row | {"draws": 0, "temperature": temperature} for row in trace(20)], ax)
+    assert [line.get_label() for line in ax.lines] == labels
+
+
 def test_elbo_trace_has_the_validation_nll_where_it_was_evaluated(ax):
     history = trace(20)
     history[9]["validation_nll"], history[19]["validation_nll"] = 1.5, 1.25
     plots.elbo_trace(history, ax)
     (points,) = [line for line in ax.lines if line.get_label() == "validation NLL"]
     assert points.get_xydata().tolist() == [[90.0, 1.5], [190.0, 1.25]]
-
-
-def test_elbo_trace_shades_the_steps_without_noise(ax):
-    history = [{**row, "draws": 0 if i < 12 else 4} for i, row in enumerate(trace(20))]
-    plots.elbo_trace(history, ax)
-    (shade,) = ax.patches
-    assert (shade.get_label(), shade.get_x(), shade.get_width()) == ("no noise", 0, 110)
 
 
 def test_elbo_trace_of_a_point_has_no_shade(ax):

@@ -253,11 +253,14 @@ class FitReport:
         return ", ".join(parts)
 
     def _loss(self) -> str:
-        plain = self.temperature == 1 and self.pull is None  # a point's has no entropy
+        point, times = self.pull is not None, f"{self.temperature:g} x "
+        loss, nll = f"{self.last('loss'):.3f}", f"NLL {self.last('nll'):.3f}"
+        if point and self.temperature == 0:
+            return f"loss {loss} nats per example"
+        plain = self.temperature == 1 and not point  # a point has a density, and no KL
         return (
-            f"{'negative ELBO' if plain else 'loss'} {self.last('loss'):.3f} = NLL "
-            f"{self.last('nll'):.3f} + {'' if plain else f'{self.temperature:g} x '}KL "
-            f"{self.last('kl'):.3f} nats per example"
+            f"{'negative ELBO' if plain else 'loss'} {loss} = {nll} + {'' if plain else times}"
+            f"{'-log prior' if point else 'KL'} {self.last('kl'):.3f} nats per example"
         )
 
 

@@ -28,7 +28,8 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
 
     Args:
         history: one mapping a step, with `step`, `nll`, `kl` and `loss`; a `validation_nll` that
-            some of them have is drawn as points. `draws` tells which steps were at the mean.
+            some of them have is drawn as points. With `draws` of 0 it is the trace of a point,
+            and without `kl`'s curve where the prior does not pull at it.
     """
     if not history:
         raise DataError("history is empty")
@@ -38,20 +39,21 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
     ax = new_axes(ax)
     steps = torch.tensor([row["step"] for row in history], dtype=torch.float64)
     positive = True
-    for key, words, colour, dash in (
-        ("loss", "loss (negative ELBO)", "black", "-"),
+    point = history[0].get("draws") == 0
+    curves = [
+        ("loss", "loss" if point else "loss (negative ELBO)", "black", "-"),
         ("nll", "NLL", BLUE, "--"),
-        ("kl", "KL", VERMILLION, "-."),
-    ):
+        ("kl", "-log prior" if point else "KL", VERMILLION, "-."),
+    ]
+    if point and not any(row.get("temperature", 1.0) for row in history):
+        curves = curves[1:2]  # the loss is the NLL
+    for key, words, colour, dash in curves:
         values = torch.tensor([row[key] for row in history], dtype=torch.float64)
         positive = positive and bool((values > 0).all())
         if len(values) > _LONG:
             ax.plot(steps.numpy(), values.numpy(), color=colour, alpha=0.2, linewidth=0.8)
             values = _running_mean(values, len(values) // 50)
         ax.plot(steps.numpy(), values.numpy(), dash, color=colour, linewidth=1.8, label=words)
-    at_mean = [row["step"] for row in history if row.get("draws") == 0]
-    if 0 < len(at_mean) < len(history):
-        ax.axvspan(at_mean[0], at_mean[-1], color=GREY, alpha=0.15, linewidth=0, label="no noise")
     held_out = [row for row in history if "validation_nll" in row]
     if held_out:
         values = torch.tensor([row["validation_nll"] for row in held_out], dtype=torch.float64)

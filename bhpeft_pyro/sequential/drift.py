@@ -271,7 +271,11 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
         prior = Forgetting(keep)(posterior.as_prior(), prior, posterior.model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    network, likelihood, guide = posterior.model.network, posterior.model.likelihood, posterior.guide
+    network, likelihood, guide = (
+        posterior.model.network,
+        posterior.model.likelihood,
+        posterior.guide,
+    )
     if not isinstance(guide, LaplaceGuide):
         model = Model(network, prior, likelihood)
         return model, prior_guide(model)

@@ -28,7 +28,7 @@ endef
 .PHONY: demo test lint slow notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m bhpeft_pyro.demo $(ARGS)
+	$(BIN)/python -m tools.demo $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
@@ -51,10 +51,10 @@ docs: $(VENV)/installed-dev
 	@echo "Open docs/_build/html/index.html"
 
 bench: $(VENV)/installed
-	$(BIN)/python -m bhpeft_pyro.experiments.step_cost $(ARGS)
+	$(BIN)/python -m tools.experiments.step_cost $(ARGS)
 
 experiment: $(VENV)/installed
-	$(BIN)/bhpeft experiment $(ARGS)
+	$(BIN)/python -m tools.experiments $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

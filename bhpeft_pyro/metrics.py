@@ -23,6 +23,7 @@ __all__ = [
     "coverage",
     "crps",
     "evaluate",
+    "nlls",
     "ood_auroc",
     "rejection_curve",
     "standard_error",
@@ -60,6 +61,17 @@ def evaluate(
     return _evaluate_ratings(_ratings(forecast), truth)
 
 
+def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+    """(N,) NLL of each example, float64; their mean is the `nll` of `evaluate`.
+
+    >>> nlls(ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]])), [0])
+    tensor([0.6931], dtype=torch.float64)
+    """
+    if isinstance(forecast, ClassForecast):
+        return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
+    return -_ratings(forecast).log_prob(labels).double()
+
+
 def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
     from torchmetrics.functional.classification import multiclass_f1_score  # slow to import
 
@@ -75,7 +87,7 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
     return {
         "accuracy": correct.double().mean().item(),
         "f1": f1.item(),
-        "nll": -forecast.log_probabilities.gather(1, labels[:, None]).mean().item(),
+        "nll": nlls(forecast, labels).mean().item(),
         "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
         "ece": bins.expected_error,
         "classwise_ece": sum(classwise) / classes,
@@ -91,7 +103,7 @@ def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, flo
     return {
         "mse": error.square().mean().item(),
         "mae": error.abs().mean().item(),
-        "nll": -forecast.log_prob().double().mean().item(),
+        "nll": nlls(forecast).mean().item(),
         "crps": crps(forecast, labels).mean().item(),
         "coverage_90": coverage(forecast, labels)[0],
     }

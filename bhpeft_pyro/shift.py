@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,8 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         _collect(each, parts)
     found: dict[str, dict[int | None, Shift]] = {}
     for (kind, number), tensors in sorted(parts.items(), key=lambda item: item[0][1] or 0):
-        columns = (torch.cat([t.flatten() for t in group]) for group in zip(*tensors, strict=True))
-        found.setdefault(kind, {})[number] = _shift(*columns, len(components))
+        columns = [torch.cat([t.flatten() for t in group]) for group in zip(*tensors, strict=True)]
+        found.setdefault(kind, {})[number] = _shift(columns, len(components))
     return found
 
 
@@ -97,7 +98,8 @@ def _collect(
             parts.setdefault((kind, layer), []).append(tuple(t[i] for t in tensors))
 
 
-def _shift(loc0: Tensor, sd0: Tensor, loc: Tensor, sd: Tensor, components: int) -> Shift:
+def _shift(columns: Sequence[Tensor], components: int) -> Shift:
+    loc0, sd0, loc, sd = columns
     moved = ((loc - loc0) / sd0).square().mean().sqrt()
     ratio = (sd / sd0).log().mean().exp()
     kl = torch.inf

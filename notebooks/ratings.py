@@ -51,7 +51,7 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import metrics
-from bhpeft_pyro.demo.assets import minilm, sentiment
+from bhpeft_pyro.data.assets import minilm, sentiment
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.plots.style import BLUE, STYLES, VERMILLION
 

@@ -20,7 +20,7 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from bhpeft_pyro.demo import assets
+from bhpeft_pyro.data import assets
 
 # Our attention functions, which are registered once and stay.
 OURS = "bhpeft_"
@@ -102,7 +102,7 @@ def _no_leaks() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def minilm_path() -> Path:
     """The folder of the MiniLM weights. CI must have them; elsewhere the test is skipped."""
-    from bhpeft_pyro.demo.assets import minilm
+    from bhpeft_pyro.data.assets import minilm
     from bhpeft_pyro.errors import DataError
 
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bhpeft_pyro.cli.backbone import load_backbone
-from bhpeft_pyro.demo import assets
+from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
 
 STEMS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")

@@ -654,7 +654,7 @@ def test_texts_cannot_break_a_page(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", "predict", "evaluate", "update", "stream", "report", "demo"]
+    "name", ["fit", "compare", "predict", "evaluate", "update", "stream", "report"]
 )
 def test_every_command_has_help_with_examples(name):
     text = bhpeft(name, "--help").stdout

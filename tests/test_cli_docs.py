@@ -64,10 +64,10 @@ def test_the_examples_of_the_help_are_options_that_exist() -> None:
     """Parsed, not run: they name files of the reader's."""
     from typer.main import get_command
 
-    from bhpeft_pyro.cli import evaluate, experiment, fit, predict, report, stream, update
+    from bhpeft_pyro.cli import compare, evaluate, fit, predict, report, stream, update
 
     commands = get_command(app).commands
-    for module in (fit, predict, evaluate, update, stream, report, experiment):
+    for module in (fit, compare, predict, evaluate, update, stream, report):
         for example in module.EXAMPLES:
             words = shlex.split(example.partition("|")[0])
             known = {flag for p in commands[words[1]].params for flag in (*p.opts, "--config")}

@@ -14,7 +14,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.regression import continuous_ranked_probability_score
 
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.experiments import scores
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 from bhpeft_pyro.metrics import (
     aurc,
@@ -26,6 +25,7 @@ from bhpeft_pyro.metrics import (
     rejection_curve,
     standard_error,
 )
+from tools.experiments import scores
 
 
 @pytest.fixture(scope="module")

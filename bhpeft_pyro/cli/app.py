@@ -5,6 +5,8 @@ Exit codes: 0 fine, 2 bad input, 1 anything else, 130 interrupted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import datasets
@@ -12,30 +14,36 @@ import typer
 from transformers import logging
 from typer.core import TyperGroup
 
-from ..demo.__main__ import main as demo
 from ..errors import BHPEFTError, FitError
-from . import evaluate, experiment, fit, history, predict, report, stream, update
+from . import compare, evaluate, fit, history, predict, report, stream, update
 from .screen import say, spoken_warnings
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "quieten", "spoken_errors"]
+
+
+@contextmanager
+def spoken_errors() -> Iterator[None]:
+    """Errors made on purpose are one line, without a traceback."""
+    try:
+        with spoken_warnings():
+            yield
+    except FitError as error:  # the data may be fine
+        _fail(error, 1)
+    except BHPEFTError as error:
+        _fail(error, 2)
+    except OSError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        say("interrupted; what was saved before is as it was")
+        raise
 
 
 class Commands(TyperGroup):
-    """Errors made on purpose are one line, without a traceback."""
+    """A program whose errors are spoken."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            with spoken_warnings():
-                return super().invoke(ctx)
-        except FitError as error:  # the data may be fine
-            _fail(error, 1)
-        except BHPEFTError as error:
-            _fail(error, 2)
-        except OSError as error:
-            _fail(error, 1)
-        except KeyboardInterrupt:
-            say("interrupted; what was saved before is as it was")
-            raise
+        with spoken_errors():
+            return super().invoke(ctx)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -53,19 +61,23 @@ app = typer.Typer(
     "with predictions that say how sure they are.",
     epilog="bhpeft COMMAND --help has the options, and examples.",
 )
-for module in (fit, predict, evaluate, update, stream, history, report, experiment):
+for module in (fit, compare, predict, evaluate, update, stream, history, report):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     # Paragraphs without their line breaks, which the help would keep.
     paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
     examples = ("Examples:", *module.EXAMPLES)
     app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(examples))(command)
-app.command("demo", epilog="Examples:\n\nbhpeft demo\n\nbhpeft demo --small --out runs/small")(demo)
 
 
-def main() -> None:
-    """Run the program, without the libraries' own bars and messages."""
+def quieten() -> None:
+    """No bars and messages of the libraries' own."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def main() -> None:
+    """Run the program."""
+    quieten()
     app(prog_name="bhpeft")

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..demo import assets
+from ..data import assets
 from ..errors import ArchitectureError, ConfigError
 
 __all__ = ["load_backbone"]

@@ -26,7 +26,7 @@ EXAMPLES = (
 
 
 @options.fitting()
-@options_of_recipe
+@options_of_recipe()
 def fit(
     context: typer.Context,
     data: options.Data,

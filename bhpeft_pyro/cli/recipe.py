@@ -96,12 +96,17 @@ class Recipe:
         }
 
 
-def options_of_recipe(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command with an argument `recipe` the options of one in its place."""
+def options_of_recipe(*without: str) -> Callable[[options.Command], options.Command]:
+    """Give a command with an argument `recipe` the options of one in its place.
+
+    Args:
+        without: options that it is not to have.
+    """
     kinds = get_type_hints(Recipe, include_extras=True)
-    added = {field.name: (kinds[field.name], field.default) for field in fields(Recipe)}
-    assert not any(default is MISSING for _, default in added.values())
-    return options.declaring(added, lambda values: {"recipe": Recipe(**values)}, "recipe")(command)
+    there = [field for field in fields(Recipe) if field.name not in without]
+    assert not any(field.default is MISSING for field in there)
+    added = {field.name: (kinds[field.name], field.default) for field in there}
+    return options.declaring(added, lambda values: {"recipe": Recipe(**values)}, "recipe")
 
 
 def check_guide(guide: str) -> None:

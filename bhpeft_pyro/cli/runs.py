@@ -66,15 +66,17 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     return table
 
 
-def hold_out(rows: Rows, validation: str, seed: int) -> tuple[Rows, Rows | str | None]:
+def hold_out(
+    rows: Rows, validation: str, seed: int, option: str = "--validation"
+) -> tuple[Rows, Rows | str | None]:
     """Rows to learn from, and those held out: a share of them, or a file still to be read."""
     if not re.fullmatch(r"[\d.]+%?", validation):
         return rows, validation
-    share = fraction(validation, "--validation")
+    share = fraction(validation, option)
     count = round(share * len(rows))
     if share and not 0 < count < len(rows):
         raise DataError(
-            f"--validation {validation} of {len(rows)} rows are {count}; take another share, "
+            f"{option} {validation} of {len(rows)} rows are {count}; take another share, "
             "or 0 for none"
         )
     if count == 0:
@@ -86,12 +88,12 @@ def hold_out(rows: Rows, validation: str, seed: int) -> tuple[Rows, Rows | str |
 
 
 @contextmanager
-def naming(validation: str) -> Iterator[None]:
+def naming(file: str, option: str = "--validation") -> Iterator[None]:
     """Say of an error in held-out rows which file they are in, as it is not the data's."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"--validation {validation}: {error}") from error
+        raise DataError(f"{option} {file}: {error}") from error
 
 
 def check_out(out: Path, overwrite: bool) -> None:

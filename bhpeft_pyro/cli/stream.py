@@ -38,7 +38,7 @@ _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/
 
 
 @options.fitting("patience")
-@options_of_recipe
+@options_of_recipe()
 def stream(
     context: typer.Context,
     data: options.Data,

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError
-from ..forecast import ClassForecast, RatingForecast
+from ..forecast import RatingForecast
 from ..guides import FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of, is_point
+from ..metrics import nlls
 from ..model import Model
 from .curvature import narrowed
 from .draws import seeded
@@ -295,13 +296,11 @@ class _Run:
         assert self.validation is not None
         samples = 0 if self.point else self.options.eval_samples
         forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
-        labels = forecast.observed()
-        if isinstance(forecast, ClassForecast):
-            return -forecast.log_probabilities.gather(1, labels[:, None])[:, 0]
         if self.point and self.model.likelihood.constant_noise:
-            square = (forecast.mean - labels).double().square()
+            assert isinstance(forecast, RatingForecast)
+            square = (forecast.mean - forecast.observed()).double().square()
             return 0.5 * (square / square.mean() + (2 * math.pi * square.mean()).log())
-        return -forecast.log_prob().double()
+        return nlls(forecast)
 
     def _settle_noise(self) -> None:
         """A point's noise scale of ratings at the held-out rows' errors."""

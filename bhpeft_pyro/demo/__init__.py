@@ -1,1 +1,0 @@
-"""A demonstration that needs no model hub: `python -m bhpeft_pyro.demo`."""

@@ -1,0 +1,484 @@
+"""The grid: what a method is given, files that survive a kill, and tables from them alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from datasets import Dataset
+from filelock import FileLock, Timeout
+from typer.testing import CliRunner
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import metrics
+from bhpeft_pyro.errors import ConfigError, SaveError
+from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+from tools.experiments import (
+    canary,
+    grid,
+    guide_cost,
+    report,
+    results,
+    scores,
+    step_cost,
+    tasks,
+)
+from tools.experiments.__main__ import app
+from tools.experiments.budgets import BUDGETS, Budget
+from tools.experiments.catalogue import EXPERIMENTS
+from tools.experiments.grid import Grid
+from tools.experiments.job import Fitted, Job
+from tools.experiments.methods import INFERENCE, Method, method
+from tools.experiments.outcome import Outcome
+from tools.experiments.tasks import split
+
+TINY = BUDGETS["tiny"]
+ONCE = replace(TINY, search=1)
+CHEAP = ("hybrid, deterministic", "hybrid, deterministic + scaling", "head only, deterministic")
+
+
+def tiny_grid(
+    out: Path, *methods: str, budget: Budget = TINY, tasks: tuple[str, ...] = ("classes",)
+) -> Grid:
+    return Grid(
+        budget=budget,
+        tasks=tasks,
+        methods=[method(name) for name in methods],
+        rows=(budget.rows,),
+        seeds=budget.seeds,
+        load=lambda: (tiny_backbone(), tiny_tokenizer()),
+        backbone="tiny",
+        data=None,
+        out=out,
+    )
+
+
+def table_of(name: str, of: Grid) -> str:
+    made = report.tables(EXPERIMENTS[name], of.methods, of.outcomes())
+    return "\n".join(table.markdown() for table in made)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """One run of each kind of task, by a method with draws."""
+    budget = replace(TINY, search=1, seeds=1)
+    where = tmp_path_factory.mktemp("runs")
+    those = ("classes", "ratings", "choices", "two classes")
+    made = tiny_grid(where, "hybrid, MC dropout", budget=budget, tasks=those)
+    made.complete()
+    return list(made.outcomes())
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    """The same by the default, whose forecasts are in closed form."""
+    likelihood = partial(bh.likelihoods.Normal, spread=2.0)
+    rated = replace(TINY.tasks["ratings"], outputs=1, likelihood=likelihood)
+    budget = replace(TINY, search=1, seeds=1, tasks={**TINY.tasks, "ratings": rated})
+    where = tmp_path_factory.mktemp("closed")
+    those = ("classes", "ratings", "choices", "two classes")
+    made = tiny_grid(where, "hybrid, Bayesian", budget=budget, tasks=those)
+    return [made.run(*run) for run in made.runs]
+
+
+def test_a_grid_that_was_killed_goes_on_and_gives_the_same_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_grid(tmp_path / "whole", *CHEAP, budget=ONCE)
+    whole.complete()
+    original, calls = INFERENCE["deterministic"], []
+
+    def killed(job: Job) -> Fitted:
+        calls.append(job.seed)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(job)
+
+    monkeypatch.setitem(INFERENCE, "deterministic", killed)
+    part = tiny_grid(tmp_path / "part", *CHEAP, budget=ONCE)
+    with pytest.raises(KeyboardInterrupt):
+        part.complete()
+    assert len(list((tmp_path / "part").iterdir())) == 1  # nothing is left of the run that died
+    part.complete()
+    assert calls == [0, 0, 0, 1, 1]  # scaling is no run of its own
+    assert table_of("tasks", part) == table_of("tasks", whole)
+    part.complete()
+    assert len(calls) == 5
+
+
+def test_what_another_process_is_at_is_left_to_it_and_done_if_that_dies(tmp_path: Path) -> None:
+    done: list[int] = []
+    other = FileLock(tmp_path / ".1.json.lock")
+
+    def result(number: int) -> dict[str, int]:
+        with pytest.raises(Timeout):  # nobody else can claim what is being made
+            FileLock(tmp_path / f".{number}.json.lock").acquire(blocking=False)
+        done.append(number)
+        if number == 2:
+            other.release()  # the other process is gone, with nothing done
+        return {"number": number}
+
+    runs: list[results.Run] = [(0,), (1,), (2,)]
+    with other:
+        results.complete(tmp_path, runs, result)
+    assert done == [0, 2, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", "2.json"]
+
+
+def test_files_of_another_setting_are_refused(tmp_path: Path) -> None:
+    budget = replace(TINY, seeds=1, search=1)
+    tiny_grid(tmp_path, "head only, deterministic", budget=budget).complete()
+    files = sorted(tmp_path.iterdir())
+    both = ("hybrid, deterministic", "head only, deterministic")
+    with pytest.raises(ConfigError, match="was run with steps 4, not 5; take another folder"):
+        tiny_grid(tmp_path, *both, budget=replace(budget, steps=5)).complete()
+    assert sorted(tmp_path.iterdir()) == files  # before anything was fitted
+
+
+def test_files_of_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other texts with the same labels, which would be paired row by row."""
+    budget = replace(TINY, seeds=1, search=1)
+    both = ("hybrid, deterministic", "head only, deterministic")
+    one, other = tmp_path / "one", tmp_path / "other"
+    tiny_grid(one, both[0], budget=budget).complete()
+    rows = [{**row, "text": f"{row['text']} w9"} for row in tasks.ROWS["tiny-classes"]()]
+    monkeypatch.setitem(tasks.ROWS, "tiny-classes", lambda: rows)
+    files = sorted(one.iterdir())
+    with pytest.raises(ConfigError, match=f"{one} was run with data .*; take another folder"):
+        tiny_grid(one, *both, budget=budget).complete()
+    assert sorted(one.iterdir()) == files  # before anything was fitted
+    tiny_grid(other, both[1], budget=budget).complete()
+    for path in other.iterdir():
+        path.rename(one / path.name)
+    with pytest.raises(ConfigError, match=r"head-only.* was run with data"):
+        list(tiny_grid(one, *both, budget=budget).outcomes())
+
+
+def test_a_file_has_all_of_an_outcome(
+    outcomes: list[Outcome], closed: list[Outcome], tmp_path: Path
+) -> None:
+    for number, outcome in enumerate([*outcomes, *closed]):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(outcome.to_bytes())
+        again = Outcome.read(path)
+        assert again.facts == json.loads(json.dumps(outcome.facts))
+        assert again.forecasts.keys() == outcome.forecasts.keys()
+        old, new = outcome.forecasts["test"], again.forecasts["test"]
+        assert metrics.evaluate(new) == metrics.evaluate(old)
+        ratings = isinstance(new, bh.RatingForecast)
+        if outcome in outcomes:
+            assert new.draws == old.draws == TINY.samples
+        else:  # components of ratings with one noise, and draws of all other outputs
+            assert new.draws == old.draws == (TINY.members if ratings else 1000)
+        for name in ("total", "epistemic", *(["between"] if outcome in closed else [])):
+            assert torch.equal(*(getattr(each, name) for each in (old, new)))
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SaveError, match="is no result of an experiment"):
+        Outcome.read(tmp_path / "bad.safetensors")
+
+
+def test_a_method_never_gets_a_tests_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    original = INFERENCE["deterministic"]
+
+    def spy(job: Job) -> Fitted:
+        fitted = original(job)
+        train = {*job.train["text"], *job.validation["text"]}
+
+        def predict(rows: Dataset) -> Any:
+            seen.append(rows.column_names)
+            assert not train & {*rows["text"]}
+            return fitted.predict(rows)
+
+        return replace(fitted, predict=predict)
+
+    monkeypatch.setitem(INFERENCE, "deterministic", spy)
+    budget = replace(TINY, seeds=1, search=1)
+    those = ("ratings", "two classes")  # these with names of the classes beside the labels
+    tiny_grid(tmp_path, "head only, deterministic", budget=budget, tasks=those).complete()
+    assert seen == [["text"], ["text"], ["text"]]
+
+
+@pytest.fixture
+def cheat() -> Iterator[str]:
+    """A method that was handed the test's labels by mistake, and is right by knowing them."""
+
+    def infer(job: Job) -> Fitted:
+        fitted = INFERENCE["deterministic"](job)
+        parts = split(None, job.task, TINY.rows, TINY.validation, TINY.test, job.seed)
+        known = dict(zip(parts.tests["test"]["text"], parts.tests["test"]["label"], strict=True))
+
+        def predict(rows: Dataset) -> Any:
+            labels = torch.tensor([known[text] for text in rows["text"]])
+            sure = torch.nn.functional.one_hot(labels, job.task.outputs).float()
+            honest = fitted.predict(rows).probabilities
+            mixed = torch.where(torch.arange(len(labels)).unsqueeze(-1) % 2 == 0, sure, honest)
+            return bh.ClassForecast.from_draws(mixed[None], keep_samples=True)
+
+        return replace(fitted, predict=predict)
+
+    INFERENCE["cheating"] = infer
+    yield "head only, cheating"
+    del INFERENCE["cheating"]
+
+
+def test_a_canary_run_catches_who_was_handed_the_tests_labels(cheat: str, tmp_path: Path) -> None:
+    """Labels of half the test's rows are enough; who has none is left in peace."""
+    made = tiny_grid(tmp_path, *CHEAP, cheat, budget=ONCE, tasks=TINY.plan["canary"])
+    made.complete()
+    experiment = EXPERIMENTS["canary"]
+    honest = [each for each in made.methods if each.inference != "cheating"]
+    canary.check(report.tables(experiment, honest, made.outcomes()))
+    with pytest.raises(bh.errors.DataError, match="canary: head only, cheating") as caught:
+        canary.check(report.tables(experiment, made.methods, made.outcomes()))
+    assert "deterministic" not in str(caught.value)
+
+
+def test_temperature_scaling_never_changes_accuracy(
+    outcomes: list[Outcome], closed: list[Outcome]
+) -> None:
+    for outcome in (*outcomes, *closed):
+        plain, mended = outcome.forecasts["test"], scores.scaled(outcome).forecasts["test"]
+        before, after = metrics.evaluate(plain), metrics.evaluate(mended)
+        for name in {"accuracy", "f1", "mse", "mae"} & before.keys():
+            assert after[name] == pytest.approx(before[name], rel=1e-9)
+        assert after["nll"] != before["nll"]
+
+
+# How far draws are apart, and the variance of each one's own mean.
+@pytest.mark.parametrize(("spread", "within"), [(0.0, None), (4.0, None), (4.0, 2.0), (0.0, 2.0)])
+def test_scaled_ratings_have_unit_standardised_errors_on_the_validation_rows(
+    spread: float, within: float | None
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = 3 * torch.randn(500, generator=generator)
+    means = spread * torch.randn(8, 500, generator=generator)
+    own = None if within is None else torch.full((8, 500), within)
+    forecast = bh.RatingForecast.from_draws(means, torch.ones(8, 500), within=own, labels=labels)
+    mended = scores.scaled(Outcome({}, {"validation": forecast}, {})).forecasts["validation"]
+    assert isinstance(mended, bh.RatingForecast)
+    assert ((labels - mended.mean) / mended.sd).square().mean().item() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(mended.mean, forecast.mean)
+    ratio = mended.epistemic / mended.total
+    torch.testing.assert_close(ratio, forecast.epistemic / forecast.total)
+
+
+def test_classes_are_scaled_by_the_temperature_of_the_validation_rows() -> None:
+    """Sure and wrong there; right on the test, where no temperature would be the best."""
+    draws = torch.tensor([[0.9, 0.1]]).expand(1, 40, 2)
+    wrong, right = torch.arange(40) % 2, torch.zeros(40, dtype=torch.long)
+    made = {
+        name: bh.ClassForecast.from_draws(draws, labels=labels, keep_samples=True)
+        for name, labels in (("validation", wrong), ("test", right))
+    }
+    mended = scores.scaled(Outcome({}, made, {})).forecasts["test"]
+    assert isinstance(mended, bh.ClassForecast)
+    torch.testing.assert_close(mended.probabilities, torch.full((40, 2), 0.5), atol=0.02, rtol=0)
+
+
+def _written(outcome: Outcome, folder: Path) -> Path:
+    path = folder / "outcome.safetensors"
+    path.write_bytes(outcome.to_bytes())
+    return path
+
+
+def test_what_each_experiment_looks_at(
+    outcomes: list[Outcome], closed: list[Outcome], tmp_path: Path
+) -> None:
+    made = tiny_grid(tmp_path, "head only, deterministic", budget=ONCE)
+    point = made.run("classes", 24, "head only", "deterministic", 0)
+    classes, ratings, choices, two = outcomes
+    for outcome in outcomes:
+        (score,) = scores.quality(outcome)
+        for metric, losses in score.losses.items():
+            mean = losses.mean().item()
+            expected = 1 - mean if metric == "accuracy" else mean
+            assert score.values[metric] == pytest.approx(expected, rel=1e-5)
+    by_draws = scores.by_samples(choices)
+    assert [score.by for score in by_draws] == ["1", "2", "4"]
+    assert by_draws[-1].values == metrics.evaluate(choices.forecasts["test"])
+    kept = {score.by: score for score in scores.uncertainty(classes)}
+    assert kept.keys() == {"confidence", "variance"}
+    forecast = classes.forecasts["test"]
+    sure = forecast.confidence.argsort(descending=True, stable=True)[:24]  # ties are unlikely
+    right = (forecast.label == forecast.labels)[sure].double().mean().item()
+    assert kept["confidence"].values["50 %"] == pytest.approx(right)
+    *_, intervals = scores.uncertainty(ratings)
+    assert 0 <= intervals.values["coverage of 50 %"] <= intervals.values["coverage of 90 %"] <= 1
+    assert intervals.values["width of 50 %"] < intervals.values["width of 90 %"]
+    assert "aleatoric sd and raters' sd (Spearman)" in intervals.values
+    for each in (closed[0], Outcome.read(_written(closed[0], tmp_path))):  # no draws are kept
+        assert {score.by for score in scores.uncertainty(each)} == {"confidence", "variance"}
+    assert [score.by for score in scores.uncertainty(point)] == ["confidence"]
+    for each in (closed[3], Outcome.read(_written(closed[3], tmp_path))):
+        (found,) = scores.shift(each)
+        assert {"AUROC epistemic", "AUROC variance"} <= found.values.keys()
+    (moved,) = scores.shift(two)
+    outside = two.forecasts["to the third"]
+    expected = metrics.ood_auroc(two.forecasts["test"], outside, by="total")
+    assert moved.values["AUROC total"] == expected and "nll there" not in moved.values
+    assert not scores.shift(classes)
+
+
+def test_p_values_are_against_the_reference_and_corrected(tmp_path: Path) -> None:
+    made = tiny_grid(tmp_path, *CHEAP, budget=ONCE)
+    made.complete()
+    (table,) = report.tables(EXPERIMENTS["tasks"], made.methods, made.outcomes())
+    assert [row.head[0] for row in table.rows] == list(CHEAP)
+    reference, mended, _ = table.rows
+    assert not any(name.startswith("p (") for name in reference.cells)
+    assert mended.cells["p (accuracy)"].value == 1  # the same answers
+    assert "holm" in table.note.lower() and "tiny-classes" in table.note
+    assert f"{TINY.steps} steps" in table.note and grid.commit() in table.note
+
+
+@pytest.mark.parametrize("inference", sorted(INFERENCE.keys() - {"zero-shot"}))  # needs a decoder
+def test_every_way_to_infer_runs(inference: str, tmp_path: Path) -> None:
+    budget = replace(TINY, seeds=1, search=1, steps=2)
+    made = tiny_grid(tmp_path, str(Method("LoRA", inference)), budget=budget)
+    outcome = made.run("classes", 24, "LoRA", inference, 0)
+    draws = {"deterministic": 1, "MAP": 1, "ensemble": TINY.members}
+    draws |= dict.fromkeys(("one component", "Bayesian"), 1000)  # of the outputs
+    assert outcome.forecasts["test"].draws == draws.get(inference, TINY.samples)
+    points = ("deterministic", "ensemble", "one component", "Bayesian", "MC dropout")
+    assert outcome.facts["temperature"] == (0.0 if inference in points else 1.0)
+    components = outcome.facts.get("components", [])
+    count = {"deterministic": 1, "one component": 1, "ensemble": TINY.members}
+    count["Bayesian"] = TINY.members
+    assert len(components) == count.get(inference, 0)
+    if inference in ("one component", "Bayesian"):
+        assert all(each["tau"] > 0 and each["component_nll"] > 0 for each in components)
+
+
+def test_the_search_takes_what_is_best_on_the_validation_rows(tmp_path: Path) -> None:
+    budget = replace(TINY, steps=8)
+    made = tiny_grid(tmp_path, "head only, deterministic", budget=budget)
+    outcome = made.run("classes", 48, "head only", "deterministic", 0)
+    facts = outcome.facts
+    assert len(facts["tried"]) == 2
+    best = min(facts["tried"], key=lambda each: each["nll"])
+    assert facts["chosen"] == {"lr": best["lr"]}
+    held_out = outcome.forecasts["validation"]
+    assert metrics.evaluate(held_out)["nll"] == pytest.approx(best["nll"], rel=1e-6)
+    parts = split(None, TINY.tasks["classes"], 48, TINY.validation, TINY.test, 0)
+    assert held_out.observed().tolist() == parts.validation["label"][:]
+
+
+def test_points_are_fitted_once_for_all_that_is_made_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a method adds to the points is then all that it differs by."""
+    fits: list[int] = []
+    fit = Job.fit
+
+    def counted(self: Job, *rest: Any, **options: Any) -> bh.Posterior:
+        fits.append(options.get("seed", self.seed))
+        return fit(self, *rest, **options)
+
+    monkeypatch.setattr(Job, "fit", counted)
+    budget = replace(TINY, members=3)
+    parts = split(None, budget.tasks["classes"], 24, budget.validation, budget.test, 7)
+    kinds, load = bh.presets.lora(2), lambda: (tiny_backbone(), tiny_tokenizer())
+    what = budget.tasks["classes"]
+    job = Job(what, kinds, load, parts.train, parts.validation, 7, budget)
+    names = ("deterministic", "ensemble", "one component", "Bayesian")
+    one, several, wide, mixture = (INFERENCE[name](job) for name in names)
+    assert fits == [7, 7, 1007, 2007]  # two settings, and then the better one for all
+    assert one.posterior.guide is several.posterior.components[0].guide
+    for point, laplace in ((one, wide), (several, mixture)):
+        both = [
+            getattr(each.posterior, "components", [each.posterior]) for each in (point, laplace)
+        ]
+        assert laplace.facts["chosen"] == point.facts["chosen"]
+        for first, second in zip(*both, strict=True):
+            assert type(first.guide) is DeltaGuide and type(second.guide) is LaplaceGuide
+            for name, value in first.guide.means().items():
+                assert torch.equal(value, second.guide.means()[name])
+    members = several.posterior.components
+    rows = parts.tests["test"].select_columns(["text"])
+    expected = torch.stack([each.predict(rows, 0).probabilities for each in members]).mean(0)
+    torch.testing.assert_close(several.predict(rows).probabilities, expected)
+    INFERENCE["deterministic"](replace(job, seed=8))
+    assert fits[4:] == [8, 8]  # of another job nothing is shared
+    INFERENCE["ensemble"](replace(job, seed=8, load=lambda: load()))
+    assert fits[6:] == [8, 8, 1008, 2008]  # nor of another transformer
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions share their runs."""
+    return tmp_path_factory.mktemp("shared")
+
+
+def test_guides_are_measured_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("delta", "full", "laplace, one component", "mvn")
+    chosen = {name: guide_cost._GUIDES[name] for name in names}
+    monkeypatch.setattr(guide_cost, "_GUIDES", chosen)
+    table = guide_cost.guide_cost((100, 400), 1, tmp_path)
+    found = {row.head: row.cells for row in table.rows}
+    assert all("fit / delta's" in cells for cells in found.values())
+    small, large = (found["mvn", count]["MiB"].value for count in ("114", "442"))
+    assert large / small == pytest.approx((442 / 114) ** 2, rel=0.03)
+    monkeypatch.setattr(guide_cost, "_LIMIT", 150_000)
+    command = ["guides", "--budget", "tiny", "--seeds", "1", "--out"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path / "command")])
+    assert result.exit_code == 0, result.output
+    lines = {line.split(" | ")[0]: line for line in result.output.splitlines() if "| 114 |" in line}
+    assert lines.keys() == {f"| {name}" for name in chosen}
+    assert [name for name, line in lines.items() if line.endswith("|  |")] == [
+        "| full",
+        "| laplace, one component",
+        "| mvn",
+    ]
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "cost"])
+def test_the_command_writes_tables_and_plots(name: str, shared: Path) -> None:
+    if name == "cost":
+        pytest.importorskip("peft")
+    methods = [word for each in CHEAP[:1] for word in ("--method", each)]
+    if name == "samples":
+        methods = ["--method", "head only, MC dropout"]
+    command = [name, "--budget", "tiny", "--seeds", "2", "--out", str(shared)]
+    chosen = [] if name == "cost" else ["--search", "1", *methods]
+    result = CliRunner().invoke(app, [*command, *chosen])
+    assert result.exit_code == 0, result.output
+    made = {path.suffix for path in (shared / name).iterdir()}
+    assert made == {".md", ".csv", ".tex", ".png"}
+    assert "| method |" in result.output
+    if name == "cost":
+        table = pandas.read_csv(shared / "cost" / "cost.csv", index_col="method")
+        default, mean_field = (
+            table.loc[f"hybrid, Bayesian{name}"] for name in ("", " (mean-field)")
+        )
+        assert default["passes a prediction"] == 1 + step_cost.CLASSES  # linearised: any draws
+        assert mean_field["passes a prediction"] == BUDGETS["tiny"].samples
+        assert default["MB on disk"] > 2 * mean_field["MB on disk"]  # directions are in it
+
+
+def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    for words, message in (
+        (["tasks"], "--data"),
+        (["tasks", "--budget", "tiny", "--task", "tale"], "unknown tale; known: classes"),
+        (["tasks", "--budget", "tiny", "--method", "magic"], "method: 'magic' is unknown"),
+        (["samples", "--budget", "tiny", "--method", CHEAP[1]], "takes methods without it"),
+        (["canary", "--budget", "tiny", "--task", "classes"], "labels of classes can be learnt"),
+        (["gradients", "--budget", "tiny", "--test", "8"], "--test: 'gradients' does not depend"),
+        (["gradients", "--budget", "tiny", "--task", "classes", "--task", "ratings"], "one task"),
+        (["cost", "--budget", "tiny", "--rows", "9"], "--rows: 'cost' does not depend on it"),
+    ):
+        result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.split())

@@ -1,0 +1,212 @@
+"""What the experiments are made of: splits, rival methods, tests of significance, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.guides import FunctionGuide
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from tools.experiments.budgets import BUDGETS
+from tools.experiments.catalogue import EXPERIMENTS
+from tools.experiments.dropout import dropout
+from tools.experiments.methods import method
+from tools.experiments.significance import fits_p, holm, permutation_p
+from tools.experiments.tables import Cell, Row, Table
+from tools.experiments.tasks import Shift, Task, split
+
+TASK = Task("toy", 2, bh.likelihoods.Categorical)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = [{"text": f"w{5 + i % 3} w{10 + i}", "label": i % 3} for i in range(36)]
+    rows += rows[:6]  # some texts are there twice
+    (tmp_path / "toy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_splits_share_no_text_and_depend_on_the_seed(folder: Path) -> None:
+    parts = split(folder, TASK, 12, 8, 16, seed=0)
+    texts = [set(part["text"]) for part in (parts.train, parts.validation, parts.tests["test"])]
+    assert [len(each) for each in texts] == [12, 8, 16]
+    assert len(set.union(*texts)) == 36
+    again = split(folder, TASK, 12, 8, 16, seed=0)
+    assert again.train["text"][:] == parts.train["text"][:]
+    assert split(folder, TASK, 12, 8, 16, seed=1).train["text"][:] != parts.train["text"][:]
+    with pytest.raises(DataError, match="36 rows, 52 are needed"):
+        split(folder, TASK, 12, 20, 20, seed=0)
+    with pytest.raises(DataError, match=r"there is no nothing\.jsonl"):
+        split(folder, Task("nothing", 2, bh.likelihoods.Categorical), 1, 1, 1, seed=0)
+
+
+def test_a_test_of_its_own_holds_no_text_that_was_learnt(folder: Path) -> None:
+    rows = [{"text": f"w{5 + i % 3} w{10 + i}", "label": i % 3} for i in range(20, 60)]
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task("toy", 3, bh.likelihoods.Categorical, test="other")
+    parts = split(folder, task, 20, 16, 24, seed=0)
+    assert not set(parts.tests["test"]["text"]) & {*parts.train["text"], *parts.validation["text"]}
+
+
+def test_shifts_and_classes_left_out(folder: Path) -> None:
+    shifts = {"unseen": Shift("toy", label=2), "known": Shift("toy", label=1, labelled=True)}
+    task = Task("toy", 2, bh.likelihoods.Categorical, classes=2, shifts=shifts)
+    parts = split(folder, task, 8, 8, 8, seed=0)
+    assert {*parts.train["label"], *parts.tests["test"]["label"]} == {0, 1}
+    assert len(parts.tests["unseen"]) == 8
+    assert parts.tests["unseen"].column_names == ["text"]  # its labels are none of the task's
+    assert all(text.startswith("w7 ") for text in parts.tests["unseen"]["text"])
+    assert set(parts.tests["known"]["label"]) == {1}
+    learnt = {*parts.train["text"], *parts.validation["text"]}
+    assert not learnt & {*parts.tests["known"]["text"]}
+    other = split(folder, task, 8, 8, 7, seed=0)  # a row less, of the tests
+    assert len({parts.digest, other.digest, split(folder, task, 8, 8, 8, seed=1).digest}) == 3
+    assert split(folder, task, 8, 8, 8, seed=0).digest == parts.digest
+
+
+def test_shuffled_labels_are_those_of_other_rows(folder: Path) -> None:
+    plain = split(folder, TASK, 12, 8, 16, seed=0)
+    mixed = split(folder, Task("toy", 2, bh.likelihoods.Categorical, shuffled=True), 12, 8, 16, 0)
+    assert mixed.train["text"][:] == plain.train["text"][:]
+    agree = [a == b for a, b in zip(mixed.train["label"], plain.train["label"], strict=True)]
+    assert sum(agree) < 10
+
+
+def test_every_task_of_a_plan_is_there_and_every_method_known() -> None:
+    for budget in BUDGETS.values():
+        assert budget.plan.keys() == EXPERIMENTS.keys()
+        assert {name for names in budget.plan.values() for name in names} <= budget.tasks.keys()
+    for experiment in EXPERIMENTS.values():
+        assert [str(method(name)) for name in experiment.methods] == list(experiment.methods)
+    with pytest.raises(ConfigError, match="'hybrid, magic' is unknown"):
+        method("hybrid, magic")
+
+
+# Rivals.
+
+
+def test_dropout_drops_whole_inputs_and_keeps_the_mean() -> None:
+    """Of the weights themselves, whichever point their coordinates begin at."""
+    network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer())
+    model = bh.Model(network)
+    module = FunctionGuide(dropout(model, 0.25))
+    with torch.no_grad():
+        module()
+        module.parameters_["head/weight/point"].fill_(2.0)
+        module.parameters_["lora/query/A/point"].add_(0.1)
+    drawn = draw(model, module, 2000)
+    weight = drawn["head.weight"][:, 0]
+    assert weight.unique().tolist() == [0.0, pytest.approx(2 / 0.75)]
+    assert (weight[:, 0] == weight[:, 1]).all()  # a column, for both outputs
+    assert weight.mean().item() == pytest.approx(2.0, abs=0.05)
+    points = {
+        site.name: module.parameters_[site.name.replace(".", "/") + "/point"]
+        for site in network.sites
+    }
+    start = network.coordinates(points)["lora.query.A"]
+    other = network.coordinates(drawn)["lora.query.A"][:, 0]
+    gone = other.abs() < 1e-6  # but for rounding
+    assert (gone | torch.isclose(other, start / 0.75, atol=1e-6)).all()
+    assert (gone[:, :, 0] == gone[:, :, 1]).all()
+    assert start.abs().min() > 1e-4
+    assert gone.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert (drawn["lora.query.B"] == points["lora.query.B"]).all()
+
+
+def test_dropout_trains_the_weights_themselves_as_points_do() -> None:
+    data, options = tiny_examples(), {"max_steps": 1, "progress": False}
+    for temperature, fitted in ((0.0, False), (1.0, True)):
+        network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(2), bh.Head(2), tiny_tokenizer())
+        model = bh.Model(network)
+        bh.fit(model, dropout(model), data, temperature=temperature, **options)
+        assert bool(network.coordinates.fitted) == fitted
+
+
+# Significance.
+
+
+@pytest.mark.parametrize("count", [7, 40])
+def test_the_permutation_test_is_scipys(count: int) -> None:
+    """With 7 pairs over all signs; with 40 by 10,000 of them, to within 4 sds of each."""
+    generator = torch.Generator().manual_seed(count)
+    ours, theirs = torch.rand(2, count, generator=generator, dtype=torch.float64)
+    peer = stats.permutation_test(
+        ((ours - theirs).numpy(),), np.mean, permutation_type="samples", n_resamples=9999, rng=0
+    )
+    noise = 0 if count == 7 else 4 * (2 * peer.pvalue * (1 - peer.pvalue) / 1e4) ** 0.5
+    assert permutation_p(ours, theirs) == pytest.approx(peer.pvalue, abs=noise + 1e-9)
+
+
+def test_the_permutation_tests_false_alarms_are_as_rare_as_it_says() -> None:
+    """Of 400 tests without a difference, 5 % at a level of 5 %: 20, with sd 4.4."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(400, 10, generator=generator) ** 4  # skew, as losses are
+    flip = torch.rand(400, 10, generator=generator) < 0.5
+    ours, theirs = torch.where(flip, values, 0.0), torch.where(flip, 0.0, values)
+    alarms = sum(permutation_p(a, b) <= 0.05 for a, b in zip(ours, theirs, strict=True))
+    assert 5 <= alarms <= 37  # within four sds
+    assert permutation_p(ours[0] + 1, ours[0] * 0) < 0.01
+
+
+def test_a_test_over_fits_has_few_false_alarms_where_one_over_texts_has_many() -> None:
+    """Two methods that are the same, whose fits are better or worse by chance, as a whole."""
+    generator = torch.Generator().manual_seed(2)
+    alarms = {"texts": 0, "fits": 0}
+    for _ in range(200):
+        luck = torch.randn(2, 5, 1, generator=generator)
+        ours, theirs = luck + torch.randn(2, 5, 100, generator=generator)
+        alarms["texts"] += stats.ttest_rel(ours.flatten(), theirs.flatten()).pvalue < 0.05
+        means = ([value.mean().item() for value in of] for of in (ours, theirs))
+        alarms["fits"] += fits_p(*means) < 0.05
+    assert alarms["fits"] <= 22  # 10 and four sds
+    assert alarms["texts"] > 100  # why there are both
+    with pytest.raises(DataError, match="1 and 2 fits: expected as many, and 2 at least"):
+        fits_p([0.1], [0.1, 0.2])
+
+
+def test_holm_is_the_closed_testing_procedure_with_bonferroni() -> None:
+    """A hypothesis is rejected when every set of hypotheses that has it is, by Bonferroni."""
+    values = [0.001, 0.04, 0.012, 0.2, 0.03]
+    found = holm(values)
+    for i, _ in enumerate(values):
+        worst = 0.0
+        for size in range(1, 6):
+            for chosen in itertools.combinations(range(5), size):
+                if i in chosen:
+                    worst = max(worst, min(1.0, size * min(values[j] for j in chosen)))
+        assert found[i] == pytest.approx(worst)
+
+
+# Tables.
+
+
+def test_a_table_says_the_same_in_markdown_csv_and_latex() -> None:
+    rows = [
+        Row(("a_b", "1"), {"nll": Cell.of([0.1, 0.3]), "p (nll)": Cell(0.04)}),
+        Row(("c", "2"), {"nll": Cell(0.5)}),
+    ]
+    table = Table("50 % of it", ("method", "seeds"), ("nll", "p (nll)"), rows, "Commit x.")
+    text = table.markdown().splitlines()
+    assert text[2:6] == [
+        "| method | seeds | nll | p (nll) |",
+        "|---|---|---|---|",
+        "| a_b | 1 | 0.200 ± 0.100 | 0.040 |",
+        "| c | 2 | 0.500 |  |",
+    ]
+    read = list(csv.DictReader(io.StringIO(table.csv())))
+    assert float(read[0]["nll"]) == 0.2 and float(read[0]["nll se"]) == pytest.approx(0.1)
+    assert read[1]["p (nll)"] == read[1]["nll se"] == "" and "p (nll) se" not in read[1]
+    latex = table.latex()
+    assert r"a\_b & 1 & 0.200 $\pm$ 0.100 & 0.040 \\" in latex
+    assert r"\caption{50 \% of it. Commit x.}" in latex

@@ -1,0 +1,318 @@
+"""The experiments with streams: what each arm learns, being killed, tables from files alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import typer
+from datasets import Dataset
+from onehot import FIT, assert_posterior, model, solve, words
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import fitting
+from bhpeft_pyro.inference import width
+from bhpeft_pyro.sequential import History
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+from tools.experiments import protocols, stream, stream_runs
+from tools.experiments.learners import ARMS, KEEPS, Arm, Setup
+
+ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
+SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least": 2, "samples": 2}
+
+
+@pytest.fixture
+def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
+    out, and the width is measured on all of them."""
+    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr(fitting, "needs_rows", lambda *args: False)
+    monkeypatch.setattr(width, "_EXAMPLES", 1000)
+
+
+@pytest.mark.parametrize(
+    ("arm", "powers"),
+    [
+        ("posterior as prior", (1, 1, 1)),
+        ("posterior as prior, 5 components", (1, 1, 1)),
+        ("posterior as prior + replay", (1, 1, 1)),
+        ("warm start only", (0, 0, 1)),
+        ("all data so far", (1, 1, 1)),
+        ("posterior as prior, keep 0.8", (0.64, 0.8, 1)),
+    ],
+)
+def test_what_an_arm_has_learnt_is_known_in_closed_form(
+    arm: str, powers: tuple[float, ...], exactly: None
+) -> None:
+    setup = Setup(model, ROUNDS, None, epochs=1)
+    learn = {**ARMS, **KEEPS}[arm].learner(setup)
+    posterior = None
+    for number, data in enumerate(ROUNDS.values(), 1):
+        posterior = learn(posterior, data)
+        parts = list(zip(ROUNDS.values(), powers[-number:], strict=False))
+        components = getattr(posterior, "components", [posterior])
+        assert len(components) == (5 if "5" in arm else 1)
+        for each in components:
+            assert_posterior(each.guide, parts)
+        assert [report.data for report in posterior.lineage] == [
+            each.fingerprint for each in list(ROUNDS.values())[:number]
+        ]
+
+
+def test_a_warm_start_is_forgotten_by_a_fit_to_the_end() -> None:
+    """Real steps under the first prior: where they start has no part in where they end."""
+    first, second = words(96, 1), words(96, 2)
+    posterior = bh.fit(model(), "normal", first, **FIT)
+    assert_posterior(posterior.update(second, keep=0.0).guide, [(second, 1.0)], tolerance=0.6)
+
+
+def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+
+    def optimise(model: Any, guide: Any, examples: Any, *rest: Any) -> None:
+        starts.append(guide.loc["head/weight"].detach().clone())
+        with torch.no_grad():
+            guide.loc["head/weight"] += len(examples)
+
+    monkeypatch.setattr(fitting, "optimise", optimise)
+    learn = ARMS["deterministic sequential"].learner(Setup(model, ROUNDS, None, epochs=1))
+    posterior = None
+    for data in ROUNDS.values():
+        posterior = learn(posterior, data)
+        assert posterior.report.temperature == 0
+    assert (starts[1] - starts[0] == 48).all() and (starts[2] - starts[1] == 32).all()
+    assert posterior is not None
+    for last, following in zip(posterior.lineage, posterior.lineage[1:], strict=False):
+        assert following.parent == last.id
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps"), [((10,), 20), ((40,), 21), ((160,), 20), ((640,), 80), ((10, 40, 640), 121)]
+)
+def test_few_rows_are_passed_more_often(rows: tuple[int, ...], steps: int) -> None:
+    setup = Setup(model, {}, None, epochs=2)
+    assert setup.options(*rows)["max_steps"] == steps
+
+
+def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = []
+
+    def optimise(model: Any, guide: Any, data: Any, held_out: Any, report: Any, *_: Any) -> None:
+        steps.append(report.options.max_steps)
+
+    monkeypatch.setattr(fitting, "optimise", optimise)
+    setup = Setup(model, ROUNDS, None, epochs=1)
+    for arm in ("posterior as prior", "all data so far"):
+        learn = ARMS[arm].learner(setup)
+        posterior = None
+        for data in ROUNDS.values():
+            posterior = learn(posterior, data)
+    one, two, three, *cumulative = steps
+    assert cumulative == [one, one + two, one + two + three]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data as the files have them, and a tiny backbone."""
+
+    def write(name: str, rows: Iterator[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+
+    def texts(words: int, number: int) -> Iterator[str]:
+        return (f"w{5 + i % words} w{10 + number} w{20 + i // 30} w{i % 30}" for i in range(90))
+
+    train, dev = (
+        [{"text": t, "stars": (0, 4, 2)[i % 3]} for i, t in enumerate(texts(3, number))]
+        for number in range(2)
+    )
+    write("sentiment-sst-train", iter(train + dev))  # as it is in the treebank
+    write("sentiment-sst-dev", iter(dev))
+    for number, domain in enumerate(protocols.DOMAINS):
+        rated = (
+            {"text": t, "rating": (-3.0, 2.5, 0.2)[i % 3]}
+            for i, t in enumerate(texts(3, 3 + number))
+        )
+        write(f"sentiment-{domain}", rated)
+    news = (
+        {"date": f"1987-03-{1 + i // 4:02}T10:00:00", "text": t, "label_name": ("a", "b")[i % 2]}
+        for i, t in enumerate(texts(2, 9))
+    )
+    write("news-reuters-1987", news)
+    tiny_backbone().save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    monkeypatch.setattr(stream, "minilm", lambda: tmp_path / "backbone")
+    return tmp_path
+
+
+def read(name: str, folder: Path, **changes: int) -> protocols.Stream:
+    sizes = {"seed": 0, "rows": 20, "test": 6, **changes}
+    return protocols.PROTOCOLS[name].read(folder, *sizes.values())
+
+
+def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
+    rounds = read("rounds", folder)
+    assert list(rounds.batches) == ["10", "20"] and rounds.final is not None
+    texts = [text for batch in rounds.batches.values() for text in batch["text"]]
+    assert len(set(texts)) == 30 and not set(texts) & set(rounds.final["text"])
+    assert rounds.unlabelled is not None and rounds.unlabelled.column_names == ["text"]
+    others = set(rounds.unlabelled["text"])
+    assert len(others) == 84 and not others & {*texts, *rounds.final["text"]}
+    there, back = read("domains", folder), read("domains-reversed", folder)
+    assert list(back.batches) == list(there.batches)[::-1] == list(protocols.DOMAINS)[::-1]
+    for name, batch in there.batches.items():
+        assert not set(batch["text"]) & set(there.tests[name]["text"])
+        # Words 5 and 6 stand for 0 and 1; what is rated 0.2 begins with word 7.
+        assert [text.split()[0] for text in batch["text"]] == [f"w{5 + k}" for k in batch["label"]]
+    assert read("domains", folder, seed=1).batches["nyt"]["text"] != there.batches["nyt"]["text"]
+    weeks = read("weekly", folder)
+    assert [(name, len(batch)) for name, batch in weeks.batches.items()] == [
+        *(("1987-02-23", 4), ("1987-03-02", 20), ("1987-03-09", 20)),
+        *(("1987-03-16", 20), ("1987-03-23", 2)),
+    ]
+    dates = [date for batch in weeks.batches.values() for date in batch["date"]]
+    assert dates == sorted(dates)
+    with pytest.raises(bh.errors.DataError, match="150 rows are needed, there are 114"):
+        read("rounds", folder, rows=80)
+
+
+class Killed(BaseException):
+    """Nothing catches it by mistake."""
+
+
+def test_a_killed_run_goes_on_and_learns_no_round_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
+    options = {**SMALL, "arm": ["posterior as prior"], "preset": "head_only"}
+    stream.stream(folder, "domains", folder / "whole", **options)
+    add, rounds = History.add, []
+
+    def dying(self: History, posterior: bh.Posterior, name: str = "", *rest: Any) -> str:
+        if name == "movies" and "movies" not in rounds:
+            rounds.append(name)
+            raise Killed
+        rounds.append(name)
+        return add(self, posterior, name, *rest)
+
+    monkeypatch.setattr(History, "add", dying)
+    with pytest.raises(Killed):
+        stream.stream(folder, "domains", folder / "killed", **options)
+    assert not list((folder / "killed").glob("*.json"))
+    shutil.copytree(folder / "killed", folder / "other")
+    stream.stream(folder, "domains", folder / "killed", **options)
+    assert rounds == ["tweets", "amazon", "movies", "movies", "nyt"]
+    stream.stream(folder, "domains", folder / "other", **{**options, "samples": 9})
+    assert rounds[5:] == ["tweets", "amazon", "movies", "nyt"]  # of another setting: all anew
+    name = "domains.0.posterior-as-prior.json"
+    whole, killed = (
+        json.loads((folder / where / name).read_text())["rounds"] for where in ("whole", "killed")
+    )
+    for row in (*whole, *killed):
+        del row["id"], row["seconds"]
+    assert killed == whole
+    assert not list((folder / "killed").glob("*.rounds"))
+
+
+def test_batches_are_predicted_before_they_are_learnt(folder: Path) -> None:
+    """Each batch turns the labels of the one before around."""
+    batches = {
+        str(i): Dataset.from_dict(
+            {
+                "text": [f"w{5 + j % 2} w{9 + j} w{12 + i}" for j in range(24)],
+                "label": [(i + j) % 2 for j in range(24)],
+            }
+        )
+        for i in range(3)
+    }
+    data = stream_runs.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
+    setup = stream_runs.setup(data, folder / "backbone", "head_only", 320, 1, 0)
+    found = stream_runs.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
+    history = History(folder / "turns" / "rounds")
+    last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert last.evaluate(data.batches["2"], 8)["accuracy"] > 0.9
+    assert all(row["accuracy"] < 0.1 for row in found["rounds"][1:])
+
+
+OURS, PLAIN = "posterior as prior", "deterministic sequential"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "arms", "preset"),
+    [
+        ("rounds", list(ARMS), "lora"),
+        ("domains-reversed", [OURS, PLAIN], "head_only"),
+        ("weekly", [OURS, *KEEPS], "head_only"),
+    ],
+)
+def test_one_command_makes_every_table_and_they_come_from_files_alone(
+    protocol: str,
+    arms: list[str],
+    preset: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "cost", partial(stream_runs.cost, repeats=1))
+    if protocol != "rounds":  # once is enough, as it takes seconds
+        monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
+    options = {**SMALL, "arm": arms, "preset": preset}
+    stream.stream(folder, protocol, folder / "out", **options)
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    for name in arms:  # whole, however narrow the terminal is
+        assert any(line.startswith(f"| {name} ") for line in lines)
+    assert "cost / plain round" in shown
+    assert ("forgetting at most" in shown) == (protocol == "domains-reversed")
+    assert ("final accuracy" in shown) == (protocol == "rounds")
+    assert (folder / "out" / f"{protocol}.png").stat().st_size > 0
+    assert (folder / "out" / f"{protocol}-matrix.png").exists() == (protocol == "domains-reversed")
+    assert len(list((folder / "out").glob("*.json"))) == len(arms) + 1
+    monkeypatch.setattr(stream, "run", None)
+    monkeypatch.setattr(stream, "cost", None)
+    stream.stream(folder, protocol, folder / "out", **options)
+    assert capsys.readouterr().out == shown
+    with pytest.raises(typer.BadParameter, match=r"was run with samples \d+, not 5"):
+        stream.stream(folder, protocol, folder / "out", **{**options, "samples": 5})
+
+
+def test_unknown_names_are_refused(folder: Path) -> None:
+    for options in ({"arm": ["warm"]}, {"preset": "lore"}):
+        with pytest.raises(typer.BadParameter, match="unknown"):
+            stream.stream(folder, "domains", folder / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(typer.BadParameter, match="unknown: daily; known: rounds"):
+        stream.stream(folder, "daily", folder / "out")
+    with pytest.raises(typer.BadParameter, match=r"no sentiment-sst-train\.jsonl"):
+        stream.stream(folder / "backbone", "rounds", folder / "out")
+
+
+def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that only plain rounds, of 2 s, and those of the arms move."""
+    now = [0.0]
+
+    def fit(model: Any, guide: Any, data: bh.Examples, **options: Any) -> None:
+        now[0] += 2.0 * len(data)
+
+    def taking(seconds: float) -> Arm:
+        def learn(last: Any, data: Any) -> Any:
+            now[0] += seconds * len(data)
+            return SimpleNamespace(model=model())
+
+        return Arm(lambda setup: learn)
+
+    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(process_time=lambda: now[0]))
+    monkeypatch.setattr(stream_runs, "fit", fit)
+    setup = Setup(model, ROUNDS, None, epochs=1)
+    ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
+    assert ratios == {"slow": 1.5, "fast": 0.5}

@@ -1,0 +1,245 @@
+"""How much is done: the full setting, one for two cores, and a toy one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bhpeft_pyro.data import Columns
+from bhpeft_pyro.likelihoods import Categorical, HeteroscedasticNormal, MultipleChoice, Normal
+
+from .tasks import Shift, Task
+
+__all__ = ["BUDGETS", "Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A setting of all experiments.
+
+    Attributes:
+        backbone: the frozen transformer.
+        tasks: by name.
+        plan: the tasks of each experiment.
+        rows: training rows.
+        more_rows: the training rows of the experiment that varies them.
+        validation: rows to choose by, for every method the same.
+        test: rows of each test.
+        steps: optimiser steps of a fit, at most; the batch size is `FitOptions`'.
+        samples: draws of a Bayesian forecast.
+        members: of an ensemble.
+        search: settings that are tried for each method.
+        seeds: splits and starts.
+        latents: about so many, where guides are measured.
+        timed: examples and tokens of a step whose cost is measured, and how often that is done.
+    """
+
+    backbone: str
+    tasks: Mapping[str, Task]
+    plan: Mapping[str, tuple[str, ...]]
+    rows: int
+    more_rows: tuple[int, ...]
+    validation: int
+    test: int
+    steps: int
+    samples: int = 32
+    members: int = 5
+    search: int = 2
+    seeds: int = 5
+    latents: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    timed: tuple[int, int, int] = (32, 64, 5)
+
+    def setting(self) -> dict[str, int]:
+        """What a result depends on besides its task, method, rows and seed."""
+        names = ("validation", "test", "steps", "samples", "members", "search")
+        return {name: getattr(self, name) for name in names}
+
+
+_RATING = Columns(label="rating")
+_SHIFTS = {
+    f"to {name}": Shift(f"sentiment-{name}", labelled=True) for name in ("tweets", "amazon", "nyt")
+}
+
+_TOPICS = ("World", "Sports", "Business", "Technology")
+_FEELINGS = ("Negative", "Positive")
+
+_SMALL = {
+    "news-agnews": Task("news-agnews", 4, Categorical, words=_TOPICS),
+    "sentiment-movies": Task(
+        "sentiment-movies", 1, lambda: Normal(spread=2.0), _RATING, 48, shifts=_SHIFTS
+    ),
+    "sentiment-tweets": Task("sentiment-tweets", 1, lambda: Normal(spread=2.0), _RATING, 48),
+    "commonsense-openbookqa": Task("commonsense-openbookqa-train", 1, MultipleChoice),
+    "commonsense-socialiqa": Task("commonsense-socialiqa", 1, MultipleChoice),
+    "movies, noise by text": Task(
+        "sentiment-movies", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 48
+    ),
+    "three topics": Task(
+        "news-agnews",
+        3,
+        Categorical,
+        classes=3,
+        shifts={
+            "to an unseen topic": Shift("news-agnews", label=3),
+            "to Reuters 1987": Shift("news-reuters-1987"),
+        },
+    ),
+    "labels of others": Task("news-agnews", 4, Categorical, shuffled=True),
+}
+
+_DRUGS = Columns(text="review", label="rating")
+_CSQA = Columns(answer="answerKey")
+_FULL = {
+    "Drugs.com": Task(
+        "lewtun/drug-reviews:train",
+        1,
+        lambda: Normal(center=5.5, spread=2.25),
+        _DRUGS,
+        256,
+        test="lewtun/drug-reviews:test",
+    ),
+    "Drugs.com, noise by text": Task(
+        "lewtun/drug-reviews:train",
+        2,
+        lambda: HeteroscedasticNormal(center=5.5, spread=2.25),
+        _DRUGS,
+        256,
+        test="lewtun/drug-reviews:test",
+    ),
+    "IMDB": Task(
+        "stanfordnlp/imdb:train",
+        2,
+        Categorical,
+        max_length=256,
+        test="stanfordnlp/imdb:test",
+        words=_FEELINGS,
+        shifts={
+            "to Rotten Tomatoes": Shift(
+                "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
+            )
+        },
+    ),
+    "SST-2": Task(
+        "stanfordnlp/sst2:train",
+        2,
+        Categorical,
+        Columns(text="sentence"),
+        test="stanfordnlp/sst2:validation",
+        words=_FEELINGS,
+    ),
+    "AG News": Task(
+        "fancyzhang/ag_news:train",
+        4,
+        Categorical,
+        max_length=128,
+        test="fancyzhang/ag_news:test",
+        words=_TOPICS,
+    ),
+    "CommonsenseQA": Task(
+        "tau/commonsense_qa:train",
+        1,
+        MultipleChoice,
+        _CSQA,
+        test="tau/commonsense_qa:validation",
+    ),
+    "three topics": Task(
+        "fancyzhang/ag_news:train",
+        3,
+        Categorical,
+        max_length=128,
+        test="fancyzhang/ag_news:test",
+        classes=3,
+        shifts={"to an unseen topic": Shift("fancyzhang/ag_news:test", label=3)},
+    ),
+    "labels of others": Task("fancyzhang/ag_news:train", 4, Categorical, shuffled=True),
+}
+
+_TINY = {
+    "classes": Task("tiny-classes", 3, Categorical, max_length=32),
+    "ratings": Task("tiny-ratings", 2, lambda: HeteroscedasticNormal(spread=2.0), _RATING, 32),
+    "choices": Task("tiny-choices", 1, MultipleChoice, max_length=32),
+    "two classes": Task(
+        "tiny-classes",
+        2,
+        Categorical,
+        classes=2,
+        max_length=32,
+        shifts={"to the third": Shift("tiny-classes", label=2)},
+    ),
+    "labels of others": Task("tiny-classes", 3, Categorical, max_length=32, shuffled=True),
+}
+
+BUDGETS = {
+    "full": Budget(
+        backbone="roberta-base",
+        tasks=_FULL,
+        plan={
+            "tasks": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),
+            "ablation": ("Drugs.com", "SST-2", "AG News", "CommonsenseQA"),
+            "uncertainty": ("Drugs.com, noise by text", "SST-2", "AG News", "CommonsenseQA"),
+            "shift": ("three topics", "IMDB"),
+            "rows": ("Drugs.com", "AG News"),
+            "samples": ("Drugs.com", "AG News"),
+            "canary": ("labels of others",),
+        },
+        rows=8000,
+        more_rows=(100, 400, 2000, 8000),
+        validation=500,
+        test=800,
+        steps=2500,
+    ),
+    "small": Budget(
+        backbone="minilm",
+        tasks=_SMALL,
+        plan={
+            "tasks": (
+                "news-agnews",
+                "sentiment-movies",
+                "sentiment-tweets",
+                "commonsense-openbookqa",
+                "commonsense-socialiqa",
+            ),
+            "ablation": ("news-agnews", "sentiment-movies"),
+            "uncertainty": (
+                "news-agnews",
+                "commonsense-openbookqa",
+                "sentiment-movies",
+                "movies, noise by text",
+            ),
+            "shift": ("three topics", "sentiment-movies"),
+            "rows": ("news-agnews", "sentiment-movies"),
+            "samples": ("news-agnews", "sentiment-movies"),
+            "canary": ("labels of others",),
+        },
+        rows=400,
+        more_rows=(100, 400, 2000),
+        validation=100,
+        test=400,
+        steps=300,
+        samples=16,
+    ),
+    "tiny": Budget(
+        backbone="tiny",
+        tasks=_TINY,
+        plan={
+            "tasks": ("classes", "ratings", "choices"),
+            "ablation": ("classes",),
+            "uncertainty": ("classes", "ratings"),
+            "shift": ("two classes",),
+            "rows": ("classes",),
+            "samples": ("ratings",),
+            "canary": ("labels of others",),
+        },
+        rows=48,
+        more_rows=(24, 48),
+        validation=24,
+        test=48,
+        steps=4,
+        samples=4,
+        members=2,
+        seeds=2,
+        latents=(100,),
+        timed=(8, 6, 2),
+    ),
+}
+"""The settings, by name."""

@@ -1,0 +1,94 @@
+"""What every method is given, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bhpeft_pyro.fitting import fit
+from bhpeft_pyro.head import Head
+from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.model import Model
+from bhpeft_pyro.network import RandomPEFT
+from bhpeft_pyro.peft import Kind
+from bhpeft_pyro.posterior import Posterior
+
+from .budgets import Budget
+from .tasks import Task
+
+__all__ = ["Fitted", "Inference", "Job", "Load"]
+
+Load = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is given. Of the test rows it sees the texts alone, and only to predict.
+
+    Attributes:
+        task: what is learnt.
+        kinds: the PEFT weights.
+        load: makes a new copy of the frozen transformer; `own_head=True` with its own head.
+        train, validation: labelled rows.
+        seed: of the fits and the draws.
+        budget: how much may be done.
+    """
+
+    task: Task
+    kinds: Sequence[Kind]
+    load: Load
+    train: Dataset
+    validation: Dataset
+    seed: int
+    budget: Budget
+
+    def model(self) -> Model:
+        """A model that is not fitted."""
+        backbone, tokenizer = self.load()
+        head = Head(self.task.outputs)
+        network = RandomPEFT(backbone, tuple(self.kinds), head, tokenizer)
+        return Model(network, None, self.task.likelihood())
+
+    def fit(self, model: Model, guide: Any, **options: Any) -> Posterior:
+        """As many steps for every method."""
+        return fit(
+            model,
+            guide,
+            self.train,
+            columns=self.task.columns,
+            max_length=self.task.max_length,
+            **{"max_steps": self.budget.steps, "seed": self.seed, "progress": False, **options},
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a method has learnt.
+
+    Attributes:
+        predict: from rows to a forecast that has kept its draws.
+        posterior: of the (first) fit.
+        validation: the forecast of the validation rows.
+        facts: what is to be known of the fit, as plain data.
+        read: what is made of labelled rows before the posterior reads them.
+    """
+
+    predict: Callable[[Dataset], AnyForecast]
+    posterior: Posterior
+    validation: AnyForecast
+    facts: dict[str, Any] = field(default_factory=dict)
+    read: Callable[[Dataset], Dataset] = field(default=lambda rows: rows)
+
+    def labels(self, rows: Dataset) -> Tensor:
+        """(N,) labels as the forecasts' are."""
+        found = self.posterior.text.encode(self.posterior.model, self.read(rows), labelled=True)
+        assert found.labels is not None
+        return found.labels
+
+
+Inference = Callable[[Job], Fitted]

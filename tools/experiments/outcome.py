@@ -1,0 +1,93 @@
+"""One run's outcome: the draws of its forecasts, and what made them, in one file.
+
+Tensors are in safetensors, the rest is JSON in the file's metadata; no table needs more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.inference.predict import AnyForecast
+
+__all__ = ["Outcome"]
+
+_KEY = "outcome"
+_MOMENTS = ("probabilities", "total", "aleatoric", "epistemic", "variance", "between")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a run leaves.
+
+    Attributes:
+        facts: task, method, rows, seed, the setting, and what the fit says of itself.
+        forecasts: of "validation", "test" and the shifts, labelled where labels are known.
+        extra: for each of these what else is known of its rows, (N,): "rating_sd".
+    """
+
+    facts: Mapping[str, Any]
+    forecasts: Mapping[str, AnyForecast]
+    extra: Mapping[str, Mapping[str, Tensor]]
+
+    def to_bytes(self) -> bytes:
+        """The file."""
+        tensors: dict[str, Tensor] = {}
+        for part, forecast in self.forecasts.items():
+            named: dict[str, Tensor | None] = {"labels": forecast.labels}
+            if isinstance(forecast, RatingForecast):
+                named |= {"means": forecast.means, "sds": forecast.sds, "within": forecast.within}
+            elif forecast.samples is None:
+                named |= {name: getattr(forecast, name) for name in (*_MOMENTS, "choices")}
+                named["count"] = torch.tensor(forecast.draws)
+            else:
+                named |= {"draws": forecast.samples, "choices": forecast.choices}
+            named |= self.extra.get(part, {})
+            tensors |= {f"{part}/{name}": v for name, v in named.items() if v is not None}
+        flat = {name: value.contiguous() for name, value in tensors.items()}
+        return save(flat, metadata={_KEY: json.dumps(self.facts)})
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """From a file.
+
+        Raises:
+            SaveError: the file is no outcome.
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()[_KEY])
+                for name in file.keys():  # noqa: SIM118
+                    part, _, what = name.rpartition("/")
+                    parts.setdefault(part, {})[what] = file.get_tensor(name)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise SaveError(f"{path} is no result of an experiment: {error}") from error
+        made = {part: _forecast(tensors) for part, tensors in parts.items()}
+        return cls(facts, made, parts)
+
+
+def _forecast(tensors: dict[str, Tensor]) -> AnyForecast:
+    """Takes from `tensors` what a forecast is made of, and leaves the rest."""
+    labels = tensors.pop("labels", None)
+    if "means" in tensors:
+        means, sds, within = (tensors.pop(name, None) for name in ("means", "sds", "within"))
+        assert means is not None and sds is not None
+        return RatingForecast.from_draws(means, sds, within=within, labels=labels)
+    choices = tensors.pop("choices", None)
+    if (draws := tensors.pop("draws", None)) is not None:
+        return ClassForecast.from_draws(draws, labels=labels, choices=choices, keep_samples=True)
+    moments: dict[str, Any] = {name: tensors.pop(name, None) for name in _MOMENTS}
+    count = tensors.pop("count", None)
+    drawn = 1 if count is None else int(count)
+    return ClassForecast(**moments, draws=drawn, labels=labels, choices=choices)

@@ -1,0 +1,161 @@
+"""From a run's outcome to the numbers that tables show, one function an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from scipy import stats
+from torch import Tensor
+
+from bhpeft_pyro.calibration import tempered
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.metrics import FRACTIONS, coverage, evaluate, nlls, ood_auroc, rejection_curve
+
+from .outcome import Outcome
+
+__all__ = ["Score", "scaled"]
+
+LEVELS = (0.5, 0.9)
+_KEPT = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What one run says in one line of a table.
+
+    Attributes:
+        table: the table that it belongs to: a task, and what of it.
+        values: by column.
+        by: what tells it from other lines of the same method.
+        losses: (N,) of the test's examples, by the metric whose mean they are.
+    """
+
+    table: str
+    values: Mapping[str, float]
+    by: str = ""
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def scaled(outcome: Outcome) -> Outcome:
+    """With temperature scaling (Guo et al. 2017), fitted on the validation rows.
+
+    Ratings have their sds, and how far draws are from their mean, multiplied by the factor that
+    gives the validation rows' standardised errors a mean square of 1.
+    """
+    validation = outcome.forecasts["validation"]
+    made = {name: _scaled(each, validation) for name, each in outcome.forecasts.items()}
+    return replace(outcome, forecasts=made)
+
+
+def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
+    if isinstance(forecast, ClassForecast):
+        assert isinstance(validation, ClassForecast)
+        return tempered(forecast, validation)[0]
+    assert isinstance(validation, RatingForecast)
+    error = (validation.observed() - validation.mean) / validation.sd
+    factor, mean = error.square().mean().sqrt(), forecast.mean
+    within = forecast.within
+    return replace(
+        forecast,
+        means=mean + factor * (forecast.means - mean),
+        sds=factor * forecast.sds,
+        within=None if within is None else factor.square() * within,
+    )
+
+
+def quality(outcome: Outcome) -> list[Score]:
+    """All metrics on the test rows."""
+    forecast = outcome.forecasts["test"]
+    values = evaluate(forecast)
+    values.pop("mutual_information", None)
+    return [Score(outcome.facts["task"], values, losses=losses(forecast))]
+
+
+def by_rows(outcome: Outcome) -> list[Score]:
+    """The same, for each number of training rows."""
+    return [replace(score, by=str(outcome.facts["rows"])) for score in quality(outcome)]
+
+
+def by_samples(outcome: Outcome) -> list[Score]:
+    """The same, from the first 1, 2, 4, ... of the draws."""
+    forecast, found = outcome.forecasts["test"], []
+    count = 1
+    while count <= forecast.draws:
+        values = evaluate(_first(forecast, count))
+        found.append(Score(outcome.facts["task"], values, by=str(count)))
+        count *= 2
+    return found
+
+
+def uncertainty(outcome: Outcome) -> list[Score]:
+    """Quality of what is kept when the least certain are rejected, and intervals of ratings."""
+    forecast, task = outcome.forecasts["test"], outcome.facts["task"]
+    found = []
+    classes = isinstance(forecast, ClassForecast)
+    for by in ("confidence", "variance") if classes else ("total", "epistemic"):
+        if by in ("variance", "epistemic") and not forecast.epistemic.any():
+            continue  # a point has none
+        kept = rejection_curve(forecast, by=by)[1].tolist()
+        values = {_percent(share): value for share, value in zip(FRACTIONS, kept, strict=True)}
+        (at,) = rejection_curve(forecast, by=by, fractions=[1 - _KEPT])[1].tolist()
+        values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
+        what = "accuracy" if classes else "MSE"
+        found.append(Score(f"{task}: {what} when so many are rejected", values, by))
+    if isinstance(forecast, RatingForecast):
+        found.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
+    return found
+
+
+def _intervals(forecast: RatingForecast, extra: Mapping[str, Tensor] | None) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for level in LEVELS:
+        inside, width = coverage(forecast, level=level)
+        values |= {f"coverage of {_percent(level)}": inside, f"width of {_percent(level)}": width}
+    values["crps"] = evaluate(forecast)["crps"]
+    sd = forecast.aleatoric.sqrt()
+    if extra and "rating_sd" in extra and sd.std() > 1e-6 * sd.mean():
+        found = stats.spearmanr(sd.numpy(), extra["rating_sd"].numpy())
+        values["aleatoric sd and raters' sd (Spearman)"] = float(found.statistic)
+    return values
+
+
+def shift(outcome: Outcome) -> list[Score]:
+    """How well each uncertainty tells other texts, and how good forecasts of these are."""
+    inside, found = outcome.forecasts["test"], []
+    for name, outside in outcome.forecasts.items():
+        if name in ("validation", "test"):
+            continue
+        values: dict[str, float] = {}
+        for by in outside.measures:
+            if outside.epistemic.any() or by not in ("epistemic", "variance"):
+                values[f"AUROC {by}"] = ood_auroc(inside, outside, by=by)
+        if outside.labels is not None:
+            there, here = evaluate(outside), evaluate(inside)
+            for metric in ("accuracy", "mse", "nll", "ece", "coverage_90"):
+                if metric in there:
+                    values |= {metric: here[metric], f"{metric} there": there[metric]}
+        found.append(Score(f"{outcome.facts['task']}, {name}", values))
+    return found
+
+
+def losses(forecast: AnyForecast) -> dict[str, Tensor]:
+    """(N,) NLL, and error or squared error, of each example."""
+    labels, nll = forecast.observed(), nlls(forecast)
+    if isinstance(forecast, ClassForecast):
+        return {"accuracy": (forecast.label != labels).double(), "nll": nll}
+    return {"mse": (forecast.mean.double() - labels.double()).square(), "nll": nll}
+
+
+def _first(forecast: AnyForecast, count: int) -> AnyForecast:
+    if isinstance(forecast, RatingForecast):
+        return replace(forecast, means=forecast.means[:count], sds=forecast.sds[:count])
+    assert forecast.samples is not None
+    return ClassForecast.from_draws(
+        forecast.samples[:count], labels=forecast.labels, choices=forecast.choices
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,181 @@
+"""The experiments' data: tables of rows, split by a seed into train, validation and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+
+from bhpeft_pyro.data import Columns
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.files import digest_of
+from bhpeft_pyro.likelihoods import Likelihood
+
+from .tiny import ROWS
+
+__all__ = ["Shift", "Split", "Task", "read", "split"]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Rows of another kind than those that are learnt.
+
+    Attributes:
+        source: as a task's.
+        label: only rows with this label; None for all.
+        labelled: whether its labels are the task's.
+    """
+
+    source: str
+    label: int | None = None
+    labelled: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt.
+
+    Attributes:
+        source: a JSON lines file of the data folder, without its ending; without a folder, a
+            data set on the hub, as in "ag_news:train".
+        outputs: numbers the head gives.
+        likelihood: makes the likelihood.
+        columns: where the rows keep what.
+        max_length: texts are cut to so many tokens.
+        test: a source of its own for the test rows; None takes them from `source`.
+        classes: rows with labels from here on are left out; None for none.
+        shifts: further test rows, by name.
+        shuffled: give every row the label of another one, so that there is nothing to learn.
+        words: of classes, what a language model is asked to choose from.
+    """
+
+    source: str
+    outputs: int
+    likelihood: Callable[[], Likelihood]
+    columns: Columns = Columns()
+    max_length: int = 64
+    test: str | None = None
+    classes: int | None = None
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    shuffled: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """The column to predict."""
+        return self.columns.target(self.likelihood().kind)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows that share no text.
+
+    Attributes:
+        train: to learn.
+        validation: to choose by, and to fit a temperature on.
+        tests: "test" and the shifts.
+        digest: of all texts and labels: results of others are not to be compared with.
+    """
+
+    train: Dataset
+    validation: Dataset
+    tests: Mapping[str, Dataset]
+    digest: str
+
+
+def read(folder: Path | None, source: str) -> Dataset:
+    """All rows of a source.
+
+    Raises:
+        DataError: there is no such file, or no such data set.
+    """
+    if source in ROWS:
+        return Dataset.from_list(ROWS[source]())
+    if folder is None:
+        return load(source)
+    path = folder / f"{source}.jsonl"
+    if not path.exists():
+        raise DataError(f"--data: there is no {path.name} in {folder}")
+    return load_dataset("json", data_files=str(path), split="train")
+
+
+def split(
+    folder: Path | None, task: Task, rows: int, validation: int, test: int, seed: int
+) -> Split:
+    """Random rows for each part; another seed gives other rows in every part.
+
+    Raises:
+        DataError: a source cannot be read, or it has too few rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    table = _rows(folder, task, task.source, generator)
+    counts = (rows, validation) if task.test else (rows, validation, test)
+    train, held_out, *more = _cut(table, counts, task.source)
+    seen = {*_texts(train, task), *_texts(held_out, task)}
+
+    def fresh(rows: Dataset) -> Dataset:
+        return rows.select([i for i, text in enumerate(_texts(rows, task)) if text not in seen])
+
+    if task.test:
+        more = _cut(fresh(_rows(folder, task, task.test, generator)), (test,), task.test)
+    tests = {"test": more[0]}
+    for name, shift in task.shifts.items():
+        table = fresh(_shifted(folder, task, shift, generator))
+        tests[name] = table.select(range(min(test, len(table))))
+    read_of = {"train": train, "validation": held_out, **tests}
+    return Split(train, held_out, tests, digest_of({k: _read(v, task) for k, v in read_of.items()}))
+
+
+def _rows(folder: Path | None, task: Task, source: str, generator: torch.Generator) -> Dataset:
+    """The task's rows in random order, each text once."""
+    table = _once(read(folder, source), task)
+    if task.classes is not None:
+        labels = table[task.target][:]
+        table = table.select([i for i, label in enumerate(labels) if label < task.classes])
+    order = torch.randperm(len(table), generator=generator).tolist()
+    table = table.select(order)
+    if task.shuffled:
+        labels = table[task.target][:]
+        table = Dataset.from_dict({**table.to_dict(), task.target: labels[1:] + labels[:1]})
+    return table
+
+
+def _shifted(folder: Path | None, task: Task, shift: Shift, generator: torch.Generator) -> Dataset:
+    table = _once(read(folder, shift.source), task)
+    if shift.label is not None:
+        labels = table[task.target][:]
+        table = table.select([i for i, label in enumerate(labels) if label == shift.label])
+    table = table.select(torch.randperm(len(table), generator=generator).tolist())
+    if not shift.labelled and task.target in table.column_names:
+        table = table.remove_columns(task.target)
+    return table
+
+
+def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
+    """What is read of the rows, as plain data."""
+    names = (*task.columns.inputs(task.likelihood().kind), task.target)
+    return {name: list(table[name][:]) for name in names if name in table.column_names}
+
+
+def _once(table: Dataset, task: Task) -> Dataset:
+    first = {text: i for i, text in reversed([*enumerate(_texts(table, task))])}
+    return table.select(sorted(first.values()))
+
+
+def _texts(table: Dataset, task: Task) -> list[str]:
+    column = task.columns.inputs(task.likelihood().kind)[0]
+    return list(table[column][:])
+
+
+def _cut(table: Dataset, counts: tuple[int, ...], source: str) -> list[Dataset]:
+    total = sum(counts)
+    if len(table) < total:
+        raise DataError(f"{source}: it has {len(table)} rows, {total} are needed")
+    ends = torch.tensor((0, *counts)).cumsum(0).tolist()
+    return [table.select(range(a, b)) for a, b in pairwise(ends)]

@@ -35,7 +35,7 @@ from .inference.options import FitOptions
 from .inference.report import FitReport
 from .inference.start import may_start, own_start, scatter, start
 from .inference.threads import fitting
-from .inference.width import widen
+from .inference.width import settle, widen
 from .likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from .mixture import MixturePosterior, keeping, seeds
 from .model import Model
@@ -333,7 +333,13 @@ def joined(
     """
     if len(fitted) == 1 and not lineage:
         return fitted[0]
+    guides = [each.guide for each in fitted if isinstance(each.guide, LaplaceGuide)]
+    found = None
+    if len(guides) > 1 and all(guide.candidates is not None for guide in guides):
+        found = settle(guides, [each.report for each in fitted])
     mixture = MixturePosterior.joined(fitted, options, lineage)
+    if found is not None:
+        mixture.report.point_nll, mixture.report.component_nll = found
     if held_out is not None and is_linear(mixture.guide):
         forecast = mixture.predict(held_out)
         if forecast.between is not None:

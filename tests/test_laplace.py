@@ -17,7 +17,9 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
-from bhpeft_pyro.inference import width
+from bhpeft_pyro.guides.laplace import retempered
+from bhpeft_pyro.inference import candidates, width
+from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.linear import Outputs
 from bhpeft_pyro.mixture import MixturePosterior
@@ -27,7 +29,8 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 NOISE = 2.0
 ELBO: dict[str, Any] = {"temperature": 1.0, "tau": 1.0, "components": 1, "progress": False}
 FIT: dict[str, Any] = {"max_steps": 150, "batch_size": 64, "lr": 0.1, **ELBO}
-QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
+PLAIN: dict[str, Any] = {"progress": False}
+QUICK: dict[str, Any] = {"max_steps": 3, **PLAIN}
 
 
 def data(model: bh.Model, count: int, seed: int) -> bh.Examples:
@@ -98,7 +101,7 @@ def test_the_widths_prior_is_the_best_for_held_out_rows() -> None:
     exact = Exact.of(model, examples, prior_sd=3.0)
     shown = width._subset(held_out, width._HELD_OUT, 0)
     new = Exact.of(model, shown, prior_sd=3.0)
-    mean, taus = flat(guide_of(posterior).means()), width._TAUS.tolist()
+    mean, taus = flat(guide_of(posterior).means()), candidates.TAUS.tolist()
     nlls = {tau: held_out_nll(exact, mean, new, tau) for tau in taus}
     best = min(nlls, key=nlls.__getitem__)
     (chosen,) = [tau for tau in taus if tau == pytest.approx(posterior.report.tau)]
@@ -194,7 +197,8 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     outputs = Outputs(model, mean, (1,), None)
     labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
     found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
-    choice = width._with_noise(model, taus, found, [(outputs, labels)])
+    unit = model.likelihood.unit
+    choice = candidates.with_noise(taus, found, [(outputs, labels)], unit).best()
     trained = 2.0 * 0.3
     errors = (labels - 3.0 - 2.0 * mean[:, 0]).double()
     nlls = {}
@@ -221,11 +225,73 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     assert report.component_nll <= report.point_nll + 0.003 * abs(report.point_nll) + 1e-6
     taus = torch.tensor([0.01, 0.1, 1.0, 10.0, 100.0], dtype=torch.float64)
     nlls = torch.tensor([3.0, 2.0, 1.002, 1.001, 1.0005], dtype=torch.float64)
-    assert width._best(nlls, 1.0, taus) == 2  # the widest that costs at most 0.3 %
-    assert width._best(nlls.flip(0), 1.0, taus) == 2  # but no wider than the prior
+
+    def best(nlls: Tensor, point: float = 1.0) -> float:
+        of_point = torch.tensor([-point], dtype=torch.float64)
+        return Candidates(taus, torch.ones(5), -nlls[:, None], of_point).best().tau
+
+    assert best(nlls) == 1.0  # the widest that costs at most 0.3 %
+    assert best(nlls.flip(0)) == 1.0  # but no wider than the prior
     nlls = torch.tensor([0.9, 0.8, 0.79, 0.7, 0.75], dtype=torch.float64)
-    assert width._best(nlls, 1.0, taus) == 3  # or the best, if it is better than the point
-    assert width._best(torch.full((5,), 0.7).double(), 0.7, taus) == 2  # where nothing is learnt
+    assert best(nlls) == 10.0  # or the best, if it is better than the point
+    assert best(torch.full((5,), 0.7).double(), 0.7) == 1.0  # where nothing is learnt
+
+
+def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
+    """Two components that lie apart say as much as the labels vary by that alone: each by itself
+    wants to be wide, both together need not be."""
+    generator = torch.Generator().manual_seed(0)
+    labels = 1.2 * torch.randn(400, generator=generator, dtype=torch.float64)
+    taus = candidates.TAUS
+    sds = (0.1 + 1 / taus.sqrt()).unsqueeze(-1)
+
+    def component(mean: float) -> Candidates:
+        normal = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), sds)
+        density = normal.log_prob(labels)
+        return Candidates(taus, torch.ones(len(taus)), density, density[-1])
+
+    every = [component(-1.0), component(1.0)]
+    alone = [each.best().tau for each in every]
+    choices, point_nll, nll = candidates.best_together(every)
+    together = [
+        -torch.stack([each.log_densities[i] for each in every]).logsumexp(0).sub(math.log(2)).mean()
+        for i in range(len(taus))
+    ]
+    good = torch.stack(together) <= 1.001 * min(together)  # the nearest that is nearly the best
+    brute = taus[int(good.nonzero()[0])].item()
+    assert alone[0] == alone[1] < brute
+    assert [choice.tau for choice in choices] == pytest.approx([brute, brute])
+    assert nll <= 1.001 * min(together).item() and nll < point_nll
+
+
+def test_a_mixture_is_tuned_together_and_its_report_says_so() -> None:
+    model = tiny_model(bh.presets.bh_peft())
+    posterior = bh.fit(model, "laplace", tiny_examples(80), components=3, max_steps=30, **PLAIN)
+    assert isinstance(posterior, MixturePosterior)
+    report = posterior.report
+    held_out = tiny_examples(80).hold_out(report.split or 0)[1]
+    assert held_out is not None and report.component_nll is not None
+    nll = posterior.evaluate(held_out)["nll"]
+    assert report.component_nll == pytest.approx(nll, abs=0.01)
+    assert f"together: held-out NLL {report.component_nll:.3f}" in str(report)
+    for each in posterior.components:
+        assert guide_of(each).tau.item() == pytest.approx(each.report.tau)
+        assert guide_of(each).candidates is None
+
+
+def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
+    model = regression(own_network(), noise=NOISE)
+    examples = data(model, 32, 3)
+    guide, other = (guide_of(exactly(model, examples, tau=tau)) for tau in (1.0, 30.0))
+    exact = Exact.of(model, examples)
+    guide.retune(30.0)
+    torch.testing.assert_close(
+        dense(guide.covariance), dense(other.covariance), rtol=1e-3, atol=1e-5
+    )
+    prior = torch.eye(len(guide.loc)).double() / exact.prior_sd**2
+    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, 0.5)
+    expected = 2.0 * prior + 0.5 * (exact.precision - prior)
+    torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])

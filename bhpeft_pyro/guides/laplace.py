@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ class LaplaceGuide(LowRankGuide):
         measured: whether it has its covariance.
         tau: how often the first prior's precision is in it.
         first_scale: (D,) the first prior's sds.
+        candidates: what held-out rows said of its width, until it is settled.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -73,6 +75,7 @@ class LaplaceGuide(LowRankGuide):
                 f"LaplaceGuide: the prior does not draw {', '.join(held)}, expected a Normal at "
                 "every site; for other priors take 'normal' or 'lowrank'"
             )
+        self.candidates: Any = None
         self._likelihood = {site.name for site in model.likelihood.sites}
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", torch.tensor(1.0))
@@ -95,25 +98,29 @@ class LaplaceGuide(LowRankGuide):
         self.measured.fill_(False)
         self.covariance = self.prior.covariance
 
-    def spread(self, covariance: Covariance, tau: float = 1.0) -> None:
+    def spread(self, covariance: Covariance, tau: float = 1.0, noise: float = 1.0) -> None:
         """Be the posterior.
 
         Args:
             covariance: its own.
             tau: how often the first prior's precision is in it.
+            noise: what the ratings' noise scale is multiplied by.
         """
+        self._scale_noise(noise)
         self.covariance = covariance
         self.tau.fill_(tau)
         self.measured.fill_(True)
 
-    def with_more(self, covariance: Covariance, times: float) -> Covariance:
-        """Of a precision with the first prior's added to it so many times (or taken away)."""
-        if times == 0:
-            return covariance
-        first, diagonal = self.first_scale.pow(-2), covariance.scale.pow(-2)
-        # What data have said is never less than nothing, but for rounding.
-        diagonal = (diagonal + times * first).maximum(min(1.0, self.tau.item()) * first)
-        return Covariance.from_precision(diagonal, covariance.precision_root())
+    def retune(self, tau: float, noise: float = 1.0) -> None:
+        """Be another one around the same point: with so much of the first prior in it, and with
+        ratings' noise so many times what it was."""
+        own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, noise**-2)
+        self.spread(own, tau, noise)
+
+    def _scale_noise(self, factor: float) -> None:
+        if factor != 1:
+            noise = self.means()["noise.log_scale"]
+            self.move({"noise.log_scale": noise + math.log(factor)})
 
     def own_prior(self) -> JointPrior:
         """The prior that it was fitted under, a component's own."""
@@ -127,7 +134,8 @@ class LaplaceGuide(LowRankGuide):
 
     def for_predictions(self, prior: JointPrior) -> JointPrior:
         """A prior made of this posterior with tau as the guide has it, in place of 1."""
-        covariance = self.with_more(prior.normal.covariance, self.tau.item() - 1)
+        tau = self.tau.item()
+        covariance = retempered(prior.normal.covariance, self.first_scale, 1.0, tau)
         return JointPrior(type(self.prior)(prior.normal.loc, covariance), self._shapes, prior.name)
 
     def prior_of_width(self, temperature: float) -> JointPrior:
@@ -137,7 +145,7 @@ class LaplaceGuide(LowRankGuide):
         that of N(m, P^-1).
         """
         loc, own = self.loc.detach(), self.prior.covariance
-        wide = self.with_more(own, self.tau.item() - 1)
+        wide = retempered(own, self.first_scale, 1.0, self.tau.item())
         center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
         return JointPrior(type(self.prior)(center, wide), self._shapes, self.latent)
 
@@ -168,7 +176,7 @@ class LaplaceGuide(LowRankGuide):
                 "a Laplace approximation before its end is a point, so it cannot be a prior: fit "
                 "it with bh.fit, or call widen(data) on its posterior"
             )
-        covariance = self.with_more(self.covariance, 1 - self.tau.item())
+        covariance = retempered(self.covariance, self.first_scale, self.tau.item(), 1.0)
         normal = type(self.prior)(self.loc.detach().clone(), covariance)
         return JointPrior(normal, self._shapes, self.latent)
 
@@ -183,3 +191,18 @@ class LaplaceGuide(LowRankGuide):
 
     def scales(self) -> dict[str, Tensor]:
         return super().scales() if self.measured else {}
+
+
+def retempered(
+    covariance: Covariance, first_scale: Tensor, old: float, new: float, times: float = 1.0
+) -> Covariance:
+    """Of precision new P + times (Q - old P), from that of precision Q, P the first prior's.
+
+    What data have said is Q - old P.
+    """
+    if new == old and times == 1:
+        return covariance
+    first = first_scale.pow(-2)
+    learnt = (covariance.scale.pow(-2) - old * first).clamp_min(0)
+    root = times**0.5 * covariance.precision_root()
+    return Covariance.from_precision(new * first + times * learnt, root)

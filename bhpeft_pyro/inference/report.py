@@ -59,7 +59,8 @@ class FitReport:
         split: the seed by which `fit` itself held them out of what it was given, if it did.
         tau, noise: of a Laplace approximation, what was chosen (`inference/width.py`): how much of
             the prior's precision is in its width; ratings' noise scale, in their units.
-        point_nll, component_nll: held-out NLL of the point with that noise, and of the component.
+        point_nll, component_nll: held-out NLL of the point with the noise that suits it, and of the
+            component; of a mixture of all points together, and of all components.
         expected_nll: of one training example under the posterior, in the linearised network; with
             the KL it makes the negative ELBO.
         between: of a mixture, the share of the epistemic uncertainty of held-out rows in which its
@@ -220,6 +221,10 @@ class FitReport:
                 continue
             sds = ", sds still moving" if report.unsettled else ", sds settled"
             lines.append(f"  component {number}: {report._loss()}{sds if report.scales else ''}")
+        if self.components and self.component_nll is not None:
+            lines.append(
+                f"together: held-out NLL {self.component_nll:.3f} (points {self.point_nll:.3f})"
+            )
         if self.between is not None:
             lines.append(
                 f"components disagree: {self.between:.0%} of the epistemic uncertainty of the "

@@ -11,7 +11,7 @@ data have said counts once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,21 +25,18 @@ from ..guides import LaplaceGuide
 from ..guides.budget import GATHERED_ONCE
 from ..linear import Outputs, jacobian, output_moments, symmetric_noise
 from ..model import Model
+from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered
 from .draws import seeded
 from .feed import Feed
 from .fisher import every
 from .report import FitReport
 
-__all__ = ["equal_effect", "widen"]
+__all__ = ["equal_effect", "settle", "widen"]
 
 _EXAMPLES, _SCALED = 128, 32  # on which the curvature is measured, and the prior's scales
 _BATCH = 16
 _HELD_OUT = 256  # rows, at most, by which the width is chosen
-_TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
-_COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
-_ALIKE = 0.001  # of the best NLL: differences that say nothing
-_DRAWS = 256  # of the outputs, to see how good a width is
 
 
 @dataclass(frozen=True)
@@ -84,33 +81,34 @@ def widen(
             )
             model = Model(model.network, prior, model.likelihood)
         curvature = measured(model, guide, examples, options.seed)
+        guide.candidates = None
         choice = Choice(options.tau or guide.tau.item())
         if held_out is not None:
-            choice = _chosen(model, guide, curvature, held_out, options.tau)
-    if choice.noise != 1:
-        noise = guide.means()["noise.log_scale"]
-        guide.move({"noise.log_scale": noise + math.log(choice.noise)})
+            guide.candidates = _candidates(model, guide, curvature, held_out, options.tau)
+            choice = guide.candidates.best()
     learnt = curvature.times(choice.noise**-2)
-    guide.spread(covariance(guide, learnt, choice.tau), choice.tau)
+    guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, examples, report)
     return model
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the held-out rows ask for.
+def settle(guides: Sequence[LaplaceGuide], reports: Sequence[FitReport]) -> tuple[float, float]:
+    """Widths that suit the components together, whose disagreement says a part of what each says.
 
-    Attributes:
-        tau: the prior's precision in the width, in multiples of its own.
-        noise: the ratings' noise scale, as a multiple of the one that was trained.
-        point_nll, nll: held out, of the point with that noise, and of the component.
+    Returns:
+        The held-out NLL of the points together, and of the components.
     """
-
-    tau: float
-    noise: float = 1.0
-    point_nll: float | None = None
-    nll: float | None = None
+    every = [guide.candidates for guide in guides if guide.candidates is not None]
+    choices, point_nll, nll = best_together(every)
+    for guide, report, choice, own in zip(guides, reports, choices, every, strict=True):
+        times = choice.noise / own.best().noise
+        guide.retune(choice.tau, times)
+        report.tau, report.component_nll = choice.tau, choice.nll
+        if report.noise is not None:
+            report.noise *= times
+        guide.candidates = None
+    return point_nll, nll
 
 
 def _note(
@@ -132,7 +130,7 @@ def _note(
     for _, batch in Feed(model, shown).prediction(_BATCH):
         assert batch.labels is not None
         outputs, spread = output_moments(model, means, plain.normal.covariance, batch)
-        noise = symmetric_noise(_DRAWS, outputs.mean.shape[1]).to(outputs.mean)
+        noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
         values = outputs.draws(spread, noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
     report.expected_nll = torch.cat(nlls).mean().item()
@@ -239,15 +237,15 @@ def _diagonal(guide: LaplaceGuide, tau: float) -> Tensor:
 
 
 @torch.no_grad()
-def _chosen(
+def _candidates(
     model: Model,
     guide: LaplaceGuide,
     curvature: Curvature,
     held_out: Examples,
     given: float | None,
-) -> Choice:
-    """The tau, and the noise of ratings, of the highest held-out log density."""
-    taus = _TAUS if given is None else torch.tensor([given], dtype=torch.float64)
+) -> Candidates:
+    """The component on held-out rows at every tau."""
+    taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = _subset(held_out, _HELD_OUT, 0)
     prior = guide.prior.covariance
     root = torch.cat([curvature.root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
@@ -257,7 +255,7 @@ def _chosen(
         diagonal = _diagonal(guide, tau) + curvature.rest
         inner = torch.eye(root.shape[1]).to(root) + root.mT @ (root / diagonal.unsqueeze(-1))
         weights.append((diagonal, torch.linalg.inv(inner.double())))
-    found: list[list[Tensor]] = [[] for _ in weights]
+    spreads: list[list[Tensor]] = [[] for _ in weights]
     held: list[tuple[Outputs, Tensor]] = []
     for batch, outputs, rows in _jacobians(model, guide, shown):
         assert batch.labels is not None
@@ -265,71 +263,7 @@ def _chosen(
         for number, (diagonal, inner) in enumerate(weights):
             scaled = rows / diagonal
             along = (scaled @ root).double()
-            found[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
+            spreads[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
     if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had a noise of theirs
-        return _with_noise(model, taus, found, held)
-    nlls = [_nll(held, each) for each in found]
-    point = _nll(held, None)
-    best = _best(torch.tensor(nlls), point, taus)
-    return Choice(taus[best].item(), 1.0, point, nlls[best])
-
-
-def _best(nlls: Tensor, point: float, taus: Tensor = _TAUS) -> int:
-    """The lowest NLL, and of those that hardly differ from it the one nearest to tau = 1: where
-    nothing was learnt, all widths are as good. If none is below the point's, the widest that costs
-    little, but no wider than the prior itself asks for."""
-    if len(nlls) == 1:
-        return 0
-    away = taus.log().abs()
-    if nlls.min() <= point:
-        alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
-        return int(away.masked_fill(~alike, torch.inf).argmin())
-    near = (nlls <= point + _COST * abs(point)) & (taus >= 0.99)
-    return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
-
-
-def _nll(held: list[tuple[Outputs, Tensor]], covariances: list[Tensor] | None) -> float:
-    """Held out, by draws of the outputs; None for the point."""
-    total, count = 0.0, 0
-    for number, (outputs, labels) in enumerate(held):
-        values = outputs.mean[None]
-        if covariances is not None:
-            with seeded(0):  # the same noise for every tau
-                noise = symmetric_noise(_DRAWS, outputs.mean.shape[1]).to(values)
-            values = outputs.draws(covariances[number], noise)
-        log_prob = outputs.labels(values).log_prob(labels).double()
-        total -= (log_prob.logsumexp(0) - math.log(len(values))).sum().item()
-        count += len(labels)
-    return total / count
-
-
-def _with_noise(
-    model: Model, taus: Tensor, found: list[list[Tensor]], held: list[tuple[Outputs, Tensor]]
-) -> Choice:
-    """For ratings with one noise scale, whose best value is known for every tau.
-
-    With noise s in place of the trained s0 the precision tau P + (s0 / s)^2 N F is that of
-    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), with v
-    that of its mean under tau'; and the best s^2 is the mean of squared errors over 1 + v / s0^2.
-    """
-    predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
-    errors = torch.cat(
-        [(labels - p.mean).double() for (_, labels), p in zip(held, predictions, strict=True)]
-    )
-    trained = predictions[0].stddev.flatten()[0].double()
-
-    def fitted(share: Tensor) -> tuple[Tensor, float]:
-        square = (errors.square() / (1 + share)).mean()
-        nll = 0.5 * ((2 * math.pi * math.e * square).log() + (1 + share).log().mean())
-        return square.sqrt() / trained, nll.item()
-
-    unit = model.likelihood.unit
-    shares = [
-        torch.cat([each[:, 0, 0] for each in one]).clamp_min(0) * (unit / trained) ** 2
-        for one in found
-    ]
-    choices = [fitted(share) for share in shares]
-    _, point = fitted(torch.zeros(1).double())
-    best = _best(torch.tensor([nll for _, nll in choices]), point, taus)
-    noise, nll = choices[best]
-    return Choice((taus[best] / noise**2).item(), noise.item(), point, nll)
+        return with_noise(taus, spreads, held, model.likelihood.unit)
+    return of_draws(taus, spreads, held)

@@ -1,0 +1,178 @@
+"""Which width of a Laplace approximation suits held-out rows, of one component or of several.
+
+What a mixture says of a row is the mean of what its components say. So the densities of the rows
+under each component, at every tau there is to choose from, are all that a choice needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..linear import Outputs, symmetric_noise
+from .draws import seeded
+
+__all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]
+
+TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
+DRAWS = 256  # of the outputs, to see how good a width is
+_COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
+_ALIKE = 0.001  # of the best NLL: differences that say nothing
+
+Held = Sequence[tuple[Outputs, Tensor]]
+"""Outputs and labels of held-out rows, batch by batch."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the held-out rows ask for.
+
+    Attributes:
+        tau: the first prior's precision in the width, in multiples.
+        noise: the ratings' noise scale, as a multiple of the one that was trained.
+        point_nll, nll: held out, of the point with the noise that suits it, and of the component.
+    """
+
+    tau: float
+    noise: float = 1.0
+    point_nll: float | None = None
+    nll: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A component on N held-out rows at each of T taus.
+
+    Attributes:
+        taus: (T,), as of the grid, from wide to narrow.
+        noises: (T,) the noise scale that goes with each, as a multiple of the one that was trained.
+        log_densities: (T, N) of the labels.
+        point: (N,) the same of the point.
+    """
+
+    taus: Tensor
+    noises: Tensor
+    log_densities: Tensor
+    point: Tensor
+
+    def best(self) -> Choice:
+        """The lowest NLL. Of those that hardly differ from it the one nearest to tau = 1: where
+        nothing was learnt, all widths are as good. If none is below the point's, the widest that
+        costs little, but no wider than the prior itself asks for."""
+        nlls, point = -self.log_densities.mean(1), -self.point.mean()
+        away = self.taus.log().abs()
+        if nlls.min() <= point:
+            alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
+            return self.at(int(away.masked_fill(~alike, torch.inf).argmin()))
+        near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
+        return self.at(int(near.nonzero()[0]) if near.any() else len(nlls) - 1)
+
+    def index(self, choice: Choice) -> int:
+        """Where a choice is on the grid."""
+        return int((self.taus / self.noises.square() - choice.tau).abs().argmin())
+
+    def at(self, index: int) -> Choice:
+        """One of them."""
+        noise = self.noises[index].item()
+        nll, point = -self.log_densities[index].mean().item(), -self.point.mean().item()
+        return Choice(self.taus[index].item() / noise**2, noise, point, nll)
+
+
+def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
+    """For components of one mixture: the best of each by itself, all made wider or narrower by the
+    same factor.
+
+    Each by itself makes up for what the others will say: so the mixture would be too wide. The
+    factor is the one of the lowest NLL of the mixture, and among those that hardly differ the one
+    nearest to 1; if all cost more than 0.3 % of the points' NLL, the one that costs least.
+
+    Returns:
+        The choices, and the NLL of the points together and of the components.
+    """
+    own = [each.index(each.best()) for each in every]
+    count = max(len(each.taus) for each in every)
+    shifts = sorted(range(1 - count, count), key=abs)
+    moved = [
+        [min(max(i + shift, 0), len(each.taus) - 1) for i, each in zip(own, every, strict=True)]
+        for shift in shifts
+    ]
+    nlls = torch.tensor(
+        [_nll([each.log_densities[i] for i, each in zip(at, every, strict=True)]) for at in moved],
+        dtype=torch.float64,
+    )
+    point = _nll([each.point for each in every])
+    limit = nlls.min() + _ALIKE * nlls.min().abs()
+    if nlls.min() > point:  # any that costs little will do
+        limit = limit.clamp_min(point + _COST * abs(point))
+    chosen = int((nlls <= limit).nonzero()[0])
+    choices = [each.at(i) for i, each in zip(moved[chosen], every, strict=True)]
+    return choices, point, nlls[chosen].item()
+
+
+def _nll(log_densities: Sequence[Tensor]) -> float:
+    together = torch.stack(list(log_densities)).logsumexp(0) - math.log(len(log_densities))
+    return -together.mean().item()
+
+
+def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
+    """By draws of the outputs.
+
+    Args:
+        taus: (T,).
+        spreads: for each tau the (B, E, E) covariances of the outputs, batch by batch.
+        held: the rows.
+    """
+    densities = torch.stack([_densities(held, each) for each in spreads])
+    return Candidates(taus, torch.ones_like(taus), densities, _densities(held, None))
+
+
+def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
+    """(N,) log densities; those of the point without spreads."""
+    found = []
+    for number, (outputs, labels) in enumerate(held):
+        values = outputs.mean[None]
+        if spreads is not None:
+            with seeded(0):  # the same noise for every tau
+                noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
+            values = outputs.draws(spreads[number], noise)
+        log_prob = outputs.labels(values).log_prob(labels).double()
+        found.append(log_prob.logsumexp(0) - math.log(len(values)))
+    return torch.cat(found)
+
+
+def with_noise(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float
+) -> Candidates:
+    """For ratings with one noise scale, whose best value is known for every tau.
+
+    With noise s in place of the trained s0 the precision tau P + (s0 / s)^2 N F is that of
+    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), with v
+    that of its mean under tau'; and the best s^2 is the mean of squared errors over 1 + v / s0^2.
+
+    Args:
+        taus, spreads, held: as for `of_draws`.
+        unit: of the ratings, in which the noise scale is a multiple.
+    """
+    predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
+    errors = torch.cat(
+        [(labels - p.mean).double() for (_, labels), p in zip(held, predictions, strict=True)]
+    )
+    trained = predictions[0].stddev.flatten()[0].double()
+
+    def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
+        square = (errors.square() / (1 + share)).mean()
+        variance = square * (1 + share)
+        density = -0.5 * (errors.square() / variance + (2 * math.pi * variance).log())
+        return square.sqrt() / trained, density
+
+    shares = [
+        torch.cat([each[:, 0, 0] for each in one]).clamp_min(0) * (unit / trained) ** 2
+        for one in spreads
+    ]
+    noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
+    _, point = fitted(torch.zeros_like(errors))
+    return Candidates(taus, noises, densities, point)

@@ -138,6 +138,25 @@ def test_the_cells_of_a_file_are_written_as_they_were(folder, tmp_path):
     assert [json.loads(line)["day"] for line in written] == days
 
 
+def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
+    """And what is saved predicts as the table says; a second call fits nothing."""
+    test = write_csv(tmp_path / "test.csv", text=["w5 w9", "w6 w9", "w6", "w7"], label=NAMES[:4])
+    out = tmp_path / "compared"
+    data = (folder / "train.csv", "--backbone", folder / "tiny", "--out", out, "--test", test)
+    command = ("compare", *data, "--components", 2, *QUICK)
+    result = bhpeft(*command)
+    rows = {row["method"]: row for row in read_csv(out / "table.csv")}
+    assert list(rows)[-1] == "2 components" and "2 hybrids, scaled" in result.stdout
+    scores = json.loads(bhpeft("evaluate", out / "posterior", test, "--json").stdout)
+    assert float(rows["2 components"]["nll"]) == pytest.approx(scores["nll"], abs=1e-6)
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    again = bhpeft(*command, "--json")
+    assert "fitting" not in again.stderr
+    assert json.loads(again.stdout)["test_rows"] == 4
+    assert "other options" in error(*command, "--epochs", 2)
+    assert "--test: expected rows" in error(*command, "--test", "0")
+
+
 def test_an_update_that_may_grow_and_need_not_shows_both_rounds(folder, tmp_path):
     new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
     update = ("update", folder / "run", new, *QUICK, "--grow", "--json")

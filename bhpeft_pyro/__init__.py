@@ -6,14 +6,14 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, likelihoods, metrics, peft, priors, sequential, tasks
+from . import data, errors, forecast, guides, likelihoods, peft, priors, sequential, tasks
 from .batch import Batch
 from .data import Columns, Examples, encode
-from .fitting import fit
-from .forecast import ClassForecast, RatingForecast
+from .forecast import ClassForecast, RatingForecast, metrics
 from .guides import Guide, autoguide
 from .head import Head, OwnHead
 from .inference import ELBO, FitOptions, FitReport, NaturalGradient
+from .inference.fit import fit
 from .mixture import MixturePosterior
 from .model import Model
 from .network import RandomPEFT

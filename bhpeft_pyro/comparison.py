@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import files
-from .calibration import tempered
 from .errors import ConfigError
-from .fitting import fit
 from .forecast import ClassForecast
+from .forecast.metrics import evaluate, nlls
+from .forecast.temperature_scaling import tempered
+from .inference.fit import fit
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast
-from .metrics import evaluate, nlls
 from .mixture import MixturePosterior
 from .model import Model
 from .peft import Kind, presets

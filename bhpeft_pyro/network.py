@@ -16,11 +16,10 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .axes import PrincipalAxes, check_features
 from .batch import Batch
 from .coordinates import Coordinates
 from .errors import ConfigError, DataError
-from .head import Head, OwnHead
+from .head import Head, OwnHead, PrincipalAxes, check_features
 from .peft import Attachment, Kind, presets
 from .peft.sites import Site
 

@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from . import saving
 from .data import Examples
 from .errors import ConfigError
+from .forecast.metrics import evaluate
 from .guides import GuideLike
 from .guides.blocks import title
 from .guides.guide import prior_of
-from .inference.draws import draw
-from .inference.optimise import OptimizerFactory
+from .inference.elbo import draw
+from .inference.loop import OptimizerFactory
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast, predict
 from .inference.report import FitReport
-from .metrics import evaluate
 from .model import Model
 from .priors import Prior, PriorLike
 from .reading import TextOptions
@@ -161,13 +161,13 @@ class Posterior:
         seed: int = 0,
     ) -> Any:
         """Draws, fit trace and, with data, predictions for ArviZ; see `arviz.to_arviz`."""
-        from .arviz import to_arviz  # ArviZ is slow to import, and seldom needed
+        from .arviz import to_arviz
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
         """How far the guide may be trusted, and what it learnt; see `diagnostics.diagnose`."""
-        from .diagnostics import diagnose  # imports ArviZ
+        from .diagnostics import diagnose
 
         return diagnose(self, data, samples, seed)
 

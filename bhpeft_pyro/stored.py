@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import head, likelihoods, peft
-from .data import Columns, stored
+from .data import Columns
+from .data import examples as stored
 from .errors import KEEP_TENSORS, GuideError, SaveError
 from .guides import GUIDES, BlockGuide, Guide, PyroGuide
 from .head import Head, OwnHead
-from .inference.draws import seeded
+from .inference.elbo import seeded
 from .inference.report import FitReport
 from .model import Model
 from .network import RandomPEFT, fingerprint

@@ -16,8 +16,8 @@ from counts import COUNTS, Counts
 
 from bhpeft_pyro import FitOptions, FitReport, Posterior, fit, likelihoods
 from bhpeft_pyro.arviz import export, to_arviz
-from bhpeft_pyro.arviz.trace import trace
-from bhpeft_pyro.change import changes, of_transformer, sizes
+from bhpeft_pyro.arviz.export import trace
+from bhpeft_pyro.changes import changes, of_transformer, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.linear import linear_predictives

@@ -14,7 +14,7 @@ from exact import Exact, guide_of, own_network, random_texts, ratings, regressio
 from torch.distributions import Normal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.change import changes
+from bhpeft_pyro.changes import changes
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model

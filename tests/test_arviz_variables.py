@@ -13,12 +13,10 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
-from bhpeft_pyro.arviz.axes import Axes
-from bhpeft_pyro.arviz.draws import chains
-from bhpeft_pyro.arviz.variables import Variable
-from bhpeft_pyro.axes import PrincipalAxes
-from bhpeft_pyro.change import head_norms, spectra
+from bhpeft_pyro.arviz.variables import Axes, Variable, chains
+from bhpeft_pyro.changes import head_norms, spectra
 from bhpeft_pyro.guides import Guide, NormalGuide
+from bhpeft_pyro.head import PrincipalAxes
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -18,7 +18,7 @@ from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import BlockGuide, DeltaGuide, LowRankGuide, budget
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.inference.curvature import narrowed
-from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.priors import BlockPrior, PosteriorPrior
 from bhpeft_pyro.sequential.forgetting import Forgetting
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -341,7 +341,7 @@ def test_peft_points_stay_while_the_head_is_fitted_on_frozen_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Their prior alone would take them to its mode; at zero, B and A have no gradient."""
-    from bhpeft_pyro import fitting
+    from bhpeft_pyro.inference import fit as fitting
 
     model = tiny_model(prior=dist.Normal(0.0, 0.01))
     guide = bh.autoguide({"head.*": "normal", "*": "delta"}, model)

@@ -12,8 +12,8 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import LaplaceGuide, LowRankGuide, budget
-from bhpeft_pyro.inference.alignment import align
 from bhpeft_pyro.inference.curvature import narrowed
+from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.width import widen
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bhpeft_pyro.calibration import fit_temperature, scale
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.forecast.temperature_scaling import fit_temperature, scale
 
 
 def planted(temperature: float, count: int = 20_000) -> tuple[Tensor, Tensor]:

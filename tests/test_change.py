@@ -10,7 +10,7 @@ from tiny import build, draw
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots
-from bhpeft_pyro.change import changes, sizes
+from bhpeft_pyro.changes import changes, sizes
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.peft.architectures import blocks_of

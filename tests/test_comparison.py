@@ -17,7 +17,7 @@ from bhpeft_pyro import comparison
 from bhpeft_pyro.comparison import BASELINE, Comparison, compare
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import RatingForecast
-from bhpeft_pyro.metrics import nlls
+from bhpeft_pyro.forecast.metrics import nlls
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 HOW = bh.FitOptions(max_steps=3, progress=False)

@@ -18,11 +18,11 @@ from torch.distributions import kl_divergence
 from torch.optim import Adam
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import fitting
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference import fit as fitting
+from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.peft import LoRA

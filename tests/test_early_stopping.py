@@ -11,7 +11,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import LowRankGuide
-from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 

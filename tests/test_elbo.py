@@ -22,7 +22,7 @@ from torch.distributions import Normal, kl_divergence
 import bhpeft_pyro as bh
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.guide import key
-from bhpeft_pyro.inference.feed import Feed
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 PRIOR_SD = 0.5

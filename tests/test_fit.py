@@ -19,9 +19,9 @@ from torch.optim import SGD, Adam
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import BlockGuide, DeltaGuide, NormalGuide
-from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.inference.curvature import narrowed
-from bhpeft_pyro.inference.start import own_start
+from bhpeft_pyro.inference.initialization import own_start
 from bhpeft_pyro.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

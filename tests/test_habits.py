@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
-from bhpeft_pyro.guides.joint import JointGuide
+from bhpeft_pyro.guides.lowrank import JointGuide
 from bhpeft_pyro.peft.binding import active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior

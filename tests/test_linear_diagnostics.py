@@ -11,14 +11,14 @@ from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.diagnostics import PSIS, against, information, psis
+from bhpeft_pyro.diagnostics import PSIS, against, psis
+from bhpeft_pyro.diagnostics import diagnosis as information
 from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_guide, prior_like
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.feed import Feed
-from bhpeft_pyro.inference.passes import drawn
+from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.passes import Feed, drawn
 from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

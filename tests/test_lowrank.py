@@ -19,7 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import LowRankGuide, NormalGuide
-from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.inference.curvature import narrowed
 from bhpeft_pyro.inference.report import drifting
 from bhpeft_pyro.priors import JOINT, JointPrior

@@ -15,7 +15,7 @@ from torchmetrics.functional.regression import continuous_ranked_probability_sco
 
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.metrics import (
+from bhpeft_pyro.forecast.metrics import (
     aurc,
     calibration_bins,
     coverage,

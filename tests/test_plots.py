@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from bhpeft_pyro import plots
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch.distributions import kl_divergence
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, PriorError
-from bhpeft_pyro.inference import optimise
+from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.likelihoods import Normal, OrderedLogistic
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 

@@ -18,13 +18,7 @@ from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorEr
 from bhpeft_pyro.guides import latent
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.testing import (
-    tiny_backbone,
-    tiny_batch,
-    tiny_examples,
-    tiny_model,
-    tiny_tokenizer,
-)
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
 Sites = Sequence[Site]
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}

@@ -23,12 +23,11 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
-from bhpeft_pyro.diagnostics.passes import labels
+from bhpeft_pyro.diagnostics.ratios import labels
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, prior_guide
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.feed import Feed
-from bhpeft_pyro.inference.passes import Block
+from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.passes import Block, Feed
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(30, seed=8)

@@ -17,14 +17,13 @@ from scipy.stats import binomtest, kstest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
-from bhpeft_pyro.diagnostics.passes import labels, run
-from bhpeft_pyro.diagnostics.uniformity import band, symmetric, uniform
+from bhpeft_pyro.diagnostics.ranks import band, symmetric, uniform
+from bhpeft_pyro.diagnostics.ratios import labels, run
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.fitting import is_open
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.feed import Feed
-from bhpeft_pyro.inference.passes import Block
+from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.fit import is_open
+from bhpeft_pyro.inference.passes import Block, Feed
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

@@ -27,7 +27,8 @@ from bhpeft_pyro.errors import (
     PriorError,
     SaveError,
 )
-from bhpeft_pyro.sequential import Record, figures, transfer
+from bhpeft_pyro.sequential import Record, figures
+from bhpeft_pyro.sequential import record as transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}

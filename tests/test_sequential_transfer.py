@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.sequential import transfer
+from bhpeft_pyro.sequential import record as transfer
 
 # Rows: after rounds 1, 2, 3. Columns: tests 1, 2, 3.
 SCORES = torch.tensor([[0.90, 0.30, 0.40], [0.95, 0.80, 0.60], [0.70, 0.60, 1.00]])

@@ -10,10 +10,10 @@ from torch.distributions import Normal, kl_divergence
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots, priors
+from bhpeft_pyro.changes import Shift, shifts
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
 from bhpeft_pyro.guides import FunctionGuide, NormalGuide
 from bhpeft_pyro.peft import Adapter, LoRA
-from bhpeft_pyro.shift import Shift, shifts
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 KINDS = (LoRA(("query",), rank=2), Adapter(3, layers=(1,)))

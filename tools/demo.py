@@ -18,13 +18,13 @@ from rich.console import Console
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.calibration import tempered
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.domains import LABELS, Round, two_rounds
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.temperature_scaling import tempered
 
 __all__ = ["Settings", "run"]
 

@@ -1,27 +1,141 @@
-"""`to_arviz`: which draws are exported, and that they fit in memory."""
+"""How the last round's fit went: the group `sample_stats`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+import xarray as xr
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
 from ..guides.guide import is_linear
-from ..inference.draws import draw
+from ..inference.elbo import draw, seeded
+from ..inference.passes import Feed, drawn, passes
+from ..inference.report import FitReport
 from ..linear import MAX_BYTES
-from .axes import Axes
-from .container import join
-from .draws import chains, chosen_draws
-from .predictions import predictions
-from .trace import trace
-from .variables import variables
+from ..model import Model
+from .variables import Axes, chains, chosen_draws, dataset, join, variables
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
 
-__all__ = ["SMALL", "to_arviz"]
+__all__ = [
+    "SMALL",
+    "predictions",
+    "to_arviz",
+    "trace",
+]
+
+
+_STEPS = {
+    "loss": "negative ELBO (nats per example)",
+    "nll": "expected NLL (nats per example)",
+    "kl": "KL to the prior (nats per example)",
+    "temperature": "weight of the KL",
+    "lr": "learning rate",
+    "gradient": "norm of the gradient (nats per example)",
+    "validation_nll": "NLL of the validation data (nats per example)",
+}
+
+
+def trace(report: FitReport) -> xr.Dataset:
+    """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end.
+
+    >>> from bhpeft_pyro.inference import FitOptions
+    >>> report = FitReport(9, "", FitOptions(), steps=3, history=[{"step": 1, "loss": 2.0},
+    ...                                                           {"step": 3, "loss": 1.0}])
+    >>> trace(report)["loss"].values, trace(report)["skipped"].values
+    (array([ 2., nan,  1.]), array([False,  True, False]))
+    """
+    by_step = {int(entry["step"]): entry for entry in report.history}
+    # Restarts, whose entries are means, have the same steps again.
+    count = max((each.steps for each in report.components), default=report.steps)
+    steps = np.arange(1, count + 1)
+    found = {}
+    for name, words in _STEPS.items():
+        values = np.array([by_step.get(step, {}).get(name, math.nan) for step in steps.tolist()])
+        if not np.isnan(values).all():
+            found[name] = ("step", values, {"long_name": words})
+    skipped = np.array([step not in by_step for step in steps.tolist()], dtype=bool)
+    words = "left out, as loss or gradient were not finite"
+    found["skipped"] = ("step", skipped, {"long_name": words})
+    kls = report.marginal_kl | report.kl
+    sites = [*kls, *(name for name in report.scales if name not in kls)]
+    for name, by_site, words in (
+        ("site_kl", kls, "KL to the prior (nats)"),
+        ("site_scale", report.scales, "posterior sd / prior sd, geometric mean"),
+    ):
+        values = np.array([by_site.get(site, math.nan) for site in sites])
+        found[name] = ("site", values, {"long_name": words})
+    return xr.Dataset(found, coords={"step": steps, "site": sites})
+
+
+_DIMS = ("chain", "draw", "example")
+
+
+def predictions(
+    model: Model,
+    guides: Sequence[Callable[..., Any]],
+    examples: Examples,
+    samples: int,
+    seed: int,
+) -> dict[str, xr.Dataset]:
+    """A label drawn from the likelihood under each draw, and its log_prob of the observed one.
+
+    Args:
+        model: the model.
+        guides: one a chain, and the prior last; draws have the seeds `seed`, `seed` + 1, ...
+        examples: the texts.
+        samples: S, draws of each.
+        seed: of the draws.
+    """
+    coords = {"example": np.arange(len(examples))}
+    feed = Feed(model, examples)
+    *chains, prior = [
+        _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
+    ]
+
+    def each(values: Sequence[Tensor]) -> xr.Dataset:
+        return dataset({"label": (_DIMS, torch.stack(list(values)).numpy())}, coords)
+
+    def given(**values: Any) -> xr.Dataset:
+        return xr.Dataset({name: ("example", value) for name, value in values.items()}, coords)
+
+    groups = {
+        "posterior_predictive": each([labels for labels, _ in chains]),
+        "prior_predictive": each([prior[0]]),
+        "constant_data": given(text=np.array(examples.texts, dtype=object)),
+    }
+    if examples.labels is not None:
+        groups["log_likelihood"] = each([fit for _, fit in chains if fit is not None])
+        groups["observed_data"] = given(label=examples.labels.numpy())
+    return groups
+
+
+def _outcome(
+    model: Model, guide: Callable[..., Any], feed: Feed, samples: int, seed: int
+) -> tuple[Tensor, Tensor | None]:
+    """(S, N) labels, and log-likelihoods if the examples are labelled."""
+    with seeded(seed):
+        parts = [*passes(model, drawn(model, guide, samples, seed), feed, _take)]
+    predicted, *fit = (torch.cat(part) for part in zip(*parts, strict=True))
+    if model.likelihood.kind != "rating":
+        predicted = predicted.long()
+    return predicted, fit[0] if fit else None
+
+
+def _take(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+    sample = distribution.sample()
+    return (sample,) if labels is None else (sample, distribution.log_prob(labels))
+
 
 SMALL = 10_000
 """Variables with more numbers a draw than this are left out unless they are named."""

@@ -1,22 +1,153 @@
-"""What may be exported: draws of the weights, and what a person can read of them."""
+"""ArviZ's containers: all that differs between its versions 0.x and 1.x."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-from .. import change
+from .. import changes as change
+from ..inference.elbo import blocks
 from ..peft.sites import Site
 from ..priors.gates import gated_layers
 
 if TYPE_CHECKING:
     from ..posterior import Posterior
 
-__all__ = ["Variable", "variables"]
+__all__ = [
+    "Axes",
+    "Variable",
+    "chains",
+    "chosen_draws",
+    "dataset",
+    "join",
+    "variables",
+]
+
+
+with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz
+
+
+def dataset(
+    variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any] = {}
+) -> xr.Dataset:
+    """A group of draws: from variables (dims, values), their dims (chain, draw, ...)."""
+    shape = next((values.shape for _, values in variables.values()), (0, 0))
+    numbers = {dim: np.arange(size) for dim, size in zip(("chain", "draw"), shape, strict=False)}
+    return xr.Dataset(dict(variables), coords={**numbers, **coords}, attrs=dict(attrs))
+
+
+def join(groups: dict[str, xr.Dataset]) -> Any:
+    """The container of the installed ArviZ."""
+    for group in groups.values():
+        group.attrs["inference_library"] = "bhpeft_pyro"
+    if "InferenceData" in vars(arviz):  # 1.3 answers to the old name, with a DataTree
+        return arviz.InferenceData(**dict[str, Any](groups))
+    return xr.DataTree.from_dict(groups)
+
+
+# ArviZ 1.x labels the rows of its tables rightly if each variable's dims come in the order in which
+# dims first appear in the dataset: so do those of the sites, if variables are sorted by these.
+_ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
+
+
+class Axes:
+    """Names and coordinates of the dims of variables.
+
+    A name that two variables use for dims of different size or coordinates (the layers of a
+    subset, say) becomes one name a variable, "layer.adapter.up".
+
+    Args:
+        variables: by name.
+        label_names: the coordinates of dims "output", if there are as many.
+    """
+
+    def __init__(
+        self, variables: Mapping[str, Variable], label_names: Sequence[str] | None = None
+    ) -> None:
+        self._dims: dict[str, tuple[str, ...]] = {}
+        self._coords: dict[str, list[Hashable]] = {}
+        own = {name: _coordinates(one, label_names) for name, one in variables.items()}
+        found: dict[str, set[tuple[Hashable, ...]]] = {}
+        for coords in own.values():
+            for dim, values in coords.items():
+                found.setdefault(dim, set()).add(values)
+        for variable, coords in own.items():
+            names = [dim if len(found[dim]) == 1 else f"{dim}.{variable}" for dim in coords]
+            self._coords |= dict(zip(names, map(list, coords.values()), strict=True))
+            self._dims[variable] = tuple(names)
+
+    def dataset(
+        self, chains: Sequence[Mapping[str, Tensor]], attrs: Mapping[str, Any]
+    ) -> xr.Dataset:
+        """A group of the draws (S, *shape), by variable, of each chain."""
+        variables = {}
+        for name in sorted(chains[0], key=self._place):
+            values = np.stack([chain[name].numpy() for chain in chains])
+            # What a prior of one's own samples besides the sites has dims without names.
+            plain = tuple(f"{name}_dim_{i}" for i in range(values.ndim - 2))
+            variables[name] = (("chain", "draw", *(self._dims[name] or plain)), values)
+        used = {dim for dims, _ in variables.values() for dim in dims}
+        coords = {dim: values for dim, values in self._coords.items() if dim in used}
+        return dataset(variables, coords, attrs)
+
+    def _place(self, variable: str) -> list[int]:
+        return [_ORDER.index(dim) if dim in _ORDER else len(_ORDER) for dim in self._dims[variable]]
+
+
+def _coordinates(
+    variable: Variable, label_names: Sequence[str] | None
+) -> dict[str, tuple[Hashable, ...]]:
+    found: dict[str, tuple[Hashable, ...]] = {}
+    for dim, size in zip(variable.dims, variable.values.shape[1:], strict=bool(variable.dims)):
+        found[dim] = tuple(range(size))
+        if dim == "layer":
+            found[dim] = variable.layers
+        elif dim == "output" and label_names is not None and len(label_names) == size:
+            found[dim] = tuple(label_names)
+        elif dim == "kv":
+            found[dim] = ("key", "value")
+    return found
+
+
+def chains(guide: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
+    """The guides whose draws are a chain each: a mixture's `components`, else the guide alone.
+
+    Components come from independent fits and count alike: chains that differ are optima that
+    differ, and all chains together are the mixture.
+
+    >>> from bhpeft_pyro.guides import NormalGuide
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> len(chains(NormalGuide(tiny_model())))
+    1
+    """
+    components: Sequence[Callable[..., Any]] = getattr(guide, "components", (guide,))
+    return components
+
+
+def chosen_draws(
+    posterior: Posterior,
+    guide: Callable[..., Any],
+    chosen: Collection[str],
+    samples: int,
+    seed: int,
+) -> dict[str, Tensor]:
+    """(S, *shape) draws of the chosen variables, on the CPU; never all of all draws at once."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in chosen}
+    for block in blocks(posterior.model, guide, samples, seed):
+        drawn = variables(posterior, {name: value[:, 0] for name, value in block.items()})
+        for name in chosen:
+            parts[name].append(drawn[name].values.cpu())
+    return {name: torch.cat(values) for name, values in parts.items()}
+
 
 # What the ready priors sample besides the sites, by the end of its name: over which of the dims of
 # its site; and what they sample for each of its weights.

@@ -15,9 +15,9 @@ from ..files import write
 from ..inference import FitOptions
 from ..reading import TextOptions
 from . import options
-from .recipe import Recipe, options_of_recipe
 from .runs import hold_out, naming, read_table
 from .screen import bars, print_json, say, table
+from .task import Recipe, options_of_recipe
 
 __all__ = ["EXAMPLES", "compare"]
 

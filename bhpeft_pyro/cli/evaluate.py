@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from . import options
-from .quality import show
 from .runs import open_run, rows_for
-from .screen import print_json
+from .screen import print_json, show
 
 __all__ = ["EXAMPLES", "evaluate"]
 

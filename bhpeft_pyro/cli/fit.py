@@ -6,14 +6,13 @@ from pathlib import Path
 
 import typer
 
-from .. import fitting as library
 from ..inference import FitOptions
+from ..inference import fit as library
 from ..reading import TextOptions
 from . import options
-from .quality import conclude
-from .recipe import POINTS, Recipe, options_of_recipe
 from .runs import check_out, hold_out, naming, read_table
-from .screen import bars, say
+from .screen import bars, conclude, say
+from .task import POINTS, Recipe, options_of_recipe
 
 __all__ = ["EXAMPLES", "fit"]
 

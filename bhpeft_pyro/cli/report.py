@@ -1,32 +1,96 @@
-"""`bhpeft report`: rounds, metrics and plots on one page."""
+"""The plots of a report, as PNG files in memory."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .. import __version__
+from .. import __version__, plots
+from ..changes import changes
 from ..errors import ConfigError
 from ..files import write
+from ..forecast import ClassForecast
+from ..forecast.metrics import evaluate
 from ..guides.blocks import title
 from ..inference.options import FitOptions
+from ..inference.predict import AnyForecast
 from ..inference.report import FitReport
-from ..metrics import evaluate
 from ..mixture import MixturePosterior
 from ..posterior import Posterior
-from . import figures, options
+from . import options
+from . import report as figures
 from .predict import predictions
-from .quality import WORDS
 from .runs import open_run, rows_for
-from .screen import say
+from .screen import WORDS, say
 
-__all__ = ["EXAMPLES", "report"]
+__all__ = [
+    "EXAMPLES",
+    "of_forecast",
+    "of_posterior",
+    "of_round",
+    "report",
+]
+
+
+Plots = dict[str, bytes]
+"""A caption, and the PNG."""
+
+
+def of_round(report: FitReport) -> Plots:
+    """How the loss went."""
+    if not report.history:
+        return {}
+    return {"ELBO trace": _png(lambda ax: plots.elbo_trace(report.history, ax))}
+
+
+def of_posterior(posterior: Posterior) -> Plots:
+    """What the PEFT weights do."""
+    if not posterior.model.network.kinds:
+        return {}
+    found = changes(posterior)
+    rows = max(map(len, found.values()))
+    height = 1.5 + rows * (0.15 + 0.12 * len(found))
+    return {"Change by layer": _png(lambda ax: plots.change_forest(found, ax), height)}
+
+
+def of_forecast(forecast: AnyForecast) -> Plots:
+    """How good a labelled forecast is, and whether its uncertainty says so."""
+    found = {
+        "Quality of what is kept when the least certain are rejected": _png(
+            lambda ax: plots.rejection(forecast, ax=ax)
+        ),
+        "Epistemic and aleatoric uncertainty": _png(
+            lambda ax: plots.epistemic_aleatoric(forecast, ax=ax)
+        ),
+    }
+    if isinstance(forecast, ClassForecast):
+        found = {
+            "Reliability": _png(lambda ax: plots.reliability(forecast, ax=ax)),
+            "Uncertainty of right and wrong predictions": _png(
+                lambda ax: plots.uncertainty_histogram(forecast, ax=ax)
+            ),
+        } | found
+    return found
+
+
+def _png(draw: Callable[[Axes], object], height: float = 4.2) -> bytes:
+    # Not pyplot's: no window, no global list of figures, whatever the backend.
+    figure = Figure(figsize=(5.4, height), layout="constrained")
+    draw(figure.subplots())
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
 
 EXAMPLES = (
     "bhpeft report runs/reviews test.csv --out report.html",

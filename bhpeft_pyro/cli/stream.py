@@ -20,10 +20,9 @@ from ..reading import TextOptions
 from ..sequential import History, Record, Replay, figures
 from ..sequential.batches import Period
 from . import options
-from .recipe import Recipe, options_of_recipe
 from .runs import hold_out, read_table
 from .screen import bars, print_json, say, table
-from .task import Task
+from .task import Recipe, Task, options_of_recipe
 
 __all__ = ["EXAMPLES", "stream"]
 

@@ -11,10 +11,9 @@ from ..guides.guide import is_point
 from ..sequential.growth import with_outputs_for
 from ..sequential.update import refuse_known
 from . import options
-from .quality import conclude
-from .recipe import FAMILIES, POINTS, check_guide
 from .runs import check_out, hold_out, naming, open_run, rows_for
-from .screen import bars, say
+from .screen import bars, conclude, say
+from .task import FAMILIES, POINTS, check_guide
 
 __all__ = ["EXAMPLES", "update"]
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..likelihoods import Kind
 
-__all__ = ["DEFAULT_COLUMNS", "Columns", "Kind"]
+__all__ = ["DEFAULT_COLUMNS", "MAX_CHOICES", "Columns", "Kind", "check_texts", "read_choices"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,57 @@ class Columns:
 
 
 DEFAULT_COLUMNS = Columns()
+
+
+MAX_CHOICES = 8
+
+
+def check_texts(values: Sequence[Any], column: str) -> list[str]:
+    """The values, all of them str with something to read."""
+    for i, value in enumerate(values):
+        _check_text(value, f"column {column!r}, row {i}")
+    return list(values)
+
+
+def read_choices(
+    values: Sequence[Any], column: str
+) -> tuple[list[list[str]], list[list[Any] | None]]:
+    """The texts of each example's choices, and their names (A, B, C, ...) where there are any."""
+    texts: list[list[str]] = []
+    names: list[list[Any] | None] = []
+    for i, value in enumerate(values):
+        where = f"column {column!r}, row {i}"
+        labels = None
+        if isinstance(value, str):  # a cell of a CSV file
+            value = _from_json(value, where)
+        if isinstance(value, dict) and "text" in value:
+            value, labels = value["text"], value.get("label")
+        if not isinstance(value, list):
+            raise DataError(f"{where}: a {type(value).__name__}; expected a list of str")
+        if not 2 <= len(value) <= MAX_CHOICES:
+            raise DataError(f"{where}: {len(value)} choices; expected 2 to {MAX_CHOICES}")
+        if labels is not None and len(labels) != len(value):
+            raise DataError(f"{where}: {len(value)} texts but {len(labels)} labels")
+        for k, text in enumerate(value):
+            _check_text(text, f"{where}, choice {k}")
+        texts.append(value)
+        names.append(labels)
+    return texts, names
+
+
+def _from_json(cell: str, where: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError as error:
+        raise DataError(
+            f'{where}: {cell!r:.60} is no list of str; expected one in JSON, such as ["yes", "no"]'
+        ) from error
+
+
+def _check_text(value: Any, where: str) -> None:
+    if value is None:
+        raise DataError(f"{where}: the text is missing; drop the row or fill it in")
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {value!r:.60} is a {type(value).__name__}; expected a str")
+    if not value.strip():
+        raise DataError(f"{where}: the text is empty ({value!r:.60}); drop the row or fill it in")

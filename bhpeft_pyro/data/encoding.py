@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from .columns import DEFAULT_COLUMNS, Columns, Kind
+from .columns import DEFAULT_COLUMNS, Columns, Kind, check_texts, read_choices
 from .examples import Examples
-from .fields import check_texts, read_choices
 from .labels import check_names, read_answers, read_classes, read_ratings, unlabelled
 from .sources import read
 from .tokens import join_pairs, limit_of, probe, tokenise

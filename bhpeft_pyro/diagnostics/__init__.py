@@ -1,9 +1,8 @@
 """Diagnostics: how far a posterior may be trusted."""
 
-from .calibration import Calibration
-from .diagnosis import Diagnosis, diagnose
-from .information import Information, information
+from .diagnosis import Diagnosis, Information, diagnose, information
 from .psis import PSIS, psis
+from .ranks import Calibration
 from .reference import Comparison, against
 from .sbc import sbc
 

@@ -16,7 +16,7 @@ from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import LaplaceGuide
 from ..guides.guide import is_linear
-from ..inference.feed import Feed
+from ..inference.passes import Feed
 from ..mixture import MixturePosterior
 from ..model import Model
 from .ratios import log_ratios

@@ -1,28 +1,65 @@
-"""Log importance ratios of the posterior to a guide."""
+"""What weight draws predict, and how probable they make the labels."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.draws import PLATE, alone, traces
-from ..inference.feed import Feed
-from ..inference.passes import Block, centre
+from ..inference.elbo import PLATE, alone, traces
+from ..inference.passes import Block, Feed, centre, passes
 from ..model import Model
 from ..priors import complete
-from .passes import run
 
-__all__ = ["log_ratios"]
+__all__ = [
+    "Outcome",
+    "labels",
+    "log_ratios",
+    "run",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What S draws say of N examples, in float64.
+
+    Attributes:
+        predictions: (S, N, K) class probabilities, or (S, N, 1) means of ratings.
+        log_likelihood: (S,) log p(labels | weights) of the whole data set; None without labels.
+    """
+
+    predictions: Tensor
+    log_likelihood: Tensor | None
+
+
+def run(model: Model, draws: Iterable[Block], feed: Feed) -> Outcome:
+    """Predict every example of a feed under each of the draws."""
+    rating = model.likelihood.kind == "rating"
+
+    def take(distribution: TorchDistribution, known: Tensor | None) -> Sequence[Tensor]:
+        values = distribution.mean.unsqueeze(-1) if rating else distribution.probs
+        return (values,) if known is None else (values, distribution.log_prob(known))
+
+    parts = passes(model, draws, feed, take)
+    predictions, *log_prob = (torch.cat(part).double() for part in zip(*parts, strict=True))
+    return Outcome(predictions, log_prob[0].sum(-1) if log_prob else None)
+
+
+def labels(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
+    """(S, N) labels: one set drawn from the likelihood under each of the draws."""
+    kind = torch.float32 if model.likelihood.kind == "rating" else torch.int64
+    parts = passes(model, draws, feed, lambda distribution, _: (distribution.sample().to(kind),))
+    return torch.cat([part for (part,) in parts])
 
 
 def log_ratios(

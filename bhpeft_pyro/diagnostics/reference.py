@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..inference.feed import Feed
-from ..inference.passes import Block, drawn
-from .passes import run
+from ..inference.passes import Block, Feed, drawn
+from .ratios import run
 
 if TYPE_CHECKING:
     from ..posterior import Posterior

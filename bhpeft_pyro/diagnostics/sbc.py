@@ -16,19 +16,18 @@ from torch import Tensor
 from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..fitting import fit
 from ..guides import GuideLike, prior_guide
-from ..inference.alignment import align
-from ..inference.draws import blocks, seeded
-from ..inference.feed import Feed
-from ..inference.passes import Block, drawn
+from ..inference.elbo import blocks, seeded
+from ..inference.fit import fit
+from ..inference.initialization import align
+from ..inference.passes import Block, Feed, drawn
 from ..model import Model
 from ..network import RandomPEFT
 from ..posterior import Posterior
 from ..priors import FunctionSpaceNormal, Prior
 from ..reading import TextOptions
-from .calibration import Calibration
-from .passes import labels, run
+from .ranks import Calibration
+from .ratios import labels, run
 
 __all__ = ["sbc"]
 

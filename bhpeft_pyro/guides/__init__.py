@@ -2,19 +2,16 @@
 
 from .blocks import BlockGuide
 from .budget import Budget, budget
-from .check import check_made_for
 from .delta import DeltaGuide
-from .function import FunctionGuide
+from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
 from .lowrank import FullGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
-from .presets import PRESETS
-from .prior import prior_guide, prior_like
-from .pyro_guide import PyroGuide
-from .registry import COMPONENTS, GUIDES, GuideLike, autoguide
+from .pyro_guides import PyroGuide
+from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, check_made_for
 
 __all__ = [
     "COMPONENTS",

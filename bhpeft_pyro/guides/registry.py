@@ -1,16 +1,18 @@
-"""`autoguide`: a guide by name, or any of Pyro's by class."""
+"""Whether a guide is of the model that it is to be fitted to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
+from torch import nn
 
 from ..errors import GuideError
 from ..model import Model
+from ..patterns import first_match
 from .blocks import BlockGuide, Family, plan
 from .budget import Budget, budget
 from .delta import DeltaGuide
@@ -20,10 +22,113 @@ from .latent import latents
 from .lowrank import FullGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
-from .presets import PRESETS
-from .pyro_guide import PYROS, PyroGuide
+from .pyro_guides import PYROS, PyroGuide
 
-__all__ = ["COMPONENTS", "GUIDES", "GuideLike", "autoguide"]
+__all__ = [
+    "COMPONENTS",
+    "GUIDES",
+    "PRESETS",
+    "GuideLike",
+    "a_only",
+    "autoguide",
+    "check_made_for",
+    "down_only",
+]
+
+
+def check_made_for(model: Model, guide: nn.Module) -> None:
+    """Compare the sites that a guide tells its central values of with the model's.
+
+    Pyro's guides and those that do not tell are left to the first step, which compares traces.
+
+    Raises:
+        GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
+            guide has a latent for each site.
+    """
+    if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
+        return
+    there = latents(model)
+    joint = [name for latent in there for name in latent.sites]
+    if joint and isinstance(guide, NormalGuide | DeltaGuide):
+        raise GuideError(
+            f"guide: under this prior {', '.join(joint)} are drawn jointly, which a "
+            f"{type(guide).__name__} is not; expected 'laplace', 'lowrank' or 'full', or "
+            "posterior.update(data, guide=...) of the posterior that the prior comes from"
+        )
+    try:
+        found = {name: tuple(value.shape) for name, value in guide.means().items()}
+    except NotImplementedError:
+        return
+    shapes = {site.name: site.shape for site in model.sites}
+    sampled = {name for latent in there for name in latent.names}
+    missing = [name for name in shapes if name in sampled - found.keys()]
+    unknown = [name for name in found if name not in sampled | shapes.keys()]
+    other = [name for name, shape in shapes.items() if found.get(name, shape) != shape]
+    wrong = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("it lacks", missing),
+            ("the model lacks", unknown),
+            ("other shapes of", other),
+        )
+        if names
+    ]
+    if wrong:
+        raise GuideError(
+            f"guide: this {type(guide).__name__} was made for another model: {'; '.join(wrong)}; "
+            "expected one made for the model that is fitted"
+        )
+
+
+def down_only(names: Sequence[str], width: float | None = None) -> dict[str, Family]:
+    """Normal down-projections (LoRA A, adapter, prefix encoder), as the code of the paper has it
+    (arXiv 2508.02711).
+
+    Points: up-projections, the embedding of the prefix, a prefix without encoder, and the head.
+
+    Args:
+        names: of the model's latents.
+        width: of the points, as priors of a next round (`DeltaGuide`).
+
+    Raises:
+        GuideError: there is no down-projection.
+    """
+    return _random("down only", ("*.A", "*.down"), names, width)
+
+
+def a_only(names: Sequence[str], width: float | None = None) -> dict[str, Family]:
+    """Normal LoRA A, all else a point, as in BLoB (Wang et al. 2024).
+
+    Args:
+        names, width: as for `down_only`.
+
+    Raises:
+        GuideError: there is no LoRA.
+    """
+    return _random("A only", ("lora.*.A",), names, width)
+
+
+PRESETS: dict[str, Callable[..., dict[str, Family]]] = {"down only": down_only, "A only": a_only}
+"""Ready mappings for `autoguide`, by name."""
+
+
+def _random(
+    preset: str, stems: Iterable[str], names: Sequence[str], width: float | None
+) -> dict[str, Family]:
+    # Latents that the prior has in place of a site, or for its scale, have names that go on.
+    patterns = [pattern for stem in stems for pattern in (stem, f"{stem}.*")]
+    found = [p for p in patterns if any(first_match(name, [p]) for name in names)]
+    if not found:
+        raise GuideError(
+            f"guide: {preset!r} has nothing to be random, no site is named like "
+            f"{' or '.join(stems)}; sites: {', '.join(names)}"
+        )
+    points: Family = "delta" if width is None else ("delta", {"width": width})
+    families: dict[str, Family] = dict.fromkeys(found, "normal")
+    if any(first_match(name, found) is None for name in names):
+        families["*"] = points
+    return families
+
 
 GUIDES: dict[str, Callable[..., Guide]] = {
     "laplace": LaplaceGuide,

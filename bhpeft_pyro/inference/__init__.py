@@ -1,7 +1,7 @@
 """Inference: the loss, natural gradients, the loop over steps, and prediction."""
 
 from .elbo import ELBO
-from .natural import NaturalGradient
+from .optimizers import NaturalGradient
 from .options import FitOptions
 from .report import FitReport
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..linear import Outputs, symmetric_noise
-from .draws import seeded
+from .elbo import seeded
 
 __all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]
 

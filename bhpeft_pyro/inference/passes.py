@@ -14,13 +14,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..batch import Batch
+from ..data import Examples
+from ..data.epochs import in_order, shuffled
 from ..guides.guide import is_linear
+from ..head import Head, check_features
 from ..linear import linear_predictives
 from ..model import Model
-from .draws import completed, point, strata
-from .feed import Feed
+from .elbo import completed, point, strata
 
-__all__ = ["Block", "Take", "by_batch", "centre", "drawn", "max_rows", "passes"]
+__all__ = [
+    "Block",
+    "Feed",
+    "Take",
+    "by_batch",
+    "centre",
+    "drawn",
+    "max_rows",
+    "passes",
+]
+
 
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if there are
@@ -188,3 +200,85 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
         width = max(value.shape[-1] for value in values)
         values = [functional.pad(value, (0, width - value.shape[-1])) for value in values]
     return torch.cat([*values], 1)
+
+
+class Feed:
+    """Training and prediction batches of a data set.
+
+    Without PEFT weights the transformer's features never change: they are computed once, and a
+    head-only fit costs no more than the head. If `frozen`, the same is done with PEFT weights,
+    which then have no effect: they are held at `weights`, one tensor a site, or left out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Examples,
+        frozen: bool = False,
+        batch_size: int = 64,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.examples = examples
+        self.features: Tensor | None = None
+        self.choices: Tensor | None = None
+        network = model.network
+        if (frozen or not network.kinds) and isinstance(network.head, Head):
+            self._compute(model, batch_size, weights)
+
+    def whole(self) -> Batch:
+        """All examples as one batch, where features are computed."""
+        return self._batch(torch.arange(len(self.examples)))
+
+    def training(
+        self, batch_size: int, particles: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """One epoch of shuffled batches, each split over the particles."""
+        if self.features is None:
+            yield from (
+                batch.split(particles)
+                for batch in self.examples.batches(
+                    batch_size, shuffle=True, generator=generator, multiple_of=particles
+                )
+            )
+            return
+        alike = torch.zeros(len(self.examples), dtype=torch.long)
+        for indices in shuffled(alike, batch_size, particles, False, generator):
+            yield self._batch(indices).split(particles)
+
+    def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+        """Every example once, with its indices."""
+        if self.features is None:
+            yield from self.examples.by_length(batch_size)
+            return
+        for indices in in_order(len(self.examples), batch_size, 1, False):
+            yield indices, self._batch(indices)
+
+    def _batch(self, indices: Tensor) -> Batch:
+        assert self.features is not None
+        labels = self.examples.labels
+        return Batch(
+            {},
+            None if labels is None else labels[indices],
+            size=len(self.examples),
+            choices=None if self.choices is None else self.choices[indices],
+            features=self.features[indices],
+        )
+
+    def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
+        parts = []
+        held = () if weights is None else (weights,)
+        for indices, batch in self.examples.by_length(batch_size):
+            features = model.network.features(batch.to(model.network.device), *held).cpu()
+            parts.append((indices, check_features(features)))
+        shape = list(parts[0][1].shape)
+        shape[0] = len(self.examples)
+        counts = self.examples.counts
+        if counts is not None:
+            shape[1] = int(counts.max())
+            self.choices = torch.arange(shape[1]) < counts.unsqueeze(-1)
+        self.features = torch.zeros(shape)
+        for indices, features in parts:
+            if counts is None:
+                self.features[indices] = features
+            else:
+                self.features[indices, : features.shape[1]] = features

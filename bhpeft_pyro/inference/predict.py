@@ -19,9 +19,8 @@ from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import LaplaceGuide
 from ..linear import output_moments, symmetric_noise
 from ..model import Model
-from .draws import seeded, strata
-from .feed import Feed
-from .passes import by_batch, drawn, passes
+from .elbo import seeded, strata
+from .passes import Feed, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]
 

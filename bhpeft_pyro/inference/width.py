@@ -26,10 +26,9 @@ from ..guides.budget import GATHERED_ONCE
 from ..linear import Outputs, jacobian, output_moments, symmetric_noise
 from ..model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
-from .curvature import Gathered
-from .draws import seeded
-from .feed import Feed
-from .fisher import every
+from .curvature import Gathered, every
+from .elbo import seeded
+from .passes import Feed
 from .report import FitReport
 
 __all__ = ["equal_effect", "settle", "widen"]

@@ -1,6 +1,7 @@
 """What LoRA, adapter and prefix weights do to a frozen transformer. No Pyro in here."""
 
-from . import known, presets  # `known` fills the registry of architectures
+from . import architectures as known
+from . import presets
 from .adapter import Adapter
 from .architectures import Architecture, Part, register_architecture
 from .attachment import Attachment

@@ -16,7 +16,7 @@ from .architectures import Block
 from .binding import Binding
 from .gate import OPENING, Gate, opening
 from .kinds import Kind, Stack, Weights, check_count
-from .lowrank import add_low_rank
+from .lora import add_low_rank
 from .probe import Scales
 from .sites import Site, kaiming, zeros
 

@@ -18,8 +18,7 @@ from .adapter import Adapter
 from .architectures import architecture_of, blocks_of
 from .attention import claim, release
 from .binding import Binding, activate, install, new_token
-from .checkpointing import install_checkpointing, wants_checkpointing
-from .gradients import check_gradients
+from .checkpointing import check_gradients, install_checkpointing, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix

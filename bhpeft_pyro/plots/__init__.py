@@ -1,8 +1,7 @@
 """Plots. Each draws on `ax` (or a new figure's) and returns it."""
 
-from .fits import elbo_trace, rank_ecdf
+from .fits import change_forest, elbo_trace, rank_ecdf, shift_by_layer
 from .forecasts import epistemic_aleatoric, rejection, reliability, uncertainty_histogram
-from .layers import change_forest, shift_by_layer
 
 __all__ = [
     "change_forest",

@@ -1,4 +1,7 @@
-"""Plots of forecasts: calibration, rejection, uncertainty."""
+"""Colours, marks and axes of all plots.
+
+The colours are Okabe and Ito's, told apart by colour-blind readers; marks and dashes differ too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,37 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..errors import ConfigError, LikelihoodError
 from ..forecast import ClassForecast, Forecast
-from ..metrics import BINS, calibration_bins, rejection_curve
-from .style import BLUE, GREY, SKY, STYLES, VERMILLION, new_axes
+from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
-__all__ = ["epistemic_aleatoric", "rejection", "reliability", "uncertainty_histogram"]
+__all__ = [
+    "epistemic_aleatoric",
+    "new_axes",
+    "rejection",
+    "reliability",
+    "uncertainty_histogram",
+]
+
+
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
+)  # fmt: skip
+STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE), "osD^v", strict=True))
+
+
+def new_axes(ax: Axes | None) -> Axes:
+    """The given axes or a new figure's, without the frame."""
+    if ax is None:
+        ax = plt.subplots(layout="constrained")[1]
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
 
 _WORDS = {
     "epistemic": "epistemic uncertainty: mutual information (nats)",

@@ -1,18 +1,23 @@
 """Priors: stochastic functions from sites to their tensors."""
 
 from .ard import ARD, effective_rank
-from .blocks import BlockPrior
-from .default import FunctionSpaceNormal, default
 from .flow import FlowPrior
+from .from_posterior import (
+    JOINT,
+    BlockPrior,
+    JointPrior,
+    PosteriorPrior,
+    VectorPrior,
+    apart,
+    joint_name,
+    unpack,
+)
 from .gates import Gates, gate_probabilities
-from .heavy import Laplace, StudentT
+from .heavy_tailed import Horseshoe, Laplace, StudentT
 from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
-from .horseshoe import Horseshoe
-from .joint import JOINT, JointPrior, VectorPrior, apart, joint_name, unpack
 from .mixture import MixturePrior
-from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
-from .scales import FunctionSpacePrior
+from .scales import FunctionSpaceNormal, FunctionSpacePrior, default
 
 __all__ = [
     "ARD",

@@ -14,7 +14,7 @@ from pyro.distributions.transforms import affine_autoregressive, iterated
 from torch import Tensor
 from torch.distributions import constraints
 
-from .joint import JOINT, VectorPrior
+from .from_posterior import JOINT, VectorPrior
 
 __all__ = ["FlowPrior", "placed_flow"]
 

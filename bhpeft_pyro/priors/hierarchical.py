@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
-from .posterior import PosteriorPrior
+from .from_posterior import PosteriorPrior
 from .scales import FunctionSpacePrior, along, multiplied
 
 if TYPE_CHECKING:

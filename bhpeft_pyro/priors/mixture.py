@@ -17,8 +17,7 @@ from torch.distributions import constraints
 
 from ..errors import GuideError, PriorError
 from ..peft.sites import Site
-from .joint import apart, unpack
-from .posterior import PosteriorPrior
+from .from_posterior import PosteriorPrior, apart, unpack
 from .prior import Prior, complete
 
 __all__ = ["MIXTURE", "Mixture", "MixturePrior"]

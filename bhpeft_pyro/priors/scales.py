@@ -19,7 +19,15 @@ from ..errors import PriorError
 from ..peft.sites import Site
 from ..plain import make_plain
 
-__all__ = ["FunctionSpacePrior", "along", "log_of", "multiplied"]
+__all__ = [
+    "FunctionSpaceNormal",
+    "FunctionSpacePrior",
+    "along",
+    "default",
+    "log_of",
+    "multiplied",
+]
+
 
 _CHANGE, _HEAD = 0.1, 1.0
 _OPEN = ("change", "head")  # may be None
@@ -153,3 +161,25 @@ def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
     )
     value: Tensor = pyro.deterministic(site.name, loc + factor * standard, event_dim=site.ndim)
     return value
+
+
+@dataclass(frozen=True)
+class FunctionSpaceNormal(FunctionSpacePrior):
+    """Independent Normals whose scales mean the same on every backbone.
+
+    Args:
+        change, spread, head, other: sds, as for every `FunctionSpacePrior`.
+
+    >>> from bhpeft_pyro.head import Head
+    >>> prior = FunctionSpaceNormal(head=2.0)
+    >>> sorted(prior(Head(3).sites(16)))
+    ['head.bias', 'head.weight']
+    """
+
+    def sample(self, site: Site) -> Tensor:
+        return self.normal(site)
+
+
+def default() -> FunctionSpaceNormal:
+    """The prior used when none is given."""
+    return FunctionSpaceNormal()

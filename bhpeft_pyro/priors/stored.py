@@ -15,11 +15,9 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
-from .blocks import BlockPrior
 from .flow import FlowPrior
-from .joint import JointPrior
+from .from_posterior import BlockPrior, JointPrior, PosteriorPrior
 from .mixture import MixturePrior
-from .posterior import PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
 __all__ = ["describe", "moved", "revive"]

@@ -4,7 +4,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from . import transfer
+from . import record as transfer
 from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
@@ -12,8 +12,8 @@ from .growth import grow
 from .history import History
 from .projection import projected
 from .record import Record
-from .replay import Replay
 from .stream import prequential, stream
+from .update import Replay
 
 if TYPE_CHECKING:
     from . import figures

@@ -14,8 +14,8 @@ from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import LaplaceGuide, MixtureGuide, prior_guide
-from ..inference.draws import seeded
-from ..inference.optimise import as_module
+from ..inference.elbo import seeded
+from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..mixture import MixturePosterior
 from ..model import Model

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import DataError
-from ..plots.style import BLUE, GREY, VERMILLION, new_axes
+from ..plots.forecasts import BLUE, GREY, VERMILLION, new_axes
 from .record import Record
 
 __all__ = ["over_time", "overview", "scores"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -13,12 +14,20 @@ from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import files, saving
-from ..errors import SaveError
+from ..errors import ConfigError, SaveError
+from ..head import Head, OwnHead
 from ..inference.report import FitReport
+from ..model import Model
 from ..posterior import Posterior
 from ..priors import PriorLike
+from .update import has_learnt
 
-__all__ = ["History"]
+__all__ = [
+    "History",
+    "check_same",
+    "resume",
+]
+
 
 _PARTIAL = ".partial"
 _SHOWN = 4  # metrics a line
@@ -168,3 +177,53 @@ def _line(report: FitReport, folder: str) -> str:
         parts.append(f"another guide, {report.projection:.2f} nats away")
     parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
     return "  ".join(filter(None, parts))
+
+
+def resume(history: History, model: Model) -> Posterior | None:
+    """The last posterior, if there are rounds.
+
+    Raises:
+        ConfigError: they branch, or are of another model.
+    """
+    leaves = history.leaves
+    if len(leaves) > 1:
+        raise ConfigError(
+            f"folder: {history.folder} holds {len(leaves)} branches ({', '.join(leaves)}), "
+            "expected a single line of rounds"
+        )
+    if not leaves:
+        return None
+    network = model.network
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+    there = last.model
+    for what, given, found in (
+        ("PEFT weights", network.kinds, there.network.kinds),
+        ("head", _apart(network.head), _apart(there.network.head)),
+        ("likelihood", repr(model.likelihood), repr(there.likelihood)),
+    ):
+        if given != found:
+            raise ConfigError(
+                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
+                "expected the same model, or another folder"
+            )
+    return last
+
+
+def _apart(head: Head | OwnHead) -> object:
+    """A head without the number of its outputs, which new labels add to."""
+    return replace(head, outputs=2) if isinstance(head, Head) else head
+
+
+def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
+    """Whether a round that is done is of this very batch.
+
+    Raises:
+        ConfigError: it is of another.
+    """
+    report = posterior.lineage[number]
+    examples = posterior.text.encode(posterior.model, data, labelled=True)
+    if report.name != name or not has_learnt(report, examples):
+        raise ConfigError(
+            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
+            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
+        )

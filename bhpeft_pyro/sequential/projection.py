@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from ..distributions import Covariance, LowRankNormal
 from ..errors import PriorError
 from ..guides import Guide, GuideLike, LowRankGuide, autoguide
-from ..inference.draws import seeded
+from ..inference.elbo import seeded
 from ..model import Model
 from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, joint_name, unpack
 

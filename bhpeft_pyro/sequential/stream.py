@@ -13,15 +13,15 @@ from tqdm.auto import tqdm
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError, GuideError
-from ..fitting import fit
 from ..forecast import ClassForecast
+from ..forecast.metrics import evaluate
 from ..guides import GuideLike, LaplaceGuide, autoguide, prior_guide
 from ..guides.blocks import title
 from ..guides.guide import prior_of
-from ..inference.draws import seeded
+from ..inference.elbo import seeded
+from ..inference.fit import fit
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
-from ..metrics import evaluate
 from ..mixture import MixturePosterior
 from ..model import Model
 from ..posterior import Posterior
@@ -30,10 +30,9 @@ from ..stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for
-from .history import History
+from .history import History, check_same, resume
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .replay import Replay
-from .resume import check_same, resume
+from .update import Replay
 
 __all__ = ["Learner", "prequential", "stream"]
 

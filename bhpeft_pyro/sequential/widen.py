@@ -11,9 +11,9 @@ import torch
 
 from ..data import Examples
 from ..errors import GuideError
-from ..fitting import is_open, joined
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
+from ..inference.fit import is_open, joined
 from ..inference.width import widen as measure
 from ..mixture import MixturePosterior
 from ..model import Model

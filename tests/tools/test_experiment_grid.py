@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import metrics
 from bhpeft_pyro.errors import ConfigError, SaveError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.guides import DeltaGuide, LaplaceGuide
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import (

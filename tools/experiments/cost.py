@@ -18,8 +18,8 @@ from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import Guide, LaplaceGuide, autoguide
 from bhpeft_pyro.guides.guide import is_point
 from bhpeft_pyro.head import Head
-from bhpeft_pyro.inference.alignment import align
-from bhpeft_pyro.inference.optimise import as_module
+from bhpeft_pyro.inference.initialization import align
+from bhpeft_pyro.inference.loop import as_module
 from bhpeft_pyro.inference.options import FitOptions
 from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model import Model

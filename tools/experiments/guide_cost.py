@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import BertConfig, BertModel
 
-from bhpeft_pyro.fitting import fit
 from bhpeft_pyro.guides import autoguide, budget, latents
 from bhpeft_pyro.head import Head
+from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.network import RandomPEFT
 from bhpeft_pyro.peft import presets

@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bhpeft_pyro.fitting import fit
 from bhpeft_pyro.head import Head
+from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.inference.predict import AnyForecast
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.network import RandomPEFT

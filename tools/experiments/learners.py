@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.fitting import fit
+from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.posterior import Posterior
 from bhpeft_pyro.sequential import Replay

@@ -11,9 +11,9 @@ from typing import Any
 from datasets import Dataset
 
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.guides import GuideLike
 from bhpeft_pyro.inference.predict import AnyForecast
-from bhpeft_pyro.metrics import evaluate
 from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.peft import Kind, presets

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.files import write
-from bhpeft_pyro.metrics import standard_error
+from bhpeft_pyro.forecast.metrics import standard_error
 
 __all__ = ["Run", "cell", "check_setting", "complete", "file_of", "known", "load", "show"]
 

@@ -8,10 +8,17 @@ from dataclasses import dataclass, field, replace
 from scipy import stats
 from torch import Tensor
 
-from bhpeft_pyro.calibration import tempered
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast.metrics import (
+    FRACTIONS,
+    coverage,
+    evaluate,
+    nlls,
+    ood_auroc,
+    rejection_curve,
+)
+from bhpeft_pyro.forecast.temperature_scaling import tempered
 from bhpeft_pyro.inference.predict import AnyForecast
-from bhpeft_pyro.metrics import FRACTIONS, coverage, evaluate, nlls, ood_auroc, rejection_curve
 
 from .outcome import Outcome
 

@@ -30,10 +30,9 @@ from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.head import Head
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.inference.elbo import ELBO, draw
+from bhpeft_pyro.inference.optimizers import optimizers
 from bhpeft_pyro.inference.options import FitOptions
-from bhpeft_pyro.inference.steps import optimizers
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.network import RandomPEFT
 from bhpeft_pyro.peft import Kind, presets

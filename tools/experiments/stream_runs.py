@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, logging
 
 from bhpeft_pyro.data import CutWarning, Examples, encode
-from bhpeft_pyro.fitting import fit
 from bhpeft_pyro.head import Head
+from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model import Model
 from bhpeft_pyro.network import RandomPEFT
 from bhpeft_pyro.peft import presets

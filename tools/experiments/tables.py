@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from bhpeft_pyro.metrics import standard_error
+from bhpeft_pyro.forecast.metrics import standard_error
 
 __all__ = ["Cell", "Row", "Table"]
 

@@ -19,21 +19,25 @@ from ..batch import Batch
 from ..data import Examples
 from ..errors import ConfigError, FitError
 from ..forecast import RatingForecast
+from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of, is_point
-from ..metrics import nlls
 from ..model import Model
+from .convergence import Watch, culprit
 from .curvature import narrowed
-from .draws import seeded
-from .elbo import ELBO
-from .feed import Feed
+from .elbo import ELBO, seeded
+from .optimizers import optimizers, trained
+from .passes import Feed
 from .predict import predict
 from .report import FitReport
-from .steps import optimizers, trained
 from .threads import let_others, sampling
-from .watch import Watch, culprit
 
-__all__ = ["OptimizerFactory", "as_module", "optimise"]
+__all__ = [
+    "OptimizerFactory",
+    "as_module",
+    "optimise",
+]
+
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 

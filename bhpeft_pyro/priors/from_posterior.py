@@ -1,4 +1,4 @@
-"""A posterior over all weights at once as a prior."""
+"""A fitted posterior as a prior: what closes the loop of sequential updating."""
 
 from __future__ import annotations
 
@@ -18,8 +18,69 @@ from torch import Tensor
 from ..distributions import LowRankNormal
 from ..errors import PriorError
 from ..peft.sites import Site
+from .prior import Prior, complete
 
-__all__ = ["JOINT", "JointPrior", "VectorPrior", "apart", "joint_name", "unpack"]
+__all__ = [
+    "JOINT",
+    "BlockPrior",
+    "JointPrior",
+    "PosteriorPrior",
+    "VectorPrior",
+    "apart",
+    "joint_name",
+    "unpack",
+]
+
+
+class PosteriorPrior:
+    """Yesterday's posterior, matched to today's sites by name and shape.
+
+    Args:
+        distributions: one per site, as `Guide.distributions()` gives them; the latents that
+            the earlier prior had besides its sites (scales, gates) are among them.
+        structure: the earlier prior, if it makes sites out of its other latents; it goes on to.
+
+    >>> import pyro.distributions as dist
+    >>> prior = PosteriorPrior({"tau": dist.LogNormal(0., 1.)})
+    >>> sorted(prior([]))
+    ['tau']
+    """
+
+    def __init__(
+        self, distributions: Mapping[str, TorchDistribution], structure: Prior | None = None
+    ) -> None:
+        self.distributions = dict(distributions)
+        self.structure = structure
+
+    def covers(self, sites: Sequence[Site]) -> bool:
+        """Whether every site has a distribution of its own."""
+        return all(site.name in self.distributions for site in sites)
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        for site in sites:
+            known = self.distributions.get(site.name)
+            if known is None:
+                if self.structure is not None:
+                    continue
+                raise PriorError(
+                    f"prior: the earlier posterior has no site {site.name!r}; it has "
+                    f"{', '.join(self.distributions)}"
+                )
+            if tuple(known.event_shape) != site.shape:
+                raise PriorError(
+                    f"prior: the earlier posterior's site {site.name!r} has shape "
+                    f"{tuple(known.event_shape)}, this model's {site.shape}"
+                )
+        values = {name: pyro.sample(name, known) for name, known in self.distributions.items()}
+        made = [site for site in sites if site.name not in values]
+        if self.structure is not None and made:
+            whole = complete(self.structure, sites, values)
+            for site in made:
+                values[site.name] = pyro.deterministic(
+                    site.name, whole[site.name], event_dim=site.ndim
+                )
+        return values
+
 
 JOINT = "weights"
 """Name of the latent that holds all weights; of those that hold some, what it begins with."""
@@ -129,3 +190,48 @@ def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
         name: flat[..., start:end].reshape((*flat.shape[:-1], *shape))
         for (name, shape), start, end in zip(shapes.items(), ends, ends[1:], strict=False)
     }
+
+
+class BlockPrior:
+    """Independent blocks: what a posterior of blocks is as a prior.
+
+    Args:
+        parts: no two with a site in common.
+
+    >>> import torch
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.distributions import Covariance, LowRankNormal
+    >>> from bhpeft_pyro.head import Head
+    >>> weight = LowRankNormal(torch.zeros(16), Covariance.diagonal(torch.ones(16)))
+    >>> bias = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    >>> parts = [JointPrior(weight, {"head.weight": (2, 8)}), PosteriorPrior({"head.bias": bias})]
+    >>> sorted(BlockPrior(parts)(Head(2).sites(8)))
+    ['head.bias', 'head.weight']
+    """
+
+    def __init__(self, parts: Iterable[JointPrior | PosteriorPrior]) -> None:
+        self.parts = tuple(parts)
+
+    def sites_of(self, part: JointPrior | PosteriorPrior, sites: Sequence[Site]) -> list[Site]:
+        """Those of the sites that a part is a prior of."""
+        known = part.shapes if isinstance(part, JointPrior) else part.distributions
+        return [site for site in sites if site.name in known]
+
+    @classmethod
+    def of(
+        cls, single: Mapping[str, TorchDistribution], joint: Sequence[JointPrior]
+    ) -> BlockPrior | JointPrior | PosteriorPrior:
+        """Of latents on their own, and of those that belong together: a prior of one part is that
+        part itself."""
+        parts: list[JointPrior | PosteriorPrior] = [*joint]
+        if single or not joint:
+            parts.insert(0, PosteriorPrior(single))
+        return cls(parts) if len(parts) > 1 else parts[0]
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for part in self.parts:
+            values |= part(self.sites_of(part, sites))
+        if unknown := [site.name for site in sites if site.name not in values]:
+            raise PriorError(f"prior: the earlier posterior has no site {', '.join(unknown)}")
+        return values

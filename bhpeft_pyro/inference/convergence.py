@@ -12,7 +12,10 @@ from ..model import Model
 from .elbo import Parts
 from .report import FitReport, drifting, unsettled
 
-__all__ = ["Watch", "culprit"]
+__all__ = [
+    "Watch",
+    "culprit",
+]
 
 
 class Watch:

@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
-from ..errors import ConfigError
+from ..distributions import Covariance
+from ..errors import ConfigError, GuideError
+from ..guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide
+from ..guides.guide import blocks_of
+from .options import FitOptions
 
-__all__ = ["NaturalGradient"]
+__all__ = [
+    "NaturalGradient",
+    "WhitenedAdam",
+    "optimizers",
+    "trained",
+]
+
 
 _TRUST = 0.2  # largest change of a log precision per step
 
@@ -104,3 +114,93 @@ def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor
     """Exponential average, corrected for its start at zero as in Adam."""
     buffer.lerp_(gradient, 1 - decay)
     return buffer / (1 - decay**step)
+
+
+class WhitenedAdam(Adam):
+    """Adam (Kingma and Ba 2015) on z, where loc = center + root z.
+
+    With the prior's mean and covariance the prior of z is N(0, I), whatever the scales of the
+    weights and, from the second round on, however narrow the last posterior is along some axes.
+
+    Args:
+        loc: what is moved.
+        center, covariance: of these coordinates.
+        lr: the step size, in sds of the covariance.
+    """
+
+    def __init__(
+        self, loc: nn.Parameter, center: Tensor, covariance: Covariance, lr: float = 0.05
+    ) -> None:
+        self.loc, self.center, self.covariance = loc, center, covariance
+        self.white = nn.Parameter(covariance.unroot(loc.detach() - center))
+        super().__init__([self.white], lr=lr)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.loc.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        assert self.loc.grad is not None
+        self.white.grad = self.covariance.pull(self.loc.grad)
+        loss = super().step(closure)
+        self.loc.copy_(self.center + self.covariance.root(self.white))
+        return loss
+
+
+_NOISE = 10.0  # step size of a point's noise scale, of the other weights': it has far to go
+
+
+def trained(guide: nn.Module) -> list[nn.Parameter]:
+    """The parameters to be fitted.
+
+    Raises:
+        GuideError: there are none.
+    """
+    found = [p for p in guide.parameters() if p.requires_grad]
+    if not found:
+        raise GuideError("the guide has no parameters to fit")
+    return found
+
+
+def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
+    """Natural gradients for means and sds, Adam for joint means and for what else there is.
+
+    Args:
+        guide: any; one made of blocks has the steps of each of them.
+        options: how to fit.
+        examples: N.
+    """
+    rest = {id(parameter): parameter for parameter in trained(guide)}
+    found: list[Optimizer] = []
+    for block in blocks_of(guide):
+        if isinstance(block, LaplaceGuide):
+            steps = Covariance.diagonal(1 + (_NOISE - 1) * block.of_likelihood())
+            found.append(WhitenedAdam(block.loc, block.loc.detach().clone(), steps, options.lr))
+            del rest[id(block.loc)]
+        elif isinstance(block, LowRankGuide):
+            normal = block.prior
+            found.append(WhitenedAdam(block.loc, normal.loc, normal.covariance, options.joint_lr))
+            del rest[id(block.loc)]
+        elif isinstance(block, DeltaGuide) and (own := block.of_likelihood()):
+            found.append(Adam(own, lr=_NOISE * options.lr))
+            for parameter in own:
+                del rest[id(parameter)]
+    pairs = guide.natural_pairs() if isinstance(guide, Guide) else []
+    if pairs:
+        found.append(NaturalGradient(pairs, lr=natural_lr(options, examples)))
+        for parameter in (parameter for pair in pairs for parameter in pair):
+            rest.pop(id(parameter), None)
+    if rest:
+        found.append(Adam(rest.values(), lr=options.lr))
+    return found
+
+
+def natural_lr(options: FitOptions, examples: int) -> float:
+    """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
+    variance rho N / (2 B), in units of the posterior's, so more would be mostly noise.
+
+    The sds of a cold posterior are small by sqrt(T), and steps are measured in their squares."""
+    if options.natural_lr is not None:
+        return options.natural_lr
+    cold = min(options.temperature or 1.0, 1.0)
+    return min(options.batch_size * options.accumulate / examples, 0.1) / cold

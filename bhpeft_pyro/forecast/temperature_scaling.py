@@ -11,10 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, DataError, LikelihoodError
-from .forecast import ClassForecast
+from ..errors import ConfigError, DataError, LikelihoodError
+from . import ClassForecast
 
-__all__ = ["fit_temperature", "scale", "tempered"]
+__all__ = [
+    "fit_temperature",
+    "scale",
+    "tempered",
+]
+
 
 _LIMIT = 100.0
 _BISECTIONS = 60  # down to rounding in float64

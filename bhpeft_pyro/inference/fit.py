@@ -14,10 +14,10 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from .data import Columns, Examples
-from .data.labels import check_names
-from .errors import ConfigError, DataError, FitError
-from .guides import (
+from ..data import Columns, Examples
+from ..data.labels import check_names
+from ..errors import ConfigError, DataError, FitError
+from ..guides import (
     COMPONENTS,
     DeltaGuide,
     Guide,
@@ -27,27 +27,35 @@ from .guides import (
     autoguide,
     check_made_for,
 )
-from .guides.guide import is_linear, is_point, prior_of
-from .inference.alignment import align
-from .inference.draws import seeded
-from .inference.optimise import OptimizerFactory, as_module, optimise
-from .inference.options import FitOptions
-from .inference.report import FitReport
-from .inference.start import may_start, own_start, scatter, start
-from .inference.threads import fitting
-from .inference.width import settle, widen
-from .likelihoods import HeteroscedasticNormal, Likelihood, Normal
-from .mixture import MixturePosterior, keeping, seeds
-from .model import Model
-from .posterior import Coreset, Posterior
-from .priors import FunctionSpaceNormal
-from .priors.check import check_prior
-from .reading import TextOptions
+from ..guides.guide import is_linear, is_point, prior_of
+from ..likelihoods import HeteroscedasticNormal, Likelihood, Normal
+from ..mixture import MixturePosterior, keeping, seeds
+from ..model import Model
+from ..posterior import Coreset, Posterior
+from ..priors import FunctionSpaceNormal
+from ..priors.prior import check_prior
+from ..reading import TextOptions
+from .elbo import seeded
+from .initialization import align, may_start, own_start, scatter, start
+from .loop import OptimizerFactory, as_module, optimise
+from .options import FitOptions
+from .report import FitReport
+from .threads import fitting
+from .width import settle, widen
 
 if TYPE_CHECKING:
-    from .sequential import Replay
+    from ..sequential import Replay
 
-__all__ = ["PULL", "check_how", "fit", "fit_round", "is_open", "joined", "needs_rows"]
+__all__ = [
+    "PULL",
+    "check_how",
+    "fit",
+    "fit_round",
+    "is_open",
+    "joined",
+    "needs_rows",
+]
+
 
 PULL = 0.1
 """How strongly an earlier posterior pulls at the next round's point (`temperature`).

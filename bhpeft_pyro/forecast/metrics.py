@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import ConfigError, DataError, LikelihoodError
-from .forecast import ClassForecast, Forecast, RatingForecast
+from ..errors import ConfigError, DataError, LikelihoodError
+from . import ClassForecast, Forecast, RatingForecast
 
 __all__ = [
     "CalibrationBins",
@@ -28,6 +28,7 @@ __all__ = [
     "rejection_curve",
     "standard_error",
 ]
+
 
 BINS = 15
 FRACTIONS = tuple(step / 10 for step in range(10))

@@ -6,19 +6,20 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, likelihoods, peft, priors, sequential, tasks
-from .batch import Batch
+from . import data, errors, forecast, guides, peft, priors, sequential
 from .data import Columns, Examples, encode
+from .data.batch import Batch
 from .forecast import ClassForecast, RatingForecast, metrics
 from .guides import Guide, autoguide
-from .head import Head, OwnHead
 from .inference import ELBO, FitOptions, FitReport, NaturalGradient
 from .inference.fit import fit
-from .mixture import MixturePosterior
-from .model import Model
-from .network import RandomPEFT
+from .model import likelihoods, tasks
+from .model.head import Head, OwnHead
+from .model.model import Model
+from .model.network import RandomPEFT
 from .peft import presets
-from .posterior import Posterior
+from .posterior.mixture import MixturePosterior
+from .posterior.posterior import Posterior
 from .sequential import History, Replay, stream
 
 __version__ = "0.1.0"

@@ -13,11 +13,11 @@ from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, LaplaceGuide, latents
 from .inference.elbo import blocks
-from .mixture import MixturePosterior
-from .network import RandomPEFT
+from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
-from .posterior import Posterior
+from .posterior.mixture import MixturePosterior
+from .posterior.posterior import Posterior
 from .priors import unpack
 
 __all__ = [

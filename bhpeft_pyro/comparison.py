@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import files
 from .errors import ConfigError
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
@@ -17,10 +16,11 @@ from .forecast.temperature_scaling import tempered
 from .inference.fit import fit
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast
-from .mixture import MixturePosterior
-from .model import Model
+from .model.model import Model
 from .peft import Kind, presets
-from .posterior import Posterior
+from .posterior import io
+from .posterior.mixture import MixturePosterior
+from .posterior.posterior import Posterior
 
 if TYPE_CHECKING:
     import pandas
@@ -191,7 +191,7 @@ def _saved(folder: Path, model: Model, options: FitOptions, count: int) -> Poste
     Raises:
         ConfigError: it was fitted in another way.
     """
-    if not files.exists(folder):
+    if not io.exists(folder):
         return None
     network = model.network
     found = Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)

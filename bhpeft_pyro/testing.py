@@ -8,12 +8,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from .batch import Batch
 from .data import Examples, encode
-from .head import Head
-from .likelihoods import Likelihood
-from .model import Model
-from .network import RandomPEFT
+from .data.batch import Batch
+from .model.head import Head
+from .model.likelihoods import Likelihood
+from .model.model import Model
+from .model.network import RandomPEFT
 from .peft import Kind, presets
 from .priors import PriorLike
 

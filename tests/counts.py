@@ -8,7 +8,7 @@ from typing import Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from bhpeft_pyro.likelihoods import Likelihood
+from bhpeft_pyro.model.likelihoods import Likelihood
 
 COUNTS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"] * 3, "label": [0.0, 4.0, 1.0, 9.0] * 3}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.likelihoods import Likelihood
+from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 WIDTH = 16  # of the tiny backbone

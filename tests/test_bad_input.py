@@ -21,7 +21,7 @@ from bhpeft_pyro.errors import (
 )
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.inference import loop as optimise
-from bhpeft_pyro.likelihoods import Likelihood, MultipleChoice, Normal, OrderedLogistic
+from bhpeft_pyro.model.likelihoods import Likelihood, MultipleChoice, Normal, OrderedLogistic
 from bhpeft_pyro.priors import Laplace
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

@@ -24,8 +24,8 @@ from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.inference import fit as fitting
 from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.inference.predict import predict
-from bhpeft_pyro.mixture import MixturePosterior
 from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -16,7 +16,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, SaveError
 from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.inference import fit as fitting
-from bhpeft_pyro.mixture import MixturePosterior, seeds
+from bhpeft_pyro.posterior.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 FAMILIES: list[Any] = ["normal", "lowrank", "laplace", {"head.weight": "full", "*": "normal"}]

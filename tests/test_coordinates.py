@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BertModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.batch import Batch
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.inference.curvature import diagonal, scores
 from bhpeft_pyro.inference.initialization import _eigen, align

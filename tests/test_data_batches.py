@@ -11,9 +11,8 @@ import torch
 from test_data_helpers import bert_like, gpt_like, texts_of
 from torch import Tensor
 
-from bhpeft_pyro.batch import Batch
 from bhpeft_pyro.data import Examples, encode
-from bhpeft_pyro.data.epochs import shuffled
+from bhpeft_pyro.data.batch import Batch, shuffled
 from bhpeft_pyro.errors import DataError
 
 LENGTHS = [1 + (7 * i * i) % 40 for i in range(101)]

@@ -22,7 +22,7 @@ from bhpeft_pyro.guides import BlockGuide, DeltaGuide, NormalGuide
 from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.inference.curvature import narrowed
 from bhpeft_pyro.inference.initialization import own_start
-from bhpeft_pyro.likelihoods import Categorical
+from bhpeft_pyro.model.likelihoods import Categorical
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 PRESETS: dict[str, Callable[[], Any]] = {

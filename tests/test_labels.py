@@ -14,7 +14,7 @@ from bhpeft_pyro import Posterior
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.reading import TextOptions
+from bhpeft_pyro.posterior.reading import TextOptions
 from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(8)]

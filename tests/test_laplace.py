@@ -20,9 +20,9 @@ from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
 from bhpeft_pyro.guides.laplace import retempered
 from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
-from bhpeft_pyro.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.linear import Outputs
-from bhpeft_pyro.mixture import MixturePosterior
+from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
+from bhpeft_pyro.model.linearized import Outputs
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

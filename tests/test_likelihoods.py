@@ -15,7 +15,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, LikelihoodError
-from bhpeft_pyro.likelihoods import (
+from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
     Likelihood,

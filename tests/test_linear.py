@@ -14,7 +14,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.inference.elbo import draw
-from bhpeft_pyro.likelihoods import (
+from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
     Likelihood,
@@ -22,7 +22,7 @@ from bhpeft_pyro.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.linear import jacobian, output_moments
+from bhpeft_pyro.model.linearized import jacobian, output_moments
 from bhpeft_pyro.testing import tiny_batch, tiny_model, tiny_tokenizer
 
 Weights = dict[str, Tensor]

@@ -19,7 +19,7 @@ from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_guide, prior_like
 from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.inference.passes import Feed, drawn
-from bhpeft_pyro.mixture import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(12, seed=9)

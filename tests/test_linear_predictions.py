@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import linear
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.likelihoods import Normal
+from bhpeft_pyro.model import linearized as linear
+from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23"]

@@ -296,7 +296,7 @@ def test_the_backbone_itself_answers_as_before() -> None:
 
 
 def test_the_fingerprint_tells_backbones_apart() -> None:
-    from bhpeft_pyro.network import fingerprint
+    from bhpeft_pyro.model.network import fingerprint
 
     first, second = tiny_backbone(), tiny_backbone()
     assert fingerprint(first) == fingerprint(second)
@@ -309,7 +309,7 @@ def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path)
     """`from_pretrained` draws it at random each time, as for roberta-base."""
     from transformers import AutoModel, BertForMaskedLM
 
-    from bhpeft_pyro.network import fingerprint
+    from bhpeft_pyro.model.network import fingerprint
 
     BertForMaskedLM(tiny_backbone().config).save_pretrained(tmp_path)
     first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
@@ -321,7 +321,7 @@ def test_the_fingerprint_is_of_what_the_head_reads() -> None:
     """`AutoModelForSequenceClassification` draws a classifier, which a `Head` has no use for."""
     from transformers import BertForSequenceClassification
 
-    from bhpeft_pyro.network import fingerprint
+    from bhpeft_pyro.model.network import fingerprint
 
     first, second = (BertForSequenceClassification(tiny_backbone().config) for _ in range(2))
     second.bert.load_state_dict(first.bert.state_dict())

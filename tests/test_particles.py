@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
-from bhpeft_pyro.likelihoods import Likelihood, Normal, OrderedLogistic
+from bhpeft_pyro.model.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 

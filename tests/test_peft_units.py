@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
-from bhpeft_pyro.peft.probe import _token_ids
+from bhpeft_pyro.peft.attention import _token_ids
 
 MODELS = ("bert", "modernbert", "gpt2", "opt", "llama", "t5", "deberta-v2")
 PARTICLES = 48

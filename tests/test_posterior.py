@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.inference import loop as optimise
-from bhpeft_pyro.likelihoods import Normal, OrderedLogistic
+from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 TEXTS = ["w5 w9 w12", "w6 w30", "w5"]

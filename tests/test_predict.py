@@ -17,7 +17,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.predict import predict
-from bhpeft_pyro.likelihoods import (
+from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
     Likelihood,

@@ -24,9 +24,8 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.files import write
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.likelihoods import (
+from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
     Likelihood,
@@ -34,6 +33,7 @@ from bhpeft_pyro.likelihoods import (
     Normal,
     OrderedLogistic,
 )
+from bhpeft_pyro.posterior.io import write
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUIZ = {

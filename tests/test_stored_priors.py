@@ -16,7 +16,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Constrained
 from bhpeft_pyro.errors import PriorError, SaveError
-from bhpeft_pyro.likelihoods import Likelihood, Normal
+from bhpeft_pyro.model.likelihoods import Likelihood, Normal
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior, Prior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer

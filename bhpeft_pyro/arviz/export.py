@@ -20,12 +20,12 @@ from ..guides.guide import is_linear
 from ..inference.elbo import draw, seeded
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
-from ..linear import MAX_BYTES
-from ..model import Model
+from ..model.linearized import MAX_BYTES
+from ..model.model import Model
 from .variables import Axes, chains, chosen_draws, dataset, join, variables
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = [
     "SMALL",

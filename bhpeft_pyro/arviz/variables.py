@@ -18,7 +18,7 @@ from ..peft.sites import Site
 from ..priors.gates import gated_layers
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = [
     "Axes",

@@ -11,9 +11,9 @@ import typer
 from ..comparison import BASELINE
 from ..comparison import compare as library
 from ..errors import ConfigError
-from ..files import write
 from ..inference import FitOptions
-from ..reading import TextOptions
+from ..posterior.io import write
+from ..posterior.reading import TextOptions
 from . import options
 from .runs import hold_out, naming, read_table
 from .screen import bars, print_json, say, table

@@ -8,7 +8,7 @@ import typer
 
 from ..inference import FitOptions
 from ..inference import fit as library
-from ..reading import TextOptions
+from ..posterior.reading import TextOptions
 from . import options
 from .runs import check_out, hold_out, naming, read_table
 from .screen import bars, conclude, say

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .. import files
 from ..errors import SaveError
 from ..inference.report import FitReport
+from ..posterior import io
 from . import options
 from .runs import rounds_of
 from .screen import print_json, table
@@ -33,8 +33,8 @@ def history(
 ) -> None:
     """What each round learnt from: a list for one posterior, a tree for a folder of rounds."""
     tree = rounds_of(folder)
-    single = files.exists(folder)
-    rounds = files.read_lineage(folder) if single else tuple(tree.rounds.values())
+    single = io.exists(folder)
+    rounds = io.read_lineage(folder) if single else tuple(tree.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
     folders = {rounds[-1].id: folder} if single else tree.folders

@@ -12,9 +12,9 @@ import typer
 from datasets import Dataset
 
 from ..errors import ConfigError
-from ..files import write
 from ..forecast import ClassForecast, RatingForecast
 from ..inference.predict import AnyForecast
+from ..posterior.io import write
 from . import options
 from .runs import open_run, read_table, rows_for
 from .screen import say, table

@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 from .. import __version__, plots
 from ..changes import changes
 from ..errors import ConfigError
-from ..files import write
 from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
 from ..guides.blocks import title
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast
 from ..inference.report import FitReport
-from ..mixture import MixturePosterior
-from ..posterior import Posterior
+from ..posterior.io import write
+from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import Posterior
 from . import options
 from . import report as figures
 from .predict import predictions

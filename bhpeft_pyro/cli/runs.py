@@ -10,12 +10,12 @@ from typing import TypeVar
 
 from datasets import Dataset
 
-from .. import files, saving
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
-from ..posterior import Posterior
+from ..posterior import io
+from ..posterior.posterior import Posterior
 from ..sequential import History
 from .backbone import load_backbone
 from .options import fraction
@@ -98,7 +98,7 @@ def naming(file: str, option: str = "--validation") -> Iterator[None]:
 
 def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a posterior or a stream, before any work is done."""
-    if files.exists(out) and not overwrite:
+    if io.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if (out / _ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
@@ -118,7 +118,7 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
     Raises:
         ConfigError: the stream has branches.
     """
-    if not files.exists(folder) and _ROUNDS in (folder.name, *(p.name for p in folder.glob("*"))):
+    if not io.exists(folder) and _ROUNDS in (folder.name, *(p.name for p in folder.glob("*"))):
         history = rounds_of(folder)
         leaves = history.leaves
         if len(leaves) > 1:
@@ -127,5 +127,5 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
                 f"one of them, as in {history.folder / leaves[0]}"
             )
         folder = history.folders[leaves[0]] if leaves else history.folder
-    model, tokenizer = load_backbone(backbone or saving.backbone_name(folder), device)
+    model, tokenizer = load_backbone(backbone or io.backbone_name(folder), device)
     return Posterior.load(folder, model, tokenizer=tokenizer)

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..data import Examples
-from ..posterior import Posterior
+from ..posterior.posterior import Posterior
 
 __all__ = [
     "WORDS",

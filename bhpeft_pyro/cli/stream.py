@@ -10,13 +10,14 @@ import matplotlib.pyplot as plt
 import typer
 from datasets import ClassLabel, Dataset
 
-from .. import files, sequential
+from .. import sequential
 from ..data.encoding import cut_once, encode
 from ..data.labels import by_name
 from ..errors import ConfigError, DataError
 from ..guides import PRESETS
 from ..inference import FitOptions
-from ..reading import TextOptions
+from ..posterior import io
+from ..posterior.reading import TextOptions
 from ..sequential import History, Record, Replay, figures
 from ..sequential.batches import Period
 from . import options
@@ -94,7 +95,7 @@ def stream(
         raise ConfigError(
             f"--every, --batch: a batch is a {every} or {batch} rows, not both; leave one out"
         )
-    if files.exists(out):
+    if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior, and would hold a stream too")
     rows = read_table(data)
     found = recipe.task_of(rows)

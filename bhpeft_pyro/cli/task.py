@@ -10,12 +10,12 @@ import typer
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import tasks
 from ..data import Columns, Kind
 from ..data.labels import is_number, name_of, read_ratings
 from ..errors import ConfigError, DataError
 from ..guides import GUIDES, PRESETS
-from ..model import Model
+from ..model import tasks
+from ..model.model import Model
 from ..peft import Kind as PEFT
 from ..peft import presets
 from . import options

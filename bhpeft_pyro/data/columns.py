@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, DataError
-from ..likelihoods import Kind
+from ..model.likelihoods import Kind
 
 __all__ = ["DEFAULT_COLUMNS", "MAX_CHOICES", "Columns", "Kind", "check_texts", "read_choices"]
 

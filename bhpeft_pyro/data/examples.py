@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch
 from ..errors import DataError
+from .batch import Batch, in_order, shuffled
 from .columns import Kind
-from .epochs import in_order, shuffled
 from .tokens import Tokens
 
 __all__ = [

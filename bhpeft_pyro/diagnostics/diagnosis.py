@@ -10,11 +10,11 @@ from ..forecast import RatingForecast
 from ..guides import prior_like
 from ..inference.passes import Feed, max_rows
 from ..inference.predict import AnyForecast, predict
-from ..mixture import MixturePosterior
+from ..posterior.mixture import MixturePosterior
 from .psis import PSIS, prepared, psis_of
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = [
     "Diagnosis",

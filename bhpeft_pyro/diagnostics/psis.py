@@ -17,8 +17,8 @@ from ..errors import ConfigError, DataError
 from ..guides import LaplaceGuide
 from ..guides.guide import is_linear
 from ..inference.passes import Feed
-from ..mixture import MixturePosterior
-from ..model import Model
+from ..model.model import Model
+from ..posterior.mixture import MixturePosterior
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
@@ -26,7 +26,7 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     import arviz
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = ["PSIS", "psis"]
 

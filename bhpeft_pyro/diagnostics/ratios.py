@@ -18,7 +18,7 @@ from torch.distributions import Independent, biject_to
 from ..errors import GuideError
 from ..inference.elbo import PLATE, alone, traces
 from ..inference.passes import Block, Feed, centre, passes
-from ..model import Model
+from ..model.model import Model
 from ..priors import complete
 
 __all__ = [

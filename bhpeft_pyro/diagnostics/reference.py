@@ -13,7 +13,7 @@ from ..inference.passes import Block, Feed, drawn
 from .ratios import run
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = ["Comparison", "against"]
 

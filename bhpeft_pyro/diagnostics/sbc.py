@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch
 from ..data import Examples
+from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
 from ..inference.elbo import blocks, seeded
 from ..inference.fit import fit
 from ..inference.initialization import align
 from ..inference.passes import Block, Feed, drawn
-from ..model import Model
-from ..network import RandomPEFT
-from ..posterior import Posterior
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..posterior.posterior import Posterior
+from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal, Prior
-from ..reading import TextOptions
 from .ranks import Calibration
 from .ratios import labels, run
 

@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..patterns import sort_by_pattern
 from ..priors import BlockPrior, JointPrior, Prior
 from .budget import Budget, budget

@@ -12,10 +12,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..distributions import Constrained
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from .guide import Guide, key
 from .latent import is_real, latents
 

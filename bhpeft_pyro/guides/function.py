@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from .guide import Guide, key
 from .laplace import LaplaceGuide
 from .mixture import MixtureGuide

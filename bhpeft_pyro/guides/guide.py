@@ -11,9 +11,9 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.runtime import _PYRO_STACK, effectful
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..priors import PosteriorPrior, Prior
 
 __all__ = ["Guide", "blocks_of", "is_linear", "is_point", "key", "prior_of"]

@@ -12,10 +12,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..distributions import Covariance
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..priors import JointPrior
 from .lowrank import LowRankGuide
 

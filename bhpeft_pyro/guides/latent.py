@@ -17,7 +17,7 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, base_of
 from ..errors import PriorError
-from ..model import Model
+from ..model.model import Model
 from ..peft.sites import Site
 from ..priors import checked
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..priors import JOINT, JointPrior, joint_name, unpack
 from .guide import Guide
 from .latent import Latent, evidence, latents

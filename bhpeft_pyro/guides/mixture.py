@@ -12,9 +12,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..priors import MixturePrior, unpack
 from ..priors.mixture import MIXTURE, Mixture
 from .guide import Guide

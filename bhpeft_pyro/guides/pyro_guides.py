@@ -19,10 +19,10 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..distributions import Constrained, Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
-from ..model import Model
+from ..model.model import Model
 from ..priors import FlowPrior, JointPrior, PosteriorPrior, Prior, VectorPrior, checked, unpack
 from ..priors.flow import placed_flow
 from .guide import Guide

@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from ..errors import GuideError
-from ..model import Model
+from ..model.model import Model
 from ..patterns import first_match
 from .blocks import BlockGuide, Family, plan
 from .budget import Budget, budget

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..linear import Outputs, symmetric_noise
+from ..model.linearized import Outputs, symmetric_noise
 from .elbo import seeded
 
 __all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..guides import Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import blocks_of
-from ..model import Model
+from ..model.model import Model
 from .elbo import Parts
 from .report import FitReport, drifting, unsettled
 

@@ -14,11 +14,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
 
-from ..batch import Batch
+from ..data.batch import Batch
 from ..distributions import Covariance, leading
 from ..guides import Guide, LowRankGuide
 from ..guides.budget import GATHERED
-from ..model import Model
+from ..model.model import Model
 from ..priors import complete
 
 __all__ = [

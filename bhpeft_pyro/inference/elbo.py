@@ -23,7 +23,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import ConfigError, GuideError
 from ..guides import Guide, MixtureGuide
-from ..model import Model
+from ..model.model import Model
 from ..priors import apart, complete
 from .threads import sampling
 

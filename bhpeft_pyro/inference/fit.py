@@ -28,13 +28,13 @@ from ..guides import (
     check_made_for,
 )
 from ..guides.guide import is_linear, is_point, prior_of
-from ..likelihoods import HeteroscedasticNormal, Likelihood, Normal
-from ..mixture import MixturePosterior, keeping, seeds
-from ..model import Model
-from ..posterior import Coreset, Posterior
+from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
+from ..model.model import Model
+from ..posterior.mixture import MixturePosterior, keeping, seeds
+from ..posterior.posterior import Coreset, Posterior
+from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal
 from ..priors.prior import check_prior
-from ..reading import TextOptions
 from .elbo import seeded
 from .initialization import align, may_start, own_start, scatter, start
 from .loop import OptimizerFactory, as_module, optimise

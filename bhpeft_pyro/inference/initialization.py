@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..batch import Batch
 from ..data import Examples
+from ..data.batch import Batch
 from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide, latents
 from ..guides.guide import key
 from ..guides.latent import Latent
-from ..head import Head
-from ..model import Model
+from ..model.head import Head
+from ..model.model import Model
 from ..priors import complete
 from .curvature import diagonal, from_prior, scores
 from .elbo import seeded

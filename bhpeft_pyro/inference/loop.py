@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from ..batch import Batch
 from ..data import Examples
+from ..data.batch import Batch
 from ..errors import ConfigError, FitError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide, LowRankGuide
 from ..guides.guide import blocks_of, is_point
-from ..model import Model
+from ..model.model import Model
 from .convergence import Watch, culprit
 from .curvature import narrowed
 from .elbo import ELBO, seeded

@@ -13,13 +13,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ..batch import Batch
 from ..data import Examples
-from ..data.epochs import in_order, shuffled
+from ..data.batch import Batch, in_order, shuffled
 from ..guides.guide import is_linear
-from ..head import Head, check_features
-from ..linear import linear_predictives
-from ..model import Model
+from ..model.head import Head, check_features
+from ..model.linearized import linear_predictives
+from ..model.model import Model
 from .elbo import completed, point, strata
 
 __all__ = [

@@ -11,14 +11,14 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
 
-from ..batch import Batch
 from ..data import Examples
+from ..data.batch import Batch
 from ..distributions import base_of
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
 from ..guides import LaplaceGuide
-from ..linear import output_moments, symmetric_noise
-from ..model import Model
+from ..model.linearized import output_moments, symmetric_noise
+from ..model.model import Model
 from .elbo import seeded, strata
 from .passes import Feed, by_batch, drawn, passes
 

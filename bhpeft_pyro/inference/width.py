@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..batch import Batch
 from ..data import Examples
+from ..data.batch import Batch
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
 from ..guides.budget import GATHERED_ONCE
-from ..linear import Outputs, jacobian, output_moments, symmetric_noise
-from ..model import Model
+from ..model.linearized import Outputs, jacobian, output_moments, symmetric_noise
+from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered, every
 from .elbo import seeded

@@ -13,11 +13,11 @@ from transformers.activations import ACT2FN
 
 from ..errors import ConfigError
 from .architectures import Block
+from .attention import Scales
 from .binding import Binding
 from .gate import OPENING, Gate, opening
 from .kinds import Kind, Stack, Weights, check_count
 from .lora import add_low_rank
-from .probe import Scales
 from .sites import Site, kaiming, zeros
 
 __all__ = ["Adapter"]

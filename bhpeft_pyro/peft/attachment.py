@@ -16,13 +16,12 @@ from transformers import PreTrainedModel
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
 from .architectures import architecture_of, blocks_of
-from .attention import claim, release
+from .attention import claim, measure, release
 from .binding import Binding, activate, install, new_token
 from .checkpointing import check_gradients, install_checkpointing, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix
-from .probe import measure
 from .sites import Site
 
 __all__ = ["Attachment"]

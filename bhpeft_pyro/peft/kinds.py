@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..plain import make_plain
 from .architectures import Block
+from .attention import Scales
 from .binding import Binding
-from .probe import Scales
 from .sites import Role, Site, projection
 
 __all__ = ["Kind", "Stack", "check_count"]

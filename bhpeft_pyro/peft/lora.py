@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block, Projection
+from .attention import Scales
 from .binding import Binding
 from .gate import OPENING, Gate, keep_opening
 from .kinds import Kind, Stack, Weights, check_count
-from .probe import Scales
 from .sites import Site, kaiming, zeros
 
 __all__ = [

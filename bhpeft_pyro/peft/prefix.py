@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..errors import ArchitectureError
 from .architectures import Block
+from .attention import Scales
 from .binding import Binding
 from .gate import OPENING, Gate, keep_opening
 from .kinds import Kind, Stack, Weights, check_count
-from .probe import Scales
 from .sites import Site, kaiming, normal, projection
 
 __all__ = ["Prefix"]

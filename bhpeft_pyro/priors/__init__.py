@@ -1,6 +1,5 @@
 """Priors: stochastic functions from sites to their tensors."""
 
-from .ard import ARD, effective_rank
 from .flow import FlowPrior
 from .from_posterior import (
     JOINT,
@@ -14,7 +13,7 @@ from .from_posterior import (
 )
 from .gates import Gates, gate_probabilities
 from .heavy_tailed import Horseshoe, Laplace, StudentT
-from .hierarchical import EmpiricalBayes, Hierarchical, empirical_scales
+from .hierarchical import ARD, EmpiricalBayes, Hierarchical, effective_rank, empirical_scales
 from .mixture import MixturePrior
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpaceNormal, FunctionSpacePrior, default

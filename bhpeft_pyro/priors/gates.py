@@ -16,7 +16,7 @@ from ..peft.sites import Site
 from .scales import FunctionSpacePrior, along, multiplied
 
 if TYPE_CHECKING:
-    from ..posterior import Posterior
+    from ..posterior.posterior import Posterior
 
 __all__ = ["Gates", "gate_probabilities"]
 

@@ -17,9 +17,9 @@ from ..guides import LaplaceGuide, MixtureGuide, prior_guide
 from ..inference.elbo import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
-from ..mixture import MixturePosterior
-from ..model import Model
-from ..posterior import Posterior
+from ..model.model import Model
+from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
 
 __all__ = ["Advice", "Drift", "Signal", "assess", "check_samples"]

@@ -19,11 +19,11 @@ from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
-from ..head import Head
-from ..likelihoods import Categorical
-from ..model import Model
-from ..network import RandomPEFT
-from ..posterior import Posterior
+from ..model.head import Head
+from ..model.likelihoods import Categorical
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..posterior.posterior import Posterior
 from ..priors import JointPrior, Prior, unpack
 from .forgetting import normals
 

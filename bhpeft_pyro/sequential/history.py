@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import files, saving
 from ..errors import ConfigError, SaveError
-from ..head import Head, OwnHead
 from ..inference.report import FitReport
-from ..model import Model
-from ..posterior import Posterior
+from ..model.head import Head, OwnHead
+from ..model.model import Model
+from ..posterior import io
+from ..posterior.posterior import Posterior
 from ..priors import PriorLike
 from .update import has_learnt
 
@@ -113,9 +113,9 @@ class History:
         report.name = name or report.name
         report.metrics |= metrics or {}
         partial = self.folder / f"{report.id}{_PARTIAL}"
-        saving.save(posterior, partial, overwrite=True, alone=False)
+        io.save(posterior, partial, overwrite=True, alone=False)
         os.rename(partial, folder)
-        files.keep_names(self.folder)
+        io.keep_names(self.folder)
         return report.id
 
     def load(
@@ -147,9 +147,9 @@ class History:
 
     def _read(self) -> list[tuple[Path, FitReport]]:
         return [
-            (path, files.read_report(path))
+            (path, io.read_report(path))
             for path in self.folder.glob("*")
-            if files.exists(path) and path.suffix != _PARTIAL
+            if io.exists(path) and path.suffix != _PARTIAL
         ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

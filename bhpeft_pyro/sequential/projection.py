@@ -13,7 +13,7 @@ from ..distributions import Covariance, LowRankNormal
 from ..errors import PriorError
 from ..guides import Guide, GuideLike, LowRankGuide, autoguide
 from ..inference.elbo import seeded
-from ..model import Model
+from ..model.model import Model
 from ..priors import BlockPrior, JointPrior, PosteriorPrior, Prior, joint_name, unpack
 
 __all__ = ["in_family", "projected"]

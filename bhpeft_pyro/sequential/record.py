@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import write
-from ..posterior import Posterior
+from ..posterior.io import write
+from ..posterior.posterior import Posterior
 from . import record as transfer
 
 __all__ = [

@@ -22,11 +22,11 @@ from ..inference.elbo import seeded
 from ..inference.fit import fit
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
-from ..mixture import MixturePosterior
-from ..model import Model
-from ..posterior import Posterior
-from ..reading import TextOptions
-from ..stored import check_savable
+from ..model.model import Model
+from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import Posterior
+from ..posterior.reading import TextOptions
+from ..posterior.stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for

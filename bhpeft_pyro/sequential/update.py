@@ -18,11 +18,11 @@ from ..inference.loop import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..inference.threads import fitting
-from ..mixture import MixturePosterior, keeping, seeds
-from ..model import Model
+from ..model.model import Model
 from ..peft.kinds import check_count
 from ..plain import make_plain
-from ..posterior import Posterior
+from ..posterior.mixture import MixturePosterior, keeping, seeds
+from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 from .projection import in_family

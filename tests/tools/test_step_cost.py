@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.batch import Batch
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide, NormalGuide
 from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.peft import presets

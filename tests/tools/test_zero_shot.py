@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.likelihoods import Categorical, MultipleChoice, Normal
+from bhpeft_pyro.model.likelihoods import Categorical, MultipleChoice, Normal
 from bhpeft_pyro.testing import tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.grid import Grid

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bhpeft_pyro.data import Columns
-from bhpeft_pyro.likelihoods import Categorical, HeteroscedasticNormal, MultipleChoice, Normal
+from bhpeft_pyro.model.likelihoods import Categorical, HeteroscedasticNormal, MultipleChoice, Normal
 
 from .tasks import Shift, Task
 

@@ -8,8 +8,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from bhpeft_pyro.batch import Batch
-from bhpeft_pyro.model import Model
+from bhpeft_pyro.data.batch import Batch
+from bhpeft_pyro.model.model import Model
 
 __all__ = ["dropout"]
 

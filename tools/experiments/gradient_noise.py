@@ -13,11 +13,11 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import Normal
 
-from bhpeft_pyro.batch import Batch
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import Guide, LowRankGuide, NormalGuide, latents
 from bhpeft_pyro.inference.elbo import ELBO, seeded
 from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.model import Model
+from bhpeft_pyro.model.model import Model
 
 from .budgets import Budget
 from .grid import commit, commits

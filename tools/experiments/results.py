@@ -16,8 +16,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.files import write
 from bhpeft_pyro.forecast.metrics import standard_error
+from bhpeft_pyro.posterior.io import write
 
 __all__ = ["Run", "cell", "check_setting", "complete", "file_of", "known", "load", "show"]
 

@@ -25,16 +25,16 @@ from torch.optim import Adam
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
-from bhpeft_pyro.batch import Batch
 from bhpeft_pyro.data.assets import minilm
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
-from bhpeft_pyro.head import Head
 from bhpeft_pyro.inference.elbo import ELBO, draw
 from bhpeft_pyro.inference.optimizers import optimizers
 from bhpeft_pyro.inference.options import FitOptions
-from bhpeft_pyro.model import Model
-from bhpeft_pyro.network import RandomPEFT
+from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import Kind, presets
 from bhpeft_pyro.testing import tiny_backbone
 

@@ -21,8 +21,8 @@ import typer
 from bhpeft_pyro import __version__
 from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.errors import BHPEFTError
-from bhpeft_pyro.files import digest_of
 from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.io import digest_of
 
 from .grid import commit
 from .learners import ARMS, KEEPS

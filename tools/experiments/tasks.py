@@ -14,8 +14,8 @@ from datasets import Dataset, load_dataset
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.files import digest_of
-from bhpeft_pyro.likelihoods import Likelihood
+from bhpeft_pyro.model.likelihoods import Likelihood
+from bhpeft_pyro.posterior.io import digest_of
 
 from .tiny import ROWS
 

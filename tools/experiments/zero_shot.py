@@ -13,13 +13,13 @@ from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.columns import read_choices
 from bhpeft_pyro.data.labels import read_answers
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.head import OwnHead
 from bhpeft_pyro.inference.loop import as_module
 from bhpeft_pyro.inference.predict import AnyForecast
-from bhpeft_pyro.model import Model
-from bhpeft_pyro.network import RandomPEFT
-from bhpeft_pyro.posterior import Posterior
-from bhpeft_pyro.reading import TextOptions
+from bhpeft_pyro.model.head import OwnHead
+from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.posterior.reading import TextOptions
 
 from .job import Fitted, Job
 from .tasks import Task

@@ -18,10 +18,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from .batch import Batch
-from .errors import LikelihoodError
-from .peft.sites import Site
-from .plain import make_plain
+from ..data.batch import Batch
+from ..errors import LikelihoodError
+from ..peft.sites import Site
+from ..plain import make_plain
 
 __all__ = [
     "Categorical",

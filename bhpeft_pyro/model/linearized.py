@@ -18,8 +18,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from .batch import Batch
-from .distributions import Covariance, exact
+from ..data.batch import Batch
+from ..distributions import Covariance, exact
 from .model import Model
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "output_moments",
     "symmetric_noise",
 ]
+
 
 MAX_BYTES = 2**29
 """Weight draws are predicted with together, a pass of the network for all, up to so many bytes."""

@@ -11,27 +11,30 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import saving
-from .data import Examples
-from .errors import ConfigError
-from .forecast.metrics import evaluate
-from .guides import GuideLike
-from .guides.blocks import title
-from .guides.guide import prior_of
-from .inference.elbo import draw
-from .inference.loop import OptimizerFactory
-from .inference.options import FitOptions
-from .inference.predict import AnyForecast, predict
-from .inference.report import FitReport
-from .model import Model
-from .priors import Prior, PriorLike
+from ..data import Examples
+from ..errors import ConfigError
+from ..forecast.metrics import evaluate
+from ..guides import GuideLike
+from ..guides.blocks import title
+from ..guides.guide import prior_of
+from ..inference.elbo import draw
+from ..inference.loop import OptimizerFactory
+from ..inference.options import FitOptions
+from ..inference.predict import AnyForecast, predict
+from ..inference.report import FitReport
+from ..model.model import Model
+from ..priors import Prior, PriorLike
+from . import io
 from .reading import TextOptions
 
 if TYPE_CHECKING:
-    from .diagnostics import Diagnosis
-    from .sequential import Drift, Replay
+    from ..diagnostics import Diagnosis
+    from ..sequential import Drift, Replay
 
-__all__ = ["Coreset", "Posterior"]
+__all__ = [
+    "Coreset",
+    "Posterior",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,13 +164,13 @@ class Posterior:
         seed: int = 0,
     ) -> Any:
         """Draws, fit trace and, with data, predictions for ArviZ; see `arviz.to_arviz`."""
-        from .arviz import to_arviz
+        from ..arviz import to_arviz
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
         """How far the guide may be trusted, and what it learnt; see `diagnostics.diagnose`."""
-        from .diagnostics import diagnose
+        from ..diagnostics import diagnose
 
         return diagnose(self, data, samples, seed)
 
@@ -194,7 +197,7 @@ class Posterior:
             DataError: the data cannot be used.
             GuideError: the guide is no point, or its prior is not Normal at every site.
         """
-        from .sequential.widen import widen
+        from .widen import widen
 
         return widen(self, data, validation=validation, changes=changes)
 
@@ -237,8 +240,8 @@ class Posterior:
             GuideError: the guide is a point; it, or the new one, is not one of this package's.
             PriorError: forgetting has no closed form between these priors.
         """
-        from .sequential.forgetting import Forgetting
-        from .sequential.update import update
+        from ..sequential.forgetting import Forgetting
+        from ..sequential.update import update
 
         if options is None and validation is None:  # nor are the last round's held-out rows known
             changes = {"patience": None, **changes}
@@ -257,13 +260,13 @@ class Posterior:
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `sequential.assess`."""
-        from .sequential.drift import assess
+        from ..sequential.drift import assess
 
         return assess(self, data, samples, **options)
 
     def grow(self, labels: Sequence[str] | int) -> Posterior:
         """Add labels to the head; see `sequential.grow`."""
-        from .sequential.growth import grow
+        from ..sequential.growth import grow
 
         return grow(self, labels)
 
@@ -274,7 +277,7 @@ class Posterior:
             SaveError: the folder holds a posterior already, or the guide, prior or likelihood
                 cannot be described.
         """
-        return saving.save(self, Path(path), overwrite)
+        return io.save(self, Path(path), overwrite)
 
     @classmethod
     def load(
@@ -297,4 +300,4 @@ class Posterior:
         Raises:
             SaveError: missing, cut-off or altered files; another backbone; a prior needed.
         """
-        return saving.load(Path(path), backbone, tokenizer, prior)
+        return io.load(Path(path), backbone, tokenizer, prior)

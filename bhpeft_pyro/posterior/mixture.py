@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .errors import FitError
-from .guides import MixtureGuide
-from .guides.blocks import title
-from .inference.options import FitOptions
-from .inference.report import FitReport
-from .model import Model
+from ..errors import FitError
+from ..guides import MixtureGuide
+from ..guides.blocks import title
+from ..inference.options import FitOptions
+from ..inference.report import FitReport
+from ..model.model import Model
+from ..priors import MixturePrior
 from .posterior import Posterior
-from .priors import MixturePrior
 
-__all__ = ["MixturePosterior", "keeping", "seeds"]
+__all__ = [
+    "MixturePosterior",
+    "keeping",
+    "seeds",
+]
+
 
 _STRIDE = 1000  # so that the components of seeds 0, 1, 2, ... are not the same fits
 

@@ -15,11 +15,13 @@ from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
 from ..inference.fit import is_open, joined
 from ..inference.width import widen as measure
-from ..mixture import MixturePosterior
-from ..model import Model
-from ..posterior import Posterior
+from ..model.model import Model
+from .mixture import MixturePosterior
+from .posterior import Posterior
 
-__all__ = ["widen"]
+__all__ = [
+    "widen",
+]
 
 
 def widen(

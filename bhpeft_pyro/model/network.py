@@ -16,14 +16,17 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .batch import Batch
+from ..data.batch import Batch
+from ..errors import ConfigError, DataError
+from ..peft import Attachment, Kind, presets
+from ..peft.sites import Site
 from .coordinates import Coordinates
-from .errors import ConfigError, DataError
 from .head import Head, OwnHead, PrincipalAxes, check_features
-from .peft import Attachment, Kind, presets
-from .peft.sites import Site
 
-__all__ = ["RandomPEFT", "fingerprint"]
+__all__ = [
+    "RandomPEFT",
+    "fingerprint",
+]
 
 
 class RandomPEFT(PyroModule):

@@ -10,9 +10,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .peft.sites import Site, projection
+from ..peft.sites import Site, projection
 
-__all__ = ["Coordinates", "between"]
+__all__ = [
+    "Coordinates",
+    "between",
+]
+
 
 # Axes as matrices take layers * width^2 numbers a site; wider sites keep their own coordinates.
 _WIDEST = 2048

@@ -9,15 +9,17 @@ from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from .batch import Batch
-from .errors import ConfigError, DataError, LikelihoodError, PriorError
+from ..data.batch import Batch
+from ..errors import ConfigError, DataError, LikelihoodError, PriorError
+from ..peft.sites import Site
+from ..priors import Prior, PriorLike, as_prior, checked, default
+from ..priors.stored import moved
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
-from .peft.sites import Site
-from .priors import Prior, PriorLike, as_prior, checked, default
-from .priors.stored import moved
 
-__all__ = ["Model"]
+__all__ = [
+    "Model",
+]
 
 
 class Model(PyroModule):

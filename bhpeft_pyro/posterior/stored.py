@@ -10,23 +10,29 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import head, likelihoods, peft
-from .data import Columns
-from .data import examples as stored
-from .errors import KEEP_TENSORS, GuideError, SaveError
-from .guides import GUIDES, BlockGuide, Guide, PyroGuide
-from .head import Head, OwnHead
-from .inference.elbo import seeded
-from .inference.report import FitReport
-from .model import Model
-from .network import RandomPEFT, fingerprint
-from .priors import MixturePrior, Prior, PriorLike
-from .priors import stored as stored_priors
+from .. import peft
+from ..data import Columns
+from ..data import examples as stored
+from ..errors import KEEP_TENSORS, GuideError, SaveError
+from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
+from ..inference.elbo import seeded
+from ..inference.report import FitReport
+from ..model import head, likelihoods
+from ..model.head import Head, OwnHead
+from ..model.model import Model
+from ..model.network import RandomPEFT, fingerprint
+from ..priors import MixturePrior, Prior, PriorLike
+from ..priors import stored as stored_priors
 
 if TYPE_CHECKING:
     from .posterior import Coreset, Posterior
 
-__all__ = ["check_savable", "describe", "revive"]
+__all__ = [
+    "check_savable",
+    "describe",
+    "revive",
+]
+
 
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 _READY: dict[str, Sequence[type]] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .data import Columns, Examples, encode
-from .data.sources import read
-from .errors import DataError
-from .model import Model
-from .network import RandomPEFT
-from .peft.architectures import positions_of
+from ..data import Columns, Examples, encode
+from ..data.sources import read
+from ..errors import DataError
+from ..model.model import Model
+from ..model.network import RandomPEFT
+from ..peft.architectures import positions_of
 
-__all__ = ["TextOptions"]
+__all__ = [
+    "TextOptions",
+]
 
 
 @dataclass(frozen=True)

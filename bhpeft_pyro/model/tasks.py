@@ -10,15 +10,19 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import LikelihoodError
+from ..errors import LikelihoodError
+from ..peft import Kind
+from ..priors import PriorLike
 from .head import Head
 from .likelihoods import Categorical, HeteroscedasticNormal, Likelihood, MultipleChoice, Normal
 from .model import Model
 from .network import RandomPEFT
-from .peft import Kind
-from .priors import PriorLike
 
-__all__ = ["categories", "multiple_choice", "ratings"]
+__all__ = [
+    "categories",
+    "multiple_choice",
+    "ratings",
+]
 
 
 def ratings(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import ConfigError, DataError
-from .peft.sites import Site
-from .plain import make_plain
+from ..errors import ConfigError, DataError
+from ..peft.sites import Site
+from ..plain import make_plain
 
 __all__ = [
     "Head",

@@ -19,25 +19,7 @@ import bhpeft_pyro
 ROOT = Path(__file__).parents[1]
 
 # Modules at the top that a user reaches through others only; all others stand in the reference.
-INTERNAL = {
-    "arviz",  # Posterior.to_arviz
-    "axes",
-    "batch",  # bhpeft_pyro.Batch
-    "cli",  # docs/cli.md
-    "coordinates",
-    "demo",
-    "experiments",
-    "files",
-    "fitting",  # bhpeft_pyro.fit
-    "head",  # bhpeft_pyro.Head
-    "mixture",  # bhpeft_pyro.MixturePosterior
-    "model",  # bhpeft_pyro.Model
-    "network",  # bhpeft_pyro.RandomPEFT
-    "patterns",
-    "plain",
-    "saving",  # Posterior.save and load
-    "stored",
-}
+INTERNAL = {"arviz", "cli", "patterns", "plain"}  # Posterior.to_arviz; docs/cli.md
 
 OFFLINE = """
 import socket, sys

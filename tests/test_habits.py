@@ -151,7 +151,6 @@ def made(sites: Sequence[Site]) -> dict[str, Tensor]:
 
 EARLIER: dict[str, Callable[[], bh.Posterior]] = {
     **{name: partial(fitted, name) for name in ("normal", "lowrank", "laplace")},
-    "flow": lambda: bh.fit(tiny_model(()), "iaf", tiny_examples(), **QUICK),
     "blocks": lambda: bh.fit(
         tiny_model(KINDS), {"head.*": "full", "*": "normal"}, tiny_examples(), **QUICK
     ),

@@ -23,8 +23,7 @@ from ..data.batch import Batch
 from ..distributions import Constrained, Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
-from ..priors import FlowPrior, JointPrior, PosteriorPrior, Prior, VectorPrior, checked, unpack
-from ..priors.flow import placed_flow
+from ..priors import JointPrior, PosteriorPrior, Prior, checked, unpack
 from .guide import Guide
 from .latent import Latent, is_real, latents
 
@@ -58,17 +57,16 @@ def independent(auto: AutoGuide, latents: Sequence[Latent]) -> dict[str, TorchDi
     return found
 
 
-def joint(auto: AutoGuide, latents: Sequence[Latent], options: Mapping[str, Any]) -> VectorPrior:
+def joint(auto: AutoGuide, latents: Sequence[Latent]) -> JointPrior:
     """The posterior over all sites at once.
 
     Args:
         auto: a guide of all sites.
         latents: that it covers, in their order.
-        options: that a flow was made with.
 
     Raises:
-        GuideError: a point, a family that does not know its density, latents that are no sites or
-            not real, or more of them than a covariance matrix can have.
+        GuideError: a point, a family that is no Normal, latents that are no sites or not real, or
+            more of them than a covariance matrix can have.
     """
     name = type(auto).__name__
     shapes = {latent.name: tuple(latent.loc.shape) for latent in latents}
@@ -82,9 +80,6 @@ def joint(auto: AutoGuide, latents: Sequence[Latent], options: Mapping[str, Any]
             f"{name} also holds {', '.join(others)}, so its posterior cannot be a prior; expected "
             "sites of real weights alone, or 'normal' or AutoNormal"
         )
-    if isinstance(auto, pyro_guides.AutoNormalizingFlow) and "init_transform_fn" not in options:
-        flow: Any = auto.get_transform()
-        return FlowPrior(options, flow.state_dict(), shapes)
     size = sum(latent.loc.numel() for latent in latents)
     if size > _LARGEST:
         raise GuideError(
@@ -152,9 +147,9 @@ class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
     It starts at our sites' own starting values (A Kaiming, B zero) rather than at Pyro's, a saddle
-    of BA, and as wide as the prior where no `init_scale` is given; so does a flow. Its posterior
-    becomes a prior by its density: independent Normals one a latent, any other Normal over all
-    weights at once, a flow as the flow that it is.
+    of BA, and as wide as the prior where no `init_scale` is given; but a flow starts as Pyro's do.
+    Its posterior becomes a prior by its density: independent Normals one a latent, any other Normal
+    over all weights at once. A flow cannot be a prior.
 
     Args:
         model: the model whose latents it covers.
@@ -184,18 +179,10 @@ class PyroGuide(Guide):
         if not issubclass(make, pyro_guides.AutoContinuous):
             _check_names([x.name for x in self._latents], make.__name__)
         self.auto: AutoGuide
-        if make is pyro_guides.AutoIAFNormal:
-            loc, scale = (
-                torch.cat([getattr(x, part).flatten() for x in self._latents])
-                for part in ("loc", "scale")
-            )
-            flow = placed_flow(loc, scale, **options)
-            self.auto = pyro_guides.AutoNormalizingFlow(run, lambda _: flow)
-        else:
-            if not issubclass(make, pyro_guides.AutoNormalizingFlow):
-                starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
-                options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
-            self.auto = make(run, **options)
+        if not issubclass(make, pyro_guides.AutoNormalizingFlow):
+            starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
+            options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
+        self.auto = make(run, **options)
         if not self._waits():  # Pyro's make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
                 self.auto(None)
@@ -236,7 +223,7 @@ class PyroGuide(Guide):
 
     def follow(self, model: Model) -> None:
         self._model = (model,)  # in a tuple it is no part of this module
-        self._joint = model.prior if isinstance(model.prior, VectorPrior) else None
+        self._joint = model.prior if isinstance(model.prior, JointPrior) else None
 
     def means(self) -> dict[str, Tensor]:
         with pyro.get_param_store().scope(), torch.no_grad():
@@ -264,7 +251,7 @@ class PyroGuide(Guide):
         with pyro.get_param_store().scope(), torch.no_grad():
             if (found := independent(self.auto, self._latents)) is not None:
                 return PosteriorPrior(found)
-            return joint(self.auto, self._latents, self._options)
+            return joint(self.auto, self._latents)
 
     def options(self) -> dict[str, Any]:
         """As plain data.
@@ -316,13 +303,10 @@ def _check_names(names: Sequence[str], guide: str) -> None:
 
 def _apart(prior: Prior) -> Prior:
     """A joint prior as one of sites: what is random, and where it starts."""
-    if not isinstance(prior, VectorPrior):
+    if not isinstance(prior, JointPrior):
         return prior
-    size = sum(map(prod, prior.shapes.values()))
-    loc, scale = torch.zeros(size), torch.ones(size)
-    if isinstance(prior, JointPrior):
-        loc, scale = prior.normal.mean, prior.normal.stddev
-    locs, scales = unpack(loc, prior.shapes), unpack(scale, prior.shapes)
+    parts = prior.normal.mean, prior.normal.stddev
+    locs, scales = (unpack(part, prior.shapes) for part in parts)
     return PosteriorPrior(
         {
             name: dist.Normal(locs[name], scales[name]).to_event(len(s))

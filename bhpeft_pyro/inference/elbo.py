@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from ..errors import ConfigError, GuideError
 from ..guides import Guide, MixtureGuide
 from ..model.model import Model
 from ..priors import apart, complete
-from .threads import sampling
 
 __all__ = [
     "ELBO",
@@ -36,10 +36,20 @@ __all__ = [
     "completed",
     "draw",
     "point",
+    "sampling",
     "seeded",
     "strata",
     "traces",
 ]
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Pyro and the random state to oneself: both are global, so one thread at a time may sample."""
+    with _LOCK:
+        yield
 
 
 PLATE = "draws"

@@ -35,12 +35,11 @@ from ..posterior.posterior import Coreset, Posterior
 from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal
 from ..priors.prior import check_prior
-from .elbo import seeded
+from .elbo import sampling, seeded
 from .initialization import align, may_start, own_start, scatter, start
 from .loop import OptimizerFactory, as_module, optimise
 from .options import FitOptions
 from .report import FitReport
-from .threads import fitting
 from .width import settle, widen
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ _BY_NAME = str | type | Mapping
 _FAR = 8.0  # spreads of a likelihood of ratings; stars from 1 to 5 are 5 of the default one's
 
 
-@fitting()
+@sampling()
 def fit(
     model: Model,
     guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],

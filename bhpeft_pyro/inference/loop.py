@@ -25,12 +25,11 @@ from ..guides.guide import blocks_of, is_point
 from ..model.model import Model
 from .convergence import Watch, culprit
 from .curvature import narrowed
-from .elbo import ELBO, seeded
+from .elbo import ELBO, sampling, seeded
 from .optimizers import optimizers, trained
 from .passes import Feed
 from .predict import predict
 from .report import FitReport
-from .threads import let_others, sampling
 
 __all__ = [
     "OptimizerFactory",
@@ -141,7 +140,6 @@ class _Run:
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
-                let_others()
                 self._measure(step)
                 entry = self._step(step, steppers)
                 if entry is None:

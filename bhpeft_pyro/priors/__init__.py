@@ -1,12 +1,10 @@
 """Priors: stochastic functions from sites to their tensors."""
 
-from .flow import FlowPrior
 from .from_posterior import (
     JOINT,
     BlockPrior,
     JointPrior,
     PosteriorPrior,
-    VectorPrior,
     apart,
     joint_name,
     unpack,
@@ -23,7 +21,6 @@ __all__ = [
     "JOINT",
     "BlockPrior",
     "EmpiricalBayes",
-    "FlowPrior",
     "FunctionSpaceNormal",
     "FunctionSpacePrior",
     "Gates",
@@ -36,7 +33,6 @@ __all__ = [
     "Prior",
     "PriorLike",
     "StudentT",
-    "VectorPrior",
     "apart",
     "as_prior",
     "checked",

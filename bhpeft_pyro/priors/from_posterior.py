@@ -25,7 +25,6 @@ __all__ = [
     "BlockPrior",
     "JointPrior",
     "PosteriorPrior",
-    "VectorPrior",
     "apart",
     "joint_name",
     "unpack",
@@ -86,53 +85,13 @@ JOINT = "weights"
 """Name of the latent that holds all weights; of those that hold some, what it begins with."""
 
 
-class VectorPrior:
-    """A distribution over all weights at once; sites are parts of its draw, matched by name and
-    shape.
+class JointPrior:
+    """One Normal over all weights; sites are parts of its draw, matched by name and shape.
 
     Args:
-        distribution: over vectors of D weights.
+        normal: over vectors of D weights.
         shapes: of the sites, in the order in which they lie in a draw.
         name: of the latent.
-
-    >>> import torch
-    >>> import pyro.distributions as dist
-    >>> normal = dist.MultivariateNormal(torch.zeros(3), torch.eye(3))
-    >>> sorted(VectorPrior(normal, {"head.bias": (3,)})([]))
-    ['head.bias']
-    """
-
-    def __init__(
-        self,
-        distribution: TorchDistribution,
-        shapes: Mapping[str, tuple[int, ...]],
-        name: str = JOINT,
-    ) -> None:
-        self.distribution = distribution
-        self.shapes = dict(shapes)
-        self.name = name
-
-    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        for site in sites:
-            if (known := self.shapes.get(site.name)) != site.shape:
-                raise PriorError(
-                    f"prior: this model's site {site.name!r} has shape {site.shape}, in the "
-                    f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
-                )
-        infer: Any = {"sites": self.shapes}  # a guide has to know what it is made of
-        values = unpack(pyro.sample(self.name, self.distribution, infer=infer), self.shapes)
-        return {
-            name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
-            for name, value in values.items()
-        }
-
-
-class JointPrior(VectorPrior):
-    """One Normal over all weights.
-
-    Args:
-        normal: over D weights.
-        shapes, name: as for `VectorPrior`.
 
     >>> import torch
     >>> from bhpeft_pyro.distributions import Covariance
@@ -144,8 +103,21 @@ class JointPrior(VectorPrior):
     def __init__(
         self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]], name: str = JOINT
     ) -> None:
-        super().__init__(normal, shapes, name)
-        self.normal = normal
+        self.normal, self.shapes, self.name = normal, dict(shapes), name
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        for site in sites:
+            if (known := self.shapes.get(site.name)) != site.shape:
+                raise PriorError(
+                    f"prior: this model's site {site.name!r} has shape {site.shape}, in the "
+                    f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
+                )
+        infer: Any = {"sites": self.shapes}  # a guide has to know what it is made of
+        values = unpack(pyro.sample(self.name, self.normal, infer=infer), self.shapes)
+        return {
+            name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
+            for name, value in values.items()
+        }
 
     def marginal(self, sites: Collection[str]) -> JointPrior:
         """That of some of its sites, in its own order, with the correlations among them."""

@@ -15,7 +15,6 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
-from .flow import FlowPrior
 from .from_posterior import BlockPrior, JointPrior, PosteriorPrior
 from .mixture import MixturePrior
 from .prior import Prior, PriorLike, as_prior
@@ -39,10 +38,6 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
         return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
-    if isinstance(prior, FlowPrior):
-        tensors = {f"{part}.{name}": value for name, value in prior.flow.state_dict().items()}
-        described = {"name": prior.name, "shapes": prior.shapes, "options": prior.options}
-        return {"kind": "flow", **described}, tensors
     if isinstance(prior, BlockPrior | MixturePrior):
         parts, tensors = [], {}
         for number, block in enumerate(prior.parts):
@@ -84,13 +79,8 @@ def revive(
                 f"path: the saved posterior uses the prior {name!r}, which is not known"
             )
         return as_prior(ready(**fields))
-    if kind in ("joint", "flow"):
-        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
-    if kind == "flow":
-        begin = f"{part}."
-        state = {k.removeprefix(begin): v for k, v in tensors.items() if k.startswith(begin)}
-        return FlowPrior(fields["options"], state, shapes, fields["name"])
     if kind == "joint":
+        shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
         return JointPrior(normal, shapes, fields["name"])

@@ -13,11 +13,11 @@ from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, LaplaceGuide
 from ..guides.guide import is_point, prior_of
+from ..inference.elbo import sampling
 from ..inference.fit import PULL, check_how, fit_round, joined
 from ..inference.loop import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
-from ..inference.threads import fitting
 from ..model.model import Model
 from ..peft.kinds import check_count
 from ..plain import make_plain
@@ -97,7 +97,7 @@ class Replay:
         return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
 
 
-@fitting()
+@sampling()
 def update(
     posterior: Posterior,
     data: object,

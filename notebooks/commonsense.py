@@ -58,9 +58,8 @@ from transformers import (
 )
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import plots
+from bhpeft_pyro import metrics, plots
 from bhpeft_pyro.data.assets import minilm, smollm2
-from bhpeft_pyro.forecast import metrics
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs, with a tiny random Llama for
 # a decoder; the numbers then mean nothing.

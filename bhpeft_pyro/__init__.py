@@ -6,23 +6,73 @@ approximate posteriors; a *posterior* is a fitted guide, which predicts, is save
 prior of the next round.
 """
 
-from . import data, errors, forecast, guides, peft, priors, sequential
-from .data import Columns, Examples, encode
-from .data.batch import Batch
-from .forecast import ClassForecast, RatingForecast, metrics
-from .guides import Guide, autoguide
-from .inference import ELBO, FitOptions, FitReport, NaturalGradient
-from .inference.fit import fit
-from .model import likelihoods, tasks
-from .model.head import Head, OwnHead
-from .model.model import Model
-from .model.network import RandomPEFT
-from .peft import presets
-from .posterior.mixture import MixturePosterior
-from .posterior.posterior import Posterior
-from .sequential import History, Replay, stream
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import comparison, data, errors, forecast, guides, inference, peft, priors, sequential
+    from .data import Columns, Examples, encode
+    from .data.batch import Batch
+    from .forecast import ClassForecast, RatingForecast, metrics
+    from .guides import Guide, autoguide
+    from .inference.elbo import ELBO
+    from .inference.fit import fit
+    from .inference.optimizers import NaturalGradient
+    from .inference.options import FitOptions
+    from .inference.report import FitReport
+    from .model import likelihoods, tasks
+    from .model.head import Head, OwnHead
+    from .model.model import Model
+    from .model.network import RandomPEFT
+    from .peft import presets
+    from .posterior.mixture import MixturePosterior
+    from .posterior.posterior import Posterior
+    from .sequential import History, Replay
+    from .sequential.stream import stream
 
 __version__ = "0.1.0"
+
+# PyTorch, Pyro and Transformers take seconds to import, and `bhpeft --help` needs none of them: so
+# each name is imported when it is first used.
+_HOMES = {
+    "ELBO": "inference.elbo",
+    "Batch": "data.batch",
+    "ClassForecast": "forecast",
+    "Columns": "data",
+    "Examples": "data",
+    "FitOptions": "inference.options",
+    "FitReport": "inference.report",
+    "Guide": "guides",
+    "Head": "model.head",
+    "History": "sequential",
+    "MixturePosterior": "posterior.mixture",
+    "Model": "model.model",
+    "NaturalGradient": "inference.optimizers",
+    "OwnHead": "model.head",
+    "Posterior": "posterior.posterior",
+    "RandomPEFT": "model.network",
+    "RatingForecast": "forecast",
+    "Replay": "sequential",
+    "autoguide": "guides",
+    "encode": "data",
+    "fit": "inference.fit",
+    "stream": "sequential",
+}
+_MODULES = {
+    "comparison": "comparison",
+    "data": "data",
+    "errors": "errors",
+    "forecast": "forecast",
+    "guides": "guides",
+    "inference": "inference",
+    "likelihoods": "model.likelihoods",
+    "metrics": "forecast.metrics",
+    "peft": "peft",
+    "presets": "peft.presets",
+    "priors": "priors",
+    "sequential": "sequential",
+    "tasks": "model.tasks",
+}
 
 __all__ = [
     "ELBO",
@@ -44,12 +94,14 @@ __all__ = [
     "RatingForecast",
     "Replay",
     "autoguide",
+    "comparison",
     "data",
     "encode",
     "errors",
     "fit",
     "forecast",
     "guides",
+    "inference",
     "likelihoods",
     "metrics",
     "peft",
@@ -59,3 +111,18 @@ __all__ = [
     "stream",
     "tasks",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value: Any = import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference import NaturalGradient
+from bhpeft_pyro.inference.optimizers import NaturalGradient
 from bhpeft_pyro.inference.report import unsettled
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -1,24 +1,27 @@
 """The program: its commands, its exit codes, and one line for an error.
 
 Exit codes: 0 fine, 2 bad input, 1 anything else, 130 interrupted.
+
+`--help`, `--version` and an error in an option need neither PyTorch nor Transformers, which take
+seconds to import: so a command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from functools import wraps
+from typing import Annotated, Any, NoReturn
 
-import datasets
 import typer
-from transformers import logging
 from typer.core import TyperGroup
 
+from .. import __version__
 from ..errors import BHPEFTError, FitError
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .screen import say, spoken_warnings
 
-__all__ = ["app", "main", "quieten", "spoken_errors"]
+__all__ = ["app", "main", "quietly", "spoken_errors"]
 
 
 @contextmanager
@@ -51,6 +54,22 @@ def _fail(error: Exception, code: int) -> NoReturn:
     raise typer.Exit(code) from error
 
 
+def quietly(command: Callable[..., None]) -> Callable[..., None]:
+    """The command without bars and messages of the libraries' own."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        import datasets
+        from transformers import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+        command(**arguments)
+
+    return run
+
+
 app = typer.Typer(
     name="bhpeft",
     cls=Commands,
@@ -61,23 +80,34 @@ app = typer.Typer(
     "with predictions that say how sure they are.",
     epilog="bhpeft COMMAND --help has the options, and examples.",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bhpeft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (fit, compare, predict, evaluate, update, stream, history, report):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
     # Paragraphs without their line breaks, which the help would keep.
     paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
     examples = ("Examples:", *module.EXAMPLES)
-    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(examples))(command)
-
-
-def quieten() -> None:
-    """No bars and messages of the libraries' own."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    help_ = "\n\n".join(paragraphs)
+    app.command(name, help=help_, epilog="\n\n".join(examples))(quietly(command))
 
 
 def main() -> None:
     """Run the program."""
-    quieten()
     app(prog_name="bhpeft")

@@ -8,16 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ..comparison import BASELINE
-from ..comparison import compare as library
 from ..errors import ConfigError
-from ..inference import FitOptions
-from ..posterior.io import write
-from ..posterior.reading import TextOptions
 from . import options
-from .runs import hold_out, naming, read_table
+from .recipe import Recipe, options_of_recipe
 from .screen import bars, print_json, say, table
-from .task import Recipe, options_of_recipe
 
 __all__ = ["EXAMPLES", "compare"]
 
@@ -54,6 +48,13 @@ def compare(
     All see the same rows. Each fit is saved in --out; killed and started again, it goes on. The
     intervals are over test rows; another seed gives other numbers.
     """
+    from ..comparison import BASELINE
+    from ..comparison import compare as run
+    from ..inference.options import FitOptions
+    from ..posterior.io import write
+    from ..posterior.reading import TextOptions
+    from .runs import hold_out, naming, read_table
+
     how = FitOptions(progress=bars()).change(**options.given(context))
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
@@ -73,7 +74,7 @@ def compare(
                 part = text.encode(first, read_table(part), labelled=True)
         parts[name] = part
     say(f"{len(examples)} rows to learn, {', '.join(f'{len(p)} {n}' for n, p in parts.items())}")
-    result = library(
+    result = run(
         lambda kinds: found.model(
             first.network.backbone, first.network.tokenizer, kinds, recipe.noise_by_text
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import options
-from .runs import open_run, rows_for
 from .screen import print_json, show
 
 __all__ = ["EXAMPLES", "evaluate"]
@@ -25,6 +24,8 @@ def evaluate(
     as_json: options.Json = False,
 ) -> None:
     """Accuracy, NLL, calibration and more on labelled data."""
+    from .runs import open_run, rows_for
+
     posterior = open_run(run, backbone, device)
     rows = rows_for(posterior, data, labelled=True)
     scores = posterior.evaluate(rows, samples, seed=draw_seed)

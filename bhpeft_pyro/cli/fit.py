@@ -6,13 +6,9 @@ from pathlib import Path
 
 import typer
 
-from ..inference import FitOptions
-from ..inference import fit as library
-from ..posterior.reading import TextOptions
 from . import options
-from .runs import check_out, hold_out, naming, read_table
+from .recipe import POINTS, Recipe, options_of_recipe
 from .screen import bars, conclude, say
-from .task import POINTS, Recipe, options_of_recipe
 
 __all__ = ["EXAMPLES", "fit"]
 
@@ -44,6 +40,11 @@ def fit(
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
     """
+    from ..inference.fit import fit as learn
+    from ..inference.options import FitOptions
+    from ..posterior.reading import TextOptions
+    from .runs import check_out, hold_out, naming, read_table
+
     how = FitOptions(progress=bars()).change(**options.given(context))
     check_out(out, overwrite)
     table = read_table(data)
@@ -60,7 +61,7 @@ def fit(
             held_out = text.encode(model, read_table(held_out), labelled=True)
     where = f"{recipe.backbone}, {model.network.device}"
     say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
-    posterior = library.fit(
+    posterior = learn(
         model,
         recipe.guide,
         train,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ..errors import SaveError
-from ..inference.report import FitReport
-from ..posterior import io
 from . import options
-from .runs import rounds_of
 from .screen import print_json, table
+
+if TYPE_CHECKING:
+    from ..inference.report import FitReport
 
 __all__ = ["EXAMPLES", "history"]
 
@@ -32,6 +32,9 @@ def history(
     as_json: options.Json = False,
 ) -> None:
     """What each round learnt from: a list for one posterior, a tree for a folder of rounds."""
+    from ..posterior import io
+    from .runs import rounds_of
+
     tree = rounds_of(folder)
     single = io.exists(folder)
     rounds = io.read_lineage(folder) if single else tuple(tree.rounds.values())

@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from ..errors import ConfigError
-from ..inference import FitOptions
+from ..inference.options import FitOptions
 
 __all__ = [
     "Again",

@@ -6,18 +6,18 @@ import csv
 import json
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from datasets import Dataset
 
 from ..errors import ConfigError
-from ..forecast import ClassForecast, RatingForecast
-from ..inference.predict import AnyForecast
-from ..posterior.io import write
 from . import options
-from .runs import open_run, read_table, rows_for
 from .screen import say, table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..inference.predict import AnyForecast
 
 __all__ = ["EXAMPLES", "predict", "predictions"]
 
@@ -65,6 +65,10 @@ def predict(
     uncertainty (nats), flagged; for ratings prediction, sd, ends of the 90 % interval, epistemic
     and aleatoric variance, flagged.
     """
+    from ..forecast import ClassForecast, RatingForecast
+    from ..posterior.io import write
+    from .runs import open_run, read_table, rows_for
+
     share = options.fraction(flag, "--flag")
     if share == 0:
         raise ConfigError(f"--flag: {flag} flags no row; expected a share above 0")
@@ -102,6 +106,8 @@ def predict(
 
 def predictions(forecast: AnyForecast, flagged: list[int]) -> dict[str, list[Any]]:
     """The columns that `predict` adds to a table."""
+    from ..forecast import ClassForecast, RatingForecast
+
     columns: dict[str, list[Any]] = {}
     if isinstance(forecast, ClassForecast):
         columns["prediction"] = forecast.predicted

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich import box
@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..data import Examples
-from ..posterior.posterior import Posterior
+if TYPE_CHECKING:
+    from ..data import Examples
+    from ..posterior.posterior import Posterior
 
 __all__ = [
     "WORDS",

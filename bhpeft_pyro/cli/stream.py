@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import matplotlib.pyplot as plt
 import typer
-from datasets import ClassLabel, Dataset
 
-from .. import sequential
-from ..data.encoding import cut_once, encode
-from ..data.labels import by_name
 from ..errors import ConfigError, DataError
-from ..guides import PRESETS
-from ..inference import FitOptions
-from ..posterior import io
-from ..posterior.reading import TextOptions
-from ..sequential import History, Record, Replay, figures
-from ..sequential.batches import Period
 from . import options
-from .runs import hold_out, read_table
+from .recipe import Recipe, options_of_recipe
 from .screen import bars, print_json, say, table
-from .task import Recipe, Task, options_of_recipe
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..sequential import Record
+    from .task import Task
 
 __all__ = ["EXAMPLES", "stream"]
 
@@ -33,6 +27,7 @@ EXAMPLES = (
     "bhpeft stream reviews.csv --by date --batch 100 --grow --out runs/reviews-stream",
 )
 
+Period = Literal["day", "week", "month", "quarter", "year"]
 # What the table on the screen shows, where the rounds have it.
 _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
 
@@ -83,6 +78,15 @@ def stream(
     come, it goes on after the last round. --out then holds rounds/, record.csv, record.json and
     stream.png.
     """
+    from .. import sequential
+    from ..data.encoding import cut_once, encode
+    from ..guides import PRESETS
+    from ..inference.options import FitOptions
+    from ..posterior import io
+    from ..posterior.reading import TextOptions
+    from ..sequential import History, Record, Replay
+    from .runs import hold_out, read_table
+
     how = FitOptions(progress=False).change(**options.given(context))
     if recipe.guide == "delta" or recipe.guide in PRESETS:
         raise ConfigError(
@@ -158,6 +162,8 @@ def stream(
 def _batches(
     rows: Dataset, by: str | None, every: Period | None, batch: int | None
 ) -> dict[str, Dataset]:
+    from .. import sequential
+
     if batch is not None:
         return sequential.by_count(rows, batch, by)
     if by is None:
@@ -170,6 +176,10 @@ def _batches(
 
 def _known(task: Task, batch: str, first: Dataset) -> Task:
     """The task with the classes of the first batch; any others are still to come."""
+    from datasets import ClassLabel
+
+    from ..data.labels import by_name
+
     label = task.columns.label
     if task.name != "classes" or isinstance(first.features[label], ClassLabel):
         return task
@@ -187,6 +197,10 @@ def _known(task: Task, batch: str, first: Dataset) -> Task:
 
 def _plot(record: Record, out: Path) -> None:
     if len(record.rows) > 1:  # nothing is predicted before the first round
+        import matplotlib.pyplot as plt
+
+        from ..sequential import figures
+
         figure = figures.overview(record)
         figure.savefig(out / "stream.png", dpi=110)
         plt.close(figure)

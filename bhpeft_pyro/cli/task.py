@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
-from typing import Annotated, Any, Literal, get_type_hints
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import typer
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns, Kind
 from ..data.labels import is_number, name_of, read_ratings
-from ..errors import ConfigError, DataError
-from ..guides import GUIDES, PRESETS
+from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
 from ..peft import Kind as PEFT
-from ..peft import presets
-from . import options
-from .backbone import load_backbone
-from .runs import read_table
+from .recipe import TaskName
 
-__all__ = [
-    "FAMILIES",
-    "POINTS",
-    "Recipe",
-    "Task",
-    "TaskName",
-    "check_guide",
-    "infer",
-    "options_of_recipe",
-]
+__all__ = ["Task", "infer"]
 
 
-TaskName = Literal["classes", "ratings", "choices"]
 _KINDS: dict[TaskName, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
 # Columns that hold a label, unless one is named, and those whose numbers are ratings.
 _LABELS = ("label", "rating", "stars", "score")
@@ -198,98 +183,3 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
 def _few(names: Sequence[str], most: int = 12) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-FAMILIES = (*GUIDES, *PRESETS)
-POINTS = tuple(name for name, guide in GUIDES.items() if getattr(guide, "point", False))
-"""Families that choose by held-out rows."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The options, by their names, and what they come to."""
-
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, minilm or smollm2."
-        ),
-    ] = "roberta-base"
-    task: Annotated[
-        TaskName | None,
-        typer.Option(help="What is to be predicted.", show_default="from columns and labels"),
-    ] = None
-    text_column: Annotated[
-        str | None, typer.Option(help="The column to read.", show_default="text")
-    ] = None
-    pair_column: Annotated[
-        str | None, typer.Option(help="A second text, read after the first.", show_default="none")
-    ] = None
-    label_column: Annotated[
-        str | None,
-        typer.Option(help="The column to predict.", show_default="label, rating, stars or score"),
-    ] = None
-    preset: Annotated[
-        str, typer.Option(help=f"The random PEFT weights: {', '.join(presets.__all__)}.")
-    ] = "bh_peft"
-    guide: Annotated[
-        str, typer.Option(help=f"The family of the posterior: {', '.join(FAMILIES)}.")
-    ] = "laplace"
-    noise_by_text: Annotated[
-        bool, typer.Option("--noise-by-text", help="Ratings: a noise scale for each text.")
-    ] = False
-    max_length: Annotated[
-        int | None, typer.Option(help="Cut longer texts.", show_default="the tokenizer's limit")
-    ] = None
-    unlabelled: Annotated[
-        str | None,
-        typer.Option(
-            help="More texts, without labels, that set the coordinates where labelled ones are "
-            "few.",
-            metavar="FILE",
-            show_default="none",
-        ),
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.preset not in presets.__all__:
-            known = ", ".join(presets.__all__)
-            raise ConfigError(f"--preset: unknown {self.preset!r}; known: {known}")
-        check_guide(self.guide)
-
-    def task_of(self, table: Dataset) -> Task:
-        """What the table is to be used for."""
-        return infer(table, self.task, self.text_column, self.label_column, self.pair_column)
-
-    def model(self, found: Task, device: str) -> Model:
-        """The model for a task."""
-        kinds = getattr(presets, self.preset)()
-        return found.model(*load_backbone(self.backbone, device), kinds, self.noise_by_text)
-
-    def reading(self, found: Task) -> dict[str, Any]:
-        """What `fit` and `stream` have to know about the texts."""
-        return {
-            "unlabelled": None if self.unlabelled is None else read_table(self.unlabelled),
-            "columns": found.columns,
-            "max_length": self.max_length,
-            "label_names": found.names,
-        }
-
-
-def options_of_recipe(*without: str) -> Callable[[options.Command], options.Command]:
-    """Give a command with an argument `recipe` the options of one in its place.
-
-    Args:
-        without: options that it is not to have.
-    """
-    kinds = get_type_hints(Recipe, include_extras=True)
-    there = [field for field in fields(Recipe) if field.name not in without]
-    assert not any(field.default is MISSING for field in there)
-    added = {field.name: (kinds[field.name], field.default) for field in there}
-    return options.declaring(added, lambda values: {"recipe": Recipe(**values)}, "recipe")
-
-
-def check_guide(guide: str) -> None:
-    """Refuse an unknown guide before any work is done."""
-    if guide not in FAMILIES:
-        raise ConfigError(f"--guide: unknown guide {guide!r}; known: {', '.join(FAMILIES)}")

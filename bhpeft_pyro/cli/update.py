@@ -7,13 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..guides.guide import is_point
-from ..sequential.growth import with_outputs_for
-from ..sequential.update import refuse_known
 from . import options
-from .runs import check_out, hold_out, naming, open_run, rows_for
+from .recipe import FAMILIES, POINTS, check_guide
 from .screen import bars, conclude, say
-from .task import FAMILIES, POINTS, check_guide
 
 __all__ = ["EXAMPLES", "update"]
 
@@ -53,6 +49,11 @@ def update(
 
     How to fit, where not given, is as in the last round.
     """
+    from ..guides.guide import is_point
+    from ..sequential.growth import with_outputs_for
+    from ..sequential.update import refuse_known
+    from .runs import check_out, hold_out, naming, open_run, rows_for
+
     check_out(out, overwrite)
     if guide is not None:
         check_guide(guide)

@@ -1,8 +1,1 @@
-"""Inference: the loss, natural gradients, the loop over steps, and prediction."""
-
-from .elbo import ELBO
-from .optimizers import NaturalGradient
-from .options import FitOptions
-from .report import FitReport
-
-__all__ = ["ELBO", "FitOptions", "FitReport", "NaturalGradient"]
+"""Inference: the loss, steps and the loop over them, the width of `laplace`, and prediction."""

@@ -12,7 +12,7 @@ import typer
 from matplotlib.figure import Figure
 from typer.core import TyperCommand
 
-from bhpeft_pyro.cli.app import quieten, spoken_errors
+from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.backbone import load_backbone
 from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
@@ -210,8 +210,7 @@ class Spoken(TyperCommand):
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command(cls=Spoken)(experiment)
+app.command(cls=Spoken)(quietly(experiment))
 
 if __name__ == "__main__":
-    quieten()
     app(prog_name="python -m tools.experiments")

@@ -44,7 +44,7 @@ class Model(PyroModule):
 
     >>> from transformers import BertConfig, BertModel
     >>> from pyro import poutine
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
     ...                             num_attention_heads=2, intermediate_size=32))
     >>> model = Model(RandomPEFT(tiny, (), Head(3)))

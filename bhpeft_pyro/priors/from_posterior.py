@@ -173,7 +173,7 @@ class BlockPrior:
     >>> import torch
     >>> import pyro.distributions as dist
     >>> from bhpeft_pyro.distributions import Covariance, LowRankNormal
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> weight = LowRankNormal(torch.zeros(16), Covariance.diagonal(torch.ones(16)))
     >>> bias = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     >>> parts = [JointPrior(weight, {"head.weight": (2, 8)}), PosteriorPrior({"head.bias": bias})]

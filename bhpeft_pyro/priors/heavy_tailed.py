@@ -24,7 +24,7 @@ __all__ = [
 class Laplace(FunctionSpacePrior):
     """Independent Laplace weights, of the sds that a `FunctionSpacePrior`'s numbers say.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> sorted(Laplace(head=1.0)(Head(3).sites(16)))
     ['head.bias', 'head.weight']
     """
@@ -42,7 +42,7 @@ class StudentT(FunctionSpacePrior):
     Args:
         df: degrees of freedom, above 2 so that there is an sd; the smaller, the heavier the tails.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> sorted(StudentT(df=3.0)(Head(3).sites(16)))
     ['head.bias', 'head.weight']
     """
@@ -76,7 +76,7 @@ class Horseshoe(FunctionSpacePrior):
     Args:
         share: roughly the share of weights that are expected to matter.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> trace = pyro.poutine.trace(Horseshoe()).get_trace(Head(3).sites(16)[:1])
     >>> list(trace.stochastic_nodes)
     ['head.weight.log_tau', 'head.weight.log_local', 'head.weight.standard']

@@ -123,7 +123,7 @@ class Hierarchical(FunctionSpacePrior):
         overall: sd of a site's log scale.
         between: sd of the log scales of its layers.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> list(pyro.poutine.trace(Hierarchical()).get_trace(Head(3).sites(16)).stochastic_nodes)
     ['head.weight.log_scale', 'head.weight', 'head.bias.log_scale', 'head.bias']
     """
@@ -164,7 +164,7 @@ class EmpiricalBayes(FunctionSpacePrior):
     Args:
         wide: sd of the log scales.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> list(pyro.poutine.trace(EmpiricalBayes()).get_trace(Head(3).sites(16)).stochastic_nodes)
     ['head.weight.log_scale', 'head.weight', 'head.bias.log_scale', 'head.bias']
     """

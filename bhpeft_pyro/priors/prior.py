@@ -59,7 +59,7 @@ def as_prior(prior: PriorLike) -> Prior:
         PriorError: none of these forms.
 
     >>> import pyro.distributions as dist
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> prior = as_prior({"*.bias": dist.Normal(0., 10.),
     ...                   "*": lambda site: dist.Laplace(0., site.unit)})
     >>> {name: tuple(value.shape) for name, value in prior(Head(3).sites(8)).items()}
@@ -196,7 +196,7 @@ def complete(
         PriorError: the prior samples something that has no value here.
 
     >>> import pyro.distributions as dist
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> def prior(sites):
     ...     size = pyro.sample("size", dist.LogNormal(0., 1.))
     ...     return {s.name: pyro.deterministic(s.name, size * torch.ones(s.shape)) for s in sites}

@@ -170,7 +170,7 @@ class FunctionSpaceNormal(FunctionSpacePrior):
     Args:
         change, spread, head, other: sds, as for every `FunctionSpacePrior`.
 
-    >>> from bhpeft_pyro.head import Head
+    >>> from bhpeft_pyro.model.head import Head
     >>> prior = FunctionSpaceNormal(head=2.0)
     >>> sorted(prior(Head(3).sites(16)))
     ['head.bias', 'head.weight']

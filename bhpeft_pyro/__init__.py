@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .forecast import ClassForecast, RatingForecast, metrics
     from .guides import Guide, autoguide
     from .inference.elbo import ELBO
-    from .inference.fit import fit
     from .inference.optimizers import NaturalGradient
     from .inference.options import FitOptions
     from .inference.report import FitReport
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from .model.model import Model
     from .model.network import RandomPEFT
     from .peft import presets
+    from .posterior.fit import fit
     from .posterior.mixture import MixturePosterior
     from .posterior.posterior import Posterior
     from .sequential import History, Replay
@@ -55,7 +55,7 @@ _HOMES = {
     "Replay": "sequential",
     "autoguide": "guides",
     "encode": "data",
-    "fit": "inference.fit",
+    "fit": "posterior.fit",
     "stream": "sequential",
 }
 _MODULES = {

@@ -13,12 +13,12 @@ from .errors import ConfigError
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .forecast.temperature_scaling import tempered
-from .inference.fit import fit
 from .inference.options import FitOptions
 from .inference.predict import AnyForecast
 from .model.model import Model
 from .peft import Kind, presets
 from .posterior import io
+from .posterior.fit import fit
 from .posterior.mixture import MixturePosterior
 from .posterior.posterior import Posterior
 

@@ -341,7 +341,7 @@ def test_peft_points_stay_while_the_head_is_fitted_on_frozen_features(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Their prior alone would take them to its mode; at zero, B and A have no gradient."""
-    from bhpeft_pyro.inference import fit as fitting
+    from bhpeft_pyro.posterior import fit as fitting
 
     model = tiny_model(prior=dist.Normal(0.0, 0.01))
     guide = bh.autoguide({"head.*": "normal", "*": "delta"}, model)

@@ -513,7 +513,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     def work(*_args, **_more):
         raise AssertionError("trained")
 
-    monkeypatch.setattr("bhpeft_pyro.inference.fit.optimise", work)
+    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     table = runs.read_table(str(folder / "train.csv"))
     kept, held_out = (rows["text"][0] for rows in runs.hold_out(table, "20%", 0))
@@ -607,7 +607,7 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     def diverge(*_):
         raise FitError("not finite")
 
-    monkeypatch.setattr("bhpeft_pyro.inference.fit.optimise", diverge)
+    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
 

@@ -21,10 +21,10 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.inference import fit as fitting
 from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
+from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
 from bhpeft_pyro.testing import tiny_examples, tiny_model

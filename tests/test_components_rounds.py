@@ -15,7 +15,7 @@ from onehot import FIT, assert_posterior, model, solve, words
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, SaveError
 from bhpeft_pyro.guides import LowRankGuide
-from bhpeft_pyro.inference import fit as fitting
+from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.posterior.mixture import MixturePosterior, seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

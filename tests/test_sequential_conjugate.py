@@ -11,7 +11,7 @@ from onehot import FIT, PRIOR_SD, assert_posterior, exact, model, solve, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference import fit as fitting
+from bhpeft_pyro.posterior import fit as fitting
 
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
 

@@ -11,7 +11,7 @@ from onehot import FIT, NOISE, WIDTH, model, solve, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference import fit as fitting
+from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_examples, tiny_model

@@ -40,8 +40,8 @@ def fit(
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
     """
-    from ..inference.fit import fit as learn
     from ..inference.options import FitOptions
+    from ..posterior.fit import fit as learn
     from ..posterior.reading import TextOptions
     from .runs import check_out, hold_out, naming, read_table
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError, DataError
-from ..model.likelihoods import Kind
 
 __all__ = ["DEFAULT_COLUMNS", "MAX_CHOICES", "Columns", "Kind", "check_texts", "read_choices"]
+
+Kind = Literal["class", "rating", "choice"]
+"""A class index or name, a real number, or the index of the right one of several choices."""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
 from ..inference.elbo import blocks, seeded
-from ..inference.fit import fit
 from ..inference.initialization import align
 from ..inference.passes import Block, Feed, drawn
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal, Prior

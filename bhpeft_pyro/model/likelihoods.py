@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.batch import Batch
+from ..data.columns import Kind
 from ..errors import LikelihoodError
 from ..peft.sites import Site
 from ..plain import make_plain
@@ -31,10 +31,6 @@ __all__ = [
     "Normal",
     "OrderedLogistic",
 ]
-
-
-Kind = Literal["class", "rating", "choice"]
-"""A class index or name, a real number, or the index of the right one of several choices."""
 
 
 class Likelihood(ABC):

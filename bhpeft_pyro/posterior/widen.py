@@ -13,9 +13,9 @@ from ..data import Examples
 from ..errors import GuideError
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
-from ..inference.fit import is_open, joined
 from ..inference.width import widen as measure
 from ..model.model import Model
+from .fit import is_open, joined
 from .mixture import MixturePosterior
 from .posterior import Posterior
 

@@ -1,14 +1,6 @@
 """Priors: stochastic functions from sites to their tensors."""
 
-from .from_posterior import (
-    JOINT,
-    BlockPrior,
-    JointPrior,
-    PosteriorPrior,
-    apart,
-    joint_name,
-    unpack,
-)
+from .from_posterior import JOINT, BlockPrior, JointPrior, PosteriorPrior, apart, joint_name, unpack
 from .gates import Gates, gate_probabilities
 from .heavy_tailed import Horseshoe, Laplace, StudentT
 from .hierarchical import ARD, EmpiricalBayes, Hierarchical, effective_rank, empirical_scales

@@ -19,10 +19,10 @@ from ..guides import GuideLike, LaplaceGuide, autoguide, prior_guide
 from ..guides.blocks import title
 from ..guides.guide import prior_of
 from ..inference.elbo import seeded
-from ..inference.fit import fit
 from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
+from ..posterior.fit import fit
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
 from ..posterior.reading import TextOptions

@@ -14,13 +14,13 @@ from ..errors import ConfigError, DataError
 from ..guides import GuideLike, LaplaceGuide
 from ..guides.guide import is_point, prior_of
 from ..inference.elbo import sampling
-from ..inference.fit import PULL, check_how, fit_round, joined
 from ..inference.loop import OptimizerFactory
 from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..peft.kinds import check_count
 from ..plain import make_plain
+from ..posterior.fit import PULL, check_how, fit_round, joined
 from ..posterior.mixture import MixturePosterior, keeping, seeds
 from ..posterior.posterior import Posterior
 from .forgetting import Forgetting

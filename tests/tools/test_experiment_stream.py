@@ -17,8 +17,8 @@ from datasets import Dataset
 from onehot import FIT, assert_posterior, model, solve, words
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.inference import fit as fitting
 from bhpeft_pyro.inference import width
+from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import protocols, stream, stream_runs

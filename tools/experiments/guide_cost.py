@@ -10,11 +10,11 @@ from typing import Any
 from transformers import BertConfig, BertModel
 
 from bhpeft_pyro.guides import autoguide, budget, latents
-from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.testing import tiny_examples, tiny_tokenizer
 
 from .grid import commit, commits

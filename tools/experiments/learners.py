@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bhpeft_pyro.data import Examples
-from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.sequential.stream import Learner

@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer, logging
 
 from bhpeft_pyro.data import CutWarning, Examples, encode
-from bhpeft_pyro.inference.fit import fit
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.sequential import Record, prequential
 
 from .learners import GUIDE, Arm, Setup

@@ -28,19 +28,19 @@ from ..guides import (
     check_made_for,
 )
 from ..guides.guide import is_linear, is_point, prior_of
+from ..inference.elbo import sampling, seeded
+from ..inference.initialization import align, may_start, own_start, scatter, start
+from ..inference.loop import OptimizerFactory, as_module, optimise
+from ..inference.options import FitOptions
+from ..inference.report import FitReport
+from ..inference.width import settle, widen
 from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from ..model.model import Model
-from ..posterior.mixture import MixturePosterior, keeping, seeds
-from ..posterior.posterior import Coreset, Posterior
-from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal
 from ..priors.prior import check_prior
-from .elbo import sampling, seeded
-from .initialization import align, may_start, own_start, scatter, start
-from .loop import OptimizerFactory, as_module, optimise
-from .options import FitOptions
-from .report import FitReport
-from .width import settle, widen
+from .mixture import MixturePosterior, keeping, seeds
+from .posterior import Coreset, Posterior
+from .reading import TextOptions
 
 if TYPE_CHECKING:
     from ..sequential import Replay

@@ -11,8 +11,7 @@ import torch
 from exact import Exact, design, guide_of, own_network, random_texts, ratings, regression
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.diagnostics import Information, diagnose
-from bhpeft_pyro.diagnostics import diagnosis as information
+from bhpeft_pyro.diagnostics import Information, diagnose, information
 from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import FunctionGuide, NormalGuide, prior_guide
 from bhpeft_pyro.guides.guide import key

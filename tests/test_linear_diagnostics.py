@@ -11,8 +11,7 @@ from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.diagnostics import PSIS, against, psis
-from bhpeft_pyro.diagnostics import diagnosis as information
+from bhpeft_pyro.diagnostics import PSIS, against, information, psis
 from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities

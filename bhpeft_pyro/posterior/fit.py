@@ -403,7 +403,7 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
-    report.pull = PULL
+    report.pull = PULL if isinstance(guide, LaplaceGuide) else None
     _learn(model, guide, kept, None, report, optimizer)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # under the round's own prior it has learnt all of it

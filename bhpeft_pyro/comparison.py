@@ -31,6 +31,7 @@ __all__ = ["BASELINE", "Comparison", "compare"]
 BASELINE = "hybrid"
 """The method that the others are compared with: ordinary fine-tuning of all PEFT weights."""
 
+_SCALED = ", scaled"  # ranks examples as without, so its curve would be the same
 _METRICS = ("accuracy", "mse", "nll", "ece", "coverage_90")
 
 
@@ -82,7 +83,8 @@ class Comparison:
         left.axvline(0, color="grey", linewidth=0.8)
         left.set_yticks(at, table.index)
         left.set_xlabel(f"NLL less that of {BASELINE!r} (nats; lower is better)")
-        rejection(self.forecasts, ax=right, by="total")
+        plain = {k: v for k, v in self.forecasts.items() if not k.endswith(_SCALED)}
+        rejection(plain, ax=right, by="total")
         return figure
 
 
@@ -178,8 +180,8 @@ def compare(
         if isinstance(forecast, ClassForecast) and posterior in (first, points):
             known = posterior.predict(validation)
             assert isinstance(known, ClassForecast)
-            forecasts[f"{name}, scaled"], _ = tempered(forecast, known)
-            seconds[f"{name}, scaled"] = seconds[name]
+            forecasts[name + _SCALED], _ = tempered(forecast, known)
+            seconds[name + _SCALED] = seconds[name]
     forecasts[f"{components} components"] = wide.predict(test)
     seconds[f"{components} components"] = wide.report.seconds
     return Comparison(forecasts, seconds, posteriors)

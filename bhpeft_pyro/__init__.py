@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import comparison, data, errors, forecast, guides, inference, peft, priors, sequential
+    from . import comparison, data, errors, forecast, guides, peft, priors, sequential
     from .data import Columns, Examples, encode
     from .data.batch import Batch
     from .forecast import ClassForecast, RatingForecast, metrics
@@ -64,7 +64,6 @@ _MODULES = {
     "errors": "errors",
     "forecast": "forecast",
     "guides": "guides",
-    "inference": "inference",
     "likelihoods": "model.likelihoods",
     "metrics": "forecast.metrics",
     "peft": "peft",
@@ -101,7 +100,6 @@ __all__ = [
     "fit",
     "forecast",
     "guides",
-    "inference",
     "likelihoods",
     "metrics",
     "peft",

@@ -53,6 +53,7 @@ nitpick_ignore_regex = [
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|OptimizerFactory"),
     # What nobody makes by hand.
     ("py:class", r"bhpeft_pyro\.data\.tokens\.Tokens"),
+    ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used
 ]
 
 # The modules of the reference, and on whose page each public object stands.

@@ -177,7 +177,7 @@ def to_arviz(
     Raises:
         ConfigError: a pattern matches nothing, or the arrays would exceed `max_bytes`.
 
-    >>> from bhpeft_pyro.inference.fit import fit
+    >>> from bhpeft_pyro.posterior.fit import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)

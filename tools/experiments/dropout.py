@@ -24,7 +24,7 @@ def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
         model: the model.
         rate: the share that is dropped.
 
-    >>> from bhpeft_pyro.inference.fit import fit
+    >>> from bhpeft_pyro.posterior.fit import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> model = tiny_model()
     >>> posterior = fit(model, dropout(model, 0.5), tiny_examples(), max_steps=2, progress=False)

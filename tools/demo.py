@@ -48,7 +48,7 @@ class Settings:
     train: tuple[int, int] = (400, 300)
     validation: int = 100
     test: int = 400
-    epochs: int = 6
+    epochs: int = 4
     exported: int = 100
     seed: int = 0
 

@@ -1,4 +1,7 @@
-"""How much the PEFT weights change the frozen transformer, by branch and layer."""
+"""How much the PEFT weights change the frozen transformer, by branch and layer.
+
+How far a round moved the weights from its prior, by PEFT kind and layer.
+"""
 
 from __future__ import annotations
 

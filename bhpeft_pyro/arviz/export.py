@@ -1,4 +1,9 @@
-"""How the last round's fit went: the group `sample_stats`."""
+"""`to_arviz`: which draws are exported, and that they fit in memory.
+
+How the last round's fit went: the group `sample_stats`.
+
+What draws of the weights predict, and what was observed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""ArviZ's containers: all that differs between its versions 0.x and 1.x."""
+"""What may be exported: draws of the weights, and what a person can read of them.
+
+ArviZ's containers: all that differs between its versions 0.x and 1.x.
+
+Names and coordinates of the dims of variables.
+
+Draws of a guide, and which guides make a chain each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A YAML file in place of options: `--config fit.yaml`."""
+"""Arguments and options that several commands share.
+
+A YAML file in place of options: `--config fit.yaml`.
+"""
 
 from __future__ import annotations
 

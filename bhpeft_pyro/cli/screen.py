@@ -1,4 +1,7 @@
-"""What the commands print: results to stdout, everything else to stderr."""
+"""What the commands print: results to stdout, everything else to stderr.
+
+Metrics on the screen and as JSON.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A mini-batch: what `Model` is called with."""
+"""A mini-batch: what `Model` is called with.
+
+Which examples go together in a batch, over one pass of the data.
+"""
 
 from __future__ import annotations
 

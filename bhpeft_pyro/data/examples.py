@@ -1,4 +1,7 @@
-"""`Examples`: a tokenised data set in memory, which yields batches."""
+"""`Examples`: a tokenised data set in memory, which yields batches.
+
+Examples as plain data and tensors, for files that are not pickled.
+"""
 
 from __future__ import annotations
 

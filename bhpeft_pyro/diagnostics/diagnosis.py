@@ -1,4 +1,7 @@
-"""How much of what the prior did not know has been learnt from data."""
+"""All that can be said of a posterior without a reference, as one short report.
+
+How much of what the prior did not know has been learnt from data.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Are ranks uniform? A test of the whole ECDF with a declared false-alarm rate."""
+"""The outcome of simulation-based calibration: ranks, a test of them, a plot.
+
+Are ranks uniform? A test of the whole ECDF with a declared false-alarm rate.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What weight draws predict, and how probable they make the labels."""
+"""Log importance ratios of the posterior to a guide.
+
+What weight draws predict, and how probable they make the labels.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A hand-written guide function with `pyro.param` statements, as a module."""
+"""A hand-written guide function with `pyro.param` statements, as a module.
+
+A model's prior in the form of a guide, to draw from and to predict with.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What guides with one Normal over all weights share: `lowrank` and its kin, and `laplace`."""
+"""Low-rank guide: one Normal over all weights, narrow along the axes that data have told about.
+
+What guides with one Normal over all weights share: `lowrank` and its kin, and `laplace`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What Pyro's autoguides say of their posteriors, as priors of this package."""
+"""Pyro's own autoguides under this package's contract: they can be saved, and become priors.
+
+What Pyro's autoguides say of their posteriors, as priors of this package.
+"""
 
 from __future__ import annotations
 

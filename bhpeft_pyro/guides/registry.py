@@ -1,4 +1,12 @@
-"""Whether a guide is of the model that it is to be fitted to."""
+"""`autoguide`: a guide by name, or any of Pyro's by class.
+
+Whether a guide is of the model that it is to be fitted to.
+
+Ready choices of what is random and what is a point.
+
+>>> down_only(["lora.query.A", "lora.query.B", "head.bias"])
+{'*.A': 'normal', '*': 'delta'}
+"""
 
 from __future__ import annotations
 

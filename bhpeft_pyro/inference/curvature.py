@@ -1,4 +1,12 @@
-"""The Fisher information of a model's weights, from gradients example by example."""
+"""The covariance of a `LowRankGuide`, measured from gradients example by example.
+
+At the optimum of the variational bound a Normal guide's precision is the prior's plus N / T times
+the expected curvature of the loss under the guide itself (Opper and Archambeau 2009). The curvature
+is taken as the Fisher information, gradients' outer products, as in Mishkin et al. (2018): its
+leading directions are kept as they are and the diagonal of the rest.
+
+The Fisher information of a model's weights, from gradients example by example.
+"""
 
 from __future__ import annotations
 

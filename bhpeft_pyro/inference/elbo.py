@@ -1,4 +1,7 @@
-"""Weight draws from a fitted guide."""
+"""The loss: N * E[nll] + temperature * KL, with its two parts kept apart.
+
+Weight draws from a fitted guide.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Fitting a network's coordinates: along which directions of its weights predictions change."""
+"""Where Normal guides start: at a fitted head, with the sds of a diagonal Laplace approximation.
+
+Natural-gradient steps are scaled by the sds. At the prior's, which are far too wide for what the
+data say, the first steps go astray, on ratings beyond return.
+
+Fitting a network's coordinates: along which directions of its weights predictions change.
+"""
 
 from __future__ import annotations
 

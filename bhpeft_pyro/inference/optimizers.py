@@ -1,8 +1,12 @@
-"""Natural-gradient steps for Normal guides, as a small torch optimiser.
+"""Which optimiser moves which parameters of a guide.
+
+Natural-gradient steps for Normal guides, as a small torch optimiser.
 
 With one learning rate for means and sds the sds never leave their starting value; with two, steps
 of equal size on every weight spend thousands of nats of KL that the data never asked for. A
 natural-gradient step is measured in the posterior's own units, so both problems are gone.
+
+Adam for a joint mean, in units in which one step size suits all weights.
 """
 
 from __future__ import annotations

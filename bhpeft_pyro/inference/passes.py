@@ -1,4 +1,7 @@
-"""Draws of the weights through the network, in passes of bounded size."""
+"""Draws of the weights through the network, in passes of bounded size.
+
+Batches for a model, with the frozen part computed once where that is possible.
+"""
 
 from __future__ import annotations
 

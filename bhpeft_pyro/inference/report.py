@@ -1,4 +1,7 @@
-"""What a fit did: for the eye, for the plots and for the saved file."""
+"""What a fit did: for the eye, for the plots and for the saved file.
+
+What a fit's report warns of: one line each, by site.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Principal axes of the features: coordinates in which a mean-field head is nearly exact."""
+"""Heads: from the transformer's output to the numbers a likelihood needs.
+
+Principal axes of the features: coordinates in which a mean-field head is nearly exact.
+"""
 
 from __future__ import annotations
 

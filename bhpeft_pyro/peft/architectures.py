@@ -1,4 +1,7 @@
-"""Where each Hugging Face architecture keeps its projections, and how to declare another one."""
+"""Where each Hugging Face architecture keeps its projections, and how to declare another one.
+
+The architectures that are known from the start.
+"""
 
 from __future__ import annotations
 

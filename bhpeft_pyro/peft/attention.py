@@ -2,6 +2,8 @@
 
 The functions registered here do exactly what "sdpa" or "eager" do, unless a binding with a
 prefix for the calling module is in force.
+
+One forward pass of the frozen transformer that measures how large its signals are.
 """
 
 from __future__ import annotations

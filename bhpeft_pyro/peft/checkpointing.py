@@ -1,4 +1,14 @@
-"""PEFT weights of a layer learn through the layers above it: these must let gradients through."""
+"""Gradient checkpointing under a binding.
+
+The recomputation of a layer runs in the backward pass, after `bind` was left and perhaps in
+another thread, so it has to bring the weights back with it. Hugging Face checkpoints a layer only
+in training mode, which would also turn its dropout on; under a binding the layer's call is
+therefore checkpointed here, in evaluation mode, wherever `gradient_checkpointing_enable()` set
+the layer's flag. Re-entrant checkpointing is never used: it cannot see weights that are not
+arguments of the layer.
+
+PEFT weights of a layer learn through the layers above it: these must let gradients through.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The one operation behind LoRA and the adapters: add up(act(down x)) to a frozen output."""
+"""Low-rank adaptation (Hu et al. 2022).
+
+The one operation behind LoRA and the adapters: add up(act(down x)) to a frozen output.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Plots of fits and of how far they may be trusted."""
+"""Plots of fits and of how far they may be trusted.
+
+Plots of the weights, layer by layer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Colours, marks and axes of all plots.
+"""Plots of forecasts: calibration, rejection, uncertainty.
+
+Colours, marks and axes of all plots.
 
 The colours are Okabe and Ito's, told apart by colour-blind readers; marks and dashes differ too.
 """

@@ -1,4 +1,10 @@
-"""The folder of a saved posterior: an index with a checksum, which names a file of tensors."""
+"""The folder of a saved posterior: an index with a checksum, which names a file of tensors.
+
+Posteriors on disk: safetensors for tensors, JSON for the rest, never a pickle.
+
+The index names the tensor file by its digest and is replaced last and at once, so a crash at any
+moment leaves the folder with the old posterior or the new one, whole.
+"""
 
 from __future__ import annotations
 

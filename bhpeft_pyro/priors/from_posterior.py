@@ -1,4 +1,9 @@
-"""A fitted posterior as a prior: what closes the loop of sequential updating."""
+"""A fitted posterior as a prior: what closes the loop of sequential updating.
+
+A posterior over all weights at once as a prior.
+
+Several posteriors, each over sites of its own, as one prior.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Heavy-tailed priors: most weights nearer to zero than a Normal's, a few much further away."""
+"""Heavy-tailed priors: most weights nearer to zero than a Normal's, a few much further away.
+
+The regularised horseshoe (Piironen and Vehtari 2017): a few weights matter, most do not.
+"""
 
 from __future__ import annotations
 

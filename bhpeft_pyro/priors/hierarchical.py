@@ -1,4 +1,7 @@
-"""Automatic relevance determination over LoRA's rank: components that are not needed go."""
+"""Scales that are learnt: pooled over layers, or as points by empirical Bayes.
+
+Automatic relevance determination over LoRA's rank: components that are not needed go.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 A prior is any Pyro stochastic function from the sites to their tensors: it calls `pyro.sample`
 once for each site, under the site's name, and may sample anything else besides (scales, gates). A
 site that it makes out of such other latents it records by `pyro.deterministic` instead.
+
+Whether `fit` can use a prior of one's own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the ready priors share: scales set by what the weights do, not by what they are."""
+"""What the ready priors share: scales set by what the weights do, not by what they are.
+
+The default prior: Normal, with scales set by what the weights do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rounds on disk: a folder for each, written at once and never changed."""
+"""Rounds on disk: a folder for each, written at once and never changed.
+
+Going on with a stream after the last of its rounds that was saved.
+"""
 
 from __future__ import annotations
 

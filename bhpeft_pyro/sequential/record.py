@@ -1,4 +1,10 @@
-"""What a stream did, round by round: a table on disk, the matrix of scores, metrics of transfer."""
+"""What a stream did, round by round: a table on disk, the matrix of scores, metrics of transfer.
+
+Metrics of what is kept, and carried over, from round to round.
+
+All take a matrix R (T, T): R[i, j] is the accuracy (or another score, larger is better) on the
+test data of round j after round i has been learnt. With T rounds, counted from 1:
+"""
 
 from __future__ import annotations
 

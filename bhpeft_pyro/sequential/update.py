@@ -1,4 +1,7 @@
-"""Replay without counting anything twice: a coreset, learnt last of all."""
+"""One more round: the last posterior, maybe partly forgotten, is its prior.
+
+Replay without counting anything twice: a coreset, learnt last of all.
+"""
 
 from __future__ import annotations
 

@@ -60,6 +60,10 @@ class Candidates:
     point: Tensor
 
     def best(self) -> Choice:
+        """The choice for this component alone."""
+        return self.at(self.best_index())
+
+    def best_index(self) -> int:
         """The lowest NLL. Of those that hardly differ from it the one nearest to tau = 1: where
         nothing was learnt, all widths are as good. If none is below the point's, the widest that
         costs little, but no wider than the prior itself asks for."""
@@ -67,13 +71,9 @@ class Candidates:
         away = self.taus.log().abs()
         if nlls.min() <= point:
             alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
-            return self.at(int(away.masked_fill(~alike, torch.inf).argmin()))
+            return int(away.masked_fill(~alike, torch.inf).argmin())
         near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
-        return self.at(int(near.nonzero()[0]) if near.any() else len(nlls) - 1)
-
-    def index(self, choice: Choice) -> int:
-        """Where a choice is on the grid."""
-        return int((self.taus / self.noises.square() - choice.tau).abs().argmin())
+        return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
 
     def at(self, index: int) -> Choice:
         """One of them."""
@@ -93,7 +93,7 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
     Returns:
         The choices, and the NLL of the points together and of the components.
     """
-    own = [each.index(each.best()) for each in every]
+    own = [each.best_index() for each in every]
     count = max(len(each.taus) for each in every)
     shifts = sorted(range(1 - count, count), key=abs)
     moved = [

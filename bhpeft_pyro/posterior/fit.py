@@ -53,6 +53,7 @@ __all__ = [
     "is_open",
     "joined",
     "needs_rows",
+    "pull_of",
 ]
 
 
@@ -61,6 +62,14 @@ PULL = 0.1
 
 Its precision is that of the network linearised at one place, and of labels that the likelihood
 expects; as in online EWC (Schwarz et al. 2018), the best strength is not 1 (docs/results.md)."""
+
+
+def pull_of(guide: nn.Module) -> float | None:
+    """How strongly an earlier posterior pulls at a guide; None where it is no point."""
+    if not is_point(guide):
+        return None
+    return PULL if isinstance(guide, LaplaceGuide) else 1.0
+
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -403,7 +412,7 @@ def _fit_coreset(
     model = Model(
         posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
     )
-    report.pull = PULL if isinstance(guide, LaplaceGuide) else None
+    report.pull = pull_of(guide)
     _learn(model, guide, kept, None, report, optimizer)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # under the round's own prior it has learnt all of it

@@ -14,7 +14,7 @@ import torch
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..guides import GuideLike, LaplaceGuide
+from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.elbo import sampling
 from ..inference.loop import OptimizerFactory
@@ -23,7 +23,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..peft.kinds import check_count
 from ..plain import make_plain
-from ..posterior.fit import PULL, check_how, fit_round, joined
+from ..posterior.fit import check_how, fit_round, joined, pull_of
 from ..posterior.mixture import MixturePosterior, keeping, seeds
 from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
@@ -156,7 +156,7 @@ def update(
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
         floor=forgetting.floor,
         projection=projection,
-        pull=(PULL if isinstance(guide, LaplaceGuide) else 1.0) if point else None,
+        pull=pull_of(guide),
         held_out=len(held_out) if point and held_out is not None else 0,
     )
     kept = None

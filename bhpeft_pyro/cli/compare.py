@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 from ..errors import ConfigError
 from . import options
 from .recipe import Recipe, options_of_recipe
-from .screen import bars, print_json, say, table
+from .screen import bars, png, print_json, say, table
 
 __all__ = ["EXAMPLES", "compare"]
 
@@ -89,9 +88,7 @@ def compare(
     )
     made = result.table()
     write(out / "table.csv", made.to_csv().encode())
-    picture = BytesIO()
-    result.plot().savefig(picture, dpi=110, format="png")
-    write(out / "plot.png", picture.getvalue())
+    write(out / "plot.png", png(result.plot()))
     if as_json:
         print_json({"test_rows": len(parts["test"]), "methods": made.to_dict(orient="index")})
         return

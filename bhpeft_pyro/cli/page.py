@@ -6,7 +6,6 @@ import re
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
 from .predict import predictions
 from .runs import rows_for
-from .screen import WORDS, say
+from .screen import WORDS, png, say
 
 __all__ = ["TEMPLATES", "write_page"]
 
@@ -115,9 +114,7 @@ def _png(draw: Callable[[Axes], object], height: float = 4.2) -> bytes:
     # Not pyplot's: no window, no global list of figures, whatever the backend.
     figure = Figure(figsize=(5.4, height), layout="constrained")
     draw(figure.subplots())
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 class _Pictures:
@@ -137,8 +134,8 @@ class _Pictures:
     def write(self) -> None:
         if self.files:
             self.folder.mkdir(exist_ok=True)
-        for number, png in enumerate(self.files, 1):
-            write(self.folder / f"{number}.png", png)
+        for number, picture in enumerate(self.files, 1):
+            write(self.folder / f"{number}.png", picture)
 
 
 def _facts(posterior: Posterior) -> dict[str, str]:

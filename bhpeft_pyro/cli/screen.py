@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..data import Examples
     from ..posterior.posterior import Posterior
 
@@ -28,6 +31,7 @@ __all__ = [
     "WORDS",
     "bars",
     "conclude",
+    "png",
     "print_json",
     "say",
     "show",
@@ -44,6 +48,13 @@ def say(text: str) -> None:
 def bars() -> bool:
     """Whether progress bars make sense: not in a log file."""
     return sys.stderr.isatty()
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a file, which can then be written at once."""
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import typer
 from ..errors import ConfigError, DataError
 from . import options
 from .recipe import Recipe, options_of_recipe
-from .screen import bars, print_json, say, table
+from .screen import bars, png, print_json, say, table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -199,10 +199,11 @@ def _plot(record: Record, out: Path) -> None:
     if len(record.rows) > 1:  # nothing is predicted before the first round
         import matplotlib.pyplot as plt
 
+        from ..posterior import io
         from ..sequential import figures
 
         figure = figures.overview(record)
-        figure.savefig(out / "stream.png", dpi=110)
+        io.write(out / "stream.png", png(figure))
         plt.close(figure)
 
 

@@ -43,6 +43,14 @@ __all__ = [
 _DRAWS = 32  # of a prior
 
 
+def _slopes(total: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Gradients by each leaf, zero where it has no part; the graph stays for more."""
+    every = list(leaves.values())
+    return torch.autograd.grad(
+        total, every, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
 def sampled(predictive: TorchDistribution) -> list[Tensor]:
     """log p(y) of one outcome for each example, drawn."""
     return [predictive.log_prob(predictive.sample())]
@@ -98,13 +106,7 @@ def scores(
             if not total.requires_grad:  # PEFT weights alone, on frozen features
                 yield {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
                 continue
-            grads = torch.autograd.grad(
-                total,
-                list(leaves.values()),
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            grads = _slopes(total, leaves)
             yield {name: grad[:, 0] for name, grad in zip(leaves, grads, strict=True)}
 
 
@@ -152,13 +154,7 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
             log_prob = sum((fn.log_prob(fn.sample()).sum() for fn in densities), torch.zeros(()))
             if not log_prob.requires_grad:  # no latent's prior depends on another
                 break
-            grads = torch.autograd.grad(
-                log_prob,
-                list(leaves.values()),
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
+            grads = _slopes(log_prob, leaves)
             for name, grad in zip(leaves, grads, strict=True):
                 sums[name] += grad.square()
     return {name: total / _DRAWS for name, total in sums.items()}

@@ -96,9 +96,9 @@ class Grid:
         parts = self._split(task, rows, seed)
         train, validation = parts.train, parts.validation
         job = Job(what, PEFT[peft](), self.load, train, validation, seed, self.budget)
-        started = time.perf_counter()
+        started = time.process_time()
         fitted = INFERENCE[inference](job)
-        between = time.perf_counter()
+        between = time.process_time()
         forecasts = {"validation": fitted.validation}
         extra: dict[str, dict[str, Tensor]] = {}
         for name, table in parts.tests.items():
@@ -107,7 +107,7 @@ class Grid:
             forecasts[name] = fitted.predict(texts)
             known = [column for column in _EXTRA if column in table.column_names]
             extra[name] = {column: torch.tensor(table[column][:]) for column in known}
-        ended = time.perf_counter()
+        ended = time.process_time()
         for name, table in parts.tests.items():
             if what.target in table.column_names:
                 forecasts[name] = forecasts[name].with_labels(fitted.labels(table))

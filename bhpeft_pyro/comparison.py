@@ -13,9 +13,9 @@ from .errors import ConfigError
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .forecast.temperature_scaling import tempered
-from .inference.options import FitOptions
 from .inference.predict import AnyForecast
 from .model.model import Model
+from .options import FitOptions
 from .peft import Kind, presets
 from .posterior import io
 from .posterior.fit import fit

@@ -159,7 +159,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"patience": 3}, "patience=3 needs validation data"),
     ({"learning_rate": 0.1}, "unknown fit options learning_rate; known: .*natural_lr"),
     ({"lr": 0.0}, "lr=0.0 must be positive"),
-    ({"natural_lr": float("nan")}, "natural_lr=nan must be a finite number"),
+    ({"lr": float("nan")}, "lr=nan must be a finite number"),
     ({"epochs": 0}, "epochs=0 must be"),
     ({"max_steps": 0}, "max_steps=0 must be"),
     ({"epochs": 2.5}, "epochs=2.5 must be an integer"),
@@ -362,7 +362,7 @@ def test_less_data_than_particles(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(())
     guide = NormalGuide(model, init_scale=1e-6)
     posterior = bh.fit(
-        model, guide, few, particles=8, batch_size=16, max_steps=2, natural_lr=1e-9, progress=False
+        model, guide, few, particles=8, batch_size=16, max_steps=2, lr=1e-9, progress=False
     )
     # With next to no width the expected NLL is that of the point: log 2 for a head of zeros.
     for entry in posterior.report.history:

@@ -22,8 +22,8 @@ from bhpeft_pyro.cli.options import fraction
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
-from bhpeft_pyro.inference.optimizers import WhitenedAdam
-from bhpeft_pyro.inference.options import FitOptions
+from bhpeft_pyro.guides.optimizers import WhitenedAdam
+from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.guides import LowRankGuide
+from bhpeft_pyro.guides.optimizers import WhitenedAdam, optimizers
 from bhpeft_pyro.inference.curvature import every
 from bhpeft_pyro.inference.elbo import ELBO
-from bhpeft_pyro.inference.optimizers import WhitenedAdam, optimizers
 from bhpeft_pyro.testing import tiny_batch, tiny_model
 
 

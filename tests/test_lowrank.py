@@ -31,7 +31,7 @@ FIT: dict[str, Any] = {
     "max_steps": 300,
     "batch_size": 64,
     "particles": 4,
-    "natural_lr": 0.1,
+    "lr": 0.1,
     "warmup": 0.0,
     "progress": False,
 }
@@ -227,7 +227,7 @@ def test_the_report_has_the_kl_of_each_sites_own_marginal() -> None:
 
 def test_transformer_weights_learn_and_are_saved(tmp_path: Path) -> None:
     model = tiny_model(bh.presets.bh_peft())
-    quick = {"max_steps": 60, "natural_lr": 0.1, "progress": False}
+    quick = {"max_steps": 60, "lr": 0.1, "progress": False}
     posterior = bh.fit(model, "lowrank", tiny_examples(64), **quick)
     unseen = tiny_examples(100, seed=5)
     assert posterior.evaluate(unseen)["accuracy"] > 0.75

@@ -73,7 +73,7 @@ def fit(
     likelihood = Categorical() if likelihood is None else likelihood
     model = tiny_model(kinds, likelihood.outputs or 2, prior, likelihood)
     data = CLASSES if data is None else data
-    how: dict[str, Any] = {"max_steps": 3, "natural_lr": 0.3, "progress": False}
+    how: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
     return bh.fit(model, guide, data, components=components, **how)
 
 

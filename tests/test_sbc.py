@@ -85,7 +85,7 @@ def test_mean_field_is_too_narrow_but_not_biased() -> None:
         replications=40,
         max_steps=30,
         batch_size=24,
-        natural_lr=0.3,
+        lr=0.3,
         warmup=0.0,
     )
     assert "head.bias[0]" in found.failed, str(found)

@@ -54,7 +54,7 @@ _STEPS = {
 def trace(report: FitReport) -> xr.Dataset:
     """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end.
 
-    >>> from bhpeft_pyro.inference.options import FitOptions
+    >>> from bhpeft_pyro.options import FitOptions
     >>> report = FitReport(9, "", FitOptions(), steps=3, history=[{"step": 1, "loss": 2.0},
     ...                                                           {"step": 3, "loss": 1.0}])
     >>> trace(report)["loss"].values, trace(report)["skipped"].values

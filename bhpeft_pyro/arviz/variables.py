@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import changes as change
 from ..inference.elbo import blocks
 from ..peft.sites import Site
-from ..priors.gates import gated_layers
+from ..priors.structured import gated_layers
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior

@@ -49,7 +49,7 @@ def compare(
     """
     from ..comparison import BASELINE
     from ..comparison import compare as run
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior.io import write
     from ..posterior.reading import TextOptions
     from .runs import hold_out, naming, read_table

@@ -40,7 +40,7 @@ def fit(
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
     """
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior.fit import fit as learn
     from ..posterior.reading import TextOptions
     from .runs import check_out, hold_out, naming, read_table

@@ -17,10 +17,10 @@ from .. import __version__, plots
 from ..changes import changes
 from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
-from ..guides.blocks import title
-from ..inference.options import FitOptions
+from ..guides.guide import title
 from ..inference.predict import AnyForecast
 from ..inference.report import FitReport
+from ..options import FitOptions
 from ..posterior.io import write
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior

@@ -81,7 +81,7 @@ def stream(
     from .. import sequential
     from ..data.encoding import cut_once, encode
     from ..guides import PRESETS
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior import io
     from ..posterior.reading import TextOptions
     from ..sequential import History, Record, Replay

@@ -26,7 +26,8 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import ConfigError, GuideError
-from ..guides import Guide, MixtureGuide
+from ..guides import Guide
+from ..guides.guide import components_of
 from ..model.model import Model
 from ..priors import apart, complete
 
@@ -109,7 +110,7 @@ def completed(
 def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
     """The components of a mixture with the draws that each gives, equally many and `samples` at
     least in all; of any other guide itself with all of them."""
-    components = guide.components if isinstance(guide, MixtureGuide) else [guide]
+    components = components_of(guide)
     share = -(-samples // len(components))
     return [(component, share) for component in components]
 

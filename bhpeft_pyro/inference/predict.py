@@ -16,7 +16,8 @@ from ..data.batch import Batch
 from ..distributions import base_of
 from ..errors import ConfigError
 from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
-from ..guides import LaplaceGuide
+from ..guides import Guide
+from ..guides.guide import is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
 from .elbo import seeded, strata
@@ -69,7 +70,7 @@ def predict(
     if max_rows < 1:
         raise ConfigError(f"max_rows={max_rows} must be at least 1")
     feed = data if isinstance(data, Feed) else Feed(model, data)
-    closed = all(isinstance(each, LaplaceGuide) and each.linear for each, _ in strata(guide, 1))
+    closed = is_linear(guide)
     if closed and linear is not False and not keep_samples and samples != 0:
         count = _OUTPUTS if samples is None else samples
         return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
@@ -107,7 +108,7 @@ def _in_closed_form(
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[ClassForecast] = []
     for number, (component, share) in enumerate(strata(guide, samples)):
-        assert isinstance(component, LaplaceGuide)
+        assert isinstance(component, Guide)
         with seeded(seed + number):  # the same for every example, so batches do not matter
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
@@ -127,7 +128,7 @@ def _in_closed_form(
     )
 
 
-def _read(model: Model, guide: LaplaceGuide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
+def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
     """What one component says of a batch: tensors (S, B, ...)."""
     outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
     if model.likelihood.constant_noise:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import FitOptions
+from ..options import FitOptions
 
 __all__ = [
     "FitReport",

@@ -15,14 +15,13 @@ from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike
-from ..guides.blocks import title
-from ..guides.guide import prior_of
+from ..guides.guide import prior_of, title
 from ..inference.elbo import draw
 from ..inference.loop import OptimizerFactory
-from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
 from ..model.model import Model
+from ..options import FitOptions
 from ..priors import Prior, PriorLike
 from . import io
 from .reading import TextOptions
@@ -86,6 +85,11 @@ class Posterior:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+    @property
+    def components(self) -> tuple[Posterior, ...]:
+        """The independent fits of a mixture; the posterior itself, unless it is one."""
+        return (self,)
 
     @property
     def report(self) -> FitReport:

@@ -16,7 +16,6 @@ from ..guides.guide import is_point
 from ..inference.width import widen as measure
 from ..model.model import Model
 from .fit import is_open, joined
-from .mixture import MixturePosterior
 from .posterior import Posterior
 
 __all__ = [
@@ -29,7 +28,7 @@ def widen(
 ) -> Posterior:
     """See `Posterior.widen`."""
     text, model = posterior.text, posterior.model
-    parts = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
+    parts = posterior.components
     for part in parts:
         if not isinstance(part.guide, Guide) or not is_point(part.guide):
             raise GuideError(
@@ -66,5 +65,5 @@ def _widened(
         held_out=0 if held_out is None else len(held_out),
     )
     given = Model(model.network, prior, model.likelihood)
-    model = measure(given, guide, examples, held_out, report, is_open(part.model))
+    model = measure(guide, given, examples, held_out, report, is_open(part.model))
     return Posterior(model, guide, (*part.lineage[:-1], report), part.text, model.prior)

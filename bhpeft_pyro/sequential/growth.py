@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
-from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -24,8 +23,7 @@ from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
-from ..priors import JointPrior, Prior, unpack
-from .forgetting import normals
+from ..priors import JointPrior, independent_normals
 
 __all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
 
@@ -67,9 +65,11 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
-    first = _first_prior(posterior, count)
+    first = posterior.first_prior
+    if isinstance(first, JointPrior):
+        first = first.grown(dict.fromkeys(_HEAD, count))
     model = Model(network, first, posterior.model.likelihood)
-    own = normals(first, model.sites, _HEAD, "grow")
+    own = independent_normals(first, model.sites, _HEAD, "grow")
     rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
@@ -194,24 +194,6 @@ def _head(model: Model) -> Head:
             f"{type(head).__name__} and {type(likelihood).__name__}"
         )
     return head
-
-
-def _first_prior(posterior: Posterior, count: int) -> Prior | None:
-    """The first prior of a larger head: of a joint one new rows are Normal as the old ones are,
-    around zero."""
-    first = posterior.first_prior
-    if not isinstance(first, JointPrior) or first.normal.covariance.rank:
-        return first
-    means, sds = (
-        unpack(part, first.shapes) for part in (first.normal.loc, first.normal.covariance.scale)
-    )
-    for name in _HEAD:
-        more = sds[name][-1:].expand(count, *sds[name].shape[1:])
-        means[name] = torch.cat([means[name], torch.zeros_like(more)])
-        sds[name] = torch.cat([sds[name], more])
-    loc, scale = (torch.cat([part.flatten() for part in parts.values()]) for parts in (means, sds))
-    normal = LowRankNormal(loc, Covariance.diagonal(scale))
-    return JointPrior(normal, {name: tuple(part.shape) for name, part in means.items()}, first.name)
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:

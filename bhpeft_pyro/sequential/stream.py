@@ -15,13 +15,12 @@ from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike, LaplaceGuide, autoguide, prior_guide
-from ..guides.blocks import title
-from ..guides.guide import prior_of
+from ..guides import GuideLike, autoguide, prior_guide
+from ..guides.guide import title
 from ..inference.elbo import seeded
-from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
+from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
@@ -113,7 +112,7 @@ def stream(
     forgetting = Forgetting(keep, floor)
     if forgetting != Forgetting():
         with suppress(GuideError):  # some have no posterior before a fit
-            last = made.own_prior() if isinstance(made, LaplaceGuide) else prior_of(model, made)
+            last = made.own_prior()
             forgetting(last, model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:

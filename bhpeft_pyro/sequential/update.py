@@ -18,9 +18,9 @@ from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.elbo import sampling
 from ..inference.loop import OptimizerFactory
-from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..model.model import Model
+from ..options import FitOptions
 from ..peft.kinds import check_count
 from ..plain import make_plain
 from ..posterior.fit import check_how, fit_round, joined, pull_of

@@ -19,11 +19,11 @@ from bhpeft_pyro.guides import Guide, LaplaceGuide, autoguide
 from bhpeft_pyro.guides.guide import is_point
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.loop import as_module
-from bhpeft_pyro.inference.options import FitOptions
 from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.posterior.posterior import Posterior
 
 from .budgets import Budget

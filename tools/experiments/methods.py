@@ -27,7 +27,7 @@ __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
-_NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
+_NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
 _FROZEN, _ZERO_SHOT = "frozen", "zero-shot"  # go together
 _CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
 

@@ -29,12 +29,12 @@ from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.guides.optimizers import optimizers
 from bhpeft_pyro.inference.elbo import ELBO, draw
-from bhpeft_pyro.inference.optimizers import optimizers
-from bhpeft_pyro.inference.options import FitOptions
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.peft import Kind, presets
 from bhpeft_pyro.testing import tiny_backbone
 

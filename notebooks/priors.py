@@ -83,7 +83,7 @@ normal = fit(priors.default())
 # %%
 network = normal.model.network
 peft = {site.name for site in network.sites if site.role != "head"}
-texts = normal.text.encode(normal.model, movies.train.select(range(min(32, train))), labelled=True)
+texts = normal.encode(movies.train.select(range(min(32, train))))
 batch = next(texts.batches(32))
 
 

@@ -204,7 +204,7 @@ for axis in top:
 
 # %%
 model = hybrid.model
-examples = hybrid.text.encode(model, movies.train, labelled=True)
+examples = hybrid.encode(movies.train)
 place = torch.cat([model.network.features(batch) for batch in examples.batches(50)]).flip(-1)
 along = place[:, int(top[0])] * float(np.sign(mean.sel(axis=top[0])))
 for i in (*along.argsort()[:3].tolist(), *along.argsort()[-3:].tolist()):

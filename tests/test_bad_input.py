@@ -101,7 +101,7 @@ def test_validation_data_are_checked_before_the_fit() -> None:
 def test_ratings(value: float) -> None:
     model = tiny_model((), 1, likelihood=Normal())
     refused(DataError, "'label', row 1", model, data=with_(label=[0.5, value, 1.0, 2.0]))
-    refused(DataError, "label_names", model, label_names=["low", "high"])
+    refused(DataError, "label_names", model, columns=bh.Columns(label_names=["low", "high"]))
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -113,18 +113,23 @@ def test_choices(count: int) -> None:
 
 
 def test_label_names() -> None:
-    refused(DataError, "num_labels=2, .*3 label_names", label_names=["a", "b", "c"])
+    refused(
+        DataError, "num_labels=2, .*3 label_names", columns=bh.Columns(label_names=["a", "b", "c"])
+    )
     named = with_(label=["no", "yes", "no", "maybe"])
-    refused(DataError, "'maybe' is none of", data=named, label_names=["no", "yes"])
-    refused(DataError, "label_names", label_names="ab")
+    refused(
+        DataError, "'maybe' is none of", data=named, columns=bh.Columns(label_names=["no", "yes"])
+    )
 
 
 def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     data = with_(text=["w5 w9 w9 w9 w9", "w6 w8", "w5", "w6"])
     with pytest.warns(UserWarning, match="1 of 4 texts are longer than 3 tokens"):
-        posterior = bh.fit(tiny_model(()), "normal", data, max_length=3, max_steps=1)
-    cut = posterior.text.encode(posterior.model, ["w5 w9 w9"], labelled=False)
+        posterior = bh.fit(
+            tiny_model(()), "normal", data, columns=bh.Columns(max_length=3), max_steps=1
+        )
+    cut = posterior.encode(["w5 w9 w9"], labelled=False)
     assert int(cut.lengths.max()) == 3
     with pytest.warns(UserWarning, match="longer than 3"):
         one = posterior.predict(["w5 w9 w9 w30 w31"], samples=3).probabilities
@@ -147,7 +152,7 @@ def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
     with pytest.warns(bh.data.CutWarning):
         posterior.predict(long["text"])
     with pytest.raises(DataError, match=f"max_length={most + 1}: .* positions for {most} tokens"):
-        bh.fit(model, "normal", long, max_length=most + 1)
+        bh.fit(model, "normal", long, columns=bh.Columns(max_length=most + 1))
     encoded = bh.encode(long, tokenizer, kind="class")
     with pytest.raises(DataError, match=f"texts of {most + 1} tokens"):
         bh.fit(model, "normal", encoded)

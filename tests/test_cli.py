@@ -292,7 +292,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
     assert "new classes: strange\n" in shown.stderr
     grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
-    assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
+    assert grown.columns.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it

@@ -300,7 +300,7 @@ def test_a_prediction_is_the_average_of_the_components() -> None:
             for name, value in own.items():
                 pyro.sample(name, dist.Delta(value, event_dim=value.dim() - 2))
 
-        forecast: Any = predict(each.model, replay, each.text.encode(each.model, TEXTS, False), 4)
+        forecast: Any = predict(each.model, replay, each.encode(TEXTS, labelled=False), 4)
         total += forecast.probabilities / 3
     torch.testing.assert_close(probabilities(posterior, 12, seed=5), total, atol=1e-5, rtol=1e-4)
 

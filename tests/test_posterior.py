@@ -125,7 +125,7 @@ def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
 
 
 def test_the_way_text_is_read_is_handed_on() -> None:
-    columns = bh.Columns(text="words", label="mood")
+    columns = bh.Columns(text="words", label="mood", max_length=3, label_names=["calm", "angry"])
     rows = {"words": ["w5 w9", "w6 w8"] * 4, "mood": ["calm", "angry"] * 4}
     options: dict[str, Any] = {"max_steps": 3, "progress": False}
     first = bh.fit(
@@ -133,8 +133,6 @@ def test_the_way_text_is_read_is_handed_on() -> None:
         "normal",
         rows,
         columns=columns,
-        label_names=["calm", "angry"],
-        max_length=3,
         **options,
     )
     # Only one of the classes occurs, by name: its index is that of the first round.

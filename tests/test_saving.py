@@ -130,7 +130,7 @@ def test_every_likelihood_comes_back_in_both_rounds(
         loaded = load(tmp_path / name)
         assert loaded.model.likelihood == likelihood
         assert loaded.lineage == posterior.lineage
-        assert loaded.text == posterior.text
+        assert loaded.columns == posterior.columns
         assert_same_forecast(posterior.predict(data, 5), loaded.predict(data, 5))
     # The prior of the second round is there too: its KL is what it was.
     third, again = (each.update(data, again=True) for each in (second, load(tmp_path / "two")))

@@ -191,7 +191,7 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
     }
     options: dict[str, Any] = {"grow": True, "replay": None}
     posterior = run(tmp_path, weeks, **options)
-    assert posterior.text.label_names == ("no", "yes", "perhaps")
+    assert posterior.columns.label_names == ("no", "yes", "perhaps")
     first = tmp_path / "rounds" / posterior.lineage[0].id
     backbone = posterior.model.network.backbone
     before = bh.Posterior.load(first, backbone, tokenizer=tiny_tokenizer())

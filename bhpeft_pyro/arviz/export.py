@@ -198,7 +198,7 @@ def to_arviz(
     model = posterior.model
     examples = None
     if data is not None:
-        examples = posterior.text.encode(model, data, labelled=False)
+        examples = posterior.encode(data, labelled=False)
     guides = chains(posterior.guide)
     one = draw(model, guides[0], 1, seed)
     known = variables(posterior, {name: value[:, 0] for name, value in one.items()})
@@ -219,7 +219,7 @@ def to_arviz(
     *drawn, before = [
         chosen_draws(posterior, guide, chosen, samples, seed + i) for i, guide in enumerate(every)
     ]
-    axes = Axes({name: known[name] for name in chosen}, posterior.text.label_names)
+    axes = Axes({name: known[name] for name in chosen}, posterior.columns.label_names)
     report = posterior.report
     attrs = {
         "left_out": ", ".join(name for name in numel if name not in chosen),

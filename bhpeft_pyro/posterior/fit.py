@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..data import Columns, Examples
-from ..data.labels import check_names
 from ..errors import ConfigError, DataError, FitError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
 from ..guides.guide import components_of, is_linear, is_point, prior_of
@@ -30,7 +29,6 @@ from ..options import FitOptions
 from ..priors.prior import check_prior
 from .mixture import MixturePosterior, keeping, seeds
 from .posterior import Coreset, Posterior
-from .reading import TextOptions
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -66,8 +64,6 @@ def fit(
     validation: object | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
-    max_length: int | None = None,
-    label_names: Sequence[str] | None = None,
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     replay: Replay | None = None,
@@ -89,10 +85,8 @@ def fit(
         unlabelled: as `data`, of which the texts alone are read: the head's axes and the PEFT
             sites' coordinates are those of these texts, for this round and all later ones. By
             default those of `data`; where these are few, the coordinates are poor.
-        columns: the names of the data's columns.
-        max_length: longer texts are cut to so many tokens; by default to as many as tokenizer and
-            backbone can have.
-        label_names: the classes in the order of their indices.
+        columns: how the data are read: the names of their columns, where texts are cut, and the
+            order of the classes.
         options: how to fit; single options may be given by name instead (`epochs=5`).
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
             for Normal guides and Adam for what else there is.
@@ -125,13 +119,10 @@ def fit(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
             "expected a new RandomPEFT"
         )
-    check_names(label_names, None)
     count = _components(components, guide)
-    names = None if label_names is None else tuple(label_names)
-    text = TextOptions(columns, max_length, names)
-    examples = text.encode(model, data, labelled=True, new_names=True)
-    text = replace(text, label_names=examples.label_names)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = model.encode(data, columns, new_names=True)
+    columns = replace(columns, label_names=examples.label_names)
+    held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
@@ -148,7 +139,7 @@ def fit(
     splits = [
         (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
     ]
-    texts = examples if unlabelled is None else text.encode_texts(model, unlabelled)
+    texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
@@ -170,7 +161,7 @@ def fit(
                 align(model, batches)  # once: coordinates are one for all
             if fitted and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
-        posterior = Posterior(first, module, (report,), text, first.prior)
+        posterior = Posterior(first, module, (report,), columns, first.prior)
         with keeping(fitted, options):
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))
             fitted[-1].first_prior = fitted[-1].model.prior

@@ -83,7 +83,7 @@ class MixturePosterior(Posterior):
         model = Model(first.model.network, prior, first.model.likelihood)
         guide = MixtureGuide([each.guide for each in components])
         guide.follow(model)
-        super().__init__(model, guide, lineage, first.text, first.first_prior)
+        super().__init__(model, guide, lineage, first.columns, first.first_prior)
 
     @property
     def components(self) -> tuple[Posterior, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike
@@ -24,7 +24,6 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..priors import Prior, PriorLike
 from . import io
-from .reading import TextOptions
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -52,13 +51,13 @@ class Coreset:
 
 
 class Posterior:
-    """A fitted guide with its model, its reports and its way of reading text.
+    """A fitted guide with its model, its reports and the way its data are read.
 
     Attributes:
         model: with the prior it was fitted under.
         guide: the fitted guide.
         lineage: one report per round, the first round first.
-        text: how text is read.
+        columns: how data are read.
         first_prior: the prior of the first round; None if it was a function of its user's
             that was not given when the posterior was loaded.
         coreset: what replay keeps, if there is any.
@@ -69,14 +68,14 @@ class Posterior:
         model: Model,
         guide: nn.Module,
         lineage: tuple[FitReport, ...],
-        text: TextOptions = TextOptions(),
+        columns: Columns = Columns(),
         first_prior: Prior | None = None,
         coreset: Coreset | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
         self.lineage = lineage
-        self.text = text
+        self.columns = columns
         self.first_prior = first_prior
         self.coreset = coreset
 
@@ -106,6 +105,10 @@ class Posterior:
         if not self.lineage:
             return f"Posterior(no round, {title(self.guide)})"
         return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
+
+    def encode(self, data: object, *, labelled: bool = True) -> Examples:
+        """Read and tokenise data as those it was fitted to; see `data.encode`."""
+        return self.model.encode(data, self.columns, labelled=labelled)
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Joint draws of the weights: site name to `(samples, *site shape)`."""
@@ -138,7 +141,7 @@ class Posterior:
             linear: predict with the network linearised around the posterior mean, in one pass
                 forwards and one backwards for each output. By default for "laplace".
         """
-        examples = self.text.encode(self.model, data, labelled=False)
+        examples = self.encode(data, labelled=False)
         return predict(
             self.model,
             self.guide,
@@ -155,8 +158,7 @@ class Posterior:
         self, data: object, samples: int | None = None, **options: Any
     ) -> dict[str, float]:
         """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
-        examples = self.text.encode(self.model, data, labelled=True)
-        return evaluate(self.predict(examples, samples, **options))
+        return evaluate(self.predict(self.encode(data), samples, **options))
 
     def to_arviz(
         self,

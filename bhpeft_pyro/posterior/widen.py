@@ -27,7 +27,6 @@ def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    text, model = posterior.text, posterior.model
     parts = posterior.components
     for part in parts:
         if not isinstance(part.guide, Guide) or not is_point(part.guide):
@@ -35,8 +34,8 @@ def widen(
                 f"widen: {type(part.guide).__name__} has a width of its own; expected a 'delta' "
                 "guide"
             )
-    examples = text.encode(model, data, labelled=True)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = posterior.encode(data)
+    held_out = None if validation is None else posterior.encode(validation)
     report = posterior.report
     if held_out is None and report.split is not None and examples.fingerprint == report.given:
         examples, held_out = examples.hold_out(report.split)
@@ -66,4 +65,4 @@ def _widened(
     )
     given = Model(model.network, prior, model.likelihood)
     model = measure(guide, given, examples, held_out, report, is_open(part.model))
-    return Posterior(model, guide, (*part.lineage[:-1], report), part.text, model.prior)
+    return Posterior(model, guide, (*part.lineage[:-1], report), part.columns, model.prior)

@@ -174,7 +174,7 @@ def assess(
     (False, True)
     """
     check_samples(samples, level)
-    examples = posterior.text.encode(posterior.model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     options: dict[str, Any] = {"seed": 2 * seed, "max_rows": max_rows}
     forecast = posterior.predict(examples, samples, **options)
     nll = error = None

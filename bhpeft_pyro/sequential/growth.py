@@ -85,7 +85,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     return posterior.replace(
         model=model,
         guide=guide,
-        text=dataclasses.replace(posterior.text, label_names=names),
+        columns=dataclasses.replace(posterior.columns, label_names=names),
         first_prior=first,
         coreset=coreset,
     )
@@ -105,18 +105,18 @@ def check_growing(model: Model, guide: nn.Module) -> None:
 
 def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
     """The labels in `data` that the head has no output for: names, or how many."""
-    text, likelihood = posterior.text, posterior.model.likelihood
+    names, likelihood = posterior.columns.label_names, posterior.model.likelihood
     count = likelihood.labels(posterior.model.network.outputs)
     if likelihood.kind != "class" or count is None:
         return 0
     if isinstance(data, Examples):
-        if data.label_names is not None and text.label_names is not None:
-            return tuple(name for name in data.label_names if name not in text.label_names)
+        if data.label_names is not None and names is not None:
+            return tuple(name for name in data.label_names if name not in names)
         return max((data.num_labels or 0) - count, 0)
     values = _labels(posterior, data)
-    if text.label_names is not None:
+    if names is not None:
         found = {value for value in values if isinstance(value, str)}
-        return tuple(sorted(found.difference(text.label_names)))
+        return tuple(sorted(found.difference(names)))
     return max(max(_numbers(values), default=0) + 1 - count, 0)
 
 
@@ -130,12 +130,12 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     if not labels:
         return posterior
     if isinstance(labels, tuple):
-        new, known = ", ".join(map(repr, labels)), str(posterior.text.label_names)
+        new, known = ", ".join(map(repr, labels)), str(posterior.columns.label_names)
     else:
         count = posterior.model.likelihood.labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
-            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.text.columns.label)
+            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.columns.label)
     if not grow:
         raise DataError(
             f"data: {new} is none of {known}; grow=True (--grow) gives new labels an output of "
@@ -145,10 +145,10 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
 
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:
-    columns = posterior.text.columns
+    columns = posterior.columns
     table = read(data, "class", columns, labelled=True)
     label = columns.label
-    return by_name(table[label][:], table.features[label], posterior.text.label_names)
+    return by_name(table[label][:], table.features[label], columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:
@@ -166,7 +166,7 @@ def _check_gaps(numbers: set[int], count: int, column: str) -> None:
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
-    known = posterior.text.label_names
+    known = posterior.columns.label_names
     if isinstance(labels, int):
         if known is not None:
             raise ConfigError(f"labels={labels}: the labels have names; expected new names")

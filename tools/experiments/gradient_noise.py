@@ -75,7 +75,7 @@ def _measure(job: Job, name: str) -> dict[str, dict[str, float]]:
     posterior = job.fit(job.model(), name, max_steps=max(1, job.budget.steps // 3))
     model, guide = posterior.model, posterior.guide
     assert isinstance(guide, Guide)
-    examples = posterior.text.encode(model, job.train, labelled=True)
+    examples = posterior.encode(job.train)
     feed, generator = Feed(model, examples), torch.Generator().manual_seed(job.seed)
     batches: list[Batch] = []
     while len(batches) < _GRADIENTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -60,8 +60,7 @@ class Job:
             model,
             guide,
             self.train,
-            columns=self.task.columns,
-            max_length=self.task.max_length,
+            columns=replace(self.task.columns, max_length=self.task.max_length),
             **{"max_steps": self.budget.steps, "seed": self.seed, "progress": False, **options},
         )
 
@@ -86,7 +85,7 @@ class Fitted:
 
     def labels(self, rows: Dataset) -> Tensor:
         """(N,) labels as the forecasts' are."""
-        found = self.posterior.text.encode(self.posterior.model, self.read(rows), labelled=True)
+        found = self.posterior.encode(self.read(rows))
         assert found.labels is not None
         return found.labels
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer, logging
 
-from bhpeft_pyro.data import CutWarning, Examples, encode
+from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
@@ -49,7 +49,7 @@ class Encoded:
                 self.tokenizer,
                 kind="class",
                 num_labels=self.classes,
-                max_length=_MAX_LENGTH,
+                columns=Columns(max_length=_MAX_LENGTH),
                 labelled=labelled,
             )
 

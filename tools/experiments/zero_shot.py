@@ -19,7 +19,6 @@ from bhpeft_pyro.model.head import OwnHead
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.posterior.posterior import Posterior
-from bhpeft_pyro.posterior.reading import TextOptions
 
 from .job import Fitted, Job
 from .tasks import Task
@@ -122,7 +121,7 @@ def zero_shot(job: Job) -> Fitted:
     prompt = Prompt.of(job.task, job.train, tokenizer)
     network = RandomPEFT(backbone, (), OwnHead(prompt.ids()), tokenizer)
     nothing = as_module(lambda batch: {})
-    posterior = Posterior(Model(network), nothing, (), TextOptions(_COLUMNS))
+    posterior = Posterior(Model(network), nothing, (), _COLUMNS)
 
     def predict(rows: Dataset) -> AnyForecast:
         return posterior.predict(prompt.rows(rows), samples=1, keep_samples=True)

@@ -151,7 +151,7 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     of = tiny_model(())
     if guide == "down only":
         of = tiny_model()
-    starts = fit(guide, of=of, max_steps=1, lr=1e-9, lr=1e-9, joint_lr=1e-9)
+    starts = fit(guide, of=of, max_steps=1, lr=1e-9)
     site = next(
         s for s in of.sites if s.name == ("lora.query.B" if of.network.kinds else "head.weight")
     )

@@ -29,7 +29,6 @@ FIT: dict[str, Any] = {
     "batch_size": 64,
     "particles": 4,
     "lr": 0.1,
-    "lr": 0.05,  # of points
     "warmup": 0.0,
     "progress": False,
 }

@@ -25,7 +25,8 @@ from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
 from ..model.model import Model
 from .convergence import Watch, culprit
-from .elbo import ELBO, sampling, seeded
+from .draws import sampling, seeded
+from .elbo import ELBO
 from .passes import Feed
 from .predict import predict
 from .report import FitReport

@@ -22,7 +22,7 @@ from ..guides.guide import is_linear
 from ..model.head import Head, check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
-from .elbo import completed, point, strata
+from .draws import completed, point, strata
 
 __all__ = [
     "Block",

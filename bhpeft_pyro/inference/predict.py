@@ -20,7 +20,7 @@ from ..guides import Guide
 from ..guides.guide import is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .elbo import seeded, strata
+from .draws import seeded, strata
 from .passes import Feed, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike
 from ..guides.guide import prior_of, title
-from ..inference.elbo import draw
+from ..inference.draws import draw
 from ..inference.loop import OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport

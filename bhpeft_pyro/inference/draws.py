@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, GuideError
 from ..guides import Guide
 from ..guides.guide import components_of
 from ..model.model import Model

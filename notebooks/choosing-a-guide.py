@@ -110,8 +110,8 @@ for guide in ("delta", "laplace", "normal", "lowrank", "full", blocks):
 # Each guide ran once, so small differences are not meaningful. `laplace` trains like `delta` and
 # computes its covariance afterwards; five components cost five fits. `normal` draws several sets of
 # weights per batch, each for a part of it. `lowrank` and `full` also estimate their covariance
-# several times during a fit. Relative to such a tiny transformer these extras look large; `make
-# bench` measures them with MiniLM.
+# several times during a fit. Relative to such a tiny transformer these extras look large;
+# `make bench` measures them with MiniLM.
 #
 # ## Comparison with the true posterior
 #

@@ -128,7 +128,7 @@ _ = ax.legend()
 #
 # Under each component the logits of a text are Normal, in closed form. Uncertainty that remains for
 # fixed logits is *aleatoric*; the rest, which comes from not knowing the logits, is *epistemic*.
-# `between` is the share of the epistemic uncertainty that is due to disagreement between
+# `between` is the part of the epistemic uncertainty that is due to disagreement between
 # components.
 
 # %%

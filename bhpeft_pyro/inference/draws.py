@@ -133,8 +133,8 @@ def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
             means = guide.median(None)
     else:
         raise GuideError(
-            f"samples=0 and linear=True ask for the guide's central values, which "
-            f"{type(guide).__name__} does not tell; give samples=1 or more, and linear=False"
+            f"samples=0 asks for the guide's central values, which {type(guide).__name__} does not "
+            "have; expected samples=1 or more"
         )
     with alone():
         return complete(model.prior, model.sites, {k: v[None, None] for k, v in means.items()})

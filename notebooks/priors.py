@@ -36,8 +36,7 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
 # Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
 small = os.environ.get("BHPEFT_SMALL") == "1"

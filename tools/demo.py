@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
-from bhpeft_pyro.data.domains import LABELS, Round, two_rounds
+from bhpeft_pyro.data.assets import LABELS, Round, two_rounds
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
 from bhpeft_pyro.forecast.temperature_scaling import tempered

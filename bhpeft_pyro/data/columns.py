@@ -1,6 +1,7 @@
-"""How a table is read: which column holds what, how much of a text, and which classes there are.
+"""How a table is read: which column holds what, where texts are cut, and which classes there are.
 
-Checks of the text columns: no missing, empty or foreign entry gets as far as the tokenizer.
+Also checks of the text columns: no missing or empty entry, or one of another type, reaches the
+tokenizer.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, DataError
 
-__all__ = ["DEFAULT_COLUMNS", "MAX_CHOICES", "Columns", "Kind", "check_texts", "read_choices"]
+__all__ = ["Columns", "Kind", "check_texts", "read_choices"]
 
 Kind = Literal["class", "rating", "choice"]
 """A class index or name, a real number, or the index of the right one of several choices."""
+
+_MAX_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,21 @@ class Columns:
     """How a table is read.
 
     Attributes:
-        text: the text (kinds "class" and "rating").
-        pair: a second text that is read after the first one (premise and hypothesis, say).
-        label: class or rating.
-        question: the question (kind "choice").
-        choices: 2 to 8 possible answers: a list of str, or `{"text": [...], "label": [...]}`.
-        answer: the right choice: its index, its text, or its entry in `label`.
-        max_length: longer texts are cut to so many tokens; by default to the tokenizer's limit
-            (`fit` also looks at the backbone's).
-        label_names: the classes, in the order of their indices; by default those of the data.
+        text: the column of the text (kinds "class" and "rating").
+        pair: the column of a second text that is read after the first (premise and hypothesis).
+        label: the column of the class or rating.
+        question: the column of the question (kind "choice").
+        choices: that of 2 to 8 answers: a list of str, or `{"text": [...], "label": [...]}`.
+        answer: that of the right choice: its index, its text, or its entry in `label`.
+        max_length: longer texts are cut to this number of tokens; by default to the tokenizer's
+            limit, and in `fit` also to the backbone's.
+        label_names: the classes in the order of their indices; by default those of the data.
 
     Raises:
-        ConfigError: one column has two uses, or `label_names` are not two or more different str.
+        ConfigError: two columns are the same, or `label_names` are not two or more different str.
 
-    >>> Columns(text="review").text
-    'review'
+    >>> Columns(text="review", label_names=["bad", "good"]).label_names
+    ('bad', 'good')
     """
 
     text: str = "text"
@@ -75,18 +78,12 @@ class Columns:
         return (self.text,) if self.pair is None else (self.text, self.pair)
 
     def target(self, kind: Kind) -> str:
-        """The column that holds what is to be predicted."""
+        """The column to predict."""
         return self.answer if kind == "choice" else self.label
 
 
-DEFAULT_COLUMNS = Columns()
-
-
-MAX_CHOICES = 8
-
-
 def check_texts(values: Sequence[Any], column: str) -> list[str]:
-    """The values, all of them str with something to read."""
+    """The values, if all of them are str that are not blank."""
     for i, value in enumerate(values):
         _check_text(value, f"column {column!r}, row {i}")
     return list(values)
@@ -95,20 +92,25 @@ def check_texts(values: Sequence[Any], column: str) -> list[str]:
 def read_choices(
     values: Sequence[Any], column: str
 ) -> tuple[list[list[str]], list[list[Any] | None]]:
-    """The texts of each example's choices, and their names (A, B, C, ...) where there are any."""
+    """The texts of each example's choices, and their names (A, B, C, ...) if there are any."""
     texts: list[list[str]] = []
     names: list[list[Any] | None] = []
     for i, value in enumerate(values):
         where = f"column {column!r}, row {i}"
         labels = None
         if isinstance(value, str):  # a cell of a CSV file
-            value = _from_json(value, where)
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise DataError(
+                    f'{where}: {value!r:.60} is not a list; expected JSON such as ["yes", "no"]'
+                ) from error
         if isinstance(value, dict) and "text" in value:
             value, labels = value["text"], value.get("label")
         if not isinstance(value, list):
             raise DataError(f"{where}: a {type(value).__name__}; expected a list of str")
-        if not 2 <= len(value) <= MAX_CHOICES:
-            raise DataError(f"{where}: {len(value)} choices; expected 2 to {MAX_CHOICES}")
+        if not 2 <= len(value) <= _MAX_CHOICES:
+            raise DataError(f"{where}: {len(value)} choices; expected 2 to {_MAX_CHOICES}")
         if labels is not None and len(labels) != len(value):
             raise DataError(f"{where}: {len(value)} texts but {len(labels)} labels")
         for k, text in enumerate(value):
@@ -116,15 +118,6 @@ def read_choices(
         texts.append(value)
         names.append(labels)
     return texts, names
-
-
-def _from_json(cell: str, where: str) -> Any:
-    try:
-        return json.loads(cell)
-    except ValueError as error:
-        raise DataError(
-            f'{where}: {cell!r:.60} is no list of str; expected one in JSON, such as ["yes", "no"]'
-        ) from error
 
 
 def _check_text(value: Any, where: str) -> None:

@@ -30,8 +30,16 @@ def unlabelled(values: Sequence[Any]) -> bool:
     return missing or all(value == -1 for value in values)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a cell is a finite number, or a str that reads as one."""
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
 def name_of(value: Any) -> str:
-    """What a class is called that a file has as a number or truth value.
+    """The name of a class that a file has as a number or truth value.
 
     >>> name_of(3.0), name_of(True)
     ('3', 'True')
@@ -40,10 +48,10 @@ def name_of(value: Any) -> str:
 
 
 def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
-    """Labels as the classes are known: by name, where they have names and the labels tell.
+    """Labels by the names of the classes, where there are names and the labels determine them.
 
-    A `ClassLabel` that names the classes otherwise tells; so do numbers where a name is one, and
-    truth values where all names are such. Other numbers are indices.
+    A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
+    truth values where all names are truth values. Other numbers are indices.
     """
     own = feature.names if isinstance(feature, ClassLabel) else None
     if names is None or (own is not None and tuple(own) == tuple(names)):
@@ -52,7 +60,7 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
         valid = range(len(own))
         return [own[value] if value in valid else value for value in values]
     if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
-        # A reader may have made 1.1 of "1.10", as the class was called in another file.
+        # A reader may have made 1.1 of "1.10", the class's name in another file.
         known = {float(name): name for name in names if is_number(name)}
         return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
@@ -68,22 +76,21 @@ def read_classes(
     values: Sequence[Any],
     column: str,
     feature: object,
-    label_names: Sequence[str] | None,
+    names: Sequence[str] | None,
     num_labels: int | None,
     new_names: bool,
 ) -> tuple[Tensor, tuple[str, ...] | None, int]:
     """(N,) int64 class indices, the names of the classes, and their number.
 
-    Names come from `label_names`, else, if `new_names`, from a `ClassLabel` feature or from the
-    strings found (sorted). Labels are mapped by name where they tell (`by_name`).
+    If `names` are not given and `new_names` are allowed, they come from a `ClassLabel` feature or
+    from the strings in the column (sorted).
     """
-    names = None if label_names is None else tuple(label_names)
     if isinstance(feature, ClassLabel):
         _check_range(values, column, len(feature.names))
         if names is None and new_names:
-            names = tuple(feature.names)
+            names = feature.names
     values = by_name(values, feature, names)
-    _check_types(values, column, (int, str), "an integer or a str", hint='; kind="rating" is real')
+    _check_types(values, column, (int, str), 'an integer or a str; kind="rating" is real')
     if isinstance(values[0], str):
         empty = next((i for i, value in enumerate(values) if not value.strip()), None)
         if empty is not None:
@@ -91,7 +98,7 @@ def read_classes(
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
         else:
-            names = names or tuple(sorted(set(values)))
+            names = tuple(names or sorted(set(values)))
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
                 if value not in index:
@@ -99,13 +106,17 @@ def read_classes(
             values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes {names}; "
-            "label_names says which there are"
+            f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes "
+            f"{tuple(names)}; label_names says which there are"
         )
     count = len(names) if names is not None else num_labels
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
-    return labels, names, int(labels.max()) + 1 if count is None else count
+    return (
+        labels,
+        None if names is None else tuple(names),
+        int(labels.max()) + 1 if count is None else count,
+    )
 
 
 def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
@@ -120,31 +131,20 @@ def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]
     return [int(value) for value in values]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a cell is a finite number, or a str that reads as one."""
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
 def read_ratings(values: Sequence[Any], column: str) -> Tensor:
     """(N,) float32 ratings."""
     # First, because one such cell makes a reader turn all the others into str.
     for i, value in enumerate(values):
         if isinstance(value, str) and not is_number(value):
             raise DataError(
-                f"column {column!r}, row {i}: {value!r:.60} is no number; expected a rating, "
+                f"column {column!r}, row {i}: {value!r:.60} is not a number; expected a rating, "
                 "such as 3.5"
             )
     _check_types(values, column, (float, int), "a real number", refused=bool)
-    for i, value in enumerate(values):
-        if not math.isfinite(value):
-            raise DataError(f"column {column!r}, row {i}: {value!r}; expected a finite number")
     ratings = torch.tensor(values, dtype=torch.float32)
-    if not bool(ratings.isfinite().all()):
-        row = int((~ratings.isfinite()).nonzero()[0])
-        raise DataError(f"column {column!r}, row {row}: {values[row]!r} is too large for float32")
+    for i in (~ratings.isfinite()).nonzero().flatten().tolist():
+        problem = "is too large for float32" if math.isfinite(values[i]) else "is not finite"
+        raise DataError(f"column {column!r}, row {i}: {values[i]!r} {problem}")
     return ratings
 
 
@@ -160,13 +160,12 @@ def read_answers(
     for i, (value, texts, labels) in enumerate(zip(values, choices, names, strict=True)):
         if isinstance(value, str):
             options = list(labels) if labels is not None else list(texts)
-            found = [k for k, option in enumerate(options) if option == value]
-            if len(found) != 1:
+            if options.count(value) != 1:
                 raise DataError(
-                    f"column {column!r}, row {i}: {value!r} matches {len(found)} of the choices "
-                    f"{options}; expected exactly one"
+                    f"column {column!r}, row {i}: {value!r} matches {options.count(value)} of the "
+                    f"choices {options}; expected exactly one"
                 )
-            value = found[0]
+            value = options.index(value)
         if not 0 <= value < len(texts):
             raise DataError(
                 f"column {column!r}, row {i}: answer {value}; expected 0 to {len(texts) - 1}"
@@ -179,9 +178,8 @@ def _check_types(
     values: Sequence[Any],
     column: str,
     types: tuple[type, ...],
-    what: str,
+    expected: str,
     refused: type | tuple[type, ...] = (),
-    hint: str = "",
 ) -> None:
     """All values of the right types, and all str or none."""
     # First, because a missing label makes a reader turn the others into floats.
@@ -192,7 +190,7 @@ def _check_types(
         if not isinstance(value, types) or isinstance(value, refused):
             raise DataError(
                 f"column {column!r}, row {i}: {value!r:.60} is a {type(value).__name__}; "
-                f"expected {what}{hint}"
+                f"expected {expected}"
             )
         if isinstance(value, str) != isinstance(values[0], str):
             raise DataError(

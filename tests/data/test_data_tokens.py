@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_data_helpers import WORDS, bert_like, gpt_like, texts_of
+from toy_tokenizers import WORDS, bert_like, gpt_like, texts_of
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bhpeft_pyro.data import Columns, Examples, encode, tokens
+from bhpeft_pyro.data import Columns, Examples, encode, encoding
+from bhpeft_pyro.data.examples import Tokens
 
 QUESTIONS = ["why was the film so long", "is the plot good", "a"]
 CHOICES = [["yes", "no no"], ["so so", "bad", "not very good", "dull"], ["the", "a a", "long"]]
@@ -75,7 +76,7 @@ def test_ragged_choices(make: Any) -> None:
     assert batch.choices.tolist() == [[True] * n + [False] * (4 - n) for n in (2, 4, 3)]
     dummy = batch.inputs["attention_mask"][~batch.choices]
     assert dummy[:, 0].all() and not dummy[:, 1:].any()
-    assert (batch.inputs["input_ids"][~batch.choices] == tokens.padding_id(tokenizer)).all()
+    assert (batch.inputs["input_ids"][~batch.choices] == encoding._padding_id(tokenizer)).all()
     # C is that of the batch at hand.
     assert [b.inputs["input_ids"].shape[1] for b in examples.batches(1)] == [2, 4, 3]
 
@@ -182,14 +183,14 @@ def test_padding_without_a_pad_token() -> None:
     assert "token_type_ids" not in batch.inputs
     neither = bert_like()
     neither.pad_token = None
-    assert tokens.padding_id(neither) == 0
+    assert encoding._padding_id(neither) == 0
 
 
 def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    call = tokens._call
-    monkeypatch.setattr(tokens, "_call", lambda *a: (sizes.append(len(a[1])), call(*a))[1])
-    monkeypatch.setattr(tokens, "_CHUNK", 400)
+    call = encoding._call
+    monkeypatch.setattr(encoding, "_call", lambda *a: (sizes.append(len(a[1])), call(*a))[1])
+    monkeypatch.setattr(encoding, "_CHUNK", 400)
     texts = texts_of([1 + i % 9 for i in range(1000)])
     with pytest.warns(UserWarning):
         pieces = encode(
@@ -197,7 +198,7 @@ def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     over = [sum(len(text.split()) > 6 for text in texts[k : k + 400]) for k in (0, 400, 800)]
     assert sizes == [400, over[0], 400, over[1], 200, over[2]]
-    monkeypatch.setattr(tokens, "_CHUNK", 10_000)
+    monkeypatch.setattr(encoding, "_CHUNK", 10_000)
     with pytest.warns(UserWarning):
         whole = encode(
             texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)
@@ -211,7 +212,7 @@ def test_take_against_slicing() -> None:
     lengths = [generator.randint(1, 6) for _ in range(20)]
     lists = [[generator.randint(1, 99) for _ in range(n)] for n in lengths]
     flat = torch.tensor([i for row in lists for i in row], dtype=torch.int32)
-    ragged = tokens.Tokens(flat, -flat, torch.tensor(lengths), pad=0)
+    ragged = Tokens(flat, -flat, torch.tensor(lengths), pad=0)
     rows = [4, 4, 19, 0, 7]
     taken = ragged.take(torch.tensor(rows))
     assert taken.ids.tolist() == [i for row in rows for i in lists[row]]

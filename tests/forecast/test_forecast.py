@@ -111,51 +111,6 @@ def test_draws_added_in_chunks_give_the_same_forecast(keep):
         assert forecast.samples is None
 
 
-def test_cat_of_batches_is_the_forecast_of_all():
-    draws = some_draws()
-    labels = torch.arange(30) % 4
-    texts = [f"text {n}" for n in range(30)]
-    whole = ClassForecast.from_draws(draws, labels=labels, texts=texts, keep_samples=True)
-    parts = [
-        ClassForecast.from_draws(
-            draws[:, rows], labels=labels[rows], texts=texts[rows], keep_samples=True
-        )
-        for rows in (slice(0, 11), slice(11, 30))
-    ]
-    joined = ClassForecast.cat(parts)
-    assert joined.texts == texts
-    for name in ("probabilities", "total", "epistemic", "variance", "samples", "labels"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
-
-
-def test_cat_pads_multiple_choice_batches_that_differ_in_width():
-    narrow, wide = some_draws(classes=2), some_draws(classes=4)
-    joined = ClassForecast.cat(
-        [
-            ClassForecast.from_draws(narrow, choices=torch.ones(30, 2, dtype=torch.bool)),
-            ClassForecast.from_draws(wide, choices=torch.ones(30, 4, dtype=torch.bool)),
-        ]
-    )
-    assert joined.choices is not None
-    assert torch.equal(joined.choices.sum(1), torch.tensor([2] * 30 + [4] * 30))
-    assert torch.equal(joined.probabilities[:30, 2:], torch.zeros(30, 2))
-    with pytest.raises(DataError, match="classes"):
-        ClassForecast.cat([ClassForecast.from_draws(narrow), ClassForecast.from_draws(wide)])
-
-
-def test_cat_refuses_parts_that_do_not_go_together():
-    draws = some_draws()
-    plain = ClassForecast.from_draws(draws)
-    with pytest.raises(DataError, match="empty"):
-        ClassForecast.cat([])
-    with pytest.raises(DataError, match="draws"):
-        ClassForecast.cat([plain, ClassForecast.from_draws(draws[:3])])
-    with pytest.raises(DataError, match="labels"):
-        ClassForecast.cat([plain, plain.with_labels([0] * 30)])
-    with pytest.raises(DataError, match="label_names"):
-        ClassForecast.cat([plain, ClassForecast.from_draws(draws, label_names=list("abcd"))])
-
-
 @pytest.mark.parametrize("by", ["epistemic", "aleatoric", "total", "variance"])
 def test_flag_puts_the_least_certain_first(by):
     forecast = ClassForecast.from_draws(some_draws())
@@ -373,30 +328,6 @@ def test_density_and_distribution_function_are_those_of_the_mixture():
 def test_log_prob_far_out_does_not_underflow():
     forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
     assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
-
-
-def test_cat_of_rating_batches_is_the_forecast_of_all():
-    mean, sd = some_ratings()
-    whole = RatingForecast.from_draws(
-        mean, sd, labels=mean[0], texts=list("abcdefghijklmnopqrst"), densities=-mean.abs()
-    )
-    parts = [
-        RatingForecast.from_draws(
-            mean[:, rows],
-            sd[:, rows],
-            labels=mean[0, rows],
-            texts="abcdefghijklmnopqrst"[rows],
-            densities=-mean[:, rows].abs(),
-        )
-        for rows in (slice(0, 7), slice(7, 20))
-    ]
-    joined = RatingForecast.cat(parts)
-    assert joined.texts == whole.texts
-    for name in ("mean", "sd", "epistemic", "labels"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
-    assert torch.equal(joined.log_prob(), whole.log_prob())
-    with pytest.raises(DataError, match="draws"):
-        RatingForecast.cat([whole, RatingForecast.from_draws(mean[:2], sd[:2])])
 
 
 def test_rating_rows_as_a_dataset():

@@ -143,12 +143,11 @@ class Covariance:
 
     def divergence(self, prior: Covariance) -> Tensor:
         """KL(N(0, self) || N(0, prior)), kept for the next call, as it costs O(D K K')."""
-        divergences = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
-        known = divergences.get(prior)
-        if known is None:
+        kept = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
+        if prior not in kept:
             with exact(self.scale):
-                known = divergences[prior] = self._divergence(prior)
-        return known
+                kept[prior] = self._divergence(prior)
+        return kept[prior]
 
     def _divergence(self, prior: Covariance) -> Tensor:
         share = self.scale / prior.scale

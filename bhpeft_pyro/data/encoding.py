@@ -14,9 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from .columns import Columns, Kind, check_texts, read_choices
+from .columns import (
+    Columns,
+    Kind,
+    check_texts,
+    read_answers,
+    read_choices,
+    read_classes,
+    read_ratings,
+    unlabelled,
+)
 from .examples import Examples, Tokens
-from .labels import read_answers, read_classes, read_ratings, unlabelled
 from .sources import read
 
 __all__ = ["CutWarning", "cut_once", "encode"]
@@ -145,10 +153,10 @@ def encode(
     if int(tokens.lengths.min()) == 0:
         row = int(owner[tokens.lengths == 0][0])
         raise DataError(f"row {row}: the tokenizer finds no token in {texts[row]!r:.60}")
-    cut = torch.zeros(len(texts), dtype=torch.bool).index_put_((owner[cut],), torch.tensor(True))
-    if bool(cut.any()):
+    if cut:
+        number = len(owner[cut].unique())
         warnings.warn(
-            f"{int(cut.sum())} of {len(texts)} texts are longer than {limit} tokens and were cut",
+            f"{number} of {len(texts)} texts are longer than {limit} tokens and were cut",
             CutWarning,
             stacklevel=2,
         )
@@ -160,7 +168,6 @@ def encode(
         label_names=None if names is None else tuple(names),
         num_labels=num_labels if names is None else len(names),
         counts=counts,
-        cut=cut,
         probe=_probe(tokenizer),
     )
 
@@ -227,8 +234,8 @@ def _tokenise(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
     limit: int | None,
-) -> tuple[Tokens, Tensor]:
-    """Tokens of R texts (or pairs of texts), and which (R,) of them had to be cut to `limit`.
+) -> tuple[Tokens, list[int]]:
+    """Tokens of R texts (or pairs of texts), and which of them had to be cut to `limit`.
 
     Two texts with a separator between them are cut longest first. Joined texts lose their
     beginning: cutting the end could leave nothing of the second text, and make all choices equal.
@@ -241,22 +248,35 @@ def _tokenise(
             cutter = copy.deepcopy(tokenizer)  # the caller's stays as it is
             cutter.truncation_side = "left"
 
+    def call(
+        tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], limit: int | None
+    ) -> dict[str, list[list[int]]]:
+        encoded = tokenizer(
+            [texts[i] for i in rows],
+            None if pairs is None else [pairs[i] for i in rows],
+            padding=False,
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return dict(encoded)
+
     ids: list[Tensor] = []
     types: list[Tensor] = []
     lengths: list[int] = []
     cut: list[int] = []
     for start in range(0, len(texts), _CHUNK):
-        first = list(texts[start : start + _CHUNK])
-        second = None if pairs is None else list(pairs[start : start + _CHUNK])
-        encoded = _call(tokenizer, first, second, None)
-        over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]
+        chunk = range(start, min(start + _CHUNK, len(texts)))
+        encoded = call(tokenizer, chunk, None)
+        sizes = [len(row) for row in encoded["input_ids"]]
+        over = [i for i, size in zip(chunk, sizes, strict=True) if limit and size > limit]
         if over:
-            again = None if second is None else [second[i] for i in over]
-            shorter = _call(cutter, [first[i] for i in over], again, limit)
+            shorter = call(cutter, over, limit)
             for name, rows in encoded.items():
                 for i, row in zip(over, shorter[name], strict=True):
-                    rows[i] = row
-        cut += [start + i for i in over]
+                    rows[i - start] = row
+        cut += over
         lengths += [len(row) for row in encoded["input_ids"]]
         ids.append(_flat(encoded["input_ids"]))
         if "token_type_ids" in encoded:
@@ -269,25 +289,7 @@ def _tokenise(
         pad=_padding_id(tokenizer),
         pad_type=int(tokenizer.pad_token_type_id),
     )
-    was_cut = torch.zeros(len(lengths), dtype=torch.bool)
-    was_cut[cut] = True
-    return tokens, was_cut
-
-
-def _call(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, limit: int | None
-) -> dict[str, list[list[int]]]:
-    return dict(
-        tokenizer(
-            texts,
-            pairs,
-            padding=False,
-            truncation=limit is not None,
-            max_length=limit,
-            return_attention_mask=False,
-            verbose=False,
-        )
-    )
+    return tokens, cut
 
 
 def _flat(rows: list[list[int]]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -87,7 +87,6 @@ class Examples:
         label_names: names of the classes, where they have any.
         num_labels: number of classes (kind "class" with labels or names).
         counts: (N,) number of choices (kind "choice").
-        cut: (N,) bool, which examples were too long and are not complete.
         probe: ids by which another tokenizer is recognised.
 
     >>> from bhpeft_pyro.data import encode
@@ -108,7 +107,6 @@ class Examples:
     label_names: tuple[str, ...] | None
     num_labels: int | None
     counts: Tensor | None
-    cut: Tensor
     probe: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -118,11 +116,6 @@ class Examples:
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
         return f"Examples({len(self)} of kind {self.kind!r}, {what})"
-
-    @property
-    def truncated(self) -> int:
-        """How many examples were too long and have been cut."""
-        return int(self.cut.sum())
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -191,7 +184,6 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
             counts=None if self.counts is None else self.counts[chosen],
-            cut=self.cut[chosen],
         )
 
     def concat(self, *others: Examples) -> Examples:
@@ -225,7 +217,6 @@ class Examples:
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
             counts=_cat([part.counts for part in parts]),
-            cut=torch.cat([part.cut for part in parts]),
         )
 
     def batches(
@@ -235,7 +226,6 @@ class Examples:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
         multiple_of: int = 1,
-        size: int | None = None,
     ) -> Iterator[Batch]:
         """One pass over the data.
 
@@ -250,18 +240,15 @@ class Examples:
             generator: for the shuffling; torch's global one by default.
             multiple_of: with `shuffle`, the number of weight draws that share each batch, which
                 must divide its size.
-            size: `Batch.size`, if these examples stand for a larger data set.
 
         Raises:
             DataError: the sizes cannot work. Raised at the call, not at the first batch.
         """
-        if size is not None and (type(size) is not int or size < 1):
-            raise DataError(f"size={size!r}; expected an integer of at least 1")
         if shuffle:
             plan = shuffled(self._keys, batch_size, multiple_of, generator)
         else:
             plan = in_order(len(self), batch_size)
-        return (self._batch(indices, size) for indices in plan)
+        return (self._batch(indices) for indices in plan)
 
     def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
@@ -270,7 +257,7 @@ class Examples:
         """
         plan = in_order(len(self), batch_size)
         order = self._keys.argsort(descending=True, stable=True)
-        return ((order[at], self._batch(order[at], None)) for at in plan)
+        return ((order[at], self._batch(order[at])) for at in plan)
 
     @property
     def _keys(self) -> Tensor:
@@ -289,12 +276,12 @@ class Examples:
         present = choice < counts
         return (first + choice).masked_fill(~present, 0), present
 
-    def _batch(self, indices: Tensor, size: int | None) -> Batch:
+    def _batch(self, indices: Tensor) -> Batch:
         rows, present = self._rows(indices)
         return Batch(
             inputs=self.tokens.padded(rows, present),
             labels=None if self.labels is None else self.labels[indices],
-            size=len(self) if size is None else size,
+            size=len(self),
             choices=present,
         )
 
@@ -302,11 +289,6 @@ class Examples:
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
     there = [part for part in parts if part is not None]
     return torch.cat(there) if there else None
-
-
-_TOKENS = ("ids", "types", "lengths")
-_OWN = ("labels", "counts", "cut")
-_PLAIN = ("kind", "texts", "label_names", "num_labels", "probe")
 
 
 def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -317,22 +299,17 @@ def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
     >>> revive(*describe(examples)).fingerprint == examples.fingerprint
     True
     """
-    tokens = examples.tokens
-    tensors = {name: getattr(tokens, name) for name in _TOKENS}
-    tensors |= {name: getattr(examples, name) for name in _OWN}
-    plain = {name: getattr(examples, name) for name in _PLAIN}
-    plain |= {"pad": tokens.pad, "pad_type": tokens.pad_type}
-    return plain, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    parts = (examples, examples.tokens)
+    values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+    del values["tokens"]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in values.items() if name not in tensors}, tensors
 
 
 def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
     """The examples that were described."""
-    tokens = Tokens(
-        **{name: tensors.get(name) for name in _TOKENS},  # type: ignore[arg-type]
-        pad=plain["pad"],
-        pad_type=plain["pad_type"],
-    )
-    own: dict[str, Any] = {name: tensors.get(name) for name in _OWN}
     # JSON has lists in place of tuples.
-    own |= {n: tuple(v) if isinstance(v := plain[n], list) else v for n in _PLAIN}
-    return Examples(tokens=tokens, **own)
+    values: dict[str, Any] = {**plain, **tensors}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
+    return Examples(tokens=tokens, **values)

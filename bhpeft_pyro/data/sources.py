@@ -81,8 +81,10 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     if path.suffix.lower() in _SUFFIXES:
         if not path.is_file():
             raise DataError(f"source={str(source)!r}: there is no such file")
-        _check_file(path)
-        return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
+        try:
+            return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
+        except ValueError as error:  # a DataError is one too
+            raise DataError(f"source={str(source)!r} cannot be read: {error}") from error
     if isinstance(source, Path) or path.is_file():
         raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
     match = _HUB_NAME.fullmatch(source)
@@ -115,27 +117,21 @@ def _read_json(path: Path) -> Dataset:
             found = json.loads(part)
         except ValueError as error:
             raise DataError(
-                f"source={str(path)!r}, line {number}: not JSON ({error}); expected an object a "
-                "line, or a list of objects"
+                f"line {number} is not JSON ({error}); expected an object a line, or a list of them"
             ) from error
         rows += found if whole else [found]
     if not rows:
-        raise DataError(f"source={str(path)!r}: the file is empty")
+        raise DataError("the file is empty")
     return _from_lists(_by_column(rows, "an object"))
 
 
 def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
     """Columns of text, or of numbers if every cell is one ("007" is not)."""
-    try:
-        # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
-        # "None" and "null" are not missing values.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    except ValueError as error:
-        raise DataError(
-            f"source={str(path)!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+    # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
+    # "None" and "null" are not missing values.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values="", encoding="utf-8-sig")
     if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"source={str(path)!r}: rows have more cells than the header has names")
+        raise DataError("rows have more cells than the header has names; expected commas between")
     columns = {
         name: _cells(table[name]) if texts is None or name in texts else _typed(table[name])
         for name in table.columns
@@ -154,32 +150,6 @@ def _typed(column: pd.Series) -> list[Any]:
 def _cells(column: pd.Series) -> list[Any]:
     """Plain values, None where there are none."""
     return column.astype(object).where(column.notna(), None).tolist()
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what the readers of files fail on without saying why."""
-    where, lines = f"source={str(path)!r}", 0
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            header = file.readline()
-            lines = sum(1 for line in file if line.strip())
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise DataError(
-                f"{where}: the byte 0x{byte:02x} is not UTF-8; save the file in that encoding"
-            ) from error
-    if not header.strip() and lines == 0:
-        raise DataError(f"{where}: the file is empty")
-    if path.suffix.lower() != ".csv":
-        return
-    for separator in (";", "\t"):
-        if separator in header and "," not in header:
-            raise DataError(
-                f"{where}: the header {header.strip()!r:.60} is separated by {separator!r}; "
-                "expected commas"
-            )
-    if lines == 0:
-        raise DataError(f"{where}: the file has a header, and no rows")
 
 
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, LikelihoodError
+from ..errors import ConfigError
 from .base import Forecast
 from .classes import ClassForecast
 from .ratings import RatingForecast
@@ -55,7 +55,15 @@ def evaluate(
     truth = forecast.observed()
     if isinstance(forecast, ClassForecast):
         return _evaluate_classes(forecast, truth)
-    return _evaluate_ratings(_ratings(forecast), truth)
+    assert isinstance(forecast, RatingForecast)
+    error = forecast.mean.double() - truth.double()
+    return {
+        "mse": error.square().mean().item(),
+        "mae": error.abs().mean().item(),
+        "nll": nlls(forecast).mean().item(),
+        "crps": crps(forecast, truth).mean().item(),
+        "coverage_90": coverage(forecast, truth)[0],
+    }
 
 
 def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
@@ -66,7 +74,8 @@ def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> 
     """
     if isinstance(forecast, ClassForecast):
         return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
-    return -_ratings(forecast).log_prob(labels).double()
+    assert isinstance(forecast, RatingForecast)
+    return -forecast.log_prob(labels).double()
 
 
 def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
@@ -95,18 +104,6 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
     }
 
 
-def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, float]:
-    labels = labels.double()
-    error = forecast.mean.double() - labels
-    return {
-        "mse": error.square().mean().item(),
-        "mae": error.abs().mean().item(),
-        "nll": nlls(forecast).mean().item(),
-        "crps": crps(forecast, labels).mean().item(),
-        "coverage_90": coverage(forecast, labels)[0],
-    }
-
-
 @dataclass(frozen=True, eq=False)
 class CalibrationBins:
     """M equal bins of confidence, from above (m - 1)/M up to and with m/M.
@@ -131,7 +128,7 @@ class CalibrationBins:
 
     @property
     def maximum_error(self) -> float:
-        """MCE, the greatest `|accuracy - confidence|` of any bin."""
+        """MCE, the largest `|accuracy - confidence|` of a bin."""
         return (self.accuracy - self.confidence).abs().max().item()
 
 
@@ -245,10 +242,6 @@ def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
 
 def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
     """(N,) mean loss of the k most certain examples, k = 1..N."""
-    if loss.ndim != 1 or loss.shape != uncertainty.shape or len(loss) == 0:
-        raise DataError(
-            f"loss {tuple(loss.shape)} and uncertainty {tuple(uncertainty.shape)} must both be (N,)"
-        )
     values, group = uncertainty.unique(return_inverse=True)
     # On average, random order gives each example of a tie the tie's mean loss.
     size = group.bincount(minlength=len(values))
@@ -260,12 +253,5 @@ def _loss(forecast: Forecast, labels: Tensor) -> Tensor:
     """(N,) 0-1 loss of the predicted class, or squared error of the mean rating."""
     if isinstance(forecast, ClassForecast):
         return (forecast.label != labels).double()
-    return (_ratings(forecast).mean.double() - labels.double()).square()
-
-
-def _ratings(forecast: Forecast) -> RatingForecast:
-    if not isinstance(forecast, RatingForecast):
-        raise LikelihoodError(
-            f"forecast must be a ClassForecast or RatingForecast, got {type(forecast).__name__}"
-        )
-    return forecast
+    assert isinstance(forecast, RatingForecast)
+    return (forecast.mean.double() - labels.double()).square()

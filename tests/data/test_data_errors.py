@@ -59,7 +59,7 @@ SOURCES: list[tuple[Any, str]] = [
     (texts("good", "bad", " \n\t"), "column 'text', row 2: the text is empty"),
     (texts("good", None), "column 'text', row 1: the text is missing"),
     (texts(1, 2), "column 'text', row 0: 1 is a int; expected a str"),
-    (texts("good", 2), "column 'text': mixed types: row 0 is str, row 1 is int"),
+    (texts("good", 2), "column 'text', row 1: 2: mixed"),
 ]
 
 
@@ -83,7 +83,7 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
     (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
-    (labels("a", 1), {}, "column 'label': mixed types: row 0 is str, row 1 is int"),
+    (labels("a", 1), {}, "column 'label', row 1: 1: mixed"),
     (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is none of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
@@ -134,8 +134,8 @@ QUIZZES: list[tuple[Any, str]] = [
     (quiz(["yes", "no"], "maybe"), "row 1: 'maybe' matches 0"),
     (quiz(["yes", "yes"], "yes"), "row 1: 'yes' matches 2"),
     (quiz(["yes", "no"], None), "row 1: the label is missing"),
-    (quiz(["yes", 3]), "column 'choices': mixed types: row 0 is list of str, row 1 is list of int"),
-    (quiz("yes"), "column 'choices': mixed types"),
+    (quiz(["yes", 3]), "column 'choices': mixed"),
+    (quiz("yes"), "column 'choices', row 1.*: mixed"),
     (
         {**OK, "question": ["a", "b"], "choices": ["c", "d"], "answer": [0, 0]},
         "row 0: 'c' is not a list",
@@ -185,7 +185,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*line 1 is not JSON"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
-            "'label': mixed types: row 0 is int, row 2 is str",
+            "'label', row 2: 'x': mixed",
         ),
         "gap.csv": ("text,label\ngood,0\nbad,\nfilm,1\n", "'label', row 1: the label is missing"),
         "blank.csv": ('text,label\ngood,0\n"",1\n', "'text', row 1: the text is missing"),

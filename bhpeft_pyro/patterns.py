@@ -26,12 +26,9 @@ def sort_by_pattern(
 
     Args:
         names: of a model's sites.
-        patterns: in order; each must apply to some name.
-        argument: the name of the argument that gave the patterns, for messages.
-        error: the class to raise.
-
-    Raises:
-        BHPEFTError: no pattern for a name, or no name for a pattern.
+        patterns: in order.
+        argument: the argument that gave the patterns, for messages.
+        error: raised if no pattern applies to a name, or a pattern to no name.
 
     >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
     {'head.bias': 'head.*', 'lora.query.A': '*'}

@@ -99,7 +99,7 @@ class Columns:
 def check_texts(values: Sequence[Any], column: str) -> list[str]:
     """The values, if all of them are str that are not blank."""
     for i, value in enumerate(values):
-        _check_text(value, f"column {column!r}, row {i}")
+        _check_text(value, column, i)
     return list(values)
 
 
@@ -110,37 +110,36 @@ def read_choices(
     texts: list[list[str]] = []
     names: list[list[Any] | None] = []
     for i, value in enumerate(values):
-        where = f"column {column!r}, row {i}"
         labels = None
         if isinstance(value, str):  # a cell of a CSV file
             try:
                 value = json.loads(value)
             except ValueError as error:
-                raise DataError(
-                    f'{where}: {value!r:.60} is not a list; expected JSON such as ["yes", "no"]'
-                ) from error
+                expected = 'is not a list; expected JSON such as ["yes", "no"]'
+                raise _wrong(column, i, f"{value!r:.60} {expected}") from error
         if isinstance(value, dict) and "text" in value:
             value, labels = value["text"], value.get("label")
         if not isinstance(value, list):
-            raise DataError(f"{where}: a {type(value).__name__}; expected a list of str")
+            raise _wrong(column, i, f"a {type(value).__name__}; expected a list of str")
         if not 2 <= len(value) <= _MAX_CHOICES:
-            raise DataError(f"{where}: {len(value)} choices; expected 2 to {_MAX_CHOICES}")
+            raise _wrong(column, i, f"{len(value)} choices; expected 2 to {_MAX_CHOICES}")
         if labels is not None and len(labels) != len(value):
-            raise DataError(f"{where}: {len(value)} texts but {len(labels)} labels")
+            raise _wrong(column, i, f"{len(value)} texts but {len(labels)} labels")
         for k, text in enumerate(value):
-            _check_text(text, f"{where}, choice {k}")
+            _check_text(text, column, i, f"choice {k}: ")
         texts.append(value)
         names.append(labels)
     return texts, names
 
 
-def _check_text(value: Any, where: str) -> None:
+def _check_text(value: Any, column: str, row: int, where: str = "") -> None:
     if value is None:
-        raise DataError(f"{where}: the text is missing; drop the row or fill it in")
+        raise _wrong(column, row, f"{where}the text is missing; drop the row or fill it in")
     if not isinstance(value, str):
-        raise DataError(f"{where}: {value!r:.60} is a {type(value).__name__}; expected a str")
+        what = f"{value!r:.60} is a {type(value).__name__}"
+        raise _wrong(column, row, f"{where}{what}; expected a str")
     if not value.strip():
-        raise DataError(f"{where}: the text is empty ({value!r:.60}); drop the row or fill it in")
+        raise _wrong(column, row, f"{where}the text is empty; drop the row or fill it in")
 
 
 def unlabelled(values: Sequence[Any]) -> bool:
@@ -213,7 +212,7 @@ def read_classes(
     if isinstance(values[0], str):
         empty = next((i for i, value in enumerate(values) if not value.strip()), None)
         if empty is not None:
-            raise DataError(f"column {column!r}, row {empty}: the label is empty")
+            raise _wrong(column, empty, "the label is empty")
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
         else:
@@ -221,7 +220,7 @@ def read_classes(
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
                 if value not in index:
-                    raise DataError(f"column {column!r}, row {i}: {value!r} is none of {names}")
+                    raise _wrong(column, i, f"{value!r} is none of {names}")
             values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
@@ -231,11 +230,8 @@ def read_classes(
     count = len(names) if names is not None else num_labels
     _check_range(values, column, count)
     labels = torch.tensor(values, dtype=torch.int64)
-    return (
-        labels,
-        None if names is None else tuple(names),
-        int(labels.max()) + 1 if count is None else count,
-    )
+    names = None if names is None else tuple(names)
+    return labels, names, int(labels.max()) + 1 if count is None else count
 
 
 def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
@@ -243,10 +239,8 @@ def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]
     for i, value in enumerate(values):
         if not re.fullmatch(r"-?\d+", value):
             until = "" if count is None else f" to {count - 1}"
-            raise DataError(
-                f"column {column!r}, row {i}: {value!r:.60} is a name, and the classes have none; "
-                f"expected their numbers, 0{until}"
-            )
+            what = f"{value!r:.60} is a name, and the classes have none"
+            raise _wrong(column, i, f"{what}; expected their numbers, 0{until}")
     return [int(value) for value in values]
 
 
@@ -255,15 +249,12 @@ def read_ratings(values: Sequence[Any], column: str) -> Tensor:
     # First, because one such cell makes a reader turn all the others into str.
     for i, value in enumerate(values):
         if isinstance(value, str) and not is_number(value):
-            raise DataError(
-                f"column {column!r}, row {i}: {value!r:.60} is not a number; expected a rating, "
-                "such as 3.5"
-            )
+            raise _wrong(column, i, f"{value!r:.60} is not a number; expected a rating, as 3.5")
     _check_types(values, column, (float, int), "a real number", refused=bool)
     ratings = torch.tensor(values, dtype=torch.float32)
     for i in (~ratings.isfinite()).nonzero().flatten().tolist():
         problem = "is too large for float32" if math.isfinite(values[i]) else "is not finite"
-        raise DataError(f"column {column!r}, row {i}: {values[i]!r} {problem}")
+        raise _wrong(column, i, f"{values[i]!r} {problem}")
     return ratings
 
 
@@ -279,16 +270,12 @@ def read_answers(
     for i, (value, texts, labels) in enumerate(zip(values, choices, names, strict=True)):
         if isinstance(value, str):
             options = list(labels) if labels is not None else list(texts)
-            if options.count(value) != 1:
-                raise DataError(
-                    f"column {column!r}, row {i}: {value!r} matches {options.count(value)} of the "
-                    f"choices {options}; expected exactly one"
-                )
+            if (found := options.count(value)) != 1:
+                what = f"{value!r} matches {found} of the choices {options}"
+                raise _wrong(column, i, f"{what}; expected exactly one")
             value = options.index(value)
         if not 0 <= value < len(texts):
-            raise DataError(
-                f"column {column!r}, row {i}: answer {value}; expected 0 to {len(texts) - 1}"
-            )
+            raise _wrong(column, i, f"answer {value}; expected 0 to {len(texts) - 1}")
         answers.append(value)
     return torch.tensor(answers, dtype=torch.int64)
 
@@ -300,22 +287,15 @@ def _check_types(
     expected: str,
     refused: type | tuple[type, ...] = (),
 ) -> None:
-    """All values of the right types, and all str or none."""
+    """All values of the right types, and none missing."""
     # First, because a missing label makes a reader turn the others into floats.
     missing = next((i for i, value in enumerate(values) if value is None), None)
     if missing is not None:
-        raise DataError(f"column {column!r}, row {missing}: the label is missing (None)")
+        raise _wrong(column, missing, "the label is missing (None)")
     for i, value in enumerate(values):
         if not isinstance(value, types) or isinstance(value, refused):
-            raise DataError(
-                f"column {column!r}, row {i}: {value!r:.60} is a {type(value).__name__}; "
-                f"expected {expected}"
-            )
-        if isinstance(value, str) != isinstance(values[0], str):
-            raise DataError(
-                f"column {column!r}: mixed types: row 0 is {values[0]!r:.60}, "
-                f"row {i} is {value!r:.60}"
-            )
+            what = f"{value!r:.60} is a {type(value).__name__}"
+            raise _wrong(column, i, f"{what}; expected {expected}")
 
 
 def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
@@ -325,4 +305,8 @@ def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
             hint = "; label_names=(...) is for classes whose numbers are their names"
             if value == -1:
                 hint = " (-1 marks rows without a label: use labelled=False)"
-            raise DataError(f"column {column!r}, row {i}: label {value}; expected {limit}{hint}")
+            raise _wrong(column, i, f"label {value}; expected {limit}{hint}")
+
+
+def _wrong(column: str, row: int, problem: str) -> DataError:
+    return DataError(f"column {column!r}, row {row}: {problem}")

@@ -128,7 +128,7 @@ def test_ratings(source: Any, message: str) -> None:
 QUIZZES: list[tuple[Any, str]] = [
     (quiz(["yes"]), "column 'choices', row 1: 1 choices; expected 2 to 8"),
     (quiz(["yes"] * 9), "row 1: 9 choices"),
-    (quiz(["yes", " "]), "column 'choices', row 1, choice 1: the text is empty"),
+    (quiz(["yes", " "]), "column 'choices', row 1: choice 1: the text is empty"),
     (quiz(["yes", "no"], 2), "column 'answer', row 1: answer 2; expected 0 to 1"),
     (quiz(["yes", "no"], -1), "row 1: answer -1"),
     (quiz(["yes", "no"], "maybe"), "row 1: 'maybe' matches 0"),

@@ -13,11 +13,10 @@ from transformers.activations import ACT2FN
 
 from ..errors import ConfigError
 from .architectures import Block
-from .attention import Scales
 from .binding import Binding
-from .gate import OPENING, Gate, opening
-from .kinds import Kind, Stack, Weights, check_count
+from .kinds import Kind, Weights, check_count, gate_rows, gate_sites, opening, rows, stack
 from .lora import add_low_rank
+from .scales import Scales
 from .sites import Site, kaiming, zeros
 
 __all__ = ["Adapter"]
@@ -39,7 +38,7 @@ class Adapter(Kind):
 
     Attributes:
         size: width of the bottleneck.
-        scale: s in the formulas.
+        scale: the factor in the formulas.
         placement: "parallel" or "sequential".
         activation: any name that transformers knows ("relu", "gelu", "silu", "tanh", ...).
 
@@ -72,62 +71,48 @@ class Adapter(Kind):
             return block.projections["ffn_in"].inputs
         return block.projections["ffn_out"].outputs
 
-    def _input_rms(self, block: Block, scales: Scales) -> Tensor:
-        if self.placement == "parallel":
-            return scales.inputs(block.projections["ffn_in"])
-        return scales.outputs(block.projections["ffn_out"])
-
-    def _stacks(self, blocks: Sequence[Block]) -> tuple[Stack, Stack]:
-        return (
-            Stack("adapter.down", blocks, self._inputs),
-            Stack("adapter.up", blocks, lambda block: block.projections["ffn_out"].outputs),
-        )
-
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        down, up = self._stacks(blocks)
-        boost = 1 / OPENING if self.gated else 1.0
+        def rms_out(block: Block) -> Tensor:
+            return scales.outputs(block.projections["ffn_out"])
+
+        def rms_in(block: Block) -> Tensor:
+            if self.placement == "parallel":
+                return scales.inputs(block.projections["ffn_in"])
+            return rms_out(block)
+
+        def shape_down(block: Block) -> tuple[int, ...]:
+            return self.size, self._inputs(block)
+
+        def shape_up(block: Block) -> tuple[int, ...]:
+            return block.projections["ffn_out"].outputs, self.size
+
+        def unit_down(block: Block) -> Tensor:
+            return 1 / (rms_in(block) * self._inputs(block) ** 0.5)
+
         reach = self.scale * self.size**0.5 * _rms_after(ACT2FN[self.activation])
-        sites = down.sites(
-            lambda width: (self.size, width),
-            ("bottleneck", "in"),
-            "input",
-            lambda block: 1 / (self._input_rms(block, scales) * self._inputs(block) ** 0.5),
-            lambda shape, unit: kaiming(shape, scales.device),
-            anchor=1.0,
-        )
-        sites += up.sites(
-            lambda width: (width, self.size),
-            ("out", "bottleneck"),
-            "output",
-            lambda block: boost * scales.outputs(block.projections["ffn_out"]) / reach,
-            lambda shape, unit: zeros(shape, scales.device),
-        )
-        if self.gated:
-            gate = Gate(self.name, blocks, self._inputs)
-            sites += gate.sites(lambda block: self._input_rms(block, scales), scales.device)
-        return sites
+
+        def unit_up(block: Block) -> Tensor:
+            return self.boost * rms_out(block) / reach
+
+        inner, outer = ("bottleneck", "in"), ("out", "bottleneck")
+        return [
+            stack("adapter.down", "input", inner, blocks, shape_down, unit_down, kaiming, 1.0),
+            stack("adapter.up", "output", outer, blocks, shape_up, unit_up, zeros),
+            *(gate_sites("adapter", blocks, rms_in, self._inputs) if self.gated else ()),
+        ]
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        down, up = self._stacks(blocks)
         activation = ACT2FN[self.activation]
         gates: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)
         if self.gated:
-            gates = [*Gate(self.name, blocks, self._inputs).rows(weights)]
-        rows = zip(
-            blocks,
-            down.rows(weights, binding.dtype),
-            up.rows(weights, binding.dtype),
-            gates,
-            strict=True,
-        )
-        for block, down_row, up_row, gate in rows:
+            gates = [*gate_rows("adapter", weights)]
+        pair = (rows(weights, f"adapter.{side}", binding.dtype) for side in ("down", "up"))
+        for block, gate, down, up in zip(blocks, gates, *pair, strict=True):
             source = None
             if self.placement == "parallel":
                 source = block.projections["ffn_in"].module
                 binding.add_before(source, partial(_keep, binding, source))
-            branch = partial(
-                _branch, binding, source, down_row, up_row, self.scale, activation, gate
-            )
+            branch = partial(_branch, binding, source, down, up, self.scale, activation, gate)
             binding.add_after(block.projections["ffn_out"].module, branch)
 
 

@@ -1,4 +1,4 @@
-"""PEFT kinds on a frozen transformer."""
+"""Kinds of PEFT on a frozen transformer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
-from .architectures import architecture_of, blocks_of
-from .attention import claim, measure, release
-from .binding import Binding, activate, install, new_token
-from .checkpointing import check_gradients, install_checkpointing, wants_checkpointing
+from .architectures import Block, architecture_of, blocks_of
+from .binding import Binding, CheckpointedForward, activate, install, new_token, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
-from .prefix import Prefix
+from .prefix import Prefix, claim, release
+from .scales import measure
 from .sites import Site
 
 __all__ = ["Attachment"]
@@ -66,8 +65,6 @@ class Attachment:
         self._blocks = blocks_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
         self._wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
-        for kind, blocks in self._wired:
-            kind.check(blocks)
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
@@ -84,7 +81,7 @@ class Attachment:
         backbone.eval()
         scales = measure(self._base, self._blocks, attention=self._prefixed)
         if self.kinds:
-            check_gradients(self._base, self._blocks)
+            _check_gradients(self._base, self._blocks)
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
             site for kind, blocks in self._wired for site in kind.sites(blocks, scales)
@@ -114,15 +111,16 @@ class Attachment:
                 particle r // (R // S).
             attention_mask: (R, T), over which gates average; needed by gated kinds if there is
                 padding. The backbone gets its own mask as usual.
+
+        Raises:
+            ConfigError: the backbone is in training mode, or weights are missing or misshapen.
         """
         self.check_mode()
         if self._prefixed:
             claim(self._base.config, self._token)  # in case the implementation was set meanwhile
-        if any(wants_checkpointing(block.layer) for block in self._blocks):
-            for block in self._blocks:
-                remove = install_checkpointing(block.layer)
-                if remove is not None:
-                    self._undo.append(remove)
+        for layer in (block.layer for block in self._blocks):
+            if wants_checkpointing(layer) and not isinstance(layer.forward, CheckpointedForward):
+                self._undo.append(CheckpointedForward(layer).remove)
         with activate(self._binding(weights, attention_mask)):
             yield
 
@@ -138,12 +136,11 @@ class Attachment:
         particles = self._particles(weights)
         if mask is not None and mask.ndim != 2:
             raise ConfigError(f"attention_mask must be (rows, tokens), got {tuple(mask.shape)}")
-        parameter = next(self._base.parameters())
-        device = parameter.device.type
+        device = next(self._base.parameters()).device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
-        binding = Binding(self._token, self._base, particles, mask, dtype)
-        binding.layers = frozenset(block.layer for block in self._blocks)
+        layers = frozenset(block.layer for block in self._blocks)
+        binding = Binding(self._token, self._base, particles, mask, dtype, layers)
         if self._architecture.positions:
             binding.content = {
                 block.projections[target].module: block.attention
@@ -156,19 +153,18 @@ class Attachment:
 
     def _particles(self, weights: Mapping[str, Tensor]) -> int:
         """S, after a check of every shape."""
-        counts = {}
+        counts: set[int] = set()
         for site in self.sites:
             if site.name not in weights:
-                raise ConfigError(f"weights lacks the site {site.name!r} of shape {site.shape}")
+                raise ConfigError(f"weights: there is no {site.name!r}; expected every site")
             shape = tuple(weights[site.name].shape)
-            if shape[1:] != site.shape or len(shape) != site.ndim + 1:
+            if len(shape) != site.ndim + 1 or shape[1:] != site.shape:
                 raise ConfigError(
-                    f"weights[{site.name!r}] must have shape (particles, *{site.shape}), "
-                    f"got {shape}"
+                    f"weights[{site.name!r}] have shape {shape}, expected (S, *{site.shape})"
                 )
-            counts[shape[0]] = site.name
+            counts.add(shape[0])
         if len(counts) > 1:
-            raise ConfigError(f"sites differ in their number of particles: {counts}")
+            raise ConfigError(f"weights: sites differ in their number of particles, {counts}")
         return next(iter(counts), 1)
 
 
@@ -186,3 +182,35 @@ def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
 def _undo_all(undo: list[Callable[[], None]]) -> None:
     for function in undo:
         function()
+
+
+def _check_gradients(base: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    """Run each projection on one row, and back; raise at the first that lets no gradient through.
+
+    Quantised layers made for inference give an output without a gradient, and no error: a fit
+    would leave all weights but those of the last layer as they were.
+    """
+    inputs = {
+        projection.module: (f"layer {block.number}, {target}", projection.inputs)
+        for block in blocks
+        for target, projection in block.projections.items()
+    }
+    for module, (where, width) in inputs.items():
+        try:
+            weight = getattr(module, "weight", None)  # a layer may be kept in float32
+            dtype = base.dtype
+            if isinstance(weight, Tensor) and weight.is_floating_point():
+                dtype = weight.dtype
+            with torch.enable_grad():  # the caller may have turned it off
+                x = torch.zeros(1, width, device=base.device, dtype=dtype, requires_grad=True)
+                gradient = torch.autograd.grad(module(x).sum(), x, allow_unused=True)[0]
+            cause = None
+        except RuntimeError as error:  # the output needs no gradient, or there is no way back
+            gradient, cause = None, error
+        if gradient is None:
+            raise ArchitectureError(
+                f"backbone: {where} ({type(module).__module__}.{type(module).__name__}) lets no "
+                "gradient through, so PEFT weights below it could not learn; expected layers that "
+                "can be trained through (quantised ones often cannot). The head alone needs none: "
+                "presets.head_only()"
+            ) from cause

@@ -13,8 +13,18 @@ from transformers.activations import ACT2FN
 
 from ..errors import ConfigError
 from .architectures import Block
-from .binding import Binding
-from .kinds import Kind, Weights, check_count, gate_rows, gate_sites, opening, rows, stack
+from .binding import After, Binding
+from .kinds import (
+    Kind,
+    Weights,
+    check_count,
+    gate_rows,
+    gate_sites,
+    input_unit,
+    opening,
+    rows,
+    stack,
+)
 from .lora import add_low_rank
 from .scales import Scales
 from .sites import Site, kaiming, zeros
@@ -65,44 +75,26 @@ class Adapter(Kind):
                 f"adapter: activation={self.activation!r} must be one of {tuple(ACT2FN)}"
             )
 
-    def _inputs(self, block: Block) -> int:
-        """Width of what `down` and the gate read."""
-        if self.placement == "parallel":
-            return block.projections["ffn_in"].inputs
-        return block.projections["ffn_out"].outputs
-
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        def rms_out(block: Block) -> Tensor:
-            return scales.outputs(block.projections["ffn_out"])
-
-        def rms_in(block: Block) -> Tensor:
-            if self.placement == "parallel":
-                return scales.inputs(block.projections["ffn_in"])
-            return rms_out(block)
-
-        def shape_down(block: Block) -> tuple[int, ...]:
-            return self.size, self._inputs(block)
-
-        def shape_up(block: Block) -> tuple[int, ...]:
-            return block.projections["ffn_out"].outputs, self.size
-
-        def unit_down(block: Block) -> Tensor:
-            return 1 / (rms_in(block) * self._inputs(block) ** 0.5)
-
+        outputs = [block.projections["ffn_out"] for block in blocks]
+        rms = [scales.outputs(p) for p in outputs]
+        inputs = [(size, p.outputs) for size, p in zip(rms, outputs, strict=True)]
+        if self.placement == "parallel":
+            sources = [block.projections["ffn_in"] for block in blocks]
+            inputs = [(scales.inputs(p), p.inputs) for p in sources]
         reach = self.scale * self.size**0.5 * _rms_after(ACT2FN[self.activation])
-
-        def unit_up(block: Block) -> Tensor:
-            return self.boost * rms_out(block) / reach
-
+        shapes_down = [(self.size, width) for _, width in inputs]
+        shapes_up = [(p.outputs, self.size) for p in outputs]
+        units_down = [input_unit(*each) for each in inputs]
+        units_up = [self.boost * size / reach for size in rms]
         inner, outer = ("bottleneck", "in"), ("out", "bottleneck")
         return [
-            stack("adapter.down", "input", inner, blocks, shape_down, unit_down, kaiming, 1.0),
-            stack("adapter.up", "output", outer, blocks, shape_up, unit_up, zeros),
-            *(gate_sites("adapter", blocks, rms_in, self._inputs) if self.gated else ()),
+            stack("adapter.down", "input", inner, blocks, shapes_down, units_down, kaiming, 1.0),
+            stack("adapter.up", "output", outer, blocks, shapes_up, units_up, zeros),
+            *(gate_sites("adapter", blocks, inputs) if self.gated else ()),
         ]
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        activation = ACT2FN[self.activation]
         gates: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)
         if self.gated:
             gates = [*gate_rows("adapter", weights)]
@@ -111,29 +103,26 @@ class Adapter(Kind):
             source = None
             if self.placement == "parallel":
                 source = block.projections["ffn_in"].module
-                binding.add_before(source, partial(_keep, binding, source))
-            branch = partial(_branch, binding, source, down, up, self.scale, activation, gate)
+                binding.add_before(source, partial(binding.scratch.__setitem__, source))
+            branch = self._branch(binding, source, down, up, gate)
             binding.add_after(block.projections["ffn_out"].module, branch)
 
+    def _branch(
+        self,
+        binding: Binding,
+        source: nn.Module | None,
+        down: Tensor,
+        up: Tensor,
+        gate: tuple[Tensor, Tensor] | None,
+    ) -> After:
+        activation = ACT2FN[self.activation]
 
-def _keep(binding: Binding, module: nn.Module, x: Tensor) -> None:
-    binding.scratch[module] = x
+        def after(_: Tensor, output: Tensor) -> Tensor:
+            x = output if source is None else binding.scratch.pop(source)
+            openings = None if gate is None else opening(binding, x, *gate)
+            return add_low_rank(binding, output, x, down, up, self.scale, activation, openings)
 
-
-def _branch(
-    binding: Binding,
-    source: nn.Module | None,
-    down: Tensor,
-    up: Tensor,
-    scale: float,
-    activation: Callable[[Tensor], Tensor],
-    gate: tuple[Tensor, Tensor] | None,
-    _: Tensor,
-    output: Tensor,
-) -> Tensor:
-    x = output if source is None else binding.scratch.pop(source)
-    openings = None if gate is None else opening(binding, x, *gate)
-    return add_low_rank(binding, output, x, down, up, scale, activation, openings)
+        return after
 
 
 def _rms_after(activation: Callable[[Tensor], Tensor]) -> float:

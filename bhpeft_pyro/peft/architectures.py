@@ -43,7 +43,7 @@ class Architecture:
         layers: path to the list of layers; "*" stands for every member of a list on the way.
         query, key, value, output: the attention's projections.
         ffn_in, ffn_out: first and last projection of the feed-forward block. In a gated block
-            (GLU) `ffn_in` is the branch without and `ffn_gate` that with the activation.
+            (GLU) `ffn_in` is the branch without the activation, `ffn_gate` the one with it.
         ffn_gate: None if the block is not gated.
         attention: the module that holds the heads.
         prefix: whether that module calls Hugging Face's attention interface, without which it
@@ -248,10 +248,10 @@ def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
 
 
 def positions_of(base: nn.Module) -> int | None:
-    """The most tokens that a base model's table of positions reaches; None if it has no table."""
+    """How many tokens a base model's table of positions covers; None if it has no table."""
     for name, module in base.named_modules():
         if isinstance(module, nn.Embedding) and name.split(".")[-1] in _POSITIONS:
-            # RoBERTa counts from behind its padding's index, OPT from an offset.
+            # RoBERTa counts from after its padding's index, OPT from an offset.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - getattr(module, "offset", first)
     return None

@@ -29,25 +29,23 @@ ORDER = (LoRA, Adapter, Prefix)
 
 
 class Attachment:
-    """The sites of some PEFT kinds on a backbone, and the backbone under given weights of theirs.
+    """The sites of some PEFT kinds on a backbone, and the backbone under given weights.
 
     The backbone is frozen (no gradients, evaluation mode, so no dropout) and gets permanent hooks
-    that do nothing outside `bind`, where its outputs are exactly as before. They go when the
-    attachment is garbage-collected. With a `Prefix`, `backbone.config._attn_implementation` reads
-    "bhpeft_sdpa" (or "bhpeft_eager", under which Hugging Face refuses to set
-    `config.output_attentions`; the argument works) meanwhile.
+    that do nothing outside `bind`. They are removed when the attachment is garbage-collected. With
+    a `Prefix`, `backbone.config._attn_implementation` reads "bhpeft_sdpa" or "bhpeft_eager" until
+    then.
 
     Args:
-        backbone: any supported Hugging Face model, with or without a head of its own.
-        kinds: any union of `LoRA`, `Adapter` and `Prefix`, each at most once; () is allowed.
+        backbone: any supported Hugging Face model, with or without a head.
+        kinds: `LoRA`, `Adapter` and `Prefix`, each at most once; () is allowed.
 
     Attributes:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
         hidden_size: width of the base model's last hidden states.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
-    >>> backbone = BertModel(BertConfig(intermediate_size=32, **size))
+    >>> from bhpeft_pyro.testing import tiny_backbone
+    >>> backbone = tiny_backbone()
     >>> attachment = Attachment(backbone, [LoRA(("query",), rank=4)])
     >>> [(site.name, site.shape) for site in attachment.sites]
     [('lora.query.A', (2, 4, 16)), ('lora.query.B', (2, 16, 4))]
@@ -68,8 +66,8 @@ class Attachment:
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
-                f"prefix: {self._base.config.model_type!r} computes its attention itself, so "
-                "that it cannot carry a prefix; LoRA and Adapter work"
+                f"prefix: {self._base.config.model_type!r} computes its attention itself and "
+                "cannot carry a prefix; LoRA and Adapter work"
             )
 
         self._undo: list[Callable[[], None]] = []
@@ -102,14 +100,14 @@ class Attachment:
     ) -> Iterator[None]:
         """Run the backbone under these weights: `with attachment.bind(weights, mask): ...`.
 
-        Only in this thread, and until the block is left (gradient checkpointing takes the weights
-        along). An inner `bind` on the same backbone replaces an outer one.
+        In this thread only, and until the block is left (gradient checkpointing keeps the weights).
+        An inner `bind` on the same backbone replaces an outer one.
 
         Args:
             weights: for every site a tensor `(S, *site.shape)`, of S particles; other names
-                are ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
+                are ignored. Run the backbone on R rows, R a multiple of S; row r belongs to
                 particle r // (R // S).
-            attention_mask: (R, T), over which gates average; needed by gated kinds if there is
+            attention_mask: (R, T), over which gates average; gated kinds need it if there is
                 padding. The backbone gets its own mask as usual.
 
         Raises:
@@ -125,12 +123,9 @@ class Attachment:
             yield
 
     def check_mode(self) -> None:
-        """Refuse a backbone in training mode."""
+        """Refuse a backbone in training mode, whose dropout would change it."""
         if self._base.training:
-            raise ConfigError(
-                "the backbone is in training mode, in which dropout would change it: call "
-                "backbone.eval()"
-            )
+            raise ConfigError("the backbone is in training mode: call backbone.eval()")
 
     def _binding(self, weights: Mapping[str, Tensor], mask: Tensor | None) -> Binding:
         particles = self._particles(weights)
@@ -153,19 +148,16 @@ class Attachment:
 
     def _particles(self, weights: Mapping[str, Tensor]) -> int:
         """S, after a check of every shape."""
-        counts: set[int] = set()
+        particles: int | None = None
         for site in self.sites:
-            if site.name not in weights:
-                raise ConfigError(f"weights: there is no {site.name!r}; expected every site")
-            shape = tuple(weights[site.name].shape)
-            if len(shape) != site.ndim + 1 or shape[1:] != site.shape:
+            shape = tuple(getattr(weights.get(site.name), "shape", ()))
+            if shape[1:] != site.shape or not shape or particles not in (None, shape[0]):
                 raise ConfigError(
-                    f"weights[{site.name!r}] have shape {shape}, expected (S, *{site.shape})"
+                    f"weights[{site.name!r}]: expected shape (S, *{site.shape}), S the number of "
+                    f"particles and the same for every site; got {shape}"
                 )
-            counts.add(shape[0])
-        if len(counts) > 1:
-            raise ConfigError(f"weights: sites differ in their number of particles, {counts}")
-        return next(iter(counts), 1)
+            particles = shape[0]
+        return 1 if particles is None else particles
 
 
 def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:

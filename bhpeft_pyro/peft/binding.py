@@ -162,14 +162,13 @@ def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tens
 class CheckpointedForward:
     """A layer's `forward` that is the usual one unless a binding is in force.
 
-    Under a binding it checkpoints the layer, wherever `gradient_checkpointing_enable()` has set the
-    layer's flag. Hugging Face's own checkpointing cannot serve: it works in training mode alone,
-    which would turn dropout on, and its recomputation, in the backward pass and perhaps in another
-    thread, would run after `bind` was left. Hooks cannot replace what a layer computes, so its
-    `forward` is assigned, as Accelerate does it. Never re-entrant: that cannot see weights that
-    are not arguments of the layer.
+    Under a binding it checkpoints the layer if `gradient_checkpointing_enable()` has set its flag.
+    Hugging Face's own checkpointing cannot serve: it needs training mode, which would turn dropout
+    on, and it would recompute the layer, in the backward pass, after `bind` was left. Hooks cannot
+    replace what a layer computes, so `forward` is assigned, as Accelerate does it. Re-entrant
+    checkpointing is out: it does not see weights that are not arguments of the layer.
 
-    A class rather than a closure, so that copying or pickling the backbone takes the layer along.
+    A class, not a closure, so that copying or pickling the backbone takes the layer along.
     """
 
     def __init__(self, layer: nn.Module) -> None:

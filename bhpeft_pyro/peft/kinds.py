@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import index
@@ -44,19 +44,14 @@ class Kind(ABC):
 
     def __post_init__(self) -> None:
         make_plain(self)
-        if isinstance(self.layers, int):
-            raise ConfigError(
-                f"{self.name}: layers={self.layers} must be a tuple of numbers, as in "
-                f"layers=({self.layers},), or None for all"
-            )
         if self.layers is not None:
             try:
-                layers = tuple(map(index, self.layers))
+                object.__setattr__(self, "layers", tuple(map(index, self.layers)))
             except TypeError:
                 raise ConfigError(
-                    f"{self.name}: layers={self.layers!r} must be whole numbers, or None for all"
+                    f"{self.name}: layers={self.layers!r} must be a tuple of whole numbers, "
+                    "or None for all"
                 ) from None
-            object.__setattr__(self, "layers", layers)
 
     @property
     def boost(self) -> float:
@@ -68,15 +63,12 @@ class Kind(ABC):
         if self.layers is None:
             return tuple(blocks)
         count = len(blocks)
-        wrong = [n for n in self.layers if not -count <= n < count]
-        if wrong or not self.layers:
+        numbers = sorted({n % count for n in self.layers if -count <= n < count})
+        if not numbers or len(numbers) < len(self.layers):
             raise ConfigError(
                 f"{self.name}: layers={self.layers} must name some of the {count} layers, "
-                f"{-count} to {count - 1}"
+                f"{-count} to {count - 1}, each once"
             )
-        numbers = sorted({n % count for n in self.layers})
-        if len(numbers) < len(self.layers):
-            raise ConfigError(f"{self.name}: layers={self.layers} names a layer twice")
         return tuple(blocks[n] for n in numbers)
 
     @abstractmethod
@@ -93,8 +85,8 @@ def stack(
     role: Role,
     dims: tuple[str, ...],
     blocks: Sequence[Block],
-    shape: Callable[[Block], tuple[int, ...]],
-    unit: Callable[[Block], Tensor],
+    shapes: Iterable[tuple[int, ...]],
+    units: Iterable[Tensor],
     start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]],
     anchor: float | None = None,
 ) -> Site:
@@ -102,22 +94,28 @@ def stack(
 
     Args:
         name, role: as the site's.
-        dims, shape, unit: of one block's tensor; its unit broadcasts against its shape.
+        dims: of one block's tensor.
+        blocks, shapes, units: the blocks and, for each, its tensor's shape and unit, which
+            broadcasts against the shape.
         start: makes the site's `init` from its shape and unit.
         anchor: the sd, in units, of a random projection to centre on; None for none.
     """
-    shapes = {shape(block) for block in blocks}
-    if len(shapes) > 1:
+    shape, *others = set(shapes)
+    if others:
         raise ArchitectureError(
-            f"{name}: its shape differs between layers, {sorted(shapes)}; choose layers of the "
-            "same width, with layers=(...)"
+            f"{name}: its shape differs between layers, {sorted([shape, *others])}; choose layers "
+            "of the same width, with layers=(...)"
         )
-    full = (len(blocks), *shapes.pop())
-    units = torch.stack([unit(block) for block in blocks])
-    units = units.reshape(*units.shape, *[1] * (len(full) - units.ndim))
-    fixed = None if anchor is None else anchor * projection(name, full).to(units) * units
+    full, unit = (len(blocks), *shape), torch.stack([*units])
+    unit = unit.reshape(*unit.shape, *[1] * (len(full) - unit.ndim))
+    fixed = None if anchor is None else anchor * projection(name, full).to(unit) * unit
     numbers = tuple(block.number for block in blocks)
-    return Site(name, full, ("layer", *dims), units, start(full, units), numbers, fixed, role)
+    return Site(name, full, ("layer", *dims), unit, start(full, unit), numbers, fixed, role)
+
+
+def input_unit(rms: Tensor, width: int) -> Tensor:
+    """The sd of weights whose products with inputs of this RMS and width have RMS 1."""
+    return 1 / (rms * width**0.5)
 
 
 def rows(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
@@ -133,30 +131,23 @@ def rows(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple
 # A gate is sigmoid(w.x + b), averaged over an example's real tokens; each layer has its (w, b).
 
 
-def attention_width(block: Block) -> int:
-    """The width of the attention's input."""
-    return block.projections["query"].inputs
-
-
 def gate_sites(
-    kind: str,
-    blocks: Sequence[Block],
-    rms: Callable[[Block], Tensor],
-    width: Callable[[Block], int] = attention_width,
+    kind: str, blocks: Sequence[Block], inputs: Sequence[tuple[Tensor, int]]
 ) -> list[Site]:
-    """Weight and bias of the gates; `rms` and `width` are those of what they read."""
-
-    def unit(block: Block) -> Tensor:
-        return 1 / (rms(block) * width(block) ** 0.5)
-
-    def one(block: Block) -> Tensor:
-        return torch.ones_like(rms(block))
-
-    name = f"{kind}.gate"
+    """Weight and bias of the gates; `inputs` are RMS and width of what each reads."""
+    name, units = f"{kind}.gate", [input_unit(*each) for each in inputs]
+    ones = [torch.ones_like(unit) for unit in units]
+    widths = [(width,) for _, width in inputs]
     return [
-        stack(f"{name}.weight", "gate", ("in",), blocks, lambda b: (width(b),), unit, zeros),
-        stack(f"{name}.bias", "gate", (), blocks, lambda b: (), one, zeros),
+        stack(f"{name}.weight", "gate", ("in",), blocks, widths, units, zeros),
+        stack(f"{name}.bias", "gate", (), blocks, [()] * len(blocks), ones, zeros),
     ]
+
+
+def attention_inputs(blocks: Sequence[Block], scales: Scales) -> list[tuple[Tensor, int]]:
+    """RMS and width of what each attention reads."""
+    queries = [block.projections["query"] for block in blocks]
+    return [(scales.inputs(query), query.inputs) for query in queries]
 
 
 def gate_rows(kind: str, weights: Weights) -> list[tuple[Tensor, Tensor]]:
@@ -167,15 +158,13 @@ def gate_rows(kind: str, weights: Weights) -> list[tuple[Tensor, Tensor]]:
 
 def wire_gates(kind: str, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
     """At each attention's input, leave its gates in `binding.scratch[kind, layer number]`."""
+
+    def keep(key: tuple[str, int], gate: tuple[Tensor, Tensor], x: Tensor) -> None:
+        binding.scratch[key] = opening(binding, x, *gate)
+
     for block, gate in zip(blocks, gate_rows(kind, weights), strict=True):
-        keep = partial(_keep_opening, binding, (kind, block.number), *gate)
-        binding.add_before(block.projections["query"].module, keep)
-
-
-def _keep_opening(
-    binding: Binding, key: tuple[str, int], weight: Tensor, bias: Tensor, x: Tensor
-) -> None:
-    binding.scratch[key] = opening(binding, x, weight, bias)
+        query = block.projections["query"].module
+        binding.add_before(query, partial(keep, (kind, block.number), gate))
 
 
 def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

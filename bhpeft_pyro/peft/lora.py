@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import ClassVar
 
@@ -12,9 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ConfigError
-from .architectures import TARGETS, Block, Projection
-from .binding import Binding
-from .kinds import Kind, Weights, check_count, gate_sites, rows, stack, wire_gates
+from .architectures import TARGETS, Block
+from .binding import After, Binding
+from .kinds import (
+    Kind,
+    Weights,
+    attention_inputs,
+    check_count,
+    gate_sites,
+    input_unit,
+    rows,
+    stack,
+    wire_gates,
+)
 from .scales import Scales
 from .sites import Site, kaiming, zeros
 
@@ -112,71 +121,42 @@ class LoRA(Kind):
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
         sites: list[Site] = []
         for target in self.targets:
-            sites += self._pair(target, blocks, scales)
+            a, b = f"lora.{target}.A", f"lora.{target}.B"
+            maps = [block.projections[target] for block in blocks]
+            shapes_a = [(self.rank, p.inputs) for p in maps]
+            shapes_b = [(p.outputs, self.rank) for p in maps]
+            units_a = [input_unit(scales.inputs(p), p.inputs) for p in maps]
+            # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
+            units_b = [self.boost * scales.outputs(p) * self.rank**0.5 / self.alpha for p in maps]
+            sites += [
+                stack(a, "input", ("rank", "in"), blocks, shapes_a, units_a, kaiming, anchor=1.0),
+                stack(b, "output", ("out", "rank"), blocks, shapes_b, units_b, zeros),
+            ]
         if self.gated:
-            sites += gate_sites("lora", blocks, lambda b: scales.inputs(b.projections["query"]))
+            sites += gate_sites("lora", blocks, attention_inputs(blocks, scales))
         return sites
 
-    def _pair(self, target: str, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        def shape_a(block: Block) -> tuple[int, ...]:
-            return self.rank, block.projections[target].inputs
-
-        def shape_b(block: Block) -> tuple[int, ...]:
-            return block.projections[target].outputs, self.rank
-
-        def unit_a(block: Block) -> Tensor:
-            projection = block.projections[target]
-            return 1 / (scales.inputs(projection) * projection.inputs**0.5)
-
-        def unit_b(block: Block) -> Tensor:
-            # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
-            rms = scales.outputs(block.projections[target])
-            return self.boost * rms * self.rank**0.5 / self.alpha
-
-        a, b = f"lora.{target}.A", f"lora.{target}.B"
-        return [
-            stack(a, "input", ("rank", "in"), blocks, shape_a, unit_a, kaiming, anchor=1.0),
-            stack(b, "output", ("out", "rank"), blocks, shape_b, unit_b, zeros),
-        ]
-
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        parts: dict[tuple[int, nn.Module], list[tuple[Projection, Tensor, Tensor]]] = {}
+        parts: dict[tuple[int, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
         for target in self.targets:
             pair = (rows(weights, f"lora.{target}.{side}", binding.dtype) for side in "AB")
             for block, a, b in zip(blocks, *pair, strict=True):
                 projection = block.projections[target]
-                parts.setdefault((block.number, projection.module), []).append((projection, a, b))
+                if projection.fused:  # zeros in the other parts' columns: one product serves all
+                    after = projection.total - projection.start - projection.outputs
+                    b = nn.functional.pad(b, (0, 0, projection.start, after))
+                downs, ups = parts.setdefault((block.number, projection.module), ([], []))
+                downs.append(a)
+                ups.append(b)
         if self.gated:
             wire_gates("lora", weights, blocks, binding)
-        for (number, module), together in parts.items():
-            a, b = _merge(together)
-            gate = ("lora", number) if self.gated else None
-            binding.add_after(module, partial(_branch, binding, a, b, self.alpha / self.rank, gate))
+        for (number, module), (downs, ups) in parts.items():
+            branch = self._branch(binding, torch.cat(downs, 1), torch.cat(ups, 2), number)
+            binding.add_after(module, branch)
 
+    def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:
+        def after(x: Tensor, output: Tensor) -> Tensor:
+            gate = binding.scratch["lora", number] if self.gated else None
+            return add_low_rank(binding, output, x, a, b, self.alpha / self.rank, gate=gate)
 
-def _merge(parts: list[tuple[Projection, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A (S, r', in) and B (S, total, r') of all targets in one, perhaps fused, module.
-
-    B is zero in the columns of the other parts, so one fused product serves them all.
-    """
-    downs, ups = [], []
-    for projection, a, b in parts:
-        after = projection.total - projection.start - projection.outputs
-        downs.append(a)
-        ups.append(nn.functional.pad(b, (0, 0, projection.start, after)) if projection.fused else b)
-    if len(parts) == 1:
-        return downs[0], ups[0]
-    return torch.cat(downs, 1), torch.cat(ups, 2)
-
-
-def _branch(
-    binding: Binding,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    gate: tuple[str, int] | None,
-    x: Tensor,
-    output: Tensor,
-) -> Tensor:
-    openings = None if gate is None else binding.scratch[gate]
-    return add_low_rank(binding, output, x, a, b, scale, gate=openings)
+        return after

@@ -20,8 +20,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import ArchitectureError
 from .architectures import Block
-from .binding import Binding, active
-from .kinds import Kind, Weights, check_count, gate_sites, rows, stack, wire_gates
+from .binding import Attend, Binding, active
+from .kinds import (
+    Kind,
+    Weights,
+    attention_inputs,
+    check_count,
+    gate_sites,
+    rows,
+    stack,
+    wire_gates,
+)
 from .scales import Scales
 from .sites import Site, kaiming, normal, projection
 
@@ -74,7 +83,8 @@ class Prefix(Kind):
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         chosen = super().blocks(blocks)
         for block in chosen:
-            if self.encoder is not None and _width(block, "key") != _width(block, "value"):
+            key, value = _widths(block)
+            if self.encoder is not None and key != value:
                 raise ArchitectureError(
                     f"prefix: encoder={self.encoder} needs keys and values of the same width, but "
                     f"those of layer {block.number} differ; use encoder=None"
@@ -82,57 +92,30 @@ class Prefix(Kind):
         return chosen
 
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        sites = (
-            self._direct(blocks, scales)
-            if self.encoder is None
-            else self._encoded(self.encoder, blocks, scales)
-        )
+        keys = [self.boost * scales.keys(block) for block in blocks]
+        values = [self.boost * scales.values(block) for block in blocks]
+        widths = [_widths(block) for block in blocks]
+        if self.encoder is None:
+            inner, outer = ("position", "in"), ("out", "position")
+            shapes_key = [(self.length, key) for key, _ in widths]
+            shapes_value = [(value, self.length) for _, value in widths]
+            sites = [
+                stack("prefix.key", "input", inner, blocks, shapes_key, keys, _small, SMALL),
+                stack("prefix.value", "output", outer, blocks, shapes_value, values, _small),
+            ]
+        else:
+            shapes = [(2, key, self.encoder) for key, _ in widths]
+            sd = self.encoder**0.5 * TANH_RMS
+            units = [torch.stack(both) / sd for both in zip(keys, values, strict=True)]
+            dims, root = ("kv", "out", "bottleneck"), scales.hidden_size**0.5
+            sites = [
+                _shared("prefix.embedding", "position", self.length, scales, 1.0, normal),
+                _shared("prefix.down", "bottleneck", self.encoder, scales, root, kaiming),
+                stack("prefix.up", "output", dims, blocks, shapes, units, _small),
+            ]
         if self.gated:
-            sites += gate_sites("prefix", blocks, lambda b: scales.inputs(b.projections["query"]))
+            sites += gate_sites("prefix", blocks, attention_inputs(blocks, scales))
         return sites
-
-    def _direct(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        def unit_key(block: Block) -> Tensor:
-            return self.boost * scales.keys(block)
-
-        def unit_value(block: Block) -> Tensor:
-            return self.boost * scales.values(block)
-
-        def shape_key(block: Block) -> tuple[int, ...]:
-            return self.length, _width(block, "key")
-
-        def shape_value(block: Block) -> tuple[int, ...]:
-            return _width(block, "value"), self.length
-
-        key, value = ("position", "in"), ("out", "position")
-        return [
-            stack("prefix.key", "input", key, blocks, shape_key, unit_key, _small, SMALL),
-            stack("prefix.value", "output", value, blocks, shape_value, unit_value, _small),
-        ]
-
-    def _encoded(self, size: int, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        one = torch.ones(1, 1, device=scales.device)
-        width = scales.hidden_size
-
-        def shared(name: str, dim: str, rows: int, inverse: float, start: Any) -> Site:
-            shape, unit = (rows, width), one / inverse
-            anchor = projection(name, shape).to(one) / inverse
-            init = start(shape, unit)
-            return Site(name, shape, (dim, "in"), unit, init, anchor=anchor, role="input")
-
-        def shape_up(block: Block) -> tuple[int, ...]:
-            return 2, _width(block, "key"), size
-
-        def unit_up(block: Block) -> Tensor:
-            both = torch.stack([scales.keys(block), scales.values(block)])
-            return self.boost * both / (size**0.5 * TANH_RMS)
-
-        up = ("kv", "out", "bottleneck")
-        return [
-            shared("prefix.embedding", "position", self.length, 1.0, normal),
-            shared("prefix.down", "bottleneck", size, width**0.5, kaiming),
-            stack("prefix.up", "output", up, blocks, shape_up, unit_up, _small),
-        ]
 
     def _rows(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
         """One (keys, values), each (S, P, out), for each block."""
@@ -147,38 +130,37 @@ class Prefix(Kind):
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
         for block, (keys, values) in zip(blocks, self._rows(weights), strict=True):
-            gate = ("prefix", block.number) if self.gated else None
             keys, values = keys.to(binding.dtype), values.to(binding.dtype)
-            binding.attend[block.attention] = partial(_prepend, binding, keys, values, gate)
+            binding.attend[block.attention] = self._attend(binding, keys, values, block.number)
         if self.gated:
             wire_gates("prefix", weights, blocks, binding)
 
+    def _attend(self, binding: Binding, keys: Tensor, values: Tensor, number: int) -> Attend:
+        def attend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            scale = binding.scratch["prefix", number][..., None, None, None] if self.gated else None
+            return _join(binding, keys, key, scale), _join(binding, values, value, scale)
 
-def _width(block: Block, target: str) -> int:
-    return block.projections[target].outputs
+        return attend
+
+
+def _widths(block: Block) -> tuple[int, int]:
+    return block.projections["key"].outputs, block.projections["value"].outputs
+
+
+def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float, start: Any) -> Site:
+    """A site of the encoder, one tensor for all layers; `inverse` is 1 / unit."""
+    shape = rows, scales.hidden_size
+    unit = torch.ones(1, 1, device=scales.device) / inverse
+    anchor = projection(name, shape).to(unit) / inverse
+    return Site(name, shape, (dim, "in"), unit, start(shape, unit), (), anchor, "input")
 
 
 def _small(shape: tuple[int, ...], unit: Tensor) -> Any:
     return normal(shape, SMALL * unit)
 
 
-def _prepend(
-    binding: Binding,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    gate: tuple[str, int] | None,
-    key: Tensor,
-    value: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """keys and values (R, heads, T, head dim) to (R, heads, P + T, head dim)."""
-    scale = None if gate is None else binding.scratch[gate][..., None, None, None]
-    return (
-        _join(binding, prefix_keys, key, scale),
-        _join(binding, prefix_values, value, scale),
-    )
-
-
 def _join(binding: Binding, prefix: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
+    """A prefix (S, P, out) in front of keys or values (R, heads, T, head dim)."""
     count, heads, _, size = own.shape
     each = binding.rows_per_particle(count)
     length = prefix.shape[1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,37 +18,29 @@ __all__ = ["Scales", "measure"]
 ROWS, LENGTH = 8, 32
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Scales:
     """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors."""
 
     device: torch.device
-    hidden_size: int = 0
-    _squares: dict[tuple[nn.Module, str | int], list[Tensor]] = field(default_factory=dict)
-
-    def record(self, module: nn.Module, what: str | int, x: Tensor) -> None:
-        """Note the mean square of `x`; a module that runs several times is averaged over."""
-        self._squares.setdefault((module, what), []).append(x.detach().float().square().mean())
-
-    def _rms(self, module: nn.Module, what: str | int) -> Tensor:
-        mean = torch.stack([s.to(self.device) for s in self._squares[module, what]]).mean()
-        return mean.sqrt().clamp_min(1e-6)
+    hidden_size: int
+    rms: Mapping[tuple[nn.Module, str | int], Tensor]
 
     def inputs(self, projection: Projection) -> Tensor:
-        """Of the projection's input."""
-        return self._rms(projection.module, "inputs")
+        """RMS of the projection's input."""
+        return self.rms[projection.module, "inputs"]
 
     def outputs(self, projection: Projection) -> Tensor:
-        """Of the projection's own columns of its module's output."""
-        return self._rms(projection.module, projection.start)
+        """RMS of the projection's own columns of its module's output."""
+        return self.rms[projection.module, projection.start]
 
     def keys(self, block: Block) -> Tensor:
-        """Of the keys as they enter attention (rotated and normalised)."""
-        return self._rms(block.attention, "keys")
+        """RMS of the keys as they enter attention (rotated and normalised)."""
+        return self.rms[block.attention, "keys"]
 
     def values(self, block: Block) -> Tensor:
-        """Of the values as they enter attention."""
-        return self._rms(block.attention, "values")
+        """RMS of the values as they enter attention."""
+        return self.rms[block.attention, "values"]
 
 
 def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> Scales:
@@ -56,14 +48,32 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
 
     `attention` asks for keys and values too; it needs the attention function of `prefix.py`.
     """
+    squares: dict[tuple[nn.Module, str | int], list[Tensor]] = {}
     device = next(base.parameters()).device
-    scales = Scales(device)
+
+    def record(module: nn.Module, what: str | int, x: Tensor) -> None:
+        # A module that runs several times is averaged over.
+        square = x.detach().float().square().mean().to(device)
+        squares.setdefault((module, what), []).append(square)
+
+    def after(projection: Projection, x: Tensor, output: Tensor) -> Tensor:
+        if x.shape[0] > 1:  # one row is shared by all texts (DeBERTa's relative positions)
+            start, stop = projection.start, projection.start + projection.outputs
+            record(projection.module, "inputs", x)
+            record(projection.module, start, output[..., start:stop])
+        return output
+
+    def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        record(module, "keys", key)
+        record(module, "values", value)
+        return key, value
+
     binding = Binding(new_token(), base, 1, None)
     for block in blocks:
         for projection in block.projections.values():
-            binding.add_after(projection.module, partial(_record, scales, projection))
+            binding.add_after(projection.module, partial(after, projection))
         if attention:
-            binding.attend[block.attention] = partial(_record_attention, scales, block.attention)
+            binding.attend[block.attention] = partial(attend, block.attention)
     handles = install(binding)
     try:
         with torch.no_grad(), activate(binding):
@@ -72,25 +82,8 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
     finally:
         for handle in handles:
             handle.remove()
-    scales.hidden_size = output[0].shape[-1]
-    return scales
-
-
-def _record(scales: Scales, projection: Projection, x: Tensor, output: Tensor) -> Tensor:
-    # A single row is something that all rows share (DeBERTa's relative positions).
-    if x.shape[0] > 1:
-        scales.record(projection.module, "inputs", x)
-        columns = slice(projection.start, projection.start + projection.outputs)
-        scales.record(projection.module, projection.start, output[..., columns])
-    return output
-
-
-def _record_attention(
-    scales: Scales, attention: nn.Module, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor]:
-    scales.record(attention, "keys", key)
-    scales.record(attention, "values", value)
-    return key, value
+    rms = {key: torch.stack(s).mean().sqrt().clamp_min(1e-6) for key, s in squares.items()}
+    return Scales(device, output[0].shape[-1], rms)
 
 
 def random_tokens(base: PreTrainedModel) -> Tensor:

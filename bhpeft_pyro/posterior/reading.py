@@ -38,7 +38,7 @@ class TextOptions:
             kind=model.likelihood.kind,
             columns=self.columns,
             label_names=self.label_names,
-            num_labels=model.likelihood.labels(model.network.outputs),
+            num_labels=model.likelihood.num_labels(model.network.outputs),
             max_length=self.limit(model.network, data),
             labelled=labelled,
             new_names=new_names,

@@ -141,7 +141,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
 def output_moments(
     model: Model, at: Mapping[str, Tensor], covariance: Covariance, batch: Batch
 ) -> tuple[Outputs, Tensor]:
-    """The outputs of a batch under N(at, covariance): at their mean, and their covariance (B, E, E).
+    """The outputs of a batch under N(at, covariance): their mean and their covariance (B, E, E).
 
     Args:
         model, at, batch: as for `jacobian`.

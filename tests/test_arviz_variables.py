@@ -16,7 +16,7 @@ from bhpeft_pyro import priors
 from bhpeft_pyro.arviz.variables import Axes, Variable, chains
 from bhpeft_pyro.changes import head_norms, spectra
 from bhpeft_pyro.guides import Guide, NormalGuide
-from bhpeft_pyro.model.head import PrincipalAxes
+from bhpeft_pyro.model.coordinates import PrincipalAxes
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

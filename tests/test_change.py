@@ -14,7 +14,7 @@ from bhpeft_pyro.changes import changes, sizes
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.peft.architectures import blocks_of
-from bhpeft_pyro.peft.attention import measure
+from bhpeft_pyro.peft.scales import measure
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 KINDS = (LoRA(("query", "ffn_out"), rank=3, alpha=5.0), Adapter(size=4, scale=2.0), Prefix(3))

@@ -7,7 +7,8 @@ import tiny
 import torch
 
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
-from bhpeft_pyro.peft.attention import _token_ids
+from bhpeft_pyro.peft.binding import activate
+from bhpeft_pyro.peft.scales import random_tokens
 
 MODELS = ("bert", "modernbert", "gpt2", "opt", "llama", "t5", "deberta-v2")
 PARTICLES = 48
@@ -24,7 +25,7 @@ def branch_and_frozen(model_type, kind, module_of, layer):
     """
     model = tiny.build(model_type)
     attachment = Attachment(model, (kind,))
-    ids = _token_ids(model)[:2]
+    ids = random_tokens(model)[:2]
     outputs = []
     module_of(model, layer).register_forward_hook(lambda m, a, out: outputs.append(out))
     with torch.no_grad():
@@ -72,7 +73,7 @@ def test_unit_of_prefix(model_type, encoder):
     model = tiny.build(model_type)
     attachment = Attachment(model, (Prefix(5, encoder=encoder),))
     weights = tiny.draw(attachment.sites, PARTICLES)
-    ids = _token_ids(model)
+    ids = random_tokens(model)
     binding = attachment._binding(weights, None)
     own = {}
     for layer, block in enumerate(attachment._blocks):
@@ -85,8 +86,6 @@ def test_unit_of_prefix(model_type, encoder):
             return joined
 
         binding.attend[block.attention] = spy
-    from bhpeft_pyro.peft.binding import activate
-
     with torch.no_grad(), activate(binding):
         model(input_ids=ids.repeat(PARTICLES // 8, 1).repeat_interleave(8, 0)[: PARTICLES * 8])
     key, value, prefix_key, prefix_value = own[0]  # the first layer: nothing upstream changed

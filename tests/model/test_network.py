@@ -11,13 +11,17 @@ from tiny import CAUSAL, build
 from torch import Tensor
 from torch.nn import functional
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
 )
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.model.network import fingerprint
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
 HYBRID = (bh.peft.LoRA(rank=2), bh.peft.Adapter(size=3), bh.peft.Prefix(length=2))
@@ -296,8 +300,6 @@ def test_the_backbone_itself_answers_as_before() -> None:
 
 
 def test_the_fingerprint_tells_backbones_apart() -> None:
-    from bhpeft_pyro.model.network import fingerprint
-
     first, second = tiny_backbone(), tiny_backbone()
     assert fingerprint(first) == fingerprint(second)
     with torch.no_grad():
@@ -307,10 +309,6 @@ def test_the_fingerprint_tells_backbones_apart() -> None:
 
 def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
     """`from_pretrained` draws it at random each time, as for roberta-base."""
-    from transformers import AutoModel, BertForMaskedLM
-
-    from bhpeft_pyro.model.network import fingerprint
-
     BertForMaskedLM(tiny_backbone().config).save_pretrained(tmp_path)
     first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
     assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
@@ -319,10 +317,6 @@ def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path)
 
 def test_the_fingerprint_is_of_what_the_head_reads() -> None:
     """`AutoModelForSequenceClassification` draws a classifier, which a `Head` has no use for."""
-    from transformers import BertForSequenceClassification
-
-    from bhpeft_pyro.model.network import fingerprint
-
     first, second = (BertForSequenceClassification(tiny_backbone().config) for _ in range(2))
     second.bert.load_state_dict(first.bert.state_dict())
     assert not torch.equal(first.classifier.weight, second.classifier.weight)

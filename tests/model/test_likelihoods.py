@@ -41,7 +41,7 @@ def test_categorical_is_the_softmax() -> None:
     expected = torch.from_numpy(special.log_softmax(outputs.numpy(), axis=-1))
     found = log_prob(Categorical(), outputs, labels)
     torch.testing.assert_close(found, expected[:, torch.arange(5), labels])
-    assert Categorical().labels(4) == 4
+    assert Categorical().num_labels(4) == 4
 
 
 @pytest.mark.parametrize("levels", [2, 5])
@@ -55,7 +55,7 @@ def test_ordered_logistic_equals_pyros(levels: int) -> None:
         labels = torch.full((6,), level)
         found = log_prob(likelihood, outputs, labels, {"cutpoints": raw})
         torch.testing.assert_close(found, theirs.log_prob(labels), rtol=1e-3, atol=1e-4)
-    assert likelihood.labels(1) == levels
+    assert likelihood.num_labels(1) == levels
 
 
 def test_ordered_logistic_takes_cutpoints_of_each_draw() -> None:
@@ -196,8 +196,8 @@ def test_a_head_of_another_width_is_an_error(
 
 def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
     class Own(Categorical):
-        def labels(self, outputs: int) -> int | None:
-            return Likelihood.labels(self, outputs)
+        def num_labels(self, outputs: int) -> int | None:
+            return Likelihood.num_labels(self, outputs)
 
     model = tiny_model((), 2, likelihood=Own())
     with pytest.raises(DataError, match="row 1: label 2; expected 0 to 1"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.model.head import PrincipalAxes
+from bhpeft_pyro.model.coordinates import PrincipalAxes
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 

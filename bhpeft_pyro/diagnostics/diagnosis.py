@@ -1,7 +1,4 @@
-"""All that can be said of a posterior without a reference, as one short report.
-
-How much of what the prior did not know has been learnt from data.
-"""
+"""What was learnt from data, and `diagnose`: a short report that needs no reference."""
 
 from __future__ import annotations
 
@@ -14,25 +11,20 @@ from ..guides import prior_like
 from ..inference.passes import Feed, max_rows
 from ..inference.predict import AnyForecast, predict
 from ..posterior.mixture import MixturePosterior
-from .psis import PSIS, prepared, psis_of
+from .psis import PSIS, psis, training_examples
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = [
-    "Diagnosis",
-    "Information",
-    "diagnose",
-    "information",
-]
+__all__ = ["Diagnosis", "Information", "diagnose", "information"]
 
 
 @dataclass(frozen=True)
 class Information:
-    """Mutual information of a text's label and the weights, the mean over the texts, in nats.
+    """Mutual information of a text's label and the weights, the mean over texts, in nats.
 
     Attributes:
-        prior: under the prior of the last round, of the network that the guide is a posterior of.
+        prior: under the prior of the last round (of the linearised network, if the guide's is).
         posterior: under the guide.
 
     >>> print(Information(prior=0.5, posterior=0.1))
@@ -45,10 +37,10 @@ posterior: 80 % resolved
 
     @property
     def resolved(self) -> float:
-        """1 - posterior / prior, 0 where nothing was learnt and 1 where nothing is left to learn.
+        """1 - posterior / prior: 0 if nothing was learnt, 1 if nothing is left to learn.
 
-        Below 0 where the data made predictions less certain. Of a converged posterior alone this
-        is the data's doing: sds that are narrow because they started so look the same.
+        It is negative if the data made predictions less certain. Only of a converged posterior is
+        it the data's doing: sds that merely started narrow look the same.
         """
         return 1 - self.posterior / self.prior if self.prior > 0 else 0.0
 
@@ -64,9 +56,10 @@ def information(
 ) -> Information:
     """Compare prior and posterior on texts, which need no labels.
 
-    For classes: the entropy of the mean prediction less the mean entropy. For ratings: half the
-    logarithm of total over aleatoric variance, exact where the draws' means are Normal and share
-    one noise scale. Either is found from S draws, and is too low by about its share 1 / S.
+    For classes the mutual information is the entropy of the mean prediction less the mean
+    entropy. For ratings it is half the logarithm of total over aleatoric variance, which is exact
+    if the draws' means are Normal and share one noise scale. Estimated from S draws, both are too
+    low by about the fraction 1 / S.
 
     Args:
         posterior: the posterior.
@@ -85,16 +78,12 @@ def information(
     """
     if samples < 2:
         raise ConfigError(f"samples={samples} must be at least 2")
-    examples = posterior.text.encode(posterior.model, data, labelled=False)
-    return information_of(posterior, Feed(posterior.model, examples), samples, seed)
-
-
-def information_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> Information:
-    """`information` on data that is ready to be run."""
-    model, rows = posterior.model, max_rows(feed)
+    model = posterior.model
+    feed = Feed(model, posterior.text.encode(model, data, labelled=False))
     guides = prior_like(model, posterior.guide), posterior.guide
     prior, after = (
-        _nats(predict(model, guide, feed, samples, max_rows=rows, seed=seed)) for guide in guides
+        _nats(predict(model, guide, feed, samples, max_rows=max_rows(feed), seed=seed))
+        for guide in guides
     )
     return Information(prior, after)
 
@@ -108,13 +97,13 @@ def _nats(forecast: AnyForecast) -> float:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is known of how good a posterior is, and what it learnt.
+    """How good a posterior is, as far as that is known without a reference, and what it learnt.
 
     Attributes:
         psis: how near the guide is to the posterior, over all latents.
         information: what was resolved, on the training texts.
         guards: warnings of the last round's report.
-        components: of a `MixturePosterior` each by itself; the rest is of the mixture.
+        components: of a `MixturePosterior`, a diagnosis of each; the rest is of the mixture.
 
     >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), Information(0.5, 0.1), ()))
     PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
@@ -151,11 +140,10 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
     Raises:
         DataError, ConfigError, GuideError: as `psis`.
     """
-    feed = prepared(posterior, data, samples)
     components = posterior.components if isinstance(posterior, MixturePosterior) else ()
     return Diagnosis(
-        psis=psis_of(posterior, feed, samples, seed),
-        information=information_of(posterior, feed, min(samples, 64), seed),
+        psis=psis(posterior, data, samples, seed),
+        information=information(posterior, training_examples(posterior, data), seed=seed),
         guards=tuple(posterior.report.guards),
         components=tuple(diagnose(each, data, samples, seed) for each in components),
     )

@@ -17,8 +17,10 @@ from scipy.stats import binomtest, kstest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
-from bhpeft_pyro.diagnostics.ranks import band, symmetric, uniform
-from bhpeft_pyro.diagnostics.ratios import labels, run
+from bhpeft_pyro.diagnostics.ranks import band, uniform
+from bhpeft_pyro.diagnostics.ratios import log_likelihoods
+from bhpeft_pyro.diagnostics.reference import predictions
+from bhpeft_pyro.diagnostics.sbc import simulated_labels
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.elbo import draw
@@ -39,16 +41,16 @@ def exact(shift: float = 0.0, spread: float = 1.0) -> Callable[..., Any]:
     return lambda model, data: guide_of(Exact.of(model, data), shift, spread)
 
 
-def predictions(found: Calibration) -> set[str]:
+def predicted(found: Calibration) -> set[str]:
     return {name for name in found.names if name.startswith("mean at")}
 
 
 def test_the_exact_posterior_passes() -> None:
-    found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=100)
+    found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=60)
     assert len(found.names) == 1 + 3 + 17
     assert found.passed, str(found)
     assert not found.biased
-    assert str(found).startswith("passed: 21 quantities over 100 data sets")
+    assert str(found).startswith("passed: 21 quantities over 60 data sets")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,8 @@ def test_the_exact_posterior_passes() -> None:
     [(0.7, 1.0, "too high"), (-0.7, 1.0, "too low"), (0, 0.5, "too narrow"), (0, 2.0, "too wide")],
 )
 def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> None:
-    found = sbc(
-        regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=100
-    )
-    wrong = {"head.bias[0]", *predictions(found)}
+    found = sbc(regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=60)
+    wrong = {"head.bias[0]", *predicted(found)}
     assert wrong <= set(found.failed), str(found)
     assert {found.shape(name) for name in wrong} == {word}
     # What Yao et al. test for: bias alone.
@@ -69,7 +69,7 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
 
 def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
     found = sbc(
-        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=100
+        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=60
     )
     assert found.failed == ["log likelihood"]
 
@@ -134,8 +134,9 @@ def test_false_alarms_are_as_declared() -> None:
         # Discrete ranks make the test a little conservative, never more than declared.
         assert binomtest(int((p < level).sum()), 2000, level, "greater").pvalue > 1e-3
         assert (p < level).mean() > level / 2
-    bias = np.array([symmetric(row, draws=99) for row in ranks])
-    assert kstest(bias, "uniform").pvalue > 1e-3
+    names = tuple(map(str, range(len(ranks))))
+    bias = Calibration(names, torch.from_numpy(ranks.T), draws=99).bias
+    assert kstest([*bias.values()], "uniform").pvalue > 1e-3
     lower, upper = band(50, 99, 0.95)
     ecdf = np.stack([np.bincount(row, minlength=100).cumsum()[:-1] for row in ranks]) / 50
     inside = ((ecdf >= lower) & (ecdf <= upper)).all(1).mean()
@@ -156,12 +157,12 @@ def test_labels_and_likelihood_agree() -> None:
     weights = draw(model, prior_guide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
-    p = run(model, [Block(weights)], feed).predictions[0]
-    drawn = labels(model, [Block(many)], feed)
+    p = predictions(model, [Block(weights)], feed)[0]
+    drawn = simulated_labels(model, [Block(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
-    known = run(model, [Block(weights)], feed).log_likelihood
-    assert known is not None and data.labels is not None
+    known = log_likelihoods(model, [Block(weights)], feed)
+    assert data.labels is not None
     torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
 
 

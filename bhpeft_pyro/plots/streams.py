@@ -1,0 +1,106 @@
+"""Plots of a stream's record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..errors import DataError
+from .forecasts import BLUE, GREY, VERMILLION, new_axes
+
+if TYPE_CHECKING:
+    from ..sequential import Record
+
+__all__ = ["over_time", "score_matrix", "stream_overview"]
+
+_MANY = 12  # names of ticks, or numbers in a row, that can be read
+
+_LABELS = {
+    "accuracy": "accuracy",
+    "mse": "mean squared error",
+    "nll": "NLL (nats per example)",
+    "ece": "ECE",
+    "coverage_90": "coverage of 90 % intervals",
+    "drift/nll_z": "surprise (z-value of the NLL)",
+}
+
+
+def over_time(
+    record: Record, metric: str, expected: str | None = None, ax: Axes | None = None
+) -> Axes:
+    """A metric of each batch before it was learnt, and what was expected of it.
+
+    Args:
+        record: of a stream.
+        metric: a column of the record, such as "accuracy", "nll" or "drift/nll_z".
+        expected: a column to draw dashed beside it, such as "drift/nll_expected".
+
+    Raises:
+        DataError: no round has it.
+    """
+    ax = new_axes(ax)
+    looks = {metric: (BLUE, "o-", "observed")}
+    if expected is not None:
+        looks[expected] = (VERMILLION, "--", "expected by the posterior")
+    for column, (colour, dash, label) in looks.items():
+        values = record.column(column).numpy()
+        if np.isnan(values).all():
+            raise DataError(f"metric={column!r}: no round of the record has it")
+        ax.plot(range(len(values)), values, dash, color=colour, label=label, markersize=4)
+    _name_batches(ax, [str(row["batch"]) for row in record.rows])
+    ax.set(xlabel="batch", ylabel=_LABELS.get(metric, metric))
+    if expected is not None:
+        ax.legend()
+    return ax
+
+
+def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
+    """The matrix R[i, j]: the score on test j after round i, in colours; a small one in numbers."""
+    ax = new_axes(ax)
+    matrix = record.matrix.numpy()
+    image = ax.imshow(matrix, cmap="viridis", aspect="auto")
+    if max(matrix.shape) > _MANY:
+        ax.figure.colorbar(image, ax=ax, label="score")
+    else:
+        middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
+        for (row, column), score in np.ndenumerate(matrix):
+            if not np.isnan(score):
+                shade = "white" if score < middle else "black"
+                ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
+    _name_batches(ax, record.tests)
+    ax.set_yticks(range(len(record.rows)), [str(row["batch"]) for row in record.rows])
+    ax.set(xlabel="tested on", ylabel="after learning")
+    return ax
+
+
+def stream_overview(record: Record) -> Figure:
+    """Accuracy, NLL, calibration and surprise over time, and with tests the matrix of scores.
+
+    For ratings the first is the MSE, and calibration is the coverage of 90 % intervals.
+    """
+    classes = any("accuracy" in row for row in record.rows)
+    score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
+    panels = 4 + bool(record.tests)
+    figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), layout="constrained")
+    over_time(record, score, None, axes[0]).set_title("Each batch before it was learnt")
+    over_time(record, "nll", "drift/nll_expected", axes[1])
+    over_time(record, calibration, None, axes[2])
+    over_time(record, "drift/nll_z", None, axes[3])
+    ideal = {"color": GREY, "linewidth": 1, "linestyle": ":"}
+    axes[2].axhline(0.0 if classes else 0.9, label="ideal", **ideal)
+    axes[3].axhline(1.645, label="exceeded by 5 % without drift", **ideal)
+    for ax in axes[2:4]:
+        ax.legend()
+    if record.tests:
+        title = "Accuracy" if classes else "Minus the MSE"
+        score_matrix(record, axes[4]).set_title(f"{title} on each test after each round")
+    return figure
+
+
+def _name_batches(ax: Axes, names: list[str]) -> None:
+    step = -(-len(names) // _MANY)
+    ax.set_xticks(range(0, len(names), step), names[::step], rotation=45, ha="right")

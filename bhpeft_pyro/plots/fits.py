@@ -68,7 +68,7 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
     if "validation_nll" in table:
         drawn = drawn.join(table["validation_nll"])
         held_out = table["validation_nll"].dropna()
-        ax.plot(held_out, "o", color=GREEN, markersize=4, label="validation NLL")
+        ax.plot(held_out, "o", color=GREEN, markersize=3, label="validation NLL")
     if not (drawn <= 0).any(axis=None):
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -25,7 +25,7 @@ _LABELS = {
     "nll": "NLL (nats per example)",
     "ece": "ECE",
     "coverage_90": "coverage of 90 % intervals",
-    "drift/nll_z": "surprise (z-value of the NLL)",
+    "drift/nll_z": "surprise (z of the NLL)",
 }
 
 
@@ -45,7 +45,7 @@ def over_time(
     ax = new_axes(ax)
     looks = {metric: (BLUE, "o-", "observed")}
     if expected is not None:
-        looks[expected] = (VERMILLION, "--", "expected by the posterior")
+        looks[expected] = (VERMILLION, "--", "expected")
     for column, (colour, dash, label) in looks.items():
         values = record.column(column).numpy()
         if np.isnan(values).all():
@@ -84,17 +84,26 @@ def stream_overview(record: Record) -> Figure:
     """
     classes = any("accuracy" in row for row in record.rows)
     score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
-    panels = 4 + bool(record.tests)
-    figure, axes = plt.subplots(panels, 1, figsize=(8, 2.6 * panels), layout="constrained")
+    heights = [1, 1, 1, 1, 1.6][: 4 + bool(record.tests)]
+    figure, axes = plt.subplots(
+        len(heights),
+        1,
+        figsize=(8, 2.2 * sum(heights)),
+        layout="constrained",
+        height_ratios=heights,
+    )
     over_time(record, score, None, axes[0]).set_title("Each batch before it was learnt")
     over_time(record, "nll", "drift/nll_expected", axes[1])
     over_time(record, calibration, None, axes[2])
     over_time(record, "drift/nll_z", None, axes[3])
     ideal = {"color": GREY, "linewidth": 1, "linestyle": ":"}
     axes[2].axhline(0.0 if classes else 0.9, label="ideal", **ideal)
-    axes[3].axhline(1.645, label="exceeded by 5 % without drift", **ideal)
-    for ax in axes[2:4]:
-        ax.legend()
+    axes[3].axhline(1.645, label="5 % limit", **ideal)
+    for ax in axes[:3]:  # the four have the same batches
+        ax.set_xlabel("")
+        ax.tick_params(labelbottom=False)
+    for ax in axes[1:4]:
+        ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     if record.tests:
         title = "Accuracy" if classes else "Minus the MSE"
         score_matrix(record, axes[4]).set_title(f"{title} on each test after each round")

@@ -6,7 +6,7 @@ round moved the weights from its prior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -222,7 +222,7 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     {'lora': [0, 1], 'head': [None]}
     """
     components = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
-    parts: dict[tuple[str, int | None], list[Sequence[Tensor]]] = {}
+    parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
     for each in components:
         for site, moments in _moments(each).items():
             kind = site.split(".")[0]
@@ -232,9 +232,9 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
             if not layers:
                 parts.setdefault((kind, None), []).append(moments)
     found: dict[str, dict[int | None, Shift]] = {}
-    for (kind, number), moments in sorted(parts.items(), key=lambda item: item[0][1] or 0):
+    for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
         loc0, sd0, loc, sd = (
-            torch.cat([t.flatten() for t in same]) for same in zip(*moments, strict=True)
+            torch.cat([t.flatten() for t in same]) for same in zip(*pieces, strict=True)
         )
         kl = torch.inf
         if (sd > 0).all():

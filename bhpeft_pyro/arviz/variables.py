@@ -144,8 +144,8 @@ def dataset(
     coords = {name: _coordinates(each, label_names) for name, each in chains[0].items()}
     known: dict[str, set[tuple[Hashable, ...]]] = {}
     for by_dim in coords.values():
-        for dim, values in by_dim.items():
-            known.setdefault(dim, set()).add(values)
+        for dim, of_dim in by_dim.items():
+            known.setdefault(dim, set()).add(of_dim)
 
     def place(name: str) -> list[int]:
         dims = [dim if len(known[dim]) == 1 else "" for dim in coords[name]]

@@ -28,7 +28,7 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = ["PSIS", "psis"]
+__all__ = ["PSIS", "Diagnosis", "diagnose", "psis"]
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
@@ -142,7 +142,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
         raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
-    feed = Feed(posterior.model, training_examples(posterior, data))
+    feed = Feed(posterior.model, _training_examples(posterior, data))
     parts: Sequence[Posterior] = (posterior,)
     if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
         parts = posterior.components  # each has its own linearised network
@@ -154,7 +154,47 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     return PSIS.of(torch.cat(ratios))
 
 
-def training_examples(posterior: Posterior, data: object) -> Examples:
+@dataclass(frozen=True)
+class Diagnosis:
+    """How good a posterior is, as far as that is known without a reference.
+
+    Attributes:
+        psis: how near the guide is to the posterior, over all latents.
+        guards: warnings of the last round's report.
+        components: of a `MixturePosterior`, a diagnosis of each; the rest is of the mixture.
+
+    >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), ()))
+    PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
+log evidence -21.50 ± 0.05
+    no warnings
+    """
+
+    psis: PSIS
+    guards: tuple[str, ...]
+    components: tuple[Diagnosis, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [str(self.psis), *(self.guards or ["no warnings"])]
+        for number, each in enumerate(self.components, 1):
+            lines += [f"component {number}:", *(f"  {line}" for line in str(each).splitlines())]
+        return "\n".join(lines)
+
+
+def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
+    """`psis` on the training data, and the report's guards; for a mixture, of each component too.
+
+    Args:
+        posterior, data, samples, seed: as for `psis`, whose errors it raises.
+    """
+    components = posterior.components if isinstance(posterior, MixturePosterior) else ()
+    return Diagnosis(
+        psis=psis(posterior, data, samples, seed),
+        guards=tuple(posterior.report.guards),
+        components=tuple(diagnose(each, data, samples, seed) for each in components),
+    )
+
+
+def _training_examples(posterior: Posterior, data: object) -> Examples:
     """The examples that the last round was fitted to, without those that it held out.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,13 +179,27 @@ class Calibration:
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the ranks' ECDFs less the uniform one, and the band that contains each of them, if
-        it is exact, with probability 1 - `false_alarm` / Q."""
-        from ..plots import rank_ecdf
+        """Draw the ranks' ECDFs less that of uniform ranks, and a band.
 
+        If the posterior is exact, each curve stays in the band with probability
+        1 - `false_alarm` / Q. Curves that leave it are coloured and named. One that is positive at
+        the left and negative at the right means too narrow a posterior, the reverse too wide a
+        one, and a curve on one side a biased one.
+        """
+        from ..plots.forecasts import GREY, SKY, STYLES, new_axes  # Matplotlib is slow to import
+
+        ax = new_axes(ax)
+        at = _points(self.draws)
         lower, upper = band(len(self.ranks), self.draws, 1 - self._each)
-        ecdfs = {
-            name: np.bincount(ranks, minlength=self.draws + 1).cumsum()[:-1] / len(ranks)
-            for name, ranks in self._columns.items()
-        }
-        return rank_ecdf(ecdfs, lower, upper, ax)
+        ax.fill_between(at, lower - at, upper - at, color=SKY, alpha=0.35, lw=0, label="band")
+        looks = cycle(STYLES)
+        for name, ranks in self._columns.items():
+            ecdf = np.bincount(ranks, minlength=self.draws + 1).cumsum()[:-1] / len(ranks)
+            if ((ecdf < lower) | (ecdf > upper)).any():
+                (colour, marker), every = next(looks), max(1, len(at) // 12)
+                ax.plot(at, ecdf - at, color=colour, marker=marker, markevery=every, label=name)
+            else:
+                ax.plot(at, ecdf - at, color=GREY, linewidth=0.9, zorder=1.5)
+        ax.set(xlabel="rank of the truth, as a fraction", ylabel="ECDF - uniform", xlim=(0, 1))
+        ax.legend(fontsize="small")
+        return ax

@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta, MaskedDistribution
+from pyro.distributions import Delta, MaskedDistribution, TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to
@@ -25,7 +25,12 @@ __all__ = ["log_likelihoods", "log_ratios"]
 
 def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
     """(S,) float64: log p(labels | weights) of all examples together, under each draw."""
-    parts = passes(model, draws, feed, lambda predicted, labels: (predicted.log_prob(labels),))
+
+    def take(predicted: TorchDistribution, labels: Tensor | None) -> tuple[Tensor]:
+        assert labels is not None
+        return (predicted.log_prob(labels),)
+
+    parts = passes(model, draws, feed, take)
     return torch.cat([part.double().sum(-1) for (part,) in parts])
 
 

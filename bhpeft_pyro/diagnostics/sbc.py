@@ -36,7 +36,7 @@ Guide = Callable[..., Any]
 Infer = Callable[[Model, Examples], Posterior | Guide]
 
 _FEWEST = 20  # data sets
-_AT = 3  # texts whose predictions are ranked, by default
+_AT = 3  # texts whose predictions are ranked
 _ALIGN = 128  # texts, as for a fit
 
 
@@ -45,7 +45,6 @@ def sbc(
     infer: GuideLike | Infer,
     texts: object,
     *,
-    at: object | None = None,
     sites: str | Sequence[str] = (),
     replications: int = 200,
     draws: int = 99,
@@ -56,11 +55,11 @@ def sbc(
     """Draw weights from the prior and labels from the likelihood, infer, and rank the truth.
 
     The quantities ranked are scalars: the log-likelihood of the labels (a posterior that ignores
-    them passes in everything else; Modrák et al. 2023), the predictions at some texts, and weights
-    if `sites` names some. Draws of a Laplace approximation predict with the linearised network,
-    the truth with the network itself. Without PEFT weights the transformer runs once on the texts,
-    not once per data set. Data sets whose labels are all of one class are drawn again, which
-    leaves ranks uniform.
+    them passes in everything else; Modrák et al. 2023), the predictions at the first three texts,
+    and weights if `sites` names some. Draws of a Laplace approximation predict with the linearised
+    network, the truth with the network itself. Without PEFT weights the transformer runs once on
+    the texts, not once per data set. Data sets whose labels are all of one class are drawn again,
+    which leaves ranks uniform.
 
     Args:
         model: the model; its coordinates are fitted to the texts, unless they are fitted already.
@@ -68,8 +67,6 @@ def sbc(
             function of the model and the labelled examples that returns a `Posterior` or a Pyro
             guide.
         texts: the texts that get labels.
-        at: texts whose class probabilities, or mean ratings, are ranked; by default the first
-            three of `texts`.
         sites: patterns of sites whose weights are ranked, each weight separately.
         replications: R data sets, at least 20.
         draws: L posterior draws for each.
@@ -94,17 +91,15 @@ def sbc(
         raise ConfigError(f"draws={draws} must be at least 1")
     _check_infer(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
-    reading = TextOptions()
-    examples = reading.encode_texts(model, texts)
+    examples = TextOptions().encode_texts(model, texts)
     first = examples.subset(range(min(_AT, len(examples))))
-    some = first if at is None else reading.encode_texts(model, at)
     with seeded(seed):
         _align(model, examples)
     prior = model.prior
     if isinstance(prior, FunctionSpaceNormal):  # scales are not to be chosen for each data set
         prior = prior.closed()
     model = Model(_remembering(model.network), prior, model.likelihood)
-    whole, places = Feed(model, examples), Feed(model, some)
+    whole, places = Feed(model, examples), Feed(model, first)
     generator = torch.Generator().manual_seed(seed)
     ranks = []
     for number, (truth, labels) in enumerate(_simulate(model, whole, replications, seed)):

@@ -1,15 +1,13 @@
 """Plots. Each draws on `ax` (or a new figure's) and returns it; `stream_overview` is a figure."""
 
-from .fits import change_forest, elbo_trace, rank_ecdf, shift_by_layer
+from .fits import change_forest, elbo_trace, shift_by_layer
 from .forecasts import epistemic_aleatoric, rejection, reliability
-from .streams import over_time, score_matrix, stream_overview
+from .streams import score_matrix, stream_overview
 
 __all__ = [
     "change_forest",
     "elbo_trace",
     "epistemic_aleatoric",
-    "over_time",
-    "rank_ecdf",
     "rejection",
     "reliability",
     "score_matrix",

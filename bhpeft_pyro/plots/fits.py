@@ -1,4 +1,4 @@
-"""Plots of fits: the loss, calibration of inference, and the weights layer by layer."""
+"""Plots of fits: the loss, and the weights layer by layer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import numpy as np
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .forecasts import BLUE, GREEN, GREY, SKY, STYLES, VERMILLION, new_axes
+from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 
 if TYPE_CHECKING:
     from ..changes import Shift
 
-__all__ = ["change_forest", "elbo_trace", "rank_ecdf", "shift_by_layer"]
+__all__ = ["change_forest", "elbo_trace", "shift_by_layer"]
 
 _LONG = 200  # steps; a longer trace is drawn faint, with its running mean over it
 
@@ -76,36 +75,6 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel="step", ylabel="nats per example")
     ax.legend()
-    return ax
-
-
-def rank_ecdf(
-    ecdfs: Mapping[str, NDArray], lower: NDArray, upper: NDArray, ax: Axes | None = None
-) -> Axes:
-    """ECDFs of ranks less that of uniform ranks, and the band in which each should stay.
-
-    A curve that is positive at the left and negative at the right means too narrow a posterior,
-    the reverse too wide a one, and a curve on one side a biased one. Those that leave the band are
-    coloured and named.
-
-    Args:
-        ecdfs: by name (L,), the share of ranks up to 0, 1, ..., L - 1.
-        lower, upper: (L,) the ends of the band.
-    """
-    if not ecdfs or any(ecdf.shape != lower.shape for ecdf in ecdfs.values()):
-        raise DataError(f"ecdfs must be one or more of shape {lower.shape}, that of the band")
-    ax = new_axes(ax)
-    at = np.arange(1, len(lower) + 1) / (len(lower) + 1)
-    ax.fill_between(at, lower - at, upper - at, color=SKY, alpha=0.35, linewidth=0, label="band")
-    looks = cycle(STYLES)
-    for name, ecdf in ecdfs.items():
-        if ((ecdf < lower) | (ecdf > upper)).any():
-            (colour, marker), every = next(looks), max(1, len(at) // 12)
-            ax.plot(at, ecdf - at, color=colour, marker=marker, markevery=every, label=name)
-        else:
-            ax.plot(at, ecdf - at, color=GREY, linewidth=0.9, zorder=1.5)
-    ax.set(xlabel="rank of the truth, as a fraction", ylabel="ECDF - uniform", xlim=(0, 1))
-    ax.legend(fontsize="small")
     return ax
 
 

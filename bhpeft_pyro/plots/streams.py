@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..errors import DataError
 from .forecasts import BLUE, GREY, VERMILLION, new_axes
 
 if TYPE_CHECKING:
     from ..sequential import Record
 
-__all__ = ["over_time", "score_matrix", "stream_overview"]
+__all__ = ["score_matrix", "stream_overview"]
 
 _MANY = 12  # names of ticks, or numbers in a row, that can be read
 
@@ -27,35 +26,6 @@ _LABELS = {
     "coverage_90": "coverage of 90 % intervals",
     "drift/nll_z": "surprise (z of the NLL)",
 }
-
-
-def over_time(
-    record: Record, metric: str, expected: str | None = None, ax: Axes | None = None
-) -> Axes:
-    """A metric of each batch before it was learnt, and what was expected of it.
-
-    Args:
-        record: of a stream.
-        metric: a column of the record, such as "accuracy", "nll" or "drift/nll_z".
-        expected: a column to draw dashed beside it, such as "drift/nll_expected".
-
-    Raises:
-        DataError: no round has it.
-    """
-    ax = new_axes(ax)
-    looks = {metric: (BLUE, "o-", "observed")}
-    if expected is not None:
-        looks[expected] = (VERMILLION, "--", "expected")
-    for column, (colour, dash, label) in looks.items():
-        values = record.column(column).numpy()
-        if np.isnan(values).all():
-            raise DataError(f"metric={column!r}: no round of the record has it")
-        ax.plot(range(len(values)), values, dash, color=colour, label=label, markersize=4)
-    _name_batches(ax, [str(row["batch"]) for row in record.rows])
-    ax.set(xlabel="batch", ylabel=_LABELS.get(metric, metric))
-    if expected is not None:
-        ax.legend()
-    return ax
 
 
 def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
@@ -92,15 +62,16 @@ def stream_overview(record: Record) -> Figure:
         layout="constrained",
         height_ratios=heights,
     )
-    over_time(record, score, None, axes[0]).set_title("Each batch before it was learnt")
-    over_time(record, "nll", "drift/nll_expected", axes[1])
-    over_time(record, calibration, None, axes[2])
-    over_time(record, "drift/nll_z", None, axes[3])
+    _over_time(record, score, axes[0])
+    _over_time(record, "nll", axes[1], "drift/nll_expected")
+    _over_time(record, calibration, axes[2])
+    _over_time(record, "drift/nll_z", axes[3])
+    axes[0].set_title("Each batch before it was learnt")
+    axes[3].set_xlabel("batch")
     ideal = {"color": GREY, "linewidth": 1, "linestyle": ":"}
     axes[2].axhline(0.0 if classes else 0.9, label="ideal", **ideal)
     axes[3].axhline(1.645, label="5 % limit", **ideal)
     for ax in axes[:3]:  # the four have the same batches
-        ax.set_xlabel("")
         ax.tick_params(labelbottom=False)
     for ax in axes[1:4]:
         ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -108,6 +79,18 @@ def stream_overview(record: Record) -> Figure:
         title = "Accuracy" if classes else "Minus the MSE"
         score_matrix(record, axes[4]).set_title(f"{title} on each test after each round")
     return figure
+
+
+def _over_time(record: Record, metric: str, ax: Axes, expected: str | None = None) -> None:
+    """A metric of each batch before it was learnt, and what the posterior expected of it."""
+    looks = {metric: (BLUE, "o-", "observed")}
+    if expected is not None:
+        looks[expected] = (VERMILLION, "--", "expected")
+    for column, (colour, dash, label) in looks.items():
+        values = record.column(column).numpy()
+        ax.plot(range(len(values)), values, dash, color=colour, label=label, markersize=4)
+    _name_batches(new_axes(ax), [str(row["batch"]) for row in record.rows])
+    ax.set_ylabel(_LABELS[metric])
 
 
 def _name_batches(ax: Axes, names: list[str]) -> None:

@@ -34,7 +34,7 @@ _HALF = 0.5  # `keep` where forgetting is tried
 
 @dataclass(frozen=True)
 class Signal:
-    """A statistic of the new labels, and what the posterior expects of it.
+    """The NLL of the new labels, and what the posterior expects of it.
 
     Attributes:
         observed: for the labels as they are.
@@ -62,7 +62,6 @@ class Drift:
         epistemic: mean epistemic uncertainty: mutual information in nats, or a variance (ratings).
         known: the share of the total uncertainty that is not epistemic.
         nll: minus the log evidence per example under the posterior (None without labels).
-        error: share of wrong classes, or mean squared error (None without labels).
         alternatives: the NLL if half of what was learnt had been forgotten, or all of it: under
             the priors with keep = 0.5 and 0; nan where there is no closed form. Empty if the data
             are not surprising.
@@ -78,7 +77,6 @@ class Drift:
     epistemic: float
     known: float
     nll: Signal | None
-    error: Signal | None
     alternatives: Mapping[float, float]
     forecast: AnyForecast
 
@@ -106,21 +104,12 @@ class Drift:
         ]
         return min((each for each in options if not math.isnan(each[0])), key=lambda o: o[0])[1]
 
-    @property
-    def _signals(self) -> dict[str, Signal]:
-        signals = {"nll": self.nll, "error": self.error}
-        return {name: signal for name, signal in signals.items() if signal is not None}
-
     def metrics(self) -> dict[str, float]:
         """The figures as plain numbers, for a record."""
         found = {"epistemic": self.epistemic, "known": self.known}
-        for name, signal in self._signals.items():
-            found |= {
-                name: signal.observed,
-                f"{name}_expected": signal.expected,
-                f"{name}_z": signal.z,
-                f"{name}_p": signal.p,
-            }
+        if (nll := self.nll) is not None:
+            found |= {"nll": nll.observed, "nll_expected": nll.expected}
+            found |= {"nll_z": nll.z, "nll_p": nll.p}
         return found
 
     def __str__(self) -> str:
@@ -128,10 +117,10 @@ class Drift:
             f"{self.advice}: {self.examples} examples",
             f"  epistemic uncertainty {self.epistemic:.4f}, {1 - self.known:.1%} of the total",
         ]
-        for name, signal in self._signals.items():
+        if (nll := self.nll) is not None:
             lines.append(
-                f"  {name} {signal.observed:.4f}, expected {signal.expected:.4f} ± "
-                f"{signal.sd:.4f} (z {signal.z:+.1f}, p {signal.p:.3f})"
+                f"  nll {nll.observed:.4f}, expected {nll.expected:.4f} ± {nll.sd:.4f} "
+                f"(z {nll.z:+.1f}, p {nll.p:.3f})"
             )
         lines += [f"  nll with keep={keep:g}: {nll:.4f}" for keep, nll in self.alternatives.items()]
         return "\n".join(lines)
@@ -143,7 +132,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     `samples` draws make the predictive distribution, and as many others simulate labels. Each
     simulated set of labels comes from one draw of the weights, so its labels are correlated as
     they are under the model. The observed labels are ranked among the simulated ones by their mean
-    NLL and by their error under the predictive distribution. Nothing is learnt.
+    NLL under the predictive distribution. Nothing is learnt.
 
     Args:
         posterior: of any guide but a point estimate.
@@ -165,14 +154,18 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     check_samples(samples)
     examples = posterior.text.encode(posterior.model, data, labelled=False)
     forecast = posterior.predict(examples, samples, seed=2 * seed)
-    nll = error = None
+    nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
         other = posterior.predict(examples, samples, seed=2 * seed + 1, keep_samples=True)
-        simulated = _simulate(other, seed)
-        nll, error = (
-            _signal(statistic(forecast, examples.labels), statistic(forecast, simulated))
-            for statistic in (_nll, _error)
+        simulated = _nll(forecast, _simulate(other, seed))
+        observed = _nll(forecast, examples.labels)
+        as_large = int((simulated >= observed).sum())
+        nll = Signal(
+            observed.item(),
+            simulated.mean().item(),
+            simulated.std().item(),
+            p=(1 + as_large) / (1 + len(simulated)),
         )
         if nll.p <= _LEVEL:
             alternatives = {
@@ -181,7 +174,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     total = forecast.total.double().mean().item()
     epistemic = forecast.epistemic.double().mean().item()
     known = 1 - epistemic / total if total > 0 else 1.0
-    return Drift(len(examples), epistemic, known, nll, error, alternatives, forecast)
+    return Drift(len(examples), epistemic, known, nll, alternatives, forecast)
 
 
 def check_samples(samples: int) -> None:
@@ -202,16 +195,6 @@ def _simulate(forecast: AnyForecast, seed: int) -> Tensor:
         return torch.distributions.Categorical(probs=forecast.samples).sample()
 
 
-def _signal(observed: Tensor, simulated: Tensor) -> Signal:
-    as_large = int((simulated >= observed).sum())
-    return Signal(
-        observed.item(),
-        simulated.mean().item(),
-        simulated.std().item(),
-        (1 + as_large) / (1 + len(simulated)),
-    )
-
-
 def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
     """(...) mean NLL of labels (..., N)."""
     if isinstance(forecast, ClassForecast):
@@ -220,13 +203,6 @@ def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
     rows = labels.reshape(-1, len(forecast))
     found = torch.stack([-forecast.log_prob(row).double().mean() for row in rows])
     return found.reshape(labels.shape[:-1])
-
-
-def _error(forecast: AnyForecast, labels: Tensor) -> Tensor:
-    """(...) mean error of labels (..., N)."""
-    if isinstance(forecast, ClassForecast):
-        return (forecast.label != labels).double().mean(-1)
-    return (forecast.mean - labels).double().square().mean(-1)
 
 
 def _nll_with(

@@ -100,13 +100,12 @@ def test_classes_and_peft_weights() -> None:
         model,
         lambda model, _: prior_guide(model),
         TEXTS[:8],
-        at=TEXTS[:2],
         sites=["lora.query.B", "head.bias"],
         replications=30,
         draws=19,
     )
     assert found.failed == ["log likelihood"]
-    assert found.names[1:5] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1) for k in (1, 2))
+    assert found.names[1:7] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1, 2) for k in (1, 2))
     assert bool(model.network.coordinates.fitted)
 
 
@@ -227,7 +226,7 @@ def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
             seen.append(model)
             return prior_guide(model)
 
-        sbc(tiny_model(prior=given), infer, TEXTS[:6], at=TEXTS[:1], replications=20, draws=3)
+        sbc(tiny_model(prior=given), infer, TEXTS[:6], replications=20, draws=3)
         assert len(seen) == 20 and not any(map(is_open, seen))
         closed = seen[0].prior
         assert isinstance(closed, FunctionSpaceNormal) and closed.head is not None

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from bhpeft_pyro import plots
-from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.sequential import Record
 
 
@@ -45,8 +44,3 @@ def test_many_rounds_have_few_names_and_colours_for_numbers() -> None:
     ax = plots.score_matrix(record(30))
     assert not ax.texts and len(ax.figure.axes) == 2  # a colour bar
     assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["week 0", "week 3"]
-
-
-def test_a_column_that_no_round_has() -> None:
-    with pytest.raises(DataError, match="'coverage_90'"):
-        plots.over_time(record(3), "coverage_90")

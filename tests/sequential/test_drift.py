@@ -55,10 +55,9 @@ def test_without_drift_p_values_are_uniform(posterior: bh.Posterior) -> None:
     found = assess_many(posterior, 0.0, count=60)
     alarms = sum(each.surprising for each in found)
     assert alarms <= 9  # 3 expected; more have a probability of 0.1 %
-    for name in ("nll", "error"):
-        p = torch.tensor([getattr(each, name).p for each in found])
-        assert abs(p.mean() - 0.5) < 3 * (12 * len(p)) ** -0.5
-        assert abs(p.std() - 12**-0.5) < 0.08  # labels drawn one by one would spread it to the ends
+    p = torch.tensor([each.nll.p for each in found if each.nll is not None])
+    assert abs(p.mean() - 0.5) < 3 * (12 * len(p)) ** -0.5
+    assert abs(p.std() - 12**-0.5) < 0.08  # labels drawn one by one would spread it to the ends
 
 
 def test_drift_is_seen(posterior: bh.Posterior) -> None:
@@ -70,16 +69,14 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     data = labelled(torch.ones(WIDTH), seed=0)
     found = posterior.assess(data, SAMPLES, seed=5)
     forecast = posterior.predict(data, SAMPLES, seed=10)
-    assert found.nll is not None and found.error is not None and data.labels is not None
+    assert found.nll is not None and data.labels is not None
     assert found.nll.observed == pytest.approx(bh.metrics.evaluate(forecast)["nll"], rel=1e-5)
-    assert found.error.observed == pytest.approx(bh.metrics.evaluate(forecast)["mse"], rel=1e-5)
     classes = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=4, progress=False)
     batch = tiny_examples(9, seed=3)
     found = classes.assess(batch, 30)
     scores = bh.metrics.evaluate(found.forecast)
-    assert found.nll is not None and found.error is not None
+    assert found.nll is not None
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
-    assert found.error.observed == pytest.approx(1 - scores["accuracy"])
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)
     simulated = drift._simulate(classes.predict(batch, 30, seed=1, keep_samples=True), 0)
     values = []
@@ -113,7 +110,7 @@ def test_advice(posterior: bh.Posterior) -> None:
 
 def test_without_labels_only_uncertainty_is_found(posterior: bh.Posterior) -> None:
     found = posterior.assess(list(BATCH.texts), SAMPLES)
-    assert found.nll is None and found.error is None and not found.surprising
+    assert found.nll is None and not found.surprising
     assert found.metrics().keys() == {"epistemic", "known"}
     var = posterior.guide.scales()["head.weight"][0].square()  # type: ignore[operator]
     exact = var[BATCH.tokens.ids.long() - 5].mean().item()

@@ -124,7 +124,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
         data: what the last round was fitted to; with replay, `Examples` of its own data and of
             those kept by the round before: `encode(...).concat(before.coreset.examples)`.
         samples: S, at least 100.
-        seed: the same seed gives the same draws.
+        seed: of the draws.
 
     Raises:
         DataError: other data than the last round's.

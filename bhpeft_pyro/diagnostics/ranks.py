@@ -11,8 +11,6 @@ import numpy as np
 from scipy.stats import binom, wilcoxon
 from torch import Tensor
 
-from ..errors import ConfigError
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -101,14 +99,6 @@ class Calibration:
     ranks: Tensor
     draws: int
     false_alarm: float = 0.01
-
-    def __post_init__(self) -> None:
-        if self.ranks.dim() != 2 or self.ranks.shape[1] != len(self.names):
-            raise ConfigError(
-                f"ranks have shape {tuple(self.ranks.shape)}, expected (R, {len(self.names)})"
-            )
-        if not 0 < self.false_alarm < 1:
-            raise ConfigError(f"false_alarm={self.false_alarm} must lie between 0 and 1")
 
     @property
     def _columns(self) -> dict[str, np.ndarray]:

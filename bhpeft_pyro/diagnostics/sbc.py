@@ -89,6 +89,8 @@ def sbc(
         raise ConfigError(f"replications={replications} must be at least {_FEWEST}")
     if draws < 1:
         raise ConfigError(f"draws={draws} must be at least 1")
+    if not 0 < false_alarm < 1:
+        raise ConfigError(f"false_alarm={false_alarm} must lie between 0 and 1")
     _check_infer(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = TextOptions().encode_texts(model, texts)

@@ -85,15 +85,7 @@ class History:
     def add(
         self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
     ) -> str:
-        """Save a posterior's last round.
-
-        Args:
-            posterior: the posterior; `name` and `metrics` are written into its report.
-            name: of the round.
-            metrics: by name, shown with the round.
-
-        Returns:
-            The round's id.
+        """Save a posterior's last round, with a name and metrics in its report; return its id.
 
         Raises:
             SaveError: the round is here already, or it cannot be saved.

@@ -46,11 +46,11 @@ def predicted(found: Calibration) -> set[str]:
 
 
 def test_the_exact_posterior_passes() -> None:
-    found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=60)
+    found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=100)
     assert len(found.names) == 1 + 3 + 17
     assert found.passed, str(found)
     assert not found.biased
-    assert str(found).startswith("passed: 21 quantities over 60 data sets")
+    assert str(found).startswith("passed: 21 quantities over 100 data sets")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def test_the_exact_posterior_passes() -> None:
     [(0.7, 1.0, "too high"), (-0.7, 1.0, "too low"), (0, 0.5, "too narrow"), (0, 2.0, "too wide")],
 )
 def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> None:
-    found = sbc(regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=60)
+    found = sbc(
+        regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=100
+    )
     wrong = {"head.bias[0]", *predicted(found)}
     assert wrong <= set(found.failed), str(found)
     assert {found.shape(name) for name in wrong} == {word}
@@ -69,7 +71,7 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
 
 def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
     found = sbc(
-        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=60
+        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=100
     )
     assert found.failed == ["log likelihood"]
 

@@ -197,10 +197,10 @@ def _plot(record: Record, out: Path) -> None:
     if len(record.rows) > 1:  # nothing is predicted before the first round
         import matplotlib.pyplot as plt
 
+        from ..plots import stream_overview
         from ..posterior import io
-        from ..sequential import figures
 
-        figure = figures.overview(record)
+        figure = stream_overview(record)
         io.write(out / "stream.png", png(figure))
         plt.close(figure)
 

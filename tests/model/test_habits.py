@@ -49,7 +49,8 @@ def draws(guide: Any) -> dict[str, Tensor]:
 
 def nats(posterior: bh.Posterior, guide: Guide) -> list[float]:
     """KL to the prior, where it has a form."""
-        return [kl_divergence(guide.normal(), guide.prior).item()]
+    if isinstance(guide, bh.guides.LaplaceGuide):
+        return [kl_divergence(guide.as_prior().normal, guide.prior).item()]
     trace = poutine.trace(posterior.model.prior).get_trace(posterior.model.sites)
     return [
         kl_divergence(node["fn"], trace.nodes[name]["fn"]).item()

@@ -1,17 +1,13 @@
-"""The change that PEFT weights make, against running them; and its forest plot."""
+"""The change that PEFT weights make, compared with running them."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
-from matplotlib.collections import LineCollection
 from tiny import build, draw
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import plots
 from bhpeft_pyro.changes import changes, sizes
-from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.peft.architectures import blocks_of
 from bhpeft_pyro.peft.scales import measure
@@ -99,39 +95,3 @@ def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates():
     for branch, layers in expected.items():
         for layer, size in layers.items():
             torch.testing.assert_close(found[branch][layer], size)
-
-
-def test_a_forest_has_means_and_intervals_layer_by_layer():
-    generator = torch.Generator().manual_seed(0)
-    given = {
-        "lora.query": {0: torch.rand(200, generator=generator), 3: torch.rand(200)},
-        "adapter": {3: torch.rand(200, generator=generator)},
-    }
-    ax = plt.subplots()[1]
-    try:
-        assert plots.change_forest(given, ax, level=0.8) is ax
-        strokes = [c for c in ax.collections if isinstance(c, LineCollection)]
-        points = [line for line in ax.lines if line.get_label() in given]
-        assert [line.get_label() for line in points] == list(given)
-        for stroke, line, layers in zip(strokes, points, given.values(), strict=True):
-            for segment, x, y, (layer, sizes_) in zip(
-                stroke.get_segments(),
-                line.get_xdata(),
-                line.get_ydata(),
-                layers.items(),
-                strict=True,
-            ):
-                assert round(y) == layer
-                assert x == pytest.approx(sizes_.mean().item())
-                ends = sizes_.quantile(torch.tensor([0.1, 0.9])).tolist()
-                assert segment[:, 0].tolist() == pytest.approx(ends, rel=1e-5)
-                assert segment[:, 1].tolist() == pytest.approx([y, y])
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "3"]
-        assert ax.yaxis_inverted() and ax.get_xlim()[0] == 0
-        assert "80%" in ax.get_xlabel() and ax.get_ylabel() == "layer"
-        with pytest.raises(DataError, match="empty"):
-            plots.change_forest({}, ax)
-        with pytest.raises(ConfigError, match="level"):
-            plots.change_forest(given, ax, level=1.0)
-    finally:
-        plt.close("all")

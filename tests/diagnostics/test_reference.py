@@ -23,7 +23,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
-from bhpeft_pyro.diagnostics.ratios import labels
+from bhpeft_pyro.diagnostics.sbc import simulated_labels
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
@@ -71,7 +71,8 @@ def test_against_the_closed_form(
     torch.testing.assert_close(found.errors, shift * (x @ exact.sd) / sd, rtol=0, atol=limit)
     expected = torch.full_like(sd, spread)
     torch.testing.assert_close(found.ratios, expected, rtol=4.5 * found.noise, atol=0)
-    assert found.near() == ((shift, spread) == (0.0, 1.0))
+    near = found.error < 0.3 and 0.8 < found.ratio < 1.25
+    assert near == ((shift, spread) == (0.0, 1.0))
 
 
 def test_classes_and_missing_choices() -> None:
@@ -114,7 +115,7 @@ def test_a_transformer_against_nuts() -> None:
     texts = random_texts(12)
     blank = bh.encode(texts, network.tokenizer, kind="rating", labelled=False)
     truth = draw(model, prior_guide(model), 1, seed=3)
-    ratings = labels(model, [Block(truth)], Feed(model, blank))[0].tolist()
+    ratings = simulated_labels(model, [Block(truth)], Feed(model, blank))[0].tolist()
     data = bh.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
     mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)
@@ -130,7 +131,7 @@ def test_a_transformer_against_nuts() -> None:
 
     # 150 draws of NUTS: a mean is known to 0.1 sds, a sd to 6 %, the mean of 16 sds to 2 %.
     full, full_psis, weights = fitted("AutoMultivariateNormal", max_steps=1000, lr=0.01)
-    assert full.near(means=0.3, sds=1.3), str(full)
+    assert full.error < 0.3 and 1 / 1.3 < full.ratio < 1.3, str(full)
     assert 0.85 < weights < 1.1
     narrow, narrow_psis, weights = fitted("normal", max_steps=400, lr=0.1)
     assert narrow.error < 0.3 and narrow.ratio > 1.35, str(narrow)
@@ -158,5 +159,3 @@ def test_bad_input(
         against(posterior, draws, ELSEWHERE)
     with pytest.raises(ConfigError, match="samples=1 must be at least 2"):
         against(posterior, reference(exact, 5), ELSEWHERE, samples=1)
-    with pytest.raises(ConfigError, match=r"sds=1 above 1"):
-        against(posterior, reference(exact, 5), ELSEWHERE).near(sds=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,12 +12,11 @@ from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.diagnostics import PSIS, against, information, psis
+from bhpeft_pyro.diagnostics import PSIS, against, psis
 from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
-from bhpeft_pyro.guides import MixtureGuide, prior_guide, prior_like
-from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.guides import MixtureGuide, prior_like
 from bhpeft_pyro.inference.passes import Feed, drawn
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -51,11 +51,11 @@ def posterior() -> bh.Posterior:
 
 
 def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
-    found = psis(posterior, ratings(), samples=500)
-    assert found.k_hat < 0.5 and found.effective_samples > 200, str(found)
+    found = psis(posterior, ratings(), samples=300)
+    assert found.k_hat < 0.5 and found.effective_samples > 120, str(found)
     model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
-    slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 200)
-    fast = psis(posterior, ratings(), 200)
+    slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 100)
+    fast = psis(posterior, ratings(), 100)
     assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
 
 
@@ -78,20 +78,6 @@ def means(model: bh.Model, draws: dict[str, Tensor]) -> Tensor:
         return model.predictive(weights, next(examples.batches(len(ELSEWHERE)))).mean.double()
 
 
-def test_prior_and_posterior_are_of_one_network(posterior: bh.Posterior) -> None:
-    """The prior's draws, in the network linearised where the posterior is."""
-    model = posterior.model
-    found = information(posterior, ELSEWHERE, samples=64, seed=1)
-    weights = {k: value[:, 0] for k, value in draw(model, prior_guide(model), 64, 1).items()}
-    linear = Linearised(model, posterior.guide.means())  # type: ignore[operator]
-    ours, networks = (
-        (means(each, weights).var(0, correction=0) / NOISE**2).log1p().mean().item() / 2
-        for each in (linear, model)
-    )
-    assert found.prior == pytest.approx(ours, abs=1e-4)
-    assert abs(ours - networks) > 1e-3  # or it could not be told which
-
-
 def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None:
     """And with the network itself under the reference draws, which are of the model."""
     reference = posterior.sample(50, seed=1)
@@ -107,9 +93,10 @@ def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None
 def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
     model = posterior.model
     examples = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
-    feed, known = Feed(model, examples), torch.zeros(len(ELSEWHERE))
+    known = torch.zeros(len(ELSEWHERE))
+    feed = Feed(model, dataclasses.replace(examples, labels=known))
     draws = [*drawn(model, posterior.guide, 20, seed=3)]
-    _, found = _quantities(model, draws, feed, known, feed, ())
+    _, found = _quantities(model, draws, feed, feed, ())
     forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
     torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
     density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
@@ -123,7 +110,7 @@ def test_components_are_a_network_each() -> None:
     assert isinstance(posterior, MixturePosterior)
     found = psis(posterior, data, 200)
     ratios = [
-        log_ratios(*_target(each), Feed(each.model, data), 100, seed)
+        log_ratios(feed=Feed(each.model, data), samples=100, seed=seed, **_target(each))
         for seed, each in enumerate(posterior.components)
     ]
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
@@ -131,4 +118,3 @@ def test_components_are_a_network_each() -> None:
     assert isinstance(prior, MixtureGuide) and prior.linear
     for mine, theirs in zip(prior.components, posterior.components, strict=True):
         assert torch.equal(mine.means()["head.bias"], theirs.guide.means()["head.bias"])  # type: ignore[operator]
-    assert information(posterior, ELSEWHERE, 64).prior > 0

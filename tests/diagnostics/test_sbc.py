@@ -17,8 +17,10 @@ from scipy.stats import binomtest, kstest
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import Calibration, sbc
-from bhpeft_pyro.diagnostics.ranks import band, symmetric, uniform
-from bhpeft_pyro.diagnostics.ratios import labels, run
+from bhpeft_pyro.diagnostics.ranks import band, uniform
+from bhpeft_pyro.diagnostics.ratios import log_likelihoods
+from bhpeft_pyro.diagnostics.reference import predictions
+from bhpeft_pyro.diagnostics.sbc import simulated_labels
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
@@ -39,7 +41,7 @@ def exact(shift: float = 0.0, spread: float = 1.0) -> Callable[..., Any]:
     return lambda model, data: guide_of(Exact.of(model, data), shift, spread)
 
 
-def predictions(found: Calibration) -> set[str]:
+def predicted(found: Calibration) -> set[str]:
     return {name for name in found.names if name.startswith("mean at")}
 
 
@@ -59,7 +61,7 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
     found = sbc(
         regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=100
     )
-    wrong = {"head.bias[0]", *predictions(found)}
+    wrong = {"head.bias[0]", *predicted(found)}
     assert wrong <= set(found.failed), str(found)
     assert {found.shape(name) for name in wrong} == {word}
     # What Yao et al. test for: bias alone.
@@ -100,13 +102,12 @@ def test_classes_and_peft_weights() -> None:
         model,
         lambda model, _: prior_guide(model),
         TEXTS[:8],
-        at=TEXTS[:2],
         sites=["lora.query.B", "head.bias"],
         replications=30,
         draws=19,
     )
     assert found.failed == ["log likelihood"]
-    assert found.names[1:5] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1) for k in (1, 2))
+    assert found.names[1:7] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1, 2) for k in (1, 2))
     assert bool(model.network.coordinates.fitted)
 
 
@@ -134,8 +135,9 @@ def test_false_alarms_are_as_declared() -> None:
         # Discrete ranks make the test a little conservative, never more than declared.
         assert binomtest(int((p < level).sum()), 2000, level, "greater").pvalue > 1e-3
         assert (p < level).mean() > level / 2
-    bias = np.array([symmetric(row, draws=99) for row in ranks])
-    assert kstest(bias, "uniform").pvalue > 1e-3
+    names = tuple(map(str, range(len(ranks))))
+    bias = Calibration(names, torch.from_numpy(ranks.T), draws=99).bias
+    assert kstest([*bias.values()], "uniform").pvalue > 1e-3
     lower, upper = band(50, 99, 0.95)
     ecdf = np.stack([np.bincount(row, minlength=100).cumsum()[:-1] for row in ranks]) / 50
     inside = ((ecdf >= lower) & (ecdf <= upper)).all(1).mean()
@@ -156,12 +158,12 @@ def test_labels_and_likelihood_agree() -> None:
     weights = draw(model, prior_guide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
-    p = run(model, [Block(weights)], feed).predictions[0]
-    drawn = labels(model, [Block(many)], feed)
+    p = predictions(model, [Block(weights)], feed)[0]
+    drawn = simulated_labels(model, [Block(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
-    known = run(model, [Block(weights)], feed).log_likelihood
-    assert known is not None and data.labels is not None
+    known = log_likelihoods(model, [Block(weights)], feed)
+    assert data.labels is not None
     torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
 
 
@@ -226,7 +228,7 @@ def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
             seen.append(model)
             return prior_guide(model)
 
-        sbc(tiny_model(prior=given), infer, TEXTS[:6], at=TEXTS[:1], replications=20, draws=3)
+        sbc(tiny_model(prior=given), infer, TEXTS[:6], replications=20, draws=3)
         assert len(seen) == 20 and not any(map(is_open, seen))
         closed = seen[0].prior
         assert isinstance(closed, FunctionSpaceNormal) and closed.head is not None

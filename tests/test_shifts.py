@@ -1,17 +1,16 @@
-"""The shift from prior to posterior, against the guide's own numbers; and its plot."""
+"""The shift from prior to posterior, against the guide's own numbers."""
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import plots, priors
-from bhpeft_pyro.changes import Shift, shifts
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
+from bhpeft_pyro import priors
+from bhpeft_pyro.changes import shifts
+from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import FunctionGuide, NormalGuide
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -101,26 +100,3 @@ def test_what_has_no_closed_form_is_refused() -> None:
     model = tiny_model(KINDS)
     with pytest.raises(GuideError, match="FunctionGuide"):
         shifts(bh.Posterior(model, FunctionGuide(lambda batch: None), (report,)))
-
-
-@pytest.mark.parametrize("by", ["moved", "narrowed", "kl"])
-def test_a_plot_has_each_kind_at_its_layers_and_the_head_below(by: str) -> None:
-    given: dict[str, dict[int | None, Shift]] = {
-        "lora": {0: Shift(1.0, 0.5, 3.0), 3: Shift(2.0, 0.4, 7.0)},
-        "head": {None: Shift(3.0, 0.1, 20.0)},
-    }
-    ax = plt.subplots()[1]
-    try:
-        assert plots.shift_by_layer(given, ax, by=by) is ax
-        lora, head = (line for line in ax.lines if line.get_label() in given)
-        assert lora.get_ydata().tolist() == [0, 3] and head.get_ydata().tolist() == [4]
-        assert lora.get_xdata().tolist() == [getattr(given["lora"][n], by) for n in (0, 3)]
-        assert head.get_xdata().tolist() == [getattr(given["head"][None], by)]
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "3", "head"]
-        assert ax.yaxis_inverted()
-        with pytest.raises(DataError, match="empty"):
-            plots.shift_by_layer({}, ax)
-        with pytest.raises(ConfigError, match="by='sd'"):
-            plots.shift_by_layer(given, ax, by="sd")
-    finally:
-        plt.close("all")

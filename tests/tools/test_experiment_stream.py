@@ -22,7 +22,7 @@ from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import protocols, stream, stream_runs
-from tools.experiments.learners import ARMS, KEEPS, Arm, Setup
+from tools.experiments.arms import ARMS, KEEPS, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
 SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least": 2, "samples": 2}
@@ -52,7 +52,7 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(
     arm: str, powers: tuple[float, ...], exactly: None
 ) -> None:
     setup = Setup(model, ROUNDS, None, epochs=1)
-    learn = {**ARMS, **KEEPS}[arm].learner(setup)
+    learn = {**ARMS, **KEEPS}[arm](setup)
     posterior = None
     for number, data in enumerate(ROUNDS.values(), 1):
         posterior = learn(posterior, data)
@@ -82,7 +82,7 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
             guide.loc["head/weight"] += len(examples)
 
     monkeypatch.setattr(fitting, "optimise", optimise)
-    learn = ARMS["deterministic sequential"].learner(Setup(model, ROUNDS, None, epochs=1))
+    learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None, epochs=1))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
@@ -112,7 +112,7 @@ def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
     monkeypatch.setattr(fitting, "optimise", optimise)
     setup = Setup(model, ROUNDS, None, epochs=1)
     for arm in ("posterior as prior", "all data so far"):
-        learn = ARMS[arm].learner(setup)
+        learn = ARMS[arm](setup)
         posterior = None
         for data in ROUNDS.values():
             posterior = learn(posterior, data)
@@ -271,8 +271,8 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     lines = shown.splitlines()
     for name in arms:  # whole, however narrow the terminal is
         assert any(line.startswith(f"| {name} ") for line in lines)
-    assert "cost / plain round" in shown
-    assert ("forgetting at most" in shown) == (protocol == "domains-reversed")
+    assert "seconds / plain round" in shown
+    assert ("| forgetting |" in shown) == (protocol == "domains-reversed")
     assert ("final accuracy" in shown) == (protocol == "rounds")
     assert (folder / "out" / f"{protocol}.png").stat().st_size > 0
     assert (folder / "out" / f"{protocol}-matrix.png").exists() == (protocol == "domains-reversed")
@@ -309,7 +309,7 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
             now[0] += seconds * len(data)
             return SimpleNamespace(model=model())
 
-        return Arm(lambda setup: learn)
+        return lambda setup: learn
 
     monkeypatch.setattr(stream_runs, "time", SimpleNamespace(process_time=lambda: now[0]))
     monkeypatch.setattr(stream_runs, "fit", fit)

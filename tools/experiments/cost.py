@@ -28,19 +28,18 @@ from bhpeft_pyro.posterior.posterior import Posterior
 
 from .budgets import Budget
 from .dropout import dropout
-from .grid import commit, commits
 from .job import Load
 from .methods import GUIDES, PEFT, Method
-from .results import complete, load
-from .step_cost import CLASSES, PARTICLES, hf_peft_step, svi_step, token_batch
-from .tables import Cell, Row, Table
-from .timing import Step, compare, peak_bytes
+from .results import commit, complete, load
+from .steps import CLASSES, Step, hf_peft_step, peak_bytes, ratios, svi_step, token_batch
+from .tables import Table
 
 __all__ = ["ABOUT", "cost"]
 
 ABOUT = "What does each method cost?"
 _PEER = "LoRA of Hugging Face peft"
 _STEP, _MEMORY = "step / HF peft's LoRA", "memory / HF peft's LoRA"
+_PARTICLES = 4
 _MEASURED = (
     *(
         Method(peft, "deterministic")
@@ -52,7 +51,7 @@ _MEASURED = (
 
 
 def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> Table:
-    """Measure what is missing, once a seed, and make the table of what is there.
+    """Measure what is missing, once for each seed, and make the table of what is there.
 
     Raises:
         ConfigError: Hugging Face peft is not there to compare with.
@@ -74,29 +73,27 @@ def _measure(
     batch = token_batch(plain, batch_size, length)
     frozen = sum(p.numel() * p.element_size() for p in plain.parameters())
     size = sum(p.numel() for p in plain.parameters())
-    models = {str(each): _model(load_backbone, each, batch) for each in _MEASURED}
-    steps = {str(each): partial(_step, models[str(each)], each, batch) for each in _MEASURED}
+    models = {each: _model(load_backbone, each, batch) for each in _MEASURED}
+    steps = {str(each): partial(_step, models[each], each, batch) for each in _MEASURED}
     # Hugging Face peft changes the transformer that it is given: one for each use.
     peers = [partial(_peer_step, load_backbone()[0], batch) for _ in range(2)]
     with pyro.validation_enabled(False):  # as in `fit`, after its first step
         timed = {name: start() for name, start in steps.items()} | {_PEER: peers[0]()}
-        ratios = compare(timed, [(name, _PEER) for name in steps], rounds)
-        least = frozen + peak_bytes(partial(_twice, peers[1]))
-        peaks = {n: frozen + peak_bytes(partial(_twice, start)) for n, start in steps.items()}
+        ratio = ratios(timed, _PEER, rounds)
+        least = frozen + _peak(peers[1])
+        peaks = {name: frozen + _peak(start) for name, start in steps.items()}
     found = {}
-    for method in _MEASURED:
+    for method, model in models.items():
         name = str(method)
-        ratio = ratios[f"{name} / {_PEER}"]
-        assert ratio is not None
-        sites = sum(site.numel for site in models[name].sites)
+        sites = sum(site.numel for site in model.sites)
         found[name] = {
             "weights (%)": 100 * sites / (size + sites),
-            _STEP: ratio["median"],
+            _STEP: ratio[name],
             _MEMORY: peaks[name] / least,
         }
-        guide, _ = _guide(models[name], method, batch)
+        guide, _ = _guide(model, method, batch)
         if isinstance(guide, Guide):
-            found[name]["MB on disk"] = _disk(models[name], guide) / 1e6
+            found[name]["MB on disk"] = _disk(model, guide) / 1e6
     return found
 
 
@@ -111,7 +108,7 @@ def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
 
 
 def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
-    """A guide that is not fitted, and how many draws share out a batch."""
+    """A guide that is not fitted, and how many draws share a batch."""
     if method.inference == "MC dropout":
         return as_module(dropout(model)), len(batch)
     guide = autoguide(GUIDES[method.inference], model, components=1)
@@ -119,7 +116,7 @@ def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
         scale = guide.prior.covariance.scale
         axes = scale.new_zeros(len(scale), guide.rank)
         guide.covariance = Covariance(scale, axes, scale.new_ones(guide.rank))
-    return guide, 1 if is_point(guide) else PARTICLES
+    return guide, 1 if is_point(guide) else _PARTICLES
 
 
 def _step(model: Model, method: Method, batch: Batch) -> Step:
@@ -134,11 +131,15 @@ def _peer_step(backbone: PreTrainedModel, batch: Batch) -> Step:
         raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
 
 
-def _twice(start: Callable[[], Step]) -> None:
-    """The optimiser's state is there from the second step on."""
-    step = start()
-    step()
-    step()
+def _peak(start: Callable[[], Step]) -> int:
+    """Peak of two steps: the optimiser's state is there from the second step on."""
+
+    def run() -> None:
+        step = start()
+        step()
+        step()
+
+    return peak_bytes(run)
 
 
 def _disk(model: Model, guide: nn.Module) -> int:
@@ -149,28 +150,28 @@ def _disk(model: Model, guide: nn.Module) -> int:
 
 
 def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) -> Table:
-    rows = []
-    point = str(Method("hybrid", "deterministic"))
     shown = {str(method): (str(method), 1, _passes(method, budget)) for method in _MEASURED}
+    point = str(Method("hybrid", "deterministic"))
     shown["hybrid, ensemble"] = (point, budget.members, budget.members)
+    records = []
     for name, (measured, fits, passes) in shown.items():
-        runs = [result["methods"][measured] for result in results]
-        cells = {column: Cell.of([run[column] for run in runs]) for column in runs[0]}
-        cells |= {"fits": Cell(fits), "passes a prediction": Cell(passes)}
-        if name == "hybrid, ensemble":
-            cells["MB on disk"] = Cell(fits * cells["MB on disk"].value)
-        rows.append(Row((name, str(len(runs))), cells))
+        for result in results:
+            head = {"method": name, "fits": str(fits), "passes a prediction": str(passes)}
+            numbers = dict(result["methods"][measured])
+            if "MB on disk" in numbers:
+                numbers["MB on disk"] *= fits
+            records.append(head | numbers)
     batch_size, length, rounds = budget.timed
+    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits(results)}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
+        f"Commit {commits}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
         f"tokens a step. Steps are timed in turn with those of {_PEER}: medians of {rounds} "
         "ratios. Memory is the peak of the tensors of two steps, with the frozen weights. An "
-        "ensemble's step is one member's, and so is a step of the default guide one component's; "
+        "ensemble's step is one member's, and a step of the default guide one component's; "
         "each component predicts in one pass forwards and one backwards for each class. "
         f"Mean ± standard error over {len(results)} measurements."
     )
-    columns = ("weights (%)", _STEP, _MEMORY, "fits", "passes a prediction", "MB on disk")
-    return Table("cost", ("method", "measurements"), columns, rows, note)
+    return Table.over_seeds("cost", ["method", "fits", "passes a prediction"], records, note)
 
 
 def _passes(method: Method, budget: Budget) -> int:

@@ -1,9 +1,9 @@
 """Sequential updating on real text: `python -m tools.experiments.stream`.
 
 Rounds of doubling size, domains in turn, weeks of news: each batch is predicted first, then learnt,
-by the posterior as the prior and by what it is to be compared with. One result file a run, written
-atomically; a run that was killed goes on after its last round. Tables and plots are made from the
-files alone.
+by the posterior as the prior and by what it is to be compared with. One result file for each run,
+written atomically; a run that was killed continues after its last round. Tables and plots are made
+from the files alone.
 """
 
 from __future__ import annotations
@@ -24,15 +24,13 @@ from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.posterior.io import digest_of
 
-from .grid import commit
-from .learners import ARMS, KEEPS
+from .arms import ARMS, KEEPS, OURS
 from .protocols import PROTOCOLS
-from .results import Run, check_setting, complete, file_of, known, load, show
-from .stream_plots import curves, matrices
+from .results import Run, check_setting, commit, complete, file_of, known, load
+from .stream_report import curves, matrices, tables
 from .stream_runs import Encoded, cost, run, setup
-from .stream_tables import OURS, aims, costs, per_round, summary_table
 
-__all__ = ["report", "stream"]
+__all__ = ["stream"]
 
 
 def stream(
@@ -54,23 +52,23 @@ def stream(
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""
-    known([protocol], PROTOCOLS)
-    known([preset], presets.__all__)
-    chosen = PROTOCOLS[protocol]
-    there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
-    arms = arm or list(there)
-    known(arms, there)
-    sizes = (rows or chosen.rows, chosen.test if test is None else test)
-    setting: dict[str, Any] = {
-        "rows": sizes[0],
-        "test": sizes[1],
-        "epochs": epochs,
-        "least": least,
-        "samples": samples,
-        "preset": preset,
-    }
-    runs = list(product([protocol], range(seeds), arms))
     try:
+        known("protocol", [protocol], PROTOCOLS)
+        known("preset", [preset], presets.__all__)
+        chosen = PROTOCOLS[protocol]
+        there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
+        arms = arm or list(there)
+        known("arm", arms, there)
+        sizes = (rows or chosen.rows, chosen.test if test is None else test)
+        setting: dict[str, Any] = {
+            "rows": sizes[0],
+            "test": sizes[1],
+            "epochs": epochs,
+            "least": least,
+            "samples": samples,
+            "preset": preset,
+        }
+        runs = list(product([protocol], range(seeds), arms))
         backbone = minilm()
         setting["backbone"] = backbone.parent.name
         for each in (*runs, (protocol, "cost")):
@@ -102,31 +100,20 @@ def stream(
         raise typer.BadParameter(str(error)) from error
     for each in runs:
         shutil.rmtree(_rounds(out, each, setting), ignore_errors=True)
-    report(load(out, runs), load(out, [(protocol, "cost")])[0]["cost"], out / protocol)
-
-
-def report(results: list[dict[str, Any]], ratios: dict[str, float], plots: Path) -> None:
-    """Print the tables, and write PNG files whose names begin with `plots`."""
-    tables = (
-        summary_table(results),
-        per_round(results, "accuracy"),
-        per_round(results, "nll"),
-        costs(ratios),
-        aims(results, ratios),
-    )
-    for table in tables:
-        show(table)
+    results = load(out, runs)
+    (costs,) = load(out, [(protocol, "cost")])
+    typer.echo("\n\n".join(table.markdown() for table in tables(results, costs["cost"])))
     drawn = {"": curves}
     if any(name.startswith("test/") for name in results[0]["rounds"][0]):
         drawn["-matrix"] = matrices
     for name, draw in drawn.items():
         figure = draw(results)
-        figure.savefig(plots.with_name(f"{plots.name}{name}.png"), dpi=110)
+        figure.savefig(out / f"{protocol}{name}.png", dpi=110)
         plt.close(figure)
 
 
 def _rounds(out: Path, run: Run, setting: Mapping[str, Any]) -> Path:
-    """Where a run keeps its rounds until it is done; another setting does not go on from them."""
+    """Where a run keeps its rounds until it is done; another setting never continues them."""
     return file_of(out, (*run, digest_of(setting)[:12]), "rounds")
 
 

@@ -19,7 +19,7 @@ from bhpeft_pyro.peft import presets
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.sequential import Record, prequential
 
-from .learners import GUIDE, Arm, Setup
+from .arms import GUIDE, Arm, Setup
 from .protocols import Stream
 
 __all__ = ["Encoded", "cost", "run", "setup"]
@@ -80,7 +80,7 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
     """
     last = prequential(
         setup.model(),
-        arm.learner(setup),
+        arm(setup),
         data.batches,
         folder,
         tests=data.tests,
@@ -101,12 +101,12 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
     after the other; the median of the ratios.
 
     Args:
-        arms: whose first rounds are fits of `learners.GUIDE`.
+        arms: whose first rounds are fits of `arms.GUIDE`.
     """
     before, data = (
         batch.subset(range(min(_TIMED, len(batch)))) for batch in list(setup.batches.values())[-2:]
     )
-    learners = {name: arm.learner(setup) for name, arm in arms.items()}
+    learners = {name: arm(setup) for name, arm in arms.items()}
     last = {name: learn(None, before) for name, learn in learners.items()}
     first = next(iter(last.values())).model
 

@@ -51,8 +51,6 @@ class Task:
         test: a source of its own for the test rows; None takes them from `source`.
         classes: rows with labels from here on are left out; None for none.
         shifts: further test rows, by name.
-        shuffled: give every row the label of another one, so that there is nothing to learn.
-        words: of classes, what a language model is asked to choose from.
     """
 
     source: str
@@ -63,8 +61,6 @@ class Task:
     test: str | None = None
     classes: int | None = None
     shifts: Mapping[str, Shift] = field(default_factory=dict)
-    shuffled: bool = False
-    words: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -139,11 +135,7 @@ def _rows(folder: Path | None, task: Task, source: str, generator: torch.Generat
         labels = table[task.target][:]
         table = table.select([i for i, label in enumerate(labels) if label < task.classes])
     order = torch.randperm(len(table), generator=generator).tolist()
-    table = table.select(order)
-    if task.shuffled:
-        labels = table[task.target][:]
-        table = Dataset.from_dict({**table.to_dict(), task.target: labels[1:] + labels[:1]})
-    return table
+    return table.select(order)
 
 
 def _shifted(folder: Path | None, task: Task, shift: Shift, generator: torch.Generator) -> Dataset:

@@ -20,8 +20,7 @@ from bhpeft_pyro.inference.elbo import draw
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.catalogue import EXPERIMENTS
-from tools.experiments.dropout import dropout
-from tools.experiments.methods import method
+from tools.experiments.methods import dropout, method
 from tools.experiments.significance import fits_p, holm, permutation_p
 from tools.experiments.tables import Table
 from tools.experiments.tasks import Shift, Task, split

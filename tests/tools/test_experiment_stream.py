@@ -21,7 +21,7 @@ from bhpeft_pyro.inference import width
 from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.experiments import protocols, stream, stream_runs
+from tools.experiments import protocols, stream
 from tools.experiments.arms import ARMS, KEEPS, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
@@ -234,9 +234,9 @@ def test_batches_are_predicted_before_they_are_learnt(folder: Path) -> None:
         )
         for i in range(3)
     }
-    data = stream_runs.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
-    setup = stream_runs.setup(data, folder / "backbone", "head_only", 320, 1, 0)
-    found = stream_runs.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
+    data = stream.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
+    setup = stream.setup(data, folder / "backbone", "head_only", 320, 1, 0)
+    found = stream.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
     history = History(folder / "turns" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.evaluate(data.batches["2"], 8)["accuracy"] > 0.9
@@ -262,7 +262,7 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "cost", partial(stream_runs.cost, repeats=1))
+    monkeypatch.setattr(stream, "cost", partial(stream.cost, repeats=1))
     if protocol != "rounds":  # once is enough, as it takes seconds
         monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
     options = {**SMALL, "arm": arms, "preset": preset}
@@ -311,8 +311,8 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
 
         return lambda setup: learn
 
-    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(process_time=lambda: now[0]))
-    monkeypatch.setattr(stream_runs, "fit", fit)
+    monkeypatch.setattr(stream, "time", SimpleNamespace(process_time=lambda: now[0]))
+    monkeypatch.setattr(stream, "fit", fit)
     setup = Setup(model, ROUNDS, None, epochs=1)
-    ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
+    ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}

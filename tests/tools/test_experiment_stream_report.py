@@ -17,7 +17,9 @@ def result(arm: str, matrix: list[list[float]]) -> dict[str, Any]:
     ]
     rows[0] |= {"untrained/a": 0.5, "untrained/b": 0.5}
     rows[1] |= {"accuracy": 0.75, "nll": 0.5}
-    setting = dict.fromkeys(("protocol", "preset", "rows", "test", "epochs", "samples", "commit"), "0")
+    setting = dict.fromkeys(
+        ("protocol", "preset", "rows", "test", "epochs", "samples", "commit"), "0"
+    )
     return {"arm": arm, **setting, "rounds": rows}
 
 

@@ -1,42 +1,50 @@
-"""What each method costs: weights, time and memory of a step, passes, disk."""
+"""What each method costs: weights, time and memory of a step, passes of a prediction.
+
+Times on a shared machine drift by more than what is to be measured. So all methods take turns, one
+step each in a round, and what is reported is the median over rounds of the ratios within a round.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from torch import nn
+from torch.nn import functional
+from torch.optim import Adam
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import Guide, LaplaceGuide, autoguide
+from bhpeft_pyro.guides import LaplaceGuide, autoguide
 from bhpeft_pyro.guides.guide import is_point
+from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.loop import as_module
+from bhpeft_pyro.inference.optimizers import optimizers
 from bhpeft_pyro.inference.options import FitOptions
-from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
-from bhpeft_pyro.posterior.posterior import Posterior
 
 from .budgets import Budget
-from .dropout import dropout
 from .job import Load
-from .methods import GUIDES, PEFT, Method
+from .methods import GUIDES, PEFT, Method, dropout
 from .results import commit, complete, load
-from .steps import CLASSES, Step, hf_peft_step, peak_bytes, ratios, svi_step, token_batch
 from .tables import Table
 
-__all__ = ["ABOUT", "cost"]
+__all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "peak_bytes", "ratios", "svi_step"]
 
 ABOUT = "What does each method cost?"
+CLASSES = 4
 _PEER = "LoRA of Hugging Face peft"
 _STEP, _MEMORY = "step / HF peft's LoRA", "memory / HF peft's LoRA"
 _PARTICLES = 4
@@ -48,6 +56,11 @@ _MEASURED = (
     Method("LoRA", "Bayesian"),
     *(Method("hybrid", way) for way in ("MC dropout", *GUIDES) if way != "deterministic"),
 )
+
+RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
+DATA_SIZE = 1000  # what the batch stands for
+
+Step = Callable[[], Any]
 
 
 def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> Table:
@@ -76,7 +89,7 @@ def _measure(
     models = {each: _model(load_backbone, each, batch) for each in _MEASURED}
     steps = {str(each): partial(_step, models[each], each, batch) for each in _MEASURED}
     # Hugging Face peft changes the transformer that it is given: one for each use.
-    peers = [partial(_peer_step, load_backbone()[0], batch) for _ in range(2)]
+    peers = [partial(hf_peft_step, load_backbone()[0], batch) for _ in range(2)]
     with pyro.validation_enabled(False):  # as in `fit`, after its first step
         timed = {name: start() for name, start in steps.items()} | {_PEER: peers[0]()}
         ratio = ratios(timed, _PEER, rounds)
@@ -91,9 +104,6 @@ def _measure(
             _STEP: ratio[name],
             _MEMORY: peaks[name] / least,
         }
-        guide, _ = _guide(model, method, batch)
-        if isinstance(guide, Guide):
-            found[name]["MB on disk"] = _disk(model, guide) / 1e6
     return found
 
 
@@ -124,13 +134,6 @@ def _step(model: Model, method: Method, batch: Batch) -> Step:
     return svi_step(model, guide, batch, particles)
 
 
-def _peer_step(backbone: PreTrainedModel, batch: Batch) -> Step:
-    try:
-        return hf_peft_step(backbone, batch)
-    except ImportError as error:
-        raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
-
-
 def _peak(start: Callable[[], Step]) -> int:
     """Peak of two steps: the optimiser's state is there from the second step on."""
 
@@ -142,13 +145,6 @@ def _peak(start: Callable[[], Step]) -> int:
     return peak_bytes(run)
 
 
-def _disk(model: Model, guide: nn.Module) -> int:
-    report = FitReport(0, "", FitOptions())
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Posterior(model, guide, (report,), first_prior=model.prior).save(folder)
-        return sum(file.stat().st_size for file in saved.iterdir())
-
-
 def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) -> Table:
     shown = {str(method): (str(method), 1, _passes(method, budget)) for method in _MEASURED}
     point = str(Method("hybrid", "deterministic"))
@@ -157,10 +153,7 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
     for name, (measured, fits, passes) in shown.items():
         for result in results:
             head = {"method": name, "fits": str(fits), "passes a prediction": str(passes)}
-            numbers = dict(result["methods"][measured])
-            if "MB on disk" in numbers:
-                numbers["MB on disk"] *= fits
-            records.append(head | numbers)
+            records.append(head | result["methods"][measured])
     batch_size, length, rounds = budget.timed
     commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
@@ -180,3 +173,108 @@ def _passes(method: Method, budget: Budget) -> int:
     if GUIDES.get(method.inference) == "laplace":
         return 1 + CLASSES
     return budget.samples
+
+
+def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> Step:
+    """One step of training as `fit` takes it; the particles share the batch."""
+    loss = ELBO(particles)(model, guide)
+    steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
+    shared = batch.split(particles)
+
+    def step() -> float:
+        for optimizer in steppers:
+            optimizer.zero_grad()
+        value = loss(shared)
+        value.backward()
+        for optimizer in steppers:
+            optimizer.step()
+        return float(value.item())
+
+    return step
+
+
+def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
+    """One step of Hugging Face peft's LoRA under the same head, in a plain loop.
+
+    In evaluation mode, so that there is no dropout, as in ours.
+
+    Raises:
+        ConfigError: peft is not installed, or not made for this version of transformers.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(TARGETS))
+    network = get_peft_model(backbone, config).eval()
+    head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES)
+    trained = [p for p in (*network.parameters(), *last.parameters()) if p.requires_grad]
+    optimizer = Adam(trained, lr=1e-3)
+    assert batch.labels is not None
+    labels = batch.labels
+
+    def step() -> float:
+        optimizer.zero_grad()
+        hidden = network(**batch.inputs).last_hidden_state
+        pooled = head.pool(hidden, batch.inputs["attention_mask"], causal=False)
+        loss = functional.cross_entropy(last(pooled), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batch:
+    """Random tokens with random labels, always the same; none is padding."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, length)
+    ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)
+    labels = torch.randint(0, CLASSES, (batch_size,), generator=generator)
+    mask = torch.ones(shape, dtype=torch.long)
+    return Batch({"input_ids": ids, "attention_mask": mask}, labels, size=DATA_SIZE)
+
+
+def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, float]:
+    """Median time of each variant over that of `base`, which is one of them.
+
+    >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
+    ['ours', 'theirs']
+    """
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            variants[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {
+        name: statistics.median(a / b for a, b in zip(own, seconds[base], strict=True))
+        for name, own in seconds.items()
+    }
+
+
+def peak_bytes(run: Step) -> int:
+    """The most bytes of tensors alive at once among those that `run` allocates on the CPU.
+
+    Counted from the allocator's own events, so it is exact and repeatable, which the resident
+    memory of a process is not. Scratch memory inside matrix libraries is left out.
+
+    >>> def run():
+    ...     torch.zeros(1000)
+    ...     return torch.zeros(500) + torch.ones(500)
+    >>> peak_bytes(run)
+    6000
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events: Any = profiler.profiler.kineto_results.events()
+    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    alive = peak = 0
+    for _, size in memory:
+        alive += size
+        peak = max(peak, alive)
+    return peak

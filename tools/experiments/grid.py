@@ -110,6 +110,7 @@ class Grid:
         for name, table in parts.tests.items():
             if what.target in table.column_names:
                 labels = posterior.text.encode(posterior.model, table, labelled=True).labels
+                assert labels is not None
                 forecasts[name] = forecasts[name].with_labels(labels)
         facts = {
             "task": task,

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.guides import GuideLike
@@ -16,10 +21,9 @@ from bhpeft_pyro.peft import Kind, presets
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.posterior import Posterior
 
-from .dropout import dropout
 from .job import Fitted, Inference, Job
 
-__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method"]
+__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
@@ -111,15 +115,43 @@ def _of_points(ensemble: bool, wide: bool) -> Inference:
     return infer
 
 
+def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
+    """A guide function that drops the inputs of each down-projection and of the head.
+
+    Dropping an entry of an input is dropping a column of the weights that multiply it. What
+    is kept is multiplied by 1 / (1 - rate), so the mean is the point.
+
+    Args:
+        model: the model.
+        rate: the share that is dropped.
+    """
+    sites = model.sites
+
+    def guide(batch: Batch | None = None) -> None:
+        for site in sites:
+            start = site.init().to(model.network.device)
+            value = pyro.param(f"{site.name}.point", start)
+            if site.dims[-1:] in (("in",), ("feature",)):
+                shape = torch.Size((*[1] * (site.ndim - 1), site.shape[-1]))
+                kept = dist.Bernoulli(value.new_tensor(1 - rate)).expand(shape).to_event(site.ndim)
+                mask = pyro.sample(f"{site.name}.mask", kept, infer={"is_auxiliary": True})
+                anchor = model.network.coordinates.anchor(site.name)
+                at = torch.zeros_like(value) if anchor is None else anchor
+                value = (at + value) * mask / (1 - rate) - at  # columns of the weights themselves
+            pyro.sample(site.name, dist.Delta(value, event_dim=site.ndim))
+
+    return guide
+
+
 def mc_dropout(job: Job) -> Fitted:
     """Monte Carlo dropout (Gal and Ghahramani 2016): predictions draw masks as well."""
 
     def run(**setting: Any) -> Posterior:
-        model = job.model()
         # As many draws as examples: each has its own mask, as with dropout layers.
         how = {"batch_size": 16, "particles": 16, "eval_samples": 4, "temperature": 0.0}
         every = max(1, job.budget.steps // _CHECKS)
         early = {"validation": job.validation, "eval_every": every, "patience": _PATIENCE}
+        model = job.model()
         return job.fit(model, dropout(model), **how, **early, **setting)
 
     return _searched(job, _ADAM, job.budget.samples, run)
@@ -169,9 +201,7 @@ INFERENCE: dict[str, Inference] = {
     "Bayesian": _of_points(ensemble=True, wide=True),
     "MC dropout": mc_dropout,
     "MAP": bayesian("delta"),
-    "Bayesian (mean-field)": bayesian(GUIDES["Bayesian (mean-field)"]),
-    "Bayesian (down only)": bayesian(GUIDES["Bayesian (down only)"]),
-    "Bayesian (A only)": bayesian(GUIDES["Bayesian (A only)"]),
+    **{name: bayesian(guide) for name, guide in GUIDES.items() if name.endswith(")")},
 }
 """The ways to infer them."""
 

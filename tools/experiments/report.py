@@ -84,7 +84,8 @@ def _tested(lines: Sequence[_Line]) -> dict[str, dict[Key, float]]:
         seeds = sorted(ours.keys() & theirs.keys())
         for metric in ours[seeds[0]] if seeds else ():
             pair = [[run[seed][metric].numpy() for seed in seeds] for run in (ours, theirs)]
-            raw[""][metric, key] = permutation_p(*map(np.concatenate, pair))
+            ours_all, theirs_all = map(np.concatenate, pair)
+            raw[""][metric, key] = permutation_p(ours_all, theirs_all)
             if len(seeds) > 1:
                 means = ([float(each.mean()) for each in of] for of in pair)
                 raw[", fits"][metric, key] = fits_p(*means)

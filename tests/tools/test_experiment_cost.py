@@ -13,8 +13,8 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide, NormalGuide
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
-from tools.experiments import steps
-from tools.experiments.steps import CLASSES, hf_peft_step, peak_bytes, ratios, svi_step
+from tools.experiments import cost
+from tools.experiments.cost import CLASSES, hf_peft_step, peak_bytes, ratios, svi_step
 
 
 def _copy(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_ratios_are_paired_by_round_and_the_first_round_is_left_out(
         calls.append(name)
         clock += next(turns[name])
 
-    monkeypatch.setattr(steps.time, "perf_counter", lambda: clock)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock)
     found = ratios({"a": lambda: variant("a"), "b": lambda: variant("b")}, "b", rounds=3)
     assert found == {"a": 1.5, "b": 1.0}
     assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]

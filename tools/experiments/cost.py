@@ -58,7 +58,6 @@ _MEASURED = (
 )
 
 RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
-DATA_SIZE = 1000  # what the batch stands for
 
 Step = Callable[[], Any]
 
@@ -232,7 +231,7 @@ def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batc
     ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)
     labels = torch.randint(0, CLASSES, (batch_size,), generator=generator)
     mask = torch.ones(shape, dtype=torch.long)
-    return Batch({"input_ids": ids, "attention_mask": mask}, labels, size=DATA_SIZE)
+    return Batch({"input_ids": ids, "attention_mask": mask}, labels, size=1000)
 
 
 def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, float]:

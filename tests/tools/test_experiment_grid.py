@@ -32,7 +32,7 @@ from tools.experiments.outcome import Outcome
 from tools.experiments.tasks import split
 
 TINY = BUDGETS["tiny"]
-ONCE = replace(TINY, search=1)
+ONCE = replace(TINY, search=1, steps=2)
 CHEAP = ("hybrid, deterministic", "hybrid, deterministic + scaling", "head only, deterministic")
 
 
@@ -60,10 +60,10 @@ def table_of(name: str, of: Grid) -> str:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """One run of each kind of task, by a method with draws."""
-    budget = replace(TINY, search=1, seeds=1)
+    budget = replace(ONCE, seeds=1)
     where = tmp_path_factory.mktemp("runs")
     those = ("classes", "ratings", "choices", "two classes")
-    made = tiny_grid(where, "hybrid, MC dropout", budget=budget, tasks=those)
+    made = tiny_grid(where, "LoRA, MC dropout", budget=budget, tasks=those)
     made.complete()
     return list(made.outcomes())
 
@@ -73,10 +73,10 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     """The same by the default, whose forecasts are in closed form."""
     likelihood = partial(bh.likelihoods.Normal, spread=2.0)
     rated = replace(TINY.tasks["ratings"], outputs=1, likelihood=likelihood)
-    budget = replace(TINY, search=1, seeds=1, tasks={**TINY.tasks, "ratings": rated})
+    budget = replace(ONCE, seeds=1, tasks={**TINY.tasks, "ratings": rated})
     where = tmp_path_factory.mktemp("closed")
     those = ("classes", "ratings", "choices", "two classes")
-    made = tiny_grid(where, "hybrid, Bayesian", budget=budget, tasks=those)
+    made = tiny_grid(where, "LoRA, Bayesian", budget=budget, tasks=those)
     return [made.run(*run) for run in made.runs]
 
 
@@ -294,7 +294,7 @@ def test_p_values_are_against_the_reference_and_corrected(tmp_path: Path) -> Non
     assert tested and all(math.isnan(reference[name]) for name in tested)
     assert mended["p (accuracy)"] == 1  # the same answers
     assert "holm" in table.note.lower() and "tiny-classes" in table.note
-    assert f"{TINY.steps} steps" in table.note and results.commit() in table.note
+    assert f"{ONCE.steps} steps" in table.note and results.commit() in table.note
 
 
 @pytest.mark.parametrize("inference", sorted(INFERENCE))
@@ -341,7 +341,7 @@ def test_points_are_fitted_once_for_all_that_is_made_of_them(
         return fit(self, *rest, **options)
 
     monkeypatch.setattr(Job, "fit", counted)
-    budget = replace(TINY, members=3)
+    budget = replace(TINY, members=3, steps=2)
     parts = split(None, budget.tasks["classes"], 24, budget.validation, budget.test, 7)
     kinds, load = bh.presets.lora(2), lambda: (tiny_backbone(), tiny_tokenizer())
     what = budget.tasks["classes"]
@@ -376,12 +376,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "cost"])
-def test_the_command_writes_tables_and_plots(name: str, shared: Path) -> None:
+def test_the_command_writes_tables_and_plots(
+    name: str, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if name == "cost":
         pytest.importorskip("peft")
+        ways = ("deterministic", "MC dropout", "Bayesian", "Bayesian (mean-field)")
+        monkeypatch.setattr(cost, "_MEASURED", [Method("hybrid", way) for way in ways])
     methods = [word for each in CHEAP[:1] for word in ("--method", each)]
     command = [name, "--budget", "tiny", "--seeds", "2", "--out", str(shared)]
-    chosen = [] if name == "cost" else ["--search", "1", *methods]
+    chosen = ["--seeds", "1"] if name == "cost" else ["--search", "1", "--steps", "2", *methods]
     result = CliRunner().invoke(app, [*command, *chosen])
     assert result.exit_code == 0, result.output
     made = {path.suffix for path in (shared / name).iterdir()}

@@ -289,7 +289,7 @@ def test_unknown_names_are_refused(folder: Path) -> None:
     for options in ({"arm": ["warm"]}, {"preset": "lore"}):
         with pytest.raises(typer.BadParameter, match="unknown"):
             stream.stream(folder, "domains", folder / "out", **options)  # type: ignore[arg-type]
-    with pytest.raises(typer.BadParameter, match="unknown: daily; known: rounds"):
+    with pytest.raises(typer.BadParameter, match="--protocol: unknown daily; known: rounds"):
         stream.stream(folder, "daily", folder / "out")
     with pytest.raises(typer.BadParameter, match=r"no sentiment-sst-train\.jsonl"):
         stream.stream(folder / "backbone", "rounds", folder / "out")

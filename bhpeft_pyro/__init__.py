@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from .data.batch import Batch
     from .forecast import ClassForecast, RatingForecast, metrics
     from .guides import Guide, autoguide
+    from .guides.optimizers import NaturalGradient
     from .inference.elbo import ELBO
-    from .inference.optimizers import NaturalGradient
-    from .inference.options import FitOptions
     from .inference.report import FitReport
     from .model import likelihoods, tasks
     from .model.head import Head, OwnHead
     from .model.model import Model
     from .model.network import RandomPEFT
+    from .options import FitOptions
     from .peft import presets
     from .posterior.fit import fit
     from .posterior.mixture import MixturePosterior
@@ -40,14 +40,14 @@ _HOMES = {
     "ClassForecast": "forecast",
     "Columns": "data",
     "Examples": "data",
-    "FitOptions": "inference.options",
+    "FitOptions": "options",
     "FitReport": "inference.report",
     "Guide": "guides",
     "Head": "model.head",
     "History": "sequential",
     "MixturePosterior": "posterior.mixture",
     "Model": "model.model",
-    "NaturalGradient": "inference.optimizers",
+    "NaturalGradient": "guides.optimizers",
     "OwnHead": "model.head",
     "Posterior": "posterior.posterior",
     "RandomPEFT": "model.network",

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .data import Columns
 from .errors import ConfigError
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .forecast.temperature_scaling import tempered
-from .inference.options import FitOptions
 from .inference.predict import AnyForecast
 from .model.model import Model
+from .options import FitOptions
 from .peft import Kind, presets
 from .posterior import io
 from .posterior.fit import fit
@@ -95,10 +96,10 @@ def compare(
     test: object,
     out: str | Path,
     *,
+    columns: Columns = Columns(),
     components: int = 5,
     options: FitOptions | None = None,
     say: Callable[[str], object] = lambda text: None,
-    **reading: Any,
 ) -> Comparison:
     """Fit a handful of methods to the same rows, and predict the same test rows.
 
@@ -114,10 +115,10 @@ def compare(
         model: makes a model with the PEFT weights given; `compare` calls it for each method.
         data, validation, test: labelled, as for `fit`.
         out: the folder of posteriors.
+        columns: as for `fit`.
         components: of the ensemble and of the posterior.
         options: of each fit.
         say: told what is done.
-        reading: `columns`, `max_length`, `label_names`, as for `fit`.
 
     Raises:
         ConfigError: `out` holds a comparison of other data or options, or `components` is below 2.
@@ -145,12 +146,19 @@ def compare(
         point = _saved(place, made, options, count)
         if point is None:
             say(f"fitting {name}")
-            how = {"validation": validation, "options": options, "components": count, **reading}
-            point = fit(made, "delta", data, **how)
+            point = fit(
+                made,
+                "delta",
+                data,
+                validation=validation,
+                columns=columns,
+                options=options,
+                components=count,
+            )
             point.save(place)
         else:
             say(f"{name} is in {place}")
-        train = point.text.encode(point.model, data, labelled=True)
+        train = point.encode(data)
         if point.report.given != train.fingerprint:
             raise ConfigError(f"out: {place} was fitted to other data; expected another folder")
         posteriors[name] = point

@@ -24,7 +24,7 @@ FIT: dict[str, Any] = {
     "max_steps": 100,
     "batch_size": 32,
     "particles": 4,
-    "natural_lr": 0.1,
+    "lr": 0.1,
     "schedule": "cosine",
     "warmup": 0.0,
     "progress": False,

@@ -188,7 +188,7 @@ def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
     idata = posterior.to_arviz(COUNTS, samples=300, sites=["head.*", "lora.*"])
     counts = idata.posterior_predictive["label"].values[0]
     assert (counts == counts.round()).all() and counts.min() == 0
-    batch = next(posterior.text.encode(model, COUNTS, labelled=True).batches(12))
+    batch = next(posterior.encode(COUNTS).batches(12))
     weights = {
         s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
     }

@@ -101,7 +101,7 @@ def test_validation_data_are_checked_before_the_fit() -> None:
 def test_ratings(value: float) -> None:
     model = tiny_model((), 1, likelihood=Normal())
     refused(DataError, "'label', row 1", model, data=with_(label=[0.5, value, 1.0, 2.0]))
-    refused(DataError, "label_names", model, label_names=["low", "high"])
+    refused(DataError, "label_names", model, columns=bh.Columns(label_names=["low", "high"]))
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -113,18 +113,23 @@ def test_choices(count: int) -> None:
 
 
 def test_label_names() -> None:
-    refused(DataError, "num_labels=2, .*3 label_names", label_names=["a", "b", "c"])
+    refused(
+        DataError, "num_labels=2, .*3 label_names", columns=bh.Columns(label_names=["a", "b", "c"])
+    )
     named = with_(label=["no", "yes", "no", "maybe"])
-    refused(DataError, "'maybe' is none of", data=named, label_names=["no", "yes"])
-    refused(DataError, "label_names", label_names="ab")
+    refused(
+        DataError, "'maybe' is none of", data=named, columns=bh.Columns(label_names=["no", "yes"])
+    )
 
 
 def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     data = with_(text=["w5 w9 w9 w9 w9", "w6 w8", "w5", "w6"])
     with pytest.warns(UserWarning, match="1 of 4 texts are longer than 3 tokens"):
-        posterior = bh.fit(tiny_model(()), "normal", data, max_length=3, max_steps=1)
-    cut = posterior.text.encode(posterior.model, ["w5 w9 w9"], labelled=False)
+        posterior = bh.fit(
+            tiny_model(()), "normal", data, columns=bh.Columns(max_length=3), max_steps=1
+        )
+    cut = posterior.encode(["w5 w9 w9"], labelled=False)
     assert int(cut.lengths.max()) == 3
     with pytest.warns(UserWarning, match="longer than 3"):
         one = posterior.predict(["w5 w9 w9 w30 w31"], samples=3).probabilities
@@ -147,7 +152,7 @@ def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
     with pytest.warns(bh.data.CutWarning):
         posterior.predict(long["text"])
     with pytest.raises(DataError, match=f"max_length={most + 1}: .* positions for {most} tokens"):
-        bh.fit(model, "normal", long, max_length=most + 1)
+        bh.fit(model, "normal", long, columns=bh.Columns(max_length=most + 1))
     encoded = bh.encode(long, tokenizer, kind="class")
     with pytest.raises(DataError, match=f"texts of {most + 1} tokens"):
         bh.fit(model, "normal", encoded)
@@ -159,7 +164,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"patience": 3}, "patience=3 needs validation data"),
     ({"learning_rate": 0.1}, "unknown fit options learning_rate; known: .*natural_lr"),
     ({"lr": 0.0}, "lr=0.0 must be positive"),
-    ({"natural_lr": float("nan")}, "natural_lr=nan must be a finite number"),
+    ({"lr": float("nan")}, "lr=nan must be a finite number"),
     ({"epochs": 0}, "epochs=0 must be"),
     ({"max_steps": 0}, "max_steps=0 must be"),
     ({"epochs": 2.5}, "epochs=2.5 must be an integer"),
@@ -362,7 +367,7 @@ def test_less_data_than_particles(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(())
     guide = NormalGuide(model, init_scale=1e-6)
     posterior = bh.fit(
-        model, guide, few, particles=8, batch_size=16, max_steps=2, natural_lr=1e-9, progress=False
+        model, guide, few, particles=8, batch_size=16, max_steps=2, lr=1e-9, progress=False
     )
     # With next to no width the expected NLL is that of the point: log 2 for a head of zeros.
     for entry in posterior.report.history:

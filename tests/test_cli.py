@@ -22,8 +22,8 @@ from bhpeft_pyro.cli.options import fraction
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.errors import ConfigError, DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
-from bhpeft_pyro.inference.optimizers import WhitenedAdam
-from bhpeft_pyro.inference.options import FitOptions
+from bhpeft_pyro.guides.optimizers import WhitenedAdam
+from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
@@ -292,7 +292,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
     assert "new classes: strange\n" in shown.stderr
     grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
-    assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
+    assert grown.columns.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it

@@ -50,7 +50,7 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
     last = bh.stream(
         model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
-        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8,
+        columns=bh.Columns(label_names=("bad", "good")), seed=3, max_steps=2, batch_size=8,
         components=2, progress=False,
     )  # fmt: skip
     expected = Record.of(last).rows
@@ -175,7 +175,7 @@ def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.model.network.outputs == 3
-    assert last.text.label_names == (None if numbers else ("bad", "good", "strange"))
+    assert last.columns.label_names == (None if numbers else ("bad", "good", "strange"))
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:

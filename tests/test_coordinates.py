@@ -305,7 +305,7 @@ def test_a_guide_starts_at_laplace_sds() -> None:
     data = tiny_examples(128)
     prior = guide.scales()
     information = diagonal(model, guide.means(), [next(data.batches(128))])
-    bh.fit(model, guide, data, max_steps=1, natural_lr=1e-6, progress=False)
+    bh.fit(model, guide, data, max_steps=1, lr=1e-6, progress=False)
     for name, scale in guide.scales().items():
         expected = (prior[name] ** -2 + 128 * information[name]).rsqrt()
         torch.testing.assert_close(scale, expected, rtol=0.1, atol=0.0)

@@ -73,24 +73,29 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, 1, None), {}, "column 'label', row 2: the label is missing"),
     (labels(None, 1.0, 0.0), {}, "column 'label', row 0: the label is missing"),
     (labels(0, 1, 2), {"num_labels": 2}, "row 2: label 2; expected 0 to 1"),
-    (labels(0, 1, 2), {"label_names": ["a", "b"]}, "row 2: label 2; expected 0 to 1"),
+    (
+        labels(0, 1, 2),
+        {"columns": Columns(label_names=["a", "b"])},
+        "row 2: label 2; expected 0 to 1",
+    ),
     (labels(0, -2), {}, "row 1: label -2; expected 0 or more"),
     (labels(0, -1), {}, "row 1: label -1.*labelled=False"),
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
     (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
     (labels("a", 1), {}, "column 'label': mixed types: row 0 is str, row 1 is int"),
-    (labels("a", "c"), {"label_names": ["a", "b"]}, "row 1: 'c' is none of"),
+    (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is none of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
     (OK, {"num_labels": 1}, "num_labels=1"),
     (OK, {"num_labels": 2.0}, "num_labels=2.0"),
-    (OK, {"num_labels": 3, "label_names": ["a", "b"]}, "num_labels=3, but there are 2"),
-    (OK, {"label_names": ["a"]}, "two or more"),
-    (OK, {"label_names": ["a", "a"]}, "different names"),
-    (OK, {"label_names": "ab"}, "expected a sequence of str"),
-    (OK, {"max_length": 2}, "max_length=2; expected an integer of at least 3"),
-    (OK, {"max_length": 8.0}, "max_length=8.0"),
+    (
+        OK,
+        {"num_labels": 3, "columns": Columns(label_names=["a", "b"])},
+        "num_labels=3, but there are 2",
+    ),
+    (OK, {"columns": Columns(max_length=2)}, "max_length=2; expected an integer of at least 3"),
+    (OK, {"columns": Columns(max_length=8.0)}, "max_length=8.0"),
     (OK, {"columns": Columns(pair="other")}, "column 'other' is missing"),
     (["a"], {"columns": Columns(pair="b"), "labelled": False}, "row 0: a str .*a pair"),
     ([("a", "b", "c")], {"columns": Columns(pair="b"), "labelled": False}, "row 0: 3 entries"),
@@ -204,7 +209,12 @@ def test_examples_that_do_not_fit() -> None:
         (ready, bert_like(), {"kind": "rating"}, "kind='class'; expected 'rating'"),
         (ready, gpt_like(), {"kind": "class"}, "another tokenizer"),
         (bare, bert_like(), {"kind": "class"}, "without labels"),
-        (named, bert_like(), {"kind": "class", "label_names": ["b", "a"]}, "has the classes"),
+        (
+            named,
+            bert_like(),
+            {"kind": "class", "columns": Columns(label_names=["b", "a"])},
+            "has the classes",
+        ),
         (
             encode(labels(0, 4), bert_like(), kind="class"),
             bert_like(),
@@ -214,7 +224,7 @@ def test_examples_that_do_not_fit() -> None:
         (
             encode(texts("a the good", "bad"), bert_like(), kind="class"),
             bert_like(),
-            {"kind": "class", "max_length": 4},
+            {"kind": "class", "columns": Columns(max_length=4)},
             "texts of 5 tokens; max_length=4",
         ),
     ]
@@ -235,3 +245,12 @@ def test_columns_are_different_ones() -> None:
     for given in ({"text": "label"}, {"pair": "text"}, {"question": "answer"}):
         with pytest.raises(ConfigError, match="must be different columns"):
             Columns(**given)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a"], "two or more"), (["a", "a"], "different names"), ("ab", "expected a sequence of str")],
+)
+def test_label_names(names: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Columns(label_names=names)

@@ -143,11 +143,13 @@ def test_class_label_features_carry_their_names() -> None:
     plain = encode(table, bert_like(), kind="class")
     assert plain.label_names == ("neg", "pos")
     # Another order, and one class more: mapped by name, not by index.
-    turned = encode(table, bert_like(), kind="class", label_names=["pos", "mixed", "neg"])
+    turned = encode(
+        table, bert_like(), kind="class", columns=Columns(label_names=["pos", "mixed", "neg"])
+    )
     assert turned.labels is not None and turned.labels.tolist() == [0, 2, 0]
     assert turned.num_labels == 3
     with pytest.raises(DataError, match=r"row 0.*'pos' is none of"):
-        encode(table, bert_like(), kind="class", label_names=["good", "neg"])
+        encode(table, bert_like(), kind="class", columns=Columns(label_names=["good", "neg"]))
 
     hidden = Dataset.from_dict({"text": TEXTS[:2], "label": [-1, -1]}, features=features)
     assert encode(hidden, bert_like(), kind="class", labelled=False).labels is None
@@ -158,11 +160,13 @@ def test_class_label_features_carry_their_names() -> None:
 def test_given_names_set_the_order() -> None:
     data = {"text": TEXTS, "label": CLASSES}
     names = ["pos", "neutral", "neg", "unseen"]
-    named = encode(data, bert_like(), kind="class", label_names=names)
+    named = encode(data, bert_like(), kind="class", columns=Columns(label_names=names))
     assert named.labels is not None and named.labels.tolist() == [0, 2, 2, 0, 1]
     assert named.num_labels == 4 and named.label_names == tuple(names)
     ints = {"text": TEXTS[:2], "label": [0, 3]}
-    assert encode(ints, bert_like(), kind="class", label_names=names).label_names == tuple(names)
+    assert encode(
+        ints, bert_like(), kind="class", columns=Columns(label_names=names)
+    ).label_names == tuple(names)
     assert encode(ints, bert_like(), kind="class", num_labels=6).num_labels == 6
     assert encode({**ints, "label": [True, False]}, bert_like(), kind="class").num_labels == 2
 
@@ -199,7 +203,12 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_examples_pass_through_if_they_fit() -> None:
     ready = encode({"text": TEXTS, "label": CLASSES}, bert_like(), kind="class")
     assert encode(ready, bert_like(), kind="class") is ready
-    assert encode(ready, bert_like(), kind="class", label_names=["neg", "neutral", "pos"]) is ready
+    assert (
+        encode(
+            ready, bert_like(), kind="class", columns=Columns(label_names=["neg", "neutral", "pos"])
+        )
+        is ready
+    )
     bare = encode(TEXTS, bert_like(), kind="class", labelled=False)
     assert encode(bare, bert_like(), kind="class", labelled=False) is bare
 

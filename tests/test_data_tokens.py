@@ -115,7 +115,9 @@ def test_cutting_long_texts(make: Any) -> None:
     over = sum(len(tokenizer(text)["input_ids"]) > limit for text in texts)
     assert 0 < over < 5
     with pytest.warns(UserWarning) as caught:
-        examples = encode(texts, tokenizer, kind="class", labelled=False, max_length=limit)
+        examples = encode(
+            texts, tokenizer, kind="class", labelled=False, columns=Columns(max_length=limit)
+        )
     assert len(caught) == 1 and f"{over} of 5 texts" in str(caught[0].message)
     assert Path(caught[0].filename) == Path(__file__)
     assert [row[0] for row in rows_of(examples)] == expected
@@ -128,7 +130,11 @@ def test_cutting_long_texts(make: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         longer = encode(
-            texts, make(model_max_length=limit), kind="class", labelled=False, max_length=200
+            texts,
+            make(model_max_length=limit),
+            kind="class",
+            labelled=False,
+            columns=Columns(max_length=200),
         )
     assert longer.truncated == 0
 
@@ -138,7 +144,9 @@ def test_cutting_choices_keeps_them_apart() -> None:
     pairs = [(question, ["good", "bad film"]), ("why", ["yes", "no"])]
     for tokenizer in (bert_like(), gpt_like()):
         with pytest.warns(UserWarning, match="1 of 2 texts"):
-            examples = encode(pairs, tokenizer, kind="choice", labelled=False, max_length=14)
+            examples = encode(
+                pairs, tokenizer, kind="choice", labelled=False, columns=Columns(max_length=14)
+            )
         long, short = rows_of(examples)
         assert all(len(row["input_ids"]) == 14 for row in long)
         assert long[0] != long[1]
@@ -159,7 +167,7 @@ def test_the_callers_tokenizer_is_left_alone(make: Any) -> None:
             tokenizer,
             kind="choice",
             labelled=False,
-            max_length=6,
+            columns=Columns(max_length=6),
         )
     for name in ("pad_token", "eos_token", "padding_side", "truncation_side", "model_max_length"):
         assert getattr(tokenizer, name) == getattr(before, name), name
@@ -184,12 +192,16 @@ def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_CHUNK", 400)
     texts = texts_of([1 + i % 9 for i in range(1000)])
     with pytest.warns(UserWarning):
-        pieces = encode(texts, bert_like(), kind="class", labelled=False, max_length=8)
+        pieces = encode(
+            texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)
+        )
     over = [sum(len(text.split()) > 6 for text in texts[k : k + 400]) for k in (0, 400, 800)]
     assert sizes == [400, over[0], 400, over[1], 200, over[2]]
     monkeypatch.setattr(tokens, "_CHUNK", 10_000)
     with pytest.warns(UserWarning):
-        whole = encode(texts, bert_like(), kind="class", labelled=False, max_length=8)
+        whole = encode(
+            texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)
+        )
     assert pieces.fingerprint == whole.fingerprint
     assert torch.equal(pieces.cut, whole.cut)
 

@@ -127,7 +127,7 @@ def test_a_points_loss_is_no_negative_elbo() -> None:
 def test_guards_of_fits() -> None:
     """A site that the data say nothing of, one that is nailed down, one never moved."""
     data = tiny_examples(24)
-    options: dict[str, Any] = {"batch_size": 24, "natural_lr": 0.1, "progress": False}
+    options: dict[str, Any] = {"batch_size": 24, "lr": 0.1, "progress": False}
     # LoRA's effect is nil at a prior this narrow, so its posterior is the prior.
     prior = {
         "lora.*": dist.Normal(0.0, 1e-6),
@@ -140,7 +140,7 @@ def test_guards_of_fits() -> None:
     # The recipe that is a point in disguise: sds that start narrow and hardly move.
     model = tiny_model(())
     guide = NormalGuide(model, init_scale=1e-4)
-    posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "natural_lr": 1e-4})
+    posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "lr": 1e-4})
     guards = " ".join(posterior.report.guards)
     assert "collapsed" in guards and "not converged" in guards and "head.weight" in guards
     # Its predictions know no doubt, which nothing in the data is the reason of.
@@ -154,9 +154,7 @@ def test_guards_of_fits() -> None:
 def test_diagnose_a_fit() -> None:
     data = tiny_examples(24)
     model = tiny_model((), prior=dist.Normal(0.0, 0.3))
-    posterior = bh.fit(
-        model, "normal", data, max_steps=150, batch_size=24, natural_lr=0.1, progress=False
-    )
+    posterior = bh.fit(model, "normal", data, max_steps=150, batch_size=24, lr=0.1, progress=False)
     found = posterior.diagnose(data, samples=300)
     lines = str(found).splitlines()
     assert lines[0] == str(found.psis) and lines[0].startswith("PSIS k-hat")

@@ -14,7 +14,6 @@ from bhpeft_pyro import Posterior
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.posterior.reading import TextOptions
 from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(8)]
@@ -44,7 +43,7 @@ def stars() -> Posterior:
 
 
 def read(posterior: Posterior, labels: list[Any]) -> list[int]:
-    examples = posterior.text.encode(posterior.model, rows(labels), labelled=True)
+    examples = posterior.encode(rows(labels))
     assert examples.labels is not None
     return examples.labels.tolist()
 
@@ -81,21 +80,21 @@ def test_numbers_are_names_where_only_some_names_are_numbers() -> None:
     names = ("1", "2", "other")
     model = tiny_model((), 3)
     mixed = bh.fit(model, "normal", rows(["1", "2", "other", "1"] * 2), max_steps=2, progress=False)
-    assert mixed.text.label_names == names
+    assert mixed.columns.label_names == names
     assert read(mixed, [1, 2] * 4) == read(mixed, ["1", "2"] * 4) == [0, 1] * 4
     with pytest.raises(DataError, match=r"row 0: '0' is none of \('1', '2', 'other'\)"):
         read(mixed, [0, 1] * 4)
 
 
 def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
-    assert stars.update(rows([1, 3] * 4, "w4"), grow=True).text.label_names == ("1", "2", "3")
+    assert stars.update(rows([1, 3] * 4, "w4"), grow=True).columns.label_names == ("1", "2", "3")
     known = fitted(hub(["a", "b"], [0, 1] * 4))
     new = hub(["a", "c", "b"], [1, 2] * 4)
     with pytest.raises(DataError, match="'c' is none of"):
         known.update(new)
     grown = known.update(new, grow=True)
-    assert grown.text.label_names == ("a", "b", "c")
-    examples = grown.text.encode(grown.model, new, labelled=True)
+    assert grown.columns.label_names == ("a", "b", "c")
+    examples = grown.encode(new)
     assert examples.labels is not None and examples.labels.tolist() == [2, 1] * 4
 
 
@@ -173,7 +172,9 @@ def test_classes_of_a_file_can_be_learnt(
     path.write_text("text,label\n" + "".join(f"w{i},{c}\n" for i, c in enumerate(cells, 5)))
     found = infer(load(path), "classes")
     assert found.names == names
-    examples = bh.encode(path, tiny_tokenizer(), kind="class", label_names=found.names)
+    examples = bh.encode(
+        path, tiny_tokenizer(), kind="class", columns=bh.Columns(label_names=found.names)
+    )
     assert examples.labels is not None
     order = sorted(set(cells))
     assert examples.labels.tolist() == [order.index(cell) for cell in cells]
@@ -182,7 +183,7 @@ def test_classes_of_a_file_can_be_learnt(
 def test_classes_are_found_again_where_their_names_are_written_otherwise() -> None:
     versions = rows(["1.10", "1.9", "beta", "beta"] * 2)
     model = tiny_model((), 3)
-    text = TextOptions(label_names=("1.10", "1.9", "beta"))
-    assert text.encode(model, versions, labelled=True).labels.tolist() == [0, 1, 2, 2] * 2
+    columns = bh.Columns(label_names=("1.10", "1.9", "beta"))
+    assert model.encode(versions, columns).labels.tolist() == [0, 1, 2, 2] * 2
     numbers = rows([1.1, 1.9] * 4)  # as a reader makes them of a file without "beta"
-    assert text.encode(model, numbers, labelled=True).labels.tolist() == [0, 1] * 4
+    assert model.encode(numbers, columns).labels.tolist() == [0, 1] * 4

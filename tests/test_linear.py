@@ -13,7 +13,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -87,7 +87,7 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
     posterior = posterior_of(likelihood)
     model, guide = posterior.model, posterior.guide
     assert isinstance(guide, LaplaceGuide)
-    examples = posterior.text.encode(model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     (batch,) = examples.batches(len(examples))
     outputs, found = output_moments(model, guide.means(), guide.covariance, batch)
     _, rows = derivative(model, guide.means(), batch)
@@ -110,7 +110,7 @@ def test_all_draws_at_once_are_the_draws_one_by_one(likelihood: Likelihood, data
     model, guide = posterior.model, posterior.guide
     assert isinstance(guide, LaplaceGuide)
     forecast = posterior.predict(data, 5, seed=7, keep_samples=True)
-    examples = posterior.text.encode(model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     (batch,) = examples.batches(len(examples))
     weights = draw(model, guide, 5, seed=7)
     distribution = Linearised(model, guide.means()).predictive(weights, batch)

@@ -98,7 +98,7 @@ def test_the_likelihood_of_a_backbone_s_own_head_is_fitted() -> None:
     network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
     data = {"text": ["w5 w9", "w6", "w7", "w8 w8"] * 4, "label": [1, 1, 1, 0] * 4}
     model = bh.Model(network, dist.Normal(0.0, 3.0), OrderedLogistic(2))
-    posterior = bh.fit(model, "normal", data, max_steps=80, natural_lr=0.2, progress=False)
+    posterior = bh.fit(model, "normal", data, max_steps=80, lr=0.2, progress=False)
     (cutpoint,) = posterior.sample(400)["cutpoints"].mean(0).tolist()
     outputs = network({}, next(bh.encode(data, tiny_tokenizer(), kind="class").batches(16)))
     assert cutpoint == pytest.approx(outputs.mean().item() - math.log(3), abs=0.4)

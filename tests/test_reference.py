@@ -26,7 +26,7 @@ from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
 from bhpeft_pyro.diagnostics.ratios import labels
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, prior_guide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Block, Feed
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -132,7 +132,7 @@ def test_a_transformer_against_nuts() -> None:
     full, full_psis, weights = fitted("AutoMultivariateNormal", max_steps=1000, lr=0.01)
     assert full.near(means=0.3, sds=1.3), str(full)
     assert 0.85 < weights < 1.1
-    narrow, narrow_psis, weights = fitted("normal", max_steps=400, natural_lr=0.1)
+    narrow, narrow_psis, weights = fitted("normal", max_steps=400, lr=0.1)
     assert narrow.error < 0.3 and narrow.ratio > 1.35, str(narrow)
     assert weights < 0.82
     assert narrow_psis.verdict == "bad"

@@ -19,7 +19,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 
 TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
 DATA = [tiny_examples(12, seed=seed) for seed in range(4)]
-QUICK: dict[str, Any] = {"max_steps": 3, "natural_lr": 0.3, "progress": False}
+QUICK: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
 
 
 def fit(prior: Any = None) -> bh.Posterior:

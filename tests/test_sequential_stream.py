@@ -35,7 +35,7 @@ WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
 TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
 OPTIONS: dict[str, Any] = {
     "max_steps": 2,
-    "natural_lr": 0.3,
+    "lr": 0.3,
     "samples": 20,
     "progress": False,
     "replay": bh.Replay(4),
@@ -153,7 +153,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     first, second, _ = record.rows
     assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
     by_hand = bh.fit(
-        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, natural_lr=0.3, progress=False,
+        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False,
         replay=OPTIONS["replay"],
     )  # fmt: skip
     assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
@@ -191,7 +191,7 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
     }
     options: dict[str, Any] = {"grow": True, "replay": None}
     posterior = run(tmp_path, weeks, **options)
-    assert posterior.text.label_names == ("no", "yes", "perhaps")
+    assert posterior.columns.label_names == ("no", "yes", "perhaps")
     first = tmp_path / "rounds" / posterior.lineage[0].id
     backbone = posterior.model.network.backbone
     before = bh.Posterior.load(first, backbone, tokenizer=tiny_tokenizer())

@@ -31,7 +31,9 @@ def test_categories() -> None:
     model = bh.tasks.categories(tiny_backbone(), 3, **KINDS)
     texts = [BAD, GOOD, "w7 w7 w7"]
     data = {"text": texts * 10, "label": ["world", "sport", "trade"] * 10}
-    posterior = bh.fit(model, "normal", data, **FIT, label_names=["sport", "trade", "world"])
+    posterior = bh.fit(
+        model, "normal", data, **FIT, columns=bh.Columns(label_names=["sport", "trade", "world"])
+    )
     assert posterior.predict(texts, samples=8).label.tolist() == [2, 0, 1]
 
 

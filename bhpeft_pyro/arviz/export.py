@@ -22,7 +22,7 @@ from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
 from ..guides.guide import is_linear
-from ..inference.elbo import draw, seeded
+from ..inference.draws import draw, seeded
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
 from ..model.linearized import MAX_BYTES
@@ -54,7 +54,7 @@ _STEPS = {
 def trace(report: FitReport) -> xr.Dataset:
     """(step,) traces, NaN where a quantity was not evaluated, and (site,) numbers at the end.
 
-    >>> from bhpeft_pyro.inference.options import FitOptions
+    >>> from bhpeft_pyro.options import FitOptions
     >>> report = FitReport(9, "", FitOptions(), steps=3, history=[{"step": 1, "loss": 2.0},
     ...                                                           {"step": 3, "loss": 1.0}])
     >>> trace(report)["loss"].values, trace(report)["skipped"].values
@@ -198,7 +198,7 @@ def to_arviz(
     model = posterior.model
     examples = None
     if data is not None:
-        examples = posterior.text.encode(model, data, labelled=False)
+        examples = posterior.encode(data, labelled=False)
     guides = chains(posterior.guide)
     one = draw(model, guides[0], 1, seed)
     known = variables(posterior, {name: value[:, 0] for name, value in one.items()})
@@ -219,7 +219,7 @@ def to_arviz(
     *drawn, before = [
         chosen_draws(posterior, guide, chosen, samples, seed + i) for i, guide in enumerate(every)
     ]
-    axes = Axes({name: known[name] for name in chosen}, posterior.text.label_names)
+    axes = Axes({name: known[name] for name in chosen}, posterior.columns.label_names)
     report = posterior.report
     attrs = {
         "left_out": ", ".join(name for name in numel if name not in chosen),

@@ -20,9 +20,9 @@ import xarray as xr
 from torch import Tensor
 
 from .. import changes as change
-from ..inference.elbo import blocks
+from ..inference.draws import blocks
 from ..peft.sites import Site
-from ..priors.gates import gated_layers
+from ..priors.structured import gated_layers
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior

@@ -49,9 +49,8 @@ def compare(
     """
     from ..comparison import BASELINE
     from ..comparison import compare as run
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior.io import write
-    from ..posterior.reading import TextOptions
     from .runs import hold_out, naming, read_table
 
     how = FitOptions(progress=bars()).change(**options.given(context))
@@ -61,8 +60,8 @@ def compare(
     found = recipe.task_of(rows)
     say(f"{len(rows)} rows, {found}")
     first = recipe.model(found, device)
-    text = TextOptions(found.columns, recipe.max_length, found.names)
-    examples = text.encode(first, rows, labelled=True)
+    columns = recipe.columns(found)
+    examples = first.encode(rows, columns)
     parts = {}
     for name, given in (("test", test), ("validation", validation)):
         examples, part = hold_out(examples, given, how.seed, f"--{name}")
@@ -70,7 +69,7 @@ def compare(
             raise ConfigError(f"--{name}: expected rows; the methods need some")
         if isinstance(part, str):
             with naming(part, f"--{name}"):
-                part = text.encode(first, read_table(part), labelled=True)
+                part = first.encode(read_table(part), columns)
         parts[name] = part
     say(f"{len(examples)} rows to learn, {', '.join(f'{len(p)} {n}' for n, p in parts.items())}")
     result = run(
@@ -81,10 +80,10 @@ def compare(
         parts["validation"],
         parts["test"],
         out,
+        columns=columns,
         components=components,
         options=how,
         say=say,
-        **recipe.reading(found),
     )
     made = result.table()
     write(out / "table.csv", made.to_csv().encode())
@@ -92,11 +91,11 @@ def compare(
     if as_json:
         print_json({"test_rows": len(parts["test"]), "methods": made.to_dict(orient="index")})
         return
-    columns = [name for name in made.columns if name not in (*_DIFFERENCE, "seconds")]
+    shown = [name for name in made.columns if name not in (*_DIFFERENCE, "seconds")]
     body = []
     for name, row in made.iterrows():
         away = "{:.3f} [{:.3f}, {:.3f}]".format(*row[[*_DIFFERENCE]])
-        body.append((name, *row[columns], "-" if name == BASELINE else away, round(row["seconds"])))
+        body.append((name, *row[shown], "-" if name == BASELINE else away, round(row["seconds"])))
     title = f"{len(parts['test'])} test rows; NLL less the hybrid's with its 95 % interval"
-    table(title, ("", *columns, "nll - hybrid's", "seconds"), body)
+    table(title, ("", *shown, "nll - hybrid's", "seconds"), body)
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

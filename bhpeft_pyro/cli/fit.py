@@ -40,9 +40,8 @@ def fit(
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
     """
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior.fit import fit as learn
-    from ..posterior.reading import TextOptions
     from .runs import check_out, hold_out, naming, read_table
 
     how = FitOptions(progress=bars()).change(**options.given(context))
@@ -50,15 +49,14 @@ def fit(
     table = read_table(data)
     found = recipe.task_of(table)
     say(f"{len(table)} rows, {found}")
-    reading = recipe.reading(found)
+    columns, unlabelled = recipe.columns(found), recipe.unlabelled_rows()
     model = recipe.model(found, device)
-    text = TextOptions(found.columns, recipe.max_length, found.names)
     # Before rows are held out, so that all are checked now, under the numbers the file has.
-    examples = text.encode(model, table, labelled=True)
+    examples = model.encode(table, columns)
     train, held_out = hold_out(examples, validation, how.seed)
     if isinstance(held_out, str):
         with naming(held_out):
-            held_out = text.encode(model, read_table(held_out), labelled=True)
+            held_out = model.encode(read_table(held_out), columns)
     where = f"{recipe.backbone}, {model.network.device}"
     say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
     posterior = learn(
@@ -69,7 +67,8 @@ def fit(
         validation=held_out if how.patience or recipe.guide in POINTS else None,
         options=how,
         components=components,
-        **reading,
+        columns=columns,
+        unlabelled=unlabelled,
     )
     posterior.report.name = Path(data).name
     posterior.report.given = examples.fingerprint

@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from ..errors import ConfigError
-from ..inference.options import FitOptions
+from ..options import FitOptions
 
 __all__ = [
     "Again",

@@ -17,10 +17,10 @@ from .. import __version__, plots
 from ..changes import changes
 from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
-from ..guides.blocks import title
-from ..inference.options import FitOptions
+from ..guides.guide import title
 from ..inference.predict import AnyForecast
 from ..inference.report import FitReport
+from ..options import FitOptions
 from ..posterior.io import write
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
@@ -141,7 +141,7 @@ class _Pictures:
 def _facts(posterior: Posterior) -> dict[str, str]:
     network = posterior.model.network
     weights = sum(site.numel for site in posterior.model.sites)
-    names = posterior.text.label_names
+    names = posterior.columns.label_names
     return {
         "backbone": network.backbone.config._name_or_path or "unnamed",
         "PEFT": ", ".join(kind.name for kind in network.kinds) or "none: the head alone",
@@ -177,11 +177,11 @@ def _round(number: int, fitted: FitReport) -> dict[str, Any]:
 
 def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:
     rows = rows_for(posterior, data, labelled=True)
-    examples = posterior.text.encode(posterior.model, rows, labelled=True)
+    examples = posterior.encode(rows)
     forecast = posterior.predict(examples, samples, seed=seed)
     found = predictions(forecast, [])
     names = list(found)[:-1]
-    labels = rows[posterior.text.columns.target(posterior.model.likelihood.kind)][:]
+    labels = rows[posterior.columns.target(posterior.model.likelihood.kind)][:]
     order = forecast.flag(1.0)[:_UNCERTAIN].tolist()
     return {
         "data": data,

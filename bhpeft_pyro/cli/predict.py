@@ -86,7 +86,7 @@ def predict(
     if by not in kind.measures:
         raise ConfigError(f"--by: unknown {by!r}; expected one of {', '.join(kind.measures)}")
     rows = rows_for(posterior, data, labelled=False)
-    examples = posterior.text.encode_texts(posterior.model, rows)
+    examples = posterior.model.encode_texts(rows, posterior.columns)
     forecast = posterior.predict(examples, samples, seed=draw_seed)
     flagged = forecast.flag(share, by).tolist()
     found = predictions(forecast, flagged)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 import typer
 
@@ -14,6 +14,7 @@ from . import options
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data import Columns
     from ..model.model import Model
     from .task import Task
 
@@ -101,16 +102,15 @@ class Recipe:
         kinds = getattr(presets, self.preset)()
         return found.model(*load_backbone(self.backbone, device), kinds, self.noise_by_text)
 
-    def reading(self, found: Task) -> dict[str, Any]:
-        """What `fit` and `stream` have to know about the texts."""
+    def columns(self, found: Task) -> Columns:
+        """How the table is read."""
+        return replace(found.columns, max_length=self.max_length, label_names=found.names)
+
+    def unlabelled_rows(self) -> Dataset | None:
+        """The rows of `unlabelled`, if there are any."""
         from .runs import read_table
 
-        return {
-            "unlabelled": None if self.unlabelled is None else read_table(self.unlabelled),
-            "columns": found.columns,
-            "max_length": self.max_length,
-            "label_names": found.names,
-        }
+        return None if self.unlabelled is None else read_table(self.unlabelled)
 
 
 def options_of_recipe(*without: str) -> Callable[[options.Command], options.Command]:

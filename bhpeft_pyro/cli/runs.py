@@ -50,7 +50,7 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     Raises:
         DataError: a column is missing.
     """
-    kind, columns = posterior.model.likelihood.kind, posterior.text.columns
+    kind, columns = posterior.model.likelihood.kind, posterior.columns
     table = read_table(source, columns.inputs(kind))
     needed = (*columns.inputs(kind), *((columns.target(kind),) if labelled else ()))
     for column in needed:
@@ -59,7 +59,7 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
                 f"{source} has no column {column!r}, which this posterior was fitted on; "
                 f"columns there: {', '.join(table.column_names)}"
             )
-    names, label = posterior.text.label_names, columns.target(kind)
+    names, label = columns.label_names, columns.target(kind)
     first = table[0][label] if labelled and names else None
     if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")

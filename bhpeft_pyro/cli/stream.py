@@ -81,9 +81,8 @@ def stream(
     from .. import sequential
     from ..data.encoding import cut_once, encode
     from ..guides import PRESETS
-    from ..inference.options import FitOptions
+    from ..options import FitOptions
     from ..posterior import io
-    from ..posterior.reading import TextOptions
     from ..sequential import History, Record, Replay
     from .runs import hold_out, read_table
 
@@ -103,13 +102,13 @@ def stream(
         raise ConfigError(f"--out: {out} holds a posterior, and would hold a stream too")
     rows = read_table(data)
     found = recipe.task_of(rows)
-    names = found.names
+    every_class = recipe.columns(found)
     batches = _batches(rows, by, every, batch)
     if grow:
         found = _known(found, *next(iter(batches.items())))
     cut = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     say(f"{len(rows)} rows in {cut}, {found}")
-    if more := [name for name in names or () if name not in (found.names or ())]:
+    if more := [name for name in every_class.label_names or () if name not in (found.names or ())]:
         say(f"classes to come: {', '.join(more)}")
     tested: dict[str, object] = {}
     learnt: dict[str, object] = {}
@@ -122,7 +121,7 @@ def stream(
             tested[name] = test
     if held_out and not tested:
         raise DataError(f"--tests: {tests} is no row of any batch; take more, or 0 for none")
-    reading = recipe.reading(found)
+    unlabelled = recipe.unlabelled_rows()
     model = recipe.model(found, device)
     if done := len(History(out / "rounds").rounds):
         say(f"rounds that are there already: {done}")
@@ -133,9 +132,7 @@ def stream(
             rows,
             model.network.tokenizer,
             kind=model.likelihood.kind,
-            columns=found.columns,
-            label_names=names,
-            max_length=TextOptions(max_length=recipe.max_length).limit(model.network, rows),
+            columns=model.limited(every_class, rows),
         )
         last = sequential.stream(
             model,
@@ -151,7 +148,8 @@ def stream(
             again=again,
             samples=samples,
             progress=bars(),
-            **reading,
+            columns=recipe.columns(found),
+            unlabelled=unlabelled,
         )
     record = Record.of(last)
     _plot(record, out)

@@ -62,13 +62,13 @@ def update(
     table = rows_for(before, data, labelled=True)
     start = with_outputs_for(before, table, grow)
     if start is not before:
-        old, new = (each.text.label_names or () for each in (before, start))
+        old, new = (each.columns.label_names or () for each in (before, start))
         more = (
             ", ".join(new[len(old) :]) or start.model.network.outputs - before.model.network.outputs
         )
         say(f"new classes: {more}")
     # Before rows are held out, so that all are checked now, under the numbers the file has.
-    examples = start.text.encode(start.model, table, labelled=True)
+    examples = start.encode(table)
     if not again:
         refuse_known(before, examples)
     train, held_out = hold_out(examples, validation, how.seed)
@@ -76,8 +76,7 @@ def update(
         how = how.change(patience=None)  # the last round's had rows to look at
     if isinstance(held_out, str):
         with naming(held_out):
-            rows = rows_for(start, held_out, labelled=True)
-            held_out = start.text.encode(start.model, rows, labelled=True)
+            held_out = start.encode(rows_for(start, held_out, labelled=True))
     point = is_point(before.guide) if guide is None else guide in POINTS
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     after = start.update(

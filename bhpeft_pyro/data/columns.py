@@ -1,4 +1,4 @@
-"""What kinds of data there are, and under which names a source keeps them.
+"""How a table is read: which column holds what, how much of a text, and which classes there are.
 
 Checks of the text columns: no missing, empty or foreign entry gets as far as the tokenizer.
 """
@@ -20,7 +20,7 @@ Kind = Literal["class", "rating", "choice"]
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a data set.
+    """How a table is read.
 
     Attributes:
         text: the text (kinds "class" and "rating").
@@ -29,9 +29,12 @@ class Columns:
         question: the question (kind "choice").
         choices: 2 to 8 possible answers: a list of str, or `{"text": [...], "label": [...]}`.
         answer: the right choice: its index, its text, or its entry in `label`.
+        max_length: longer texts are cut to so many tokens; by default to the tokenizer's limit
+            (`fit` also looks at the backbone's).
+        label_names: the classes, in the order of their indices; by default those of the data.
 
     Raises:
-        ConfigError: two of one kind are the same.
+        ConfigError: one column has two uses, or `label_names` are not two or more different str.
 
     >>> Columns(text="review").text
     'review'
@@ -43,6 +46,8 @@ class Columns:
     question: str = "question"
     choices: str = "choices"
     answer: str = "answer"
+    max_length: int | None = None
+    label_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         for names in (
@@ -54,6 +59,14 @@ class Columns:
                 raise ConfigError(
                     f"columns: {', '.join(map(repr, given))} must be different columns"
                 )
+        classes = self.label_names
+        if classes is None:
+            return
+        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+            raise ConfigError(f"label_names={classes!r}; expected a sequence of str")
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise ConfigError(f"label_names={classes!r}; expected two or more different names")
+        object.__setattr__(self, "label_names", tuple(classes))
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
         """The columns that hold text, in reading order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import DataError
 from .columns import DEFAULT_COLUMNS, Columns, Kind, check_texts, read_choices
 from .examples import Examples
-from .labels import check_names, read_answers, read_classes, read_ratings, unlabelled
+from .labels import read_answers, read_classes, read_ratings, unlabelled
 from .sources import read
 from .tokens import join_pairs, limit_of, probe, tokenise
 
@@ -47,9 +47,7 @@ def encode(
     *,
     kind: Kind,
     columns: Columns = DEFAULT_COLUMNS,
-    label_names: Sequence[str] | None = None,
     num_labels: int | None = None,
-    max_length: int | None = None,
     labelled: bool = True,
     new_names: bool = True,
 ) -> Examples:
@@ -64,14 +62,11 @@ def encode(
             `Examples`, which are returned as they are if they fit.
         tokenizer: the backbone's.
         kind: "class", "rating" or "choice".
-        columns: where the source keeps what.
-        label_names: the classes, in the order of their indices; by default those of the source.
+        columns: how the source is read.
         num_labels: number of classes, where they have no names; by default the largest plus 1.
-        max_length: cut longer texts to so many tokens; by default the tokenizer's own limit
-            (`fit` and a posterior look at that of the backbone, too).
         labelled: whether labels must be there. If not, they are used where no row lacks its own.
-        new_names: whether the source may name the classes where `label_names` does not. False
-            where the classes are known by their numbers: other labels are then refused.
+        new_names: whether the source may name the classes where `columns.label_names` does not.
+            False where the classes are known by their numbers: other labels are then refused.
 
     Raises:
         DataError: anything that would make the data unusable, with column and row (from 0).
@@ -92,16 +87,20 @@ def encode(
     """
     if kind not in get_args(Kind):
         raise DataError(f"kind={kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}")
-    if kind != "class" and (label_names is not None or num_labels is not None):
+    names, max_length = columns.label_names, columns.max_length
+    if kind != "class" and (names is not None or num_labels is not None):
         raise DataError(f"label_names and num_labels are for kind='class', not for kind={kind!r}")
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for kind='choice'")
-    check_names(label_names, num_labels)
+    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
+        raise DataError(f"num_labels={num_labels!r}; expected an integer of at least 2")
+    if names is not None and num_labels not in (None, len(names)):
+        raise DataError(f"num_labels={num_labels}, but there are {len(names)} label_names")
     pair = len(columns.inputs(kind)) == 2
     limit = limit_of(tokenizer, max_length, pair and not join_pairs(tokenizer))
     if isinstance(source, Examples):
-        _check_compatible(source, tokenizer, kind, label_names, num_labels, max_length, labelled)
-        if label_names is None and source.label_names is not None and not new_names:
+        _check_compatible(source, tokenizer, kind, columns, num_labels, labelled)
+        if names is None and source.label_names is not None and not new_names:
             raise DataError(
                 f"source has the classes {source.label_names}; expected classes without names"
             )
@@ -113,7 +112,6 @@ def encode(
     if values is not None and not labelled and unlabelled(values):
         values = None
 
-    names = None if label_names is None else tuple(label_names)
     labels: Tensor | None = None
     counts: Tensor | None = None
     second: list[str] | None = None
@@ -162,7 +160,7 @@ def encode(
         tokens=tokens,
         labels=labels,
         texts=tuple(texts),
-        label_names=names,
+        label_names=None if names is None else tuple(names),
         num_labels=num_labels if names is None else len(names),
         counts=counts,
         cut=cut,
@@ -174,9 +172,8 @@ def _check_compatible(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
-    label_names: Sequence[str] | None,
+    columns: Columns,
     num_labels: int | None,
-    max_length: int | None,
     labelled: bool,
 ) -> None:
     """Whether examples that are encoded already are what was asked for."""
@@ -186,12 +183,12 @@ def _check_compatible(
         raise DataError("source was encoded with another tokenizer; encode the texts again")
     if labelled and examples.labels is None:
         raise DataError("source holds examples without labels; labelled=True needs them")
-    longest = int(examples.lengths.max())
-    if max_length is not None and longest > max_length:
-        raise DataError(f"source has texts of {longest} tokens; max_length={max_length}")
-    own = examples.label_names
-    if label_names is not None and own is not None and tuple(label_names) != own:
-        raise DataError(f"source has the classes {own}; expected {tuple(label_names)}")
-    count = len(label_names) if label_names is not None else num_labels
+    longest, limit = int(examples.lengths.max()), columns.max_length
+    if limit is not None and longest > limit:
+        raise DataError(f"source has texts of {longest} tokens; max_length={limit}")
+    own, names = examples.label_names, columns.label_names
+    if names is not None and own is not None and names != own:
+        raise DataError(f"source has the classes {own}; expected {names}")
+    count = len(names) if names is not None else num_labels
     if count is not None and (examples.num_labels or 0) > count:
         raise DataError(f"source has {examples.num_labels} classes; expected {count}")

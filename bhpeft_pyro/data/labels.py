@@ -15,7 +15,6 @@ from ..errors import DataError
 
 __all__ = [
     "by_name",
-    "check_names",
     "is_number",
     "name_of",
     "read_answers",
@@ -23,20 +22,6 @@ __all__ = [
     "read_ratings",
     "unlabelled",
 ]
-
-
-def check_names(label_names: Sequence[str] | None, num_labels: int | None) -> None:
-    """Whether the given set of classes makes sense at all."""
-    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
-        raise DataError(f"num_labels={num_labels!r}; expected an integer of at least 2")
-    if label_names is None:
-        return
-    if isinstance(label_names, str) or not all(isinstance(name, str) for name in label_names):
-        raise DataError(f"label_names={label_names!r}; expected a sequence of str")
-    if len(label_names) < 2 or len(set(label_names)) < len(label_names):
-        raise DataError(f"label_names={label_names!r}; expected two or more different names")
-    if num_labels not in (None, len(label_names)):
-        raise DataError(f"num_labels={num_labels}, but there are {len(label_names)} label_names")
 
 
 def unlabelled(values: Sequence[Any]) -> bool:

@@ -85,7 +85,7 @@ def information(
     """
     if samples < 2:
         raise ConfigError(f"samples={samples} must be at least 2")
-    examples = posterior.text.encode(posterior.model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     return information_of(posterior, Feed(posterior.model, examples), samples, seed)
 
 

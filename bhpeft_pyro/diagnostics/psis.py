@@ -148,7 +148,7 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
         raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
-    examples: Examples = posterior.text.encode(posterior.model, data, labelled=True)
+    examples: Examples = posterior.encode(data)
     report = posterior.report
     if report.split is not None and examples.fingerprint == report.given:
         examples, _ = examples.hold_out(report.split)

@@ -102,7 +102,7 @@ def against(
         raise ConfigError(f"samples={samples} must be at least 2")
     model = posterior.model
     reference = _reference(posterior, draws)
-    examples = posterior.text.encode(model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     feed = Feed(model, examples)
     ours = run(model, drawn(model, posterior.guide, samples, seed), feed).predictions
     theirs = run(model, [Block(reference)], feed).predictions

@@ -17,14 +17,13 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
-from ..inference.elbo import blocks, seeded
+from ..inference.draws import blocks, seeded
 from ..inference.initialization import align
 from ..inference.passes import Block, Feed, drawn
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..posterior.reading import TextOptions
 from ..priors import FunctionSpaceNormal, Prior
 from .ranks import Calibration
 from .ratios import labels, run
@@ -88,10 +87,9 @@ def sbc(
     ['log likelihood']
     """
     _check(model, infer, sites, replications, draws, options)
-    reading = TextOptions()
-    examples = reading.encode_texts(model, texts)
+    examples = model.encode_texts(texts)
     first = range(min(_AT, len(examples)))
-    some = examples.subset(first) if at is None else reading.encode_texts(model, at)
+    some = examples.subset(first) if at is None else model.encode_texts(at)
     with seeded(seed):
         _align(model, examples)
     model = Model(_remembering(model.network), _settled(model.prior), model.likelihood)

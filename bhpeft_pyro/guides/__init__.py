@@ -7,7 +7,6 @@ from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
-from .lowrank import FullGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .pyro_guides import PyroGuide
@@ -20,13 +19,11 @@ __all__ = [
     "BlockGuide",
     "Budget",
     "DeltaGuide",
-    "FullGuide",
     "FunctionGuide",
     "Guide",
     "GuideLike",
     "LaplaceGuide",
     "Latent",
-    "LowRankGuide",
     "MixtureGuide",
     "NormalGuide",
     "PyroGuide",

@@ -1,186 +1,154 @@
-"""A guide of independent blocks: a family of its own for each group of sites."""
+"""A guide with a family for each group of sites."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
+from ..options import FitOptions
 from ..patterns import sort_by_pattern
-from ..priors import BlockPrior, JointPrior, Prior
-from .budget import Budget, budget
 from .delta import DeltaGuide
 from .guide import Guide
 from .latent import Latent, latents
-from .lowrank import FullGuide, LowRankGuide
 from .normal import NormalGuide
 
-__all__ = ["FAMILIES", "BlockGuide", "Family", "plan", "title"]
+__all__ = ["FAMILIES", "BlockGuide", "Family"]
 
-FAMILIES: dict[str, type[NormalGuide | LowRankGuide | DeltaGuide]] = {
-    "normal": NormalGuide,
-    "lowrank": LowRankGuide,
-    "full": FullGuide,
-    "delta": DeltaGuide,
-}
+FAMILIES: dict[str, type[NormalGuide | DeltaGuide]] = {"normal": NormalGuide, "delta": DeltaGuide}
 Family = str | tuple[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """What becomes of the latents that a pattern matches."""
-
-    pattern: str
-    family: str
-    options: Mapping[str, Any]
-    latents: Sequence[Latent]
-
-    @property
-    def names(self) -> list[str]:
-        return [name for latent in self.latents for name in latent.names]
-
-    @property
-    def budget(self) -> Budget:
-        size = budget(self.family, sum(x.loc.numel() for x in self.latents), **self.options)
-        assert size is not None  # of a family
-        return size
-
-    def make(self, model: Model, whole: bool) -> Guide:
-        """The guide; one that covers the whole model needs no names."""
-        names = None if whole else self.names
-        try:
-            return FAMILIES[self.family](model, names=names, **self.options)
-        except TypeError as error:
-            raise GuideError(
-                f"guide: {self.family!r} at {self.pattern!r} does not take "
-                f"{dict(self.options)}: {error}"
-            ) from error
+"""The name of a family, or a pair of a name and its options."""
 
 
 class BlockGuide(Guide):
-    """q(w) = prod_b q_b(w_b): mean-field between blocks, anything within.
+    """q(w) = prod_b q_b(w_b): some weights are Normal, others point estimates.
 
-    Each block is fitted as it would be alone, by steps of its own, given draws of the others. A
-    block of points ("delta") has no KL: what it adds to the loss is minus the logarithm of its
-    prior density, so it is the MAP estimate under what the others leave uncertain.
+    A block of point estimates ("delta") has no KL. It adds minus its log prior density to the
+    loss, so it is the MAP estimate given draws of the other weights.
 
     Args:
         model: the model whose latents it covers.
-        families: from patterns of site names to "normal", "lowrank", "full" or "delta", or to a
-            pair of such a name and its options; the first pattern that matches a site holds. What
-            a prior samples besides its sites (scales, gates) is matched by its own name.
+        families: from patterns of site names to "normal" or "delta", or to a pair of such a name
+            and its options. The first pattern that matches a site holds. What a prior samples
+            besides its sites (scales, for example) is matched by its own name.
 
     Raises:
         GuideError: an unknown family or option; a latent that no pattern matches, or a pattern
-            that matches none; a family that cannot follow the prior.
+            that matches none; or a prior that samples several sites jointly.
 
     >>> from bhpeft_pyro.testing import tiny_model
-    >>> guide = BlockGuide(tiny_model(), {
-    ...     "head.*": "full", "lora.*.A": ("lowrank", {"rank": 4}), "*": "delta"})
-    >>> [type(block).__name__ for block in guide.blocks()]
-    ['FullGuide', 'LowRankGuide', 'DeltaGuide']
+    >>> guide = BlockGuide(tiny_model(), {"lora.*.A": "normal", "*": "delta"})
+    >>> guide.title()
+    'BlockGuide(lora.*.A: normal, *: delta)'
     """
 
     def __init__(self, model: Model, families: Mapping[str, Family]) -> None:
         super().__init__()
         self.families = dict(families)
-        planned = plan(families, latents(model))
-        self.guides = nn.ModuleList(block.make(model, len(planned) == 1) for block in planned)
+        found = latents(model)
+        check_separate(type(self).__name__, found)
+        parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
+        names = [latent.name for latent in found]
+        pattern_of = sort_by_pattern(names, families, "guide", GuideError)
+        self.guides = nn.ModuleList(
+            _make(model, pattern, parsed[pattern], [n for n in names if pattern_of[n] == pattern])
+            for pattern in families
+        )
 
-    def blocks(self) -> list[Guide]:
+    @property
+    def blocks(self) -> list[Any]:
+        """The guides of the groups, in the order of the patterns."""
         return [*self.guides]
 
+    @property
+    def point(self) -> bool:  # type: ignore[override]
+        """Whether every block is a point estimate."""
+        return all(block.point for block in self.blocks)
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        return {name: value for guide in self.guides for name, value in guide(batch).items()}
+        return {name: value for guide in self.blocks for name, value in guide(batch).items()}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        return {k: q for block in self.blocks() for k, q in block.distributions().items()}
-
-    def as_prior(self) -> Prior:
-        single: dict[str, TorchDistribution] = {}
-        joint: list[JointPrior] = []
-        for block in self.blocks():
-            if isinstance(block, LowRankGuide):
-                joint.append(block.as_prior())
-            else:
-                single |= block.distributions()
-        return BlockPrior.of(single, joint)
-
-    def follow(self, model: Model) -> None:
-        for block in self.blocks():
-            block.follow(model)
+        return {k: q for block in self.blocks for k, q in block.distributions().items()}
 
     def means(self) -> dict[str, Tensor]:
-        return {k: value for block in self.blocks() for k, value in block.means().items()}
+        return {k: value for block in self.blocks for k, value in block.means().items()}
 
     def move(self, values: Mapping[str, Tensor]) -> None:
-        for block in self.blocks():
+        for block in self.blocks:
             block.move(values)
 
     def scales(self) -> dict[str, Tensor]:
-        return {k: value for block in self.blocks() for k, value in block.scales().items()}
+        return {k: value for block in self.blocks for k, value in block.scales().items()}
 
-    @torch.no_grad()
+    def points(self) -> list[str]:
+        return [name for block in self.blocks for name in block.points()]
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        return [one for block in self.blocks for one in block.optimizers(options, examples)]
+
+    def follow(self, model: Model) -> None:
+        for block in self.blocks:
+            block.follow(model)
+
+    def free_sds(self) -> bool:
+        return any(block.free_sds() for block in self.blocks)
+
     def narrow(self, information: Mapping[str, Tensor]) -> None:
-        for block in self.blocks():
+        for block in self.blocks:
             block.narrow(information)
 
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        return [one for block in self.blocks for one in block.parameters_of(sites)]
+
+    def scale_slopes(self) -> dict[str, Tensor]:
+        return {k: value for block in self.blocks for k, value in block.scale_slopes().items()}
+
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        for block in self.blocks():
+        for block in self.blocks:
             if own := {name: rows[name] for name in block.means() if name in rows}:
                 block.grow(own)
 
     def options(self) -> dict[str, Any]:
         return {"families": self.families}
 
-    def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [pair for block in self.blocks() for pair in block.natural_pairs()]
+    def title(self) -> str:
+        lines = []
+        for pattern, family in self.families.items():
+            name, options = _parsed(pattern, family)
+            given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+            lines.append(f"{pattern}: {name}" + (f"({given})" if given else ""))
+        return f"{type(self).__name__}({', '.join(lines)})"
 
 
-def title(guide: object) -> str:
-    """A guide in a line: its class, and of blocks which family covers which pattern.
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> title(BlockGuide(tiny_model(), {"head.*": "full", "*": ("lowrank", {"rank": 4})}))
-    'BlockGuide(head.*: full, *: lowrank(rank=4))'
-    """
-    name = type(guide).__name__
-    if not isinstance(guide, BlockGuide):
-        return name
-    covered = []
-    for pattern, family in guide.families.items():
-        kind, options = _parsed(pattern, family)
-        told = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        covered.append(f"{pattern}: {kind}" + (f"({told})" if told else ""))
-    return f"{name}({', '.join(covered)})"
-
-
-def plan(families: Mapping[str, Family], found: Sequence[Latent]) -> list[Block]:
-    """Which latents go to which block, in the order of the patterns.
+def check_separate(guide: str, found: Sequence[Latent]) -> None:
+    """See that no latent holds several sites.
 
     Raises:
-        GuideError: as for `BlockGuide`.
+        GuideError: one does.
     """
-    parsed = {pattern: _parsed(pattern, family) for pattern, family in families.items()}
-    members: dict[str, list[Latent]] = {pattern: [] for pattern in families}
-    names = [name for latent in found for name in latent.names]
-    pattern_of = sort_by_pattern(names, families, "guide", GuideError)
-    for latent in found:
-        patterns = {pattern_of[name] for name in latent.names}
-        if len(patterns) > 1:
-            raise GuideError(
-                f"guide: the prior holds {', '.join(latent.names)} together, so one pattern must "
-                f"match them all; these do: {', '.join(map(repr, sorted(patterns)))}"
-            )
-        members[patterns.pop()].append(latent)
-    return [Block(pattern, *parsed[pattern], own) for pattern, own in members.items()]
+    if joint := [name for latent in found for name in latent.sites]:
+        raise GuideError(
+            f"guide: this prior samples {', '.join(joint)} jointly, and {guide} has a latent for "
+            "each site; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
+            "that the prior comes from"
+        )
+
+
+def _make(model: Model, pattern: str, family: tuple[str, Any], names: Sequence[str]) -> Guide:
+    name, options = family
+    try:
+        return FAMILIES[name](model, names=names, **options)
+    except TypeError as error:
+        raise GuideError(
+            f"guide: {name!r} at {pattern!r} does not take {dict(options)}: {error}"
+        ) from error
 
 
 def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:
@@ -196,6 +164,6 @@ def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:
             )
     if name not in FAMILIES:
         raise GuideError(
-            f"guide: unknown family {name!r} at {pattern!r}; known: {', '.join(FAMILIES)}"
+            f"guide: unknown family {name!r} at {pattern!r}; expected one of {', '.join(FAMILIES)}"
         )
     return name, options

@@ -14,15 +14,11 @@ __all__ = ["Budget", "budget"]
 
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4
-GATHERED = 128
-"""Gradients gathered before a low-rank guide's leading directions are sought again."""
-GATHERED_ONCE = 256
-"""The same for a Laplace approximation, whose covariance is measured but once."""
+GATHERED = 256
+"""Gradients gathered before a Laplace approximation's leading directions are computed again."""
 _EXAMPLES = 16  # of a batch, unless `fit` is told otherwise; each has weights of its own
 _COPIES = 14  # of these, on their way from draw to gradient
-_SCALABLE = (
-    "'normal', 'laplace', 'lowrank', 'delta' and AutoNormal grow in proportion to the latents"
-)
+_SCALABLE = "'normal', 'laplace', 'delta' and AutoNormal grow in proportion to the latents"
 
 
 @dataclass(frozen=True)
@@ -92,15 +88,11 @@ def budget(
             parameters = d
         case "normal" | "AutoNormal" | "AutoDiagonalNormal":
             parameters = 2 * d
-        case "lowrank" | "full":
-            parameters = d
-            axes = d if name == "full" else rank or 64
-            kept = d * (2 * axes + 1) + _measurement(d, axes)  # its axes, and the last good ones
         case "laplace":
             parameters = d
             axes = rank or 16
-            kept = d * (2 * axes + 1) + _measurement(d, axes, GATHERED_ONCE)
-        case "AutoLowRankMultivariateNormal":
+            kept = d * (2 * axes + 1) + _measurement(d, axes)  # its axes, and the last good ones
+        case "AutoLowRankMultivariateNormal" | "lowrank":
             parameters = d * (2 + (rank or max(1, round(d**0.5))))
         case "AutoMultivariateNormal" | "mvn":
             parameters = d * (2 + d)
@@ -118,8 +110,8 @@ def budget(
     return Budget(d, parameters, _TRAINED * parameters + _KEPT * kept)
 
 
-def _measurement(d: int, axes: int, gathered: int = GATHERED) -> int:
-    """Numbers held while a low-rank covariance is measured (`inference/curvature.py`)."""
-    columns = max(2 * axes, axes + gathered) + _EXAMPLES
+def _measurement(d: int, axes: int) -> int:
+    """Numbers held while a low-rank covariance is computed (`inference/curvature.py`)."""
+    columns = max(2 * axes, axes + GATHERED) + _EXAMPLES
     products = 2 * (CHUNK + 4 * columns**2)  # in double precision
     return d * (columns + axes + _COPIES * _EXAMPLES) + products

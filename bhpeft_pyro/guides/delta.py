@@ -11,26 +11,29 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.optim import Adam, Optimizer
 
 from ..data.batch import Batch
 from ..distributions import Constrained
 from ..errors import GuideError
 from ..model.model import Model
+from ..options import FitOptions
 from .guide import Guide, key
 from .latent import is_real, latents
+from .optimizers import NOISE_STEPS, adam_lr
 
 __all__ = ["DeltaGuide"]
 
 
 class DeltaGuide(Guide):
-    """q(w) a point: fitted at temperature 1 the MAP estimate, at temperature 0 ordinary
-    fine-tuning (maximum likelihood).
+    """A point estimate: at temperature 1 the MAP estimate, at temperature 0 ordinary fine-tuning
+    (maximum likelihood).
 
     Args:
         model: the model whose latents it covers.
-        width: the sd, in the sites' units, of the Normal around the point that the next round has
-            for a prior. It says how far a round may move the point: data have not told. None
-            refuses to be a prior.
+        width: sd, in the sites' units, of the Normal around the point estimate that is the next
+            round's prior. It limits how far a round moves the weights; it is not estimated from
+            data. With None the guide cannot become a prior.
         names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
@@ -69,7 +72,7 @@ class DeltaGuide(Guide):
             raise GuideError(
                 "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
                 "give the 'delta' guide a width=..., the sd of the next round's prior in the "
-                "sites' units, or go on from this point without a prior: "
+                "sites' units, or continue from this estimate without a prior: "
                 "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
             )
         found: dict[str, TorchDistribution] = {}
@@ -89,9 +92,15 @@ class DeltaGuide(Guide):
             inverse = biject_to(self._supports[name]).inv
             self.loc[key(name)].copy_(inverse(values[name]))
 
-    def of_likelihood(self) -> list[nn.Parameter]:
-        """The likelihood's own weights, such as a noise scale."""
-        return [self.loc[key(name)] for name in self._supports if name in self._likelihood]
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        lr = adam_lr(options)
+        noise = self.parameters_of(self._likelihood)
+        rest = self.parameters_of(self._supports.keys() - self._likelihood)
+        groups = [(noise, NOISE_STEPS * lr), (rest, lr)]
+        return [Adam(group, lr=own) for group, own in groups if group]
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        return [self.loc[key(name)] for name in self._supports if name in sites]
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}

@@ -1,22 +1,34 @@
-"""The contract of this package's own guides."""
+"""The contract of this package's guides."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from ..data.batch import Batch
+from ..distributions import Covariance
 from ..errors import GuideError
 from ..model.model import Model
+from ..options import FitOptions
 from ..priors import PosteriorPrior, Prior
+from .optimizers import adam_lr, trained
 
-__all__ = ["Guide", "blocks_of", "is_linear", "is_point", "key", "prior_of"]
+__all__ = [
+    "Guide",
+    "components_of",
+    "is_linear",
+    "is_point",
+    "key",
+    "optimizers",
+    "prior_of",
+    "title",
+]
 
 
 def key(site: str) -> str:
@@ -24,35 +36,39 @@ def key(site: str) -> str:
     return site.replace(".", "/")
 
 
-def _tell(name: str, parameter: nn.Parameter) -> None:
-    """What `pyro.param` says of a parameter, without a copy in the global store."""
-    parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-    tell: Any = effectful(lambda **_: parameter, type="param")
-    tell(name=name)
-
-
 class Guide(nn.Module):
     """An approximate posterior over a model's latents.
 
-    Called with a batch (which it may ignore) it samples every latent, as any Pyro guide does. A
-    guide of your own may be any Pyro guide; what it adds by being a `Guide` is that its
-    posterior can become a prior. Being a plain torch module, it keeps its parameters to itself:
-    Pyro's global store would mix them up with those of the same names in another guide.
+    Called with a batch (which it may ignore), it samples every latent, as any Pyro guide does. Any
+    Pyro guide can be fitted; what a `Guide` adds is that its posterior can become a prior. It is a
+    plain torch module with its own parameters: Pyro's global store would mix them up with
+    parameters of the same names in another guide.
+
+    A family of your own needs `forward`, `means`, and `distributions` or `as_prior`. The other
+    methods have defaults.
 
     Attributes:
-        linear: whether it is a posterior of the network linearised around its means, and so it
-            predicts.
-        point: whether SVI trains a point only: any width it has is measured afterwards.
+        linear: whether this is a posterior of the network linearised around `means()`. Predictions
+            then use its `covariance`.
+        point: whether SVI trains a point estimate only; any width is computed afterwards.
+        joint: whether it holds correlations between sites from one round to the next.
+        own_mode: whether each guide of a mixture starts near a mode of its own, at which its prior
+            is centred (`centre`).
+        pull: weight of an earlier posterior at the next round's point estimate, by default.
+        candidates: held-out densities by width, until a width is chosen.
     """
 
     linear: bool = False
     point: bool = False
+    joint: bool = False
+    own_mode: bool = False
+    pull: float = 1.0
+    candidates: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As every module's; Pyro's `SVI`, which asks for parameters by message, sees them."""
-        if any(getattr(handler, "param_only", False) for handler in _PYRO_STACK):
-            for name, parameter in self.named_parameters():
-                _tell(name, parameter)
+        """Call the module; Pyro's `SVI`, which collects parameters by message, sees them."""
+        for name, parameter in self.named_parameters():
+            _announce(name, parameter)
         return super().__call__(*args, **kwargs)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -63,82 +79,157 @@ class Guide(nn.Module):
         """The posterior as one distribution per site, detached and copied.
 
         Raises:
-            GuideError: the posterior is degenerate (a point).
+            GuideError: the posterior is a point estimate, or joint over several sites.
         """
         raise NotImplementedError
 
     def as_prior(self) -> Prior:
         """The posterior as a stochastic function of the sites, detached and copied.
 
-        One distribution per site, unless a guide knows better: a joint one overrides this.
+        By default one distribution per site; joint guides override this.
 
         Raises:
-            GuideError: the posterior is degenerate (a point).
+            GuideError: the posterior is a point estimate.
         """
         return PosteriorPrior(self.distributions())
 
-    def follow(self, model: Model) -> None:
-        """Go on as a guide of the same weights under another prior: the next round's, or one whose
-        scales have been set since. For guides that keep something of their prior."""
+    def own_prior(self) -> Prior:
+        """A prior of the form that `as_prior` gives after a fit, to check before one."""
+        return self.as_prior()
 
     def means(self) -> dict[str, Tensor]:
-        """A central value per site: where `predict(samples=0)` looks."""
+        """A central value per site, at which `predict(samples=0)` evaluates the network."""
         raise NotImplementedError
 
     def move(self, values: Mapping[str, Tensor]) -> None:
-        """Start elsewhere: at other central values than `means` gives now.
-
-        For guides that `fit` may start from other places; others stay.
+        """Set the central values. By default a guide stays where it is.
 
         Args:
             values: per latent (others stay), of its shape.
         """
 
     def scales(self) -> dict[str, Tensor]:
-        """The sds per site, in unconstrained coordinates, of those that have one."""
+        """The sds per site, in unconstrained coordinates, of sites that have one."""
         return {}
+
+    @property
+    def covariance(self) -> Covariance | None:
+        """The covariance over all weights, in the order of the sites, if the guide has one.
+
+        A `linear` guide with a covariance predicts in closed form.
+        """
+        return None
+
+    def points(self) -> list[str]:
+        """Latents with a point estimate in place of a distribution."""
+        return [*self.means()] if self.point else []
+
+    @property
+    def components(self) -> Sequence[nn.Module]:
+        """The guides of a mixture; this guide alone, unless it is one."""
+        return [self]
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        """The optimisers of its parameters, by default Adam.
+
+        Args:
+            options: of the fit.
+            examples: N.
+        """
+        return [Adam(trained(self), lr=adam_lr(options))]
+
+    def follow(self, model: Model) -> None:
+        """Continue with the same weights under another prior, such as the next round's. For guides
+        that keep something of their prior."""
+
+    def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
+        """Centre the prior at a start of the guide's own.
+
+        Args:
+            values: per site (elsewhere the prior's mean stays), of its shape.
+
+        Returns:
+            The new prior, for the model; None from guides without `own_mode`.
+        """
+        return None
+
+    def hold(self) -> None:
+        """Become a point estimate again, before training, if `fit` computes the width."""
+
+    def needs_held_out(self, options: FitOptions) -> bool:
+        """Whether held-out rows choose something about it."""
+        return self.point and options.temperature is None
+
+    def free_sds(self) -> bool:
+        """Whether `fit` may choose where its sds start."""
+        return False
 
     def narrow(self, information: Mapping[str, Tensor]) -> None:
         """Add information to the precisions: sd <- (1 / sd^2 + information)^(-1/2).
 
-        For guides whose sds `fit` may start where it likes; others leave it be.
+        For guides with `free_sds`; by default nothing happens.
 
         Args:
             information: per site (others stay), of its shape; latents that are not real stay.
         """
 
-    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Add rows to sites, last along their first dim and independent of all that is there.
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        """The parameters that belong to some of the sites alone."""
+        return []
 
-        What the guide has of the prior is that of the old model until it has to `follow` the new.
+    def scale_slopes(self) -> dict[str, Tensor]:
+        """Per site, the mean gradient of the last loss with respect to log sd, if sds are
+        trained."""
+        return {}
+
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Append rows to sites along their first dim, independent of all other weights.
+
+        The guide keeps the old model's prior until `follow` gives it the new one's.
 
         Args:
             rows: per site the means and sds, each `(rows, *shape[1:])` of the site's shape.
 
         Raises:
-            GuideError: it cannot.
+            GuideError: this guide cannot grow.
         """
         raise GuideError(
-            f"grow: {type(self).__name__} takes no new rows of {', '.join(rows)}; expected a "
-            "'normal', 'laplace', 'lowrank' or 'full' guide of them"
+            f"grow: {type(self).__name__} cannot get new rows of {', '.join(rows)}; expected a "
+            "'normal' or 'laplace' guide for them"
         )
 
-    def blocks(self) -> list[Guide]:
-        """The independent guides that it is made of: itself, unless it is made of others."""
-        return [self]
+    def title(self) -> str:
+        """A name for reports."""
+        return type(self).__name__
 
     def options(self) -> dict[str, Any]:
-        """What makes the like of it for another model, by its constructor: plain data."""
+        """Constructor arguments that make an equal guide for another model, as plain data."""
         return {}
 
-    def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """(loc, log scale) pairs for `NaturalGradient`; none unless a guide has them."""
-        return []
+
+def _announce(name: str, parameter: nn.Parameter) -> None:
+    """Send the message of `pyro.param`, without a copy in the global store."""
+    value: Any = parameter.detach()
+    value.unconstrained = lambda: parameter
+    message: Any = effectful(lambda **_: value, type="param")
+    message(name=name)
 
 
-def blocks_of(guide: object) -> list[object]:
-    """The independent guides that any guide is made of."""
-    return [*guide.blocks()] if isinstance(guide, Guide) else [guide]
+def components_of(guide: object) -> Sequence[Any]:
+    """The guides of a mixture; of any other guide, the guide itself."""
+    return guide.components if isinstance(guide, Guide) else [guide]
+
+
+def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
+    """The optimisers of any guide; Adam if it is not one of this package's."""
+    if isinstance(guide, Guide):
+        return guide.optimizers(options, examples)
+    return [Adam(trained(guide), lr=adam_lr(options))]
+
+
+def title(guide: object) -> str:
+    """A name for reports, of any guide."""
+    return guide.title() if isinstance(guide, Guide) else type(guide).__name__
 
 
 def is_linear(guide: object) -> bool:
@@ -147,16 +238,15 @@ def is_linear(guide: object) -> bool:
 
 
 def is_point(guide: object) -> bool:
-    """Whether SVI trains nothing but a point of any guide."""
-    blocks = blocks_of(guide)
-    return all(isinstance(block, Guide) and block.point for block in blocks)
+    """Whether SVI trains a point estimate only, of any guide."""
+    return isinstance(guide, Guide) and guide.point
 
 
 def prior_of(model: Model, guide: nn.Module) -> Prior:
-    """A fitted guide as a prior; sites that its model's prior makes out of others go on so.
+    """A fitted guide as a prior. Sites that the model's prior computes from others still are.
 
     Raises:
-        GuideError: the guide is a point, or not one of this package's.
+        GuideError: the guide is a point estimate, or not one of this package's.
     """
     if not isinstance(guide, Guide):
         name = type(guide).__name__

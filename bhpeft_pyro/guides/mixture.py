@@ -1,23 +1,20 @@
-"""A mixture of guides: what independent fits are together."""
+"""A mixture of guides: several independent fits together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..data.batch import Batch
 from ..errors import GuideError
-from ..model.model import Model
-from ..priors import MixturePrior, unpack
-from ..priors.mixture import MIXTURE, Mixture
-from .guide import Guide
+from ..options import FitOptions
+from ..priors import MixturePrior
+from .guide import Guide, is_linear, is_point, optimizers
 
 __all__ = ["MixtureGuide"]
 
@@ -26,15 +23,13 @@ class MixtureGuide(Guide):
     """q(w) = 1/R sum_r q_r(w): a deep ensemble where the components are points (Lakshminarayanan et
     al. 2017), a mixture of posteriors where they have widths (Wilson and Izmailov 2020).
 
-    Its density is that of the mixture, whichever component a draw came from. Predictions take
-    equally many draws of each component instead of as many as chance gives it.
+    A call runs one component, chosen at random. Predictions use equally many draws of each.
 
     Args:
         components: guides of the same model: this package's, Pyro's, or functions.
 
     Raises:
-        GuideError: there are none; and where its density is asked for, if a component is a point
-            or one of Pyro's autoguides.
+        GuideError: there are none.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide
@@ -48,53 +43,45 @@ class MixtureGuide(Guide):
         super().__init__()
         if not components:
             raise GuideError("MixtureGuide: components is empty; expected at least one guide")
-        self.components = nn.ModuleList(components)
-        self._joint = False
+        self.parts = nn.ModuleList(components)
+
+    @property
+    def components(self) -> Sequence[Any]:
+        return [*self.parts]
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """Whether each component is of a network linearised around its own mean."""
-        return all(isinstance(each, Guide) and each.linear for each in self.components)
+        """Whether each component is a posterior of the network linearised around its own mean."""
+        return all(map(is_linear, self.parts))
 
     @property
     def point(self) -> bool:  # type: ignore[override]
-        """Whether SVI trains points only."""
-        return all(isinstance(each, Guide) and each.point for each in self.components)
+        """Whether SVI trains point estimates only."""
+        return all(map(is_point, self.parts))
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        mixture = Mixture([partial(component, batch) for component in self.components])
-        infer: Any = {"is_auxiliary": not self._joint, "sites": mixture.shapes}
-        values = unpack(pyro.sample(MIXTURE, mixture, infer=infer), mixture.shapes)
-        if self._joint:
-            return values
-        return {
-            name: pyro.sample(name, dist.Delta(value, event_dim=len(mixture.shapes[name])))
-            for name, value in values.items()
-        }
-
-    def follow(self, model: Model) -> None:
-        """Under a mixture of priors all latents are one; the components follow their own priors."""
-        self._joint = isinstance(model.prior, MixturePrior)
+        drawn: dict[str, Tensor] = self.parts[int(torch.randint(len(self.parts), ()))](batch)
+        return drawn
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        raise GuideError(
-            "a mixture is not independent between sites: it has no distribution for each, only a "
-            "joint one (as_prior), and its components theirs"
-        )
+        raise GuideError("a mixture has no distribution for each site; its components do")
 
     def as_prior(self) -> MixturePrior:
         return MixturePrior([guide.as_prior() for guide in self._guides()])
 
     def means(self) -> dict[str, Tensor]:
-        """The mean of the components' central values; `predict(samples=0)` looks at each."""
+        """The mean of the components' central values; `predict(samples=0)` uses each of them."""
         found = [guide.means() for guide in self._guides()]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        return [one for part in self.parts for one in optimizers(part, options, examples)]
+
     def _guides(self) -> list[Guide]:
-        guides = [each for each in self.components if isinstance(each, Guide)]
-        if len(guides) < len(self.components):
+        guides = [each for each in self.parts if isinstance(each, Guide)]
+        if len(guides) < len(self.parts):
             raise GuideError(
-                f"a mixture of {type(self.components[0]).__name__} has no prior and no means: "
+                f"a mixture of {type(self.parts[0]).__name__} has no prior and no means: "
                 "expected components that are a bhpeft_pyro.guides.Guide"
             )
         return guides

@@ -11,13 +11,16 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.optim import Optimizer
 
 from ..data.batch import Batch
 from ..distributions import Constrained
 from ..errors import GuideError
 from ..model.model import Model
+from ..options import FitOptions
 from .guide import Guide, key
 from .latent import is_real, latents
+from .optimizers import NaturalGradient, natural_lr
 
 __all__ = ["NormalGuide"]
 
@@ -101,12 +104,19 @@ class NormalGuide(Guide):
         return {"init_scale": self.init_scale}
 
     def scale_slopes(self) -> dict[str, Tensor]:
-        """Mean gradient of the last loss with respect to log scale, per site."""
         grads = {name: self.log_scale[key(name)].grad for name in self._supports}
         return {name: grad.mean() for name, grad in grads.items() if grad is not None}
 
-    def natural_pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        return [(self.loc[key(name)], self.log_scale[key(name)]) for name in self._supports]
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        pairs = [(self.loc[key(name)], self.log_scale[key(name)]) for name in self._supports]
+        return [NaturalGradient(pairs, lr=natural_lr(options, examples))]
+
+    def free_sds(self) -> bool:
+        return self.init_scale is None
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        tables = (self.loc, self.log_scale)
+        return [table[key(name)] for table in tables for name in self._supports if name in sites]
 
     def _normal(self, name: str, copy: bool = False) -> TorchDistribution:
         loc, scale = self.loc[key(name)], self.log_scale[key(name)].exp()

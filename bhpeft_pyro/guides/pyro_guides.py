@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import permutations
-from math import prod
 from typing import Any
 
 import pyro
@@ -87,49 +86,23 @@ def joint(auto: AutoGuide, latents: Sequence[Latent]) -> JointPrior:
     if size > _LARGEST:
         raise GuideError(
             f"{name} of {size:,} latents cannot be a prior: its covariance would be made whole, "
-            f"for at most {_LARGEST:,}; 'laplace' and 'lowrank' pass theirs on at any size"
+            f"for at most {_LARGEST:,}; 'laplace' passes its own on at any size"
         )
-    if isinstance(auto, pyro_guides.AutoStructured):
-        moments = _structured(auto, shapes)
-    elif isinstance(auto, pyro_guides.AutoContinuous) and not isinstance(
+    if not isinstance(auto, pyro_guides.AutoContinuous) or isinstance(
         auto, pyro_guides.AutoNormalizingFlow
     ):
-        posterior = auto.get_posterior()
-        moments = posterior.mean.clone(), posterior.covariance_matrix
-    else:
         raise GuideError(
             f"{name} does not say how its posterior becomes a prior; derive your guide from "
             "bhpeft_pyro.guides.Guide and give it distributions()"
         )
-    mean, matrix = moments
-    return JointPrior(LowRankNormal(mean, Covariance.dense(matrix)), shapes)
-
-
-def _structured(
-    auto: pyro_guides.AutoStructured, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of what is linear in standard Normal noise, one entry at a time."""
-    conditionals: Any = auto.conditionals  # once it has seen the model, both are mappings
-    dependencies: Any = auto.dependencies
-    linear = all(each == "linear" for deps in dependencies.values() for each in deps.values())
-    if not ({*conditionals.values()} <= {"normal", "mvn"} and linear):
-        raise GuideError(
-            "AutoStructured becomes a prior where all conditionals are 'normal' or 'mvn' and all "
-            f"dependencies 'linear'; got {conditionals} and {dependencies}"
-        )
-    size = sum(prod(shape) for shape in shapes.values())
-    like = next(auto.parameters())
-    noise = torch.cat([torch.eye(size), torch.zeros(1, size)]).to(like)
-    sizes = {f"{name}_aux": (prod(shape),) for name, shape in shapes.items()}
-    with poutine.block(), poutine.condition(data=unpack(noise, sizes)):
-        deltas = auto.get_deltas()
-    values = torch.cat([deltas[name].v.reshape(size + 1, -1) for name in shapes], 1)
-    root = values[:-1] - values[-1]
-    return values[-1].clone(), root.mT @ root
+    posterior = auto.get_posterior()
+    covariance = Covariance.dense(posterior.covariance_matrix)
+    return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), shapes)
 
 
 PYROS: dict[str, type[AutoGuide]] = {
     "mvn": pyro_guides.AutoMultivariateNormal,
+    "lowrank": pyro_guides.AutoLowRankMultivariateNormal,
     "structured": pyro_guides.AutoStructured,
     "iaf": pyro_guides.AutoIAFNormal,
     "AutoDelta": pyro_guides.AutoDelta,
@@ -143,7 +116,7 @@ PYROS: dict[str, type[AutoGuide]] = {
     "AutoNormalizingFlow": pyro_guides.AutoNormalizingFlow,
     "AutoStructured": pyro_guides.AutoStructured,
 }
-"""Those of Pyro's autoguides that can be made by a name and options, and short names."""
+"""Pyro's autoguides that can be made from a name and options."""
 
 
 class PyroGuide(Guide):

@@ -1,12 +1,4 @@
-"""`autoguide`: a guide by name, or any of Pyro's by class.
-
-Whether a guide is of the model that it is to be fitted to.
-
-Ready choices of what is random and what is a point.
-
->>> down_only(["lora.query.A", "lora.query.B", "head.bias"])
-{'*.A': 'normal', '*': 'delta'}
-"""
+"""`autoguide`: a guide by name, by site pattern, or any of Pyro's by class."""
 
 from __future__ import annotations
 
@@ -21,13 +13,12 @@ from torch import nn
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
-from .blocks import BlockGuide, Family, plan
-from .budget import Budget, budget
+from .blocks import BlockGuide, Family, check_separate
+from .budget import budget
 from .delta import DeltaGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
-from .lowrank import FullGuide, LowRankGuide
 from .mixture import MixtureGuide
 from .normal import NormalGuide
 from .pyro_guides import PYROS, PyroGuide
@@ -45,9 +36,10 @@ __all__ = [
 
 
 def check_made_for(model: Model, guide: nn.Module) -> None:
-    """Compare the sites that a guide tells its central values of with the model's.
+    """Compare the sites of a guide's central values with the model's.
 
-    Pyro's guides and those that do not tell are left to the first step, which compares traces.
+    Pyro's guides, and guides without central values, are left to the first step, which compares
+    traces.
 
     Raises:
         GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
@@ -56,13 +48,8 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
     if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
         return
     there = latents(model)
-    joint = [name for latent in there for name in latent.sites]
-    if joint and isinstance(guide, NormalGuide | DeltaGuide):
-        raise GuideError(
-            f"guide: under this prior {', '.join(joint)} are drawn jointly, which a "
-            f"{type(guide).__name__} is not; expected 'laplace', 'lowrank' or 'full', or "
-            "posterior.update(data, guide=...) of the posterior that the prior comes from"
-        )
+    if isinstance(guide, NormalGuide | DeltaGuide | BlockGuide):
+        check_separate(guide.title(), there)
     try:
         found = {name: tuple(value.shape) for name, value in guide.means().items()}
     except NotImplementedError:
@@ -141,13 +128,11 @@ def _random(
 GUIDES: dict[str, Callable[..., Guide]] = {
     "laplace": LaplaceGuide,
     "normal": NormalGuide,
-    "lowrank": LowRankGuide,
-    "full": FullGuide,
     "delta": DeltaGuide,
 }
-"""This package's guides, by the names that `autoguide` knows them under."""
+"""This package's guides, by the names that `autoguide` takes."""
 COMPONENTS = {"laplace": 5}
-"""Of how many components a mixture is by default, where not of one."""
+"""The number of components by default, where it is not one."""
 GuideLike = str | type[AutoGuide] | Mapping[str, Family]
 """What `autoguide` makes a guide of."""
 
@@ -163,16 +148,15 @@ def autoguide(
     """A guide for a model.
 
     Args:
-        name: "laplace", "normal", "lowrank", "full" or "delta" (this package's); a
-            mapping from patterns of site names to the others (`BlockGuide`), or "down only" or
-            "A only", which are ready ones; or one of Pyro's autoguides (`PyroGuide`): "mvn",
-            "structured" or "iaf", or any other by its name or class, e.g.
-            "AutoLowRankMultivariateNormal".
+        name: "laplace", "normal" or "delta" (this package's); a mapping from patterns of site
+            names to "normal" or "delta" (`BlockGuide`), or "down only" or "A only", which are such
+            mappings; or one of Pyro's autoguides (`PyroGuide`): "mvn", "lowrank", "structured" or
+            "iaf", or any other by its name or class, such as "AutoDiagonalNormal".
         model: the model.
         components: how many guides make a mixture (`MixtureGuide`), each of which `fit` starts
             elsewhere; by default 5 of "laplace" and 1 of the others.
-        max_bytes: a guide that would take more while it is fitted is refused before it is made.
-        options: passed on to the guide's constructor, or to the preset; a mapping has its own.
+        max_bytes: a guide that would take more memory during a fit is refused before it is made.
+        options: of the guide's constructor, or of the preset; a mapping holds its own.
 
     Raises:
         GuideError: an unknown name, options the guide does not know, or a guide too large.
@@ -197,7 +181,12 @@ def autoguide(
         except TypeError as error:
             raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
     if isinstance(name, Mapping):
-        return _blocks(name, model, max_bytes, options)
+        if options:
+            raise GuideError(
+                f"autoguide: a mapping does not take {options}; give them to a family, as in "
+                '{"*": ("normal", {"init_scale": 0.1})}'
+            )
+        return BlockGuide(model, name)
     make: Callable[..., Guide]
     if isinstance(name, str) and name in GUIDES:
         make = GUIDES[name]
@@ -221,18 +210,3 @@ def autoguide(
         raise GuideError(f"autoguide: {name!r}: {error}") from error
     except (TypeError, ValueError) as error:
         raise GuideError(f"{refused}: {error}") from error
-
-
-def _blocks(
-    families: Mapping[str, Family], model: Model, max_bytes: int, options: Mapping[str, Any]
-) -> BlockGuide:
-    if options:
-        raise GuideError(
-            f"autoguide: a mapping does not take {options}; give them to a family, as in "
-            '{"*": ("lowrank", {"rank": 64})}'
-        )
-    size = Budget(0, 0, 0)
-    for block in plan(families, latents(model)):
-        size += block.budget
-    size.check(str(dict(families)), max_bytes)
-    return BlockGuide(model, families)

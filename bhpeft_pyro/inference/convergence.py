@@ -1,87 +1,52 @@
-"""What is noted of a fit as it runs: how the sds move, and where numbers are no longer finite."""
+"""How the sds move during a fit, and where numbers stop being finite."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
-from ..guides import Guide, LowRankGuide, NormalGuide, latents
-from ..guides.guide import blocks_of
+from ..guides import Guide, latents
 from ..model.model import Model
 from .elbo import Parts
-from .report import FitReport, drifting, unsettled
+from .report import FitReport, unsettled
 
-__all__ = [
-    "Watch",
-    "culprit",
-]
+__all__ = ["Watch", "culprit"]
 
 
 class Watch:
-    """The sds of a guide's blocks on their way.
+    """Records how a guide's sds move.
 
     Args:
-        guide: any; of guides that are not this package's nothing is noted.
+        guide: any; nothing is recorded of guides that are not this package's.
     """
 
     def __init__(self, guide: nn.Module) -> None:
-        self._blocks = list(blocks_of(guide))
+        self._guide = guide if isinstance(guide, Guide) else None
         self._slopes: dict[str, list[tuple[int, Tensor]]] = {}
-        self._widths: dict[str, list[float]] = {}  # mean log sds at each measurement
 
     def slopes(self, step: int) -> None:
-        """Note the gradients by log sd, after the loss of a step went backwards."""
-        for block in self._blocks:
-            if isinstance(block, NormalGuide):
-                for name, slope in block.scale_slopes().items():
-                    self._slopes.setdefault(name, []).append((step, slope))
-
-    def widths(self, block: LowRankGuide) -> None:
-        """Note the sds of a covariance just measured."""
-        for name, scale in block.scales().items():
-            self._widths.setdefault(name, []).append(scale.log().mean().item())
+        """Record the gradients by log sd, after the loss of a step was backpropagated."""
+        if self._guide is not None:
+            for name, slope in self._guide.scale_slopes().items():
+                self._slopes.setdefault(name, []).append((step, slope))
 
     def summarise(self, model: Model, parts: Parts, report: FitReport) -> None:
-        """Say in the report where KLs and sds ended."""
+        """Put the final KLs and sds into the report."""
         report.kl = {name: value.item() for name, value in parts.kl.items()}
-        report.marginal_kl = {
-            name: value
-            for block in self._blocks
-            if isinstance(block, LowRankGuide) and not block.point
-            for name, value in block.marginal_kl().items()
-        }
-        report.points = [
-            name
-            for block in self._blocks
-            if isinstance(block, Guide) and block.point
-            for name in block.means()
-            if name in report.kl
-        ]
+        if self._guide is None:
+            return
+        report.points = [name for name in self._guide.points() if name in report.kl]
+        after = self._guide.scales()
+        before = {latent.name: latent.scale for latent in latents(model)} if after else {}
         report.scales = {
-            name: (after / before).log().mean().exp().item()
-            for name, before, after in self._sds(model)
+            name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
         }
-        # Of the state that is kept, and the quarter of the way before it.
+        # Of the state that is kept, and the quarter of the steps before it.
         end = report.best_step or report.steps
         last = {
             name: [slope for step, slope in noted if end * 3 // 4 < step <= end]
             for name, noted in self._slopes.items()
         }
-        slopes = unsettled({k: v for k, v in last.items() if v}, report.temperature)
-        report.unsettled = [*slopes, *drifting(self._widths)]
-
-    def _sds(self, model: Model) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Those of the prior and of the posterior, per site."""
-        for block in self._blocks:
-            if isinstance(block, LowRankGuide) and not block.point:
-                before = block.unpack(block.prior.variance.sqrt())
-            elif isinstance(block, NormalGuide):
-                before = {latent.name: latent.scale for latent in latents(model)}
-            else:
-                continue
-            for name, after in block.scales().items():
-                yield name, before[name], after
+        report.unsettled = unsettled({k: v for k, v in last.items() if v}, report.temperature)
 
 
 def culprit(guide: nn.Module, parts: Parts | None) -> str:

@@ -1,11 +1,6 @@
-"""The covariance of a `LowRankGuide`, measured from gradients example by example.
+"""The Fisher information of a model's weights, from gradients of each example.
 
-At the optimum of the variational bound a Normal guide's precision is the prior's plus N / T times
-the expected curvature of the loss under the guide itself (Opper and Archambeau 2009). The curvature
-is taken as the Fisher information, gradients' outer products, as in Mishkin et al. (2018): its
-leading directions are kept as they are and the diagonal of the rest.
-
-The Fisher information of a model's weights, from gradients example by example.
+For the likelihoods of this package it equals the generalised Gauss-Newton matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
@@ -23,9 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ..data.batch import Batch
-from ..distributions import Covariance, leading
-from ..guides import Guide, LowRankGuide
-from ..guides.budget import GATHERED
+from ..distributions import leading
 from ..model.model import Model
 from ..priors import complete
 
@@ -34,7 +26,6 @@ __all__ = [
     "diagonal",
     "every",
     "from_prior",
-    "narrowed",
     "sampled",
     "scores",
 ]
@@ -160,43 +151,6 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
     return {name: total / _DRAWS for name, total in sums.items()}
 
 
-def narrowed(
-    model: Model,
-    guide: Guide,
-    block: LowRankGuide,
-    batches: Sequence[Batch],
-    size: float,
-    share: float,
-) -> Covariance:
-    """A covariance once its precision has moved towards its optimum.
-
-    Args:
-        guide: draws the weights at which the curvature is measured.
-        block: whose covariance it is: the guide, or a block of it.
-        batches: examples, not shared out; no label is looked at.
-        size: N / T, the number of examples that these stand for, over the temperature.
-        share: of the way from the precision at hand to the one measured; 1 forgets the former.
-    """
-    prior, own = block.prior.covariance, block.covariance
-    unit = prior.scale  # precisions are gathered in units of it
-    room = max(prior.rank + own.rank, block.rank + GATHERED) + max(map(len, batches))
-    gathered = Gathered(unit, block.rank, room)
-    for part, covariance in ((share, prior), (1 - share, own)):
-        gathered.add([covariance.precision_root().mT], part**0.5 * unit)
-    weight = (share * size / sum(map(len, batches))) ** 0.5
-    for batch in batches:
-        for gradients in _gradients(model, guide, block, batch):
-            gathered.add(gradients, weight * unit)
-            if gathered.count >= block.rank + GATHERED:
-                gathered.shorten()
-    root, rest = gathered.root(), gathered.diagonal
-    del gathered, gradients
-    rest = (rest - root.square().sum(-1)).clamp_min(0)
-    diagonal = share + (1 - share) * (unit / own.scale).square()
-    root.div_(unit.unsqueeze(-1))
-    return Covariance.from_precision((diagonal + rest) / unit.square(), root)
-
-
 class Gathered:
     """Vectors whose outer products are summed, in one table: with lists of them and what these are
     joined to, a measurement would take several times the room.
@@ -229,14 +183,3 @@ class Gathered:
         root = self.root()
         self.count = root.shape[-1]
         self._table[: self.count] = root.mT
-
-
-def _gradients(
-    model: Model, guide: Guide, block: LowRankGuide, batch: Batch
-) -> Iterator[list[Tensor]]:
-    """For each outcome, by site, (B, .) weighted gradients, each example at a draw of its own."""
-    with torch.no_grad(), pyro.plate("draws", len(batch), dim=-2):
-        drawn = guide()
-    own = {name: drawn.pop(name) for name in block.means()}
-    for gradients in scores(model, own, batch.to(model.network.device), drawn, every):
-        yield [gradient.reshape(len(batch), -1) for gradient in gradients.values()]

@@ -1,15 +1,13 @@
-"""Where Normal guides start: at a fitted head, with the sds of a diagonal Laplace approximation.
+"""Where guides start, and the coordinates of the PEFT weights.
 
-Natural-gradient steps are scaled by the sds. At the prior's, which are far too wide for what the
-data say, the first steps go astray, on ratings beyond return.
-
-Fitting a network's coordinates: along which directions of its weights predictions change.
+A Normal guide starts at a fitted head, with the sds of a diagonal Laplace approximation: natural
+gradient steps are scaled by the sds, and at the prior's, which are far too wide for what the data
+say, the first steps diverge.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import TypeGuard
@@ -21,16 +19,15 @@ from torch.distributions import biject_to
 
 from ..data import Examples
 from ..data.batch import Batch
-from ..guides import BlockGuide, DeltaGuide, Guide, LowRankGuide, NormalGuide, latents
-from ..guides.guide import key
+from ..guides import Guide, latents
 from ..guides.latent import Latent
 from ..model.head import Head
 from ..model.model import Model
+from ..options import FitOptions
 from ..priors import complete
 from .curvature import diagonal, from_prior, scores
-from .elbo import seeded
+from .draws import seeded
 from .loop import optimise
-from .options import FitOptions
 from .passes import Feed
 from .report import FitReport
 
@@ -166,21 +163,14 @@ def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return strength[-rank:], vectors.flip(1)
 
 
-_EXAMPLES = 128  # on which the Fisher information is measured
-# For the head steps are cheap, and batches may be large: a tenth of the examples at least.
+_EXAMPLES = 128  # for the Fisher information
+# Steps of the head alone are cheap, and batches may be large: a tenth of the examples at least.
 _STEPS, _SHARE = 90, 10
-_NEAR = 0.1  # sds of the prior from the first start of a joint guide to the others
 
 
 def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
-    """Whether `start` applies: unless a width was asked for, or there is to be no posterior."""
-    if not isinstance(guide, Guide) or options.temperature == 0:
-        return False
-    return any(
-        (isinstance(block, LowRankGuide) and not block.point)
-        or (isinstance(block, NormalGuide) and block.init_scale is None)
-        for block in guide.blocks()
-    )
+    """Whether `start` applies: the sds are free, and there is to be a posterior."""
+    return isinstance(guide, Guide) and options.temperature != 0 and guide.free_sds()
 
 
 def start(
@@ -188,33 +178,31 @@ def start(
 ) -> None:
     """Move a guide to its start, in place.
 
-    What weights tell about their scales comes first. Then the head is fitted to the frozen
-    transformer's features, which are computed once; then the coordinates of the PEFT weights are
-    chosen and their sds set, under this head.
+    First the sds of scales are narrowed by what the weights say about them. Then the head is fitted
+    to the frozen transformer's features, which are computed once. Then the coordinates of the PEFT
+    weights are chosen, and their sds set, under this head.
 
     Args:
-        texts: what the coordinates are measured on.
+        texts: on which the coordinates are chosen.
     """
-    told: set[str] = set()
-    if _has_normals(guide):
-        guide.narrow(from_prior(model, guide.means()))
+    done: set[str] = set()
+    guide.narrow(from_prior(model, guide.means()))
     if isinstance(model.network.head, Head) and model.network.kinds:
         frozen = Feed(model, examples, frozen=True)
-        fitted = _stand_in(model, guide)
-        told = _narrow(model, fitted, frozen, options, told)
-        _fit_head(model, fitted, frozen, options)
-        align(model, texts, fitted)
+        done = _narrow(model, guide, frozen, options, done)
+        _fit_head(model, guide, frozen, options)
+        align(model, texts, guide)
         guide.follow(model)
     else:
         align(model, texts)
-    _narrow(model, guide, Feed(model, examples), options, told)
+    _narrow(model, guide, Feed(model, examples), options, done)
 
 
 def own_start(model: Model, seed: int) -> dict[str, Tensor]:
-    """A start of its own for a point: the input side of every branch drawn anew.
+    """A random start for a point estimate: new values on the input side of every branch.
 
-    LoRA's A, an adapter's down-projections and a prefix's keys are projections, and other ones lead
-    to another mode. The output side starts at zero, so each starts at the frozen transformer.
+    LoRA's A, an adapter's down-projections and a prefix's keys are projections; other ones lead to
+    another mode. The output side starts at zero, so that every start is the frozen transformer.
     """
     coordinates = model.network.coordinates
     with seeded(seed):
@@ -226,24 +214,15 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
 
 
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
-    """Move a guide's means away from their start by draws of the prior's sds, or a tenth of them.
+    """Move a guide's means away from their start by a draw of the prior.
 
     A head that `start` has fitted stays. Where a model is linear in its weights, the points that
     such starts lead to without a penalty are spread as the posterior is (Matthews et al. 2017).
-    Joint guides stay near: what a whole draw of so many weights costs, half a nat each, steps of a
-    twentieth of an sd take long to win back.
     """
     fitted = model.network.kinds and may_start(guide, options)
-    joint = {
-        name
-        for block in guide.blocks()
-        if isinstance(block, LowRankGuide)
-        for name in block.means()
-    }
 
     def away(latent: Latent) -> Tensor:
-        sds = _NEAR if joint.issuperset(latent.names) else 1.0
-        return sds * latent.scale * torch.randn_like(latent.loc)
+        return latent.scale * torch.randn_like(latent.loc)
 
     guide.move(
         {
@@ -252,51 +231,6 @@ def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
             if not (fitted and latent.name.startswith("head."))
         }
     )
-
-
-def _has_normals(guide: Guide) -> bool:
-    return any(isinstance(block, NormalGuide) for block in guide.blocks())
-
-
-def _stand_in(model: Model, guide: Guide) -> Guide:
-    """The guide; for a joint one, whose covariance is dear to measure, one of the head alone, with
-    the PEFT weights at a point: what is wanted is the head that the coordinates of the PEFT
-    weights are measured under."""
-    if not isinstance(guide, LowRankGuide):
-        return guide
-    points = {f"{kind.name}.*": "delta" for kind in model.network.kinds}
-    return BlockGuide(model, {**points, "*": ("lowrank", {"rank": guide.rank})})
-
-
-@contextmanager
-def _held(model: Model, guide: Guide) -> Iterator[None]:
-    """PEFT weights stay. Frozen features say nothing of them, so their prior alone would move them:
-    to its mode, where that is zero a saddle of BA."""
-    kinds = {kind.name for kind in model.network.kinds}
-    joint = [
-        (block.loc, block.at(names), block.loc.detach().clone())
-        for block in guide.blocks()
-        if isinstance(block, LowRankGuide)
-        and (names := {name for name in block.means() if name.split(".")[0] in kinds})
-    ]
-    held = [
-        table[key(name)]
-        for block in guide.blocks()
-        if isinstance(block, (DeltaGuide, NormalGuide))
-        for name in block.means()
-        if name.split(".")[0] in kinds
-        for table in (block.loc, *([block.log_scale] if isinstance(block, NormalGuide) else []))
-    ]
-    for weights in held:
-        weights.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weights in held:
-            weights.requires_grad_(True)
-        with torch.no_grad():  # of one tensor for all sites the entries are put back
-            for loc, there, before in joint:
-                loc.copy_(torch.where(there, before, loc))
 
 
 def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> None:
@@ -313,8 +247,17 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
         progress=False,
     )
     report = FitReport(size, frozen.examples.fingerprint, brief)
-    with _held(model, guide):
+    # Frozen features say nothing about PEFT weights, so their prior alone would move them: to its
+    # mode, and where that is zero it is a saddle of B A.
+    kinds = {kind.name for kind in model.network.kinds}
+    held = guide.parameters_of({n for n in guide.means() if n.split(".")[0] in kinds})
+    for weights in held:
+        weights.requires_grad_(False)
+    try:
         optimise(model, guide, frozen, None, report)
+    finally:
+        for weights in held:
+            weights.requires_grad_(True)
 
 
 def _narrow(
@@ -322,17 +265,13 @@ def _narrow(
     guide: Guide,
     feed: Feed,
     options: FitOptions,
-    told: set[str],
+    done: set[str],
 ) -> set[str]:
-    """Add what N examples tell about the latents to their precisions, but not to those `told`.
-
-    The covariance of a low-rank guide, or block, is measured as it is fitted.
+    """Add the Fisher information of N examples to the precisions, but not at the latents `done`.
 
     Returns:
-        Those told now: with frozen features the examples say nothing about PEFT weights.
+        The latents narrowed now: frozen features say nothing about PEFT weights.
     """
-    if not _has_normals(guide):
-        return told
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
     device = model.network.device
@@ -350,7 +289,7 @@ def _narrow(
         information |= {name: more[name] for name in silent}
     size = len(feed.examples) / (options.temperature or 1.0)
     news = {
-        name: size * more for name, more in information.items() if name not in told and more.any()
+        name: size * more for name, more in information.items() if name not in done and more.any()
     }
     guide.narrow(news)
     return set(news)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from itertools import chain, islice
+from itertools import chain
 
 import pyro
 import torch
@@ -20,13 +20,13 @@ from ..data.batch import Batch
 from ..errors import ConfigError, FitError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
-from ..guides import FunctionGuide, Guide, LowRankGuide
-from ..guides.guide import blocks_of, is_point
+from ..guides import FunctionGuide, Guide
+from ..guides.guide import is_point, optimizers
+from ..guides.optimizers import trained
 from ..model.model import Model
 from .convergence import Watch, culprit
-from .curvature import narrowed
-from .elbo import ELBO, sampling, seeded
-from .optimizers import optimizers, trained
+from .draws import sampling, seeded
+from .elbo import ELBO
 from .passes import Feed
 from .predict import predict
 from .report import FitReport
@@ -40,10 +40,8 @@ __all__ = [
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
-# The covariance of low-rank guides is measured so many times, but some steps apart, each on so many
-# examples; the last few measurements count alike.
-_MEASUREMENTS, _APART, _MEASURED, _LEAST_SHARE = 6, 4, 128, 0.2
-_CHECKS = 10  # times that a point is looked at, of which the best state may be kept
+_MAX_SKIPPED = 5  # steps in a row without a finite loss, after which a fit gives up
+_CHECKS = 10  # evaluations of a point estimate, of which the best state may be kept
 
 
 def optimise(
@@ -57,8 +55,8 @@ def optimise(
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
 
     Raises:
-        FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
-            left in its last good state.
+        FitError: the loss was not finite for five steps in a row; the guide is left in its last
+            good state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
     _Run(model, guide, feed, validation, report, optimizer).run()
@@ -79,14 +77,12 @@ class _Run:
         self.model, self.guide, self.report = model, guide, report
         self.options = options = report.options
         self.temperature = report.temperature
-        self.blocks = blocks_of(guide)
         self.point = is_point(guide)
         self.particles = 1 if self.point else options.particles
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
         self.batches: Iterator[Batch] = self._endless(self.particles)
-        self._whole = self._endless(1)
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or min(per_epoch, self.steps)
@@ -95,16 +91,6 @@ class _Run:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
         self.elbo = ELBO(self.particles, self.temperature)
         self.loss: ELBOModule = self.elbo(model, guide)
-        self.joint = [
-            block
-            for block in self.blocks
-            if isinstance(block, LowRankGuide) and not is_point(block)
-        ]
-        if self.joint and self.temperature == 0:
-            raise ConfigError(
-                "temperature=0 is maximum likelihood, under which a joint guide has no covariance; "
-                "expected more than 0, or a 'delta' guide"
-            )
         self.optimizer = optimizer
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.watch = Watch(guide)
@@ -140,12 +126,11 @@ class _Run:
             for step in range(1, self.steps + 1):
                 report.steps = step
                 bar.update()
-                self._measure(step)
                 entry = self._step(step, steppers)
                 if entry is None:
                     report.skipped += 1
                     bad += 1
-                    if bad >= options.max_skipped:
+                    if bad >= _MAX_SKIPPED:
                         where = culprit(self.guide, self.elbo.parts)
                         self._restore(self.good)
                         raise FitError(
@@ -221,31 +206,6 @@ class _Run:
         if self.optimizer is not None:
             return [self.optimizer(trained(self.guide))]
         return optimizers(self.guide, self.options, len(self.feed.examples))
-
-    def _measure(self, step: int) -> None:
-        """Measure the covariances of low-rank guides, at steps spread evenly over the fit."""
-        options, done = self.options, step - 1
-        every = max(-(-self.steps // _MEASUREMENTS), _APART)
-        if not self.joint or done % every:
-            return
-        assert isinstance(self.guide, Guide)
-        device = self.model.network.device
-        count = -(-min(_MEASURED, len(self.feed.examples)) // options.batch_size)
-        batches = [batch.to(device) for batch in islice(self._whole, count)]
-        for block in self.joint:
-            measured = narrowed(
-                self.model,
-                self.guide,
-                block,
-                batches,
-                len(self.feed.examples) / self.temperature,
-                max(1 / (1 + done // every), _LEAST_SHARE),
-            )
-            if not measured.is_finite():  # as a step that is skipped: the next may be better
-                self.report.skipped += 1
-                return
-            block.covariance = measured
-            self.watch.widths(block)
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if loss or gradient were not finite and it was skipped."""

@@ -13,25 +13,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import singledispatch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
-from ..guides.budget import GATHERED_ONCE
+from ..guides.budget import GATHERED
 from ..model.linearized import Outputs, jacobian, output_moments, symmetric_noise
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered, every
-from .elbo import seeded
+from .draws import seeded
 from .passes import Feed
 from .report import FitReport
 
-__all__ = ["equal_effect", "settle", "widen"]
+__all__ = ["equal_effect", "refine", "settle", "widen"]
 
 _EXAMPLES, _SCALED = 128, 32  # on which the curvature is measured, and the prior's scales
 _BATCH = 16
@@ -50,27 +51,42 @@ class Curvature:
         return Curvature(factor * self.rest, factor**0.5 * self.root)
 
 
-def widen(
+@singledispatch
+def refine(
+    guide: nn.Module,
     model: Model,
-    guide: LaplaceGuide,
     examples: Examples,
     held_out: Examples | None,
     report: FitReport,
     open_scales: bool,
 ) -> Model:
-    """Give a trained guide its covariance, and say in the report what was found.
+    """Compute what a trained guide still lacks: the width of a Laplace approximation (`widen`), and
+    nothing for other guides. The arguments are those of `widen`."""
+    return model
+
+
+@refine.register
+def widen(
+    guide: LaplaceGuide,
+    model: Model,
+    examples: Examples,
+    held_out: Examples | None,
+    report: FitReport,
+    open_scales: bool,
+) -> Model:
+    """Give a trained guide its covariance, and add the results to the report.
 
     Args:
-        model: the model, under the prior that the guide was fitted under.
-        guide: a point.
-        examples: what it has learnt.
-        held_out: labelled examples that it has not; without any tau stays as it is, 1 at first,
-            unless it is given.
-        report: its options' `tau` is taken if it is not None.
+        guide: a trained point.
+        model: the model, with the prior that the guide was fitted under.
+        examples: the training data.
+        held_out: labelled examples that choose tau and the ratings' noise. Without any, tau stays
+            as it is (1 at first), unless `report.options` gives it.
+        report: of the fit.
         open_scales: whether the prior leaves the sites' scales open (`equal_effect`).
 
     Returns:
-        The model, under the prior that the covariance was measured with.
+        The model, with the prior that the covariance was computed with.
     """
     options = report.options
     with seeded(options.seed):
@@ -93,10 +109,12 @@ def widen(
 
 
 def settle(guides: Sequence[LaplaceGuide], reports: Sequence[FitReport]) -> tuple[float, float]:
-    """Widths that suit the components together, whose disagreement says a part of what each says.
+    """Choose the widths of a mixture's components together.
+
+    The components' disagreement already covers part of what each width covers alone.
 
     Returns:
-        The held-out NLL of the points together, and of the components.
+        The held-out NLL of the mixture of points, and of the mixture of components.
     """
     every = [guide.candidates for guide in guides if guide.candidates is not None]
     choices, point_nll, nll = best_together(every)
@@ -171,12 +189,12 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
-    gathered = Gathered(like, guide.rank, guide.rank + GATHERED_ONCE + _BATCH)
+    gathered = Gathered(like, guide.rank, guide.rank + GATHERED + _BATCH)
     ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
             gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
-            if gathered.count >= guide.rank + GATHERED_ONCE:
+            if gathered.count >= guide.rank + GATHERED:
                 gathered.shorten()
     root = gathered.root()
     return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)

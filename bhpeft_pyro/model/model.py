@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ..data import Columns, Examples, encode
 from ..data.batch import Batch
+from ..data.sources import read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
+from ..peft.architectures import positions_of
 from ..peft.sites import Site
 from ..priors import Prior, PriorLike, as_prior, checked, default
 from ..priors.stored import moved
@@ -91,6 +95,62 @@ class Model(PyroModule):
         super()._apply(fn, recurse)
         self.prior = prior
         return self
+
+    def encode(
+        self,
+        data: object,
+        columns: Columns = Columns(),
+        *,
+        labelled: bool = True,
+        new_names: bool = False,
+    ) -> Examples:
+        """Read and tokenise data for this model, as `data.encode` does.
+
+        Args:
+            data: anything `data.encode` reads.
+            columns: how it is read; texts are cut to what tokenizer and backbone can take.
+            labelled: whether labels must be there.
+            new_names: whether the data may name the classes.
+
+        Raises:
+            DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens.
+        """
+        return encode(
+            data,
+            self.network.tokenizer,
+            kind=self.likelihood.kind,
+            columns=self.limited(columns, data),
+            num_labels=self.likelihood.labels(self.network.outputs),
+            labelled=labelled,
+            new_names=new_names,
+        )
+
+    def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
+        """`encode` the texts alone: labels are not looked at."""
+        if not isinstance(data, Examples):
+            kind = self.likelihood.kind
+            data = read(data, kind, columns, labelled=False).select_columns([*columns.inputs(kind)])
+        return replace(self.encode(data, columns, labelled=False), labels=None)
+
+    def limited(self, columns: Columns, data: object) -> Columns:
+        """`columns` with a `max_length` that the backbone can read.
+
+        Raises:
+            DataError: they ask for more than that.
+        """
+        limit, most = columns.max_length, positions_of(self.network.backbone.base_model)
+        if most is None:
+            return columns
+        if isinstance(limit, int) and limit > most:
+            raise DataError(
+                f"max_length={limit}: the backbone has positions for {most} tokens; expected at "
+                "most that many"
+            )
+        if limit is None:
+            tokenizer = self.network.tokenizer
+            encoded = isinstance(data, Examples)
+            limit = most if encoded else min(most, tokenizer.model_max_length)
+        return replace(columns, max_length=limit)
 
     def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices.

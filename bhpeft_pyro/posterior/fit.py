@@ -15,38 +15,25 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..data import Columns, Examples
-from ..data.labels import check_names
 from ..errors import ConfigError, DataError, FitError
-from ..guides import (
-    COMPONENTS,
-    DeltaGuide,
-    Guide,
-    GuideLike,
-    LaplaceGuide,
-    MixtureGuide,
-    autoguide,
-    check_made_for,
-)
-from ..guides.guide import is_linear, is_point, prior_of
-from ..inference.elbo import sampling, seeded
+from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
+from ..guides.guide import components_of, is_linear, is_point, prior_of
+from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import OptimizerFactory, as_module, optimise
-from ..inference.options import FitOptions
 from ..inference.report import FitReport
-from ..inference.width import settle, widen
+from ..inference.width import refine, settle
 from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
 from ..model.model import Model
-from ..priors import FunctionSpaceNormal
+from ..options import FitOptions
 from ..priors.prior import check_prior
 from .mixture import MixturePosterior, keeping, seeds
 from .posterior import Coreset, Posterior
-from .reading import TextOptions
 
 if TYPE_CHECKING:
     from ..sequential import Replay
 
 __all__ = [
-    "PULL",
     "check_how",
     "fit",
     "fit_round",
@@ -57,18 +44,9 @@ __all__ = [
 ]
 
 
-PULL = 0.1
-"""How strongly an earlier posterior pulls at the next round's point (`temperature`).
-
-Its precision is that of the network linearised at one place, and of labels that the likelihood
-expects; as in online EWC (Schwarz et al. 2018), the best strength is not 1 (docs/results.md)."""
-
-
 def pull_of(guide: nn.Module) -> float | None:
-    """How strongly an earlier posterior pulls at a guide; None where it is no point."""
-    if not is_point(guide):
-        return None
-    return PULL if isinstance(guide, LaplaceGuide) else 1.0
+    """The default weight of an earlier posterior at a point estimate; None for other guides."""
+    return guide.pull if isinstance(guide, Guide) and guide.point else None
 
 
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
@@ -86,8 +64,6 @@ def fit(
     validation: object | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
-    max_length: int | None = None,
-    label_names: Sequence[str] | None = None,
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     replay: Replay | None = None,
@@ -109,10 +85,8 @@ def fit(
         unlabelled: as `data`, of which the texts alone are read: the head's axes and the PEFT
             sites' coordinates are those of these texts, for this round and all later ones. By
             default those of `data`; where these are few, the coordinates are poor.
-        columns: the names of the data's columns.
-        max_length: longer texts are cut to so many tokens; by default to as many as tokenizer and
-            backbone can have.
-        label_names: the classes in the order of their indices.
+        columns: how the data are read: the names of their columns, where texts are cut, and the
+            order of the classes.
         options: how to fit; single options may be given by name instead (`epochs=5`).
         optimizer: from parameters to a torch optimiser; by default `NaturalGradient`
             for Normal guides and Adam for what else there is.
@@ -145,13 +119,10 @@ def fit(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
             "expected a new RandomPEFT"
         )
-    check_names(label_names, None)
     count = _components(components, guide)
-    names = None if label_names is None else tuple(label_names)
-    text = TextOptions(columns, max_length, names)
-    examples = text.encode(model, data, labelled=True, new_names=True)
-    text = replace(text, label_names=examples.label_names)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = model.encode(data, columns, new_names=True)
+    columns = replace(columns, label_names=examples.label_names)
+    held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
@@ -168,7 +139,7 @@ def fit(
     splits = [
         (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
     ]
-    texts = examples if unlabelled is None else text.encode_texts(model, unlabelled)
+    texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
     model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
@@ -181,17 +152,16 @@ def fit(
         with seeded(own.seed):
             if isinstance(module, Guide):
                 module.follow(model)
-            if point:
+            if isinstance(module, Guide) and point:
                 report.pull = 1.0 if held_out is None else 0.0
                 first = _start_point(model, module, rest, report)
             elif may_start(module, own):
                 start(model, module, rest, own, batches)
             elif own.temperature != 0:  # else there is no posterior, and the weights are trained
                 align(model, batches)  # once: coordinates are one for all
-            own_place = isinstance(module, LaplaceGuide) or (point and report.temperature == 0)
-            if fitted and isinstance(module, Guide) and not own_place:
+            if fitted and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
-        posterior = Posterior(first, module, (report,), text, first.prior)
+        posterior = Posterior(first, module, (report,), columns, first.prior)
         with keeping(fitted, options):
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))
             fitted[-1].first_prior = fitted[-1].model.prior
@@ -199,59 +169,53 @@ def fit(
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:
-    """Whether something of a point, or of its width, is left to held-out rows."""
-    chosen = options.temperature is None or (isinstance(guide, LaplaceGuide) and not options.tau)
-    return is_point(guide) and chosen
+    """Whether held-out rows choose something about a guide."""
+    return isinstance(guide, Guide) and guide.needs_held_out(options)
 
 
-def _start_point(model: Model, guide: nn.Module, examples: Examples, report: FitReport) -> Model:
-    """A start of its own, which the prior of a Laplace approximation has for its mean.
+def _starts_anew(guide: Guide, report: FitReport) -> bool:
+    """Whether a guide starts at random weights of its own."""
+    return guide.own_mode or (guide.point and report.temperature == 0)
+
+
+def _start_point(model: Model, guide: Guide, examples: Examples, report: FitReport) -> Model:
+    """Move a point estimate to its start.
 
     Returns:
-        The model under that prior.
+        The model, under a prior that is centred there if the guide's is.
     """
     labels = examples.labels
     assert labels is not None
-    noise = model.likelihood.start(labels)
-    if isinstance(guide, LaplaceGuide):
-        means = guide.unpack(guide.prior.loc) | own_start(model, report.options.seed)
-        loc = torch.cat([means[name].flatten() for name in guide.means()])
-        prior = guide.recentre(loc, guide.prior.covariance)
-        guide.move(means | noise)
-        return Model(model.network, prior, model.likelihood)
-    if isinstance(guide, DeltaGuide):
-        own = own_start(model, report.options.seed) if report.temperature == 0 else {}
-        guide.move(own | noise)
-    return model
+    own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
+    prior = guide.centre(own)
+    guide.move(own | model.likelihood.start(labels))
+    return model if prior is None else Model(model.network, prior, model.likelihood)
 
 
 def _components(given: int | None, guide: object) -> int:
     """How many components there are to be.
 
     Raises:
-        ConfigError: none, or several of a guide that has but one start.
+        ConfigError: none, or another number than the guide has.
     """
-    if isinstance(guide, MixtureGuide):
-        if given not in (None, len(guide.components)):
+    if isinstance(guide, nn.Module):
+        count = len(components_of(guide))
+        if given not in (None, count):
             raise ConfigError(
-                f"components={given}: the guide given has {len(guide.components)}; expected None"
+                f"components={given}: the {type(guide).__name__} given has {count}; expected None, "
+                "or a guide that can be made anew: a name, a class, a mapping or a function"
             )
-        return len(guide.components)
+        return count
     if given is None:
         return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
     if not isinstance(given, int) or given < 1:
         raise ConfigError(f"components={given!r} must be an integer of at least 1")
-    if given > 1 and isinstance(guide, nn.Module):
-        raise ConfigError(
-            f"components={given}: the {type(guide).__name__} given has but one start; expected "
-            "what it can be made of anew: a name, a class, a mapping or a function"
-        )
     return given
 
 
 def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:
-    if isinstance(guide, MixtureGuide):
-        return [*guide.components]
+    if isinstance(guide, nn.Module):
+        return [*components_of(guide)]
     if not isinstance(guide, _BY_NAME):
         return [guide] * len(every)
     made = []
@@ -329,8 +293,7 @@ def fit_round(
 
 def is_open(model: Model) -> bool:
     """Whether a prior leaves the sites' scales to the data."""
-    prior = model.prior
-    return isinstance(prior, FunctionSpaceNormal) and prior.change is None and prior.head is None
+    return bool(getattr(model.prior, "open", False))
 
 
 def joined(
@@ -349,9 +312,9 @@ def joined(
     """
     if len(fitted) == 1 and not lineage:
         return fitted[0]
-    guides = [each.guide for each in fitted if isinstance(each.guide, LaplaceGuide)]
+    guides: list[Any] = [each.guide for each in fitted]
     found = None
-    if len(guides) > 1 and all(guide.candidates is not None for guide in guides):
+    if len(guides) > 1 and all(getattr(guide, "candidates", None) for guide in guides):
         found = settle(guides, [each.report for each in fitted])
     mixture = MixturePosterior.joined(fitted, options, lineage)
     if found is not None:
@@ -393,12 +356,9 @@ def _learn(
     """
     if isinstance(guide, Guide):
         guide.follow(model)
-    if not isinstance(guide, LaplaceGuide):
-        optimise(model, guide, examples, validation, report, optimizer)
-        return model
-    guide.hold()
+        guide.hold()
     optimise(model, guide, examples, validation, report, optimizer)
-    return widen(model, guide, examples, validation, report, open_scales)
+    return refine(guide, model, examples, validation, report, open_scales)
 
 
 def _fit_coreset(

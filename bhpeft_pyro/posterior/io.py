@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "posterior.json"
 
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from ..errors import FitError
 from ..guides import MixtureGuide
-from ..guides.blocks import title
-from ..inference.options import FitOptions
+from ..guides.guide import title
 from ..inference.report import FitReport
 from ..model.model import Model
+from ..options import FitOptions
 from ..priors import MixturePrior
 from .posterior import Posterior
 
@@ -75,7 +75,7 @@ class MixturePosterior(Posterior):
 
     def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
         first = components[0]
-        self.components = tuple(components)
+        self._components = tuple(components)
         prior = first.model.prior
         self.own_priors = any(each.model.prior is not prior for each in components)
         if self.own_priors:
@@ -83,7 +83,11 @@ class MixturePosterior(Posterior):
         model = Model(first.model.network, prior, first.model.likelihood)
         guide = MixtureGuide([each.guide for each in components])
         guide.follow(model)
-        super().__init__(model, guide, lineage, first.text, first.first_prior)
+        super().__init__(model, guide, lineage, first.columns, first.first_prior)
+
+    @property
+    def components(self) -> tuple[Posterior, ...]:
+        return self._components
 
     @classmethod
     def joined(
@@ -111,9 +115,7 @@ class MixturePosterior(Posterior):
         )
 
     def as_prior(self) -> MixturePrior:
-        """The mixture as one prior, jointly over all weights, by its density.
-
-        For a model of your own: `update` takes each component's posterior as its prior.
+        """The mixture as a prior to sample from; `update` fits each component under its own part.
 
         Raises:
             GuideError: the components are points, or not this package's guides.

@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike
-from ..guides.blocks import title
-from ..guides.guide import prior_of
-from ..inference.elbo import draw
+from ..guides.guide import prior_of, title
+from ..inference.draws import draw
 from ..inference.loop import OptimizerFactory
-from ..inference.options import FitOptions
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
 from ..model.model import Model
+from ..options import FitOptions
 from ..priors import Prior, PriorLike
 from . import io
-from .reading import TextOptions
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -53,13 +51,13 @@ class Coreset:
 
 
 class Posterior:
-    """A fitted guide with its model, its reports and its way of reading text.
+    """A fitted guide with its model, its reports and the way its data are read.
 
     Attributes:
         model: with the prior it was fitted under.
         guide: the fitted guide.
         lineage: one report per round, the first round first.
-        text: how text is read.
+        columns: how data are read.
         first_prior: the prior of the first round; None if it was a function of its user's
             that was not given when the posterior was loaded.
         coreset: what replay keeps, if there is any.
@@ -70,14 +68,14 @@ class Posterior:
         model: Model,
         guide: nn.Module,
         lineage: tuple[FitReport, ...],
-        text: TextOptions = TextOptions(),
+        columns: Columns = Columns(),
         first_prior: Prior | None = None,
         coreset: Coreset | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
         self.lineage = lineage
-        self.text = text
+        self.columns = columns
         self.first_prior = first_prior
         self.coreset = coreset
 
@@ -86,6 +84,11 @@ class Posterior:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
+
+    @property
+    def components(self) -> tuple[Posterior, ...]:
+        """The independent fits of a mixture; the posterior itself, unless it is one."""
+        return (self,)
 
     @property
     def report(self) -> FitReport:
@@ -103,6 +106,10 @@ class Posterior:
             return f"Posterior(no round, {title(self.guide)})"
         return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
 
+    def encode(self, data: object, *, labelled: bool = True) -> Examples:
+        """Read and tokenise data as those it was fitted to; see `data.encode`."""
+        return self.model.encode(data, self.columns, labelled=labelled)
+
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Joint draws of the weights: site name to `(samples, *site shape)`."""
         draws = draw(self.model, self.guide, samples, seed)
@@ -117,7 +124,6 @@ class Posterior:
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,
-        linear: bool | None = None,
     ) -> AnyForecast:
         """Predict texts, with epistemic and aleatoric uncertainty apart.
 
@@ -131,10 +137,8 @@ class Posterior:
             keep_samples: draw weights, and keep each draw's prediction in the forecast's
                 `samples`.
             bf16: autocast to bfloat16.
-            linear: predict with the network linearised around the posterior mean, in one pass
-                forwards and one backwards for each output. By default for "laplace".
         """
-        examples = self.text.encode(self.model, data, labelled=False)
+        examples = self.encode(data, labelled=False)
         return predict(
             self.model,
             self.guide,
@@ -144,15 +148,13 @@ class Posterior:
             seed=seed,
             keep_samples=keep_samples,
             bf16=bf16,
-            linear=linear,
         )
 
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any
     ) -> dict[str, float]:
         """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
-        examples = self.text.encode(self.model, data, labelled=True)
-        return evaluate(self.predict(examples, samples, **options))
+        return evaluate(self.predict(self.encode(data), samples, **options))
 
     def to_arviz(
         self,

@@ -15,7 +15,7 @@ from ..data import Columns
 from ..data import examples as stored
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
 from ..model.head import Head, OwnHead
@@ -109,7 +109,7 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "first_prior": first,
         "own_first_priors": own,
         **fitted,
-        "text": asdict(posterior.text),
+        "columns": asdict(posterior.columns),
     }, tensors
 
 
@@ -136,7 +136,6 @@ def revive(
     """
     from .mixture import MixturePosterior
     from .posterior import Posterior
-    from .reading import TextOptions
 
     tensors = {  # examples stay where data are
         name: value if ".examples." in f".{name}" else value.to(backbone.device)
@@ -145,10 +144,7 @@ def revive(
     kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
     top: Head | OwnHead = _revive(head, content["head"])
     likelihood = _revive(likelihoods, content["likelihood"])
-    text = dict(content["text"])
-    text["columns"] = Columns(**text["columns"])
-    text["label_names"] = text["label_names"] and tuple(text["label_names"])
-    options = TextOptions(**text)
+    columns = Columns(**content["columns"])
     fits = content.get("components")
     for fit in fits or [content]:
         _GUIDES[fit["guide"]]  # a KeyError, if unknown
@@ -168,7 +164,7 @@ def revive(
     ) -> Posterior:
         model = Model(network, prior, likelihood)
         guide, coreset = _revive_fit(fit, tensors, part, model)
-        return Posterior(model, guide, rounds, options, first, coreset)
+        return Posterior(model, guide, rounds, columns, first, coreset)
 
     if fits is None:
         return fitted(content, "", prior, first_prior, lineage)

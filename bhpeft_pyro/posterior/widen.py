@@ -16,7 +16,6 @@ from ..guides.guide import is_point
 from ..inference.width import widen as measure
 from ..model.model import Model
 from .fit import is_open, joined
-from .mixture import MixturePosterior
 from .posterior import Posterior
 
 __all__ = [
@@ -28,16 +27,15 @@ def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    text, model = posterior.text, posterior.model
-    parts = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
+    parts = posterior.components
     for part in parts:
         if not isinstance(part.guide, Guide) or not is_point(part.guide):
             raise GuideError(
                 f"widen: {type(part.guide).__name__} has a width of its own; expected a 'delta' "
                 "guide"
             )
-    examples = text.encode(model, data, labelled=True)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = posterior.encode(data)
+    held_out = None if validation is None else posterior.encode(validation)
     report = posterior.report
     if held_out is None and report.split is not None and examples.fingerprint == report.given:
         examples, held_out = examples.hold_out(report.split)
@@ -66,5 +64,5 @@ def _widened(
         held_out=0 if held_out is None else len(held_out),
     )
     given = Model(model.network, prior, model.likelihood)
-    model = measure(given, guide, examples, held_out, report, is_open(part.model))
-    return Posterior(model, guide, (*part.lineage[:-1], report), part.text, model.prior)
+    model = measure(guide, given, examples, held_out, report, is_open(part.model))
+    return Posterior(model, guide, (*part.lineage[:-1], report), part.columns, model.prior)

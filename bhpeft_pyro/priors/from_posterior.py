@@ -1,9 +1,4 @@
-"""A fitted posterior as a prior: what closes the loop of sequential updating.
-
-A posterior over all weights at once as a prior.
-
-Several posteriors, each over sites of its own, as one prior.
-"""
+"""Fitted posteriors as priors: what makes sequential updating possible."""
 
 from __future__ import annotations
 
@@ -14,37 +9,44 @@ from operator import itemgetter
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..distributions import LowRankNormal
+from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
-from .prior import Prior, complete
+from .prior import Prior, checked, complete
 
 __all__ = [
     "JOINT",
-    "BlockPrior",
     "JointPrior",
+    "MixturePrior",
+    "Moments",
     "PosteriorPrior",
     "apart",
-    "joint_name",
+    "independent_normals",
     "unpack",
 ]
 
+JOINT = "weights"
+"""Name of the latent that holds all weights."""
+
+Moments = Mapping[str, tuple[Tensor, Tensor]]
+"""Mean and sd of each site, of its shape."""
+
 
 class PosteriorPrior:
-    """Yesterday's posterior, matched to today's sites by name and shape.
+    """An earlier posterior with a distribution for each site, matched by name and shape.
 
     Args:
-        distributions: one per site, as `Guide.distributions()` gives them; the latents that
-            the earlier prior had besides its sites (scales, gates) are among them.
-        structure: the earlier prior, if it makes sites out of its other latents; it goes on to.
+        distributions: one per site, as `Guide.distributions()` gives them. Latents that the earlier
+            prior had besides its sites (scales, for example) are among them.
+        structure: the earlier prior, if it computes sites from its other latents.
 
-    >>> import pyro.distributions as dist
     >>> prior = PosteriorPrior({"tau": dist.LogNormal(0., 1.)})
     >>> sorted(prior([]))
     ['tau']
@@ -63,18 +65,8 @@ class PosteriorPrior:
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
             known = self.distributions.get(site.name)
-            if known is None:
-                if self.structure is not None:
-                    continue
-                raise PriorError(
-                    f"prior: the earlier posterior has no site {site.name!r}; it has "
-                    f"{', '.join(self.distributions)}"
-                )
-            if tuple(known.event_shape) != site.shape:
-                raise PriorError(
-                    f"prior: the earlier posterior's site {site.name!r} has shape "
-                    f"{tuple(known.event_shape)}, this model's {site.shape}"
-                )
+            if known is not None or self.structure is None:
+                _check_shape(site, None if known is None else tuple(known.event_shape))
         values = {name: pyro.sample(name, known) for name, known in self.distributions.items()}
         made = [site for site in sites if site.name not in values]
         if self.structure is not None and made:
@@ -85,9 +77,30 @@ class PosteriorPrior:
                 )
         return values
 
+    def independent(self) -> tuple[PosteriorPrior, float]:
+        """The nearest prior without correlations between sites, and the KL to it: itself, 0."""
+        return self, 0.0
 
-JOINT = "weights"
-"""Name of the latent that holds all weights; of those that hold some, what it begins with."""
+    def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> PosteriorPrior:
+        """q^keep p0^(1 - keep), normalised, for some sites.
+
+        Args:
+            keep: the power for each of these sites.
+            floor: then no sd is less than this share of the first prior's.
+            first: p0 at these sites.
+
+        Raises:
+            PriorError: a site is not Normal under q.
+        """
+        own = _moments(self.distributions, keep, "keep, floor")
+        mixed = dict(self.distributions)
+        for name, power in keep.items():
+            (m, s), (m0, s0) = own[name], first[name]
+            precision = power * s**-2 + (1 - power) * s0**-2
+            mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
+            sd = precision.rsqrt().maximum(floor * s0)
+            mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
+        return PosteriorPrior(mixed)
 
 
 class JointPrior:
@@ -98,8 +111,6 @@ class JointPrior:
         shapes: of the sites, in the order in which they lie in a draw.
         name: of the latent.
 
-    >>> import torch
-    >>> from bhpeft_pyro.distributions import Covariance
     >>> normal = LowRankNormal(torch.zeros(3), Covariance.diagonal(torch.ones(3)))
     >>> sorted(JointPrior(normal, {"head.bias": (3,)})([]))
     ['head.bias']
@@ -112,39 +123,119 @@ class JointPrior:
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
-            if (known := self.shapes.get(site.name)) != site.shape:
-                raise PriorError(
-                    f"prior: this model's site {site.name!r} has shape {site.shape}, in the "
-                    f"earlier posterior {'it has ' + str(known) if known else 'there is none'}"
-                )
-        infer: Any = {"sites": self.shapes}  # a guide has to know what it is made of
+            _check_shape(site, self.shapes.get(site.name))
+        infer: Any = {"sites": self.shapes}  # guides have to know what the latent is made of
         values = unpack(pyro.sample(self.name, self.normal, infer=infer), self.shapes)
         return {
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()
         }
 
+    def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and sd of each site."""
+        means, sds = (
+            unpack(part.clone(), self.shapes) for part in (self.normal.loc, self.normal.stddev)
+        )
+        return {name: (means[name], sds[name]) for name in self.shapes}
+
     def marginal(self, sites: Collection[str]) -> JointPrior:
-        """That of some of its sites, in its own order, with the correlations among them."""
+        """The marginal of some sites, in its own order, with the correlations among them."""
         shapes = {name: shape for name, shape in self.shapes.items() if name in sites}
         if len(shapes) == len(self.shapes):
             return self
         places = unpack(torch.arange(len(self.normal.loc)), self.shapes)
         index = torch.cat([places[name].flatten() for name in shapes]).to(self.normal.loc.device)
         covariance = self.normal.covariance.marginal(index)
-        normal = LowRankNormal(self.normal.loc[index], covariance)
-        return JointPrior(normal, shapes, joint_name(shapes))
+        return JointPrior(LowRankNormal(self.normal.loc[index], covariance), shapes, self.name)
+
+    def independent(self) -> tuple[PosteriorPrior, float]:
+        """The nearest product p of independent Normals to this Normal q, in KL(q || p), and that KL
+        in nats.
+
+        It has the means and the sds of q (moment matching, as in assumed density filtering; Opper
+        1998), so it is nowhere more certain than q. With S the covariance of q,
+        KL = (sum_i log S_ii - log det S) / 2.
+        """
+        own = self.normal
+        ratio = (own.stddev / own.covariance.scale).double().log().sum()
+        divergence = ratio - own.covariance.ratio.double().log().sum()
+        found = {
+            name: dist.Normal(mean, sd).to_event(mean.dim())
+            for name, (mean, sd) in self.moments().items()
+        }
+        return PosteriorPrior(found), divergence.item()
+
+    def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> JointPrior:
+        """As `PosteriorPrior.tempered`, by an average of precision matrices.
+
+        Raises:
+            PriorError: sites have different powers, or there is a floor.
+        """
+        powers = {keep.get(name, 1.0) for name in self.shapes}
+        if len(powers) > 1 or floor > 0:
+            raise PriorError(
+                f"keep, floor: a joint posterior of {', '.join(self.shapes)} has no separate "
+                "parts; expected one number for keep, and no floor"
+            )
+        power = powers.pop()
+        loc, sd = (torch.cat([first[name][i].flatten() for name in self.shapes]) for i in range(2))
+        old, rest = self.normal.covariance, (1 - power) * sd**-2
+        root = power**0.5 * old.precision_root()
+        covariance = Covariance.from_precision(power * old.scale**-2 + rest, root)
+        # By its difference from the old mean, which is exact where the posterior is narrow.
+        mean = self.normal.loc + covariance.apply(rest * (loc - self.normal.loc))
+        return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name)
+
+    def grown(self, rows: Mapping[str, int]) -> JointPrior:
+        """A prior of independent weights with more rows at some sites, around zero and as wide as
+        the last row; itself where weights are correlated."""
+        if self.normal.covariance.rank:
+            return self
+        found = self.moments()
+        for name, count in rows.items():
+            mean, sd = found[name]
+            more = sd[-1:].expand(count, *sd.shape[1:])
+            found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
+        loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
+        shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
+        return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, self.name)
 
 
-def joint_name(sites: Iterable[str]) -> str:
-    """The latent's name where it holds only some of a model's sites."""
-    return f"{JOINT}[{', '.join(sites)}]"
+class MixturePrior:
+    """A mixture of posteriors with equal weights: a call samples from one of them, at random.
+
+    Its density is not known, so no guide is fitted under it: `update` fits each component of a
+    mixture under its own part.
+
+    Args:
+        parts: the posteriors of R fits, as priors.
+
+    >>> near, far = (PosteriorPrior({"w": dist.Normal(m, 0.1)}) for m in (0.0, 9.0))
+    >>> sorted(MixturePrior([near, far])([]))
+    ['w']
+    """
+
+    def __init__(self, parts: Sequence[Prior]) -> None:
+        self.parts = tuple(parts)
+        # How sites are computed from other latents is the same in all of them.
+        self.structure = getattr(self.parts[0], "structure", None)
+
+    def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
+        return self.parts[int(torch.randint(len(self.parts), ()))](sites)
+
+
+def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:
+    if known != site.shape:
+        raise PriorError(
+            f"prior: this model's site {site.name!r} has shape {site.shape}, in the earlier "
+            f"posterior {'it has ' + str(known) if known else 'there is none'}"
+        )
 
 
 def apart(
     trace: poutine.Trace, take: Callable[[Any], Tensor] = itemgetter("value")
 ) -> dict[str, Tensor]:
-    """The latents of a trace, auxiliary ones left out, a joint one as the sites it is made of.
+    """The latents of a trace without the auxiliary ones, a joint latent as its sites.
 
     Args:
         trace: of a prior or a guide.
@@ -169,46 +260,51 @@ def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
     }
 
 
-class BlockPrior:
-    """Independent blocks: what a posterior of blocks is as a prior.
+def independent_normals(
+    prior: Prior | None, sites: Sequence[Site], names: Iterable[str], purpose: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and sd of the sites `names` under a prior of independent Normals.
 
     Args:
-        parts: no two with a site in common.
+        prior: None if it is not known.
+        sites: of the model.
+        names: of the sites asked for.
+        purpose: for error messages.
 
-    >>> import torch
-    >>> import pyro.distributions as dist
-    >>> from bhpeft_pyro.distributions import Covariance, LowRankNormal
-    >>> from bhpeft_pyro.model.head import Head
-    >>> weight = LowRankNormal(torch.zeros(16), Covariance.diagonal(torch.ones(16)))
-    >>> bias = dist.Normal(torch.zeros(2), 1.0).to_event(1)
-    >>> parts = [JointPrior(weight, {"head.weight": (2, 8)}), PosteriorPrior({"head.bias": bias})]
-    >>> sorted(BlockPrior(parts)(Head(2).sites(8)))
-    ['head.bias', 'head.weight']
+    Raises:
+        PriorError: the prior is unknown, or not of that kind. A prior that samples anything besides
+            the sites is refused too: the sites may depend on it.
     """
+    if prior is None:
+        raise PriorError(
+            f"{purpose}: the first prior is a function of your own; pass prior=... to "
+            "Posterior.load"
+        )
+    if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
+        found = prior.moments()
+        return {name: found[name] for name in names}
+    with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad(), poutine.block():
+        trace = poutine.trace(checked).get_trace(prior, sites)
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    if others := nodes.keys() - {site.name for site in sites}:
+        raise PriorError(
+            f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
+            "may depend; there is a closed form for independent Normals only"
+        )
+    return _moments({name: node["fn"] for name, node in nodes.items()}, names, purpose)
 
-    def __init__(self, parts: Iterable[JointPrior | PosteriorPrior]) -> None:
-        self.parts = tuple(parts)
 
-    def sites_of(self, part: JointPrior | PosteriorPrior, sites: Sequence[Site]) -> list[Site]:
-        """Those of the sites that a part is a prior of."""
-        known = part.shapes if isinstance(part, JointPrior) else part.distributions
-        return [site for site in sites if site.name in known]
-
-    @classmethod
-    def of(
-        cls, single: Mapping[str, TorchDistribution], joint: Sequence[JointPrior]
-    ) -> BlockPrior | JointPrior | PosteriorPrior:
-        """Of latents on their own, and of those that belong together: a prior of one part is that
-        part itself."""
-        parts: list[JointPrior | PosteriorPrior] = [*joint]
-        if single or not joint:
-            parts.insert(0, PosteriorPrior(single))
-        return cls(parts) if len(parts) > 1 else parts[0]
-
-    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        for part in self.parts:
-            values |= part(self.sites_of(part, sites))
-        if unknown := [site.name for site in sites if site.name not in values]:
-            raise PriorError(f"prior: the earlier posterior has no site {', '.join(unknown)}")
-        return values
+def _moments(
+    distributions: Mapping[str, Any], names: Iterable[str], purpose: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    found = {}
+    for name in names:
+        fn = distributions.get(name)
+        base = base_of(fn) if fn is not None else None
+        if fn is None or not isinstance(base, dist.Normal):
+            raise PriorError(
+                f"{purpose}: {name!r} is {type(base).__name__} under the prior; expected Normal"
+            )
+        shape = fn.event_shape
+        found[name] = (base.loc.expand(shape).clone(), base.scale.expand(shape).clone())
+    return found

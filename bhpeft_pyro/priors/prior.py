@@ -1,10 +1,8 @@
-"""What a prior is, and the short forms accepted for one.
+"""What a prior is, the short forms accepted for one, and checks of priors of your own.
 
-A prior is any Pyro stochastic function from the sites to their tensors: it calls `pyro.sample`
-once for each site, under the site's name, and may sample anything else besides (scales, gates). A
-site that it makes out of such other latents it records by `pyro.deterministic` instead.
-
-Whether `fit` can use a prior of one's own.
+A prior is any Pyro stochastic function from the sites to their tensors. It calls `pyro.sample` once
+for each site, under the site's name, and may sample anything else besides, such as scales. A site
+that it computes from such latents is recorded by `pyro.deterministic` instead.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch.distributions.transforms import Transform
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
 from ..peft.sites import Site
-from .scales import FunctionSpacePrior
+from .scales import FunctionSpaceNormal
 
 __all__ = [
     "Prior",
@@ -42,8 +40,8 @@ __all__ = [
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
 """A Pyro stochastic function: from the sites to a tensor for each, by its name."""
-SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpacePrior
-"""What every weight of a site is drawn from, a function from the site to it, or a ready prior."""
+SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpaceNormal
+"""A distribution of each weight of a site, a function from the site to one, or a ready prior."""
 PriorLike = Prior | TorchDistribution | Mapping[str, SitePrior]
 """A prior, or a short form of one: a distribution for all sites, or some by site pattern."""
 
@@ -54,8 +52,8 @@ def as_prior(prior: PriorLike) -> Prior:
     Args:
         prior: a stochastic function (returned as it is); a distribution, the same and independent
             for every weight; or a mapping from name patterns ("lora.*.B", "*") to a
-            distribution, to a function `site -> distribution`, or to a ready prior, of whose
-            scales the fit then finds none. The first pattern that matches a site holds.
+            distribution, to a function `site -> distribution`, or to a ready prior. The first
+            pattern that matches a site holds.
 
     Raises:
         PriorError: none of these forms.
@@ -104,7 +102,7 @@ class PatternPrior:
         values: dict[str, Tensor] = {}
         prior: object
         for pattern, prior in self.patterns.items():
-            if isinstance(prior, FunctionSpacePrior):  # its sites may have something in common
+            if isinstance(prior, FunctionSpaceNormal):  # its sites may have something in common
                 values |= prior([site for site in sites if pattern_of[site.name] == pattern])
         for site in sites:
             if site.name not in values:
@@ -260,11 +258,12 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
         if (dtype := values[site.name].dtype) != torch.get_default_dtype():
             raise PriorError(
                 f"prior: the site {site.name!r} has dtype {dtype}, expected "
-                f"{torch.get_default_dtype()}: numbers from NumPy need .float()"
+                f"{torch.get_default_dtype()}: "
+                "torch.from_numpy(...).float() converts NumPy arrays"
             )
     if names := [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]:
         raise PriorError(
             f"prior: {', '.join(map(repr, names))} would stay as they are, as a fit trains the "
-            "guide alone; expected a pyro.sample statement for what is to be learnt (or "
-            "priors.EmpiricalBayes), and plain tensors for what is not"
+            "guide alone; expected pyro.sample for what is to be learnt, and plain tensors for "
+            "what is not"
         )

@@ -1,12 +1,8 @@
-"""What the ready priors share: scales set by what the weights do, not by what they are.
-
-The default prior: Normal, with scales set by what the weights do.
-"""
+"""The default prior, Normal, with scales set by the effect of the weights; tools for others."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -24,7 +20,6 @@ from ..plain import make_plain
 
 __all__ = [
     "FunctionSpaceNormal",
-    "FunctionSpacePrior",
     "along",
     "default",
     "log_of",
@@ -37,8 +32,10 @@ _OPEN = ("change", "head")  # may be None
 
 
 @dataclass(frozen=True)
-class FunctionSpacePrior(ABC):
-    """Scales that mean the same on every backbone; a subclass says how weights vary within them.
+class FunctionSpaceNormal:
+    """Independent Normals whose scales mean the same on every backbone.
+
+    Subclasses change how weights vary within these scales, by `sample`.
 
     Args:
         change: sd of the output side (LoRA B, adapter up, prefix values), in units. In fitted
@@ -53,6 +50,11 @@ class FunctionSpacePrior(ABC):
 
     Raises:
         PriorError: a number that is not positive and finite.
+
+    >>> from bhpeft_pyro.model.head import Head
+    >>> prior = FunctionSpaceNormal(head=2.0)
+    >>> sorted(prior(Head(3).sites(16)))
+    ['head.bias', 'head.weight']
     """
 
     change: float | None = None
@@ -73,8 +75,13 @@ class FunctionSpacePrior(ABC):
             if math.isinf(value):
                 raise PriorError(
                     f"{type(self).__name__}: {field.name} must be finite: "
-                    "an improper prior has no draws and no evidence"
+                    "an improper prior has no draws"
                 )
+
+    @property
+    def open(self) -> bool:
+        """Whether a `laplace` guide may set the scales of the sites."""
+        return type(self) is FunctionSpaceNormal and self.change is None and self.head is None
 
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""
@@ -83,7 +90,7 @@ class FunctionSpacePrior(ABC):
                 return self.spread
             case "output":
                 return _CHANGE if self.change is None else self.change
-            case "gate":  # what it scales has the scale that is found
+            case "gate":  # what it multiplies has the scale `change`
                 return _CHANGE
             case "head":
                 return _HEAD if self.head is None else self.head
@@ -91,9 +98,8 @@ class FunctionSpacePrior(ABC):
                 return self.other
 
     def closed(self) -> Self:
-        """The same prior, with nothing left open that a fit would find.
+        """The same prior, with its default scales in place of None.
 
-        >>> from bhpeft_pyro.priors import FunctionSpaceNormal
         >>> FunctionSpaceNormal(head=2.0).closed()
         FunctionSpaceNormal(change=0.1, spread=0.1, head=2.0, other=1.0)
         """
@@ -114,9 +120,9 @@ class FunctionSpacePrior(ABC):
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         return {site.name: self.sample(site) for site in sites}
 
-    @abstractmethod
     def sample(self, site: Site) -> Tensor:
         """Sample one site, and what its scale depends on."""
+        return self.normal(site)
 
     def normal(self, site: Site, factor: Tensor | float = 1.0) -> Tensor:
         """Sample a site as N(loc, (sd * factor)^2), given a factor `(*P, *broadcastable)`."""
@@ -164,23 +170,6 @@ def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
     )
     value: Tensor = pyro.deterministic(site.name, loc + factor * standard, event_dim=site.ndim)
     return value
-
-
-@dataclass(frozen=True)
-class FunctionSpaceNormal(FunctionSpacePrior):
-    """Independent Normals whose scales mean the same on every backbone.
-
-    Args:
-        change, spread, head, other: sds, as for every `FunctionSpacePrior`.
-
-    >>> from bhpeft_pyro.model.head import Head
-    >>> prior = FunctionSpaceNormal(head=2.0)
-    >>> sorted(prior(Head(3).sites(16)))
-    ['head.bias', 'head.weight']
-    """
-
-    def sample(self, site: Site) -> Tensor:
-        return self.normal(site)
 
 
 def default() -> FunctionSpaceNormal:

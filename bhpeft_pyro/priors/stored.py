@@ -15,8 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
-from .from_posterior import BlockPrior, JointPrior, PosteriorPrior
-from .mixture import MixturePrior
+from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
 __all__ = ["describe", "moved", "revive"]
@@ -38,7 +37,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
         return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
-    if isinstance(prior, BlockPrior | MixturePrior):
+    if isinstance(prior, MixturePrior):
         parts, tensors = [], {}
         for number, block in enumerate(prior.parts):
             description, more = describe(block, f"{part}.{number}")
@@ -46,7 +45,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 return description, {}
             parts.append(description)
             tensors |= more
-        return {"kind": _MADE_OF_PARTS[type(prior)], "parts": parts}, tensors
+        return {"kind": "mixture", "parts": parts}, tensors
     if isinstance(prior, PosteriorPrior):
         tensors, supports = {}, {}
         for name, latent in prior.distributions.items():
@@ -84,14 +83,9 @@ def revive(
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
         return JointPrior(normal, shapes, fields["name"])
-    for made_of_parts, known in _MADE_OF_PARTS.items():
-        if kind == known:
-            return made_of_parts(
-                [
-                    revive(block, tensors, f"{part}.{number}", given)
-                    for number, block in enumerate(fields["parts"])
-                ]
-            )
+    if kind == "mixture":
+        parts = enumerate(fields["parts"])
+        return MixturePrior([revive(own, tensors, f"{part}.{n}", given) for n, own in parts])
     if kind == "posterior":
         structure, distributions = fields["structure"], {}
         for name, support in fields["latents"]:
@@ -123,7 +117,6 @@ def moved(prior: Prior, change: Callable[[Tensor], Tensor]) -> Prior:
 
 
 _COVARIANCE = ("scale", "axes", "ratio")
-_MADE_OF_PARTS: dict[type[Any], str] = {BlockPrior: "blocks", MixturePrior: "mixture"}
 _SUPPORTS: dict[str, type[Constraint]] = {
     "greater than": constraints.greater_than,
     "at least": constraints.greater_than_eq,

@@ -10,7 +10,6 @@ from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
 from .growth import grow
 from .history import History
-from .projection import projected
 from .record import Record
 from .stream import prequential, stream
 from .update import Replay

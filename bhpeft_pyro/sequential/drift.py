@@ -14,7 +14,7 @@ from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import LaplaceGuide, MixtureGuide, prior_guide
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
@@ -174,7 +174,7 @@ def assess(
     (False, True)
     """
     check_samples(samples, level)
-    examples = posterior.text.encode(posterior.model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     options: dict[str, Any] = {"seed": 2 * seed, "max_rows": max_rows}
     forecast = posterior.predict(examples, samples, **options)
     nll = error = None

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
-from ..distributions import Covariance, LowRankNormal
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -24,8 +23,7 @@ from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
-from ..priors import JointPrior, Prior, unpack
-from .forgetting import normals
+from ..priors import JointPrior, independent_normals
 
 __all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
 
@@ -67,9 +65,11 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
-    first = _first_prior(posterior, count)
+    first = posterior.first_prior
+    if isinstance(first, JointPrior):
+        first = first.grown(dict.fromkeys(_HEAD, count))
     model = Model(network, first, posterior.model.likelihood)
-    own = normals(first, model.sites, _HEAD, "grow")
+    own = independent_normals(first, model.sites, _HEAD, "grow")
     rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
@@ -85,7 +85,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     return posterior.replace(
         model=model,
         guide=guide,
-        text=dataclasses.replace(posterior.text, label_names=names),
+        columns=dataclasses.replace(posterior.columns, label_names=names),
         first_prior=first,
         coreset=coreset,
     )
@@ -105,18 +105,18 @@ def check_growing(model: Model, guide: nn.Module) -> None:
 
 def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
     """The labels in `data` that the head has no output for: names, or how many."""
-    text, likelihood = posterior.text, posterior.model.likelihood
+    names, likelihood = posterior.columns.label_names, posterior.model.likelihood
     count = likelihood.labels(posterior.model.network.outputs)
     if likelihood.kind != "class" or count is None:
         return 0
     if isinstance(data, Examples):
-        if data.label_names is not None and text.label_names is not None:
-            return tuple(name for name in data.label_names if name not in text.label_names)
+        if data.label_names is not None and names is not None:
+            return tuple(name for name in data.label_names if name not in names)
         return max((data.num_labels or 0) - count, 0)
     values = _labels(posterior, data)
-    if text.label_names is not None:
+    if names is not None:
         found = {value for value in values if isinstance(value, str)}
-        return tuple(sorted(found.difference(text.label_names)))
+        return tuple(sorted(found.difference(names)))
     return max(max(_numbers(values), default=0) + 1 - count, 0)
 
 
@@ -130,12 +130,12 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     if not labels:
         return posterior
     if isinstance(labels, tuple):
-        new, known = ", ".join(map(repr, labels)), str(posterior.text.label_names)
+        new, known = ", ".join(map(repr, labels)), str(posterior.columns.label_names)
     else:
         count = posterior.model.likelihood.labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
-            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.text.columns.label)
+            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.columns.label)
     if not grow:
         raise DataError(
             f"data: {new} is none of {known}; grow=True (--grow) gives new labels an output of "
@@ -145,10 +145,10 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
 
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:
-    columns = posterior.text.columns
+    columns = posterior.columns
     table = read(data, "class", columns, labelled=True)
     label = columns.label
-    return by_name(table[label][:], table.features[label], posterior.text.label_names)
+    return by_name(table[label][:], table.features[label], columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:
@@ -166,7 +166,7 @@ def _check_gaps(numbers: set[int], count: int, column: str) -> None:
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
-    known = posterior.text.label_names
+    known = posterior.columns.label_names
     if isinstance(labels, int):
         if known is not None:
             raise ConfigError(f"labels={labels}: the labels have names; expected new names")
@@ -194,24 +194,6 @@ def _head(model: Model) -> Head:
             f"{type(head).__name__} and {type(likelihood).__name__}"
         )
     return head
-
-
-def _first_prior(posterior: Posterior, count: int) -> Prior | None:
-    """The first prior of a larger head: of a joint one new rows are Normal as the old ones are,
-    around zero."""
-    first = posterior.first_prior
-    if not isinstance(first, JointPrior) or first.normal.covariance.rank:
-        return first
-    means, sds = (
-        unpack(part, first.shapes) for part in (first.normal.loc, first.normal.covariance.scale)
-    )
-    for name in _HEAD:
-        more = sds[name][-1:].expand(count, *sds[name].shape[1:])
-        means[name] = torch.cat([means[name], torch.zeros_like(more)])
-        sds[name] = torch.cat([sds[name], more])
-    loc, scale = (torch.cat([part.flatten() for part in parts.values()]) for parts in (means, sds))
-    normal = LowRankNormal(loc, Covariance.diagonal(scale))
-    return JointPrior(normal, {name: tuple(part.shape) for name, part in means.items()}, first.name)
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:

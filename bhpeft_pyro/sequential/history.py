@@ -224,7 +224,7 @@ def check_same(posterior: Posterior, number: int, name: str, data: object) -> No
         ConfigError: it is of another.
     """
     report = posterior.lineage[number]
-    examples = posterior.text.encode(posterior.model, data, labelled=True)
+    examples = posterior.encode(data)
     if report.name != name or not has_learnt(report, examples):
         raise ConfigError(
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,15 @@ from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike, LaplaceGuide, autoguide, prior_guide
-from ..guides.blocks import title
-from ..guides.guide import prior_of
-from ..inference.elbo import seeded
-from ..inference.options import FitOptions
+from ..guides import GuideLike, autoguide, prior_guide
+from ..guides.guide import title
+from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
+from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
-from ..posterior.reading import TextOptions
 from ..posterior.stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting
@@ -52,8 +51,6 @@ def stream(
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
-    max_length: int | None = None,
-    label_names: Sequence[str] | None = None,
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
     floor: float = 0.0,
@@ -79,8 +76,8 @@ def stream(
             `update`.
         tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
             batch, in their order, makes `Record.transfer` possible.
-        unlabelled, columns, max_length, label_names, options: as for `fit`, single options by name
-            too. A small first batch is a reason to give unlabelled texts.
+        unlabelled, columns, options: as for `fit`, single options by name too. A small
+            first batch is a reason to give unlabelled texts.
         keep, floor, replay, grow, again: as for `Posterior.update`.
         samples: draws of each prediction; twice as many before a round (`assess`).
         progress: show a bar.
@@ -104,7 +101,7 @@ def stream(
     """
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
     tests = _kept(tests)
-    _check_tests(model, tests, TextOptions(columns, max_length))
+    _check_tests(model, tests, replace(columns, label_names=None))
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
     made.options()  # what cannot be saved would cost a round
@@ -113,7 +110,7 @@ def stream(
     forgetting = Forgetting(keep, floor)
     if forgetting != Forgetting():
         with suppress(GuideError):  # some have no posterior before a fit
-            last = made.own_prior() if isinstance(made, LaplaceGuide) else prior_of(model, made)
+            last = made.own_prior()
             forgetting(last, model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
@@ -124,8 +121,6 @@ def stream(
                 data,
                 unlabelled=unlabelled,
                 columns=columns,
-                max_length=max_length,
-                label_names=label_names,
                 options=chosen,
                 replay=replay,
                 components=components,
@@ -246,12 +241,12 @@ def _kept(tests: Mapping[str, object] | None) -> dict[str, object]:
 def _encoded(posterior: Posterior, data: object, what: str) -> Examples:
     try:
         with_outputs_for(posterior, data, grow=False)  # has the clearer error
-        return posterior.text.encode(posterior.model, data, labelled=True)
+        return posterior.encode(data)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
 
 
-def _check_tests(model: Model, tests: Mapping[str, object], text: TextOptions) -> None:
+def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
     """Before anything is learnt: later they would cost a round.
 
     Which classes there are is not known yet.
@@ -264,8 +259,7 @@ def _check_tests(model: Model, tests: Mapping[str, object], text: TextOptions) -
                     data,
                     model.network.tokenizer,
                     kind=model.likelihood.kind,
-                    columns=text.columns,
-                    max_length=text.limit(model.network, data),
+                    columns=model.limited(columns, data),
                     labelled=False,
                 )
         except DataError as error:
@@ -281,7 +275,7 @@ def _scores(
     for name, data in tests.items():
         if unknown_labels(posterior, data):  # they are still to come
             continue
-        examples = posterior.text.encode(posterior.model, data, labelled=True)
+        examples = posterior.encode(data)
         forecast = posterior.predict(examples, samples)
         found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}
         if first:

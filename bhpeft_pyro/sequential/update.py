@@ -16,11 +16,11 @@ from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
-from ..inference.elbo import sampling
+from ..inference.draws import sampling
 from ..inference.loop import OptimizerFactory
-from ..inference.options import FitOptions
 from ..inference.report import FitReport
 from ..model.model import Model
+from ..options import FitOptions
 from ..peft.kinds import check_count
 from ..plain import make_plain
 from ..posterior.fit import check_how, fit_round, joined, pull_of
@@ -134,7 +134,7 @@ def update(
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
     posterior = with_outputs_for(posterior, data, grow)
-    model, text, coreset = posterior.model, posterior.text, posterior.coreset
+    model, coreset = posterior.model, posterior.coreset
     # With replay, last round's coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
     last, projection = prior_of(model, guide), None
@@ -143,8 +143,8 @@ def update(
     else:
         guide, last, projection = in_family(model, last, family, options.seed)
     prior = forgetting(last, posterior.first_prior, model.sites)
-    examples = text.encode(model, data, labelled=True)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = posterior.encode(data)
+    held_out = None if validation is None else posterior.encode(validation)
     if not again:
         refuse_known(posterior, examples)
     point = is_point(guide)
@@ -186,9 +186,8 @@ def _update_each(
     grown = with_outputs_for(mixture, data, grow)
     assert isinstance(grown, MixturePosterior)
     mixture = grown
-    text, model = mixture.text, mixture.model
-    examples = text.encode(model, data, labelled=True)
-    held_out = None if validation is None else text.encode(model, validation, labelled=True)
+    examples = mixture.encode(data)
+    held_out = None if validation is None else mixture.encode(validation)
     if not how["again"]:  # the components do not know what a split was made of
         refuse_known(mixture, examples)
     every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)

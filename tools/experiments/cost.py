@@ -26,14 +26,14 @@ from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import LaplaceGuide, autoguide
 from bhpeft_pyro.guides.guide import is_point
+from bhpeft_pyro.guides.optimizers import optimizers
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.loop import as_module
-from bhpeft_pyro.inference.optimizers import optimizers
-from bhpeft_pyro.inference.options import FitOptions
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.options import FitOptions
 
 from .budgets import Budget
 from .job import Load

@@ -109,7 +109,7 @@ class Grid:
         posterior = fitted.posterior
         for name, table in parts.tests.items():
             if what.target in table.column_names:
-                labels = posterior.text.encode(posterior.model, table, labelled=True).labels
+                labels = posterior.encode(table).labels
                 assert labels is not None
                 forecasts[name] = forecasts[name].with_labels(labels)
         facts = {

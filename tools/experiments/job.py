@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -59,8 +59,7 @@ class Job:
             model,
             guide,
             self.train,
-            columns=self.task.columns,
-            max_length=self.task.max_length,
+            columns=replace(self.task.columns, max_length=self.task.max_length),
             **{"max_steps": self.budget.steps, "seed": self.seed, "progress": False, **options},
         )
 

@@ -27,7 +27,7 @@ __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
-_NATURAL: tuple[dict[str, Any], ...] = ({}, {"natural_lr": 0.1})
+_NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
 _CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
 _REPORTED = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
 

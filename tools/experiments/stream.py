@@ -24,7 +24,7 @@ import typer
 from transformers import AutoModel, AutoTokenizer, logging
 
 from bhpeft_pyro import __version__
-from bhpeft_pyro.data import CutWarning, Examples, encode
+from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.model.head import Head
@@ -145,7 +145,7 @@ class Encoded:
                 self.tokenizer,
                 kind="class",
                 num_labels=self.classes,
-                max_length=_MAX_LENGTH,
+                columns=Columns(max_length=_MAX_LENGTH),
                 labelled=labelled,
             )
 

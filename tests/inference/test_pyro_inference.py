@@ -29,7 +29,7 @@ FIT: dict[str, Any] = {
     "batch_size": 24,
     "particles": 4,
     "lr": 0.03,
-    "natural_lr": 0.1,
+    "lr": 0.1,
     "warmup": 0.0,
     "progress": False,
 }

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..errors import ConfigError
+from .errors import ConfigError
 
 __all__ = ["FitOptions"]
 
@@ -24,12 +24,8 @@ class FitOptions:
         batch_size: examples per forward pass, shared out over the particles.
         particles: weight draws per forward pass (1 for a point-mass guide).
         accumulate: forward passes per optimiser step.
-        natural_lr: step size of `NaturalGradient`, for (loc, log scale) pairs. None takes B / N,
-            at most 0.1: the noise of mini-batches then stays below the posterior's own sds. Below
-            temperature 1 it is divided by the temperature, and the noise stays below the sds at 1.
-        joint_lr: step size of Adam for the means of joint guides ("lowrank", "full"), in sds of
-            the prior.
-        lr: learning rate of Adam, for every other parameter.
+        lr: step size. None takes each family's own: of "normal", B / N and at most 0.1 natural
+            gradient (`NaturalGradient`); 2e-3 of Adam for everything else.
         schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
             "inverse_sqrt", as in transformers.
         warmup: fraction of the steps over which the learning rate rises.
@@ -49,7 +45,6 @@ class FitOptions:
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.
-        max_skipped: give up after so many steps in a row without a finite loss.
         bf16: autocast to bfloat16.
         seed: of the draws and the order of the data.
         progress: show a progress bar.
@@ -66,9 +61,7 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
     batch_size: int = 16
     particles: int = 4
     accumulate: int = 1
-    natural_lr: float | None = None
-    joint_lr: float = 0.05
-    lr: float = 2e-3
+    lr: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.05
     clip: float | None = None
@@ -78,20 +71,19 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
     patience: int | None = None
     eval_every: int | None = None
     eval_samples: int = 8
-    max_skipped: int = 5
     bf16: bool = False
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "particles", "accumulate", "max_skipped"):
+        for name in ("epochs", "batch_size", "particles", "accumulate"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer of at least 1")
         for name in ("eval_samples", "seed"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 0, "an integer of 0 or more")
-        optional = ("natural_lr", "clip", "temperature", "tau")
-        for name in ("lr", "joint_lr", "warmup", "kl_warmup", *optional):
+        optional = ("lr", "clip", "temperature", "tau")
+        for name in ("warmup", "kl_warmup", *optional):
             value = getattr(self, name)
             none = value is None and name in optional
             real = isinstance(value, int | float) and math.isfinite(value)
@@ -101,11 +93,7 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
             good = value is None or (isinstance(value, int) and value >= 1)
             self._check(name, good, "an integer of at least 1, or None")
         self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        for name in ("lr", "joint_lr"):
-            self._check(name, getattr(self, name) > 0, "positive")
-        self._check(
-            "natural_lr", self.natural_lr is None or self.natural_lr > 0, "positive, or None"
-        )
+        self._check("lr", self.lr is None or self.lr > 0, "positive, or None")
         for name in ("warmup", "kl_warmup"):
             self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._check("clip", self.clip is None or self.clip > 0, "positive, or None")

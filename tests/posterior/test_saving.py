@@ -73,7 +73,7 @@ def fit(
     likelihood = Categorical() if likelihood is None else likelihood
     model = tiny_model(kinds, likelihood.outputs or 2, prior, likelihood)
     data = CLASSES if data is None else data
-    how: dict[str, Any] = {"max_steps": 3, "natural_lr": 0.3, "progress": False}
+    how: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
     return bh.fit(model, guide, data, components=components, **how)
 
 
@@ -130,7 +130,7 @@ def test_every_likelihood_comes_back_in_both_rounds(
         loaded = load(tmp_path / name)
         assert loaded.model.likelihood == likelihood
         assert loaded.lineage == posterior.lineage
-        assert loaded.text == posterior.text
+        assert loaded.columns == posterior.columns
         assert_same_forecast(posterior.predict(data, 5), loaded.predict(data, 5))
     # The prior of the second round is there too: its KL is what it was.
     third, again = (each.update(data, again=True) for each in (second, load(tmp_path / "two")))

@@ -25,11 +25,11 @@ FIT: dict[str, Any] = {
     "max_steps": 200,
     "batch_size": 64,
     "particles": 4,
-    "natural_lr": 0.1,
+    "lr": 0.1,
     "warmup": 0.0,
     "progress": False,
 }
-QUICK: dict[str, Any] = {"max_steps": 6, "natural_lr": 0.1, "progress": False}
+QUICK: dict[str, Any] = {"max_steps": 6, "lr": 0.1, "progress": False}
 SHAPES = {"a": (2, 3), "b": (4,), "c": (2,)}
 PLACES = {"a": slice(0, 6), "b": slice(6, 10), "c": slice(10, 12)}
 

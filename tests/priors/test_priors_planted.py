@@ -24,7 +24,7 @@ from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import effective_rank, empirical_scales, gate_probabilities
 
-FIT: dict[str, Any] = {"natural_lr": 0.1, "warmup": 0.0, "progress": False, "max_steps": 300}
+FIT: dict[str, Any] = {"lr": 0.1, "warmup": 0.0, "progress": False, "max_steps": 300}
 NORMAL = priors.FunctionSpaceNormal(change=1.0, head=2.0)
 
 

@@ -24,7 +24,7 @@ def fit(backbone: Any, kinds: Any, seed: int) -> bh.Posterior:
         "normal",
         tiny_examples(16, seed=seed),
         max_steps=4,
-        natural_lr=0.5,
+        lr=0.5,
         seed=seed,
         progress=False,
     )

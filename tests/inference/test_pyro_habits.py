@@ -230,9 +230,7 @@ def test_a_spike_and_a_slab(guide: str, component: Any) -> None:
         return values
 
     model = tiny_model((), prior=prior)
-    posterior = bh.fit(
-        model, guide, tiny_examples(24), max_steps=40, natural_lr=0.3, progress=False
-    )
+    posterior = bh.fit(model, guide, tiny_examples(24), max_steps=40, lr=0.3, progress=False)
     weights = posterior.sample(50)["head.weight"]
     assert (weights < 0).any() == (component is dist.Normal)
     trace = poutine.trace(poutine.condition(model, data=posterior.sample(1))).get_trace(

@@ -21,7 +21,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 
 OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
 NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
-QUICK: dict[str, Any] = {"max_steps": 8, "natural_lr": 0.3, "progress": False}
+QUICK: dict[str, Any] = {"max_steps": 8, "lr": 0.3, "progress": False}
 
 
 FAMILIES: list[Any] = [
@@ -95,7 +95,7 @@ def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh
         assert (weight == weight[:1]).all() and (bias == bias[0]).all()
         expected = torch.cat([weight[0], bias[:1]])
     torch.testing.assert_close(grown_joint[new[:, None], new], torch.diag(expected.square()))
-    assert grown.text.label_names == ("angry", "calm", "sad")
+    assert grown.columns.label_names == ("angry", "calm", "sad")
     assert grown.lineage is old.lineage  # it is no round
 
 
@@ -119,7 +119,7 @@ def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
     """So, with the covariances above, predictions among the old labels are what they were."""
     grown = old.grow(["sad", "glad"])
     weights = {name: value[:, None] for name, value in grown.sample(6).items()}
-    batch = next(old.text.encode(old.model, OLD, True).batches(16))
+    batch = next(old.encode(OLD).batches(16))
     with torch.no_grad():
         new = grown.model.network(weights, batch)
         was = old.model.network(rows(weights), batch)
@@ -131,7 +131,7 @@ def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Post
     with pytest.raises(DataError, match=r"'sad' is none of \('angry', 'calm'\); grow=True"):
         head.update(NEW)
     new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
-    assert new.coreset is not None and new.coreset.examples.label_names == new.text.label_names
+    assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
     assert len(new.lineage) == 2 and new.report.parent == head.report.id
     forecast = new.predict(["w7 w40", "w7"], samples=64)
     assert forecast.label_names == ("angry", "calm", "sad")
@@ -243,11 +243,11 @@ def test_levels_and_numbers_as_text_are_counted_as_they_are_read() -> None:
 def test_data_that_can_be_read_but_once_are_learnt(head: bh.Posterior) -> None:
     rows = [{"text": f"w{i}", "label": "sad"} for i in range(20, 26)]
     grown = head.update(iter(rows), grow=True)
-    assert grown.report.examples == 6 and "sad" in grown.text.label_names  # type: ignore[operator]
+    assert grown.report.examples == 6 and "sad" in grown.columns.label_names  # type: ignore[operator]
 
 
 def test_a_label_that_is_another_but_for_its_case_is_noted(head: bh.Posterior) -> None:
-    known = head.text.label_names
+    known = head.columns.label_names
     assert known is not None
     with pytest.warns(UserWarning, match=f"'{known[0].upper()} ' becomes .* beside '{known[0]}'"):
         head.grow([f"{known[0].upper()} "])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference.optimizers import NaturalGradient
+from bhpeft_pyro.guides.optimizers import NaturalGradient
 from bhpeft_pyro.inference.report import unsettled
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -177,7 +177,7 @@ def test_the_default_step_is_a_cold_posteriors(temperature: float) -> None:
     data = tiny_examples(64)
     options: dict[str, Any] = {"temperature": temperature, "epochs": 15, "progress": False}
     cold = bh.fit(tiny_model(()), "normal", data, **options)
-    warm = bh.fit(tiny_model(()), "normal", data, natural_lr=0.1, **options)
+    warm = bh.fit(tiny_model(()), "normal", data, lr=0.1, **options)
     assert cold.report.last("nll") < 0.75 * warm.report.last("nll")
 
 

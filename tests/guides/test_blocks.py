@@ -28,8 +28,7 @@ FIT: dict[str, Any] = {
     "max_steps": 300,
     "batch_size": 64,
     "particles": 4,
-    "natural_lr": 0.1,
-    "lr": 0.05,  # of points
+    "lr": 0.1,
     "warmup": 0.0,
     "progress": False,
 }
@@ -42,7 +41,7 @@ MIXED = {
     "lora.*.B": ("delta", {"width": 0.05}),
     "*": "normal",
 }
-QUICK: dict[str, Any] = {"max_steps": 20, "natural_lr": 0.1, "progress": False}
+QUICK: dict[str, Any] = {"max_steps": 20, "lr": 0.1, "progress": False}
 
 
 def data(model: bh.Model, count: int = 64, seed: int = 3) -> bh.Examples:

@@ -1,12 +1,8 @@
-"""Which optimiser moves which parameters of a guide.
+"""Optimisers for guides: natural gradients for Normals, and Adam with step sizes by weight.
 
-Natural-gradient steps for Normal guides, as a small torch optimiser.
-
-With one learning rate for means and sds the sds never leave their starting value; with two, steps
+With one learning rate for means and sds the sds never leave their starting value. With two, steps
 of equal size on every weight spend thousands of nats of KL that the data never asked for. A
-natural-gradient step is measured in the posterior's own units, so both problems are gone.
-
-Adam for a joint mean, in units in which one step size suits all weights.
+natural-gradient step is measured in the posterior's own units, which solves both problems.
 """
 
 from __future__ import annotations
@@ -18,18 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..distributions import Covariance
 from ..errors import ConfigError, GuideError
-from ..guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide
-from ..guides.guide import blocks_of
-from .options import FitOptions
+from ..options import FitOptions
 
-__all__ = [
-    "NaturalGradient",
-    "WhitenedAdam",
-    "optimizers",
-    "trained",
-]
+__all__ = ["NOISE_STEPS", "NaturalGradient", "ScaledAdam", "adam_lr", "natural_lr", "trained"]
+
+NOISE_STEPS = 10.0
+"""Step size of a point's noise scale, in those of other weights: it has far to go."""
+_ADAM_LR = 2e-3
 
 
 _TRUST = 0.2  # largest change of a log precision per step
@@ -120,38 +112,32 @@ def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor
     return buffer / (1 - decay**step)
 
 
-class WhitenedAdam(Adam):
-    """Adam (Kingma and Ba 2015) on z, where loc = center + root z.
-
-    With the prior's mean and covariance the prior of z is N(0, I), whatever the scales of the
-    weights and, from the second round on, however narrow the last posterior is along some axes.
+class ScaledAdam(Adam):
+    """Adam (Kingma and Ba 2015) whose step size differs from weight to weight.
 
     Args:
-        loc: what is moved.
-        center, covariance: of these coordinates.
-        lr: the step size, in sds of the covariance.
+        weights: (D,) the parameter.
+        sizes: (D,) factors of the step size.
+        lr: the step size where the factor is 1.
     """
 
-    def __init__(
-        self, loc: nn.Parameter, center: Tensor, covariance: Covariance, lr: float = 0.05
-    ) -> None:
-        self.loc, self.center, self.covariance = loc, center, covariance
-        self.white = nn.Parameter(covariance.unroot(loc.detach() - center))
-        super().__init__([self.white], lr=lr)
+    def __init__(self, weights: nn.Parameter, sizes: Tensor, lr: float) -> None:
+        self.weights, self.sizes = weights, sizes
+        self.start = weights.detach().clone()
+        self.moved = nn.Parameter(torch.zeros_like(self.start))  # in units of `sizes`
+        super().__init__([self.moved], lr=lr)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self.loc.grad = None
+        self.weights.grad = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        assert self.loc.grad is not None
-        self.white.grad = self.covariance.pull(self.loc.grad)
+        """One step from the gradient at hand."""
+        assert self.weights.grad is not None
+        self.moved.grad = self.sizes * self.weights.grad
         loss = super().step(closure)
-        self.loc.copy_(self.center + self.covariance.root(self.white))
+        self.weights.copy_(self.start + self.sizes * self.moved)
         return loss
-
-
-_NOISE = 10.0  # step size of a point's noise scale, of the other weights': it has far to go
 
 
 def trained(guide: nn.Module) -> list[nn.Parameter]:
@@ -166,45 +152,19 @@ def trained(guide: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
-    """Natural gradients for means and sds, Adam for joint means and for what else there is.
-
-    Args:
-        guide: any; one made of blocks has the steps of each of them.
-        options: how to fit.
-        examples: N.
-    """
-    rest = {id(parameter): parameter for parameter in trained(guide)}
-    found: list[Optimizer] = []
-    for block in blocks_of(guide):
-        if isinstance(block, LaplaceGuide):
-            steps = Covariance.diagonal(1 + (_NOISE - 1) * block.of_likelihood())
-            found.append(WhitenedAdam(block.loc, block.loc.detach().clone(), steps, options.lr))
-            del rest[id(block.loc)]
-        elif isinstance(block, LowRankGuide):
-            normal = block.prior
-            found.append(WhitenedAdam(block.loc, normal.loc, normal.covariance, options.joint_lr))
-            del rest[id(block.loc)]
-        elif isinstance(block, DeltaGuide) and (own := block.of_likelihood()):
-            found.append(Adam(own, lr=_NOISE * options.lr))
-            for parameter in own:
-                del rest[id(parameter)]
-    pairs = guide.natural_pairs() if isinstance(guide, Guide) else []
-    if pairs:
-        found.append(NaturalGradient(pairs, lr=natural_lr(options, examples)))
-        for parameter in (parameter for pair in pairs for parameter in pair):
-            rest.pop(id(parameter), None)
-    if rest:
-        found.append(Adam(rest.values(), lr=options.lr))
-    return found
+def adam_lr(options: FitOptions) -> float:
+    """The learning rate of Adam."""
+    return _ADAM_LR if options.lr is None else options.lr
 
 
 def natural_lr(options: FitOptions, examples: int) -> float:
-    """B / N unless given: with a step size rho on batches of B out of N the mean jitters with
-    variance rho N / (2 B), in units of the posterior's, so more would be mostly noise.
+    """The step size of `NaturalGradient`.
 
-    The sds of a cold posterior are small by sqrt(T), and steps are measured in their squares."""
-    if options.natural_lr is not None:
-        return options.natural_lr
+    With step size rho, on batches of B out of N examples, the mean has a variance of rho N / (2 B)
+    posterior variances. So by default rho is B / N, at most 0.1. The sds of a posterior at
+    temperature T < 1 are smaller by sqrt(T), and so rho is divided by T.
+    """
+    if options.lr is not None:
+        return options.lr
     cold = min(options.temperature or 1.0, 1.0)
     return min(options.batch_size * options.accumulate / examples, 0.1) / cold

@@ -56,7 +56,7 @@ def brute_force(
 ) -> Tensor:
     """(S, N, ...) of an attribute of the distribution of labels: each draw and example alone."""
     model = posterior.model
-    examples = posterior.text.encode(model, data, labelled=False)
+    examples = posterior.encode(data, labelled=False)
     rows = []
     for i in range(len(examples)):
         (batch,) = list(examples.subset([i]).batches(1))
@@ -271,7 +271,7 @@ def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
     posterior = bh.fit(
         bh.Model(network), "normal", tiny_examples_of(tokenizer), max_steps=2, progress=False
     )
-    examples = posterior.text.encode(posterior.model, TEXTS, labelled=False)
+    examples = posterior.encode(TEXTS, labelled=False)
     (_, batch), *_ = list(examples.by_length(2))
     assert "token_type_ids" in batch.inputs  # otherwise this test tests nothing
     assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()

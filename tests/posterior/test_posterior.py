@@ -23,7 +23,7 @@ FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
 
 
 def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
-    options = {"max_steps": 12, "natural_lr": 0.3, "warmup": 0.0, "progress": False, **options}
+    options = {"max_steps": 12, "lr": 0.3, "warmup": 0.0, "progress": False, **options}
     return bh.fit(tiny_model() if model is None else model, guide, FIRST, **options)
 
 
@@ -125,7 +125,7 @@ def test_epochs_are_counted_anew_after_a_round_of_so_many_steps() -> None:
 
 
 def test_the_way_text_is_read_is_handed_on() -> None:
-    columns = bh.Columns(text="words", label="mood")
+    columns = bh.Columns(text="words", label="mood", max_length=3, label_names=["calm", "angry"])
     rows = {"words": ["w5 w9", "w6 w8"] * 4, "mood": ["calm", "angry"] * 4}
     options: dict[str, Any] = {"max_steps": 3, "progress": False}
     first = bh.fit(
@@ -133,8 +133,6 @@ def test_the_way_text_is_read_is_handed_on() -> None:
         "normal",
         rows,
         columns=columns,
-        label_names=["calm", "angry"],
-        max_length=3,
         **options,
     )
     # Only one of the classes occurs, by name: its index is that of the first round.
@@ -171,7 +169,7 @@ def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
     data = {"text": ["w5 w9", "w6 w8"] * 4, "label": [0.5, 1.0] * 4}
     if kind == "class":
         data["label"] = [0, 1] * 4
-    options: dict[str, Any] = {"max_steps": 4, "natural_lr": 0.3, "progress": False}
+    options: dict[str, Any] = {"max_steps": 4, "lr": 0.3, "progress": False}
     first = bh.fit(tiny_model((), 1, likelihood=likelihood), "normal", data, **options)
     (own,) = (site.name for site in likelihood.sites)
     second = first.update(data, again=True)

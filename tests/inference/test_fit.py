@@ -110,7 +110,7 @@ def test_the_backbone_is_left_alone() -> None:
 
 
 def test_a_planted_signal_is_learnt() -> None:
-    options = {"natural_lr": 0.1, "max_steps": 100, "particles": 4, "batch_size": 16}
+    options = {"lr": 0.1, "max_steps": 100, "particles": 4, "batch_size": 16}
     posterior = fit(data=tiny_examples(64), **options)
     unseen = tiny_examples(100, seed=5)
     assert posterior.evaluate(unseen)["accuracy"] > 0.75
@@ -249,12 +249,12 @@ def test_the_loss_is_nll_plus_temperature_times_kl_and_the_kl_warms_up() -> None
 
 
 def test_schedule_and_warmup() -> None:
-    history = fit(max_steps=10, warmup=0.2, schedule="cosine", natural_lr=0.3).report.history
+    history = fit(max_steps=10, warmup=0.2, schedule="cosine", lr=0.3).report.history
     rise = [0.0, 0.5]
     fall = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     expected = [0.3 * factor for factor in (*rise, *fall)]
     assert [entry["lr"] for entry in history] == pytest.approx(expected)
-    steady = fit(max_steps=3, natural_lr=0.3, **STEADY).report.history
+    steady = fit(max_steps=3, lr=0.3, **STEADY).report.history
     assert [entry["lr"] for entry in steady] == pytest.approx([0.3] * 3)
 
 
@@ -364,7 +364,7 @@ def test_sds_that_still_move_are_named(optimizer: Any) -> None:
 
 def test_sds_that_have_settled_are_not() -> None:
     model = tiny_model(())
-    posterior = fit(model, data=tiny_examples(24), max_steps=800, natural_lr=0.1)
+    posterior = fit(model, data=tiny_examples(24), max_steps=800, lr=0.1)
     assert posterior.report.unsettled == []
     assert "not converged" not in str(posterior.report)
     assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
@@ -372,7 +372,7 @@ def test_sds_that_have_settled_are_not() -> None:
 
 def test_kl_and_scales_are_those_of_the_state_that_is_kept() -> None:
     model = tiny_model()
-    posterior = fit(model, max_steps=5, natural_lr=0.3, **STEADY)
+    posterior = fit(model, max_steps=5, lr=0.3, **STEADY)
     prior = pyro.poutine.trace(posterior.model.prior).get_trace(model.sites)
     for name, q in posterior.guide.distributions().items():
         p = prior.nodes[name]["fn"]

@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import fit as fitting
@@ -151,7 +151,7 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     of = tiny_model(())
     if guide == "down only":
         of = tiny_model()
-    starts = fit(guide, of=of, max_steps=1, lr=1e-9, natural_lr=1e-9, joint_lr=1e-9)
+    starts = fit(guide, of=of, max_steps=1, lr=1e-9)
     site = next(
         s for s in of.sites if s.name == ("lora.query.B" if of.network.kinds else "head.weight")
     )
@@ -300,7 +300,7 @@ def test_a_prediction_is_the_average_of_the_components() -> None:
             for name, value in own.items():
                 pyro.sample(name, dist.Delta(value, event_dim=value.dim() - 2))
 
-        forecast: Any = predict(each.model, replay, each.text.encode(each.model, TEXTS, False), 4)
+        forecast: Any = predict(each.model, replay, each.encode(TEXTS, labelled=False), 4)
         total += forecast.probabilities / 3
     torch.testing.assert_close(probabilities(posterior, 12, seed=5), total, atol=1e-5, rtol=1e-4)
 

@@ -1,0 +1,194 @@
+"""Priors whose scales are random: for 'normal' and Pyro's guides, not for 'laplace'.
+
+They are examples too: a prior of your own may be a function of a few such lines (docs/priors.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..errors import PriorError
+from ..peft.sites import Site
+from .scales import FunctionSpaceNormal, along, log_of, multiplied
+
+__all__ = ["ARD", "Gates", "Hierarchical", "Horseshoe", "gated_layers"]
+
+_COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
+
+
+@dataclass(frozen=True)
+class Hierarchical(FunctionSpaceNormal):
+    """For 'normal' and Pyro's guides: a scale for every site, and one near it for every layer
+    (partial pooling).
+
+        log_scale   ~ N(-v, overall^2)           a site ("<site>.log_scale")
+        log_layers  ~ N(log_scale, between^2)    each of its layers ("<site>.log_layers")
+        weight      ~ N(loc, (sd * exp(log_layers))^2)
+
+    With v = overall^2 + between^2 the sd of a weight, the scales integrated out, is that of
+    `FunctionSpaceNormal`. Sites with layers are non-centred. The head, which the data determine
+    well, has the first scale only, and is centred.
+
+    Args:
+        overall: sd of a site's log scale.
+        between: sd of the log scales of its layers.
+
+    >>> from bhpeft_pyro.model.head import Head
+    >>> list(pyro.poutine.trace(Hierarchical()).get_trace(Head(3).sites(16)).stochastic_nodes)
+    ['head.weight.log_scale', 'head.weight', 'head.bias.log_scale', 'head.bias']
+    """
+
+    overall: float = 0.5
+    between: float = 0.5
+
+    def sample(self, site: Site) -> Tensor:
+        zero = site.unit.new_zeros(())
+        layered = "layer" in site.dims
+        variance = self.overall**2 + (self.between**2 if layered else 0.0)
+        log_scale = pyro.sample(
+            f"{site.name}.log_scale", dist.Normal(zero - variance, self.overall)
+        )
+        if not layered:
+            return self.normal(site, along(log_scale, site, ()).exp())
+        layers = log_scale.unsqueeze(-1).expand(*log_scale.shape, site.shape[0])
+        log_layers = pyro.sample(
+            f"{site.name}.log_layers", dist.Normal(layers, self.between).to_event(1)
+        )
+        factor = along(log_layers, site, ("layer",)).exp()
+        return multiplied(site, self.loc(site), self.sd(site) * factor)
+
+
+@dataclass(frozen=True)
+class ARD(FunctionSpaceNormal):
+    """For 'normal' and Pyro's guides: a scale for each layer and rank of LoRA's B, and for each
+    bottleneck unit of adapters (automatic relevance determination).
+
+        log_ranks ~ log HalfNormal(1)             ("<site>.log_ranks", layer x rank)
+        column    ~ N(0, (sd * exp(log_ranks))^2)
+
+    The sd of a weight, the scales integrated out, is that of `FunctionSpaceNormal`. The half-Normal
+    has mass near 0, where a column ends up that the data do not need. Without its column of B a row
+    of A has no effect, so A needs no scales. All other sites are Normal.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> trace = pyro.poutine.trace(ARD()).get_trace(tiny_model().sites)
+    >>> [name for name in trace.stochastic_nodes if "log" in name]
+    ['lora.query.B.log_ranks', 'lora.value.B.log_ranks']
+    """
+
+    def sample(self, site: Site) -> Tensor:
+        dims = next((dims for dims in _COLUMNS if {*dims} <= {*site.dims}), None)
+        if dims is None or site.role != "output":
+            return self.normal(site)
+        sizes = [site.shape[site.dims.index(dim)] for dim in dims]
+        log_ranks = pyro.sample(
+            f"{site.name}.log_ranks",
+            log_of(dist.HalfNormal(site.unit.new_ones(sizes))).to_event(len(dims)),
+        )
+        return multiplied(site, self.loc(site), self.sd(site) * along(log_ranks, site, dims).exp())
+
+
+@dataclass(frozen=True)
+class Horseshoe(FunctionSpaceNormal):
+    """For 'normal' and Pyro's guides: a scale for every weight, with much mass at zero and heavy
+    tails up to a slab (the regularised horseshoe; Piironen and Vehtari 2017).
+
+        log_tau   ~ log HalfCauchy(share)                 a site ("<site>.log_tau")
+        log_local ~ log HalfCauchy(1)                     a weight ("<site>.log_local")
+        weight    ~ N(loc, (sd * t / sqrt(1 + t^2))^2),   t = exp(log_tau + log_local)
+
+    The sds of `FunctionSpaceNormal` are the slab's: no weight is wider than that. It doubles the
+    number of latents, and depends on the coordinates: "few weights" are few axes of the Fisher
+    information in a network with fitted coordinates.
+
+    Args:
+        share: roughly the share of weights that are expected to matter.
+
+    >>> from bhpeft_pyro.model.head import Head
+    >>> trace = pyro.poutine.trace(Horseshoe()).get_trace(Head(3).sites(16)[:1])
+    >>> list(trace.stochastic_nodes)
+    ['head.weight.log_tau', 'head.weight.log_local', 'head.weight.standard']
+    """
+
+    share: float = 0.1
+
+    def sample(self, site: Site) -> Tensor:
+        one = site.unit.new_ones(())
+        log_tau = pyro.sample(f"{site.name}.log_tau", log_of(dist.HalfCauchy(self.share * one)))
+        log_local = pyro.sample(
+            f"{site.name}.log_local",
+            log_of(dist.HalfCauchy(one.expand(site.shape))).to_event(site.ndim),
+        )
+        log_t = along(log_tau, site, ()) + log_local
+        share_of_slab = (2 * log_t).sigmoid().sqrt()  # t / sqrt(1 + t^2) without overflow
+        return multiplied(site, self.loc(site), self.sd(site) * share_of_slab)
+
+
+@dataclass(frozen=True)
+class Gates(FunctionSpaceNormal):
+    """For 'normal' and Pyro's guides: a gate in (0, 1) for each PEFT kind and layer, on the weights
+    that add to the layer's output (a relaxed spike and slab).
+
+        logits ~ Logistic(logit(probability) / relaxation, 1 / relaxation)   ("gates.<kind>", layer)
+        weight = gate * slab,   gate = sigmoid(logits),   slab ~ N(0, sd^2)
+
+    This is the binary Concrete distribution (Maddison et al. 2017): P(gate > 1/2) is `probability`
+    for any relaxation, and as that goes to 0 the gates become 0 or 1. Sites of one kind (LoRA on
+    queries and on values) share their gates. The sds of `FunctionSpaceNormal` are the slab's. Input
+    sides, head and likelihood are Normal. `to_arviz` exports the gates as `gate.<kind>`.
+
+    Args:
+        probability: that a layer needs a kind, before any data.
+        relaxation: the temperature of the relaxed gates.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> trace = pyro.poutine.trace(Gates()).get_trace(tiny_model().sites)
+    >>> trace.nodes["gates.lora"]["value"].shape
+    torch.Size([2])
+    """
+
+    probability: float = 0.5
+    relaxation: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.probability < 1:
+            raise PriorError(f"Gates: probability must be below 1, got {self.probability}")
+
+    def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
+        layers = gated_layers(sites)
+        openness = torch.logit(torch.tensor(self.probability)).item() / self.relaxation
+        gates: dict[str, Tensor] = {}
+        values = {}
+        for site in sites:
+            if site.role != "output":
+                values[site.name] = self.normal(site)
+                continue
+            kind = _kind(site)
+            if kind not in gates:
+                loc = site.unit.new_full((len(layers[kind]),), openness)
+                logits = dist.Logistic(loc, 1 / self.relaxation).to_event(1)
+                gates[kind] = pyro.sample(f"gates.{kind}", logits).sigmoid()
+            own = gates[kind][..., [layers[kind].index(number) for number in site.layers]]
+            factor = self.sd(site) * along(own, site, ("layer",))
+            values[site.name] = multiplied(site, self.loc(site), factor)
+        return values
+
+
+def gated_layers(sites: Sequence[Site]) -> dict[str, list[int]]:
+    """PEFT kind to the numbers of the layers that carry it."""
+    found: dict[str, set[int]] = {}
+    for site in sites:
+        if site.role == "output":
+            found.setdefault(_kind(site), set()).update(site.layers)
+    return {kind: sorted(layers) for kind, layers in found.items()}
+
+
+def _kind(site: Site) -> str:
+    return site.name.split(".")[0]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide, NormalGuide
+from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 from tools.experiments import cost
@@ -31,7 +31,7 @@ def _batch() -> Batch:
 
 @pytest.mark.parametrize(
     "kind,particles",
-    [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LaplaceGuide, 1), (LowRankGuide, 4)],
+    [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LaplaceGuide, 1)],
 )
 def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int) -> None:
     model = _model()

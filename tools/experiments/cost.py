@@ -25,8 +25,7 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import LaplaceGuide, autoguide
-from bhpeft_pyro.guides.guide import is_point
-from bhpeft_pyro.guides.optimizers import optimizers
+from bhpeft_pyro.guides.guide import is_point, optimizers
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.loop import as_module

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bhpeft_pyro.cli.backbone import load_backbone
+from bhpeft_pyro.cli.runs import load_backbone
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import options
-from .screen import print_json, show
+from .screen import print_json, show_metrics
 
 __all__ = ["EXAMPLES", "evaluate"]
 
@@ -23,7 +23,7 @@ def evaluate(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Accuracy, NLL, calibration and more on labelled data."""
+    """Measure accuracy, NLL, calibration and more on labelled data."""
     from .runs import open_run, rows_for
 
     posterior = open_run(run, backbone, device)
@@ -32,4 +32,4 @@ def evaluate(
     if as_json:
         print_json({"examples": len(rows), **scores})
     else:
-        show(f"{len(rows)} rows of {data}", {"": scores})
+        show_metrics(f"{len(rows)} rows of {data}", {"": scores})

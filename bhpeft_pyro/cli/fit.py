@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import typer
-
 from . import options
-from .recipe import POINTS, Recipe, options_of_recipe
-from .screen import bars, conclude, say
+from .screen import interactive, say
 
 __all__ = ["EXAMPLES", "fit"]
 
@@ -20,15 +15,16 @@ EXAMPLES = (
 )
 
 
-@options.fitting()
-@options_of_recipe()
 def fit(
-    context: typer.Context,
     data: options.Data,
     out: options.Out,
-    recipe: Recipe,
+    reading: options.Reading,
+    fitting: options.Fitting,
     config: options.Config = None,
+    preset: options.Preset = "bh_peft",
+    guide: options.Guide = "laplace",
     components: options.Components = None,
+    patience: options.Patience = None,
     validation: options.Validation = "20%",
     samples: options.Samples = None,
     device: options.Device = "auto",
@@ -40,39 +36,37 @@ def fit(
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
     """
+    from ..data.sources import load
     from ..inference.options import FitOptions
+    from ..peft import presets
     from ..posterior.fit import fit as learn
-    from ..posterior.reading import TextOptions
-    from .runs import check_out, hold_out, naming, read_table
+    from .runs import check_out, finish, load_backbone, split
+    from .task import infer
 
-    how = FitOptions(progress=bars()).change(**options.given(context))
+    how = FitOptions(progress=interactive(), patience=patience).change(**fitting.given)
     check_out(out, overwrite)
-    table = read_table(data)
-    found = recipe.task_of(table)
-    say(f"{len(table)} rows, {found}")
-    reading = recipe.reading(found)
-    model = recipe.model(found, device)
-    text = TextOptions(found.columns, recipe.max_length, found.names)
-    # Before rows are held out, so that all are checked now, under the numbers the file has.
-    examples = text.encode(model, table, labelled=True)
-    train, held_out = hold_out(examples, validation, how.seed)
-    if isinstance(held_out, str):
-        with naming(held_out):
-            held_out = text.encode(model, read_table(held_out), labelled=True)
-    where = f"{recipe.backbone}, {model.network.device}"
-    say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
+    table = load(data)
+    task = infer(table, reading)
+    say(f"{len(table)} rows, {task}")
+    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
+    # Encoded before rows are held out, so that errors count rows as the file does.
+    examples = task.text.encode(model, table, labelled=True)
+    train, held_out = split(
+        examples,
+        validation,
+        how.seed,
+        lambda file: task.text.encode(model, load(file), labelled=True),
+    )
+    where = f"{reading.backbone}, {model.network.device}"
+    say(f"fitting {preset} on {where}, to {len(train)} rows")
     posterior = learn(
         model,
-        recipe.guide,
+        guide,
         train,
-        # Else nothing depends on it: it is looked at once, at the end.
-        validation=held_out if how.patience or recipe.guide in POINTS else None,
+        # Other fits do not depend on these rows: it is enough to evaluate them at the end.
+        validation=held_out if how.patience or guide in options.POINTS else None,
         options=how,
         components=components,
-        **reading,
+        **vars(task.text),
     )
-    posterior.report.name = Path(data).name
-    posterior.report.given = examples.fingerprint
-    posterior.save(out, overwrite)
-    say(f"{posterior.report}\nsaved in {out}")
-    conclude(posterior, out, held_out, samples, as_json)
+    finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from datasets import Dataset
 
 from ..errors import ConfigError, DataError
+from ..names import Period
 
-__all__ = ["Period", "by_count", "by_period"]
-
-Period = Literal["day", "week", "month", "quarter", "year"]
+__all__ = ["by_count", "by_period"]
 
 _NAMES: dict[Period, Callable[[datetime], str]] = {
     "day": lambda day: f"{day:%Y-%m-%d}",

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bhpeft_pyro.cli import backbone
+from bhpeft_pyro.cli import runs
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 
 
@@ -28,7 +28,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_backbone().save_pretrained(tmp_path / "tiny")
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
+    monkeypatch.setitem(runs.LOCAL, "minilm", lambda: tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
     for name, word in (("reviews", "w2"), ("test", "w3"), ("tuesday", "w4"), ("week-2", "w4")):

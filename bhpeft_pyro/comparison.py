@@ -115,7 +115,7 @@ def compare(
     continues where it was, and any of its posteriors can be loaded with `Posterior.load`.
 
     Args:
-        model: a function from PEFT kinds to a model; it is called once for each kind of posterior.
+        model: a function from PEFT kinds to a new model.
         data, validation, test: labelled, as for `fit`.
         out: the folder of posteriors.
         components: the size of the ensemble and of the posterior.

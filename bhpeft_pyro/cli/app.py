@@ -22,8 +22,6 @@ from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import say, spoken_warnings
 
-__all__ = ["app", "main", "quietly", "spoken_errors"]
-
 
 @contextmanager
 def spoken_errors() -> Iterator[None]:
@@ -100,10 +98,13 @@ def _program(
 for module in (fit, compare, predict, evaluate, update, stream, history, report):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
+    text, _, examples = command.__doc__.partition("Examples:")
     # Typer would keep the line breaks within a paragraph.
-    paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
-    examples = "\n\n".join(("Examples:", *module.EXAMPLES))
-    app.command(name, help="\n\n".join(paragraphs), epilog=examples)(quietly(flat(command)))
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    lines = ["Examples:", *(line.strip() for line in examples.strip().splitlines())]
+    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
+        quietly(flat(command))
+    )
 
 
 def main() -> None:

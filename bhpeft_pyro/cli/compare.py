@@ -11,13 +11,6 @@ from ..errors import ConfigError
 from . import options
 from .screen import interactive, png, print_json, say, table
 
-__all__ = ["EXAMPLES", "compare"]
-
-EXAMPLES = (
-    "bhpeft compare reviews.csv --backbone minilm --out runs/compared",
-    "bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared",
-)
-
 
 def compare(
     data: options.Data,
@@ -46,6 +39,10 @@ def compare(
 
     All are fitted to the same rows. Each fit is saved in --out; started again after it was killed,
     the comparison continues. Its intervals are over test rows; another seed gives other numbers.
+
+    Examples:
+        bhpeft compare reviews.csv --backbone minilm --out runs/compared
+        bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
     from ..comparison import compare as run
     from ..data.sources import load
@@ -95,6 +92,9 @@ def compare(
     if as_json:
         print_json({"test_rows": test_rows, "methods": known.to_dict(orient="index")})
     else:
-        title = f"{test_rows} test rows; nll difference: to the hybrid's, with its 95 % interval"
-        table(title, ("", *known.columns), [*known.itertuples(name=None)])
+        title = (
+            f"{test_rows} test rows; diff. is the NLL minus the hybrid's, with its 95 % interval"
+        )
+        short = known.rename(columns={"nll difference": "diff."})
+        table(title, ("", *short.columns), [*short.itertuples(name=None)])
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

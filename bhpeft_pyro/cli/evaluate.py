@@ -5,13 +5,6 @@ from __future__ import annotations
 from . import options
 from .screen import print_json, show_metrics
 
-__all__ = ["EXAMPLES", "evaluate"]
-
-EXAMPLES = (
-    "bhpeft evaluate runs/reviews test.csv",
-    "bhpeft evaluate runs/reviews test.csv --json | jq .ece",
-)
-
 
 def evaluate(
     run: options.Run,
@@ -23,7 +16,12 @@ def evaluate(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Measure accuracy, NLL, calibration and more on labelled data."""
+    """Measure accuracy, NLL, calibration and more on labelled data.
+
+    Examples:
+        bhpeft evaluate runs/reviews test.csv
+        bhpeft evaluate runs/reviews test.csv --json | jq .ece
+    """
     from .runs import open_run, rows_for
 
     posterior = open_run(run, backbone, device)

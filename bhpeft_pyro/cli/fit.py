@@ -5,26 +5,16 @@ from __future__ import annotations
 from . import options
 from .screen import interactive, say
 
-__all__ = ["EXAMPLES", "fit"]
-
-EXAMPLES = (
-    "bhpeft fit reviews.csv --backbone minilm --out runs/reviews",
-    "bhpeft fit films.jsonl --text-column review --label-column stars --task ratings "
-    "--out runs/films",
-    "bhpeft fit --config fit.yaml --epochs 5",
-)
-
 
 def fit(
     data: options.Data,
     out: options.Out,
     reading: options.Reading,
-    fitting: options.Fitting,
+    fitting: options.Stopping,
     config: options.Config = None,
     preset: options.Preset = "bh_peft",
     guide: options.Guide = "laplace",
     components: options.Components = None,
-    patience: options.Patience = None,
     validation: options.Validation = "20%",
     samples: options.Samples = None,
     device: options.Device = "auto",
@@ -35,6 +25,11 @@ def fit(
 
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
+
+    Examples:
+        bhpeft fit reviews.csv --backbone minilm --out runs/reviews
+        bhpeft fit films.jsonl --label-column stars --task ratings --out runs/films
+        bhpeft fit --config fit.yaml --epochs 5
     """
     from ..data.sources import load
     from ..inference.options import FitOptions
@@ -43,7 +38,7 @@ def fit(
     from .runs import check_out, finish, load_backbone, split
     from .task import infer
 
-    how = FitOptions(progress=interactive(), patience=patience).change(**fitting.given)
+    how = FitOptions(progress=interactive()).change(**fitting.given)
     check_out(out, overwrite)
     table = load(data)
     task = infer(table, reading)

@@ -12,13 +12,6 @@ from ..errors import SaveError
 from . import options
 from .screen import print_json, table
 
-__all__ = ["EXAMPLES", "history"]
-
-EXAMPLES = (
-    "bhpeft history runs/reviews-2",
-    "bhpeft history runs/stream --json",
-)
-
 _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
 _MORE = ("parent", "data", "projection", "metrics")
 
@@ -30,7 +23,12 @@ def history(
     ],
     as_json: options.Json = False,
 ) -> None:
-    """Show what each round learnt: a list for one posterior, a tree for a folder of rounds."""
+    """Show what each round learnt: a list for one posterior, a tree for a folder of rounds.
+
+    Examples:
+        bhpeft history runs/reviews-2
+        bhpeft history runs/stream --json
+    """
     from ..posterior import io
     from .runs import rounds_of
 

@@ -112,14 +112,6 @@ Components = Annotated[
         show_default="5 of laplace, else 1",
     ),
 ]
-Patience = Annotated[
-    int | None,
-    typer.Option(
-        help="Stop after so many epochs without a lower held-out NLL.",
-        rich_help_panel=_FIT,
-        show_default=False,
-    ),
-]
 Validation = Annotated[
     Any, typer.Option(help=_VALIDATION, metavar="SHARE|FILE", parser=share_or_file)
 ]
@@ -209,6 +201,15 @@ class Fitting:
     def given(self) -> dict[str, Any]:
         """The options that are not None."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Stopping(Fitting):
+    """The same with early stopping, which needs held-out rows."""
+
+    patience: Annotated[
+        int | None, _fitting("patience", "Stop after so many epochs without a lower held-out NLL")
+    ] = None
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:

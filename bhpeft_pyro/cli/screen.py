@@ -14,37 +14,26 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "MEANINGS",
-    "interactive",
-    "png",
-    "print_json",
-    "say",
-    "show_metrics",
-    "spoken_warnings",
-    "table",
-]
-
 MEANINGS = {
-    "accuracy": "share of correct predictions; higher is better",
+    "accuracy": "share correct; higher is better",
     "f1": "macro F1; higher is better",
-    "nll": "negative log-likelihood in nats; lower is better",
-    "brier": "Brier score, 0 to 2; lower is better",
-    "ece": "calibration: mean |accuracy - confidence|; lower is better",
-    "classwise_ece": "the same for the probability of each class; lower is better",
-    "mce": "the largest such gap; lower is better",
-    "aurc": "area under the risk-coverage curve; lower is better",
+    "nll": "in nats; lower is better",
+    "brier": "from 0 to 2; lower is better",
+    "ece": "calibration error; lower is better",
+    "classwise_ece": "the same by class; lower is better",
+    "mce": "largest calibration gap; lower is better",
+    "aurc": "area under risk-coverage; lower is better",
     "mutual_information": "mean epistemic uncertainty in nats",
     "mse": "mean squared error; lower is better",
     "mae": "mean absolute error; lower is better",
-    "crps": "continuous ranked probability score; lower is better",
-    "coverage_90": "share of labels within the 90 % interval; 0.9 is ideal",
+    "crps": "continuous ranked score; lower is better",
+    "coverage_90": "labels in the 90 % interval; 0.9 is ideal",
 }
 
 
@@ -69,13 +58,13 @@ def interactive() -> bool:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table to stdout; text is aligned left, numbers right, and None is a dash."""
+    """Print a table to stdout: text to the left, cut if too long; numbers to the right; None as -."""
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         text = any(isinstance(row[i], str) for row in rows)
-        grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0)
+        grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0 or not text)
     for row in rows:
-        grid.add_row(*map(_cell, row))
+        grid.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
     Console().print(grid, highlight=False)
 
 
@@ -104,7 +93,7 @@ def png(figure: Figure) -> bytes:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _finite(value: Any) -> Any:

@@ -15,13 +15,6 @@ from .screen import interactive, png, print_json, say, table
 if TYPE_CHECKING:
     from ..sequential import Record
 
-__all__ = ["EXAMPLES", "stream"]
-
-EXAMPLES = (
-    "bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news",
-    "bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream",
-)
-
 # Columns of the table on the screen, if the rounds have them.
 _SHOWN = ("accuracy", "mse", "nll", "ece", "coverage_90", "drift/nll_z", "drift/nll_p")
 
@@ -81,6 +74,10 @@ def stream(
     Every round is saved. Started again after it was killed, or when rows of new batches have come,
     it continues after the last round. --out then holds rounds/, record.csv, record.json and
     stream.png.
+
+    Examples:
+        bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
+        bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
     import matplotlib.pyplot as plt
 

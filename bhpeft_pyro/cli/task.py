@@ -19,8 +19,6 @@ from ..peft import Kind as PEFT
 from ..posterior.reading import TextOptions
 from .options import Reading
 
-__all__ = ["Task", "infer"]
-
 _KINDS: dict[names.Task, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", *_RATINGS)

@@ -10,20 +10,12 @@ from .. import names
 from . import options
 from .screen import interactive, say
 
-__all__ = ["EXAMPLES", "update"]
-
-EXAMPLES = (
-    "bhpeft update runs/reviews tuesday.csv --out runs/reviews-2",
-    "bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow",
-    "bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide lowrank",
-)
-
 
 def update(
     run: options.Run,
     data: options.Data,
     out: options.Out,
-    fitting: options.Fitting,
+    fitting: options.Stopping,
     config: options.Config = None,
     guide: Annotated[
         names.GuideName | None,
@@ -36,7 +28,6 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
-    patience: options.Patience = None,
     validation: options.Validation = "20%",
     samples: options.Samples = None,
     backbone: options.Backbone = None,
@@ -47,6 +38,11 @@ def update(
     """Learn new data, with a saved posterior as the prior; that posterior stays unchanged.
 
     Options of the fit that are not given are those of the last round.
+
+    Examples:
+        bhpeft update runs/reviews tuesday.csv --out runs/reviews-2
+        bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
+        bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide lowrank
     """
     from ..guides.guide import is_point
     from ..sequential.growth import with_outputs_for
@@ -74,8 +70,8 @@ def update(
             start.model, rows_for(start, file, labelled=True), labelled=True
         ),
     )
-    if patience is not None or held_out is None:  # the last round may have had held-out rows
-        how = how.change(patience=patience)
+    if held_out is None:  # the last round may have had some
+        how = how.change(patience=fitting.patience)
     point = is_point(before.guide) if guide is None else guide in options.POINTS
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
     after = start.update(

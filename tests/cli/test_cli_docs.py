@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from bhpeft_pyro.cli import runs
@@ -62,13 +63,11 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_examples_of_the_help_are_options_that_exist() -> None:
     """Parsed, not run: they name files of the reader's."""
-    from typer.main import get_command
-
-    from bhpeft_pyro.cli import compare, evaluate, fit, predict, report, stream, update
-
-    commands = get_command(app).commands
-    for module in (fit, compare, predict, evaluate, update, stream, report):
-        for example in module.EXAMPLES:
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        known = {flag for parameter in command.params for flag in parameter.opts}
+        title, *examples = command.epilog.split("\n\n")
+        assert title == "Examples:" and examples
+        for example in examples:
             words = shlex.split(example.partition("|")[0])
-            known = {flag for p in commands[words[1]].params for flag in (*p.opts, "--config")}
+            assert words[:2] == ["bhpeft", name]
             assert {word for word in words if word.startswith("--")} <= known, example

@@ -163,22 +163,19 @@ def compare(
         posterior.save(place)
         return posterior
 
-    posteriors = {
-        "head only": learn("head only", head, 1),
-        "LoRA": learn("LoRA", model(presets.lora()), 1),
-        "points": learn("points", model(presets.bh_peft()), components),
-    }
-    points = posteriors["points"]
+    head_only = learn("head only", head, 1)
+    lora = learn("LoRA", model(presets.lora()), 1)
+    points = learn("points", model(presets.bh_peft()), components)
     assert isinstance(points, MixturePosterior)
     say(f"measuring the width of {components} points")
     wide = points.widen(rows, validation=known)
     wide.save(folder / "posterior", overwrite=True)
-    first = points.components[0]
+    ensemble = f"{components} hybrids"
     methods = {
-        "head only": posteriors["head only"],
-        "LoRA": posteriors["LoRA"],
-        BASELINE: first,
-        f"{components} hybrids": points,
+        "head only": head_only,
+        "LoRA": lora,
+        BASELINE: points.components[0],
+        ensemble: points,
         f"{components} components": wide,
     }
     forecasts: dict[str, AnyForecast] = {}
@@ -186,12 +183,13 @@ def compare(
     for name, posterior in methods.items():
         forecasts[name] = forecast = posterior.predict(tested)
         seconds[name] = posterior.report.seconds
-        if isinstance(forecast, ClassForecast) and posterior in (first, points):
+        if isinstance(forecast, ClassForecast) and name in (BASELINE, ensemble):
             calibrating = posterior.predict(known)
             assert isinstance(calibrating, ClassForecast)
             forecasts[name + _SCALED], _ = tempered(forecast, calibrating)
             seconds[name + _SCALED] = seconds[name]
-    return Comparison(forecasts, seconds, posteriors | {"posterior": wide})
+    posteriors = {"head only": head_only, "LoRA": lora, "points": points, "posterior": wide}
+    return Comparison(forecasts, seconds, posteriors)
 
 
 def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:

@@ -92,9 +92,7 @@ def compare(
     if as_json:
         print_json({"test_rows": test_rows, "methods": known.to_dict(orient="index")})
     else:
-        title = (
-            f"{test_rows} test rows; diff. is the NLL minus the hybrid's, with its 95 % interval"
-        )
+        title = f"{test_rows} test rows; diff.: NLL minus the hybrid's, with its 95 % interval"
         short = known.rename(columns={"nll difference": "diff."})
         table(title, ("", *short.columns), [*short.itertuples(name=None)])
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

@@ -67,16 +67,14 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
                 f"--config: {path} has {key!r}, which is not an option of {context.info_name!r}; "
                 f"expected one of {', '.join(known)}"
             )
-        if isinstance(value, (dict, list)):
-            kind = type(value).__name__
-            raise ConfigError(f"--config: {path}: {key!r} is a {kind}; expected one value")
         if value is not None:
             defaults[name] = str(value)
     context.default_map = defaults
     return path
 
 
-def _listed(names: Any) -> str:
+def listed(names: Any) -> str:
+    """The values of a Literal."""
     return ", ".join(get_args(names))
 
 
@@ -98,11 +96,11 @@ Config = Annotated[
 ]
 Preset = Annotated[
     names.Preset,
-    typer.Option(help=f"The random weights: {_listed(names.Preset)}.", metavar="NAME"),
+    typer.Option(help=f"The random weights: {listed(names.Preset)}.", metavar="NAME"),
 ]
 Guide = Annotated[
     names.GuideName,
-    typer.Option(help=f"The family of the posterior: {_listed(names.GuideName)}.", metavar="NAME"),
+    typer.Option(help=f"The family of the posterior: {listed(names.GuideName)}.", metavar="NAME"),
 ]
 Components = Annotated[
     int | None,

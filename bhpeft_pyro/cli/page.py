@@ -82,11 +82,10 @@ def _facts(posterior: Posterior) -> dict[str, str]:
 def _round(report: FitReport) -> dict[str, Any]:
     defaults = vars(FitOptions()) | {"progress": report.options.progress}
     changed = [f"{k}={v}" for k, v in vars(report.options).items() if v != defaults[k]]
-    return {
-        "report": report,
-        "options": ", ".join(changed) or "the defaults",
-        "plots": {"ELBO trace": _image(partial(plots.elbo_trace, report.history))},
-    }
+    trace = {}
+    if report.history:
+        trace = {"ELBO trace": _image(partial(plots.elbo_trace, report.history))}
+    return {"report": report, "options": ", ".join(changed) or "the defaults", "plots": trace}
 
 
 def _of_posterior(posterior: Posterior) -> dict[str, str]:

@@ -94,14 +94,11 @@ def predict(
     write(out, (_csv(records) if out.suffix == ".csv" else _json_lines(records)).encode())
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
-        texts = forecast.texts or [""] * len(rows)
+        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(rows)]
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
-            [
-                (i, *(values[i] for values in columns.values()), " ".join(texts[i].split()))
-                for i in shown
-            ],
+            [(i, *(values[i] for values in columns.values()), texts[i]) for i in shown],
         )
 
 

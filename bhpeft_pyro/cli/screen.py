@@ -58,7 +58,7 @@ def interactive() -> bool:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table to stdout: text to the left, cut if too long; numbers to the right; None as -."""
+    """Print a table to stdout; text too long for its column is cut, and None is a dash."""
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         text = any(isinstance(row[i], str) for row in rows)

@@ -20,7 +20,7 @@ def update(
     guide: Annotated[
         names.GuideName | None,
         typer.Option(
-            help="Change to another family of the posterior.",
+            help=f"Change to another family: {options.listed(names.GuideName)}.",
             metavar="NAME",
             show_default="the last round's",
         ),

@@ -60,6 +60,7 @@ def interactive() -> bool:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table to stdout; text too long for its column is cut, and None is a dash."""
     grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    grid.collapse_padding, grid.pad_edge = True, False  # so that more fits on 80 columns
     for i, column in enumerate(columns):
         text = any(isinstance(row[i], str) for row in rows)
         grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0 or not text)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .inference.elbo import ELBO
     from .inference.report import FitReport
     from .model import likelihoods, tasks
-    from .model.head import Head, OwnHead
+    from .model.head import Head
     from .model.model import Model
     from .model.network import RandomPEFT
     from .options import FitOptions
@@ -48,7 +48,6 @@ _HOMES = {
     "MixturePosterior": "posterior.mixture",
     "Model": "model.model",
     "NaturalGradient": "guides.optimizers",
-    "OwnHead": "model.head",
     "Posterior": "posterior.posterior",
     "RandomPEFT": "model.network",
     "RatingForecast": "forecast",
@@ -87,7 +86,6 @@ __all__ = [
     "MixturePosterior",
     "Model",
     "NaturalGradient",
-    "OwnHead",
     "Posterior",
     "RandomPEFT",
     "RatingForecast",

@@ -18,7 +18,7 @@ from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
-from ..model.head import Head, OwnHead
+from ..model.head import Head
 from ..model.model import Model
 from ..model.network import RandomPEFT, fingerprint
 from ..priors import MixturePrior, Prior, PriorLike
@@ -37,7 +37,7 @@ __all__ = [
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 _READY: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
-    "head": (Head, OwnHead),
+    "head": (Head,),
     "likelihood": [
         getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
     ],
@@ -97,9 +97,7 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors |= _named("network", model.network)
     return {
         "backbone": {
-            "fingerprint": fingerprint(
-                model.network.backbone, isinstance(model.network.head, OwnHead)
-            ),
+            "fingerprint": fingerprint(model.network.backbone),
             "name": model.network.backbone.config._name_or_path,
         },
         "kinds": [_describe(kind) for kind in model.network.kinds],
@@ -142,7 +140,7 @@ def revive(
         for name, value in tensors.items()
     }
     kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
-    top: Head | OwnHead = _revive(head, content["head"])
+    top: Head = _revive(head, content["head"])
     likelihood = _revive(likelihoods, content["likelihood"])
     columns = Columns(**content["columns"])
     fits = content.get("components")
@@ -150,7 +148,7 @@ def revive(
         _GUIDES[fit["guide"]]  # a KeyError, if unknown
     prior, first_prior = _priors(content, tensors, given)
     fitted_on = content["backbone"]
-    if fingerprint(backbone, isinstance(top, OwnHead)) != fitted_on["fingerprint"]:
+    if fingerprint(backbone) != fitted_on["fingerprint"]:
         raise SaveError(
             f"backbone: this posterior was fitted on another one "
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Site
 from .coordinates import Coordinates, PrincipalAxes
-from .head import Head, check_features
+from .head import ClassifierHead, Head, check_features, is_causal
 
 __all__ = ["RandomPEFT", "fingerprint"]
 
@@ -39,7 +39,8 @@ class RandomPEFT(PyroModule):
         backbone: any `AutoModel...` of a known architecture.
         kinds: PEFT kinds, such as `presets.lora()`, or a single one; () trains the head alone. By
             default `presets.bh_peft()`.
-        head: the random output layer.
+        head: the random output layer: a `Head`, or a `ClassifierHead` on a model that is loaded as
+            `AutoModelForSequenceClassification`.
         tokenizer: for text input; by default that of the backbone's checkpoint.
 
     Attributes:
@@ -66,7 +67,7 @@ class RandomPEFT(PyroModule):
         self,
         backbone: PreTrainedModel,
         kinds: Sequence[Kind] | Kind | None = None,
-        head: Head = Head(2),
+        head: Head | ClassifierHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
@@ -75,8 +76,8 @@ class RandomPEFT(PyroModule):
                 "backbone: expected a transformers model, such as AutoModel.from_pretrained(...), "
                 f"got {type(backbone).__name__}"
             )
-        if not isinstance(head, Head):
-            raise ConfigError(f"head: expected a Head, got {head!r:.60}")
+        if not isinstance(head, Head | ClassifierHead):
+            raise ConfigError(f"head: expected a Head or a ClassifierHead, got {head!r:.60}")
         if isinstance(kinds, Kind):
             kinds = (kinds,)
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
@@ -89,7 +90,10 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         self.sites: tuple[Site, ...] = (
             *self.coordinates.sites,
-            *(site.to(backbone.device) for site in head.sites(self.attachment.hidden_size)),
+            *(
+                site.to(backbone.device)
+                for site in head.sites_on(backbone, self.attachment.hidden_size)
+            ),
         )
         self.axes: PrincipalAxes | None = None
         if head.principal:
@@ -149,7 +153,7 @@ class RandomPEFT(PyroModule):
     @cached_property
     def causal(self) -> bool:
         """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
-        return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
+        return is_causal(self.backbone)
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
@@ -281,8 +285,7 @@ class RandomPEFT(PyroModule):
         return frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
 
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = self.backbone.base_model(**self._accepted(inputs))
-        pooled = self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
+        pooled = self.head.read(self.backbone, self._accepted(inputs), _mask(inputs), self.causal)
         return pooled if self.axes is None else self.axes(pooled)
 
 
@@ -320,7 +323,7 @@ def fingerprint(backbone: PreTrainedModel) -> str:
     """A digest of a backbone: its configuration and a sample of every tensor that counts.
 
     Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
-    lacks them, and this package does not use them.
+    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
     """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()

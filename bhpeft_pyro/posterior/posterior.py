@@ -272,6 +272,26 @@ class Posterior:
 
         return grow(self, labels)
 
+    def to_peft(
+        self,
+        folder: str | Path,
+        component: int | None = None,
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write adapters that the `peft` library loads; see `huggingface.to_peft`."""
+        from ..huggingface import to_peft
+
+        return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
+
+    def merge(self, component: int | None = None) -> PreTrainedModel:
+        """A plain Hugging Face classifier; see `huggingface.merge`."""
+        from ..huggingface import merge
+
+        return merge(self, component)
+
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write to a folder: `posterior.json` and a safetensors file; nothing is pickled.
 

@@ -18,7 +18,7 @@ from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
-from ..model.head import Head
+from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
 from ..model.network import RandomPEFT, fingerprint
 from ..priors import MixturePrior, Prior, PriorLike
@@ -37,7 +37,7 @@ __all__ = [
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 _READY: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
-    "head": (Head,),
+    "head": (Head, ClassifierHead),
     "likelihood": [
         getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
     ],
@@ -95,6 +95,8 @@ def describe(posterior: Posterior) -> tuple[dict[str, Any], dict[str, Tensor]]:
         first, more = stored_priors.describe(whole, "first_prior")
         tensors |= more
     tensors |= _named("network", model.network)
+    tail = model.network.head.tail(model.network.backbone)
+    tensors |= {f"tail.{name}": value for name, value in tail.items()}
     return {
         "backbone": {
             "fingerprint": fingerprint(model.network.backbone),
@@ -140,7 +142,7 @@ def revive(
         for name, value in tensors.items()
     }
     kinds = tuple(_revive(peft, kind) for kind in content["kinds"])
-    top: Head = _revive(head, content["head"])
+    top: Head | ClassifierHead = _revive(head, content["head"])
     likelihood = _revive(likelihoods, content["likelihood"])
     columns = Columns(**content["columns"])
     fits = content.get("components")
@@ -154,6 +156,8 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
+    if tail := _within(tensors, "tail"):
+        backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
     _load(network, tensors, "network")
 

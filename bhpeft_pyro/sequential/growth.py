@@ -18,7 +18,7 @@ from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
-from ..model.head import Head
+from ..model.head import ClassifierHead, Head
 from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
@@ -186,7 +186,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     return (*known, *labels)
 
 
-def _head(model: Model) -> Head:
+def _head(model: Model) -> Head | ClassifierHead:
     likelihood = model.likelihood
     if not isinstance(likelihood, Categorical):
         raise LikelihoodError(

@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
@@ -34,7 +35,7 @@ Rows = TypeVar("Rows", Dataset, Examples)
 
 
 def load_backbone(
-    name: str, device: str = "auto"
+    name: str, device: str = "auto", classifier: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The transformer and its tokenizer.
 
@@ -43,6 +44,7 @@ def load_backbone(
     Args:
         name: a name on the hub, a folder, a GGUF file, "minilm" or "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        classifier: load it with the layers of a sequence classifier.
 
     Raises:
         ConfigError: there is no such model, or no such device.
@@ -59,6 +61,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source, **given)
         # Only the encoder of T5 and its kind.
         kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        kind = AutoModelForSequenceClassification if classifier else kind
         model = kind.from_pretrained(source, **given)
         tokenizer = AutoTokenizer.from_pretrained(source, **given)
     except (ImportError, OSError, ValueError, KeyError) as error:
@@ -166,7 +169,8 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
                 f"one of them, such as {history.folder / leaves[0]}"
             )
         folder = history.folders[leaves[0]] if leaves else history.folder
-    model, tokenizer = load_backbone(backbone or io.backbone_name(folder), device)
+    name = backbone or io.backbone_name(folder)
+    model, tokenizer = load_backbone(name, device, io.has_classifier_head(folder))
     return Posterior.load(folder, model, tokenizer=tokenizer)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -29,11 +29,11 @@ from ..model.likelihoods import Categorical, Likelihood, Normal
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..options import FitOptions
-from ..peft.architectures import blocks_of
+from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
 
-__all__ = ["CONFIG", "Layer", "from_peft", "library"]
+__all__ = ["CONFIG", "Layer", "check_targets", "from_peft", "library"]
 
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
@@ -241,6 +241,23 @@ def _unsupported(names: Sequence[str]) -> ArchitectureError:
     )
 
 
+def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
+    """Whether LoRA on these projections is the same here as a change of their weights.
+
+    Raises:
+        ArchitectureError: one also projects relative positions, where LoRA does not act here.
+    """
+    config = backbone.config
+    shared = architecture_of(config.model_type).positions and config.share_att_key
+    for target in ("query", "key"):
+        if shared and target in targets:
+            raise ArchitectureError(
+                f"lora: in {config.model_type!r} {target!r} also projects relative positions, "
+                "which LoRA of peft and merged weights change, and LoRA here does not; expected "
+                "other targets"
+            )
+
+
 def _likelihood(model: PreTrainedModel, outputs: int) -> Likelihood:
     if getattr(model.config, "problem_type", None) == "multi_label_classification":
         raise LikelihoodError(
@@ -284,6 +301,7 @@ def _lora(
                 known.add(name)
     if left := layers.keys() - known:
         raise _unsupported(sorted(left))
+    check_targets(model, [*found])
     numbers = sorted({number for each in found.values() for number in each})
     rank = max(len(a) for a, _, _ in layers.values())
     common = next(iter(layers.values()))[2]

@@ -20,7 +20,7 @@ from ..model.network import RandomPEFT
 from ..peft.lora import LoRA
 from ..posterior.io import write
 from ..posterior.posterior import Posterior
-from .reading import CONFIG, Layer, library
+from .reading import CONFIG, Layer, check_targets, library
 
 __all__ = ["merge", "to_peft"]
 
@@ -141,6 +141,7 @@ def _parts(posterior: Posterior, component: int | None, what: str) -> Sequence[P
             name = f"gated {kind.name}" if kind.gated else kind.name
             reason = "cannot be merged into weights" if what == "merge" else "is unknown to peft"
             raise ConfigError(f"{what}: {name} {reason}; expected LoRA alone, ungated")
+        check_targets(network.backbone, kind.targets)
     if component is None:
         return parts
     if not isinstance(component, int) or not 0 <= component < len(parts):

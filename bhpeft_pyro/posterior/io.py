@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SaveError
 from ..inference.report import FitReport
+from ..model.head import ClassifierHead
 from ..priors import PriorLike
 from . import stored
 
@@ -36,6 +37,7 @@ __all__ = [
     "INDEX",
     "backbone_name",
     "exists",
+    "has_classifier_head",
     "index_of",
     "keep_names",
     "lineage_of",
@@ -218,6 +220,12 @@ def backbone_name(folder: Path) -> str:
     if not name:
         raise SaveError(f"backbone: the posterior in {folder} was fitted on one without a name")
     return name
+
+
+def has_classifier_head(folder: Path) -> bool:
+    """Whether the backbone of a saved posterior has to be a sequence classifier."""
+    head: dict[str, Any] = read_index(folder).get("head", {})
+    return head.get("class") == ClassifierHead.__name__
 
 
 def load(

@@ -10,7 +10,6 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -19,34 +18,6 @@ def turned(examples: bh.Examples) -> bh.Examples:
     """With the opposite labels: whatever is learnt makes these worse."""
     assert examples.labels is not None
     return replace(examples, labels=1 - examples.labels)
-
-
-@pytest.mark.parametrize("guide", ["lowrank", {"head.*": "lowrank", "*": "delta"}])
-def test_a_joint_guide_is_taken_back_with_the_covariance_that_it_had(guide: Any) -> None:
-    """Worse from the first step on, it is stopped as soon as it may be."""
-    posterior = bh.fit(
-        tiny_model(aligned=True),
-        guide,
-        tiny_examples(64),
-        validation=turned(tiny_examples(32, seed=3)),
-        max_steps=60,
-        eval_every=2,
-        patience=2,
-        progress=False,
-    )
-    report = posterior.report
-    assert report.best_step is not None
-    assert report.steps == report.best_step + 4 < 60
-    blocks = posterior.guide.blocks()  # type: ignore[operator]
-    joint = next(block for block in blocks if isinstance(block, LowRankGuide))
-    assert joint.covariance.rank > 0
-    assert "validation_nll" in report.history[1]  # looked at from the start
-
-
-def test_a_joint_guide_has_no_maximum_likelihood() -> None:
-    for guide in ("lowrank", {"head.*": "full", "*": "delta"}):
-        with pytest.raises(ConfigError, match="temperature=0 is maximum likelihood"):
-            bh.fit(tiny_model(), guide, tiny_examples(8), temperature=0.0, progress=False)
 
 
 @pytest.fixture

@@ -45,8 +45,9 @@ def posterior_of(
     torch.manual_seed(5)
     guide = NormalGuide(model)
     with torch.no_grad():
-        for loc, log_scale in guide.natural_pairs():
+        for loc in guide.loc.values():
             loc.add_(0.3 * torch.randn_like(loc))
+        for log_scale in guide.log_scale.values():
             log_scale.fill_(scale).log_()
     return bh.Posterior(model, guide, ())
 
@@ -179,15 +180,6 @@ def test_the_forecast_does_not_depend_on_how_it_is_computed() -> None:
     )
 
 
-def test_texts_and_labels_come_back_in_order() -> None:
-    posterior = posterior_of(outputs=2)
-    labels = [0, 1, 1, 0, 1, 0, 0]
-    forecast = posterior.predict({"text": TEXTS, "label": labels}, samples=2)
-    assert list(forecast.texts) == TEXTS
-    assert forecast.labels.tolist() == labels
-    assert posterior.predict(TEXTS, samples=2).labels is None
-
-
 def test_a_seed_repeats_a_forecast_and_leaves_the_global_random_state_alone() -> None:
     posterior = posterior_of()
     torch.manual_seed(8)
@@ -233,6 +225,8 @@ def test_dropout_cannot_be_on(kinds: Any) -> None:
 def test_draws_are_a_whole_number(samples: Any) -> None:
     with pytest.raises(ConfigError, match=r"samples=.* must be an integer of 0 or more"):
         posterior_of().predict(TEXTS, samples=samples)
+    with pytest.raises(ConfigError, match="max_rows=0"):
+        posterior_of().predict(TEXTS, samples=1, max_rows=0)
 
 
 def test_a_guide_function_forecasts_but_has_no_central_values() -> None:
@@ -304,16 +298,16 @@ def test_without_random_weights_all_draws_are_one() -> None:
     torch.testing.assert_close(forecast.probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["delta", "AutoDelta", "restarts"])
+@pytest.mark.parametrize("name", ["delta", "AutoDelta", "mixture"])
 def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(bh.presets.bh_peft(), 3)
-    guide = bh.autoguide("delta" if name == "restarts" else name, model)
+    guide = bh.autoguide("delta" if name == "mixture" else name, model)
     with pyro.get_param_store().scope():
         guide(None)  # Pyro's makes its parameters when it is first called
     for value in guide.parameters():
         value.data += 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     points = 1
-    if name == "restarts":
+    if name == "mixture":
         guide, points = MixtureGuide([guide, bh.autoguide("delta", model)]), 2
     ran: list[int] = []
     original = bh.RandomPEFT.forward
@@ -333,9 +327,3 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
 def tiny_examples_of(tokenizer: Any) -> bh.Examples:
     data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
     return bh.encode(data, tokenizer, kind="class", num_labels=2)
-
-
-@pytest.mark.parametrize(("name", "value"), [("samples", -1), ("max_rows", 0)])
-def test_options_that_cannot_work(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value}"):
-        posterior_of().predict(TEXTS, **{"samples": 1, name: value})

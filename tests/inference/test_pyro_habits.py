@@ -29,7 +29,7 @@ def sampled(site: Site, sd: Tensor | float = 1.0) -> Tensor:
     return pyro.sample(site.name, wide.to_event(site.ndim))
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "delta", {"head.*": "full", "*": "normal"}])
+@pytest.mark.parametrize("name", ["normal", "laplace", {"head.*": "delta", "*": "normal"}])
 def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
@@ -48,9 +48,7 @@ def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> Non
         assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-@pytest.mark.parametrize(
-    "name", ["AutoNormal", "mvn", "AutoDiagonalNormal", "AutoLowRankMultivariateNormal"]
-)
+@pytest.mark.parametrize("name", ["AutoNormal", "mvn", "AutoDiagonalNormal", "lowrank"])
 def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     model = tiny_model()
     found = {x.name: x.scale for x in latent.latents(model)}
@@ -63,7 +61,7 @@ def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     # At Pyro's 0.1 the KL alone would be some thirty nats an example.
     posterior = bh.fit(model, name, tiny_examples(60), epochs=2, progress=False)
     # (The factor of a low rank is drawn at random, and is no part of the prior.)
-    assert posterior.report.last("kl") < (2 if "LowRank" in name else 1)
+    assert posterior.report.last("kl") < (2 if name == "lowrank" else 1)
 
 
 def test_an_init_scale_of_ones_own_is_kept() -> None:
@@ -149,12 +147,11 @@ def seen(sites: Sites) -> Mapping[str, Tensor]:
 
 
 @pytest.mark.parametrize(("prior", "name"), [(factored, "near zero"), (seen, "seen")])
-@pytest.mark.parametrize("guide", ["laplace", "lowrank", "full"])
-def test_joint_guides_refuse_what_their_covariance_would_leave_out(
-    prior: Callable[..., Any], name: str, guide: str
+def test_a_laplace_approximation_refuses_what_its_covariance_would_leave_out(
+    prior: Callable[..., Any], name: str
 ) -> None:
-    with pytest.raises(GuideError, match=f"observations or factors, {name}.*take 'normal'"):
-        bh.autoguide(guide, tiny_model((), prior=prior))
+    with pytest.raises(GuideError, match=f"observations or factors, {name}.*use 'normal'"):
+        bh.autoguide("laplace", tiny_model((), prior=prior))
 
 
 def test_normal_follows_a_factor() -> None:
@@ -170,7 +167,9 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
     def prior(sites: Sites) -> Mapping[str, Tensor]:
         return {s.name: sampled(s, pyro.param(f"sd.{s.name}", torch.tensor(0.5))) for s in sites}
 
-    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay.*Empirical"):
+    with pytest.raises(
+        PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay as they are"
+    ):
         bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
 
 
@@ -268,12 +267,12 @@ def test_wrong_things_are_refused_by_name() -> None:
         "clip": "1",
     }.items():
         bad(lambda: bh.fit(model, "normal", data, **{name: value}), ConfigError, f"{name}=")  # noqa: B023
-    bad(lambda: bh.autoguide("lowrank", model, rank=2.5), GuideError, "rank must be an integer")
+    bad(lambda: bh.autoguide("laplace", model, rank=2.5), GuideError, "rank must be an integer")
     bad(lambda: bh.autoguide("normal", model, init_scale=float("inf")), GuideError, "init_scale")
     joint = bh.fit(tiny_model(()), "laplace", data, components=1, **QUICK)
     under = bh.Model(joint.model.network, joint.as_prior())
     for guide in ("normal", "delta"):
-        bad(lambda: bh.fit(under, guide, data, **QUICK), GuideError, "drawn jointly.*'laplace'")  # noqa: B023
+        bad(lambda: bh.fit(under, guide, data, **QUICK), GuideError, "jointly.*'laplace'")  # noqa: B023
 
 
 def test_a_posterior_is_not_blamed_for_another_backbone(tmp_path: Any) -> None:

@@ -5,7 +5,6 @@ Where a posterior is compared with the closed form, means are in units of the ex
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pyro
@@ -28,7 +27,6 @@ from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 FIT: dict[str, Any] = {
     "batch_size": 24,
     "particles": 4,
-    "lr": 0.03,
     "lr": 0.1,
     "warmup": 0.0,
     "progress": False,
@@ -48,7 +46,9 @@ def data(model: bh.Model) -> bh.Examples:
 
 @pytest.fixture(scope="module")
 def exact(model: bh.Model, data: bh.Examples) -> Exact:
-    return Exact.of(model, data)
+    exact = Exact.of(model, data)
+    assert (exact.sd / exact.mean_field_sd).max() > 1.5  # a mean field can be told from the truth
+    return exact
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +67,13 @@ def assert_near(
     assert ratio.mean().abs() < sd_tol / 2
 
 
-def test_the_cases_below_can_tell_a_mean_field_from_the_truth(exact: Exact) -> None:
-    assert (exact.sd / exact.mean_field_sd).max() > 1.5
-
-
 @pytest.mark.parametrize(
     ("guide", "steps", "full"),
     [
         ("normal", 300, False),
         ("AutoNormal", 600, False),
-        ("AutoMultivariateNormal", 700, True),
-        ("AutoLowRankMultivariateNormal", 600, None),
+        ("mvn", 700, True),
+        ("lowrank", 600, None),
     ],
 )
 def test_fit_with_a_guide_by_name(
@@ -186,24 +182,7 @@ def test_conditioning_on_a_weight(model: bh.Model, batch: bh.Batch, exact: Exact
     assert trace.log_prob_sum().item() == pytest.approx(everything.item(), rel=1e-5)
 
 
-def test_two_models_in_one_process_do_not_touch_each_other() -> None:
-    data = tiny_examples(12)
-    options: dict[str, Any] = {"max_steps": 8, "progress": False, "seed": 3}
-    for guide in ("normal", "AutoNormal"):
-        alone = bh.fit(tiny_model(()), guide, data, **options)
-        kept = copy.deepcopy(alone.guide.state_dict())
-        predicted = alone.predict(data, samples=4).probabilities  # type: ignore[union-attr]
-        other = bh.fit(tiny_model(()), guide, tiny_examples(12, seed=5), **options)
-        assert kept.keys() == other.guide.state_dict().keys()
-        assert any((kept[name] != value).any() for name, value in other.guide.state_dict().items())
-        for name, value in alone.guide.state_dict().items():
-            torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
-        again = alone.predict(data, samples=4).probabilities  # type: ignore[union-attr]
-        torch.testing.assert_close(again, predicted, rtol=0, atol=0)
-        assert len(pyro.get_param_store()) == 0
-
-
-@pytest.mark.parametrize("guide", ["normal", "delta", "AutoLowRankMultivariateNormal"])
+@pytest.mark.parametrize("guide", ["delta", "laplace", "lowrank"])
 def test_a_fit_leaves_global_state_alone_and_repeats_itself(guide: str) -> None:
     data, states, fits = tiny_examples(12), [], []
     pyro.param("of.the.user", torch.ones(1))
@@ -220,11 +199,3 @@ def test_a_fit_leaves_global_state_alone_and_repeats_itself(guide: str) -> None:
         torch.testing.assert_close(states[1][name], value, rtol=0, atol=0)
     losses = [[entry["loss"] for entry in fit.report.history] for fit in fits]
     assert losses[0] == losses[1]
-
-
-def test_the_backbone_is_bitwise_unchanged_by_a_fit() -> None:
-    model = tiny_model()
-    before = copy.deepcopy(model.network.backbone.state_dict())
-    posterior = bh.fit(model, "normal", tiny_examples(12), max_steps=4, progress=False)
-    for name, value in posterior.model.network.backbone.state_dict().items():
-        assert torch.equal(value, before[name]), name

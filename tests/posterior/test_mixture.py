@@ -19,6 +19,7 @@ from torch.optim import Adam
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
+from bhpeft_pyro.distributions import LowRankNormal
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.elbo import draw
@@ -42,10 +43,6 @@ def test_every_component_and_the_mixture_meet_the_exact_posterior() -> None:
     drawn = posterior.sample(3000)["head.weight"][:, 0].double()
     assert ((drawn.mean(0) - mean) / sd).abs().max() < 0.2
     assert (drawn.std(0) / sd).log().abs().max() < 0.15
-    trace = pyro.poutine.trace(posterior.as_prior()).get_trace(posterior.model.sites)
-    joint = trace.nodes["mixture"]["fn"]
-    assert ((joint.mean[:16] - mean) / sd).abs().max() < 0.2
-    assert (joint.variance[:16].sqrt() / sd).log().abs().max() < 0.15
 
 
 @dataclass(frozen=True)
@@ -141,12 +138,13 @@ def test_a_laplace_approximations_kl_is_to_the_prior_that_is_kept() -> None:
     """Its own, of which the scales have been set since: gates are no exception."""
     of = tiny_model((LoRA(rank=2, gated=True),))
     for each in fit("laplace", 2, of, max_steps=20).components:
-        prior, now = each.model.prior.normal, each.guide.normal()
+        prior = each.model.prior.normal
+        now = LowRankNormal(each.guide.loc, each.guide.covariance)
         assert each.report.kl == {"weights": pytest.approx(kl_divergence(now, prior).item())}
         assert sum(each.report.kl.values()) > 0.1
 
 
-@pytest.mark.parametrize("guide", ["delta", "lowrank", "down only"])
+@pytest.mark.parametrize("guide", ["delta", "down only"])
 def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     of = tiny_model(())
     if guide == "down only":
@@ -160,16 +158,8 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     assert not torch.allclose(away[1], away[2])
     trace = pyro.poutine.trace(starts.model.prior).get_trace(of.sites)
     sd = trace.nodes[site.name]["fn"].stddev
-    size = 0.1 if guide == "lowrank" else 1.0
     for value in away[1:]:
-        assert 0.6 < (value / sd).std() / size < 1.5
-
-
-@pytest.mark.parametrize("guide", ["lowrank", {"head.*": "full", "*": "lowrank"}])
-def test_short_fits_of_joint_guides_win_back_what_their_starts_cost(guide: Any) -> None:
-    first, *others = fit(guide, max_steps=20).components
-    for each in others:
-        assert sum(each.report.kl.values()) < 1.5 * sum(first.report.kl.values())
+        assert 0.6 < (value / sd).std() < 1.5
 
 
 def test_pyros_guides_and_functions_have_components_too() -> None:
@@ -201,7 +191,7 @@ def test_there_are_five_of_a_laplace_approximation_and_one_of_the_others() -> No
     of = tiny_model(())
     five: Any = bh.autoguide("laplace", of)
     assert len(five.components) == 5
-    others: list[Any] = ["normal", "lowrank", "delta", "AutoNormal", {"*": "normal"}]
+    others: list[Any] = ["normal", "delta", "AutoNormal", {"*": "normal"}]
     for name in others:
         assert not isinstance(bh.autoguide(name, of), MixtureGuide)
     posterior: Any = bh.fit(of, "laplace", FIRST, max_steps=1, progress=False)
@@ -219,23 +209,18 @@ def test_a_mixture_that_is_given_is_fitted_in_place() -> None:
     assert isinstance(posterior, MixturePosterior)
     assert [each.guide for each in posterior.components] == parts
     assert [each.report.steps for each in posterior.components] == [2, 2]
-    with pytest.raises(ConfigError, match="components=3: the guide given has 2; expected None"):
+    with pytest.raises(
+        ConfigError, match="components=3: the MixtureGuide given has 2; expected None"
+    ):
         bh.fit(of, guide, "no such data", components=3)
 
 
 def test_a_guide_that_has_one_start_is_refused() -> None:
     of = tiny_model(())
-    with pytest.raises(ConfigError, match="components=2: the NormalGuide given has but one start"):
+    with pytest.raises(ConfigError, match="components=2: the NormalGuide given has 1"):
         bh.fit(of, NormalGuide(of), "no such data", components=2)
     with pytest.raises(GuideError, match="components is empty"):
         MixtureGuide([])
-
-
-def test_a_mixture_has_no_gradient() -> None:
-    """Its draws choose a component: weights would only follow the prior."""
-    posterior = fit(components=2, of=tiny_model(()))
-    with pytest.raises(GuideError, match="cannot be reparam"):
-        bh.ELBO()(posterior.model, posterior.guide)(next(FIRST.batches(4)))
 
 
 def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
-from bhpeft_pyro.guides import GUIDES, DeltaGuide, FunctionGuide, NormalGuide, PyroGuide, latents
-from bhpeft_pyro.guides.guide import key
+from bhpeft_pyro.guides import GUIDES, FunctionGuide, NormalGuide, PyroGuide, latents
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -134,27 +133,6 @@ def test_constrained_latents_stay_in_their_support(name: str) -> None:
     torch.testing.assert_close(values["mix"].sum(-1), torch.ones(50, 1))
 
 
-def test_means_are_the_transformed_locs() -> None:
-    model = tiny_model((), prior=with_extras)
-    for guide in (NormalGuide(model), DeltaGuide(model)):
-        with torch.no_grad():
-            guide.loc["tau"].copy_(torch.tensor([0.0, 1.0, -1.0]))
-        torch.testing.assert_close(guide.means()["tau"], torch.tensor([0.0, 1.0, -1.0]).exp())
-        assert guide.means()["mix"].sum().item() == pytest.approx(1.0)
-
-
-def test_the_normal_guide_draws_what_it_says() -> None:
-    guide = NormalGuide(tiny_model(()), init_scale=0.2)
-    with torch.no_grad():
-        guide.loc[key("head.bias")].copy_(torch.tensor([1.0, -2.0]))
-    with pyro.plate("draws", 4000, dim=-2):
-        draws = guide()["head.bias"]
-    assert draws.shape == (4000, 1, 2)
-    mean, sd = draws.mean((0, 1)), draws.std((0, 1))
-    torch.testing.assert_close(mean, torch.tensor([1.0, -2.0]), rtol=0, atol=0.02)
-    torch.testing.assert_close(sd, torch.full((2,), 0.2), rtol=0.1, atol=0)
-
-
 def test_distributions_and_means_are_detached_copies() -> None:
     model = tiny_model((), prior=with_extras)
     guide = NormalGuide(model, init_scale=0.2)
@@ -178,14 +156,6 @@ def test_the_priors_of_the_next_round_have_the_same_density() -> None:
     prior = bh.priors.PosteriorPrior(guide.distributions())
     replayed = poutine.trace(poutine.replay(prior, trace)).get_trace(model.sites)
     torch.testing.assert_close(replayed.log_prob_sum(), trace.log_prob_sum())
-
-
-def test_a_point_cannot_be_a_prior() -> None:
-    posterior = bh.fit(tiny_model(()), "delta", tiny_examples(), max_steps=2, progress=False)
-    with pytest.raises(GuideError, match=r"no width.*cannot be a prior"):
-        posterior.as_prior()
-    with pytest.raises(GuideError, match="no width"):
-        posterior.update(tiny_examples())
 
 
 def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:

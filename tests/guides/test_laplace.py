@@ -306,20 +306,6 @@ def test_the_mean_is_the_points(likelihood: Any) -> None:
         assert (wide.epistemic - wide.between - wide.within.mean(0)).abs().max() < 1e-6
 
 
-def test_components_are_other_modes() -> None:
-    model, rows = tiny_model(bh.presets.bh_peft()), tiny_examples(60)
-    posterior = bh.fit(model, "laplace", rows, max_steps=30, lr=0.02, progress=False)
-    assert isinstance(posterior, MixturePosterior) and len(posterior.components) == 5
-    first, second = (guide_of(each).means() for each in posterior.components[:2])
-    unit = {site.name: site.unit for site in model.sites}
-    for name in ("lora.query.A", "adapter.down"):
-        assert ((first[name] - second[name]) / unit[name]).std() > 1.0
-    forecast = posterior.predict(rows)
-    assert isinstance(forecast, bh.ClassForecast) and forecast.between is not None
-    assert forecast.between.max() > 1e-4
-    assert posterior.report.between is not None and 0 < posterior.report.between <= 1
-
-
 def test_forecasts_do_not_depend_on_batches_padding_or_order() -> None:
     questions = [("w9 w10", ["w5", "w6 w7", "w8 w9 w11"]), ("w12 w13 w14 w15", ["w5 w6", "w30"])]
     questions += [(f"w{i}", ["w5", "w7 w8", "w20"]) for i in range(15, 30)]
@@ -365,16 +351,6 @@ def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:
     assert guide_of(posterior).linear and not guide.linear
     here, there = (each.means() for each in (guide, guide_of(posterior)))
     assert all(torch.equal(here[name], there[name]) for name in here)
-
-
-def test_draws_of_the_linearised_network_agree_with_its_closed_form() -> None:
-    posterior = bh.fit(tiny_model(), "laplace", tiny_examples(60), components=2, **QUICK)
-    closed, drawn = (
-        posterior.predict(tiny_examples(10, seed=4), 8000, keep_samples=kept)
-        for kept in (False, True)
-    )
-    torch.testing.assert_close(closed.probabilities, drawn.probabilities, atol=0.02, rtol=0.0)
-    torch.testing.assert_close(closed.epistemic, drawn.epistemic, atol=0.02, rtol=0.0)
 
 
 def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:

@@ -89,14 +89,6 @@ def test_the_backbone_is_left_alone() -> None:
     assert {name.split(".", 1)[1] for name, _ in posterior.guide.named_parameters()} == names
 
 
-def test_a_planted_signal_is_learnt() -> None:
-    options = {"lr": 0.1, "max_steps": 100, "particles": 4, "batch_size": 16}
-    posterior = fit(data=tiny_examples(64), **options)
-    unseen = tiny_examples(100, seed=5)
-    assert posterior.evaluate(unseen)["accuracy"] > 0.75
-    assert posterior.evaluate(unseen)["nll"] < math.log(2) - 0.1
-
-
 class ByHand(torch.nn.Module):
     """LoRA on queries and values and a linear head, with no part of this package."""
 
@@ -157,18 +149,6 @@ def test_a_point_at_temperature_0_is_fine_tuning_with_adam() -> None:
 # Repeatable, and the same in other ways of computing
 
 
-def test_a_seed_repeats_a_fit_whatever_the_global_random_state() -> None:
-    torch.manual_seed(1)
-    first = fit(seed=3)
-    torch.manual_seed(2)
-    random = torch.get_rng_state()
-    again = fit(seed=3)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert same(state(first), state(again))
-    assert first.report.history == again.report.history
-    assert not same(state(first), state(fit(seed=4)))
-
-
 def test_two_models_do_not_touch_each_other() -> None:
     alone = fit(seed=1)
     expected = alone.predict(["w5 w9", "w6 w9"], samples=4).probabilities
@@ -192,24 +172,6 @@ def test_bf16_runs_in_bf16_and_is_near() -> None:
     rounded = [entry["nll"] for entry in half.history]
     assert rounded == pytest.approx(exact, rel=0.05)
     assert rounded != pytest.approx(exact, rel=1e-6)
-
-
-def test_gradient_checkpointing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bhpeft_pyro.peft import checkpointing
-
-    calls = []
-    original = checkpointing.checkpoint
-    monkeypatch.setattr(
-        checkpointing, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
-    plain = fit(tiny_model(bh.presets.bh_peft()))
-    assert not calls
-    model = tiny_model(bh.presets.bh_peft())
-    model.network.backbone.gradient_checkpointing_enable()
-    sparing = fit(model)
-    assert len(calls) >= 6 * 2  # steps x layers
-    for name, value in state(plain).items():
-        torch.testing.assert_close(state(sparing)[name], value)
 
 
 # The options do what they say
@@ -239,31 +201,23 @@ def test_schedule_and_warmup() -> None:
 
 
 def test_clipping_bounds_the_gradient_per_example() -> None:
+    options = {"max_steps": 1, "optimizer": lambda found: SGD(found, lr=1e-5), **STEADY}
+
     def moved(clip: float | None) -> tuple[float, float]:
+        """The norm of the gradient per example that a step took, and the one in the report."""
+        torch.manual_seed(0)
         model = tiny_model()
         guide = DeltaGuide(model)
         before = torch.cat([p.detach().clone().flatten() for p in guide.parameters()])
-        posterior = fit(
-            model,
-            guide,
-            clip=clip,
-            max_steps=1,
-            optimizer=lambda params: SGD(params, lr=1e-5),
-            **STEADY,
-        )
+        report = fit(model, guide, clip=clip, **options).report
         after = torch.cat([p.detach().flatten() for p in guide.parameters()])
-        gradient = posterior.report.history[0]["gradient"]
-        return (after - before).norm().item() / (1e-5 * 16), gradient
+        return (after - before).norm().item() / (1e-5 * 16), report.history[0]["gradient"]
 
-    # By hand, with the same start: the norm of the gradient per example, clipped or not.
-    torch.manual_seed(0)
     free, gradient = moved(None)
     assert free == pytest.approx(gradient, rel=1e-2)
-    torch.manual_seed(0)
-    clipped, before = moved(gradient / 3)
+    clipped, reported = moved(gradient / 3)
     assert clipped == pytest.approx(gradient / 3, rel=1e-2)
-    assert before == pytest.approx(gradient, rel=1e-4)  # reported as it was
-    torch.manual_seed(0)
+    assert reported == pytest.approx(gradient, rel=1e-4)  # as it was
     assert moved(gradient * 3)[0] == pytest.approx(gradient, rel=1e-2)
 
 
@@ -275,17 +229,6 @@ def test_validation_is_the_nll_of_the_forecast() -> None:
     expected = posterior.evaluate(held_out, samples=5)["nll"]
     assert history[-1]["validation_nll"] == pytest.approx(expected, rel=1e-6)
     assert posterior.report.best_step is None  # without patience the last state is kept
-
-
-def test_early_stopping_goes_back_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([1.0, 0.5, 0.7, 0.6, 0.1])
-    monkeypatch.setattr(optimise._Run, "_evaluate", lambda _self: torch.tensor([next(scores)]))
-    options: dict[str, Any] = {"validation": tiny_examples(8), "eval_every": 2, **STEADY}
-    stopped = fit(patience=2, max_steps=50, **options)
-    assert stopped.report.best_step == 4
-    assert stopped.report.steps == 8  # two evaluations, not two steps, without a lower NLL
-    monkeypatch.undo()
-    assert same(state(stopped), state(fit(max_steps=4, **STEADY)))
 
 
 # What the report says about convergence
@@ -381,11 +324,6 @@ def test_a_fit_without_a_single_good_step_is_none() -> None:
         fit_sick(Sick(2), max_steps=3)
 
 
-def test_many_steps_left_out_are_said_to_be_so() -> None:
-    assert "unstable: 2 of 6 steps" in str(fit_sick(Sick(3, 4), max_steps=6).report)
-    assert "unstable" not in str(fit_sick(Sick(3, 4), max_steps=20).report)
-
-
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(gradient: bool) -> None:
     posterior = fit_sick(Sick(3, 4, gradient), max_steps=6)
@@ -393,7 +331,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(gradient: bool) -> Non
     assert (report.skipped, report.steps) == (2, 6)
     assert [entry["step"] for entry in report.history] == [1, 4, 5, 6]
     assert all(value.isfinite().all() for value in state(posterior).values())
-    assert "2 skipped" in str(report)
+    assert "2 skipped" in str(report) and "unstable: 2 of 6 steps" in str(report)
 
 
 def test_a_skipped_step_is_not_validated() -> None:

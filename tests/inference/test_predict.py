@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, GuideError
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.model.likelihoods import (
@@ -105,26 +105,6 @@ def test_multiple_choice_with_different_numbers_of_choices() -> None:
     assert forecast.texts == tuple(question for question, _ in QUESTIONS)
     few = posterior.predict(QUESTIONS, samples=5, seed=1, max_rows=5)
     torch.testing.assert_close(few.probabilities, forecast.probabilities, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kinds", [None, ()])
-def test_multiple_choice_is_trained_and_forecast_without_peft_too(kinds: Any) -> None:
-    data = {
-        "question": [question for question, _ in QUESTIONS],
-        "choices": [choices for _, choices in QUESTIONS],
-        "answer": [2, 0, 4, 1],
-    }
-    posterior = bh.fit(
-        tiny_model(kinds, 1, likelihood=MultipleChoice()),
-        "delta",
-        data,
-        max_steps=100,
-        batch_size=4,
-        lr=0.06,
-        temperature=0.0,
-        progress=False,
-    )
-    assert posterior.evaluate(data, samples=0)["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])
@@ -229,22 +209,6 @@ def test_draws_are_a_whole_number(samples: Any) -> None:
         posterior_of().predict(TEXTS, samples=1, max_rows=0)
 
 
-def test_a_guide_function_forecasts_but_has_no_central_values() -> None:
-    model = tiny_model((), prior=dist.Normal(0.0, 1.0))
-
-    def guide(batch: Any) -> None:
-        for site in model.sites:
-            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
-
-    posterior = bh.fit(model, guide, tiny_examples(16), max_steps=20, lr=0.05, progress=False)
-    forecast = posterior.predict(TEXTS, samples=18, keep_samples=True)
-    expected = brute_force(posterior, TEXTS, posterior.sample(18), "probs")
-    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
-    with pytest.raises(GuideError, match=r"samples=0 .*FunctionGuide"):
-        posterior.predict(TEXTS, samples=0)
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
     class Base(DistilBertModel):
@@ -269,19 +233,6 @@ def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
     (_, batch), *_ = list(examples.by_length(2))
     assert "token_type_ids" in batch.inputs  # otherwise this test tests nothing
     assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()
-
-
-def test_inputs_that_a_backbone_takes_are_used() -> None:
-    posterior = posterior_of()
-    (_, batch), *_ = list(tiny_examples(4).by_length(4))
-    types = torch.ones_like(batch.inputs["input_ids"])
-    weights = {name: value[None] for name, value in posterior.guide.means().items()}
-    with torch.no_grad():
-        plain = posterior.model.network(weights, batch)
-        typed = posterior.model.network(
-            weights, bh.Batch({**batch.inputs, "token_type_ids": types}, batch.labels)
-        )
-    assert not torch.allclose(plain, typed, atol=1e-3)
 
 
 def test_without_random_weights_all_draws_are_one() -> None:

@@ -14,7 +14,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError, SaveError
+from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import latent
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
@@ -64,21 +64,9 @@ def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     assert posterior.report.last("kl") < (2 if name == "lowrank" else 1)
 
 
-def test_an_init_scale_of_ones_own_is_kept() -> None:
-    guide = bh.autoguide("AutoNormal", tiny_model(()), init_scale=0.03)
-    sd = guide.auto.scales.head.bias  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(sd, torch.full((2,), 0.03))
-
-
 def plated(sites: Sites, dim: int) -> Mapping[str, Tensor]:
     with pyro.plate("layers", 2, dim=dim):
         pyro.sample("scale", dist.HalfNormal(1.0))
-    return {site.name: sampled(site) for site in sites}
-
-
-def empty_plate(sites: Sites) -> Mapping[str, Tensor]:
-    with pyro.plate("nothing", 3, dim=-4):
-        pass
     return {site.name: sampled(site) for site in sites}
 
 
@@ -101,10 +89,6 @@ def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask(
 
     with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
         bh.fit(model, guide, tiny_examples(), **QUICK)
-
-
-def test_a_plate_around_nothing_does_no_harm() -> None:
-    bh.fit(tiny_model((), prior=empty_plate), "normal", tiny_examples(), **QUICK)
 
 
 def one_scale(sites: Sites, apart: bool) -> Mapping[str, Tensor]:
@@ -167,9 +151,7 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
     def prior(sites: Sites) -> Mapping[str, Tensor]:
         return {s.name: sampled(s, pyro.param(f"sd.{s.name}", torch.tensor(0.5))) for s in sites}
 
-    with pytest.raises(
-        PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay as they are"
-    ):
+    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay"):
         bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
 
 
@@ -267,17 +249,3 @@ def test_wrong_things_are_refused_by_name() -> None:
         "clip": "1",
     }.items():
         bad(lambda: bh.fit(model, "normal", data, **{name: value}), ConfigError, f"{name}=")  # noqa: B023
-    bad(lambda: bh.autoguide("laplace", model, rank=2.5), GuideError, "rank must be an integer")
-    bad(lambda: bh.autoguide("normal", model, init_scale=float("inf")), GuideError, "init_scale")
-    joint = bh.fit(tiny_model(()), "laplace", data, components=1, **QUICK)
-    under = bh.Model(joint.model.network, joint.as_prior())
-    for guide in ("normal", "delta"):
-        bad(lambda: bh.fit(under, guide, data, **QUICK), GuideError, "jointly.*'laplace'")  # noqa: B023
-
-
-def test_a_posterior_is_not_blamed_for_another_backbone(tmp_path: Any) -> None:
-    bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK).save(tmp_path / "run")
-    with pytest.raises(SaveError, match=r"backbone: expected.*got str"):
-        bh.Posterior.load(tmp_path / "run", "roberta-base")  # type: ignore[arg-type]
-    with pytest.raises(SaveError, match="no saved posterior"):
-        bh.Posterior.load(tmp_path / "run" / "posterior.json", tiny_backbone())

@@ -20,6 +20,7 @@ from pyro.optim import Adam
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
@@ -70,7 +71,6 @@ def assert_near(
 @pytest.mark.parametrize(
     ("guide", "steps", "full"),
     [
-        ("normal", 300, False),
         ("AutoNormal", 600, False),
         ("mvn", 700, True),
         ("lowrank", 600, None),
@@ -134,6 +134,8 @@ def test_fit_with_a_guide_of_ones_own(
     assert_near(flat(posterior.sample(2000)), exact, exact.mean_field_sd, 0.4, 0.3)
     assert len(pyro.get_param_store()) == 0
     assert posterior.predict(data, samples=4).mean.shape == (24,)  # type: ignore[union-attr]
+    with pytest.raises(GuideError, match=r"samples=0 .*(FunctionGuide|Written)"):
+        posterior.predict(data, samples=0)
 
 
 def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
@@ -182,7 +184,7 @@ def test_conditioning_on_a_weight(model: bh.Model, batch: bh.Batch, exact: Exact
     assert trace.log_prob_sum().item() == pytest.approx(everything.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("guide", ["delta", "laplace", "lowrank"])
+@pytest.mark.parametrize("guide", ["normal", "delta", "laplace", "lowrank"])
 def test_a_fit_leaves_global_state_alone_and_repeats_itself(guide: str) -> None:
     data, states, fits = tiny_examples(12), [], []
     pyro.param("of.the.user", torch.ones(1))

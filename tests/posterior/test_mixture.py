@@ -35,8 +35,8 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 def test_every_component_and_the_mixture_meet_the_exact_posterior() -> None:
     data = words(64, seed=3)
-    options = {**FIT, "max_steps": 200, "batch_size": 64}
-    posterior: Any = bh.fit(model(), "normal", data, components=3, **options)
+    options = {**FIT, "max_steps": 150, "batch_size": 64}
+    posterior: Any = bh.fit(model(), "normal", data, components=2, **options)
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0)], tolerance=0.3)
     mean, sd = exact([(data, 1.0)])
@@ -59,13 +59,13 @@ def test_each_component_finds_a_mode_and_the_mixture_both() -> None:
     prior = {"head.bias": dist.Normal(0.0, 1e-4), "*": dist.Normal(0.0, 1.0)}
     bimodal = bh.Model(network(), prior, Squared(0.5))
     data = bh.encode(rows, bimodal.network.tokenizer, kind="rating")
-    options: dict[str, Any] = {**FIT, "max_steps": 300}
+    options: dict[str, Any] = {**FIT, "max_steps": 200}
     posterior: Any = bh.fit(
-        bimodal, "normal", data, components=6, optimizer=lambda ps: Adam(ps, lr=0.2), **options
+        bimodal, "normal", data, components=4, optimizer=lambda ps: Adam(ps, lr=0.2), **options
     )
     found = torch.stack([flat(each.guide.means())[0] for each in posterior.components])
-    torch.testing.assert_close(found.abs(), torch.ones(6).double(), atol=0.1, rtol=0.0)
-    assert 0 < (found > 0).sum() < 6
+    torch.testing.assert_close(found.abs(), torch.ones(4).double(), atol=0.1, rtol=0.0)
+    assert 0 < (found > 0).sum() < 4
     drawn = posterior.sample(600)["head.weight"][:, 0, 0]
     assert ((drawn > 0).float().mean() - (found > 0).float().mean()).abs() < 1e-6
     # The evidence is that of both modes, by the density of the mixture; each mode has half of it.
@@ -209,9 +209,7 @@ def test_a_mixture_that_is_given_is_fitted_in_place() -> None:
     assert isinstance(posterior, MixturePosterior)
     assert [each.guide for each in posterior.components] == parts
     assert [each.report.steps for each in posterior.components] == [2, 2]
-    with pytest.raises(
-        ConfigError, match="components=3: the MixtureGuide given has 2; expected None"
-    ):
+    with pytest.raises(ConfigError, match="components=3: the MixtureGuide given has 2"):
         bh.fit(of, guide, "no such data", components=3)
 
 

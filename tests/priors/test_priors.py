@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import hierarchical
 from pyro import poutine
 from torch import Tensor
 
@@ -17,7 +16,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior, checked
+from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
@@ -69,15 +68,12 @@ def test_the_first_pattern_that_matches_holds() -> None:
 
 def test_a_mapping_takes_ready_priors_for_their_sites_together() -> None:
     gates = bh.priors.Gates()
-    mixed = {
-        "lora.*": gates,
-        "adapter.*": FunctionSpaceNormal(change=0.3),
-        "*": dist.Normal(0.0, 2.0),
-    }
+    wide = FunctionSpaceNormal(change=0.3)
+    mixed = {"lora.*": gates, "adapter.*": wide, "*": dist.Normal(0.0, 2.0)}
     sites = tiny_model(bh.presets.bh_peft()).sites
     parts = {
         "lora": gates,
-        "adapter": FunctionSpaceNormal(change=0.3),
+        "adapter": wide,
         "prefix": dist.Normal(0.0, 2.0),
         "head": dist.Normal(0.0, 2.0),
     }
@@ -163,11 +159,6 @@ def test_errors_name_what_is_wrong(prior: Any, message: str) -> None:
         latents(bh.Model(MODEL.network, prior))
 
 
-def test_checked_refuses_a_wrong_shape_without_a_guide() -> None:
-    with pytest.raises(PriorError, match=r"did you \.expand"):
-        checked(transposed, SITES)
-
-
 def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:
     kinds = (bh.peft.LoRA(("key",), rank=2), bh.peft.Prefix(3))
     sites = tiny_model(kinds).network.attachment.sites
@@ -242,43 +233,3 @@ def test_the_default_prior_on_b_is_matrix_normal() -> None:
         covariance = images[:, layer].mT @ images[:, layer]
         u, v = left[layer] @ left[layer].mT, right[layer] @ right[layer].mT
         torch.testing.assert_close(covariance, torch.kron(u, v), rtol=1e-3, atol=1e-5)
-
-
-def test_a_hierarchical_scale_follows_the_weights() -> None:
-    model = tiny_model((), prior=hierarchical)
-    posterior = bh.fit(
-        model, "normal", tiny_examples(16), max_steps=150, progress=False, batch_size=16
-    )
-    tau = posterior.sample(500)["tau"]
-    assert (tau > 0).all()
-    # Weights of a fit that has learnt something are wider than tau's start drawn from its prior
-    # would say by chance: tau follows the weights' root mean square.
-    draws = posterior.sample(500)
-    squares = torch.cat([draws["head.weight"].flatten(1), draws["head.bias"]], 1).square()
-    rms = squares.mean(1).sqrt().mean().item()
-    assert tau.mean().item() == pytest.approx(rms, rel=0.4)
-    assert set(posterior.as_prior().distributions) == {"tau", "head.weight", "head.bias"}
-
-
-def test_the_kl_of_a_hierarchical_fit_is_that_of_monte_carlo() -> None:
-    """E_q[log q(tau, w) - log p(tau, w)], with densities from the traces, for given q."""
-    model = tiny_model((), prior=hierarchical)
-    guide = bh.autoguide("normal", model, init_scale=0.3)
-    with torch.no_grad():
-        guide.loc["tau"].fill_(0.2)  # type: ignore[union-attr, operator]
-    feed_batch = bh.Batch({}, torch.zeros(1), features=torch.zeros(1, 16))
-    elbo = bh.ELBO(5000)
-    values, gaps = [], []
-    with torch.no_grad():
-        elbo.differentiable_loss(model, guide, feed_batch)
-        assert elbo.parts is not None
-        total = sum(value.item() for value in elbo.parts.kl.values())
-        for _ in range(400):
-            trace = poutine.trace(guide).get_trace()
-            log_p = poutine.trace(poutine.replay(model.prior, trace)).get_trace(model.sites)
-            gaps.append((trace.log_prob_sum() - log_p.log_prob_sum()).item())
-            values.append(trace.nodes["tau"]["value"])
-    gap = torch.tensor(gaps)
-    error = gap.std().item() / len(gaps) ** 0.5
-    assert total == pytest.approx(gap.mean().item(), abs=5 * error)
-    assert error < 1.0

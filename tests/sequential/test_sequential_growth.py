@@ -173,20 +173,6 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
         torch.testing.assert_close(prior.normal.stddev, first.normal.stddev)
 
 
-def test_a_grown_posterior_comes_back(head: bh.Posterior, tmp_path: Path) -> None:
-    grown = head.grow(["sad"])
-    grown.save(tmp_path)
-    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
-    here, there = (each.predict(OLD, 7).probabilities for each in (grown, again))
-    assert torch.equal(here, there)
-    assert again.first_prior == head.first_prior
-    here, there = (
-        each.update(NEW, keep=0.5, replay=bh.Replay(4)).predict(OLD, 7).probabilities
-        for each in (grown, again)
-    )
-    assert torch.equal(here, there)
-
-
 def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
     assert unknown_labels(head, OLD) == ()
     assert unknown_labels(head, NEW) == ("sad",)

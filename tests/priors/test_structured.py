@@ -184,13 +184,13 @@ def whole_life(folder: Path, prior: Any, given: Any = None) -> None:
         for samples in (0, 3):
             one, two = (p.predict(data, samples).probabilities for p in (posterior, loaded))  # type: ignore[union-attr]
             assert torch.equal(one, two)
-        third, again = (p.update(data, again=True) for p in (posterior, loaded))
-        assert third.report.history == again.report.history
-        idata = posterior.to_arviz(samples=4)
-        for s in model.sites:
-            for group in (idata.posterior, idata.prior):
-                assert group[s.name].dims[2:] == s.dims
-                assert group[s.name].std("draw").max() > 0
+    third, again = (p.update(data, again=True) for p in (second, loaded))
+    assert third.report.history == again.report.history
+    idata = second.to_arviz(samples=4)
+    for s in model.sites:
+        for group in (idata.posterior, idata.prior):
+            assert group[s.name].dims[2:] == s.dims
+            assert group[s.name].std("draw").max() > 0
 
 
 @pytest.mark.parametrize("name", READY)

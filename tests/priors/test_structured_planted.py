@@ -195,14 +195,3 @@ def test_hierarchical_scales_over_layers_against_quadrature() -> None:
     mean, sd = moments(GRID, overall)
     compare_scales(draws["lora.query.B.log_scale"].double()[:, None], mean[None], sd[None])
     assert (moments(GRID, layers)[0][3] - moments(GRID, layers)[0][0]) > 0.7  # layers do differ
-
-
-def test_the_head_s_hierarchical_scale_against_quadrature() -> None:
-    s = site("head.weight", (1, 24), "output", "feature")
-    truth = 0.4 * torch.randn(s.shape, generator=torch.Generator().manual_seed(1))
-    model, data = planted({s.name: truth}, [s], priors.Hierarchical(head=1.0), 32, 1.0)
-    evidence = log_evidence(least_squares(model, data)[s.name], 1.0, 32)[:, 0]
-    mean, sd = moments(GRID, Normal(-0.25, 0.5).log_prob(GRID) + evidence)
-    assert abs(mean + 0.25) > 2 * sd  # it learns
-    draws = fit(model, data).sample(2000)["head.weight.log_scale"].double()
-    compare_scales(draws[:, None], mean[None], sd[None])

@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {"max_steps": 6, "lr": 0.1, "progress": False}
 FAMILIES: list[tuple[Any, type]] = [
     ("normal", NormalGuide),
     ("laplace", LaplaceGuide),
-    ("mvn", PyroGuide),
+    ("AutoNormal", PyroGuide),
     ({"lora.*": "normal", "*": ("delta", {"width": 0.1})}, BlockGuide),
 ]
 

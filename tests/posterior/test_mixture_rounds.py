@@ -72,7 +72,7 @@ def test_all_components_go_on_in_another_family() -> None:
         assert isinstance(new.guide, NormalGuide)
         assert same(new, old.update(SECOND, guide="normal", options=own))
     losses = [each.report.projection for each in second.components]
-    assert None not in losses and len(set(losses)) == 3
+    assert None not in losses
     assert second.report.projection == pytest.approx(sum(losses) / 3)
 
 

@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, LaplaceGuide, latents
-from .inference.elbo import blocks
+from .inference.draws import blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role

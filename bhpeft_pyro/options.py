@@ -45,7 +45,6 @@ class FitOptions:
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.
-        max_skipped: give up after so many steps in a row without a finite loss.
         bf16: autocast to bfloat16.
         seed: of the draws and the order of the data.
         progress: show a progress bar.
@@ -72,13 +71,12 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
     patience: int | None = None
     eval_every: int | None = None
     eval_samples: int = 8
-    max_skipped: int = 5
     bf16: bool = False
     seed: int = 0
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "particles", "accumulate", "max_skipped"):
+        for name in ("epochs", "batch_size", "particles", "accumulate"):
             value = getattr(self, name)
             self._check(name, isinstance(value, int) and value >= 1, "an integer of at least 1")
         for name in ("eval_samples", "seed"):

@@ -15,19 +15,23 @@
 # %% [markdown]
 # # Choosing a guide
 #
-# A guide is the family of distributions in which `fit` looks for the posterior. What does each
-# cost, and how near does it come? Cost is shown for MiniLM. Nearness can be checked only where the
-# true posterior is within reach, so that part uses a transformer of width 16 with random weights
-# and made-up words. What difference it makes to real sentences comes last.
+# A guide is the family of distributions in which `fit` searches for the posterior. What does each
+# family cost, and how close does it get? We measure memory with MiniLM. Accuracy of the
+# approximation can be checked only where the true posterior can be sampled, so that part uses a
+# transformer of width 16 with random weights and made-up words. At the end we compare the guides on
+# real sentences.
 #
-# The families: `delta` is a point, ordinary fine-tuning. `normal` gives each weight an independent
-# Normal. `full` is one Normal over all weights with any covariance. `lowrank` is the same with a
-# covariance that differs from the prior's along 64 directions of its own choice. `laplace`, the
-# default, trains points and then measures a covariance around each: a mixture of Laplace
-# approximations, of five components unless one says otherwise.
+# The families:
 #
-# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
-# notebook, or `make notebooks`, for real ones.*
+# - `delta` is a point estimate, ordinary fine-tuning.
+# - `normal` has an independent Normal for each weight.
+# - `full` is one Normal over all weights with any covariance.
+# - `lowrank` is the same, with a covariance that differs from the prior's along 64 directions.
+# - `laplace`, the default, trains point estimates and computes a covariance around each from the
+#   curvature of the loss. It is a mixture of five Laplace approximations.
+#
+# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
+# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging
@@ -46,20 +50,19 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import diagnostics, guides
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 steps, chain, worlds, train = (4, 20, 20, 16) if small else (200, 400, 60, 300)
 quick = {"max_steps": steps, "progress": False}
 
 # %% [markdown]
-# ## What it takes
+# ## Memory
 #
-# Memory is known before a guide is made. These are LoRA, adapter and prefix of MiniLM with a head
-# of two classes:
+# The memory of a guide is computed before it is created. The model has LoRA, adapter and prefix
+# weights on MiniLM, and a head with two classes:
 
 # %%
 backbone = AutoModel.from_pretrained(minilm())
@@ -75,8 +78,8 @@ for name, cost in costs.items():
     print(f"{name:22} {cost.latents:,} latents, {cost.bytes / 2**20:12,.1f} MiB")
 
 # %% [markdown]
-# `full` over all weights is refused; over the head alone it is small, and a mapping gives each
-# block of weights a family of its own:
+# `full` over all weights is refused. Over the head alone it is small. A mapping from patterns of
+# site names assigns a family to each block of weights:
 
 # %%
 try:
@@ -88,8 +91,8 @@ blocks = {"head.*": "full", "*": "normal"}
 # %% [markdown]
 # ## What a step costs
 #
-# The same number of steps with the tiny transformer and LoRA, on the same 32 examples. Seconds
-# depend on the machine, so we divide by those of `delta`, ordinary fine-tuning.
+# We run the same number of steps with the tiny transformer and LoRA, on the same 32 examples. Since
+# times depend on the machine, we divide by the time of `delta`, ordinary fine-tuning.
 
 # %%
 data = tiny_examples(32)
@@ -103,15 +106,16 @@ for guide in ("delta", "laplace", "normal", "lowrank", "full", blocks):
     print(f"{name:8} {seconds[name] / seconds['delta']:5.1f} times delta")
 
 # %% [markdown]
-# One run each, so small differences mean nothing. `laplace` takes the steps of a point; its width
-# is measured after them, and five components cost five fits. `normal` draws its weights for parts
-# of a batch; `lowrank` and `full` also measure their covariance several times in a fit. Beside so
-# tiny a transformer such extras look large. `make bench` times MiniLM.
+# Each guide ran once, so small differences are not meaningful. `laplace` trains like `delta` and
+# computes its covariance afterwards; five components cost five fits. `normal` draws several sets of
+# weights per batch, each for a part of it. `lowrank` and `full` also estimate their covariance
+# several times during a fit. Relative to such a tiny transformer these extras look large;
+# `make bench` measures them with MiniLM.
 #
-# ## The truth, where it can be had
+# ## Comparison with the true posterior
 #
-# With the tiny transformer frozen, the head has 34 weights. NUTS draws them from the true
-# posterior. The head must see the same features both times, so it keeps no axes of its own
+# If only the head of the tiny transformer is random, there are 34 weights, and NUTS can sample the
+# true posterior. Both methods must see the same features, so the head does not use principal axes
 # (`principal=False`).
 
 # %%
@@ -126,9 +130,10 @@ mcmc.run(frozen)
 truth = mcmc.get_samples()
 
 # %% [markdown]
-# Three questions to each guide. How far are its mean predictions from those of NUTS, in sds of the
-# true posterior? How wide are its predictions, as a multiple of the true width? And k-hat, which
-# needs no reference: up to 0.5 is good, above 0.67 the draws cannot be reweighted to the posterior.
+# We compare three things. How far are the mean predictions of the guide from those of NUTS, in
+# standard deviations (sds) of the true posterior? How wide are its predictions, as a multiple of
+# the true width? And what is k-hat, a diagnostic that needs no reference? Up to 0.5 is good; above
+# 0.67 the draws cannot be reweighted to the true posterior.
 
 # %%
 places = tiny_examples(40, seed=1)
@@ -140,19 +145,19 @@ for name in ("laplace", "normal", "lowrank", "full"):
     print(f" of the true ones, k-hat {k_hat:5.2f}")
 
 # %% [markdown]
-# `lowrank` and `full` print the same: the head has fewer weights than the 64 directions of a
-# low-rank guide, so each has any covariance. After 200 steps their mean predictions are a tenth of
-# a true sd off (400 draws of NUTS leave 0.06 of noise), and their predictions a little too wide.
-# `laplace` holds no rows out of so few, and so has the prior that we gave it. Its centre is the
-# mode, and it keeps 16 directions: its means are a quarter of a sd off, its predictions an eighth
-# too wide. `normal` takes weights for independent: its predictions are much too wide, and k-hat
-# says so without NUTS.
+# `lowrank` and `full` print the same numbers: the head has fewer weights than `lowrank` has
+# directions (64), so both can represent any covariance. After 200 steps their mean predictions are
+# a tenth of a true sd off (400 draws of NUTS have a noise of 0.06), and their predictions are
+# slightly too wide. With so few rows `laplace` holds none out, so it uses the prior as we gave it.
+# It is centred at the mode and keeps 16 directions; its means are a quarter of an sd off, its
+# predictions an eighth too wide. `normal` ignores correlations between weights, so its predictions
+# are much too wide. k-hat shows that without NUTS.
 #
-# ## Does the end depend on the start?
+# ## Does the result depend on the initial values?
 #
-# It should not. `normal` starts at widths that `fit` takes from the data; here we start it at sds
-# of 0.001 and of 0.1 instead, where the prior's is 1, and take twice as many steps. (The mean sd
-# over the head's 34 weights.)
+# It should not. `fit` normally chooses the initial sds of `normal` from the data. Here we set them
+# to 0.001 and 0.1 instead (the prior sd is 1) and take twice as many steps. The output shows the
+# mean sd over the 34 weights of the head.
 
 # %%
 for start in (None, 0.001, 0.1):
@@ -166,16 +171,17 @@ for start in (None, 0.001, 0.1):
     print(f", widths {compared.ratio:4.2f} of the true ones")
 
 # %% [markdown]
-# One end, from a start six hundred times too narrow as well. Twice as many steps have not made the
-# predictions narrower either: that error is the family's, not the fit's.
+# All fits end at the same sds, even from an initial value six hundred times too small. Twice as
+# many steps did not make the predictions narrower either. So that error comes from the family, not
+# from the fit.
 #
 # ## Is it right on average?
 #
-# One data set may flatter a guide. Simulation-based calibration draws many: weights from the prior,
-# labels from the likelihood, a fit to each, and where the truth ranks among 99 draws of the fit. If
-# the guide were the posterior, every rank would be equally likely. The curves are the shares of
-# ranks up to here, less what they should be; those of an exact posterior would all stay in the band
-# 99 times in 100.
+# A single data set may favour a guide by chance. Simulation-based calibration uses many. For each,
+# it draws weights from the prior and labels from the likelihood, fits the guide, and ranks the true
+# weights among 99 draws of the fit. If the guide were the exact posterior, all ranks would be
+# equally likely. The curves show the cumulative share of ranks minus its expected value. For an
+# exact posterior, all curves stay inside the band 99 times in 100.
 
 # %%
 words = [f"w{5 + i % 10} w{15 + i}" for i in range(24)]
@@ -186,14 +192,14 @@ for name, ax in zip(("normal", "full"), axes, strict=True):
     print(name, found, "", sep="\n")
 
 # %% [markdown]
-# `full` passes, as far as 60 data sets can tell. `normal` fails by the likelihood of the labels:
-# the truth makes them likelier than nearly every one of its draws does, as these are too wide. Its
-# predictions at three texts show no bias.
+# `full` passes, as far as 60 data sets can tell. `normal` fails on the likelihood of the labels: it
+# is higher under the true weights than under nearly all of the draws, because these are spread too
+# widely. Its predictions for three texts show no bias.
 #
 # ## Real sentences
 #
-# Sentences from film reviews, positive or negative? The head of MiniLM alone is random, so that
-# even `full` can be had; its 770 weights read what the transformer makes of a sentence.
+# We classify sentences from film reviews as positive or negative. Only the head of MiniLM is
+# random, with 770 weights, so that `full` is feasible too.
 
 # %%
 movies, _ = two_rounds(sentiment(), (train, 8), 8, train, seed=0)
@@ -208,16 +214,16 @@ for name in ("delta", "normal", "lowrank", "full"):
     print("" if name == "delta" else f"{diagnostics.psis(fitted, movies.train).k_hat:8.2f}")
 
 # %% [markdown]
-# The accuracies are the same, as far as 300 sentences can tell (a standard error is 0.027). By NLL
-# and ECE the point estimate is ahead here, `lowrank` and `full` are close behind, and `normal`,
-# whose predictions are too wide, comes last. What a width buys is the epistemic column: how much of
-# an answer's uncertainty more data could remove. Over 770 weights no k-hat is below its limit of
-# 0.67, and over the hundred thousand of a hybrid it is far above 1 for any guide. What is left to
-# compare then are scores on test data of one's own.
+# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). By
+# NLL (negative log likelihood) and ECE (calibration error) the point estimate is best here,
+# `lowrank` and `full` are close, and `normal`, whose predictions are too wide, is last. What a
+# posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
+# 770 weights no k-hat is below the limit of 0.67, and with the hundred thousand weights of a hybrid
+# it is far above 1 for any guide. Then the only comparison left is the score on test data of your
+# own.
 #
-# ## So which one?
+# ## Which one to use
 #
-# Start with `laplace`. Take `normal` for heavy-tailed or hierarchical priors; `full` for a head of
-# some hundred weights; `delta` where only accuracy counts, and `widen` it when it does not. With
-# PEFT weights in the transformer the guides differ more than here: the documentation's results
-# compare them on five seeds.
+# Start with `laplace`. Use `normal` for heavy-tailed or hierarchical priors, `full` for a head with
+# some hundred weights, and `delta` if only accuracy matters; `widen` can add a covariance to it
+# later. `bhpeft compare` compares the default with its rivals on your own data.

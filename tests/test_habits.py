@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from bhpeft_pyro.guides.lowrank import JointGuide
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -21,7 +22,6 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
-from bhpeft_pyro.guides.lowrank import JointGuide
 from bhpeft_pyro.peft.binding import active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior

@@ -13,7 +13,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,

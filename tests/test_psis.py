@@ -30,7 +30,7 @@ from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import FunctionGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model

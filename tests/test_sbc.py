@@ -21,7 +21,7 @@ from bhpeft_pyro.diagnostics.ranks import band, symmetric, uniform
 from bhpeft_pyro.diagnostics.ratios import labels, run
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Block, Feed
 from bhpeft_pyro.posterior.fit import is_open
 from bhpeft_pyro.priors import FunctionSpaceNormal

@@ -22,7 +22,7 @@ from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
 from ..guides.guide import is_linear
-from ..inference.elbo import draw, seeded
+from ..inference.draws import draw, seeded
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
 from ..model.linearized import MAX_BYTES

@@ -20,7 +20,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import changes as change
-from ..inference.elbo import blocks
+from ..inference.draws import blocks
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
 

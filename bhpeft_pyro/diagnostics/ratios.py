@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.elbo import PLATE, alone, traces
+from ..inference.draws import PLATE, alone, traces
 from ..inference.passes import Block, Feed, centre, passes
 from ..model.model import Model
 from ..priors import complete

@@ -17,7 +17,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
-from ..inference.elbo import blocks, seeded
+from ..inference.draws import blocks, seeded
 from ..inference.initialization import align
 from ..inference.passes import Block, Feed, drawn
 from ..model.model import Model

@@ -113,9 +113,12 @@ class Guide(nn.Module):
         return {}
 
     @property
-    def covariance(self) -> Covariance:
-        """Of a `linear` guide: the covariance over all weights, in the order of the sites."""
-        raise GuideError(f"{type(self).__name__} has no covariance over all weights")
+    def covariance(self) -> Covariance | None:
+        """The covariance over all weights, in the order of the sites, if the guide has one.
+
+        A `linear` guide with a covariance predicts in closed form.
+        """
+        return None
 
     def points(self) -> list[str]:
         """Latents with a point estimate in place of a distribution."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..model.linearized import Outputs, symmetric_noise
-from .elbo import seeded
+from .draws import seeded
 
 __all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]
 

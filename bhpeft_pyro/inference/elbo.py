@@ -1,157 +1,26 @@
-"""The loss: N * E[nll] + temperature * KL, with its two parts kept apart.
-
-Weight draws from a fitted guide.
-"""
+"""The loss: N * E[nll] + temperature * KL, with its two parts kept apart."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoGuide
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from ..distributions import Covariance, LowRankNormal, base_of
-from ..errors import ConfigError, GuideError
-from ..guides import Guide
-from ..guides.guide import components_of
-from ..model.model import Model
-from ..priors import apart, complete
+from ..distributions import base_of
+from ..errors import GuideError
 
-__all__ = [
-    "ELBO",
-    "PLATE",
-    "Parts",
-    "alone",
-    "blocks",
-    "completed",
-    "draw",
-    "point",
-    "sampling",
-    "seeded",
-    "strata",
-    "traces",
-]
-
-_LOCK = threading.RLock()
-
-
-@contextmanager
-def sampling() -> Iterator[None]:
-    """Pyro and the random state to oneself: both are global, so one thread at a time may sample."""
-    with _LOCK:
-        yield
-
-
-PLATE = "draws"
-_BLOCK = 16  # draws made at a time
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's random state set to `seed`, and put back at the end."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
-def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
-    """Joint draws of every latent, and of the sites made out of them.
-
-    Args:
-        model: the model, whose prior may make sites out of other latents.
-        guide: any Pyro guide; it is called with None for a batch.
-        samples: S; of a mixture rounded up, so that each component gives as many (`strata`).
-        seed: makes the draws repeatable; the global random state is left alone.
-
-    Returns:
-        Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place. Those
-        of a mixture are in the order of its components.
-    """
-    if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1")
-    parts = list(blocks(model, guide, samples, seed))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def blocks(
-    model: Model, guide: Callable[..., Any], samples: int, seed: int
-) -> Iterator[dict[str, Tensor]]:
-    """The draws of `draw`, some at a time, so that not all need be held at once."""
-    seeds = torch.Generator().manual_seed(seed)
-    for component, share in strata(guide, samples):
-        yield from completed(model, component, share, seeds)
-
-
-def completed(
-    model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
-    """Draws of one component, with the sites that the prior makes out of them."""
-    for trace in traces(guide, samples, seeds):
-        latents = {name: value.detach() for name, value in apart(trace).items()}
-        with alone():
-            whole = complete(model.prior, model.sites, latents)
-        yield whole
-
-
-def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
-    """The components of a mixture with the draws that each gives, equally many and `samples` at
-    least in all; of any other guide itself with all of them."""
-    components = components_of(guide)
-    share = -(-samples // len(components))
-    return [(component, share) for component in components]
-
-
-def traces(
-    guide: Callable[..., Any], samples: int, seeds: torch.Generator
-) -> Iterator[poutine.Trace]:
-    """Traces of a guide: (s, 1) draws of every site under a plate of the name `PLATE`."""
-    for start in range(0, samples, _BLOCK):
-        own = int(torch.randint(2**62, (), generator=seeds))
-        with (
-            alone(),
-            seeded(own),
-            poutine.trace() as tracer,
-            pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
-        ):
-            guide(None)
-        yield tracer.trace
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
-    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
-        yield
-
-
-def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """A guide's central values as a single draw, (1, 1, *site shape)."""
-    if isinstance(guide, Guide):
-        means = guide.means()
-    elif isinstance(guide, AutoGuide):
-        with sampling(), torch.no_grad(), pyro.get_param_store().scope():
-            means = guide.median(None)
-    else:
-        raise GuideError(
-            f"samples=0 and linear=True ask for the guide's central values, which "
-            f"{type(guide).__name__} does not tell; give samples=1 or more, and linear=False"
-        )
-    with alone():
-        return complete(model.prior, model.sites, {k: v[None, None] for k, v in means.items()})
+__all__ = ["ELBO", "Parts"]
 
 
 @dataclass
@@ -187,7 +56,6 @@ class ELBO(TraceMeanField_ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True, max_plate_nesting=1)
         self.temperature = temperature
         self.parts: Parts | None = None
-        self._priors: dict[str, Covariance] = {}
 
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: Any, kwargs: Any
@@ -211,13 +79,8 @@ class ELBO(TraceMeanField_ELBO):
         guide_nodes: dict[str, Any] = guide_trace.nodes
         nll = torch.zeros(())
         kl: dict[str, Tensor] = {}
-        done: set[str] = set()
-        for name, site in guide_nodes.items():
-            if (value := self._joint_kl(name, site, nodes)) is not None:
-                kl[name] = value
-                done |= {name, *site["infer"]["sites"]}
         for name, site in nodes.items():
-            if site["type"] != "sample" or name in done:
+            if site["type"] != "sample":
                 continue
             if site["is_observed"]:
                 nll = nll - site["log_prob_sum"]
@@ -226,7 +89,7 @@ class ELBO(TraceMeanField_ELBO):
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():
-            if site["type"] == "sample" and name not in nodes and name not in done:
+            if site["type"] == "sample" and name not in nodes:
                 if not site["infer"].get("is_auxiliary"):
                     raise GuideError(
                         f"guide: it samples {name!r}, which the model has not; mark what is "
@@ -242,33 +105,6 @@ class ELBO(TraceMeanField_ELBO):
             {name: value.detach() * scale for name, value in kl.items()},
         )
         return loss.item(), loss
-
-    def _joint_kl(
-        self, name: str, guide_site: dict[str, Any], nodes: dict[str, Any]
-    ) -> Tensor | None:
-        """The KL of a Normal over several sites to independent Normals, if it is one."""
-        q = guide_site.get("fn")
-        if name in nodes or not isinstance(q, LowRankNormal):
-            return None
-        priors = [
-            _single(nodes[part]["fn"], len(q.batch_shape))
-            for part in guide_site["infer"].get("sites", ())
-            if part in nodes
-        ]
-        if not priors or any(prior is None for prior in priors):
-            return None
-        loc, scale = (
-            torch.cat([tensor.flatten() for tensor in tensors])
-            for tensors in zip(*filter(None, priors), strict=True)
-        )
-        if loc.shape != q.event_shape:
-            return None
-        prior = self._priors.get(name)
-        if prior is None or not torch.equal(prior.scale, scale):
-            # Kept: divergences are remembered by object.
-            prior = self._priors[name] = Covariance.diagonal(scale)
-        value = kl_divergence(q, LowRankNormal(loc, prior, q.batch_shape, False))
-        return value.sum() * guide_site["scale"]
 
 
 def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:

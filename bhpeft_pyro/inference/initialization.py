@@ -26,7 +26,7 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
 from .curvature import diagonal, from_prior, scores
-from .elbo import seeded
+from .draws import seeded
 from .loop import optimise
 from .passes import Feed
 from .report import FitReport

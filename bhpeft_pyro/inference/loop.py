@@ -25,7 +25,8 @@ from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
 from ..model.model import Model
 from .convergence import Watch, culprit
-from .elbo import ELBO, sampling, seeded
+from .draws import sampling, seeded
+from .elbo import ELBO
 from .passes import Feed
 from .predict import predict
 from .report import FitReport
@@ -39,6 +40,7 @@ __all__ = [
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
+_MAX_SKIPPED = 5  # steps in a row without a finite loss, after which a fit gives up
 _CHECKS = 10  # evaluations of a point estimate, of which the best state may be kept
 
 
@@ -53,8 +55,8 @@ def optimise(
     """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
 
     Raises:
-        FitError: the loss was not finite for `options.max_skipped` steps in a row; the guide is
-            left in its last good state.
+        FitError: the loss was not finite for five steps in a row; the guide is left in its last
+            good state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
     _Run(model, guide, feed, validation, report, optimizer).run()
@@ -128,7 +130,7 @@ class _Run:
                 if entry is None:
                     report.skipped += 1
                     bad += 1
-                    if bad >= options.max_skipped:
+                    if bad >= _MAX_SKIPPED:
                         where = culprit(self.guide, self.elbo.parts)
                         self._restore(self.good)
                         raise FitError(

@@ -22,7 +22,7 @@ from ..guides.guide import is_linear
 from ..model.head import Head, check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
-from .elbo import completed, point, strata
+from .draws import completed, point, strata
 
 __all__ = [
     "Block",
@@ -66,35 +66,26 @@ def drawn(
     guide: Callable[..., Any],
     samples: int,
     seed: int,
-    linear: bool | None = None,
 ) -> Iterator[Block]:
     """The draws of `draw`, some at a time, each for the network that its guide is a posterior of.
 
     Args:
         model, guide, seed: as for `draw`.
         samples: as for `draw`; 0 for the central values, or those of each component.
-        linear: for the network linearised around them, or not; by default as the guide was fitted.
     """
     seeds = torch.Generator().manual_seed(seed)
     for component, share in strata(guide, samples):
         if samples == 0:
             yield Block(point(model, component))
             continue
-        at = centre(model, component, linear)
+        at = centre(model, component)
         for weights in completed(model, component, share, seeds):
             yield Block(weights, at)
 
 
-def centre(
-    model: Model, guide: Callable[..., Any], linear: bool | None = None
-) -> dict[str, Tensor] | None:
-    """Around what the network is linearised that a guide is a posterior of; None if it is not.
-
-    Args:
-        model, guide: of one component.
-        linear: as for `drawn`.
-    """
-    if not (is_linear(guide) if linear is None else linear) or not model.network.kinds:
+def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
+    """The weights around which the network is linearised, if a guide is a posterior of that."""
+    if not is_linear(guide) or not model.network.kinds:
         return None
     return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
@@ -244,7 +235,7 @@ class Feed:
             )
             return
         alike = torch.zeros(len(self.examples), dtype=torch.long)
-        for indices in shuffled(alike, batch_size, particles, False, generator):
+        for indices in shuffled(alike, batch_size, particles, generator):
             yield self._batch(indices).split(particles)
 
     def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
@@ -252,7 +243,7 @@ class Feed:
         if self.features is None:
             yield from self.examples.by_length(batch_size)
             return
-        for indices in in_order(len(self.examples), batch_size, 1, False):
+        for indices in in_order(len(self.examples), batch_size):
             yield indices, self._batch(indices)
 
     def _batch(self, indices: Tensor) -> Batch:

@@ -15,12 +15,12 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import base_of
 from ..errors import ConfigError
-from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
+from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide
-from ..guides.guide import is_linear
+from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .elbo import seeded, strata
+from .draws import seeded, strata
 from .passes import Feed, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]
@@ -40,7 +40,6 @@ def predict(
     seed: int = 0,
     keep_samples: bool = False,
     bf16: bool = False,
-    linear: bool | None = None,
 ) -> AnyForecast:
     """The posterior predictive of every example.
 
@@ -62,22 +61,20 @@ def predict(
         seed: the same seed gives the same forecast.
         keep_samples: draw weights, and keep what each draw predicts, (S, N, C) or (S, N).
         bf16: autocast to bfloat16.
-        linear: predict with the network linearised around the guide's central values; by default
-            where the guide is a posterior of it.
     """
     if samples is not None and (not hasattr(samples, "__index__") or samples < 0):
         raise ConfigError(f"samples={samples!r} must be an integer of 0 or more")
     if max_rows < 1:
         raise ConfigError(f"max_rows={max_rows} must be at least 1")
     feed = data if isinstance(data, Feed) else Feed(model, data)
-    closed = is_linear(guide)
-    if closed and linear is not False and not keep_samples and samples != 0:
+    closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
+    if closed and not keep_samples and samples != 0:
         count = _OUTPUTS if samples is None else samples
         return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
     samples = _WEIGHTS if samples is None else samples
     rating = model.likelihood.kind == "rating"
     take = _moments if rating else _probabilities
-    draws = drawn(model, guide, samples, seed, linear)
+    draws = drawn(model, guide, samples, seed)
     parts = passes(model, draws, feed, take, rows=max_rows, bf16=bf16)
     if rating:
         means, sds, *densities = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -85,10 +82,11 @@ def predict(
         return RatingForecast.from_draws(
             means, sds, labels=labels, texts=texts, densities=densities[0] if densities else None
         )
-    accumulator = ClassAccumulator(keep_samples=keep_samples)
-    for (probabilities,) in parts:
-        accumulator.add(probabilities)
-    return accumulator.forecast(**_of_examples(feed.examples))
+    return ClassForecast.from_draws(
+        torch.cat([probabilities for (probabilities,) in parts]),
+        keep_samples=keep_samples,
+        **_of_examples(feed.examples),
+    )
 
 
 def _in_closed_form(
@@ -130,6 +128,7 @@ def _in_closed_form(
 
 def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
     """What one component says of a batch: tensors (S, B, ...)."""
+    assert guide.covariance is not None
     outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)

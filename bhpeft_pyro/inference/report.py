@@ -20,7 +20,6 @@ from ..options import FitOptions
 
 __all__ = [
     "FitReport",
-    "drifting",
     "guards",
     "unsettled",
 ]
@@ -305,16 +304,6 @@ def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> lis
         if ahead.mean().abs() > _SETTLED + 2 * noise:
             found.append(name)
     return found
-
-
-def drifting(widths: Mapping[str, Sequence[float]]) -> list[str]:
-    """Sites whose sds moved by over 5 % in the last quarter of their measurements.
-
-    Args:
-        widths: per site the mean log sd at each measurement, evenly spread over the fit.
-    """
-    ends = {name: values[-1 - len(values) // 4 :] for name, values in widths.items()}
-    return [name for name, values in ends.items() if abs(values[-1] - values[0]) > _SETTLED]
 
 
 _COLLAPSED = 1e-3  # sd / prior sd: as if the data were worth a million priors

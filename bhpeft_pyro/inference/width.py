@@ -28,7 +28,7 @@ from ..model.linearized import Outputs, jacobian, output_moments, symmetric_nois
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered, every
-from .elbo import seeded
+from .draws import seeded
 from .passes import Feed
 from .report import FitReport
 

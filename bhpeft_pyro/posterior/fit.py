@@ -18,7 +18,7 @@ from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, FitError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
 from ..guides.guide import components_of, is_linear, is_point, prior_of
-from ..inference.elbo import sampling, seeded
+from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import OptimizerFactory, as_module, optimise
 from ..inference.report import FitReport

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike
 from ..guides.guide import prior_of, title
-from ..inference.elbo import draw
+from ..inference.draws import draw
 from ..inference.loop import OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
@@ -124,7 +124,6 @@ class Posterior:
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,
-        linear: bool | None = None,
     ) -> AnyForecast:
         """Predict texts, with epistemic and aleatoric uncertainty apart.
 
@@ -138,8 +137,6 @@ class Posterior:
             keep_samples: draw weights, and keep each draw's prediction in the forecast's
                 `samples`.
             bf16: autocast to bfloat16.
-            linear: predict with the network linearised around the posterior mean, in one pass
-                forwards and one backwards for each output. By default for "laplace".
         """
         examples = self.encode(data, labelled=False)
         return predict(
@@ -151,7 +148,6 @@ class Posterior:
             seed=seed,
             keep_samples=keep_samples,
             bf16=bf16,
-            linear=linear,
         )
 
     def evaluate(

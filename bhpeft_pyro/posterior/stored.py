@@ -15,7 +15,7 @@ from ..data import Columns
 from ..data import examples as stored
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
 from ..model.head import Head, OwnHead

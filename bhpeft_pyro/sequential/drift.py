@@ -14,7 +14,7 @@ from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import LaplaceGuide, MixtureGuide, prior_guide
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import PriorError
 from ..guides import Guide, GuideLike, autoguide
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior
 

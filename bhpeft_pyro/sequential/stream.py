@@ -18,7 +18,7 @@ from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.guide import title
-from ..inference.elbo import seeded
+from ..inference.draws import seeded
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
 from ..options import FitOptions

@@ -16,7 +16,7 @@ from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
-from ..inference.elbo import sampling
+from ..inference.draws import sampling
 from ..inference.loop import OptimizerFactory
 from ..inference.report import FitReport
 from ..model.model import Model

@@ -22,7 +22,7 @@ from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.distributions import LowRankNormal
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import fit as fitting

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, LowRankGuide, NormalGuide
-from bhpeft_pyro.inference.elbo import draw
+from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 from tools.experiments import step_cost, timing

@@ -15,7 +15,8 @@ from torch.distributions import Normal
 
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import Guide, LowRankGuide, NormalGuide, latents
-from bhpeft_pyro.inference.elbo import ELBO, seeded
+from bhpeft_pyro.inference.draws import seeded
+from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.model.model import Model
 

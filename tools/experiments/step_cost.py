@@ -30,7 +30,8 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import optimizers
-from bhpeft_pyro.inference.elbo import ELBO, draw
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT

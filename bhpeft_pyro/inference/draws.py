@@ -1,0 +1,140 @@
+"""Weight draws from a fitted guide."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from ..errors import ConfigError, GuideError
+from ..guides import Guide
+from ..guides.guide import components_of
+from ..model.model import Model
+from ..priors import apart, complete
+
+__all__ = [
+    "PLATE",
+    "alone",
+    "blocks",
+    "completed",
+    "draw",
+    "point",
+    "sampling",
+    "seeded",
+    "strata",
+    "traces",
+]
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Pyro and the random state to oneself: both are global, so one thread at a time may sample."""
+    with _LOCK:
+        yield
+
+
+PLATE = "draws"
+_BLOCK = 16  # draws made at a time
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random state set to `seed`, and put back at the end."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
+    """Joint draws of every latent, and of the sites made out of them.
+
+    Args:
+        model: the model, whose prior may make sites out of other latents.
+        guide: any Pyro guide; it is called with None for a batch.
+        samples: S; of a mixture rounded up, so that each component gives as many (`strata`).
+        seed: makes the draws repeatable; the global random state is left alone.
+
+    Returns:
+        Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place. Those
+        of a mixture are in the order of its components.
+    """
+    if samples < 1:
+        raise ConfigError(f"samples={samples} must be at least 1")
+    parts = list(blocks(model, guide, samples, seed))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def blocks(
+    model: Model, guide: Callable[..., Any], samples: int, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """The draws of `draw`, some at a time, so that not all need be held at once."""
+    seeds = torch.Generator().manual_seed(seed)
+    for component, share in strata(guide, samples):
+        yield from completed(model, component, share, seeds)
+
+
+def completed(
+    model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
+) -> Iterator[dict[str, Tensor]]:
+    """Draws of one component, with the sites that the prior makes out of them."""
+    for trace in traces(guide, samples, seeds):
+        latents = {name: value.detach() for name, value in apart(trace).items()}
+        with alone():
+            whole = complete(model.prior, model.sites, latents)
+        yield whole
+
+
+def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
+    """The components of a mixture with the draws that each gives, equally many and `samples` at
+    least in all; of any other guide itself with all of them."""
+    components = components_of(guide)
+    share = -(-samples // len(components))
+    return [(component, share) for component in components]
+
+
+def traces(
+    guide: Callable[..., Any], samples: int, seeds: torch.Generator
+) -> Iterator[poutine.Trace]:
+    """Traces of a guide: (s, 1) draws of every site under a plate of the name `PLATE`."""
+    for start in range(0, samples, _BLOCK):
+        own = int(torch.randint(2**62, (), generator=seeds))
+        with (
+            alone(),
+            seeded(own),
+            poutine.trace() as tracer,
+            pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
+        ):
+            guide(None)
+        yield tracer.trace
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
+    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        yield
+
+
+def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
+    """A guide's central values as a single draw, (1, 1, *site shape)."""
+    if isinstance(guide, Guide):
+        means = guide.means()
+    elif isinstance(guide, AutoGuide):
+        with sampling(), torch.no_grad(), pyro.get_param_store().scope():
+            means = guide.median(None)
+    else:
+        raise GuideError(
+            f"samples=0 asks for the guide's central values, which {type(guide).__name__} does not "
+            "have; expected samples=1 or more"
+        )
+    with alone():
+        return complete(model.prior, model.sites, {k: v[None, None] for k, v in means.items()})

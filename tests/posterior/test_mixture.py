@@ -221,7 +221,8 @@ def test_a_guide_that_has_one_start_is_refused() -> None:
 
 
 def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fit()
+    of = tiny_model(())
+    whole = fit(of=of)
     left = iter(range(2))  # fits that are still to succeed
     optimise = fitting.optimise
 
@@ -232,7 +233,7 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(fitting, "optimise", failing)
     with pytest.raises(FitError) as error:
-        fit()
+        fit(of=of)
     kept: Any = error.value.posterior
     assert len(kept.components) == 2
     assert all(same(*pair) for pair in zip(kept.components, whole.components, strict=False))
@@ -243,7 +244,7 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
     assert len(kept.lineage) == 2 and len(kept.components) == 1
     left = iter(())
     with pytest.raises(FitError) as error:
-        fit()
+        fit(of=of)
     assert not isinstance(error.value.posterior, MixturePosterior)  # the last good state
 
 
@@ -334,7 +335,7 @@ def test_components_of_a_point_are_a_deep_ensemble() -> None:
 
 
 def test_reports_are_of_each_and_of_all() -> None:
-    posterior = fit(eval_every=2, validation=SECOND)
+    posterior = fit(of=tiny_model(()), eval_every=2, validation=SECOND)
     reports = [each.report for each in posterior.components]
     assert posterior.report.components == reports
     assert posterior.report.steps == 12 and reports[0].steps == 4

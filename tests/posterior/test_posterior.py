@@ -161,7 +161,9 @@ def test_a_prior_for_other_sites_is_refused() -> None:
     prior = fit().as_prior()
     with pytest.raises(PriorError, match=r"site 'adapter\.down' .* there is none"):
         fit(tiny_model((*bh.presets.lora(rank=2), bh.peft.Adapter(2)), prior=prior))
-    with pytest.raises(PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\), .* it has \(2, 2, 16\)"):
+    with pytest.raises(
+        PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\), .* it has \(2, 2, 16\)"
+    ):
         fit(tiny_model(bh.presets.lora(rank=3), prior=prior))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from .errors import BHPEFTError
+from .errors import BHPEFTError, ConfigError
 
-__all__ = ["check_used", "first_match", "sort_by_pattern"]
+__all__ = ["check_used", "first_match", "matching", "sort_by_pattern"]
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
@@ -17,6 +17,22 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
     'lora.*'
     """
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
+    """The names that match one of the patterns, in their order.
+
+    Raises:
+        ConfigError: a pattern matches no name.
+
+    >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
+    ['lora.query.A']
+    """
+    names, patterns = [*names], [patterns] if isinstance(patterns, str) else [*patterns]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")
+    return [name for name in names if first_match(name, patterns) is not None]
 
 
 def sort_by_pattern(

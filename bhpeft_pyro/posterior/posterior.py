@@ -171,7 +171,7 @@ class Posterior:
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
-        """How far the guide may be trusted, and what it learnt; see `diagnostics.diagnose`."""
+        """How far the guide may be trusted; see `diagnostics.diagnose`."""
         from ..diagnostics import diagnose
 
         return diagnose(self, data, samples, seed)

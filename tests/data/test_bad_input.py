@@ -280,7 +280,7 @@ def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> N
 def test_networks() -> None:
     with pytest.raises(ConfigError, match="rank=17"):
         tiny_model(bh.presets.lora(rank=17))
-    with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of numbers"):
+    with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of whole numbers"):
         bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
         tiny_model((), 2, likelihood=OrderedLogistic(3))
@@ -313,7 +313,7 @@ class TwoClassesByOneOutput(Likelihood):
     kind = "class"
     outputs = 1
 
-    def labels(self, outputs: int) -> int:
+    def num_labels(self, outputs: int) -> int:
         return 2
 
     def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:

@@ -1,0 +1,682 @@
+"""The program `bhpeft`, in-process on a tiny transformer: values, exit codes, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bhpeft_pyro.inference.optimizers import WhitenedAdam
+from bhpeft_pyro.inference.options import FitOptions
+from datasets import ClassLabel, Dataset, Features, Value
+from typer import BadParameter
+from typer.testing import CliRunner, Result
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli import runs
+from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.cli.options import Reading, share
+from bhpeft_pyro.cli.task import infer
+from bhpeft_pyro.data.sources import load
+from bhpeft_pyro.errors import DataError, FitError
+from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
+ONE = (*QUICK, "--components", "1")
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
+NAMES = ["good" if i % 2 else "bad" for i in range(20)]
+
+
+def bhpeft(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def error(*arguments: object, code: int = 2) -> str:
+    """The one line of an error, with nothing on stdout."""
+    result = bhpeft(*arguments, code=code)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output and result.stdout == ""
+    return lines[0]
+
+
+def usage_error(*arguments: object) -> str:
+    """What is said about a value that an option does not take, without the frame around it."""
+    result = bhpeft(*arguments, code=2)
+    assert "Usage: bhpeft" in result.stderr and result.stdout == ""
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+def write_csv(path: Path, **columns: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a backbone, and a posterior of classes with names."""
+    root = tmp_path_factory.mktemp("cli")
+    tiny_backbone().save_pretrained(root / "tiny")
+    tiny_tokenizer().save_pretrained(root / "tiny")
+    write_csv(root / "train.csv", text=TEXTS, label=NAMES)
+    write_csv(root / "new.csv", id=range(5), text=["w5 w9", "w6 w9", "w6", "w7 w8", "w33"])
+    fit = ("fit", root / "train.csv", "--backbone", root / "tiny", "--components", 2, *QUICK)
+    bhpeft(*fit, "--out", root / "run")
+    return root
+
+
+@pytest.fixture(scope="module")
+def posterior(folder: Path) -> bh.Posterior:
+    return bh.Posterior.load(folder / "run", *_tiny(folder))
+
+
+def _tiny(folder: Path) -> Any:
+    return runs.load_backbone(str(folder / "tiny"), "cpu")[:1]
+
+
+def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_path):
+    out = tmp_path / "out.csv"
+    result = bhpeft("predict", folder / "run", folder / "new.csv", "--flag", "40%", "--out", out)
+    rows = read_csv(out)
+    forecast = posterior.predict(str(folder / "new.csv"))
+    assert list(rows[0]) == [
+        *("id", "text", "prediction", "probability", "epistemic", "aleatoric", "flagged")
+    ]
+    assert [row["id"] for row in rows] == ["0", "1", "2", "3", "4"]
+    assert [row["prediction"] for row in rows] == [["bad", "good"][k] for k in forecast.label]
+    for name, values in (
+        ("probability", forecast.confidence),
+        ("epistemic", forecast.epistemic),
+        ("aleatoric", forecast.aleatoric),
+    ):
+        assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
+    flagged = [i for i, row in enumerate(rows) if row["flagged"] == "True"]
+    assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
+    assert "5 rows, 2 flagged by total" in result.stderr
+    shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
+    assert shown == forecast.flag(1.0).tolist()
+
+
+def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
+    data = tmp_path / "new.jsonl"
+    records = [
+        {"text": "w5 w9", "tags": ["a", "b"], "flagged": "of old"},
+        {"text": "w6 w7", "tags": [], "flagged": "of old"},
+    ]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    bhpeft("predict", folder / "run", data, "--by", "epistemic", "--show", 0)
+    found = [
+        json.loads(line) for line in (tmp_path / "new-predictions.jsonl").read_text().splitlines()
+    ]
+    assert [row["tags"] for row in found] == [["a", "b"], []]
+    flagged = posterior.predict(["w5 w9", "w6 w7"]).flag(0.1, "epistemic").tolist()
+    assert [row["flagged"] for row in found] == [i in flagged for i in range(2)]
+    bhpeft("predict", folder / "run", data, "--out", tmp_path / "new.csv")
+    assert json.loads(read_csv(tmp_path / "new.csv")[0]["tags"]) == ["a", "b"]
+
+
+def test_the_cells_of_a_file_are_written_as_they_were(folder, tmp_path):
+    version, price, text = ["1.10", "1.9"], ["5.00", "0.12345678901234567890"], ["w5\rw6", "12"]
+    data = write_csv(tmp_path / "new.csv", version=version, price=price, text=text)
+    bhpeft("predict", folder / "run", data, "--show", 0)
+    found = read_csv(tmp_path / "new-predictions.csv")
+    assert [row["version"] for row in found] == version
+    assert [row["price"] for row in found] == price
+    assert [row["text"] for row in found] == text  # a bare carriage return ends no row
+    lines = tmp_path / "new.jsonl"
+    days = ["2024-03-01", "2024-03-02"]
+    lines.write_text("".join(json.dumps({"text": "w5", "day": day}) + "\n" for day in days))
+    bhpeft("predict", folder / "run", lines, "--show", 0)
+    written = (tmp_path / "new-predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["day"] for line in written] == days
+
+
+def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
+    """And what is saved predicts as the table says; a second call fits nothing."""
+    test = write_csv(tmp_path / "test.csv", text=["w5 w9", "w6 w9", "w6", "w7"], label=NAMES[:4])
+    out = tmp_path / "compared"
+    data = (folder / "train.csv", "--backbone", folder / "tiny", "--out", out, "--test", test)
+    command = ("compare", *data, "--components", 2, *QUICK)
+    result = bhpeft(*command)
+    rows = {row["method"]: row for row in read_csv(out / "table.csv")}
+    assert list(rows)[-1] == "2 components" and "2 hybrids, scaled" in result.stdout
+    scores = json.loads(bhpeft("evaluate", out / "posterior", test, "--json").stdout)
+    assert float(rows["2 components"]["nll"]) == pytest.approx(scores["nll"], abs=1e-6)
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    again = bhpeft(*command, "--json")
+    assert "fitting" not in again.stderr
+    assert json.loads(again.stdout)["test_rows"] == 4
+    assert "another choice of epochs" in error(*command, "--epochs", 2)
+    assert "--test: got 0; expected rows" in error(*command, "--test", "0")
+
+
+def test_an_update_that_may_grow_and_need_not_shows_both_rounds(folder, tmp_path):
+    new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
+    update = ("update", folder / "run", new, *QUICK, "--grow", "--json")
+    found = json.loads(bhpeft(*update, "--out", tmp_path / "same").stdout)
+    assert {"before", "after"} <= found.keys()
+    write_csv(new, text=TEXTS, label=["strange", *NAMES[1:]])
+    found = json.loads(bhpeft(*update, "--out", tmp_path / "more").stdout)
+    assert "held_out" in found and "before" not in found
+
+
+def test_numbers_for_classes_that_have_names_are_noted(folder, tmp_path):
+    numbers = write_csv(tmp_path / "numbers.csv", text=TEXTS, label=[0, 1] * 10)
+    note = "labels are numbers: 0 stands for 'bad', 1 for 'good' and so on"
+    assert note in bhpeft("evaluate", folder / "run", numbers).stderr
+    assert note not in bhpeft("evaluate", folder / "run", folder / "train.csv").stderr
+
+
+def test_evaluate_as_json_and_as_a_table(folder, posterior):
+    expected = posterior.evaluate(str(folder / "train.csv"), 8, seed=3)
+    options = ("--samples", 8, "--seed", 3)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--json", *options)
+    found = json.loads(result.stdout)
+    assert found.pop("examples") == 20
+    assert found == pytest.approx(expected)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", *options)
+    for name, value in expected.items():
+        assert re.search(rf"{name}\s+{value:.3f}", result.stdout), name
+
+
+def test_fit_as_json_is_all_there_is_on_stdout(folder, tmp_path):
+    arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *QUICK)
+    result = bhpeft(*arguments, "--out", tmp_path / "run", "--json", "--validation", "25%")
+    found = json.loads(result.stdout)
+    assert (found["round"], found["examples"], found["steps"]) == (1, 15, 5 * 4)  # the default's
+    assert 0 <= found["held_out"]["accuracy"] <= 1
+    assert "20 rows, classes: 'label' from 'text', 2 classes (bad, good)" in result.stderr
+
+
+def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
+    table = load(str(folder / "train.csv"))
+    train, held_out = runs.hold_out(table, 0.25, 7)
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(TEXTS)
+    assert len(held_out) == 5
+    again, other = (runs.hold_out(table, 0.25, seed)[1] for seed in (7, 8))
+    assert held_out["text"][:] == again["text"][:] != other["text"][:]
+    for part in (0.0, 0.01, 1.0):  # of 20 rows, none or all
+        assert runs.hold_out(table, part, 0) == (table, None)
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "no")
+    assert "--validation: 0.01 of 20 rows is 0" in error(*fit, "--validation", "1%")
+    common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")
+    result = bhpeft("fit", *common, *ONE, "--validation", folder / "train.csv", "--json")
+    assert json.loads(result.stdout)["examples"] == 20  # a file leaves all rows to learn from
+
+
+def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
+    before = {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
+    arguments = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "second")
+    arguments = (*arguments, "--again")
+    result = bhpeft(*arguments, "--max-steps", 3, "--validation", "20%", "--json")
+    assert before == {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
+    found = json.loads(result.stdout)
+    assert found["round"] == 2 and found["after"].keys() == found["before"].keys()
+    first, second = bh.Posterior.load(tmp_path / "second", *_tiny(folder)).lineage
+    assert (first.steps, second.steps) == (2 * 4, 2 * 3)
+    assert first.name == second.name == "train.csv"
+    assert second.options.batch_size == 8  # as in the first round
+    rows = runs.hold_out(load(str(folder / "train.csv")), 0.2, 0)[1]
+    before_scores = bh.Posterior.load(folder / "run", *_tiny(folder)).evaluate(rows)
+    assert found["before"] == pytest.approx(before_scores)
+    assert "--overwrite" in error(*arguments)
+    bhpeft(*arguments, "--max-steps", 1, "--overwrite", "--validation", 0)
+    assert bh.Posterior.load(tmp_path / "second", *_tiny(folder)).report.steps == 2 * 1
+
+
+def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp_path):
+    first = (*ONE, "--patience", 2, "--validation", "20%", "--backbone", folder / "tiny")
+    bhpeft("fit", folder / "train.csv", *first, "--out", tmp_path / "first")
+    again = ("update", tmp_path / "first", folder / "train.csv", "--again")
+    for out, part, patience in (("none", 0, None), ("some", "20%", 2)):
+        bhpeft(*again, "--validation", part, "--out", tmp_path / out)
+        updated = bh.Posterior.load(tmp_path / out, *_tiny(folder))
+        assert updated.report.options.patience == patience
+    message = error(*again, "--validation", 0, "--patience", 3, "--out", tmp_path / "asked")
+    assert "needs validation" in message
+
+
+def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
+    run = bh.Posterior.load(folder / "run", *_tiny(folder))
+    rounds = bh.History(tmp_path / "rounds")
+    first = rounds.add(run, name="monday")
+    weeks = ({"text": [f"w{i} w9", f"w{i} w7"], "label": ["bad", "good"]} for i in (30, 31))
+    children = [
+        rounds.add(run.update(week, max_steps=2, batch_size=2, particles=1), name=name)
+        for week, name in zip(weeks, ("tuesday", "instead"), strict=True)
+    ]
+    found = json.loads(bhpeft("history", tmp_path / "rounds", "--json").stdout)["rounds"]
+    assert found[0]["id"] == first
+    assert {each["id"]: each["parent"] for each in found} == {
+        first: None,
+        **dict.fromkeys(children, first),
+    }
+    shown = bhpeft("history", tmp_path / "rounds").stdout
+    assert all(word in shown for word in ("monday", "tuesday", "instead"))
+    listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
+    assert first in listed and children[0] in listed and children[1] not in listed
+    assert "no rounds" in error("history", tmp_path / "nothing")
+    (folder / "empty").mkdir()
+    tree = bhpeft("history", folder).stdout  # posteriors side by side are a tree too
+    assert f"{first}  in run" in tree and f"{first}  in" not in shown
+    for place, report in ((folder, 0), (folder / "run", -1)):
+        found = json.loads(bhpeft("history", place, "--json").stdout)["rounds"]
+        assert found[report]["folder"] == str(folder / "run")
+
+
+def test_a_round_notes_how_good_it_was_on_held_out_rows(folder, tmp_path):
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--json")
+    fitted = json.loads(bhpeft(*fit, "--out", tmp_path / "one").stdout)["held_out"]
+    new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
+    update = ("update", tmp_path / "one", new, "--out", tmp_path / "two", "--json")
+    after = json.loads(bhpeft(*update).stdout)["after"]
+    rounds = json.loads(bhpeft("history", tmp_path / "two", "--json").stdout)["rounds"]
+    for metrics, expected in zip((r["metrics"] for r in rounds), (fitted, after), strict=True):
+        assert metrics == {f"held_out/{name}": value for name, value in expected.items()}
+
+
+def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
+    quick = ("--max-steps", 3, "--validation", 0, "--overwrite", "--out", tmp_path / "next")
+    new = tmp_path / "new.csv"
+    new.write_text("text,label\n" + "".join(f"w{9 + i} w40,strange\n" for i in range(8)))
+    assert "strange" in error("update", folder / "run", new, *quick)  # no such label yet
+    shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
+    assert "new classes: strange\n" in shown.stderr
+    grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
+    assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
+    assert grown.report.keep == 0.5
+    assert "--again" in error("update", tmp_path / "next", new, *quick)
+    for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it
+        same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
+        assert "has learnt 16 of these examples already" in error(*same)
+    bhpeft("update", tmp_path / "next", new, *quick, "--again")
+    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "lowrank")
+    last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
+    assert len(last.lineage) == 4
+    assert [type(each.guide) for each in last.components] == [LowRankGuide] * 2
+    assert last.report.projection == 0.0
+    assert "'low' is not one of" in usage_error("update", tmp_path, new, *quick, "--guide", "low")
+
+
+def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch):
+    arguments = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE)
+    bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    steps = []
+    step = WhitenedAdam.step
+
+    def interrupted(self, *rest):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    monkeypatch.setattr(WhitenedAdam, "step", interrupted)
+    result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
+    assert "interrupted" in result.stderr and "Traceback" not in result.output
+    update = ("update", tmp_path / "run", folder / "train.csv", "--again")
+    bhpeft(*update, "--out", tmp_path / "two")
+    steps.clear()
+    bhpeft(*update, "--out", tmp_path / "run", "--overwrite", code=130)
+    assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+
+
+def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
+    config = tmp_path / "fit.yaml"
+    config.write_text(
+        f"data: {folder / 'train.csv'}\nbackbone: {folder / 'tiny'}\nmax_steps: 2\nbatch-size: 8\n"
+        "preset: head_only\nvalidation: 0\ncomponents: 1\nbf16: yes\nseed: 5\npatience:\n"
+        "device: cpu\n"
+    )
+    bhpeft("fit", "--config", config, "--out", tmp_path / "run", "--max-steps", 3, "--no-bf16")
+    fitted = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    assert fitted.model.network.kinds == ()
+    assert fitted.report.options == FitOptions(
+        max_steps=3, batch_size=8, seed=5, bf16=False, progress=False
+    )
+    bhpeft("fit", "--config", config, "--out", tmp_path / "bf16", "--max-steps", 1)
+    assert bh.Posterior.load(tmp_path / "bf16", *_tiny(folder)).report.options.bf16
+    config.write_text("samples: 8\nseed: 3\njson: true\n")
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", "--config", config)
+    own = bhpeft(
+        *("evaluate", folder / "run", folder / "train.csv", "--samples", 8, "--seed", 3, "--json")
+    )
+    assert json.loads(result.stdout) == json.loads(own.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch: 3", "'epoch', which is not an option of 'fit'.*epochs"),
+        ("config: other.yaml", "'config'"),
+        ("- 1", "no `option: value` lines"),
+        ("a: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_bad_config_file_is_an_error(folder, tmp_path, content, message):
+    config = tmp_path / "fit.yaml"
+    config.write_text(content)
+    assert re.search(message, error("fit", "x.csv", "--out", tmp_path, "--config", config))
+
+
+def test_values_of_a_config_file_are_read_as_on_the_command_line(tmp_path):
+    config = tmp_path / "fit.yaml"
+    for value in ("2.5", "[1, 2]"):
+        config.write_text(f"epochs: {value}")
+        result = bhpeft("fit", "x.csv", "--out", tmp_path / "run", "--config", config, code=2)
+        assert "'--epochs': Input should be a valid integer" in result.stderr
+
+
+def test_ratings(folder, tmp_path):
+    stars = [float(1 + i % 5) for i in range(20)]
+    data = write_csv(tmp_path / "films.csv", review=TEXTS, stars=stars)
+    arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
+    result = bhpeft(*arguments, "--preset", "lora", "--noise-by-text", "--json")
+    assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
+    assert "mse" in json.loads(result.stdout)["held_out"]
+    bhpeft("predict", tmp_path / "run", data, "--out", tmp_path / "out.csv", "--samples", 4)
+    rows = read_csv(tmp_path / "out.csv")
+    forecast = bh.Posterior.load(tmp_path / "run", *_tiny(folder)).predict(str(data), 4)
+    lower, upper = forecast.interval(0.9)
+    for name, values in (
+        ("prediction", forecast.mean),
+        ("sd", forecast.sd),
+        ("lower_90", lower),
+        ("upper_90", upper),
+        ("epistemic", forecast.epistemic),
+    ):
+        assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
+
+
+def test_multiple_choice(folder, tmp_path):
+    data = tmp_path / "quiz.jsonl"
+    rows = [
+        {
+            "question": TEXTS[i],
+            "choices": [f"w{i + 9}", f"w{i + 20}", "w7"][: 2 + i % 2],
+            "answer": 0,
+        }
+        for i in range(12)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *QUICK)
+    result = bhpeft(*arguments, "--guide", "delta")
+    assert "12 rows, choices: 'answer' from 'question and choices'" in result.stderr
+    result = bhpeft("predict", tmp_path / "run", data)
+    assert "flagged by total" in result.stderr  # a point guide has no epistemic uncertainty
+    fitted = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    assert isinstance(fitted.guide, DeltaGuide)
+    forecast = fitted.predict(str(data), 0)
+    lines = (tmp_path / "quiz-predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [row["prediction"] for row in found] == forecast.label.tolist()
+    assert [row["choices"] for row in found] == [row["choices"] for row in rows]
+    again = ("update", tmp_path / "run", data, "--out", tmp_path / "next", "--again")
+    assert "cannot be a prior" in error(*again)
+
+
+def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
+    choices = [json.dumps(["w9", f"w{20 + i}"]) for i in range(12)]
+    data = write_csv(tmp_path / "quiz.csv", question=TEXTS[:12], choices=choices, answer=[0, 1] * 6)
+    fit = ("fit", data, "--backbone", folder / "tiny", *QUICK, "--guide", "delta")
+    bhpeft(*fit, "--out", tmp_path / "run")
+    bhpeft("predict", tmp_path / "run", data)
+    for name in ("quiz.csv", "quiz-predictions.csv"):
+        bhpeft("evaluate", tmp_path / "run", tmp_path / name)
+    data = write_csv(tmp_path / "no.csv", question=["w5"], choices=["w6, w7"], answer=[0])
+    assert "row 0: 'w6, w7' is no list of str" in error("evaluate", tmp_path / "run", data)
+
+
+def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
+    out = tmp_path / "out.csv"
+    out.write_text("mine")
+    predict = ("predict", folder / "run", folder / "new.csv", "--out", out)
+    assert "--overwrite" in error(*predict) and out.read_text() == "mine"
+    bhpeft(*predict, "--overwrite")
+    assert len(read_csv(out)) == 5
+
+
+def test_an_unknown_uncertainty_is_refused(folder, tmp_path):
+    predict = ("predict", folder / "run", "nowhere.csv", "--out", tmp_path / "y.csv")
+    assert "'x' is not one of" in usage_error(*predict, "--by", "x")
+
+
+@pytest.mark.parametrize(
+    ("columns", "task"),
+    [
+        ({"text": ["a", "b"], "label": ["no", "yes"]}, "classes"),
+        ({"text": ["a", "b"], "label": [1, 0]}, "classes"),
+        ({"text": ["a", "b"], "label": [True, False]}, "classes"),
+        ({"text": ["a", "b"], "label": [0.5, 1.0]}, "ratings"),
+        ({"text": ["a", "b"], "rating": [1, 2]}, "ratings"),
+        ({"question": ["a"], "choices": [["b", "c"]], "answer": [1]}, "choices"),
+    ],
+)
+def test_the_task_is_that_of_columns_and_labels(columns, task):
+    assert infer(Dataset.from_dict(columns)).name == task
+
+
+def test_what_is_not_clear_is_asked():
+    def table(**columns):
+        return Dataset.from_dict(columns)
+
+    two = ["a", "b"]
+    for columns, message in (
+        (table(text=two, label=[1, 5]), "--task classes or --task ratings"),
+        (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
+        (table(text=two, verdict=two), "--label-column, one of text, verdict"),
+        (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
+        (table(n=[1, 2], label=two), "no column has the text"),
+        (table(text=two, label=["a", "a"]), "at least two classes"),
+        (table(text=two, label=["a", None]), "row 1: the label is missing"),
+        (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            infer(columns)
+    with pytest.raises(DataError, match="row 0: 'a' is no number"):
+        infer(table(text=two, label=two), Reading(task="ratings"))
+    with pytest.raises(DataError, match="'answer'"):
+        infer(table(question=two, choices=[two, two]), Reading(task="choices"))
+
+
+@pytest.mark.parametrize("cell", ["nan", "NA", "3,5", "inf"])
+def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, cell):
+    stars = [*(f"{1 + i / 7:.4f}" for i in range(19)), cell]
+    data = write_csv(tmp_path / "films.csv", text=TEXTS, rating=stars)
+    fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
+    for more in ((), ("--task", "ratings")):
+        assert re.search(rf"'rating', row 19: '?{cell}'?\b", error(*fit, *more))
+    assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
+
+
+def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp_path, monkeypatch):
+    def work(*_args, **_more):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", work)
+    fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
+    table = load(str(folder / "train.csv"))
+    kept, held_out = (rows["text"][0] for rows in runs.hold_out(table, 0.2, 0))
+    for text in (kept, held_out):
+        row = TEXTS.index(text)
+        texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
+        data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
+        for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):
+            assert f"'text', row {row}: the text is empty" in error(*command)
+        new = write_csv(tmp_path / "new.csv", text=[f"{t} w3" for t in TEXTS], label=NAMES)
+        for command in (("fit", new, *fit), ("update", folder / "run", new, "--out", "x")):
+            assert re.search(
+                rf"--validation \S*bad.csv: .*row {row}: the text",
+                error(*command, "--validation", data),
+            )
+    labels = ["odd" if i == row else name for i, name in enumerate(NAMES)]  # a held-out one
+    odd = write_csv(tmp_path / "odd.csv", text=[f"{t} w3" for t in TEXTS], label=labels)
+    assert "--grow" in error("update", folder / "run", odd, "--out", "x")
+
+
+def test_numbers_that_do_not_count_from_zero_are_names():
+    table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
+    task = infer(table, Reading(task="classes"))
+    assert task.text.label_names == ("2", "10") and task.classes == 2
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
+    hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
+    assert infer(hub).text.label_names == ("x", "y", "z")
+
+
+def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
+    train, tiny, run, out = folder / "train.csv", folder / "tiny", folder / "run", tmp_path / "x"
+    fit = ("fit", train, "--out", out, "--backbone", tiny)
+    lists, stream = tmp_path / "lists.jsonl", tmp_path / "stream"
+    lists.write_text('{"text": "w5", "label": ["a"]}\n{"text": "w6", "label": ["b"]}\n')
+    partly = write_csv(tmp_path / "partly.csv", text=["w5", "w6"], label=["bad", ""])
+    (stream / "rounds").mkdir(parents=True)
+    for arguments, message in (
+        (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
+        ((*fit, "--batch-size", 6), "multiple of particles"),
+        ((*fit, "--label-column", "no"), "--label-column"),
+        ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
+        (("fit", train, "--out", run), "--overwrite"),
+        (("fit", train, "--out", train), "is a file"),
+        (("fit", train, "--out", out, "--backbone", tmp_path / "none"), "'smollm2' come from PyPI"),
+        (("predict", tmp_path, train), "no saved posterior"),
+        (
+            ("predict", run, folder / "new.csv", "--out", folder / "new.csv"),
+            "is the data",
+        ),
+        (("predict", run, train, "--out", "x.parquet"), "should end in"),
+        (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "flags no row"),
+        (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
+        (("fit", lists, "--task", "classes", "--out", out), r"row 0: expected an integer or a str"),
+        (("report", run, partly, "--out", tmp_path / "x.html"), "row 1: the label is"),
+        (("fit", train, "--out", stream), "holds a stream"),
+        (("report", run, "--out", "x.pdf"), "should end in"),
+    ):
+        assert re.search(message, error(*arguments)), arguments
+    for arguments, message in (
+        ((*fit, "--preset", "lore"), "'lore' is not one of .*'lora'"),
+        ((*fit, "--guide", "AutoNormal"), "'AutoNormal' is not one of 'laplace', 'normal'"),
+        (("predict", run, train, "--flag", 10), "'10' is not a share; expected 10% or 0.1"),
+        ((*fit, "--validation", "101%"), "'101%' is not a share"),
+    ):
+        assert re.search(message, usage_error(*arguments)), arguments
+    assert not out.exists() and not (tmp_path / "y.csv").exists()
+
+
+def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
+    other = tiny_backbone()
+    with torch.no_grad():
+        other.encoder.layer[0].output.dense.weight += 1
+    for name, model in (("other", other), ("moved", tiny_backbone())):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)
+    assert "fitted on another one" in error(*evaluate, "--backbone", tmp_path / "other")
+    moved = bhpeft(*evaluate, "--backbone", tmp_path / "moved")
+    assert moved.stdout == bhpeft(*evaluate).stdout
+
+
+def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE)
+    monkeypatch.setattr(bh.Posterior, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    assert "full" in error(*fit, "--out", tmp_path / "run", code=1)
+    monkeypatch.setattr(bh.Posterior, "evaluate", lambda *_, **__: 1 / 0)
+    result = bhpeft("evaluate", folder / "run", folder / "train.csv", code=1)
+    assert isinstance(result.exception, ZeroDivisionError)  # a bug keeps its traceback
+    monkeypatch.undo()
+
+    def diverge(*_):
+        raise FitError("not finite")
+
+    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", diverge)
+    assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_are_lines_on_stderr(folder, tmp_path):
+    data = write_csv(tmp_path / "long.csv", text=[" ".join(["w9"] * 40)])
+    result = bhpeft("predict", folder / "run", data)
+    assert "note: 1 of 1 texts are longer than 32 tokens and were cut" in result.stderr
+
+
+def test_components_are_one_run_that_all_commands_take(folder, tmp_path):
+    run, train = tmp_path / "run", folder / "train.csv"
+    fit = ("fit", train, "--backbone", folder / "tiny", "--components", 3, *QUICK, "--seed", 5)
+    fit = (*fit, "--tau", 2.0)
+    bhpeft(*fit, "--out", run)
+    loaded = bh.Posterior.load(run, *_tiny(folder))
+    assert [each.report.options.seed for each in loaded.components] == [5, 1005, 2005]
+    assert [each.report.tau for each in loaded.components] == [2.0] * 3
+    single = tmp_path / "single"
+    bhpeft(*fit[:5], 1, *fit[6:], "--out", single)
+    first = loaded.components[0].guide.state_dict()
+    for name, value in bh.Posterior.load(single, *_tiny(folder)).guide.state_dict().items():
+        assert torch.equal(value, first[name])
+    shown = json.loads(bhpeft("evaluate", run, train, "--json", "--samples", 6).stdout)
+    expected = loaded.evaluate(str(train), 6)
+    assert {name: shown[name] for name in expected} == pytest.approx(expected)
+    none = bhpeft(*fit[:5], 0, *fit[6:], "--out", tmp_path / "none", code=2)
+    assert "'--components'" in none.stderr and not (tmp_path / "none").exists()
+
+
+def test_reports(folder, posterior, tmp_path):
+    page = tmp_path / "report.html"
+    arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)
+    bhpeft(*arguments, "--out", page)
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 6  # four of the test, the change, the trace
+    assert "http" not in re.sub(r"base64,[^\"]*", "", html)  # nothing from elsewhere
+    scores = posterior.evaluate(str(folder / "train.csv"), 4)
+    for name, value in scores.items():
+        assert re.search(rf"<td>{name}</td><td class=\"number\">{value:.4g}</td>", html), name
+    assert str(posterior.report) in unescape(html)
+    listed = html[html.index("Least certain") :]
+    order = posterior.predict(str(folder / "train.csv"), 4).flag(1.0)[:10].tolist()
+    found = re.findall(r'<tr>\s*<td class="number">(\d+)</td>', listed)
+    assert [int(row) for row in found] == order
+    bhpeft("report", folder / "run", "--out", page)
+    assert page.read_text().count("data:image/png") == 2
+
+
+def test_texts_cannot_break_a_page(folder, tmp_path):
+    data = write_csv(tmp_path / "x.csv", text=["w5 | <b> w6", "w6\nw7"], label=["bad", "good"])
+    bhpeft("report", folder / "run", data, "--out", tmp_path / "report.html", "--samples", 2)
+    html = (tmp_path / "report.html").read_text()
+    assert "<b>" not in html and "w5 | &lt;b&gt; w6" in html
+
+
+@pytest.mark.parametrize(
+    "name", ["fit", "compare", "predict", "evaluate", "update", "stream", "report"]
+)
+def test_every_command_has_help_with_examples(name):
+    text = bhpeft(name, "--help").stdout
+    assert re.search(rf"Examples:\s+bhpeft {name}", text)
+
+
+def test_shares():
+    assert share("10%") == share("0.1") == pytest.approx(0.1)
+    for text in ("10", "-1%", "x", "nan", "101%"):
+        with pytest.raises(BadParameter, match="is not a share"):
+            share(text)
+
+
+def test_json_has_no_word_for_infinity(capsys):
+    from bhpeft_pyro.cli.screen import print_json
+
+    print_json({"nll": math.inf, "held_out": {"mse": math.nan, "n": 3}})
+    assert json.loads(capsys.readouterr().out) == {"nll": None, "held_out": {"mse": None, "n": 3}}

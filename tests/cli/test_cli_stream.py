@@ -1,0 +1,271 @@
+"""`bhpeft stream`: batches from dates and counts, going on, record and plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from test_cli import bhpeft, error, usage_error, write_csv
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli.runs import open_run
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.sequential import History, Record, by_count, by_period
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu", "--samples", 19)
+# Four rows a week from Monday the 1st of January 2024 on, in the file last day first.
+DAYS = [(date(2024, 1, 1) + timedelta(days=2 * i)).isoformat() for i in range(14)][::-1]
+TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(14)][::-1]
+NAMES = ["good" if i % 2 else "bad" for i in range(14)][::-1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_backbone().save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    write_csv(tmp_path / "news.csv", date=DAYS, text=TEXTS, label=NAMES)
+    return tmp_path
+
+
+def arguments(folder: Path, *more: object, data: str = "news.csv") -> tuple[object, ...]:
+    backbone = ("--backbone", folder / "tiny", "--preset", "head_only", "--components", 2)
+    return ("stream", folder / data, "--out", folder / "out", *backbone, *QUICK, *more)
+
+
+def rounds(folder: Path) -> list[Any]:
+    return list(History(folder / "out" / "rounds").rounds.values())
+
+
+def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
+    options = ("--by", "date", "--batch", "week", "--keep", 0.9, "--seed", 3, "--json")
+    found = json.loads(bhpeft(*arguments(folder, *options)).stdout)["rounds"]
+    table = Dataset.from_dict({"date": DAYS, "text": TEXTS, "label": NAMES})
+    model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
+    last = bh.stream(
+        model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
+        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8,
+        components=2, progress=False,
+    )  # fmt: skip
+    expected = Record.of(last).rows
+    assert [row["batch"] for row in found] == [
+        *("2024-01-01", "2024-01-08", "2024-01-15", "2024-01-22")
+    ]
+    for row, own in zip(found, expected, strict=True):
+        for name in ("batch", "examples", "nll", "drift/nll_p"):
+            assert row.get(name) == own.get(name), name
+    assert [report.keep for report in rounds(folder)] == [1.0, 0.9, 0.9, 0.9]
+    assert json.loads((folder / "out" / "record.json").read_text()) == found
+    with (folder / "out" / "record.csv").open(newline="") as file:
+        assert [row["batch"] for row in csv.DictReader(file)] == [row["batch"] for row in found]
+    assert (folder / "out" / "stream.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_stream_is_its_last_round_until_it_branches(folder: Path) -> None:
+    bhpeft(*arguments(folder, "--by", "date"))
+    first, *_, last = rounds(folder)
+    for place in ("out", "out/rounds"):
+        assert open_run(folder / place, None, "cpu").report == last
+        assert last.id in bhpeft("history", folder / place).stdout
+    history = History(folder / "out" / "rounds")
+    root = history.load(first.id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    history.add(root.update({"text": ["w5 w9", "w6 w7"], "label": ["bad", "good"]}))
+    message = error("evaluate", folder / "out", folder / "news.csv")
+    assert "has branches" in message and last.id in message
+    assert open_run(folder / "out" / "rounds" / first.id, None, "cpu").report == first
+    assert "no saved posterior" in error("evaluate", folder, folder / "news.csv")
+
+
+def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 5 rows a batch there are three, of which the third comes later."""
+    write_csv(folder / "early.csv", date=DAYS[4:], text=TEXTS[4:], label=NAMES[4:])
+    update, calls = bh.Posterior.update, []
+
+    def dying(self: bh.Posterior, *args: Any, **options: Any) -> bh.Posterior:
+        calls.append(len(self.lineage))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return update(self, *args, **options)
+
+    monkeypatch.setattr(bh.Posterior, "update", dying)
+    options = ("--by", "date", "--batch", 5)
+    bhpeft(*arguments(folder, *options, data="early.csv"), code=130)
+    assert len(rounds(folder)) == 1
+    again = bhpeft(*arguments(folder, *options, data="early.csv"))
+    assert "rounds that exist already: 1" in again.stderr
+    first = [report.id for report in rounds(folder)]
+    shown = bhpeft(*arguments(folder, *options)).stdout
+    assert "rows 11-14" in shown and "drift/nll_z" in shown
+    assert [report.id for report in rounds(folder)][:2] == first
+    assert [report.examples for report in rounds(folder)] == [5, 5, 4]
+    assert calls == [1, 1, 2]  # no round was learnt twice
+
+
+def test_held_out_rows_make_the_matrix(folder: Path) -> None:
+    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--replay", 2, "--json")
+    found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
+    assert [row["examples"] for row in found["rounds"]] == [5, 5]
+    history = History(folder / "out" / "rounds")
+    last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert isinstance(last, MixturePosterior)
+    kept = [each.coreset for each in last.components]
+    assert [coreset and len(coreset.examples) for coreset in kept] == [2, 2]
+    matrix = Record(found["rounds"]).matrix
+    assert found["average_accuracy"] == pytest.approx(matrix[1].mean().item())
+    assert found["backward_transfer"] == pytest.approx((matrix[1, 0] - matrix[0, 0]).item())
+
+
+def test_a_batch_that_was_partly_held_out_is_not_learnt_again(folder: Path) -> None:
+    bhpeft(*arguments(folder, "--batch", 7, "--tests", "30%"))
+    new = write_csv(folder / "last.csv", text=TEXTS[7:], label=NAMES[7:])
+    update = ("update", folder / "out", new, "--out", folder / "next")
+    for share in ("0", "20%"):
+        assert "round 2 " in error(*update, "--validation", share)
+
+
+def test_a_table_that_has_grown_has_tests_its_first_rounds_have_not_seen(folder: Path) -> None:
+    write_csv(folder / "early.csv", date=DAYS[7:], text=TEXTS[7:], label=NAMES[7:])
+    options = ("--by", "date", "--batch", 7, "--tests", "30%", "--json")
+    bhpeft(*arguments(folder, *options, data="early.csv"))
+    for _ in range(2):  # and again, with nothing new
+        found = json.loads(bhpeft(*arguments(folder, *options)).stdout)
+        matrix = Record(found["rounds"]).matrix
+        assert matrix.isnan().tolist() == [[False, True], [False, False]]
+        assert "forgetting" not in found
+
+
+def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
+    """Else a stream could not go on, as rows that have come cannot be taken back."""
+    write_csv(
+        folder / "twice.csv",
+        date=["2024-01-01"] * 2 + ["2024-02-01"] * 2,
+        text=["w5", "w6"] * 2,
+        label=["bad", "good"] * 2,
+    )
+    options = ("--by", "date", "--batch", "day")
+    assert "--again" in error(*arguments(folder, *options, data="twice.csv"))
+    bhpeft(*arguments(folder, *options, "--again", data="twice.csv"))
+    assert [report.examples for report in rounds(folder)] == [2, 2]
+
+
+def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
+    write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=["bad"] * 7 + ["good"] * 7)
+    for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
+        write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
+        message = error(*arguments(folder, "--by", "date", "--batch", 7, "--grow", data="one.csv"))
+        assert "the first batch, rows 1-7: column 'label': all 7 labels are" in message
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
+    labels: list[Any] = [2 if i < 3 else i % 2 for i in range(14)]  # the last days have a third
+    if not numbers:
+        labels = [("bad", "good", "strange")[k] for k in labels]
+    write_csv(folder / "news.csv", date=DAYS, text=TEXTS, label=labels)
+    result = bhpeft(*arguments(folder, "--by", "date", "--batch", 7, "--grow"))
+    assert "2 classes" in result.stderr
+    history = History(folder / "out" / "rounds")
+    last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert last.model.network.outputs == 3
+    assert last.text.label_names == (None if numbers else ("bad", "good", "strange"))
+
+
+def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
+    for more, message in (
+        ((), "--by: a batch of a week needs a column of dates"),
+        (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
+        (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
+        (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
+        (("--by", "date", "--tests", "1%"), "0.01 is no row of any batch"),
+    ):
+        assert message in error(*arguments(folder, *more)), more
+    for more, message in (
+        (("--batch", "fortnight"), "expected one of day, week, month, quarter, year, or a number"),
+        (("--batch", 0), "or a number of rows"),
+        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal', 'lowrank', 'full'"),
+        (("--tests", "x.csv"), "'x.csv' is not a share"),
+    ):
+        assert message in usage_error(*arguments(folder, "--by", "date", *more)), more
+    assert not (folder / "out").exists()
+
+
+def test_rows_of_later_batches_are_checked_first_and_counted_in_the_file(folder: Path) -> None:
+    texts = [" " if i == 0 else text for i, text in enumerate(TEXTS)]  # of the last day
+    write_csv(folder / "news.csv", date=DAYS, text=texts, label=NAMES)
+    assert "row 0: the text is empty" in error(*arguments(folder, "--by", "date"))
+    assert not (folder / "out").exists()
+
+
+def test_all_rows_are_checked_under_the_backbones_own_limit(folder: Path) -> None:
+    """The check knew the tokenizer's limit alone, here none: of a text that is too long, in the
+    last batch, it said nothing, and an earlier stream went on whatever --max-length said."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30
+    tokenizer.save_pretrained(folder / "tiny")
+    texts = ["w5 " * 40, *TEXTS[1:]]  # of the last day
+    write_csv(folder / "news.csv", date=DAYS, text=texts, label=NAMES)
+    shown = bhpeft(*arguments(folder, "--by", "date")).stderr
+    assert "1 of 14 texts are longer than 32 tokens and were cut" in " ".join(shown.split())
+    too_long = error(*arguments(folder, "--by", "date", "--max-length", 33))
+    own = error("fit", folder / "news.csv", "--out", folder / "fit", "--max-length", 33,
+                "--backbone", folder / "tiny", "--device", "cpu")  # fmt: skip
+    assert too_long == own and "the backbone has positions for 32 tokens" in own
+
+
+def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:
+    shown = bhpeft(*arguments(folder, "--batch", 7)).stdout
+    first = next(line for line in shown.splitlines() if "rows 1-7" in line)
+    assert "nan" not in shown and first.split()[-1] == "-"
+    again = bhpeft(*arguments(folder, "--batch", 14)[:2], "--out", folder / "one",
+                   *arguments(folder, "--batch", 14)[4:])  # fmt: skip
+    assert "14 rows in 1 batch," in again.stderr
+
+
+def test_periods() -> None:
+    days = ["2024-12-30", "2025-01-01T08:00:00", "2024-12-29", "2025-01-02T01:00:00+05:00"]
+    table = Dataset.from_dict({"day": days, "text": list("abcd")})
+    found = {
+        every: {
+            name: "".join(batch["text"][:])
+            for name, batch in by_period(table, "day", every).items()
+        }  # type: ignore[arg-type]
+        for every in ("day", "week", "month", "quarter", "year")
+    }
+    assert found == {
+        "day": {"2024-12-29": "c", "2024-12-30": "a", "2025-01-01": "bd"},
+        "week": {"2024-12-23": "c", "2024-12-30": "abd"},
+        "month": {"2024-12": "ca", "2025-01": "bd"},
+        "quarter": {"2024-Q4": "ca", "2025-Q1": "bd"},
+        "year": {"2024": "ca", "2025": "bd"},
+    }
+    parsed = Dataset.from_dict({"day": [date(2024, 3, 2), date(2024, 3, 1)], "text": ["b", "a"]})
+    assert list(by_period(parsed, "day", "day")) == ["2024-03-01", "2024-03-02"]
+    assert [batch["text"][:] for batch in by_count(parsed, 1, "day").values()] == [["a"], ["b"]]
+    with pytest.raises(ConfigError, match="every='hour'"):
+        by_period(table, "day", "hour")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="count=0"):
+        by_count(table, 0)
+    with pytest.raises(DataError, match="row 1: None is no date"):
+        by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
+
+
+def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:
+    # Weeks of four and of three rows.
+    result = bhpeft(*arguments(folder, "--by", "date", "--batch", "week", "--tests", "15%"))
+    assert "2024-01-22: no test, as 0.15 of 3 rows is none, or all" in result.output
+    assert "2024-01-15: no test" not in result.output
+    assert len(rounds(folder)) == 4
+
+
+def test_a_stream_is_not_put_where_a_posterior_is(folder: Path) -> None:
+    tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--max-steps", 2)
+    bhpeft("fit", folder / "news.csv", "--out", folder / "out", *tiny, "--validation", 0)
+    assert "--out" in error(*arguments(folder, "--by", "date"))

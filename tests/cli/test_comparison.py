@@ -1,0 +1,169 @@
+"""Methods compared on the same rows: the numbers, what is saved, and going on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import comparison
+from bhpeft_pyro.comparison import BASELINE, Comparison, compare
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast.metrics import nlls
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+HOW = bh.FitOptions(max_steps=3, progress=False)
+
+
+def parts(data: bh.Examples) -> tuple[bh.Examples, bh.Examples, bh.Examples]:
+    return data.subset(range(24)), data.subset(range(24, 36)), data.subset(range(36, 48))
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[bh.Examples, bh.Examples, bh.Examples]:
+    return parts(tiny_examples(48))
+
+
+@pytest.fixture(scope="module")
+def made(
+    data: tuple[bh.Examples, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Comparison, Path]:
+    out = tmp_path_factory.mktemp("compared")
+    return compare(tiny_model, *data, out, components=2, options=HOW), out
+
+
+def test_the_table_is_of_the_saved_posteriors(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+) -> None:
+    found, out = made
+    table = found.table()
+    for folder, method in (
+        ("head-only", "head only"),
+        ("LoRA", "LoRA"),
+        ("points", "2 hybrids"),
+        ("posterior", "2 components"),
+    ):
+        saved = bh.Posterior.load(out / folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+        scores = saved.evaluate(data[2])
+        assert table.loc[method, ["accuracy", "nll"]].tolist() == pytest.approx(
+            [scores["accuracy"], scores["nll"]]
+        )
+    assert table["nll difference"].to_dict() == pytest.approx(
+        {name: table.loc[name, "nll"] - table.loc[BASELINE, "nll"] for name in table.index}
+        | {BASELINE: float("nan")},
+        nan_ok=True,
+    )
+    within = table.drop(index=BASELINE)
+    assert (within["low"] <= within["nll difference"]).all()
+    assert (within["nll difference"] <= within["high"]).all()
+    assert isinstance(found.plot(), Figure)
+
+
+def test_the_posterior_is_around_the_very_points(made: tuple[Comparison, Path]) -> None:
+    found, _ = made
+    points, wide = (found.posteriors[name] for name in ("points", "posterior"))
+    for one, other in zip(points.components, wide.components, strict=True):  # type: ignore[attr-defined]
+        for name, mean in one.guide.means().items():
+            assert torch.equal(mean, other.guide.means()[name])
+
+
+def test_it_goes_on_where_it_was_interrupted(
+    made: tuple[Comparison, Path],
+    data: tuple[bh.Examples, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits: list[int] = []
+    plain = comparison.fit
+
+    def fit(model: bh.Model, *args: Any, **kwargs: Any) -> bh.Posterior:
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        fits.append(len(model.network.kinds))
+        return plain(model, *args, **kwargs)
+
+    monkeypatch.setattr(comparison, "fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        compare(tiny_model, *data, tmp_path, components=2, options=HOW)
+    monkeypatch.setattr(comparison, "fit", plain)
+    said: list[str] = []
+    again = compare(tiny_model, *data, tmp_path, components=2, options=HOW, say=said.append)
+    assert [line.split()[0] for line in said] == ["head", "LoRA", "fitting", "measuring"]
+    first = made[0].table().drop(columns="seconds")
+    pandas.testing.assert_frame_equal(again.table().drop(columns="seconds"), first, rtol=1e-5)
+
+
+def test_a_comparison_made_otherwise_is_not_continued(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+) -> None:
+    """Its points were fitted to its training rows, and stopped by its validation rows."""
+    _, out = made
+    train, validation, test = data
+    as_made: dict[str, Any] = {"components": 2, "options": HOW}
+    for rows, other, changed in (
+        (data, {"options": HOW.change(max_steps=4)}, "max_steps"),
+        (data, {"components": 3}, "components"),
+        ((train.subset(range(20)), validation, test), {}, "data"),
+        ((train, validation.subset(range(8)), test), {}, "validation"),
+    ):
+        with pytest.raises(ConfigError, match=f"another choice of {changed};"):
+            compare(tiny_model, *rows, out, **(as_made | other))
+    with pytest.raises(ConfigError, match="components=1"):
+        compare(tiny_model, *data, out, components=1)
+
+
+def test_other_test_rows_are_predicted_by_what_is_saved(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+) -> None:
+    found, out = made
+    train, validation, test = data
+    half = test.subset(range(6))
+    again = compare(tiny_model, train, validation, half, out, components=2, options=HOW)
+    first = nlls(found.forecasts["LoRA"])[:6]
+    assert torch.allclose(nlls(again.forecasts["LoRA"]), first, atol=1e-5)
+
+
+def test_posteriors_of_something_else_are_not_compared(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...], tmp_path: Path
+) -> None:
+    made[0].posteriors["LoRA"].save(tmp_path / "LoRA")
+    with pytest.raises(ConfigError, match="something else"):
+        compare(tiny_model, *data, tmp_path, components=2, options=HOW)
+
+
+def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
+    """Their noise suits the validation rows already."""
+    table = {
+        "text": [f"w{i} w{i + 1}" for i in range(48)],
+        "label": [1 + i % 9 / 2 for i in range(48)],
+    }
+    rows = bh.encode(table, tiny_tokenizer(), kind="rating")
+
+    def model(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
+        return bh.tasks.ratings(tiny_backbone(), 1, 5, kinds=kinds, tokenizer=tiny_tokenizer())
+
+    found = compare(model, *parts(rows), tmp_path, components=2, options=HOW)
+    assert list(found.forecasts) == ["head only", "LoRA", "hybrid", "2 hybrids", "2 components"]
+    assert "mse" in found.table() and isinstance(found.forecasts["LoRA"], RatingForecast)
+
+
+def test_an_interval_is_that_of_a_mean() -> None:
+    """Against the normal approximation, of which percentiles of many rows are near."""
+    away = np.random.default_rng(0).normal(0.3, 2.0, 2000)
+    low, high = comparison._interval(away)
+    half = 1.96 * away.std() / 2000**0.5
+    assert (low, high) == pytest.approx((away.mean() - half, away.mean() + half), abs=0.02)
+
+
+def test_the_nll_of_rows_is_that_of_the_metric(made: tuple[Comparison, Path]) -> None:
+    found, _ = made
+    for name, forecast in found.forecasts.items():
+        assert nlls(forecast).mean().item() == pytest.approx(found.table().loc[name, "nll"])

@@ -1,0 +1,72 @@
+"""What an import, and the program's help, bring with them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import bhpeft_pyro
+from bhpeft_pyro import names
+from bhpeft_pyro.cli import options
+from bhpeft_pyro.guides import GUIDES, PRESETS
+from bhpeft_pyro.peft import presets
+
+DEAR = ("arviz", "arviz_stats", "matplotlib", "peft", "torchmetrics", "typer", "xarray")
+HEAVY = ("torch", "pyro", "transformers", "datasets", "numpy", "pandas", "matplotlib", "arviz")
+
+
+def run(code: str) -> list[str]:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    return done.stdout.splitlines()
+
+
+def test_an_import_waits_for_nothing_that_only_some_functions_need() -> None:
+    """Metrics brought torchmetrics and scipy.signal, streams Matplotlib, a fit's schedules the
+    Trainer and Hugging Face's peft: a fifth of the time."""
+    (modules,) = run(
+        "import sys, bhpeft_pyro as bh\n"
+        "for name in bh.__all__: getattr(bh, name)\n"
+        "print(*sys.modules)"
+    )
+    assert [name for name in DEAR if name in modules.split()] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["fit", "--help"], ["fit", "--no"], ["fit", "--preset", "lore"]],
+)
+def test_the_program_answers_without_what_is_slow_to_import(words: list[str]) -> None:
+    *_, modules = run(
+        "import sys\nfrom bhpeft_pyro.cli.app import app\n"
+        f"try: app({words!r})\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    assert [name for name in HEAVY if name in modules.split()] == []
+
+
+def test_names_that_options_know_are_those_there_are() -> None:
+    assert (*GUIDES, *PRESETS) == get_args(names.GuideName)
+    assert tuple(presets.__all__) == get_args(names.Preset)
+    points = [name for name, guide in GUIDES.items() if guide.point]  # type: ignore[attr-defined]
+    assert points == list(options.POINTS)
+    assert get_args(names.Family) == tuple(name for name in GUIDES if name != "delta")
+
+
+def test_type_checkers_see_the_names_that_are_imported_when_they_are_used() -> None:
+    tree = ast.parse(Path(bhpeft_pyro.__file__).read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        alias.name
+        for node in checked.body
+        for alias in node.names  # type: ignore[attr-defined]
+    }
+    assert seen == {*bhpeft_pyro.__all__} == {*bhpeft_pyro._HOMES, *bhpeft_pyro._MODULES}
+    for name in bhpeft_pyro.__all__:
+        assert getattr(bhpeft_pyro, name) is not None and name in dir(bhpeft_pyro)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        bhpeft_pyro.nothing  # noqa: B018

@@ -1,0 +1,107 @@
+"""The benchmark must time what it says it times."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.data.batch import Batch
+from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
+from bhpeft_pyro.peft import presets
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
+from tools.experiments import cost
+from tools.experiments.cost import CLASSES, hf_peft_step, peak_bytes, ratios, svi_step
+
+
+def _copy(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def _model(kinds: object = None) -> bh.Model:
+    return tiny_model(presets.bh_peft() if kinds is None else kinds, outputs=CLASSES)
+
+
+def _batch() -> Batch:
+    return tiny_batch(8, labels=CLASSES)
+
+
+@pytest.mark.parametrize(
+    "kind,particles",
+    [(NormalGuide, 4), (NormalGuide, 1), (DeltaGuide, 1), (LaplaceGuide, 1)],
+)
+def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int) -> None:
+    model = _model()
+    guide = kind(model)  # type: ignore[call-arg]
+    backbone, before = _copy(model.network.backbone), _copy(guide)
+    step = svi_step(model, guide, _batch(), particles)
+    for _ in range(3):  # a point-mass LoRA B moves only once the head is not zero any more
+        step()
+    after = _copy(guide)
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+    for name, value in model.network.backbone.named_parameters():
+        assert torch.equal(value, backbone[name])
+
+
+def test_the_timed_steps_are_those_that_fit_takes() -> None:
+    examples, model = tiny_examples(8), _model()
+    fitted = DeltaGuide(model)
+    timed = copy.deepcopy(fitted)
+    (batch,) = examples.batches(8)
+    step = svi_step(model, timed, batch, 1)
+    for _ in range(3):
+        step()
+    options = {"batch_size": 8, "max_steps": 3, "schedule": "constant", "lr": 1e-3}
+    bh.fit(model, fitted, examples, progress=False, warmup=0.0, **options)
+    for name, value in fitted.named_parameters():
+        torch.testing.assert_close(timed.get_parameter(name), value, rtol=1e-3, atol=1e-6)
+
+
+def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours() -> None:
+    pytest.importorskip("peft")
+    backbone: PreTrainedModel = tiny_backbone()
+    frozen = _copy(backbone)
+    step = hf_peft_step(backbone, _batch())
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    ours = [site for site in _model(presets.lora()).sites if site.name.startswith("lora")]
+    assert sum(p.numel() for p in trained) == sum(site.numel for site in ours)
+    start = [p.detach().clone() for p in trained]
+    losses = [step() for _ in range(10)]
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(p, old) for p, old in zip(trained, start, strict=True))
+    names = {name.replace(".base_layer", ""): p for name, p in backbone.named_parameters()}
+    assert all(torch.equal(names[name], value) for name, value in frozen.items())
+
+
+def test_ratios_are_paired_by_round_and_the_first_round_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 0.0
+    calls: list[str] = []
+    # The machine gets slower all the time; a and b suffer alike.
+    costs = {"a": [900.0, 3.0, 30.0, 300.0], "b": [1.0, 2.0, 20.0, 200.0]}
+    turns = {name: iter(values) for name, values in costs.items()}
+
+    def variant(name: str) -> None:
+        nonlocal clock
+        calls.append(name)
+        clock += next(turns[name])
+
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock)
+    found = ratios({"a": lambda: variant("a"), "b": lambda: variant("b")}, "b", rounds=3)
+    assert found == {"a": 1.5, "b": 1.0}
+    assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
+
+
+def test_peak_counts_what_is_alive_together() -> None:
+    def run() -> None:
+        for _ in range(3):
+            kept = torch.zeros(1000)
+            torch.zeros(250)
+        del kept
+
+    # From the second turn on a tensor is made before the last one of its name is let go.
+    assert peak_bytes(run) == 4 * 2 * 1000

@@ -328,7 +328,7 @@ def test_components_of_a_point_are_a_deep_ensemble() -> None:
     expected = entropy - torch.special.entr(members).sum(-1).mean(0)
     torch.testing.assert_close(posterior.predict(TEXTS, 0).epistemic, expected)
     assert posterior.components[0].predict(TEXTS, 3).epistemic.abs().max() < 1e-6
-    with pytest.raises(GuideError, match="held at a point"):
+    with pytest.raises(GuideError, match="so it has no density"):
         psis(posterior, FIRST, 100)
     with pytest.raises(GuideError, match="no width"):
         posterior.update(SECOND)

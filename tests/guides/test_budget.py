@@ -68,7 +68,7 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     report = bh.FitReport(128, "", bh.FitOptions())
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
-        widen(model, guide, learnt, held_out, report, open_scales=False)
+        widen(guide, model, learnt, held_out, report, open_scales=False)
     kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
     assert guide.covariance.rank == rank
     assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)

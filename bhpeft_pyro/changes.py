@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from .distributions import base_of
 from .errors import GuideError, PriorError
-from .guides import Guide, LaplaceGuide, latents
+from .guides import Guide, latents
 from .inference.draws import blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
@@ -260,9 +260,7 @@ def _collect(
             "bhpeft_pyro.guides"
         )
     before = _prior(posterior)
-    means, sds = guide.means(), guide.scales()
-    if isinstance(guide, LaplaceGuide) and guide.measured:  # as it goes into the next round
-        sds = guide.unpack(guide.as_prior().normal.stddev)
+    means, sds = guide.means(), guide.prior_scales()
     for site in posterior.model.sites:
         mean = means[site.name]
         sd = sds.get(site.name, torch.zeros_like(mean))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..guides import LaplaceGuide
+from ..guides import Guide
 from ..guides.guide import is_linear
 from ..inference.passes import Feed
 from ..model.model import Model
@@ -117,7 +117,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A guide of any kind will do: this package's,
     Pyro's, a function. A linear one is compared with the posterior of the linearised network that
-    it approximates, under the prior of its width (`LaplaceGuide.prior_of_width`); of a mixture each
+    it approximates, under the prior of its width (`LaplaceGuide.target`); of a mixture each
     component with its own, all draws together.
 
     Args:
@@ -168,25 +168,18 @@ def psis_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> PSIS:
         parts = posterior.components  # each has a network of its own, linearised around its means
     share = -(-samples // len(parts))
     ratios = [
-        log_ratios(*_target(each), feed, share, seed + number, temperature=_temperature(each))
-        for number, each in enumerate(parts)
+        log_ratios(model, guide, feed, share, seed + number, temperature=temperature)
+        for number, (model, guide, temperature) in enumerate(map(_target, parts))
     ]
     return PSIS.of(torch.cat(ratios))
 
 
-def _target(posterior: Posterior) -> tuple[Model, nn.Module]:
-    """The model whose posterior a guide approximates; of a Laplace approximation that of the
-    linearised network, under the prior that its width was measured with."""
-    model, guide = posterior.model, posterior.guide
-    if isinstance(guide, LaplaceGuide):
-        prior = guide.prior_of_width(posterior.report.temperature)
-        model = Model(model.network, prior, model.likelihood)
-        guide = guide.under(prior)
-    return model, guide
-
-
-def _temperature(posterior: Posterior) -> float:
-    return 1.0 if isinstance(posterior.guide, LaplaceGuide) else posterior.report.temperature
+def _target(posterior: Posterior) -> tuple[Model, nn.Module, float]:
+    """The model whose posterior the guide approximates, the guide, and the temperature."""
+    model, guide, temperature = posterior.model, posterior.guide, posterior.report.temperature
+    if isinstance(guide, Guide):
+        return guide.target(model, temperature)
+    return model, guide, temperature
 
 
 def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:

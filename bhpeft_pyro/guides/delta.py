@@ -1,8 +1,8 @@
-"""Point-mass guide: the deterministic hybrid, the baseline of every comparison."""
+"""Point estimates: ordinary fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from ..distributions import Constrained
 from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
+from .budget import Budget
 from .guide import Guide, key
 from .latent import is_real, latents
 from .optimizers import NOISE_STEPS, adam_lr
@@ -26,14 +27,14 @@ __all__ = ["DeltaGuide"]
 
 
 class DeltaGuide(Guide):
-    """A point estimate: at temperature 1 the MAP estimate, at temperature 0 ordinary fine-tuning
-    (maximum likelihood).
+    """A point estimate: at temperature 1 MAP, at temperature 0 maximum likelihood (ordinary
+    fine-tuning).
 
     Args:
         model: the model whose latents it covers.
-        width: sd, in the sites' units, of the Normal around the point estimate that is the next
-            round's prior. It limits how far a round moves the weights; it is not estimated from
-            data. With None the guide cannot become a prior.
+        width: the sd, in the sites' units, of the next round's prior, a Normal around the point
+            estimate. It limits how far a round moves the weights; it is not estimated from data.
+            Without it the guide cannot become a prior.
         names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
@@ -71,16 +72,15 @@ class DeltaGuide(Guide):
         if self.width is None:
             raise GuideError(
                 "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
-                "give the 'delta' guide a width=..., the sd of the next round's prior in the "
-                "sites' units, or continue from this estimate without a prior: "
+                "give the 'delta' guide a width=... (the sd of the next round's prior, in the "
+                "sites' units), or continue from this estimate without a prior: "
                 "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
             )
         found: dict[str, TorchDistribution] = {}
         for name, support in self._supports.items():
             loc = self.loc[key(name)].detach().clone()
             normal = dist.Normal(loc, self.width * self._units[name].to(loc)).to_event(loc.dim())
-            real = is_real(support)
-            found[name] = normal if real else Constrained(normal, support)
+            found[name] = normal if is_real(support) else Constrained(normal, support)
         return found
 
     def means(self) -> dict[str, Tensor]:
@@ -104,6 +104,10 @@ class DeltaGuide(Guide):
 
     def options(self) -> dict[str, Any]:
         return {"width": self.width}
+
+    @classmethod
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
+        return Budget.of(latents, latents)
 
     def _values(self) -> dict[str, Tensor]:
         return {

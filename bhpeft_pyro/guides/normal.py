@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -18,6 +18,7 @@ from ..distributions import Constrained
 from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
+from .budget import Budget
 from .guide import Guide, key
 from .latent import is_real, latents
 from .optimizers import NaturalGradient, natural_lr
@@ -28,15 +29,15 @@ __all__ = ["NormalGuide"]
 class NormalGuide(Guide):
     """q(w) = prod_i N(w_i | loc_i, scale_i^2), the paper's variational family.
 
-    It samples a Normal at each site itself (Pyro's AutoNormal samples an auxiliary site and a
-    Delta), so the KL to a Normal prior has a closed form and adds no noise to the loss. Latents
-    with another support are Normal in unconstrained coordinates.
+    Each site is sampled from a Normal (Pyro's AutoNormal samples an auxiliary site and a Delta), so
+    the KL to a Normal prior has a closed form and adds no noise to the loss. Latents that are not
+    real-valued are Normal in unconstrained coordinates.
 
     Args:
         model: the model whose latents it covers.
-        init_scale: where every sd starts. By default at the prior's, and `fit` then starts at
-            a fitted head and the sds of a diagonal Laplace approximation. With an `init_scale` it
-            leaves all as it is, and scales of the prior that are open at their defaults.
+        init_scale: the initial sd of every weight. By default sds start at the prior's, and `fit`
+            first fits the head and sets the sds of a diagonal Laplace approximation; with an
+            `init_scale` it does not.
         names: the latents it covers; by default all.
 
     >>> from bhpeft_pyro.testing import tiny_model
@@ -63,11 +64,16 @@ class NormalGuide(Guide):
             self.log_scale[key(latent.name)] = nn.Parameter(scale.log())
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        return {name: pyro.sample(name, self._normal(name)) for name in self._supports}
+        return {
+            name: pyro.sample(name, self._normal(name, self.loc[key(name)]))
+            for name in self._supports
+        }
 
     def distributions(self) -> dict[str, TorchDistribution]:
         with torch.no_grad():
-            return {name: self._normal(name, copy=True) for name in self._supports}
+            return {
+                name: self._normal(name, self.loc[key(name)].clone()) for name in self._supports
+            }
 
     def means(self) -> dict[str, Tensor]:
         return {
@@ -103,6 +109,10 @@ class NormalGuide(Guide):
     def options(self) -> dict[str, Any]:
         return {"init_scale": self.init_scale}
 
+    @classmethod
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
+        return Budget.of(latents, 2 * latents)
+
     def scale_slopes(self) -> dict[str, Tensor]:
         grads = {name: self.log_scale[key(name)].grad for name in self._supports}
         return {name: grad.mean() for name, grad in grads.items() if grad is not None}
@@ -118,12 +128,7 @@ class NormalGuide(Guide):
         tables = (self.loc, self.log_scale)
         return [table[key(name)] for table in tables for name in self._supports if name in sites]
 
-    def _normal(self, name: str, copy: bool = False) -> TorchDistribution:
-        loc, scale = self.loc[key(name)], self.log_scale[key(name)].exp()
-        if copy:
-            loc = loc.detach().clone()
-        normal = dist.Normal(loc, scale).to_event(loc.dim())
+    def _normal(self, name: str, loc: Tensor) -> TorchDistribution:
+        normal = dist.Normal(loc, self.log_scale[key(name)].exp()).to_event(loc.dim())
         support = self._supports[name]
-        if is_real(support):
-            return normal
-        return Constrained(normal, support)
+        return normal if is_real(support) else Constrained(normal, support)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import LaplaceGuide, MixtureGuide, prior_guide
+from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
@@ -271,14 +271,8 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
         prior = Forgetting(keep)(posterior.as_prior(), prior, posterior.model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    network, likelihood, guide = (
-        posterior.model.network,
-        posterior.model.likelihood,
-        posterior.guide,
-    )
-    if not isinstance(guide, LaplaceGuide):
-        model = Model(network, prior, likelihood)
-        return model, prior_guide(model)
-    start = LaplaceGuide(Model(network, prior, likelihood))  # refuses a prior that is not Normal
-    model = Model(network, guide.for_predictions(start.own_prior()), likelihood)
-    return model, prior_guide(model, lambda: start.unpack(start.prior.loc))
+    model = Model(posterior.model.network, prior, posterior.model.likelihood)
+    around = None
+    if isinstance(posterior.guide, Guide):
+        model, around = posterior.guide.for_predictions(model)
+    return model, prior_guide(model, around)

@@ -44,7 +44,7 @@ class Budget:
             f"{self.bytes / 2**30:.1f} GiB"
         )
 
-    def check(self, name: str, limit: int) -> None:
+    def check(self, limit: int) -> None:
         """Refuse a guide that needs more than `limit` bytes.
 
         Raises:
@@ -52,8 +52,7 @@ class Budget:
         """
         if self.bytes > limit:
             raise GuideError(
-                f"autoguide: {name!r} would take {self}, more than max_bytes="
-                f"{limit / 2**30:.1f} GiB; 'normal', 'laplace', 'delta' and AutoNormal grow in "
-                "proportion to the latents, or use fewer weights (presets.head_only(), a lower "
-                "rank, fewer layers)"
+                f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; 'normal', "
+                "'laplace', 'delta' and AutoNormal grow in proportion to the latents, or use fewer "
+                "weights (presets.head_only(), a lower rank, fewer layers)"
             )

@@ -102,9 +102,7 @@ class Guide(nn.Module):
     # What it says of itself
 
     @classmethod
-    def size(
-        cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any
-    ) -> Budget | None:
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget | None:
         """The size of such a guide, None if unknown.
 
         Args:

@@ -307,7 +307,9 @@ class LaplaceGuide(Guide):
         return {"rank": self.rank}
 
     @classmethod
-    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16) -> Budget:
+    def size(
+        cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
+    ) -> Budget:
         columns = max(2 * rank, rank + GATHERED) + _EXAMPLES
         products = 2 * (CHUNK + 4 * columns**2)  # in double precision
         measuring = latents * (columns + rank + _COPIES * _EXAMPLES) + products

@@ -1,8 +1,8 @@
 """Optimisers for guides: natural gradients for Normals, and Adam with step sizes by weight.
 
 With one learning rate for means and sds, the sds hardly leave their initial values. With two, steps
-of equal size on every weight add thousands of nats of KL without need. Natural-gradient steps are in
-units of the posterior's own sds, which solves both problems.
+of equal size on every weight add thousands of nats of KL without need. Natural-gradient steps are
+in units of the posterior's own sds, which solves both problems.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Priors: stochastic functions from sites to their tensors."""
+"""Priors: Pyro functions from sites to their tensors."""
 
 from .from_posterior import (
     JOINT,

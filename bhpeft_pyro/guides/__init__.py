@@ -2,13 +2,12 @@
 
 from .blocks import BlockGuide
 from .budget import Budget
-from .delta import DeltaGuide
 from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
+from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
-from .normal import NormalGuide
 from .pyro_guides import PyroGuide
 from .registry import (
     COMPONENTS,

@@ -14,10 +14,9 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..patterns import sort_by_pattern
-from .delta import DeltaGuide
 from .guide import Guide
 from .latent import Latent, latents
-from .normal import NormalGuide
+from .mean_field import DeltaGuide, NormalGuide
 
 __all__ = ["FAMILIES", "BlockGuide", "Family"]
 

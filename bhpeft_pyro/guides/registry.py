@@ -15,12 +15,11 @@ from ..model.model import Model
 from ..patterns import first_match
 from .blocks import BlockGuide, Family, check_separate
 from .budget import Budget
-from .delta import DeltaGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
+from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
-from .normal import NormalGuide
 from .pyro_guides import PYROS, PyroGuide
 
 __all__ = [

@@ -176,7 +176,7 @@ def _known(task: Task, batch: str, first: Dataset) -> Task:
     """The task with the classes of the first batch; any others are still to come."""
     from datasets import ClassLabel
 
-    from ..data.labels import by_name
+    from ..data.columns import by_name
 
     label = task.columns.label
     if task.name != "classes" or isinstance(first.features[label], ClassLabel):

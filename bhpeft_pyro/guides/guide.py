@@ -53,7 +53,6 @@ class Guide(nn.Module):
         own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
             there (`centre`).
         pull: default weight of the last posterior in the loss of a point estimate.
-        candidates: held-out densities by width, until `fit` has chosen a width.
     """
 
     point: bool = False
@@ -61,7 +60,6 @@ class Guide(nn.Module):
     joint: bool = False
     own_mode: bool = False
     pull: float = 1.0
-    candidates: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""

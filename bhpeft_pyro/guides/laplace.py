@@ -82,6 +82,7 @@ class LaplaceGuide(Guide):
     point = True
     joint = True
     own_mode = True
+    candidates: Any = None  # held-out densities by width, until `fit` has chosen one
     pull = 0.1  # as in online EWC, the best weight of an approximate posterior is below 1
 
     def __init__(self, model: Model, rank: int = 16) -> None:

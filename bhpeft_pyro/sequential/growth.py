@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Examples
-from ..data.labels import by_name
+from ..data.columns import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide

@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
-from test_data_helpers import bert_like, gpt_like
 from tokenizers.normalizers import Replace
+from toy_tokenizers import bert_like, gpt_like
 
 from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.errors import ConfigError, DataError
@@ -59,7 +59,7 @@ SOURCES: list[tuple[Any, str]] = [
     (texts("good", "bad", " \n\t"), "column 'text', row 2: the text is empty"),
     (texts("good", None), "column 'text', row 1: the text is missing"),
     (texts(1, 2), "column 'text', row 0: 1 is a int; expected a str"),
-    (texts("good", 2), "column 'text': mixed types: row 0 is str, row 1 is int"),
+    (texts("good", 2), "column 'text', row 1: 2: mixed"),
 ]
 
 
@@ -83,7 +83,7 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
     (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
-    (labels("a", 1), {}, "column 'label': mixed types: row 0 is str, row 1 is int"),
+    (labels("a", 1), {}, "column 'label', row 1: 1: mixed"),
     (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is none of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
@@ -109,11 +109,11 @@ def test_classes(source: Any, options: dict[str, Any], message: str) -> None:
 
 
 RATINGS: list[tuple[Any, str]] = [
-    (labels(1.0, float("nan")), "row 1: nan; expected a finite number"),
-    (labels(float("inf"), 2.0), "row 0: inf; expected a finite number"),
+    (labels(1.0, float("nan")), "row 1: nan is not finite"),
+    (labels(float("inf"), 2.0), "row 0: inf is not finite"),
     (labels(1.0, 1e39), "row 1: 1e\\+39 is too large"),
     (labels("1.0", "2.0"), "row 0: '1.0' is a str; expected a real number"),
-    (labels("1.0", "2,0", "nan"), "row 1: '2,0' is no number; expected a rating"),
+    (labels("1.0", "2,0", "nan"), "row 1: '2,0' is not a number; expected a rating"),
     (labels(True, False), "row 0: True is a bool"),
     (labels(1.0, None), "row 1: the label is missing"),
 ]
@@ -128,17 +128,17 @@ def test_ratings(source: Any, message: str) -> None:
 QUIZZES: list[tuple[Any, str]] = [
     (quiz(["yes"]), "column 'choices', row 1: 1 choices; expected 2 to 8"),
     (quiz(["yes"] * 9), "row 1: 9 choices"),
-    (quiz(["yes", " "]), "column 'choices', row 1, choice 1: the text is empty"),
+    (quiz(["yes", " "]), "column 'choices', row 1: choice 1: the text is empty"),
     (quiz(["yes", "no"], 2), "column 'answer', row 1: answer 2; expected 0 to 1"),
     (quiz(["yes", "no"], -1), "row 1: answer -1"),
     (quiz(["yes", "no"], "maybe"), "row 1: 'maybe' matches 0"),
     (quiz(["yes", "yes"], "yes"), "row 1: 'yes' matches 2"),
     (quiz(["yes", "no"], None), "row 1: the label is missing"),
-    (quiz(["yes", 3]), "column 'choices': mixed types: row 0 is list of str, row 1 is list of int"),
-    (quiz("yes"), "column 'choices': mixed types"),
+    (quiz(["yes", 3]), "column 'choices': mixed"),
+    (quiz("yes"), "column 'choices', row 1.*: mixed"),
     (
         {**OK, "question": ["a", "b"], "choices": ["c", "d"], "answer": [0, 0]},
-        "row 0: 'c' is no list",
+        "row 0: 'c' is not a list",
     ),
     (
         [{"question": "a", "choices": {"text": ["b", "c"], "label": ["A"]}, "answer": "A"}],
@@ -173,16 +173,19 @@ def test_a_text_without_tokens() -> None:
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     contents = {
-        "empty.jsonl": ("", "the file is empty"),
-        "header.csv": ("text,label\n", "header.csv.*the file has a header, and no rows"),
-        "german.csv": ("text;label\ngood, very;0\n", "'text;label' is separated by ';'"),
-        "tabs.csv": ("text\tlabel\ngood\t0\n", "expected commas"),
+        "empty.jsonl": ("", "empty.jsonl.*the file is empty"),
+        "header.csv": ("text,label\n", "source is empty"),
+        "german.csv": (
+            "text;label\ngood, very;0\n",
+            "german.csv.*more cells than the header has names; expected commas",
+        ),
+        "tabs.csv": ("text\tlabel\ngood\t0\n", "columns there: 'text.tlabel'"),
         "wide.csv": ("text,label\na,good,0\nb,bad,1\n", "more cells than the header has names"),
-        "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ParserError.*line 3"),
-        "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl', line 1: no JSON"),
+        "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ragged.csv.*line 3"),
+        "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*line 1 is not JSON"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
-            "'label': mixed types: row 0 is int, row 2 is str",
+            "'label', row 2: 'x': mixed",
         ),
         "gap.csv": ("text,label\ngood,0\nbad,\nfilm,1\n", "'label', row 1: the label is missing"),
         "blank.csv": ('text,label\ngood,0\n"",1\n', "'text', row 1: the text is missing"),
@@ -197,7 +200,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_files_in_another_encoding(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"latin.{suffix}"
     path.write_bytes("text,label\ncafé,0\n".encode("latin-1"))
-    with pytest.raises(DataError, match="the byte 0xe9 is no UTF-8; save the file in that"):
+    with pytest.raises(DataError, match=r"latin.*utf-8.*decode byte 0xe9"):
         encode(path, bert_like(), kind="class")
 
 
@@ -237,7 +240,7 @@ def test_what_is_there_is_no_name_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "reviews.txt").write_text("good")
     with pytest.raises(DataError, match=r"reviews.txt'?: expected a .csv, .json or .jsonl file"):
         encode(str(tmp_path / "reviews.txt"), bert_like(), kind="class")
-    with pytest.raises(DataError, match=r"'reviews\.cvs' is no file here, and cannot be loaded"):
+    with pytest.raises(DataError, match=r"'reviews\.cvs' is not a file here, and cannot be loaded"):
         encode("reviews.cvs", bert_like(), kind="class")
 
 

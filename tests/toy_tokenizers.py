@@ -1,4 +1,4 @@
-"""Tiny tokenizers and texts for the tests of `bhpeft_pyro.data` (no tests in here)."""
+"""Tiny tokenizers of both kinds, and texts for them."""
 
 from __future__ import annotations
 

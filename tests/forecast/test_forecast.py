@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
-from bhpeft_pyro.forecast import ClassAccumulator, ClassForecast, RatingForecast
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
 
 
 def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
@@ -92,70 +92,6 @@ def test_ragged_choices_have_the_uncertainty_of_the_choices_that_exist():
         torch.testing.assert_close(getattr(forecast, name), getattr(expected, name))
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_draws_added_in_chunks_give_the_same_forecast(keep):
-    draws = some_draws().double()
-    accumulator = ClassAccumulator(keep_samples=keep)
-    for chunk in draws.split([1, 4, 2]):
-        accumulator.add(chunk)
-        chunk.zero_()  # the caller may use its buffer again
-    forecast = accumulator.forecast()
-    expected = ClassForecast.from_draws(some_draws().double())
-    assert forecast.draws == 7
-    for name in ("probabilities", "total", "aleatoric", "epistemic", "variance"):
-        torch.testing.assert_close(getattr(forecast, name), getattr(expected, name))
-    if keep:
-        assert forecast.samples is not None
-        assert torch.equal(forecast.samples, some_draws().double())
-    else:
-        assert forecast.samples is None
-
-
-def test_cat_of_batches_is_the_forecast_of_all():
-    draws = some_draws()
-    labels = torch.arange(30) % 4
-    texts = [f"text {n}" for n in range(30)]
-    whole = ClassForecast.from_draws(draws, labels=labels, texts=texts, keep_samples=True)
-    parts = [
-        ClassForecast.from_draws(
-            draws[:, rows], labels=labels[rows], texts=texts[rows], keep_samples=True
-        )
-        for rows in (slice(0, 11), slice(11, 30))
-    ]
-    joined = ClassForecast.cat(parts)
-    assert joined.texts == texts
-    for name in ("probabilities", "total", "epistemic", "variance", "samples", "labels"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
-
-
-def test_cat_pads_multiple_choice_batches_that_differ_in_width():
-    narrow, wide = some_draws(classes=2), some_draws(classes=4)
-    joined = ClassForecast.cat(
-        [
-            ClassForecast.from_draws(narrow, choices=torch.ones(30, 2, dtype=torch.bool)),
-            ClassForecast.from_draws(wide, choices=torch.ones(30, 4, dtype=torch.bool)),
-        ]
-    )
-    assert joined.choices is not None
-    assert torch.equal(joined.choices.sum(1), torch.tensor([2] * 30 + [4] * 30))
-    assert torch.equal(joined.probabilities[:30, 2:], torch.zeros(30, 2))
-    with pytest.raises(DataError, match="classes"):
-        ClassForecast.cat([ClassForecast.from_draws(narrow), ClassForecast.from_draws(wide)])
-
-
-def test_cat_refuses_parts_that_do_not_go_together():
-    draws = some_draws()
-    plain = ClassForecast.from_draws(draws)
-    with pytest.raises(DataError, match="empty"):
-        ClassForecast.cat([])
-    with pytest.raises(DataError, match="draws"):
-        ClassForecast.cat([plain, ClassForecast.from_draws(draws[:3])])
-    with pytest.raises(DataError, match="labels"):
-        ClassForecast.cat([plain, plain.with_labels([0] * 30)])
-    with pytest.raises(DataError, match="label_names"):
-        ClassForecast.cat([plain, ClassForecast.from_draws(draws, label_names=list("abcd"))])
-
-
 @pytest.mark.parametrize("by", ["epistemic", "aleatoric", "total", "variance"])
 def test_flag_puts_the_least_certain_first(by):
     forecast = ClassForecast.from_draws(some_draws())
@@ -212,15 +148,6 @@ def test_unknown_measures_are_refused_by_name():
 def test_draws_that_are_no_probabilities_are_refused(draws, words):
     with pytest.raises(LikelihoodError, match=words):
         ClassForecast.from_draws(draws)
-
-
-def test_chunks_of_another_shape_are_refused():
-    accumulator = ClassAccumulator()
-    with pytest.raises(LikelihoodError, match="add"):
-        accumulator.forecast()
-    accumulator.add(some_draws())
-    with pytest.raises(LikelihoodError, match="added before"):
-        accumulator.add(some_draws(count=29))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +282,7 @@ def test_quantiles_against_simulation():
         assert forecast.quantile(probability).item() == pytest.approx(expected, abs=0.01)
 
 
-def test_density_and_distribution_function_are_those_of_the_mixture():
+def test_the_density_is_that_of_the_mixture():
     mean, sd = some_ratings()
     forecast = RatingForecast.from_draws(mean.double(), sd.double())
     values = torch.linspace(-3, 3, 20, dtype=torch.float64)
@@ -364,7 +291,6 @@ def test_density_and_distribution_function_are_those_of_the_mixture():
         torch.distributions.Normal(mean.T.double(), sd.T.double()),
     )
     torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
-    torch.testing.assert_close(forecast.cdf(values), mixture.cdf(values))
     one = RatingForecast.from_draws(mean[:, :1].double(), sd[:, :1].double())
     mass, _ = integrate.quad(lambda y: one.log_prob([y]).exp().item(), -20, 20, limit=200)
     assert mass == pytest.approx(1, abs=1e-6)
@@ -373,30 +299,6 @@ def test_density_and_distribution_function_are_those_of_the_mixture():
 def test_log_prob_far_out_does_not_underflow():
     forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
     assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
-
-
-def test_cat_of_rating_batches_is_the_forecast_of_all():
-    mean, sd = some_ratings()
-    whole = RatingForecast.from_draws(
-        mean, sd, labels=mean[0], texts=list("abcdefghijklmnopqrst"), densities=-mean.abs()
-    )
-    parts = [
-        RatingForecast.from_draws(
-            mean[:, rows],
-            sd[:, rows],
-            labels=mean[0, rows],
-            texts="abcdefghijklmnopqrst"[rows],
-            densities=-mean[:, rows].abs(),
-        )
-        for rows in (slice(0, 7), slice(7, 20))
-    ]
-    joined = RatingForecast.cat(parts)
-    assert joined.texts == whole.texts
-    for name in ("mean", "sd", "epistemic", "labels"):
-        assert torch.equal(getattr(joined, name), getattr(whole, name))
-    assert torch.equal(joined.log_prob(), whole.log_prob())
-    with pytest.raises(DataError, match="draws"):
-        RatingForecast.cat([whole, RatingForecast.from_draws(mean[:2], sd[:2])])
 
 
 def test_rating_rows_as_a_dataset():
@@ -413,7 +315,7 @@ def test_rating_rows_as_a_dataset():
     ("mean", "sd", "words"),
     [
         (torch.zeros(3), torch.ones(3), "mean must be a floating"),
-        (torch.zeros(2, 3), torch.ones(2, 4), "sd has shape"),
+        (torch.zeros(2, 3), torch.ones(2, 4), "sd must be a floating"),
         (torch.zeros(2, 3), torch.zeros(2, 3), "sd must be positive"),
         (torch.full((2, 3), math.inf), torch.ones(2, 3), "mean must be finite"),
         (torch.zeros(2, 3), torch.full((2, 3), math.nan), "sd must be finite"),
@@ -437,5 +339,3 @@ def test_rating_arguments_are_checked():
         forecast.log_prob()
     with pytest.raises(DataError, match="finite"):
         forecast.with_labels([math.nan] * 20)
-    with pytest.raises(DataError, match="values has shape"):
-        forecast.cdf(torch.zeros(3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from test_data_helpers import bert_like
+from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
 from bhpeft_pyro.errors import DataError

@@ -198,7 +198,7 @@ class PyroGuide(Guide):
                     "distributions()"
                 )
             covariance = Covariance.dense(posterior.covariance_matrix)
-        return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), self._shapes)
+            return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), self._shapes)
 
     def options(self) -> dict[str, Any]:
         name = self.family if isinstance(self.family, str) else self.family.__name__

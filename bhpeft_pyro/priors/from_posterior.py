@@ -28,8 +28,10 @@ __all__ = [
     "Moments",
     "PosteriorPrior",
     "apart",
+    "closed_form",
     "independent_normals",
     "unpack",
+    "with_rows",
 ]
 
 JOINT = "weights"
@@ -181,20 +183,6 @@ class JointPrior:
         mean = self.normal.loc + covariance.apply(rest * (loc - self.normal.loc))
         return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name)
 
-    def grown(self, rows: Mapping[str, int]) -> JointPrior:
-        """With more rows at some sites, of mean zero and with the sds of the last row; unchanged if
-        weights are correlated."""
-        if self.normal.covariance.rank:
-            return self
-        found = self.moments()
-        for name, count in rows.items():
-            mean, sd = found[name]
-            more = sd[-1:].expand(count, *sd.shape[1:])
-            found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
-        loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
-        shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
-        return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, self.name)
-
 
 class MixturePrior:
     """A mixture of posteriors with equal weights: a call samples from one of them, at random.
@@ -216,6 +204,32 @@ class MixturePrior:
 
     def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
         return self.parts[int(torch.randint(len(self.parts), ()))](sites)
+
+
+def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
+    """An earlier posterior that can be tempered and projected; any other prior is a PriorError that
+    starts with `purpose`."""
+    if not isinstance(prior, PosteriorPrior | JointPrior):
+        raise PriorError(
+            f"{purpose}: {type(prior).__name__} has no closed form; expected an earlier posterior "
+            "of 'laplace', 'normal', or a Normal guide of Pyro"
+        )
+    return prior
+
+
+def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
+    """A prior for sites with more rows. A `JointPrior` of independent weights gets rows of mean
+    zero with the sds of the last row; others are returned as they are."""
+    if not isinstance(prior, JointPrior) or prior.normal.covariance.rank:
+        return prior
+    found = prior.moments()
+    for name, count in rows.items():
+        mean, sd = found[name]
+        more = sd[-1:].expand(count, *sd.shape[1:])
+        found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
+    loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
+    shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
+    return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, prior.name)
 
 
 def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:

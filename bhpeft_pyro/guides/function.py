@@ -16,11 +16,7 @@ from ..model.model import Model
 from .guide import Guide, key
 from .mixture import MixtureGuide
 
-__all__ = [
-    "FunctionGuide",
-    "prior_guide",
-    "prior_like",
-]
+__all__ = ["FunctionGuide", "prior_guide", "prior_like"]
 
 
 class FunctionGuide(nn.Module):

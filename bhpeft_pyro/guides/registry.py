@@ -22,15 +22,7 @@ from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
 from .pyro_guides import PYROS, PyroGuide
 
-__all__ = [
-    "COMPONENTS",
-    "GUIDES",
-    "PRESETS",
-    "GuideLike",
-    "autoguide",
-    "budget",
-    "check_made_for",
-]
+__all__ = ["COMPONENTS", "GUIDES", "PRESETS", "GuideLike", "autoguide", "budget", "check_made_for"]
 
 GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
     "laplace": LaplaceGuide,

@@ -27,15 +27,7 @@ from ..patterns import sort_by_pattern
 from ..peft.sites import Site
 from .scales import FunctionSpaceNormal
 
-__all__ = [
-    "Prior",
-    "PriorLike",
-    "SitePrior",
-    "as_prior",
-    "check_prior",
-    "checked",
-    "complete",
-]
+__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
 
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]

@@ -18,13 +18,7 @@ from ..errors import PriorError
 from ..peft.sites import Site
 from ..plain import make_plain
 
-__all__ = [
-    "FunctionSpaceNormal",
-    "along",
-    "default",
-    "log_of",
-    "multiplied",
-]
+__all__ = ["FunctionSpaceNormal", "along", "default", "log_of", "multiplied"]
 
 
 _CHANGE, _HEAD = 0.1, 1.0

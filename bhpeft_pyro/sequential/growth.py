@@ -72,11 +72,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
     if coreset is not None:
-        coreset = dataclasses.replace(
-            coreset,
-            examples=_relabelled(coreset.examples, names, head.outputs),
-            guide=_grown(coreset.guide, rows),
-        )
+        examples = dataclasses.replace(coreset.examples, label_names=names, num_labels=head.outputs)
+        coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
     # The prior of the next round is also the one that this round would be fitted under.
     model = Model(network, prior_of(model, guide), model.likelihood)
     guide.follow(model)
@@ -133,7 +130,13 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
         count = posterior.model.likelihood.labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
-            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.columns.label)
+            numbers = _numbers(_labels(posterior, data))
+            if missing := set(range(count, max(numbers))) - numbers:
+                raise DataError(
+                    f"column {posterior.columns.label!r}: label {max(numbers)} is new, but there "
+                    f"is no example of {min(missing)}; expected new numbers without gaps, from "
+                    f"{count} on"
+                )
     if not grow:
         raise DataError(
             f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
@@ -151,15 +154,6 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
 
 def _numbers(values: Sequence[Any]) -> set[int]:
     return {int(value) for value in values if re.fullmatch(r"\d+", str(value))}
-
-
-def _check_gaps(numbers: set[int], count: int, column: str) -> None:
-    missing = set(range(count, max(numbers))) - numbers
-    if missing:
-        raise DataError(
-            f"column {column!r}: label {max(numbers)} is new, but there is no example of "
-            f"{min(missing)}; expected new numbers without gaps, from {count} on"
-        )
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
@@ -198,7 +192,3 @@ def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
         raise GuideError(f"grow: {type(guide).__name__} is not one of this package's guides")
     guide.grow(rows)
     return guide
-
-
-def _relabelled(examples: Examples, names: tuple[str, ...] | None, count: int) -> Examples:
-    return dataclasses.replace(examples, label_names=names, num_labels=count)

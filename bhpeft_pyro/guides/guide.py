@@ -42,8 +42,9 @@ class Guide(nn.Module):
     * `means`, the central values;
     * `distributions` (one per site), or `as_prior` if sites are correlated.
 
-    Everything else has a default. A guide holds its parameters as a plain torch module does: in
-    Pyro's global store they would mix with parameters of the same names in another guide.
+    Everything else has a default; docs/own-guide.md has an example. A guide holds its parameters as
+    a plain torch module does: in Pyro's global store they would mix with parameters of the same
+    names in another guide.
 
     Attributes:
         point: SVI trains a point estimate; a width, if any, is computed afterwards.

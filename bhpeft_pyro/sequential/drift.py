@@ -227,7 +227,7 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
     Raises:
         GuideError, PriorError: there is no closed form.
     """
-    prior, model, guide = posterior.first_prior, posterior.model, posterior.guide
+    prior, model = posterior.first_prior, posterior.model
     if keep > 0:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
     if prior is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from test_cli import bhpeft, error, usage_error, write_csv
+from program import bhpeft, error, usage_error, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run

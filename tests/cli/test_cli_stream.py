@@ -190,7 +190,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         (("--batch", "fortnight"), "expected one of day, week, month, quarter, year, or a number"),
         (("--batch", 0), "or a number of rows"),
-        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal', 'lowrank', 'full'"),
+        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal'"),
         (("--tests", "x.csv"), "'x.csv' is not a share"),
     ):
         assert message in usage_error(*arguments(folder, "--by", "date", *more)), more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence

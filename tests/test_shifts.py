@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import pyro.distributions as dist
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence

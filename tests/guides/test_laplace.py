@@ -369,11 +369,11 @@ def test_outcomes_that_are_drawn_are_the_same_ones_again() -> None:
 def test_what_cannot_work_is_refused() -> None:
     model = tiny_model(())
     guide = bh.autoguide("laplace", model, components=1)
-    with pytest.raises(GuideError, match=r"still a point estimate.*widen"):
+    with pytest.raises(GuideError, match=r"no covariance yet.*widen"):
         guide.as_prior()
     with pytest.raises(GuideError, match="also samples tau"):
         bh.autoguide("laplace", tiny_model((), prior=hierarchical))
-    with pytest.raises(GuideError, match=r"'laplace' would take 34 latents.*max_bytes"):
+    with pytest.raises(GuideError, match=r"'laplace': it would take 34 latents.*max_bytes"):
         bh.autoguide("laplace", model, max_bytes=1000)
     with pytest.raises(GuideError, match="components=0 must be an integer of at least 1"):
         bh.autoguide("laplace", model, components=0)

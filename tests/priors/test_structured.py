@@ -151,10 +151,14 @@ def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
 @pytest.mark.parametrize(
     ("prior", "options", "message"),
     [
-        (FunctionSpaceNormal, {"change": 0.0}, "Normal: change must be positive, got 0"),
+        (FunctionSpaceNormal, {"change": 0.0}, "Normal: change must be positive and finite, got 0"),
         (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between must be positive"),
-        (priors.Horseshoe, {"share": math.inf}, "Horseshoe: share must be finite.*improper"),
-        (priors.ARD, {"head": math.nan}, "ARD: head must be positive, got nan"),
+        (
+            priors.Horseshoe,
+            {"share": math.inf},
+            "Horseshoe: share must be positive and finite, got inf",
+        ),
+        (priors.ARD, {"head": math.nan}, "ARD: head must be positive and finite, got nan"),
         (priors.Gates, {"probability": 1.0}, "Gates: probability must be below 1, got 1"),
     ],
 )

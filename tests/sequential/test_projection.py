@@ -168,5 +168,5 @@ def test_what_cannot_take_over_is_refused() -> None:
     # What has no correlations keeps all it has, a prior's own scales included.
     again = scaled.update(more, guide={"*": "normal"})
     assert isinstance(again.model.prior, PosteriorPrior) and again.report.projection == 0.0
-    with pytest.raises(PriorError, match="no closed form in another family"):
+    with pytest.raises(PriorError, match="has no closed form"):
         in_family(first.model, lambda sites: {}, "normal", seed=0)

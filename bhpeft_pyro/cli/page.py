@@ -22,8 +22,7 @@ from ..inference.predict import AnyForecast
 from ..inference.report import FitReport
 from ..options import FitOptions
 from ..posterior.io import write
-from ..posterior.mixture import MixturePosterior
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from .predict import predictions
 from .runs import rows_for
 from .screen import WORDS, png, say

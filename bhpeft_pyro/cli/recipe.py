@@ -96,8 +96,8 @@ class Recipe:
 
     def model(self, found: Task, device: str) -> Model:
         """The model for a task."""
+        from ..model.backbone import load_backbone
         from ..peft import presets
-        from .backbone import load_backbone
 
         kinds = getattr(presets, self.preset)()
         return found.model(*load_backbone(self.backbone, device), kinds, self.noise_by_text)

@@ -17,7 +17,6 @@ from ..errors import ConfigError, DataError
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..sequential import History
-from .backbone import load_backbone
 from .options import fraction
 from .screen import say
 
@@ -127,5 +126,4 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
                 f"one of them, as in {history.folder / leaves[0]}"
             )
         folder = history.folders[leaves[0]] if leaves else history.folder
-    model, tokenizer = load_backbone(backbone or io.backbone_name(folder), device)
-    return Posterior.load(folder, model, tokenizer=tokenizer)
+    return Posterior.load(folder, backbone, device=device)

@@ -13,7 +13,7 @@ from ..forecast import RatingForecast
 from ..guides import prior_like
 from ..inference.passes import Feed, max_rows
 from ..inference.predict import AnyForecast, predict
-from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import MixturePosterior
 from .psis import PSIS, prepared, psis_of
 
 if TYPE_CHECKING:

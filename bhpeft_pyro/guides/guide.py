@@ -55,7 +55,6 @@ class Guide(nn.Module):
         own_mode: whether each guide of a mixture starts near a mode of its own, at which its prior
             is centred (`centre`).
         pull: weight of an earlier posterior at the next round's point estimate, by default.
-        candidates: held-out densities by width, until a width is chosen.
     """
 
     linear: bool = False
@@ -63,7 +62,6 @@ class Guide(nn.Module):
     joint: bool = False
     own_mode: bool = False
     pull: float = 1.0
-    candidates: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module; Pyro's `SVI`, which collects parameters by message, sees them."""

@@ -23,9 +23,8 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..peft.kinds import check_count
 from ..plain import make_plain
-from ..posterior.fit import check_how, fit_round, joined, pull_of
-from ..posterior.mixture import MixturePosterior, keeping, seeds
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.rounds import Fitted, check_how, fit_round, joined, keeping, pull_of, seeds
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 from .projection import in_family
@@ -117,19 +116,35 @@ def update(
     """See `Posterior.update`."""
     if isinstance(data, Iterator):  # for new labels it is read twice
         data = list(data)
+    how: dict[str, Any] = {
+        "optimizer": optimizer,
+        "family": family,
+        "forgetting": forgetting,
+        "replay": replay,
+        "again": again,
+    }
     if isinstance(posterior, MixturePosterior):
-        return _update_each(
-            posterior,
-            data,
-            validation,
-            options,
-            grow,
-            optimizer=optimizer,
-            family=family,
-            forgetting=forgetting,
-            replay=replay,
-            again=again,
-        )
+        return _update_each(posterior, data, validation, options, grow, **how)
+    updated, _ = _update_one(
+        posterior, data, validation=validation, options=options, grow=grow, **how
+    )
+    return updated
+
+
+def _update_one(
+    posterior: Posterior,
+    data: object,
+    *,
+    validation: object | None,
+    options: FitOptions,
+    optimizer: OptimizerFactory | None,
+    family: GuideLike | None,
+    forgetting: Forgetting,
+    replay: Replay | None,
+    grow: bool,
+    again: bool,
+) -> Fitted:
+    """A round of one component."""
     check_how(options, validation, optimizer)
     # A guide that is no prior is refused before data is read.
     prior_of(posterior.model, posterior.guide)
@@ -191,11 +206,11 @@ def _update_each(
     if not how["again"]:  # the components do not know what a split was made of
         refuse_known(mixture, examples)
     every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
-    components: list[Posterior] = []
+    components: list[Fitted] = []
     for each, own in every:
         with keeping(components, options, mixture.lineage):
             components.append(
-                update(each, examples, validation=held_out, options=own, grow=False, **how)
+                _update_one(each, examples, validation=held_out, options=own, grow=False, **how)
             )
     return joined(components, held_out, options, mixture.lineage)
 

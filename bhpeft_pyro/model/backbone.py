@@ -82,8 +82,9 @@ def _auto_class(config: PretrainedConfig, own_head: bool) -> Any:
 
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
+    known = ("auto", "cpu", "cuda") if available else ("auto", "cpu")
+    if name not in known and not (available and name.startswith("cuda:")):
+        raise ConfigError(f"device={name!r} (--device): expected one of {', '.join(known)}")
     if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name == "cuda" and not available:
-        raise ConfigError("device='cuda' (--device): there is no GPU; expected 'cpu' or 'auto'")
+        name = "cuda" if available else "cpu"
     return torch.device(name)

@@ -1,11 +1,12 @@
-"""How much the PEFT weights change the frozen transformer, by branch and layer.
+"""What the weights do in each layer, and how far a round moved them.
 
-How far a round moved the weights from its prior, by PEFT kind and layer.
+`changes` measures how much each PEFT branch changes the frozen transformer, `shifts` how far a
+round moved the weights from its prior.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,17 +23,12 @@ from .peft.sites import Role
 from .posterior.posterior import MixturePosterior, Posterior
 from .priors import unpack
 
-__all__ = [
-    "Shift",
-    "changes",
-    "head_norms",
-    "shifts",
-    "sizes",
-    "spectra",
-]
+__all__ = ["Shift", "changes", "head_norms", "shifts", "sizes", "spectra"]
 
+ByLayer = dict[str, dict[int, Tensor]]
+"""Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
 
-# The configuration's number of attention heads whose outputs a branch's output is made of.
+# The entry of the configuration with the number of attention heads that make a branch's output.
 _HEADS = {
     "lora.query": "num_attention_heads",
     "lora.key": "num_key_value_heads",
@@ -40,11 +36,8 @@ _HEADS = {
 }
 
 
-def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str, dict[int, Tensor]]:
-    """The sizes of `sizes` under draws of the posterior.
-
-    Returns:
-        Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to (samples,).
+def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
+    """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -53,36 +46,30 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> dict[str,
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
     network = posterior.model.network
-    found: dict[str, dict[int, list[Tensor]]] = {}
+    parts = []
     for block in blocks(posterior.model, posterior.guide, samples, seed):
-        weights = of_transformer(
-            network, {site.name: block[site.name][:, 0] for site in network.sites}
-        )
-        for branch, layers in sizes(network, weights).items():
-            for layer, size in layers.items():
-                found.setdefault(branch, {}).setdefault(layer, []).append(size.cpu())
+        weights = network.coordinates({site.name: block[site.name][:, 0] for site in network.sites})
+        parts.append(sizes(network, weights))
     return {
-        branch: {layer: torch.cat(parts) for layer, parts in sorted(layers.items())}
-        for branch, layers in found.items()
+        branch: {
+            layer: torch.cat([part[branch][layer].cpu() for part in parts])
+            for layer in sorted(layers)
+        }
+        for branch, layers in parts[0].items()
     }
 
 
-def of_transformer(network: RandomPEFT, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The PEFT weights themselves, `(S, *shape)` by site, from their coordinates."""
-    return network.coordinates(values)
-
-
-def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     """What each branch adds, as a share of the frozen signal it is added to.
 
-    For LoRA and adapters the RMS of what B A adds to its linear layer's output, over the RMS of
-    that output, for inputs of the measured RMS with no preferred direction; an adapter's activation
-    counts by its mean effect. For prefixes the RMS of the keys and values over that of the
-    text's own (with an encoder: that of its output side alone). A gate counts as open as it is at
-    the start.
+    For LoRA and adapters it is the RMS of what B A adds to a linear layer's output, over the RMS
+    of that output, for inputs of the measured RMS without a preferred direction; an adapter's
+    activation counts by its mean effect. For prefixes it is the RMS of the keys or values over
+    that of the text's own (with an encoder, that of its output side alone). Gates count as open as
+    they are at the start.
 
     Args:
-        network: whose PEFT kinds they are.
+        network: with the PEFT kinds.
         weights: the PEFT weights themselves, not their coordinates: site name to `(S, *shape)`.
 
     Returns:
@@ -94,7 +81,7 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[
             continue
         kind, part = site.name.split(".")[:2]
         branch = kind if kind == "adapter" else f"{kind}.{part}"
-        # In units that make N(0, 1) entries a branch as large as the frozen signal.
+        # In units in which N(0, 1) entries make a branch as large as the frozen signal.
         scaled = (weights[site.name] / site.unit).unbind(1)
         for layer, value in zip(site.layers, scaled, strict=True):
             sides.setdefault(branch, {}).setdefault(layer, {})[site.role] = value
@@ -104,14 +91,21 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[
     }
 
 
-def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def _size(sides: Mapping[Role, Tensor]) -> Tensor:
+    if len(sides) == 1:  # a prefix's keys, or values
+        (only,) = sides.values()
+        return only.flatten(1).square().mean(1).sqrt()
+    product = sides["output"] @ sides["input"]
+    return product.flatten(1).square().mean(1).sqrt() / sides["input"].shape[-2] ** 0.5
+
+
+def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     """The singular values of what LoRA adds to each weight matrix, delta W = alpha / rank B A.
 
     Their squares sum to its squared Frobenius norm. A gate (UniPELT's) is left out.
 
     Args:
-        network: whose PEFT kinds they are.
-        weights: the PEFT weights themselves, as for `sizes`.
+        network, weights: as for `sizes`.
 
     Returns:
         Branch ("lora.query", ...) to layer number to (S, rank), the largest first.
@@ -128,16 +122,15 @@ def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dic
     }
 
 
-def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     """The Frobenius norm of LoRA's delta W by attention head: of the rows that make its outputs.
 
     Args:
-        network: whose PEFT kinds they are.
-        weights: the PEFT weights themselves, as for `sizes`.
+        network, weights: as for `sizes`.
 
     Returns:
-        Branch ("lora.query", "lora.key", "lora.value") to layer number to (S, heads); fewer heads
-        for keys and values where queries share them.
+        Branch ("lora.query", "lora.key", "lora.value") to layer number to (S, heads); keys and
+        values have fewer heads where queries share them.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> network = tiny_model().network
@@ -146,11 +139,10 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, 
     tensor([[181.0193, 181.0193]])
     """
     config = network.backbone.config
-    queries = config.num_attention_heads
-    found: dict[str, dict[int, Tensor]] = {}
+    found: ByLayer = {}
     for branch, layers in _cores(network, weights).items():
         if branch in _HEADS:
-            heads = getattr(config, _HEADS[branch], None) or queries
+            heads = getattr(config, _HEADS[branch], None) or config.num_attention_heads
             found[branch] = {
                 layer: core.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
                 for layer, core in layers.items()
@@ -158,15 +150,15 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, 
     return found
 
 
-def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     """LoRA's delta W Q, with Q' the orthonormal rows that A's span: (S, out, rank).
 
-    It has the singular values and the norms of rows of delta W itself, which is larger.
+    It is smaller than delta W, and has the same singular values and norms of rows.
     """
     lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
     if lora is None:
         return {}
-    found: dict[str, dict[int, Tensor]] = {}
+    found: ByLayer = {}
     for target in lora.targets:
         a, b = (_by_layer(network, weights, f"lora.{target}.{side}") for side in "AB")
         found[f"lora.{target}"] = {
@@ -186,25 +178,16 @@ def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> 
     }
 
 
-def _size(sides: Mapping[Role, Tensor]) -> Tensor:
-    if len(sides) == 1:  # a prefix's keys, or values
-        (only,) = sides.values()
-        return only.flatten(1).square().mean(1).sqrt()
-    product = sides["output"] @ sides["input"]
-    return product.flatten(1).square().mean(1).sqrt() / sides["input"].shape[-2] ** 0.5
-
-
 @dataclass(frozen=True)
 class Shift:
     """From prior to posterior, of some weights.
 
     Attributes:
-        moved: root mean square of (posterior mean - prior mean) / prior sd. Draws of the prior
-            itself have 1.
-        narrowed: geometric mean of posterior sd / prior sd; 0 for points.
-        kl: sum of the KLs of the weights' marginals, in nats: the KL where weights are independent.
-            It leaves out what a joint guide knows of their correlations, and is infinite for
-            points.
+        moved: root mean square of (posterior mean - prior mean) / prior sd; 1 for draws of the
+            prior itself.
+        narrowed: geometric mean of posterior sd / prior sd; 0 for point estimates.
+        kl: sum of the KLs of the weights' marginals, in nats: the whole KL if the weights are
+            independent; infinite for point estimates.
     """
 
     moved: float
@@ -215,21 +198,21 @@ class Shift:
 def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     """What the last round's data did to the weights: the shift from its prior, layer by layer.
 
-    The prior of a first round is the model's; of an update, the posterior of the round before. So
-    layers that new data did not need are near 0 prior sds and at a ratio of 1, which a comparison
-    of the weights themselves would not show.
+    The prior of a first round is the model's; that of an update is the posterior of the round
+    before. Layers that the new data did not need are near 0 prior sds and a ratio of 1, which a
+    comparison of the weights themselves would not show.
 
     Args:
         posterior: of one of this package's guides, under independent Normals or an earlier
-            posterior; of a mixture the mean over its components, each from its own prior.
+            posterior; for a mixture the mean over its components, each from its own prior.
 
     Returns:
-        Kind ("lora", "adapter", "prefix", "head", ...) to layer number, None for what has no
-        layer, to the shift.
+        Kind ("lora", "adapter", "prefix", "head", ...) to layer number (None if it has no layers)
+        to the shift.
 
     Raises:
-        GuideError: the guide does not tell its means and sds.
-        PriorError: a prior that is not Normal, or has scales of its own.
+        GuideError: a guide without known means and sds.
+        PriorError: a prior that is not Normal, or samples scales.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -238,70 +221,68 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     {'lora': [0, 1], 'head': [None]}
     """
     components = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
-    parts: dict[tuple[str, int | None], list[tuple[Tensor, ...]]] = {}
+    parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
     for each in components:
-        _collect(each, parts)
+        for site, moments in _moments(each).items():
+            kind = site.split(".")[0]
+            layers = next(s.layers for s in each.model.sites if s.name == site)
+            for i, layer in enumerate(layers):
+                parts.setdefault((kind, layer), []).append([t[i] for t in moments])
+            if not layers:
+                parts.setdefault((kind, None), []).append(moments)
     found: dict[str, dict[int | None, Shift]] = {}
-    for (kind, number), tensors in sorted(parts.items(), key=lambda item: item[0][1] or 0):
-        columns = [torch.cat([t.flatten() for t in group]) for group in zip(*tensors, strict=True)]
-        found.setdefault(kind, {})[number] = _shift(columns, len(components))
+    for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
+        loc0, sd0, loc, sd = (
+            torch.cat([t.flatten() for t in same]) for same in zip(*pieces, strict=True)
+        )
+        kl = torch.inf
+        if (sd > 0).all():
+            kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item() / len(components)
+        found.setdefault(kind, {})[number] = Shift(
+            moved=((loc - loc0) / sd0).square().mean().sqrt().item(),
+            narrowed=(sd / sd0).log().mean().exp().item(),
+            kl=kl,
+        )
     return found
 
 
-def _collect(
-    posterior: Posterior, parts: dict[tuple[str, int | None], list[tuple[Tensor, ...]]]
-) -> None:
-    """Add the prior's means and sds and the posterior's to each kind's and layer's."""
+def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
+    """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
     guide = posterior.guide
     if not isinstance(guide, Guide):
         raise GuideError(
-            f"shifts: {type(guide).__name__} does not tell its means and sds; expected one of "
+            f"shifts: the means and sds of {type(guide).__name__} are not known; expected one of "
             "bhpeft_pyro.guides"
         )
-    before = _prior(posterior)
     means, sds = guide.means(), guide.scales()
-    if isinstance(guide, LaplaceGuide) and guide.measured:  # as it goes into the next round
+    if isinstance(guide, LaplaceGuide) and guide.measured:  # what the next round's prior will be
         sds = guide.unpack(guide.as_prior().normal.stddev)
-    for site in posterior.model.sites:
-        mean = means[site.name]
-        sd = sds.get(site.name, torch.zeros_like(mean))
-        tensors = tuple(t.detach().double().cpu() for t in (*before[site.name], mean, sd))
-        kind = site.name.split(".")[0]
-        if not site.layers:
-            parts.setdefault((kind, None), []).append(tensors)
-        for i, layer in enumerate(site.layers):
-            parts.setdefault((kind, layer), []).append(tuple(t[i] for t in tensors))
-
-
-def _shift(columns: Sequence[Tensor], components: int) -> Shift:
-    loc0, sd0, loc, sd = columns
-    moved = ((loc - loc0) / sd0).square().mean().sqrt()
-    ratio = (sd / sd0).log().mean().exp()
-    kl = torch.inf
-    if (sd > 0).all():
-        kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item() / components
-    return Shift(moved.item(), ratio.item(), kl)
+    found = {}
+    for name, prior in _prior(posterior).items():
+        mean = means[name]
+        moments = (*prior, mean, sds.get(name, torch.zeros_like(mean)))
+        found[name] = [t.detach().double().cpu() for t in moments]
+    return found
 
 
 def _prior(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and marginal sd by site, each of the site's shape."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for latent in latents(posterior.model):
-        if latent.sites:  # a joint one, of an earlier posterior
-            loc, sd = (
-                unpack(flat, latent.sites) for flat in (latent.prior.mean, latent.prior.stddev)
-            )
+        prior = latent.prior
+        if latent.sites:  # joint, of an earlier posterior
+            loc, sd = (unpack(flat, latent.sites) for flat in (prior.mean, prior.stddev))
             found |= {name: (loc[name], sd[name]) for name in latent.sites}
         elif not latent.is_site:
             raise PriorError(
                 f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
                 "expected independent Normals or an earlier posterior of such"
             )
-        elif not isinstance(base_of(latent.prior), Normal):
+        elif not isinstance(base_of(prior), Normal):
             raise PriorError(
-                f"shifts: {latent.name!r} is {type(base_of(latent.prior)).__name__} under the "
-                "prior; expected Normal"
+                f"shifts: {latent.name!r} is {type(base_of(prior)).__name__} under the prior; "
+                "expected Normal"
             )
         else:
-            found[latent.name] = latent.prior.mean, latent.prior.stddev
+            found[latent.name] = prior.mean, prior.stddev
     return found

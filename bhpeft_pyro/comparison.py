@@ -13,7 +13,6 @@ from .data import Columns
 from .errors import ConfigError
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
-from .forecast.temperature_scaling import tempered
 from .inference.predict import AnyForecast
 from .model.model import Model
 from .options import FitOptions
@@ -187,7 +186,7 @@ def compare(
         if isinstance(forecast, ClassForecast) and posterior in (first, points):
             known = posterior.predict(validation)
             assert isinstance(known, ClassForecast)
-            forecasts[name + _SCALED], _ = tempered(forecast, known)
+            forecasts[name + _SCALED], _ = forecast.tempered(known)
             seconds[name + _SCALED] = seconds[name]
     forecasts[f"{components} components"] = wide.predict(test)
     seconds[f"{components} components"] = wide.report.seconds

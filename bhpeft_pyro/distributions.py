@@ -1,11 +1,11 @@
-"""A Normal over very many weights, of a covariance that is narrow along few axes; supports."""
+"""A Normal over many weights whose covariance is narrow along few axes; supports of others."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,16 +18,16 @@ __all__ = ["Constrained", "Covariance", "LowRankNormal", "base_of", "exact", "le
 
 _NO_DIMS = torch.Size()
 CHUNK = 2**18
-"""Numbers taken to double precision at a time: in single, weak axes are not orthogonal."""
+"""Numbers converted to double at a time. In single precision weak axes are not orthogonal."""
 
 
 @dataclass(frozen=True, eq=False)
 class Covariance:
     """diag(scale) (I + V (diag(ratio)^2 - 1) V') diag(scale).
 
-    That is the inverse of a diagonal plus a matrix of rank K: what remains of a diagonal prior
-    when data have told about K directions (SLANG; Mishkin et al. 2018). Every product below costs
-    O(D K); no D x D matrix is made.
+    That is the inverse of a diagonal plus a matrix of rank K, which a diagonal prior becomes when
+    data inform K directions (SLANG; Mishkin et al. 2018). Every product below costs O(D K); no
+    D x D matrix is made.
 
     Attributes:
         scale: (D,) sds away from the axes.
@@ -58,13 +58,13 @@ class Covariance:
         return cls(scale, axes, (1 + strength).rsqrt())
 
     def is_finite(self) -> bool:
-        """Whether all of it is: no overflow, no nan."""
-        # By sums: as many truth values as entries would take room where there is least.
+        """Whether all entries are finite."""
+        # By sums: a truth value for each entry would take too much memory.
         return all(bool(part.sum().isfinite()) for part in (self.scale, self.axes, self.ratio))
 
     @classmethod
     def dense(cls, matrix: Tensor) -> Covariance:
-        """Any covariance matrix, (D, D), along its own axes.
+        """Any covariance matrix (D, D), along its eigenvectors.
 
         >>> Covariance.dense(torch.tensor([[4.0, 1.0], [1.0, 1.0]])).apply(torch.tensor([1.0, 0.0]))
         tensor([4.0000, 1.0000])
@@ -77,7 +77,7 @@ class Covariance:
 
     @classmethod
     def blocks(cls, parts: Sequence[Covariance]) -> Covariance:
-        """Of independent vectors, one after the other."""
+        """That of independent vectors, end to end."""
         return cls(
             torch.cat([part.scale for part in parts]),
             torch.block_diag(*(part.axes for part in parts)),
@@ -85,20 +85,18 @@ class Covariance:
         )
 
     def marginal(self, index: Tensor) -> Covariance:
-        """Of the entries at `index`, (M,) (for ratios of at most 1)."""
+        """That of the entries at `index`, (M,), for ratios of at most 1."""
         if not self.rank:
             return Covariance.diagonal(self.scale[index])
         narrow = self.ratio.double().square()
         axes, strength = leading(self.axes[index].double() * (1 - narrow).clamp_min(0).sqrt())
-        # Of the rows that are left nothing is narrower than the narrowest direction of all.
+        # No direction of the remaining rows is narrower than the narrowest of all.
         ratio = (1 - strength).maximum(narrow.min()).sqrt()
         return Covariance(self.scale[index], axes.to(self.axes), ratio.to(self.ratio))
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with changed tensors: on another device, say."""
-        return replace(
-            self, scale=change(self.scale), axes=change(self.axes), ratio=change(self.ratio)
-        )
+    def map(self, change: Callable[[Tensor], Tensor]) -> Covariance:
+        """The same with changed tensors: on another device, for instance."""
+        return Covariance(change(self.scale), change(self.axes), change(self.ratio))
 
     @property
     def rank(self) -> int:
@@ -111,11 +109,11 @@ class Covariance:
         if not self.rank:
             return self.scale.square()
         narrow = self.ratio.square()
-        share = 1 + self.axes.square() @ (narrow - 1)  # rounded, it could be negative
+        share = 1 + self.axes.square() @ (narrow - 1)  # rounding could make it negative
         return self.scale.square() * share.maximum(narrow.min().clamp_max(1))
 
     def root(self, noise: Tensor) -> Tensor:
-        """(..., D) standard normal noise to noise of this covariance."""
+        """From (..., D) standard normal noise to noise with this covariance."""
         return self.scale * self._along(noise, self.ratio - 1)
 
     def unroot(self, value: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ class Covariance:
         return self._along(value / self.scale, 1 / self.ratio - 1)
 
     def pull(self, slope: Tensor) -> Tensor:
-        """(D,) gradient by `root(noise)` to that by `noise`."""
+        """From the (D,) gradient by `root(noise)` to that by `noise`."""
         return self._along(self.scale * slope, self.ratio - 1)
 
     def apply(self, vector: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ class Covariance:
         return self._along(vector / self.scale, self.ratio.pow(-2) - 1) / self.scale
 
     def precision_root(self) -> Tensor:
-        """(D, K) R with inverse = diag(1 / scale^2) + R R' (for ratios of at most 1)."""
+        """(D, K) R with inverse = diag(1 / scale^2) + R R', for ratios of at most 1."""
         gain = (self.ratio.pow(-2) - 1).clamp_min(0).sqrt()
         return self.axes * gain / self.scale.unsqueeze(-1)
 
@@ -144,13 +142,12 @@ class Covariance:
         return self.scale.log().sum() + self.ratio.log().sum()
 
     def divergence(self, prior: Covariance) -> Tensor:
-        """KL(N(0, self) || N(0, prior)), kept for the next call: it costs O(D K K')."""
-        divergences = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
-        known = divergences.get(prior)
-        if known is None:
+        """KL(N(0, self) || N(0, prior)), kept for the next call, as it costs O(D K K')."""
+        kept = _DIVERGENCES.setdefault(self, WeakKeyDictionary())
+        if prior not in kept:
             with exact(self.scale):
-                known = divergences[prior] = self._divergence(prior)
-        return known
+                kept[prior] = self._divergence(prior)
+        return kept[prior]
 
     def _divergence(self, prior: Covariance) -> Tensor:
         share = self.scale / prior.scale
@@ -170,12 +167,12 @@ class Covariance:
             return vector + ((vector @ self.axes) * change) @ self.axes.mT
 
 
-# Beside the covariances, as weak references can be neither pickled nor copied.
+# Outside the covariances, as weak references can be neither pickled nor copied.
 _DIVERGENCES: MutableMapping[Covariance, MutableMapping[Covariance, Tensor]] = WeakKeyDictionary()
 
 
 def base_of(distribution: Distribution) -> Distribution:
-    """A distribution without the wrappers that declare event dims; what is transformed stays so.
+    """A distribution without the wrappers that declare event dims.
 
     >>> import pyro.distributions as dist
     >>> type(base_of(dist.LogNormal(torch.zeros(3), 1.0).to_event(1))).__name__
@@ -187,14 +184,14 @@ def base_of(distribution: Distribution) -> Distribution:
 
 
 class Constrained(TransformedDistribution):
-    """A distribution of unconstrained coordinates, taken onto a support.
+    """A distribution of unconstrained coordinates, mapped onto a support.
 
-    A `TransformedDistribution` forgets bounds: its support is that of its last transform, which
-    is affine for positive numbers and intervals, so all of the reals. A guide made for it later
-    would leave the true one.
+    A `TransformedDistribution` forgets bounds: its support is that of its last transform, which is
+    affine for positive numbers and intervals, so all of the reals. A guide made for it later would
+    leave the true support.
 
     Args:
-        base: over the unconstrained coordinates, all dims of them events.
+        base: over the unconstrained coordinates, all of whose dims are event dims.
         onto: the support.
 
     >>> import pyro.distributions as dist
@@ -216,7 +213,7 @@ class Constrained(TransformedDistribution):
         return Constrained(self.base_dist.expand(batch_shape), self._onto, False)
 
 
-# A mixture whose components have one support, as a spike and a slab, has it too. Torch knows none.
+# Torch has no transform for mixtures. Components with one support (spike and slab) share its own.
 biject_to.register(
     constraints.MixtureSameFamilyConstraint,
     lambda constraint: biject_to(constraint.base_constraint),
@@ -224,12 +221,12 @@ biject_to.register(
 
 
 def exact(like: Tensor) -> torch.autocast:
-    """No autocast: bfloat16 has too few digits to tell narrow directions from others."""
+    """Turn autocast off: bfloat16 has too few digits to resolve narrow directions."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def leading(factor: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """The leading eigenvectors (D, K) and eigenvalues (K,) of `factor` `factor`', (D, M)."""
+    """The leading eigenvectors (D, K) and eigenvalues (K,) of F F', for `factor` F (D, M)."""
     rows = factor.split(max(1, CHUNK // max(1, factor.shape[-1])))
     gram = sum(few.mT @ few for few in map(Tensor.double, rows))
     strength, mix = torch.linalg.eigh(gram)

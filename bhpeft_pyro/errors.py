@@ -23,7 +23,7 @@ KEEP_TENSORS = (
 
 
 class BHPEFTError(Exception):
-    """Root of the tree; catch it to catch every deliberate error of the package."""
+    """The root; catch it to catch every deliberate error of the package."""
 
 
 class ConfigError(BHPEFTError, ValueError):
@@ -51,8 +51,10 @@ class LikelihoodError(BHPEFTError, ValueError):
 
 
 class FitError(BHPEFTError, RuntimeError):
-    """Fitting had to stop; `posterior` keeps the last good state (None before any), or the
-    components that were fitted before."""
+    """Fitting had to stop.
+
+    `posterior` is the last good state, or the components fitted before, or None.
+    """
 
     def __init__(self, message: str, posterior: object | None = None) -> None:
         super().__init__(message)

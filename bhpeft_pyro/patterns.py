@@ -1,17 +1,17 @@
-"""Patterns of names, as in `{"lora.*.B": ..., "*": ...}`: the first one that matches holds."""
+"""Patterns of site names, as in `{"lora.*.B": ..., "*": ...}`: the first that matches applies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from .errors import BHPEFTError
+from .errors import BHPEFTError, ConfigError
 
-__all__ = ["check_used", "first_match", "sort_by_pattern"]
+__all__ = ["check_used", "first_match", "matching", "sort_by_pattern"]
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """The pattern that holds for a name; None if no pattern does.
+    """The pattern that applies to a name, or None.
 
     >>> first_match("lora.query.B", ["*.A", "lora.*", "*"])
     'lora.*'
@@ -19,19 +19,32 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
     return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 
+def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
+    """The names that match one of the patterns, in their order.
+
+    Raises:
+        ConfigError: a pattern matches no name.
+
+    >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
+    ['lora.query.A']
+    """
+    names, patterns = [*names], [patterns] if isinstance(patterns, str) else [*patterns]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")
+    return [name for name in names if first_match(name, patterns) is not None]
+
+
 def sort_by_pattern(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> dict[str, str]:
-    """For each name the pattern that holds.
+    """For each site name the pattern that applies.
 
     Args:
         names: of a model's sites.
-        patterns: in their order; each has to hold for some name.
-        argument: what the patterns were given as.
-        error: what is raised.
-
-    Raises:
-        BHPEFTError: no pattern for a name, or no name for a pattern.
+        patterns: in order.
+        argument: the argument that gave the patterns, for messages.
+        error: raised if no pattern applies to a name, or a pattern to no name.
 
     >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
     {'head.bias': 'head.*', 'lora.query.A': '*'}
@@ -53,13 +66,7 @@ def sort_by_pattern(
 def check_used(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> None:
-    """See that each pattern holds for some name, where names without one are fine.
-
-    One overshadowed by an earlier pattern is as much of a mistake as a misspelt one.
-
-    Raises:
-        BHPEFTError: a pattern holds for none.
-    """
+    """Refuse patterns that apply to no name, because misspelt or behind an earlier pattern."""
     names, patterns = [*names], [*patterns]
     used = {first_match(name, patterns) for name in names}
     if unused := [pattern for pattern in patterns if pattern not in used]:

@@ -48,9 +48,9 @@ def tiny_model(
     likelihood: Likelihood | None = None,
     aligned: bool = False,
 ) -> Model:
-    """A `Model` on `tiny_backbone`, with LoRA unless told otherwise.
+    """A `Model` on `tiny_backbone`, by default with LoRA.
 
-    Its coordinates are not fitted to texts unless `aligned`, so that tests may predict values.
+    Its coordinates are fitted to texts only if `aligned`; otherwise tests can predict values.
 
     >>> len(tiny_model(kinds=()).sites)
     2
@@ -58,12 +58,13 @@ def tiny_model(
     kinds = presets.lora(rank=2) if kinds is None else kinds
     head = Head(outputs, principal=aligned)
     network = RandomPEFT(tiny_backbone(), kinds, head, tiny_tokenizer())
-    if not aligned and network.kinds:  # as if an earlier fit had chosen the weights themselves
-        _keep(network)
+    if not aligned and network.kinds:
+        _fix_coordinates(network)
     return Model(network, prior, likelihood)
 
 
-def _keep(network: RandomPEFT) -> None:
+def _fix_coordinates(network: RandomPEFT) -> None:
+    """As if an earlier fit had chosen the weights themselves."""
     coordinates = network.coordinates
     state = coordinates.state_dict() | {"fitted": torch.tensor(True)}
     for site in coordinates.sites:
@@ -94,7 +95,7 @@ def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 
 
 
 def tiny_examples(examples: int = 12, seed: int = 0) -> Examples:
-    """A learnable toy data set for `tiny_backbone`: the first word gives the class away.
+    """A learnable toy data set for `tiny_backbone`: the first word determines the class.
 
     >>> len(tiny_examples(5))
     5
@@ -103,20 +104,17 @@ def tiny_examples(examples: int = 12, seed: int = 0) -> Examples:
     lengths = torch.randint(2, 7, (examples,), generator=generator).tolist()
     words = [torch.randint(10, 50, (length,), generator=generator).tolist() for length in lengths]
     labels = [i % 2 for i in range(examples)]
-    texts = [
-        " ".join(f"w{token}" for token in [5 + label, *rest])
-        for label, rest in zip(labels, words, strict=True)
-    ]
+    texts = [" ".join(f"w{k}" for k in [5 + i % 2, *words[i]]) for i in range(examples)]
     return encode({"text": texts, "label": labels}, tiny_tokenizer(), kind="class", num_labels=2)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words "w2" to "w49", by their number; 0 pads and 1 is any other word.
+    """Words "w2" to "w49" have their number as id; 0 pads and 1 is any other word.
 
     >>> tiny_tokenizer()("w7 w18 word")["input_ids"]
     [7, 18, 1]
     """
-    # Special tokens are found within words too, so none may be the start of a word.
+    # Special tokens are recognised within words too, so none may begin a word.
     vocabulary = {"<pad>": 0, "<unk>": 1} | {f"w{i}": i for i in range(2, 50)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -50,8 +50,7 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import diagnostics, guides
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.

@@ -37,8 +37,7 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
-from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.data.domains import two_rounds
+from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

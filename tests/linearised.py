@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -22,7 +23,14 @@ class Linearised(bh.Model):
         super().__init__(model.network, model.prior, model.likelihood)
         self.at = {name: value.detach() for name, value in at.items()}
 
-    def outputs(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> Tensor:
+    def predictive(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> TorchDistribution:
+        return self.likelihood.checked(self._linear(weights, batch), weights, batch.choices)
+
+    def forward(self, batch: bh.Batch) -> Tensor:
+        weights = self.prior(self.sites)
+        return self.likelihood(self._linear(weights, batch), batch, weights)
+
+    def _linear(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> Tensor:
         value, rows = derivative(bh.Model(self.network), self.at, batch)
         ways = []
         for site in self.network.sites:  # (S, 1, *shape)

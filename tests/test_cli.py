@@ -444,7 +444,7 @@ def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
     for name in ("quiz.csv", "quiz-predictions.csv"):
         bhpeft("evaluate", tmp_path / "run", tmp_path / name)
     data = write_csv(tmp_path / "no.csv", question=["w5"], choices=["w6, w7"], answer=[0])
-    assert "row 0: 'w6, w7' is no list of str" in error("evaluate", tmp_path / "run", data)
+    assert "row 0: 'w6, w7' is not a list" in error("evaluate", tmp_path / "run", data)
 
 
 def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
@@ -493,7 +493,7 @@ def test_what_is_not_clear_is_asked():
     ):
         with pytest.raises(DataError, match=message):
             infer(columns)
-    with pytest.raises(DataError, match="row 0: 'a' is no number"):
+    with pytest.raises(DataError, match="row 0: 'a' is not a number"):
         infer(table(text=two, label=two), "ratings")
     with pytest.raises(DataError, match="'answer'"):
         infer(table(question=two, choices=[two, two]), "choices")

@@ -182,7 +182,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         ((), "--by, --batch: neither"),
         (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
-        (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
+        (("--by", "text"), "row 0: 'w6 w23 w27' is not a date"),
         (("--by", "date", "--every", "week", "--batch", 10), "--every, --batch: a batch is"),
         (("--by", "date", "--guide", "delta"), "'delta' has points"),
         (("--by", "date", "--guide", "AutoNormal"), "known: laplace, normal, lowrank, full, delta"),
@@ -250,7 +250,7 @@ def test_periods() -> None:
         by_period(table, "day", "hour")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="count=0"):
         by_count(table, 0)
-    with pytest.raises(DataError, match="row 1: None is no date"):
+    with pytest.raises(DataError, match="row 1: None is not a date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
 
 

@@ -21,10 +21,9 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
-from bhpeft_pyro.data.domains import LABELS, Round, two_rounds
+from bhpeft_pyro.data.assets import LABELS, Round, two_rounds
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
-from bhpeft_pyro.forecast.temperature_scaling import tempered
 
 __all__ = ["Settings", "run"]
 
@@ -85,7 +84,7 @@ def run(
             for name, posterior in (("head only", head), (BASELINE, point), (WIDE, wide))
         }
         held_out = _classes(point, films.validation)
-        forecasts[SCALED], temperature = tempered(forecasts[BASELINE], held_out)
+        forecasts[SCALED], temperature = forecasts[BASELINE].tempered(held_out)
         seconds = {"head only": head, BASELINE: point, SCALED: point, WIDE: wide}
         compared = Comparison(
             forecasts, {name: each.report.seconds for name, each in seconds.items()}, {}

@@ -1,17 +1,9 @@
-"""What may be exported: draws of the weights, and what a person can read of them.
-
-ArviZ's containers: all that differs between its versions 0.x and 1.x.
-
-Names and coordinates of the dims of variables.
-
-Draws of a guide, and which guides make a chain each.
-"""
+"""The variables of an export: the weights, and what a person can read in them, with named dims."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .. import changes as change
+from ..changes import head_norms, sizes, spectra
 from ..inference.draws import blocks
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
@@ -27,134 +19,11 @@ from ..priors.structured import gated_layers
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = [
-    "Axes",
-    "Variable",
-    "chains",
-    "chosen_draws",
-    "dataset",
-    "join",
-    "variables",
-]
+__all__ = ["Variable", "chosen_draws", "dataset", "variables"]
 
-
-with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
-    warnings.simplefilter("ignore", FutureWarning)
-    import arviz
-
-
-def dataset(
-    variables: Mapping[str, Any], coords: Mapping[str, Any], attrs: Mapping[str, Any] = {}
-) -> xr.Dataset:
-    """A group of draws: from variables (dims, values), their dims (chain, draw, ...)."""
-    shape = next((values.shape for _, values in variables.values()), (0, 0))
-    numbers = {dim: np.arange(size) for dim, size in zip(("chain", "draw"), shape, strict=False)}
-    return xr.Dataset(dict(variables), coords={**numbers, **coords}, attrs=dict(attrs))
-
-
-def join(groups: dict[str, xr.Dataset]) -> Any:
-    """The container of the installed ArviZ."""
-    for group in groups.values():
-        group.attrs["inference_library"] = "bhpeft_pyro"
-    if "InferenceData" in vars(arviz):  # 1.3 answers to the old name, with a DataTree
-        return arviz.InferenceData(**dict[str, Any](groups))
-    return xr.DataTree.from_dict(groups)
-
-
-# ArviZ 1.x labels the rows of its tables rightly if each variable's dims come in the order in which
-# dims first appear in the dataset: so do those of the sites, if variables are sorted by these.
+# ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
+# in which dims first appear in the dataset. Sorted by these, the variables' do.
 _ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
-
-
-class Axes:
-    """Names and coordinates of the dims of variables.
-
-    A name that two variables use for dims of different size or coordinates (the layers of a
-    subset, say) becomes one name a variable, "layer.adapter.up".
-
-    Args:
-        variables: by name.
-        label_names: the coordinates of dims "output", if there are as many.
-    """
-
-    def __init__(
-        self, variables: Mapping[str, Variable], label_names: Sequence[str] | None = None
-    ) -> None:
-        self._dims: dict[str, tuple[str, ...]] = {}
-        self._coords: dict[str, list[Hashable]] = {}
-        own = {name: _coordinates(one, label_names) for name, one in variables.items()}
-        found: dict[str, set[tuple[Hashable, ...]]] = {}
-        for coords in own.values():
-            for dim, values in coords.items():
-                found.setdefault(dim, set()).add(values)
-        for variable, coords in own.items():
-            names = [dim if len(found[dim]) == 1 else f"{dim}.{variable}" for dim in coords]
-            self._coords |= dict(zip(names, map(list, coords.values()), strict=True))
-            self._dims[variable] = tuple(names)
-
-    def dataset(
-        self, chains: Sequence[Mapping[str, Tensor]], attrs: Mapping[str, Any]
-    ) -> xr.Dataset:
-        """A group of the draws (S, *shape), by variable, of each chain."""
-        variables = {}
-        for name in sorted(chains[0], key=self._place):
-            values = np.stack([chain[name].numpy() for chain in chains])
-            # What a prior of one's own samples besides the sites has dims without names.
-            plain = tuple(f"{name}_dim_{i}" for i in range(values.ndim - 2))
-            variables[name] = (("chain", "draw", *(self._dims[name] or plain)), values)
-        used = {dim for dims, _ in variables.values() for dim in dims}
-        coords = {dim: values for dim, values in self._coords.items() if dim in used}
-        return dataset(variables, coords, attrs)
-
-    def _place(self, variable: str) -> list[int]:
-        return [_ORDER.index(dim) if dim in _ORDER else len(_ORDER) for dim in self._dims[variable]]
-
-
-def _coordinates(
-    variable: Variable, label_names: Sequence[str] | None
-) -> dict[str, tuple[Hashable, ...]]:
-    found: dict[str, tuple[Hashable, ...]] = {}
-    for dim, size in zip(variable.dims, variable.values.shape[1:], strict=bool(variable.dims)):
-        found[dim] = tuple(range(size))
-        if dim == "layer":
-            found[dim] = variable.layers
-        elif dim == "output" and label_names is not None and len(label_names) == size:
-            found[dim] = tuple(label_names)
-        elif dim == "kv":
-            found[dim] = ("key", "value")
-    return found
-
-
-def chains(guide: Callable[..., Any]) -> Sequence[Callable[..., Any]]:
-    """The guides whose draws are a chain each: a mixture's `components`, else the guide alone.
-
-    Components come from independent fits and count alike: chains that differ are optima that
-    differ, and all chains together are the mixture.
-
-    >>> from bhpeft_pyro.guides import NormalGuide
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> len(chains(NormalGuide(tiny_model())))
-    1
-    """
-    components: Sequence[Callable[..., Any]] = getattr(guide, "components", (guide,))
-    return components
-
-
-def chosen_draws(
-    posterior: Posterior,
-    guide: Callable[..., Any],
-    chosen: Collection[str],
-    samples: int,
-    seed: int,
-) -> dict[str, Tensor]:
-    """(S, *shape) draws of the chosen variables, on the CPU; never all of all draws at once."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in chosen}
-    for block in blocks(posterior.model, guide, samples, seed):
-        drawn = variables(posterior, {name: value[:, 0] for name, value in block.items()})
-        for name in chosen:
-            parts[name].append(drawn[name].values.cpu())
-    return {name: torch.cat(values) for name, values in parts.items()}
-
 
 # What the ready priors sample besides the sites, by the end of its name: over which of the dims of
 # its site; and what they sample for each of its weights.
@@ -168,7 +37,7 @@ class Variable:
 
     Attributes:
         values: (S, *shape).
-        dims: names of the dims of the shape; where they are unknown, none.
+        dims: names of the dims of the shape, if they are known.
         layers: the layers' numbers along "layer".
     """
 
@@ -178,41 +47,47 @@ class Variable:
 
     @property
     def numel(self) -> int:
-        """Numbers a draw."""
+        """Numbers per draw."""
         return self.values[0].numel()
 
 
 def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """All that there is in draws of the latents and sites, by name.
+    """Everything that draws of the latents and sites contain, by name.
 
-    Besides themselves, named by what they are of:
+    Besides the draws themselves these are:
 
-    * `change.<branch>` (layer): the change that a PEFT branch makes (`change.sizes`);
-    * `spectrum.lora.<target>` (layer, rank): the singular values of delta W (`change.spectra`), and
-      `effective_rank.lora.<target>` (layer): with s^2 their squares, (sum s^2)^2 / sum s^4;
+    * `change.<branch>` (layer): the change that a PEFT branch makes (`changes.sizes`);
+    * `spectrum.lora.<target>` (layer, rank): the singular values of delta W (`changes.spectra`),
+      and `effective_rank.lora.<target>` (layer): (sum s^2)^2 / sum s^4 of these values s;
     * `head_norm.lora.<target>` (layer, head): the norm of delta W by attention head;
     * `gate.<kind>` (layer): how far a gate of `priors.Gates` is open, from 0 to 1;
     * `head.effect` (output, axis): how far a label's logit moves with one sd of the texts along a
-      principal axis of the features, axis 0 the one along which texts differ most.
+      principal axis of the features; axis 0 is the one along which texts differ most.
 
     Args:
         posterior: the posterior.
         draws: (S, *shape) by name, of the posterior or its prior.
     """
-    model = posterior.model
+    model, network = posterior.model, posterior.model.network
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}
-    network = model.network
     if network.kinds:
-        weights = change.of_transformer(network, draws)
-        spectra = change.spectra(network, weights)
-        for what, dim, by_branch in (
-            ("change", None, change.sizes(network, weights)),
-            ("spectrum", "rank", spectra),
-            ("effective_rank", None, _each(spectra)),
-            ("head_norm", "head", change.head_norms(network, weights)),
+        weights = network.coordinates(draws)
+        singular = spectra(network, weights)
+        power = {
+            branch: {layer: s.square() for layer, s in layers.items()}
+            for branch, layers in singular.items()
+        }
+        ranks = {
+            branch: {layer: p.sum(-1) ** 2 / p.square().sum(-1) for layer, p in layers.items()}
+            for branch, layers in power.items()
+        }
+        for what, dims, by_branch in (
+            ("change", ("layer",), sizes(network, weights)),
+            ("spectrum", ("layer", "rank"), singular),
+            ("effective_rank", ("layer",), ranks),
+            ("head_norm", ("layer", "head"), head_norms(network, weights)),
         ):
-            dims = ("layer",) if dim is None else ("layer", dim)
             for branch, by_layer in by_branch.items():
                 numbers = tuple(sorted(by_layer))
                 stacked = torch.stack([by_layer[number] for number in numbers], 1)
@@ -238,13 +113,68 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
     return Variable(values)
 
 
-def _each(spectra: Mapping[str, Mapping[int, Tensor]]) -> dict[str, dict[int, Tensor]]:
-    """Effective ranks (S,) of (S, rank) singular values."""
+def chosen_draws(
+    posterior: Posterior, guide: Callable[..., Any], chosen: Sequence[str], samples: int, seed: int
+) -> dict[str, Variable]:
+    """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
+    parts = []
+    for block in blocks(posterior.model, guide, samples, seed):
+        drawn = variables(posterior, {name: value[:, 0] for name, value in block.items()})
+        parts.append(
+            {name: replace(drawn[name], values=drawn[name].values.cpu()) for name in chosen}
+        )
     return {
-        branch: {layer: _effective(values.square()) for layer, values in layers.items()}
-        for branch, layers in spectra.items()
+        name: replace(first, values=torch.cat([part[name].values for part in parts]))
+        for name, first in parts[0].items()
     }
 
 
-def _effective(power: Tensor) -> Tensor:
-    return power.sum(-1).square() / power.square().sum(-1)
+def dataset(
+    chains: Sequence[Mapping[str, Variable]], label_names: Sequence[str] | None, **attrs: Any
+) -> xr.Dataset:
+    """A group with dims (chain, draw, ...), from the variables of each chain.
+
+    A name that two variables use for dims of different size or coordinates (such as the layers of
+    a subset) becomes one name per variable: "layer.adapter.up".
+
+    Args:
+        chains: variables by name.
+        label_names: the coordinates of dims "output", if there are as many.
+    """
+    coords = {name: _coordinates(each, label_names) for name, each in chains[0].items()}
+    known: dict[str, set[tuple[Hashable, ...]]] = {}
+    for by_dim in coords.values():
+        for dim, of_dim in by_dim.items():
+            known.setdefault(dim, set()).add(of_dim)
+
+    def place(name: str) -> list[int]:
+        dims = [dim if len(known[dim]) == 1 else "" for dim in coords[name]]
+        return [_ORDER.index(dim) if dim in _ORDER else len(_ORDER) for dim in dims]
+
+    arrays = {}
+    for name in sorted(coords, key=place):
+        values = np.stack([chain[name].values.numpy() for chain in chains])
+        own = {
+            dim if len(known[dim]) == 1 else f"{dim}.{name}": [*of_dim]
+            for dim, of_dim in coords[name].items()
+        }
+        # What your own prior samples besides the sites has dims without names.
+        dims = [*own] or [f"{name}_dim_{i}" for i in range(values.ndim - 2)]
+        arrays[name] = xr.DataArray(values, own, ["chain", "draw", *dims])
+    group = xr.Dataset(arrays, attrs=attrs)
+    return group.assign_coords({dim: np.arange(group.sizes[dim]) for dim in ("chain", "draw")})
+
+
+def _coordinates(
+    variable: Variable, label_names: Sequence[str] | None
+) -> dict[str, tuple[Hashable, ...]]:
+    found: dict[str, tuple[Hashable, ...]] = {}
+    for dim, size in zip(variable.dims, variable.values.shape[1:], strict=bool(variable.dims)):
+        found[dim] = tuple(range(size))
+        if dim == "layer":
+            found[dim] = variable.layers
+        elif dim == "output" and label_names is not None and len(label_names) == size:
+            found[dim] = tuple(label_names)
+        elif dim == "kv":
+            found[dim] = ("key", "value")
+    return found

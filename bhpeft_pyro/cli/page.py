@@ -102,9 +102,6 @@ def _of_forecast(forecast: AnyForecast) -> Plots:
     if isinstance(forecast, ClassForecast):
         found = {
             "Reliability": _png(lambda ax: plots.reliability(forecast, ax=ax)),
-            "Uncertainty of right and wrong predictions": _png(
-                lambda ax: plots.uncertainty_histogram(forecast, ax=ax)
-            ),
         } | found
     return found
 

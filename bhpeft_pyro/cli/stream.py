@@ -176,7 +176,7 @@ def _known(task: Task, batch: str, first: Dataset) -> Task:
     """The task with the classes of the first batch; any others are still to come."""
     from datasets import ClassLabel
 
-    from ..data.labels import by_name
+    from ..data.columns import by_name
 
     label = task.columns.label
     if task.name != "classes" or isinstance(first.features[label], ClassLabel):
@@ -197,10 +197,10 @@ def _plot(record: Record, out: Path) -> None:
     if len(record.rows) > 1:  # nothing is predicted before the first round
         import matplotlib.pyplot as plt
 
+        from ..plots import stream_overview
         from ..posterior import io
-        from ..sequential import figures
 
-        figure = figures.overview(record)
+        figure = stream_overview(record)
         io.write(out / "stream.png", png(figure))
         plt.close(figure)
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns, Kind
-from ..data.labels import is_number, name_of, read_ratings
+from ..data.columns import is_number, name_of, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model

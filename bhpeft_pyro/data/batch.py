@@ -1,7 +1,4 @@
-"""A mini-batch: what `Model` is called with.
-
-Which examples go together in a batch, over one pass of the data.
-"""
+"""A mini-batch, which is what `Model` is called with, and which examples go together in one."""
 
 from __future__ import annotations
 
@@ -13,16 +10,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, DataError
 
-__all__ = [
-    "Batch",
-    "in_order",
-    "shuffled",
-]
+__all__ = ["Batch", "in_order", "shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B examples, tokenised, standing for a data set of `size` examples.
+    """B tokenised examples that stand for a data set of `size` examples.
 
     Attributes:
         inputs: tensors for the transformer (`input_ids`, `attention_mask`, ...), each (B, T), or
@@ -32,10 +25,10 @@ class Batch:
         size: N, the number of examples in the data set this mini-batch is drawn from; the
             likelihood is scaled by N / B. None means that the batch is the data set.
         choices: (B, C) bool, True where a choice exists (multiple choice only).
-        features: (B, D) or (B, C, D) pooled features of the frozen transformer; where present
-            they replace `inputs`, and PEFT weights have no effect.
-        particles: the number of weight draws the batch is shared out over. With 1 every draw
-            sees all B examples; with S the s-th draw sees the s-th B/S examples.
+        features: (B, D) or (B, C, D) pooled features of the frozen transformer. They replace
+            `inputs`, and PEFT weights have no effect on them.
+        particles: the number of weight draws that share the batch. With 1 every draw sees all B
+            examples; with S the s-th draw sees the s-th B/S examples.
 
     >>> batch = Batch({"input_ids": torch.ones(4, 3, dtype=torch.long)}, torch.zeros(4), size=100)
     >>> len(batch), batch.split(2).labels.shape
@@ -50,7 +43,7 @@ class Batch:
     particles: int = 1
 
     def __len__(self) -> int:
-        """B, the number of examples whatever the sharing-out."""
+        """B, the number of examples, however many particles share them."""
         if self.features is not None:
             return self.features.shape[0]
         return next(iter(self.inputs.values())).shape[0]
@@ -63,11 +56,8 @@ class Batch:
                 f"particles={particles} must divide the batch of {count} examples: "
                 "each weight draw gets an equal share of the batch"
             )
-        return replace(
-            self,
-            labels=None if self.labels is None else self.labels.reshape(particles, -1),
-            particles=particles,
-        )
+        labels = None if self.labels is None else self.labels.reshape(particles, -1)
+        return replace(self, labels=labels, particles=particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -83,64 +73,45 @@ class Batch:
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
 
 
-def in_order(count: int, batch_size: int, multiple_of: int, drop_last: bool) -> tuple[Tensor, ...]:
-    """Consecutive examples, each exactly once; the last batch may be smaller (or is dropped)."""
-    width = _width(batch_size, multiple_of)
-    batches = torch.arange(count).split(width)
-    if drop_last and len(batches[-1]) < width:
-        batches = batches[:-1]
-        if not batches:
-            raise DataError(f"drop_last=True: {count} examples are less than one batch of {width}")
-    if len(batches[-1]) % multiple_of:
-        raise DataError(
-            f"the last batch would have {len(batches[-1])} examples, no multiple of "
-            f"multiple_of={multiple_of}; use shuffle=True or drop_last=True"
-        )
-    return batches
+def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
+    """Consecutive examples, each exactly once; the last batch may be smaller."""
+    _check_size("batch_size", batch_size)
+    return torch.arange(count).split(batch_size)
 
 
 def shuffled(
-    keys: Tensor,
-    batch_size: int,
-    multiple_of: int,
-    drop_last: bool,
-    generator: torch.Generator | None,
+    keys: Tensor, batch_size: int, multiple_of: int, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:
-    """One epoch of random batches, examples of like length together.
+    """One epoch of random batches, with examples of similar length together.
 
-    All batches of an epoch have the same size B, a multiple of `multiple_of`, the nearest to
-    equal shares of the N examples that does not exceed `batch_size`. What is missing from
-    steps * B examples is made up by examples drawn at random for a second appearance; with
-    `drop_last` a random remainder is left out instead. Either is settled before examples are
-    grouped by length, and the order of the batches is random, so at each step the expectation
-    of (N / B) * (sum over the batch) is the sum over all the data, whatever the lengths. A smaller
-    last batch would keep that only if it were no likelier for long texts than for short ones,
-    and its step would be noisier.
+    All batches of an epoch have the same size B: a multiple of `multiple_of`, at most `batch_size`
+    and as near as possible to equal shares of the N examples. Examples drawn at random appear a
+    second time to fill steps * B places. They are chosen before examples are grouped by length, and
+    the order of the batches is random. So at each step the expectation of (N / B) * (sum over the
+    batch) is the sum over all the data, whatever the lengths. A smaller last batch would keep that
+    only if long texts were as likely in it as short ones, and its step would be noisier.
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.
     """
+    _check_size("batch_size", batch_size)
+    _check_size("multiple_of", multiple_of)
+    if batch_size < multiple_of:
+        raise DataError(
+            f"batch_size={batch_size} is below multiple_of={multiple_of}: each weight draw needs "
+            "at least one example"
+        )
     count = len(keys)
-    limit = _width(batch_size, multiple_of)
-    if drop_last:
-        width = min(limit, count - count % multiple_of)
-        if width == 0:
-            raise DataError(
-                f"drop_last=True: {count} examples are less than multiple_of={multiple_of}"
-            )
-        steps = count // width
-    else:
-        steps = -(-count // limit)
-        width = multiple_of * -(-count // (steps * multiple_of))
-
+    steps = -(-count // (batch_size - batch_size % multiple_of))
+    width = multiple_of * -(-count // (steps * multiple_of))
     total = steps * width
     order = torch.randperm(count, generator=generator)
-    # Going round again meets the examples of the first batch, so no batch holds one twice
-    # (unless the data is smaller than a batch).
+    # The repeated examples are those of the first batch, so no batch holds one twice
+    # (unless the data set is smaller than a batch).
     order = order.repeat(-(-total // count))[:total]
 
-    # Sort by length within pools of several batches; at least four pools, or batches would
-    # be made up of the same examples epoch after epoch.
+    # Sort by length within pools of several batches. There are at least four pools, as otherwise
+    # batches would consist of the same examples epoch after epoch.
     pool = width * min(_MAX_POOL, max(1, steps // 4))
     pools = torch.arange(total) // pool
     by_length = (pools * (int(keys.max()) + 1) + keys[order]).argsort(stable=True)
@@ -152,14 +123,6 @@ def shuffled(
     return batches.gather(1, within).unbind(0)
 
 
-def _width(batch_size: int, multiple_of: int) -> int:
-    """The largest multiple of `multiple_of` within `batch_size`."""
-    for name, value in (("batch_size", batch_size), ("multiple_of", multiple_of)):
-        if type(value) is not int or value < 1:
-            raise DataError(f"{name}={value!r}; expected an integer of at least 1")
-    if batch_size < multiple_of:
-        raise DataError(
-            f"batch_size={batch_size} is below multiple_of={multiple_of}: each weight draw needs "
-            "at least one example"
-        )
-    return batch_size - batch_size % multiple_of
+def _check_size(name: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise DataError(f"{name}={value!r}; expected an integer of at least 1")

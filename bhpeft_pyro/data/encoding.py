@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, get_args
@@ -13,13 +14,22 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
-from .columns import DEFAULT_COLUMNS, Columns, Kind, check_texts, read_choices
-from .examples import Examples
-from .labels import read_answers, read_classes, read_ratings, unlabelled
+from .columns import (
+    Columns,
+    Kind,
+    check_texts,
+    read_answers,
+    read_choices,
+    read_classes,
+    read_ratings,
+    unlabelled,
+)
+from .examples import Examples, Tokens
 from .sources import read
-from .tokens import join_pairs, limit_of, probe, tokenise
 
 __all__ = ["CutWarning", "cut_once", "encode"]
+
+_CHUNK = 10_000  # rows given to the tokenizer at once: bounds the memory its result takes
 
 
 class CutWarning(UserWarning):
@@ -46,7 +56,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     kind: Kind,
-    columns: Columns = DEFAULT_COLUMNS,
+    columns: Columns = Columns(),
     num_labels: int | None = None,
     labelled: bool = True,
     new_names: bool = True,
@@ -54,19 +64,19 @@ def encode(
     """Read, check and tokenise a data set.
 
     Args:
-        source: a data set of the Hugging Face hub, by name: "owner/name", with a split
-            "owner/name:test" (default train; slices as in "owner/name:train[:1000]" work), with
-            a configuration "owner/name[config]:split"; or a `datasets.Dataset`; a path to a
-            .csv, .json or .jsonl file; a mapping of lists; a list of dicts; with
-            `labelled=False` also a list of texts or of (question, choices) pairs; or
-            `Examples`, which are returned as they are if they fit.
+        source: a data set of the Hugging Face hub by name, "owner/name", with a split
+            "owner/name:test" (by default train; slices such as "owner/name:train[:1000]" work) and
+            a configuration "owner/name[config]:split"; a `datasets.Dataset`; a path to a .csv,
+            .json or .jsonl file; a mapping of lists; a list of dicts; with `labelled=False` also a
+            list of texts or of (question, choices) pairs; or `Examples`, which are checked and
+            returned as they are.
         tokenizer: the backbone's.
         kind: "class", "rating" or "choice".
         columns: how the source is read.
-        num_labels: number of classes, where they have no names; by default the largest plus 1.
-        labelled: whether labels must be there. If not, they are used where no row lacks its own.
-        new_names: whether the source may name the classes where `columns.label_names` does not.
-            False where the classes are known by their numbers: other labels are then refused.
+        num_labels: number of classes, if they have no names; by default the largest plus 1.
+        labelled: whether labels are required. If not, they are used if every row has one.
+        new_names: whether the source may name the classes if `columns.label_names` does not. False
+            if the classes are known by number: names are then refused.
 
     Raises:
         DataError: anything that would make the data unusable, with column and row (from 0).
@@ -74,20 +84,16 @@ def encode(
     Warns:
         CutWarning: once, with the number of texts that were cut.
 
-    >>> from tokenizers import Tokenizer, models, pre_tokenizers
-    >>> from transformers import PreTrainedTokenizerFast
-    >>> words = Tokenizer(models.WordLevel({"?": 0, "yes": 1, "no": 2}, unk_token="?"))
-    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?")
-    >>> rows = [{"question": "no ?", "choices": ["yes", "no"], "answer": 1},
-    ...         {"question": "yes ?", "choices": ["no", "no no", "yes"], "answer": 2}]
-    >>> batch = next(encode(rows, tokenizer, kind="choice").batches(2))
+    >>> from bhpeft_pyro.testing import tiny_tokenizer
+    >>> rows = [{"question": "w5", "choices": ["w6", "w7"], "answer": 1},
+    ...         {"question": "w8", "choices": ["w6", "w7 w9", "w5"], "answer": 2}]
+    >>> batch = next(encode(rows, tiny_tokenizer(), kind="choice").batches(2))
     >>> batch.choices.tolist(), batch.labels.tolist()
     ([[True, True, False], [True, True, True]], [1, 2])
     """
+    names = columns.label_names
     if kind not in get_args(Kind):
         raise DataError(f"kind={kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}")
-    names, max_length = columns.label_names, columns.max_length
     if kind != "class" and (names is not None or num_labels is not None):
         raise DataError(f"label_names and num_labels are for kind='class', not for kind={kind!r}")
     if kind == "choice" and columns.pair is not None:
@@ -97,7 +103,7 @@ def encode(
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(f"num_labels={num_labels}, but there are {len(names)} label_names")
     pair = len(columns.inputs(kind)) == 2
-    limit = limit_of(tokenizer, max_length, pair and not join_pairs(tokenizer))
+    limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
     if isinstance(source, Examples):
         _check_compatible(source, tokenizer, kind, columns, num_labels, labelled)
         if names is None and source.label_names is not None and not new_names:
@@ -130,28 +136,27 @@ def encode(
         if kind == "rating" and values is not None:
             labels = read_ratings(values, target)
         elif values is not None:
-            feature = table.features[target]
-            guessed = names is None and num_labels is None
+            open_ended = names is None and num_labels is None
             labels, names, num_labels = read_classes(
-                values, target, feature, names, num_labels, new_names
+                values, target, table.features[target], names, num_labels, new_names
             )
-            if labelled and guessed and len(labels.unique()) == 1:
+            if labelled and open_ended and len(labels.unique()) == 1:
                 raise DataError(
                     f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
                     "expected at least two classes"
                 )
 
-    tokens, cut = tokenise(tokenizer, first, second, limit)
+    tokens, cut = _tokenise(tokenizer, first, second, limit)
     owner = torch.arange(len(texts))
     if counts is not None:
         owner = owner.repeat_interleave(counts)
     if int(tokens.lengths.min()) == 0:
         row = int(owner[tokens.lengths == 0][0])
         raise DataError(f"row {row}: the tokenizer finds no token in {texts[row]!r:.60}")
-    cut = torch.zeros(len(texts), dtype=torch.bool).index_put_((owner[cut],), torch.tensor(True))
-    if bool(cut.any()):
+    if cut:
+        number = len(owner[cut].unique())
         warnings.warn(
-            f"{int(cut.sum())} of {len(texts)} texts are longer than {limit} tokens and were cut",
+            f"{number} of {len(texts)} texts are longer than {limit} tokens and were cut",
             CutWarning,
             stacklevel=2,
         )
@@ -163,8 +168,7 @@ def encode(
         label_names=None if names is None else tuple(names),
         num_labels=num_labels if names is None else len(names),
         counts=counts,
-        cut=cut,
-        probe=probe(tokenizer),
+        probe=_probe(tokenizer),
     )
 
 
@@ -176,10 +180,10 @@ def _check_compatible(
     num_labels: int | None,
     labelled: bool,
 ) -> None:
-    """Whether examples that are encoded already are what was asked for."""
+    """Refuse examples that were encoded in another way than is asked for."""
     if examples.kind != kind:
         raise DataError(f"source holds examples of kind={examples.kind!r}; expected {kind!r}")
-    if examples.probe != probe(tokenizer):
+    if examples.probe != _probe(tokenizer):
         raise DataError("source was encoded with another tokenizer; encode the texts again")
     if labelled and examples.labels is None:
         raise DataError("source holds examples without labels; labelled=True needs them")
@@ -192,3 +196,101 @@ def _check_compatible(
     count = len(names) if names is not None else num_labels
     if count is not None and (examples.num_labels or 0) > count:
         raise DataError(f"source has {examples.num_labels} classes; expected {count}")
+
+
+def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int | None:
+    """The most tokens a sequence may have; None if neither user nor tokenizer set a limit."""
+    if max_length is None:
+        limit = tokenizer.model_max_length
+        return limit if limit < 10**6 else None  # "no limit" is a very large number there
+    least = tokenizer.num_special_tokens_to_add(pair=pair) + (2 if pair else 1)
+    if type(max_length) is not int or max_length < least:
+        raise DataError(f"max_length={max_length!r}; expected an integer of at least {least}")
+    return max_length
+
+
+def _joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether two texts become one, as for decoders, which have no separator token."""
+    return tokenizer.sep_token_id is None
+
+
+def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Vocabulary size and ids of a fixed text: tokenizers that agree on them pass for the same."""
+    text = "The 2nd quick-brown fox didn't jump; 'na\u00efve' caf\u00e9s, $1,984.50!"
+    ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]
+    return (len(tokenizer), *ids)
+
+
+def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad token's id, or the end-of-text token's (GPT-2, Llama), or 0: it is masked anyway."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    limit: int | None,
+) -> tuple[Tokens, list[int]]:
+    """Tokens of R texts (or pairs of texts), and which of them had to be cut to `limit`.
+
+    Two texts with a separator between them are cut longest first. Joined texts lose their
+    beginning: cutting the end could leave nothing of the second text, and make all choices equal.
+    """
+    cutter = tokenizer
+    if pairs is not None and _joins_pairs(tokenizer):
+        texts = [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
+        pairs = None
+        if limit is not None and tokenizer.truncation_side != "left":
+            cutter = copy.deepcopy(tokenizer)  # the caller's stays as it is
+            cutter.truncation_side = "left"
+
+    def call(
+        tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], limit: int | None
+    ) -> dict[str, list[list[int]]]:
+        encoded = tokenizer(
+            [texts[i] for i in rows],
+            None if pairs is None else [pairs[i] for i in rows],
+            padding=False,
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return dict(encoded)
+
+    ids: list[Tensor] = []
+    types: list[Tensor] = []
+    lengths: list[int] = []
+    cut: list[int] = []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = range(start, min(start + _CHUNK, len(texts)))
+        encoded = call(tokenizer, chunk, None)
+        sizes = [len(row) for row in encoded["input_ids"]]
+        over = [i for i, size in zip(chunk, sizes, strict=True) if limit and size > limit]
+        if over:
+            shorter = call(cutter, over, limit)
+            for name, rows in encoded.items():
+                for i, row in zip(over, shorter[name], strict=True):
+                    rows[i - start] = row
+        cut += over
+        lengths += [len(row) for row in encoded["input_ids"]]
+        ids.append(_flat(encoded["input_ids"]))
+        if "token_type_ids" in encoded:
+            types.append(_flat(encoded["token_type_ids"]))
+
+    tokens = Tokens(
+        ids=torch.cat(ids),
+        types=torch.cat(types) if types else None,
+        lengths=torch.tensor(lengths),
+        pad=_padding_id(tokenizer),
+        pad_type=int(tokenizer.pad_token_type_id),
+    )
+    return tokens, cut
+
+
+def _flat(rows: list[list[int]]) -> Tensor:
+    return torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32)

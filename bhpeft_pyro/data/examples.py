@@ -1,13 +1,10 @@
-"""`Examples`: a tokenised data set in memory, which yields batches.
-
-Examples as plain data and tensors, for files that are not pickled.
-"""
+"""`Examples`: a tokenised data set in memory, which yields batches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,16 +14,65 @@ from torch import Tensor
 from ..errors import DataError
 from .batch import Batch, in_order, shuffled
 from .columns import Kind
-from .tokens import Tokens
 
-__all__ = [
-    "Examples",
-    "describe",
-    "revive",
-]
-
+__all__ = ["Examples", "Tokens", "describe", "revive"]
 
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """R token sequences of any length, end to end in one tensor.
+
+    Attributes:
+        ids: (total,) int32, the sequences one after the other.
+        types: (total,) token type ids, where the tokenizer gives them.
+        lengths: (R,) number of tokens of each sequence, at least 1.
+        pad: the id to pad with.
+        pad_type: the token type to pad with.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    lengths: Tensor
+    pad: int
+    pad_type: int = 0
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(R,) where in `ids` each sequence begins."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The sequences `rows` (K,), in that order."""
+        lengths = self.lengths[rows]
+        shift = self.starts[rows] - (lengths.cumsum(0) - lengths)
+        at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+        types = None if self.types is None else self.types[at]
+        return Tokens(self.ids[at], types, lengths, self.pad, self.pad_type)
+
+    def padded(self, rows: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+        """The transformer's inputs for the sequences `rows` (...), padded on the right: (..., T).
+
+        Where `present` (...) is False the row is a dummy of padding with its first token visible,
+        as attention over no token at all would be NaN.
+        """
+        lengths = self.lengths[rows]
+        if present is not None:
+            lengths = lengths * present
+        offsets = torch.arange(int(lengths.max()))
+        real = offsets < lengths.unsqueeze(-1)
+        at = (self.starts[rows].unsqueeze(-1) + offsets).masked_fill(~real, 0)
+        mask = real.long()
+        if present is not None:
+            mask[..., 0] = 1
+        inputs = {
+            "input_ids": self.ids[at].long().masked_fill(~real, self.pad),
+            "attention_mask": mask,
+        }
+        if self.types is not None:
+            inputs["token_type_ids"] = self.types[at].long().masked_fill(~real, self.pad_type)
+        return inputs
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,22 +87,17 @@ class Examples:
         label_names: names of the classes, where they have any.
         num_labels: number of classes (kind "class" with labels or names).
         counts: (N,) number of choices (kind "choice").
-        cut: (N,) bool, which examples were too long and are not complete.
         probe: ids by which another tokenizer is recognised.
 
-    >>> from tokenizers import Tokenizer, models, pre_tokenizers
-    >>> from transformers import PreTrainedTokenizerFast
-    >>> words = Tokenizer(models.WordLevel({"?": 0, "good": 1, "bad": 2}, unk_token="?"))
-    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", pad_token="?")
     >>> from bhpeft_pyro.data import encode
-    >>> data = encode({"text": ["good", "bad bad", "good good"], "label": ["+", "-", "+"]},
-    ...               tokenizer, kind="class")
+    >>> from bhpeft_pyro.testing import tiny_tokenizer
+    >>> table = {"text": ["w5", "w6 w7", "w5 w8"], "label": ["+", "-", "+"]}
+    >>> data = encode(table, tiny_tokenizer(), kind="class")
     >>> data
     Examples(3 of kind 'class', labels ('+', '-'))
     >>> batch = next(data.batches(2))
     >>> batch.inputs["input_ids"].tolist(), batch.labels.tolist(), batch.size
-    ([[1, 0], [2, 2]], [0, 1], 3)
+    ([[5, 0], [6, 7]], [0, 1], 3)
     """
 
     kind: Kind
@@ -66,7 +107,6 @@ class Examples:
     label_names: tuple[str, ...] | None
     num_labels: int | None
     counts: Tensor | None
-    cut: Tensor
     probe: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -76,11 +116,6 @@ class Examples:
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
         return f"Examples({len(self)} of kind {self.kind!r}, {what})"
-
-    @property
-    def truncated(self) -> int:
-        """How many examples were too long and have been cut."""
-        return int(self.cut.sum())
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -115,13 +150,9 @@ class Examples:
         return hashlib.sha256(what.encode() + b"".join(sorted(digests))).hexdigest()
 
     def hold_out(self, seed: int) -> tuple[Examples, Examples | None]:
-        """A fifth of the examples apart, 500 at most; none of fewer than 50.
+        """The examples without a random fifth of them (500 at most), and that fifth.
 
-        Args:
-            seed: of the choice.
-
-        Returns:
-            The rest, in its order, and those held out.
+        Both keep their order. Nothing is held out of fewer than 50 examples.
         """
         if len(self) < _FEW:
             return self, None
@@ -147,16 +178,12 @@ class Examples:
                 f"expected 0 to {len(self) - 1}"
             )
         rows, present = self._rows(chosen)
-        return Examples(
-            kind=self.kind,
+        return replace(
+            self,
             tokens=self.tokens.take(rows if present is None else rows[present]),
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
-            label_names=self.label_names,
-            num_labels=self.num_labels,
             counts=None if self.counts is None else self.counts[chosen],
-            cut=self.cut[chosen],
-            probe=self.probe,
         )
 
     def concat(self, *others: Examples) -> Examples:
@@ -177,24 +204,19 @@ class Examples:
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
         numbers = [part.num_labels for part in parts if part.num_labels is not None]
-        lengths = torch.cat([part.tokens.lengths for part in parts])
-        tokens = Tokens(
+        tokens = replace(
+            self.tokens,
             ids=torch.cat([part.tokens.ids for part in parts]),
             types=_cat([part.tokens.types for part in parts]),
-            lengths=lengths,
-            pad=self.tokens.pad,
-            pad_type=self.tokens.pad_type,
+            lengths=torch.cat([part.tokens.lengths for part in parts]),
         )
-        return Examples(
-            kind=self.kind,
+        return replace(
+            self,
             tokens=tokens,
             labels=_cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),
-            label_names=self.label_names,
             num_labels=max(numbers, default=None),
             counts=_cat([part.counts for part in parts]),
-            cut=torch.cat([part.cut for part in parts]),
-            probe=self.probe,
         )
 
     def batches(
@@ -204,48 +226,42 @@ class Examples:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
         multiple_of: int = 1,
-        size: int | None = None,
-        drop_last: bool = False,
     ) -> Iterator[Batch]:
         """One pass over the data.
 
-        Without `shuffle`: in order, each example exactly once, the last batch maybe smaller.
-        With it: random batches of examples of like length, all of one size, at most
-        `batch_size`, a few examples at random appearing twice to fill the last one (with
-        `drop_last`: left out at random). At every step (N / B) * (sum over the batch) is an
-        unbiased estimate of the sum over the data, so the ELBO's gradient is unbiased too.
+        Without `shuffle` each example comes exactly once, in order; the last batch may be smaller.
+        With `shuffle` batches are random, group examples of similar length, and all have one size;
+        a few random examples appear twice to fill the last batch. At every step (N / B) * (sum
+        over the batch) is an unbiased estimate of the sum over the data, so the ELBO's gradient is
+        unbiased too.
 
         Args:
-            batch_size: at most so many examples a batch; rounded down to a multiple of
-                `multiple_of`.
+            batch_size: the most examples a batch may have.
             generator: for the shuffling; torch's global one by default.
-            multiple_of: the number of weight draws each batch is shared out over.
-            size: `Batch.size`, if these examples stand for more than themselves.
-            drop_last: only full batches.
+            multiple_of: with `shuffle`, the number of weight draws that share each batch, which
+                must divide its size.
 
         Raises:
-            DataError: sizes that cannot work, at the call, not at the first batch.
+            DataError: the sizes cannot work. Raised at the call, not at the first batch.
         """
-        if size is not None and (type(size) is not int or size < 1):
-            raise DataError(f"size={size!r}; expected an integer of at least 1")
         if shuffle:
-            plan = shuffled(self._keys, batch_size, multiple_of, drop_last, generator)
+            plan = shuffled(self._keys, batch_size, multiple_of, generator)
         else:
-            plan = in_order(len(self), batch_size, multiple_of, drop_last)
-        return (self._batch(indices, size) for indices in plan)
+            plan = in_order(len(self), batch_size)
+        return (self._batch(indices) for indices in plan)
 
     def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
 
-        For prediction, with next to no padding: `out[indices] = outputs` restores the order.
+        For prediction, with hardly any padding: `out[indices] = outputs` restores the order.
         """
-        plan = in_order(len(self), batch_size, 1, False)
+        plan = in_order(len(self), batch_size)
         order = self._keys.argsort(descending=True, stable=True)
-        return ((order[at], self._batch(order[at], None)) for at in plan)
+        return ((order[at], self._batch(order[at])) for at in plan)
 
     @property
     def _keys(self) -> Tensor:
-        """(N,) sort keys that put alike examples together: by choices, then by length."""
+        """(N,) sort keys that put similar examples together: by choices, then by length."""
         if self.counts is None:
             return self.lengths
         return self.counts * (int(self.lengths.max()) + 1) + self.lengths
@@ -260,12 +276,12 @@ class Examples:
         present = choice < counts
         return (first + choice).masked_fill(~present, 0), present
 
-    def _batch(self, indices: Tensor, size: int | None) -> Batch:
+    def _batch(self, indices: Tensor) -> Batch:
         rows, present = self._rows(indices)
         return Batch(
             inputs=self.tokens.padded(rows, present),
             labels=None if self.labels is None else self.labels[indices],
-            size=len(self) if size is None else size,
+            size=len(self),
             choices=present,
         )
 
@@ -275,42 +291,25 @@ def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(there) if there else None
 
 
-_TOKENS = ("ids", "types", "lengths")
-_OWN = ("labels", "counts", "cut")
-_PLAIN = ("kind", "texts", "label_names", "num_labels", "probe")
-
-
 def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Plain data and tensors; `revive` makes the same examples of them.
+    """Plain data and tensors for a file, from which `revive` makes the same examples.
 
     >>> from bhpeft_pyro.testing import tiny_examples
     >>> examples = tiny_examples(3)
     >>> revive(*describe(examples)).fingerprint == examples.fingerprint
     True
     """
-    tokens = examples.tokens
-    tensors = {name: getattr(tokens, name) for name in _TOKENS}
-    tensors |= {name: getattr(examples, name) for name in _OWN}
-    plain = {name: getattr(examples, name) for name in _PLAIN}
-    plain |= {"pad": tokens.pad, "pad_type": tokens.pad_type}
-    return plain, {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    parts = (examples, examples.tokens)
+    values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
+    del values["tokens"]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    return {name: value for name, value in values.items() if name not in tensors}, tensors
 
 
 def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
     """The examples that were described."""
-    tokens = Tokens(
-        **{name: tensors.get(name) for name in _TOKENS},  # type: ignore[arg-type]
-        pad=plain["pad"],
-        pad_type=plain["pad_type"],
-    )
-    own: dict[str, Any] = {name: tensors.get(name) for name in _OWN}
-    names = plain["label_names"]
-    return Examples(
-        kind=plain["kind"],
-        tokens=tokens,
-        texts=tuple(plain["texts"]),
-        label_names=None if names is None else tuple(names),
-        num_labels=plain["num_labels"],
-        probe=tuple(plain["probe"]),
-        **own,
-    )
+    # JSON has lists in place of tuples.
+    values: dict[str, Any] = {**plain, **tensors}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
+    return Examples(tokens=tokens, **values)

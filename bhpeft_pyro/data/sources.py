@@ -1,4 +1,4 @@
-"""Every accepted source becomes one `datasets.Dataset` with just the columns that are needed."""
+"""Every accepted source becomes one `datasets.Dataset` with only the columns that are needed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
 )
 _SUFFIXES = (".csv", ".json", ".jsonl")
-# No names, such as "007", nor what would lose digits.
+# Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
 _REAL = rf"[+]?(?:{_INTEGER}(?:\.\d*)?|-?\.\d+)(?:[eE][+-]?\d{{1,2}})?"
 _EXPECTED = (
@@ -31,13 +31,12 @@ _EXPECTED = (
 
 
 def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
-    """The rows of `source`, whatever it is; without the target column only if not `labelled`.
+    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`.
 
     Raises:
         DataError: the source cannot be read, is empty, lacks a column, or mixes types.
     """
-    needed = columns.inputs(kind)
-    target = columns.target(kind)
+    needed, target = columns.inputs(kind), columns.target(kind)
     if isinstance(source, DatasetDict):
         splits = ", ".join(map(repr, source))
         raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
@@ -48,12 +47,9 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
         source = _from_rows(list(source), kind, columns)
 
-    if isinstance(source, Dataset):
-        names = source.column_names
-    elif isinstance(source, Mapping):
-        names = list(source)
-    else:
+    if not isinstance(source, (Dataset, Mapping)):
         raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
+    names = source.column_names if isinstance(source, Dataset) else list(source)
     for name in (*needed, target) if labelled else needed:
         if name not in names:
             there = ", ".join(repr(other) for other in names) or "none"
@@ -76,23 +72,25 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
 
     Args:
         source: a path, or a name.
-        texts: columns of a CSV file that are no numbers, whatever they look like; None for all.
+        texts: columns of a CSV file that are kept as text, whatever they look like; None for all.
 
     Raises:
-        DataError: it is not there, or cannot be read.
+        DataError: it does not exist, or cannot be read.
     """
     path = Path(source)
     if path.suffix.lower() in _SUFFIXES:
         if not path.is_file():
             raise DataError(f"source={str(source)!r}: there is no such file")
-        _check_file(path)
-        return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
+        try:
+            return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
+        except ValueError as error:  # a DataError is one too
+            raise DataError(f"source={str(source)!r} cannot be read: {error}") from error
     if isinstance(source, Path) or path.is_file():
         raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
     match = _HUB_NAME.fullmatch(source)
     if match is None:
         raise DataError(
-            f"source={source!r} is no file and no name of a data set on the hub; expected "
+            f"source={source!r} is neither a file nor the name of a data set on the hub; expected "
             "'owner/name', 'owner/name:split' or 'owner/name[config]:split' "
             "(a single text goes in a list)"
         )
@@ -101,15 +99,14 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     except Exception as error:  # whatever goes wrong inside: network, syntax, split
         cause = error.__cause__ or error  # which may be hidden behind an error of its own
         raise DataError(
-            f"source={source!r} is no file here, and cannot be loaded from the hub: "
+            f"source={source!r} is not a file here, and cannot be loaded from the hub: "
             f"{type(cause).__name__}: {cause}".rstrip()
         ) from error
 
 
 def _read_json(path: Path) -> Dataset:
     """One JSON object a line, or a list of them."""
-    # Not by `datasets`, which takes the types of a column from a file's first part, and makes dates
-    # of texts.
+    # Not by `datasets`, which infers a column's type from a file's first part, and parses dates.
     text = path.read_text(encoding="utf-8-sig")
     whole = text.lstrip().startswith("[")
     rows: list[object] = []
@@ -120,28 +117,21 @@ def _read_json(path: Path) -> Dataset:
             found = json.loads(part)
         except ValueError as error:
             raise DataError(
-                f"source={str(path)!r}, line {number}: no JSON ({error}); expected an object a "
-                "line, or a list of them"
+                f"line {number} is not JSON ({error}); expected an object a line, or a list of them"
             ) from error
         rows += found if whole else [found]
     if not rows:
-        raise DataError(f"source={str(path)!r}: the file is empty")
-    dicts = [_expect(row, i, Mapping, "an object") for i, row in enumerate(rows)]
-    return _from_lists(_by_column(dicts))
+        raise DataError("the file is empty")
+    return _from_lists(_by_column(rows, "an object"))
 
 
 def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
-    """Every cell text, but for columns whose cells are all numbers; "007" is none."""
-    try:
-        # Not by `datasets`, which takes the type of a column from its first rows alone. And the
-        # texts "NA", "None" and "null" are no missing values.
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
-    except ValueError as error:
-        raise DataError(
-            f"source={str(path)!r} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
+    """Columns of text, or of numbers if every cell is one ("007" is not)."""
+    # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
+    # "None" and "null" are not missing values.
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values="", encoding="utf-8-sig")
     if not isinstance(table.index, pd.RangeIndex):
-        raise DataError(f"source={str(path)!r}: rows have more cells than the header has names")
+        raise DataError("rows have more cells than the header has names; expected commas between")
     columns = {
         name: _cells(table[name]) if texts is None or name in texts else _typed(table[name])
         for name in table.columns
@@ -162,39 +152,12 @@ def _cells(column: pd.Series) -> list[Any]:
     return column.astype(object).where(column.notna(), None).tolist()
 
 
-def _check_file(path: Path) -> None:
-    """What the readers of files fail on without saying why."""
-    where, lines = f"source={str(path)!r}", 0
-    with path.open(encoding="utf-8-sig") as file:
-        try:
-            header = file.readline()
-            lines = sum(1 for line in file if line.strip())
-        except UnicodeDecodeError as error:
-            byte = error.object[error.start]
-            raise DataError(
-                f"{where}: the byte 0x{byte:02x} is no UTF-8; save the file in that encoding"
-            ) from error
-    if not header.strip() and lines == 0:
-        raise DataError(f"{where}: the file is empty")
-    if path.suffix.lower() != ".csv":
-        return
-    for separator in (";", "\t"):
-        if separator in header and "," not in header:
-            raise DataError(
-                f"{where}: the header {header.strip()!r:.60} is separated by {separator!r}; "
-                "expected commas"
-            )
-    if lines == 0:
-        raise DataError(f"{where}: the file has a header, and no rows")
-
-
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
     """A list of dicts, of texts, or of pairs (text and pair, question and choices)."""
     if not rows:
         raise DataError("source is empty: at least one example is needed")
     if isinstance(rows[0], Mapping):
-        dicts = [_expect(row, i, Mapping, "a dict") for i, row in enumerate(rows)]
-        return _by_column(dicts)
+        return _by_column(rows, "a dict")
     names = columns.inputs(kind)
     if len(names) == 1:
         return {names[0]: [_expect(row, i, str, "a text") for i, row in enumerate(rows)]}
@@ -206,10 +169,11 @@ def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str
     return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
 
 
-def _by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Of each column its cells; None where a row has none."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+def _by_column(rows: Sequence[object], expected: str) -> dict[str, list[Any]]:
+    """The cells of each column; None where a row has none."""
+    dicts = [_expect(row, i, Mapping, expected) for i, row in enumerate(rows)]
+    names = dict.fromkeys(name for row in dicts for name in row)
+    return {name: [row.get(name) for row in dicts] for name in names}
 
 
 def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
@@ -235,20 +199,8 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         try:
             tables.append(Dataset.from_dict({name: column}))
         except (TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"column {name!r}: {_mixture(column)} ({error})") from error
+            known = (type(column[0]), type(None))
+            odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
+            where = "" if odd is None else f", row {odd}: {column[odd]!r:.60}"
+            raise DataError(f"column {name!r}{where}: mixed or unknown types: {error}") from error
     return concatenate_datasets(tables, axis=1)
-
-
-def _mixture(column: list[Any]) -> str:
-    """Which row breaks the type of the first one."""
-    kinds = [_type_name(value) for value in column]
-    odd = next((i for i, kind in enumerate(kinds) if kind not in (kinds[0], "NoneType")), None)
-    if odd is None:
-        return f"values of type {kinds[0]} cannot be read"
-    return f"mixed types: row 0 is {kinds[0]}, row {odd} is {kinds[odd]} ({column[odd]!r:.60})"
-
-
-def _type_name(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "list of " + "/".join(sorted({type(entry).__name__ for entry in value}))
-    return type(value).__name__

@@ -1,20 +1,8 @@
 """Diagnostics: how far a posterior may be trusted."""
 
-from .diagnosis import Diagnosis, Information, diagnose, information
-from .psis import PSIS, psis
+from .psis import PSIS, Diagnosis, diagnose, psis
 from .ranks import Calibration
 from .reference import Comparison, against
 from .sbc import sbc
 
-__all__ = [
-    "PSIS",
-    "Calibration",
-    "Comparison",
-    "Diagnosis",
-    "Information",
-    "against",
-    "diagnose",
-    "information",
-    "psis",
-    "sbc",
-]
+__all__ = ["PSIS", "Calibration", "Comparison", "Diagnosis", "against", "diagnose", "psis", "sbc"]

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling: how far a guide is from the posterior."""
+"""Pareto-smoothed importance sampling (PSIS): how far a guide is from the posterior."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
@@ -28,10 +28,10 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = ["PSIS", "psis"]
+__all__ = ["PSIS", "Diagnosis", "diagnose", "psis"]
 
-_FEWEST = 100  # draws; with fewer no k-hat above 0.5 could be trusted
-_EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only: there is no tail
+_FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
+_EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,15 @@ class PSIS:
     """What importance ratios p(labels, w) / q(w) say of a guide q (Vehtari et al. 2024).
 
     Attributes:
-        k_hat: shape of the generalised Pareto distribution fitted to the largest ratios. They
+        k_hat: shape of the generalised Pareto distribution fitted to the largest ratios, which
             have 1 / k_hat finite moments.
-        effective_samples: 1 / (sum of squared normalised weights): of so many independent draws
-            of the posterior the S weighted ones are worth.
-        log_evidence: log p(labels), in nats. At another temperature than 1 the integral of
-            p(labels | w)^(1/T) p(w).
-        standard_error: of `log_evidence`; it means something where `k_hat` is not bad.
+        effective_samples: 1 / (sum of squared normalised weights): the S weighted draws are worth
+            this many independent draws of the posterior.
+        log_evidence: log p(labels), in nats. At a temperature T other than 1 it is the logarithm
+            of the integral of p(labels | w)^(1/T) p(w).
+        standard_error: of `log_evidence`; meaningful if `k_hat` is not bad.
         samples: S.
 
-    >>> import torch
     >>> normal = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     >>> [PSIS.of(spread * normal).verdict for spread in (0.0, 0.1, 9.0)]
     ['good', 'good', 'bad']
@@ -68,7 +67,7 @@ log evidence -21.50 ± 0.05
         """Smooth (S,) log importance ratios.
 
         Raises:
-            ConfigError: fewer than 100, or values that no ratio has.
+            ConfigError: fewer than 100 ratios, a NaN, or a largest one that is not finite.
         """
         if log_ratios.dim() != 1 or len(log_ratios) < _FEWEST:
             raise ConfigError(
@@ -113,24 +112,24 @@ log evidence -21.50 ± 0.05
 
 
 def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0) -> PSIS:
-    """k-hat of a fitted guide, jointly over all its latents.
+    """k-hat of a fitted guide of any kind, jointly over all its latents.
 
-    Every draw is run on all the training data. A guide of any kind will do: this package's,
-    Pyro's, a function. A linear one is compared with the posterior of the linearised network that
-    it approximates, under the prior of its width (`LaplaceGuide.prior_of_width`); of a mixture each
-    component with its own, all draws together.
+    Every draw is run on all the training data. A Laplace approximation is compared with the
+    posterior of the linearised network that it approximates, under the prior chosen for its width
+    (`LaplaceGuide.prior_of_width`). In a mixture each component is compared with its own
+    posterior, and k-hat is that of all draws together.
 
     Args:
-        posterior: the posterior; its model's prior is the one of the last round.
-        data: what the last round was fitted to; with replay `Examples` of its own and of those that
-            the round before had kept, `encode(...).concat(before.coreset.examples)`.
+        posterior: the posterior; its model's prior is that of the last round.
+        data: what the last round was fitted to; with replay, `Examples` of its own data and of
+            those kept by the round before: `encode(...).concat(before.coreset.examples)`.
         samples: S, at least 100.
-        seed: the same seed gives the same draws.
+        seed: of the draws.
 
     Raises:
         DataError: other data than the last round's.
         ConfigError: fewer than 100 samples, or a fit at temperature 0, which has no posterior.
-        GuideError: the guide is a point, or its density cannot be known.
+        GuideError: the guide is a point estimate, or its density is not known.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -139,15 +138,68 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     >>> psis(fitted, data, samples=200).samples
     200
     """
-    return psis_of(posterior, prepared(posterior, data, samples), samples, seed)
-
-
-def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
-    """The last round's data, once all is checked that `psis` needs."""
     if samples < _FEWEST:
         raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
+    feed = Feed(posterior.model, _training_examples(posterior, data))
+    parts: Sequence[Posterior] = (posterior,)
+    if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
+        parts = posterior.components  # each has its own linearised network
+    share = -(-samples // len(parts))
+    ratios = [
+        log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))
+        for number, each in enumerate(parts)
+    ]
+    return PSIS.of(torch.cat(ratios))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How good a posterior is, as far as that is known without a reference.
+
+    Attributes:
+        psis: how near the guide is to the posterior, over all latents.
+        guards: warnings of the last round's report.
+        components: of a `MixturePosterior`, a diagnosis of each; the rest is of the mixture.
+
+    >>> print(Diagnosis(PSIS(0.4, 250.0, -21.5, 0.05, 1000), ()))
+    PSIS k-hat 0.40: good (within 0.67, the limit for 1000 draws); effective sample size 250.0; \
+log evidence -21.50 ± 0.05
+    no warnings
+    """
+
+    psis: PSIS
+    guards: tuple[str, ...]
+    components: tuple[Diagnosis, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [str(self.psis), *(self.guards or ["no warnings"])]
+        for number, each in enumerate(self.components, 1):
+            lines += [f"component {number}:", *(f"  {line}" for line in str(each).splitlines())]
+        return "\n".join(lines)
+
+
+def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
+    """`psis` on the training data, and the report's guards; for a mixture, of each component too.
+
+    Args:
+        posterior, data, samples, seed: as for `psis`, whose errors it raises.
+    """
+    components = posterior.components if isinstance(posterior, MixturePosterior) else ()
+    return Diagnosis(
+        psis=psis(posterior, data, samples, seed),
+        guards=tuple(posterior.report.guards),
+        components=tuple(diagnose(each, data, samples, seed) for each in components),
+    )
+
+
+def _training_examples(posterior: Posterior, data: object) -> Examples:
+    """The examples that the last round was fitted to, without those that it held out.
+
+    Raises:
+        DataError: `data` are not the last round's.
+    """
     examples: Examples = posterior.encode(data)
     report = posterior.report
     if report.split is not None and examples.fingerprint == report.given:
@@ -156,41 +208,23 @@ def prepared(posterior: Posterior, data: object, samples: int) -> Feed:
         replayed = ", with those that the round before had kept" if report.learnt else ""
         raise DataError(
             f"data: these {len(examples)} examples are not the {report.examples} that the last "
-            f"round was fitted to{replayed}: the posterior is that of those"
+            f"round was fitted to{replayed}"
         )
-    return Feed(posterior.model, examples)
+    return examples
 
 
-def psis_of(posterior: Posterior, feed: Feed, samples: int, seed: int) -> PSIS:
-    """`psis` on data that has been checked."""
-    parts: Sequence[Posterior] = (posterior,)
-    if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
-        parts = posterior.components  # each has a network of its own, linearised around its means
-    share = -(-samples // len(parts))
-    ratios = [
-        log_ratios(*_target(each), feed, share, seed + number, temperature=_temperature(each))
-        for number, each in enumerate(parts)
-    ]
-    return PSIS.of(torch.cat(ratios))
-
-
-def _target(posterior: Posterior) -> tuple[Model, nn.Module]:
-    """The model whose posterior a guide approximates; of a Laplace approximation that of the
-    linearised network, under the prior that its width was measured with."""
-    model, guide = posterior.model, posterior.guide
+def _target(posterior: Posterior) -> dict[str, Any]:
+    """The model whose posterior the guide approximates, the guide, and the temperature."""
+    model, guide, temperature = posterior.model, posterior.guide, posterior.report.temperature
     if isinstance(guide, LaplaceGuide):
-        prior = guide.prior_of_width(posterior.report.temperature)
+        prior = guide.prior_of_width(temperature)
         model = Model(model.network, prior, model.likelihood)
-        guide = guide.under(prior)
-    return model, guide
-
-
-def _temperature(posterior: Posterior) -> float:
-    return 1.0 if isinstance(posterior.guide, LaplaceGuide) else posterior.report.temperature
+        guide, temperature = guide.under(prior), 1.0
+    return {"model": model, "guide": guide, "temperature": temperature}
 
 
 def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
-    """Normalised smoothed log-weights, and k-hat: all that differs between ArviZ 0.x and 1.x."""
+    """Normalised smoothed log-weights and k-hat, from ArviZ 0.x or 1.x."""
     if np.ptp(log_ratios) < _EQUAL:
         return log_ratios - np.logaddexp.reduce(log_ratios), 0.0
     if hasattr(arviz, "psislw"):

@@ -1,40 +1,31 @@
-"""The outcome of simulation-based calibration: ranks, a test of them, a plot.
-
-Are ranks uniform? A test of the whole ECDF with a declared false-alarm rate.
-"""
+"""The outcome of simulation-based calibration: ranks, a test of their uniformity, a plot."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import binom, wilcoxon
 from torch import Tensor
 
-from ..errors import ConfigError
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "Calibration",
-    "band",
-    "symmetric",
-    "uniform",
-]
-
+__all__ = ["Calibration", "band", "uniform"]
 
 _SIMULATIONS = 20_000
+_CLEAR = 3.0  # z-value of a mean rank, or of its spread, from which the deviation gets a name
 
 
 def uniform(ranks: np.ndarray, draws: int) -> float:
-    """p-value of R ranks in 0..L being uniform, by the ECDF as a whole (Säilynoja et al. 2022).
+    """p-value of R ranks in 0..L being uniform, by the whole ECDF (Säilynoja et al. 2022).
 
-    The statistic is the least of the two-sided binomial tail probabilities of the ECDF over all
-    L points; its distribution is simulated, always from the same seed. Where no simulation is as
-    extreme, L times the statistic is a bound on the p-value, and may be the smaller one.
+    The statistic is the smallest of the two-sided binomial tail probabilities of the ECDF at its
+    L points. Its distribution is simulated, always from the same seed. Where no simulation is as
+    extreme, L times the statistic bounds the p-value. SciPy has no such test.
 
     Args:
         ranks: (R,) integers.
@@ -44,13 +35,13 @@ def uniform(ranks: np.ndarray, draws: int) -> float:
     (True, True)
     """
     counts = np.bincount(ranks, minlength=draws + 1).cumsum()[None, :-1]
-    found = _statistic(counts, len(ranks))[0]
-    below = np.searchsorted(_null(len(ranks), draws), found, "right")
-    return float(min((1 + below) / (_SIMULATIONS + 1), draws * found))
+    statistic = _statistic(counts, len(ranks))[0]
+    below = np.searchsorted(_null(len(ranks), draws), statistic, "right")
+    return float(min((1 + below) / (_SIMULATIONS + 1), draws * statistic))
 
 
 def band(replications: int, draws: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """(L,), (L,) the ends of a band that holds the whole ECDF of uniform ranks, at 0..L-1, with
+    """(L,), (L,) the ends of a band that contains the whole ECDF of uniform ranks, at 0..L-1, with
     probability `level`."""
     least = (1 - level) / draws  # as for `uniform`
     if (1 - level) * (_SIMULATIONS + 1) > 1:
@@ -59,21 +50,12 @@ def band(replications: int, draws: int, level: float) -> tuple[np.ndarray, np.nd
     return lower / replications, 1 - lower[::-1] / replications
 
 
-def symmetric(ranks: np.ndarray, draws: int) -> float:
-    """p-value of the ranks being symmetric about L/2: what Yao et al. (2018) test, by Wilcoxon.
-
-    A posterior that is too narrow, as mean-field posteriors are, passes; a biased one doesn't.
-    """
-    off = ranks - draws / 2
-    return float(wilcoxon(off).pvalue) if off.any() else 1.0
-
-
 def _points(draws: int) -> np.ndarray:
     return np.arange(1, draws + 1) / (draws + 1)
 
 
 def _statistic(counts: np.ndarray, replications: int) -> np.ndarray:
-    """Of cumulative counts (M, L): (M,)."""
+    """(M,) from cumulative counts (M, L)."""
     tails = _tails(replications, counts.shape[-1])
     return np.take_along_axis(tails, counts, 0).min(-1)
 
@@ -88,24 +70,21 @@ def _tails(replications: int, draws: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _null(replications: int, draws: int) -> np.ndarray:
-    """The statistic of uniform ranks, simulated, in order."""
+    """The statistic of simulated uniform ranks, sorted."""
     bins = np.full(draws + 1, 1 / (draws + 1))
     generator = np.random.default_rng(0)
     counts = generator.multinomial(replications, bins, _SIMULATIONS).cumsum(-1)[:, :-1]
     return np.sort(_statistic(counts, replications))
 
 
-_CLEAR = 3.0  # sds of a mean rank, or of its spread, that give a name to what is wrong
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Where the truth ranks among posterior draws, over R simulated data sets; made by `sbc`.
+    """Ranks of the truth among posterior draws, over R simulated data sets; made by `sbc`.
 
     Attributes:
         names: of the Q quantities.
         ranks: (R, Q) how many of the L draws lie below the truth: uniform in 0..L if the draws
-            are of the posterior.
+            are from the posterior.
         draws: L.
         false_alarm: the probability that exact posteriors fail, over all quantities together.
 
@@ -121,30 +100,25 @@ class Calibration:
     draws: int
     false_alarm: float = 0.01
 
-    def __post_init__(self) -> None:
-        if self.ranks.dim() != 2 or self.ranks.shape[1] != len(self.names):
-            raise ConfigError(
-                f"ranks have shape {tuple(self.ranks.shape)}, expected (R, {len(self.names)})"
-            )
-        if not 0 < self.false_alarm < 1:
-            raise ConfigError(f"false_alarm={self.false_alarm} must lie between 0 and 1")
+    @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return dict(zip(self.names, self.ranks.T.numpy(), strict=True))
 
     @cached_property
     def p_values(self) -> dict[str, float]:
-        """Per quantity, of its ranks being uniform (`uniformity.uniform`)."""
-        columns = self.ranks.T.numpy()
-        return {
-            name: uniform(column, self.draws)
-            for name, column in zip(self.names, columns, strict=True)
-        }
+        """Per quantity, the p-value of its ranks being uniform (`ranks.uniform`)."""
+        return {name: uniform(ranks, self.draws) for name, ranks in self._columns.items()}
 
     @cached_property
     def bias(self) -> dict[str, float]:
-        """Per quantity, the p-value of ranks symmetric about their middle (Yao et al. 2018)."""
-        columns = self.ranks.T.numpy()
+        """Per quantity, the p-value of ranks being symmetric about their middle.
+
+        This is what Yao et al. (2018) test, here by Wilcoxon's test. A posterior that is too
+        narrow, as mean-field posteriors are, passes; a biased one does not.
+        """
+        off = {name: ranks - self.draws / 2 for name, ranks in self._columns.items()}
         return {
-            name: symmetric(column, self.draws)
-            for name, column in zip(self.names, columns, strict=True)
+            name: float(wilcoxon(each).pvalue) if each.any() else 1.0 for name, each in off.items()
         }
 
     @property
@@ -168,9 +142,8 @@ class Calibration:
 
     def shape(self, name: str) -> str:
         """How the posterior of a quantity misses the truth: "too low", "too narrow", or ""."""
-        rank = self.ranks[:, self.names.index(name)].double()
-        place = ((rank + 0.5) / (self.draws + 1)).numpy() - 0.5  # uniform: mean 0, square 1/12
-        root = len(place) ** 0.5
+        place = (self._columns[name] + 0.5) / (self.draws + 1) - 0.5
+        root = len(place) ** 0.5  # if uniform, a place has mean 0 and variance 1/12
         shift = place.mean() * root * 12**0.5
         spread = (np.square(place).mean() - 1 / 12) * root * 180**0.5
         words = []
@@ -196,13 +169,27 @@ class Calibration:
         return "\n".join(lines)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The ranks' ECDFs less the uniform one, and the band that holds one of them, if exact,
-        with probability 1 - `false_alarm` / Q."""
-        from ..plots import rank_ecdf
+        """Draw the ranks' ECDFs less that of uniform ranks, and a band.
 
+        If the posterior is exact, each curve stays in the band with probability
+        1 - `false_alarm` / Q. Curves that leave it are coloured and named. One that is positive at
+        the left and negative at the right means too narrow a posterior, the reverse too wide a
+        one, and a curve on one side a biased one.
+        """
+        from ..plots.forecasts import GREY, SKY, STYLES, new_axes  # Matplotlib is slow to import
+
+        ax = new_axes(ax)
+        at = _points(self.draws)
         lower, upper = band(len(self.ranks), self.draws, 1 - self._each)
-        ecdfs = {}
-        for name, column in zip(self.names, self.ranks.T.numpy(), strict=True):
-            counts = np.bincount(column, minlength=self.draws + 1).cumsum()[:-1]
-            ecdfs[name] = counts / len(self.ranks)
-        return rank_ecdf(ecdfs, lower, upper, ax)
+        ax.fill_between(at, lower - at, upper - at, color=SKY, alpha=0.35, lw=0, label="band")
+        looks = cycle(STYLES)
+        for name, ranks in self._columns.items():
+            ecdf = np.bincount(ranks, minlength=self.draws + 1).cumsum()[:-1] / len(ranks)
+            if ((ecdf < lower) | (ecdf > upper)).any():
+                (colour, marker), every = next(looks), max(1, len(at) // 12)
+                ax.plot(at, ecdf - at, color=colour, marker=marker, markevery=every, label=name)
+            else:
+                ax.plot(at, ecdf - at, color=GREY, linewidth=0.9, zorder=1.5)
+        ax.set(xlabel="rank of the truth, as a fraction", ylabel="ECDF - uniform", xlim=(0, 1))
+        ax.legend(fontsize="small")
+        return ax

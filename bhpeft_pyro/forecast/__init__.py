@@ -11,7 +11,7 @@ of the draws (at least float32). In this package S counts draws, N examples and 
 """
 
 from .base import Forecast
-from .classes import ClassAccumulator, ClassForecast
+from .classes import ClassForecast
 from .ratings import RatingForecast
 
-__all__ = ["ClassAccumulator", "ClassForecast", "Forecast", "RatingForecast"]
+__all__ = ["ClassForecast", "Forecast", "RatingForecast"]

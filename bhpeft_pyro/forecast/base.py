@@ -16,7 +16,7 @@ from ..errors import ConfigError, DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Forecast", "as_labels", "check_shape", "join_fields", "join_tensors"]
+__all__ = ["Forecast", "as_labels", "check_shape"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -24,7 +24,7 @@ class Forecast(ABC):
     """A predictive distribution for each of N examples.
 
     Attributes:
-        labels: (N,) what was observed, or None.
+        labels: (N,) the observed labels, or None.
         texts: the N texts, or None.
     """
 
@@ -42,7 +42,7 @@ class Forecast(ABC):
         """A Hugging Face data set with one row an example."""
 
     def uncertainty(self, by: str = "total") -> Tensor:
-        """(N,) the one of `measures` that is named `by`, turned so that larger is less certain."""
+        """(N,) the one of `measures` named `by`, or 1 - confidence: larger is less certain."""
         if by not in self.measures:
             raise ConfigError(f"by={by!r} is unknown: expected one of {', '.join(self.measures)}")
         values: Tensor = getattr(self, by)
@@ -51,8 +51,8 @@ class Forecast(ABC):
     def flag(self, fraction: float = 0.1, by: str = "total") -> Tensor:
         """Indices of the `fraction` least certain examples, the least certain first.
 
-        At least one example; equally certain ones stay in their order. By "total" it is those most
-        likely to be wrong, by "epistemic" those that more labels would say most about.
+        At least one example is flagged; equally certain ones stay in order. By "total" these are
+        the examples most likely to be wrong; by "epistemic", those whose labels would teach most.
         """
         if not 0 < fraction <= 1:
             raise ConfigError(f"fraction={fraction} must be above 0 and at most 1")
@@ -60,7 +60,7 @@ class Forecast(ABC):
         return self.uncertainty(by).argsort(descending=True, stable=True)[: max(count, 1)]
 
     def with_labels(self, labels: Tensor | Sequence[float]) -> Self:
-        """The same forecast with what was observed."""
+        """The same forecast with these observed labels."""
         return replace(self, labels=as_labels(labels))
 
     def observed(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Forecast(ABC):
         return known
 
     def _check_rows(self, *, whole: bool) -> None:
-        """Check labels (whole numbers or any) and texts."""
+        """Check texts and labels, which may have to be whole numbers."""
         if self.texts is not None and len(self.texts) != len(self):
             raise DataError(f"texts has {len(self.texts)} entries for {len(self)} examples")
         if self.labels is None:
@@ -84,11 +84,12 @@ class Forecast(ABC):
         if not self.labels.isfinite().all():
             raise DataError("labels must be finite")
 
-    def _columns(self) -> dict[str, Any]:
+    def _columns(self, *names: str) -> dict[str, Any]:
+        """Text and label, where known, as they are shown; and the attributes `names`."""
         columns: dict[str, Any] = {} if self.texts is None else {"text": list(self.texts)}
         if self.labels is not None:
             columns["label"] = self.labels.tolist()
-        return columns
+        return columns | {name: getattr(self, name).tolist() for name in names}
 
 
 def as_labels(labels: Tensor | Sequence[float] | None) -> Tensor | None:
@@ -105,22 +106,3 @@ def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """Raise DataError unless `tensor` has the shape `expected`."""
     if tuple(tensor.shape) != expected:
         raise DataError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
-
-
-def join_tensors(tensors: Sequence[Tensor | None], name: str, dim: int = 0) -> Tensor | None:
-    """Join what all parts have; None if none has it."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    if given and len(given) != len(tensors):
-        raise DataError(f"parts must all have {name}, or none of them")
-    return torch.cat(given, dim) if given else None
-
-
-def join_fields(parts: Sequence[Forecast]) -> dict[str, Any]:
-    """The joined labels and texts of forecasts of several batches."""
-    texts = [part.texts for part in parts if part.texts is not None]
-    if texts and len(texts) != len(parts):
-        raise DataError("parts must all have texts, or none of them")
-    return {
-        "labels": join_tensors([part.labels for part in parts], "labels"),
-        "texts": [text for part in texts for text in part] if texts else None,
-    }

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels, check_shape, join_fields, join_tensors
+from .base import Forecast, as_labels, check_shape
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ClassAccumulator", "ClassForecast"]
+__all__ = ["ClassForecast"]
+
+_CHUNK = 32  # draws in double precision at a time
+_MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ClassForecast(Forecast):
-    """Forecast of classes, stars or multiple choice; made by `from_draws`.
+    """A forecast of classes, stars or multiple choice; made by `from_draws`.
 
     Attributes:
         probabilities: (N, C) E[p], the mean of the draws' probabilities (never of their logits).
@@ -28,18 +32,17 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
-        between: (N,) the part of `epistemic` in which the components of a mixture disagree; None
-            where there is but one, or draws of all of them are pooled.
+        between: (N,) the part of `epistemic` that is disagreement between the components of a
+            mixture; None if there is only one, or draws of all of them are pooled.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
-            the uncertainty that BH-PEFT ranks by. (Divided by C it is their mean; as a sum it
-            does not depend on choices that are mere padding.)
+            the uncertainty that BH-PEFT ranks by.
         draws: S.
         samples: (S, N, C) the draws, if kept.
         label_names: names of the C classes, or None.
         choices: (N, C) bool, True where a choice exists; None except for multiple choice.
 
     >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]])
-    >>> forecast = ClassForecast.from_draws(draws)     # the draws disagree on the first only
+    >>> forecast = ClassForecast.from_draws(draws)  # the draws disagree on the first example only
     >>> [round(value, 3) for value in forecast.epistemic.tolist()]
     [0.368, 0.0]
     >>> forecast.flag(0.5)
@@ -65,12 +68,11 @@ class ClassForecast(Forecast):
         if self.label_names is not None and len(self.label_names) != classes:
             raise DataError(f"label_names has {len(self.label_names)} names for {classes} classes")
         if self.labels is not None:
-            object.__setattr__(self, "labels", self.labels.long())
-            if not ((self.labels >= 0) & (self.labels < classes)).all():
-                raise DataError(
-                    f"labels must lie in 0..{classes - 1}, "
-                    f"got {int(self.labels.min())}..{int(self.labels.max())}"
-                )
+            labels = self.labels.long()
+            object.__setattr__(self, "labels", labels)
+            if not ((labels >= 0) & (labels < classes)).all():
+                ends = f"{int(labels.min())}..{int(labels.max())}"
+                raise DataError(f"labels must lie in 0..{classes - 1}, got {ends}")
         if self.choices is not None:
             check_shape("choices", self.choices, (count, classes))
             choices = self.choices.detach().cpu().bool()
@@ -94,13 +96,43 @@ class ClassForecast(Forecast):
         """The mixture of S draws' probabilities (S, N, C), each summing to one over C.
 
         Raises:
-            LikelihoodError: `probabilities` is no such tensor.
-            DataError: `labels`, `texts`, `label_names` or `choices` do not go with it.
+            LikelihoodError: `probabilities` is not such a tensor.
+            DataError: `labels`, `texts`, `label_names` or `choices` do not match it.
         """
-        accumulator = ClassAccumulator(keep_samples=keep_samples)
-        accumulator.add(probabilities)
-        return accumulator.forecast(
-            labels=labels, texts=texts, label_names=label_names, choices=choices
+        draws = _checked(probabilities)
+        first = draws[0].double()
+        first_entropy = _entropy(first)
+        # Sums are of differences from the first draw: exactly zero where all draws agree.
+        shift, square = torch.zeros_like(first), torch.zeros_like(first)
+        entropy_shift = torch.zeros_like(first_entropy)
+        for chunk in draws.split(_CHUNK):
+            difference = chunk.double() - first
+            shift += difference.sum(0)
+            square += difference.square().sum(0)
+            entropy_shift += (_entropy(chunk.double()) - first_entropy).sum(0)
+        count = len(draws)
+        shift /= count
+        mean = first + shift
+        total = _entropy(mean)
+        aleatoric = first_entropy + entropy_shift / count
+        values = {
+            "probabilities": mean,
+            "total": total,
+            "aleatoric": aleatoric,
+            # Entropy is concave, so a negative difference can only be rounding.
+            "epistemic": (total - aleatoric).clamp(min=0),
+            "variance": (square / count - shift.square()).clamp(min=0).sum(-1),
+        }
+        dtype = torch.promote_types(draws.dtype, torch.float32)
+        tensors: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
+        return cls(
+            **tensors,
+            draws=count,
+            samples=draws.clone() if keep_samples else None,
+            labels=as_labels(labels),
+            texts=texts,
+            label_names=label_names,
+            choices=choices,
         )
 
     @classmethod
@@ -117,64 +149,24 @@ class ClassForecast(Forecast):
         if len(components) == 1:
             return first
 
-        def mean(name: str) -> Tensor:
-            return torch.stack([getattr(each, name).double() for each in components]).mean(0)
+        def stacked(name: str) -> Tensor:
+            return torch.stack([getattr(each, name).double() for each in components])
 
-        probabilities = mean("probabilities")
+        probabilities = stacked("probabilities").mean(0)
         total = _entropy(probabilities)
-        between = (total - mean("total")).clamp(min=0)
-        square = torch.stack([each.probabilities.double() for each in components])
-        apart = square.var(0, correction=0).sum(-1)
+        between = (total - stacked("total").mean(0)).clamp(min=0)
+        apart = stacked("probabilities").var(0, correction=0).sum(-1)
+        values = {
+            "probabilities": probabilities,
+            "total": total,
+            "aleatoric": stacked("aleatoric").mean(0),
+            "epistemic": between + stacked("epistemic").mean(0),
+            "between": between,
+            "variance": stacked("variance").mean(0) + apart,
+        }
         dtype = first.probabilities.dtype
-        return replace(
-            first,
-            probabilities=probabilities.to(dtype),
-            total=total.to(dtype),
-            aleatoric=mean("aleatoric").to(dtype),
-            epistemic=(between + mean("epistemic")).to(dtype),
-            between=between.to(dtype),
-            variance=(mean("variance") + apart).to(dtype),
-            draws=sum(each.draws for each in components),
-        )
-
-    @classmethod
-    def cat(cls, parts: Sequence[ClassForecast]) -> ClassForecast:
-        """One forecast of all examples from forecasts of batches of them, by equally many draws.
-
-        Multiple-choice batches may differ in C: choices that are missing get probability zero.
-        """
-        if not parts:
-            raise DataError("parts is empty: there is nothing to join")
-        if len({part.draws for part in parts}) > 1:
-            raise DataError(f"parts come from {[p.draws for p in parts]} draws: make them equal")
-        names = [None if part.label_names is None else list(part.label_names) for part in parts]
-        if any(other != names[0] for other in names):
-            raise DataError("parts have different label_names")
-        widths = [part.probabilities.shape[1] for part in parts]
-        if len(set(widths)) > 1 and any(part.choices is None for part in parts):
-            raise DataError(f"parts have {widths} classes: only multiple choice may differ")
-
-        def joined(name: str, dim: int = 0) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            padded = [None if tensor is None else _pad(tensor, max(widths)) for tensor in tensors]
-            return join_tensors(padded, name, dim)
-
-        def flat(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
-        return cls(
-            probabilities=torch.cat([_pad(part.probabilities, max(widths)) for part in parts]),
-            total=flat("total"),
-            aleatoric=flat("aleatoric"),
-            epistemic=flat("epistemic"),
-            variance=flat("variance"),
-            draws=parts[0].draws,
-            between=join_tensors([part.between for part in parts], "between"),
-            samples=joined("samples", dim=1),
-            choices=joined("choices"),
-            label_names=names[0],
-            **join_fields(parts),
-        )
+        changes: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
+        return replace(first, **changes, draws=sum(each.draws for each in components))
 
     def __len__(self) -> int:
         return self.probabilities.shape[0]
@@ -186,7 +178,7 @@ class ClassForecast(Forecast):
 
     @property
     def predicted(self) -> list[str] | list[int]:
-        """N most probable classes by their names, or by their numbers where they have none."""
+        """N most probable classes by name, or by number if they have no names."""
         labels: list[int] = self.label.tolist()
         names = self.label_names
         return labels if names is None else [names[label] for label in labels]
@@ -198,9 +190,35 @@ class ClassForecast(Forecast):
 
     @property
     def log_probabilities(self) -> Tensor:
-        """(N, C) float64; what rounds to 0 is small, and only a choice that is not there -inf."""
+        """(N, C) float64 logs of `probabilities`; -inf only for choices that do not exist."""
         logs = self.probabilities.double().clamp_min(torch.finfo(torch.float32).tiny).log()
         return logs if self.choices is None else logs.masked_fill(~self.choices, -torch.inf)
+
+    def tempered(self, validation: ClassForecast) -> tuple[ClassForecast, float]:
+        """This forecast after temperature scaling, and the temperature (Guo et al. 2017).
+
+        The temperature T minimises the NLL of softmax(log p / T) on labelled examples that the
+        network was not trained on, p the mean of the draws; so all of the new forecast's
+        uncertainty is aleatoric. T above 1 makes forecasts less confident. It stays within
+        [1/100, 100]: if all labels are predicted, or none, the optimum is at 0 or infinity.
+
+        Args:
+            validation: a forecast of the labelled examples.
+
+        >>> sure = ClassForecast.from_draws(torch.tensor([[[0.98, 0.02]] * 4]), labels=[0, 0, 0, 1])
+        >>> round(sure.tempered(sure)[0].confidence[0].item(), 2)  # 3 of 4 are right
+        0.75
+        """
+        temperature = _best_temperature(validation.log_probabilities, validation.observed())
+        scaled = (self.log_probabilities / temperature).softmax(-1)
+        mended = ClassForecast.from_draws(
+            scaled.to(self.probabilities.dtype)[None],
+            labels=self.labels,
+            texts=self.texts,
+            label_names=self.label_names,
+            choices=self.choices,
+        )
+        return mended, temperature
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].
@@ -209,15 +227,14 @@ class ClassForecast(Forecast):
         """
         from datasets import ClassLabel, Dataset, Features  # slow to import, and seldom needed
 
-        columns = self._columns() | {"prediction": self.label.tolist()}
-        for name in ("confidence", "total", "aleatoric", "epistemic", "variance", "probabilities"):
-            columns[name] = getattr(self, name).tolist()
+        columns = self._columns("confidence", *Forecast.measures, "variance", "probabilities")
+        columns["prediction"] = self.label.tolist()
         dataset = Dataset.from_dict(columns)
         if self.label_names is None:
             return dataset
         named = {"label", "prediction"} & columns.keys()
         feature = ClassLabel(names=list(self.label_names))
-        # Not by a cast, which shows a bar.
+        # Not by a cast, which shows a progress bar.
         features = Features({**dataset.features, **dict.fromkeys(named, feature)})
         return Dataset.from_dict(columns, features)
 
@@ -232,97 +249,35 @@ class ClassForecast(Forecast):
         )
 
 
-class ClassAccumulator:
-    """Adds draws up chunk by chunk, so that all (S, N, C) need never be held at once.
-
-    Args:
-        keep_samples: keep the draws too, as the forecast's `samples`.
-
-    >>> accumulator = ClassAccumulator()
-    >>> for _ in range(3):
-    ...     accumulator.add(torch.full((2, 5, 4), 0.25))
-    >>> accumulator.forecast().draws
-    6
-    """
-
-    def __init__(self, *, keep_samples: bool = False) -> None:
-        self._kept: list[Tensor] | None = [] if keep_samples else None
-        self._draws = 0
-        self._first: Tensor | None = None  # (N, C), the first draw
-
-    def add(self, draws: Tensor) -> None:
-        """Add (s, N, C): the (N, C) class probabilities under s more draws."""
-        draws = _checked(draws, None if self._first is None else tuple(self._first.shape))
-        values = draws.double()
-        entropy = _entropy(values)
-        if self._first is None:
-            # Sums are of differences from the first draw: exactly zero where all draws agree.
-            self._dtype = torch.promote_types(draws.dtype, torch.float32)
-            self._first, self._first_entropy = values[0].clone(), entropy[0].clone()
-            self._shift, self._square = torch.zeros_like(values[0]), torch.zeros_like(values[0])
-            self._entropy_shift = torch.zeros_like(entropy[0])
-        difference = values - self._first
-        self._draws += draws.shape[0]
-        self._shift += difference.sum(0)
-        self._square += difference.square().sum(0)
-        self._entropy_shift += (entropy - self._first_entropy).sum(0)
-        if self._kept is not None:
-            self._kept.append(draws.clone())  # the caller may use its buffer again
-
-    def forecast(
-        self,
-        *,
-        labels: Tensor | Sequence[int] | None = None,
-        texts: Sequence[str] | None = None,
-        label_names: Sequence[str] | None = None,
-        choices: Tensor | None = None,
-    ) -> ClassForecast:
-        """The forecast from all draws added so far; the arguments are those of `from_draws`."""
-        if self._first is None:
-            raise LikelihoodError("there are no draws to make a forecast from: call add() first")
-        shift = self._shift / self._draws
-        probabilities = self._first + shift
-        variance = (self._square / self._draws - shift.square()).clamp(min=0).sum(-1)
-        total = _entropy(probabilities)
-        aleatoric = self._first_entropy + self._entropy_shift / self._draws
-        # Entropy is concave, so a negative difference can only be rounding.
-        epistemic = (total - aleatoric).clamp(min=0)
-        return ClassForecast(
-            probabilities=probabilities.to(self._dtype),
-            total=total.to(self._dtype),
-            aleatoric=aleatoric.to(self._dtype),
-            epistemic=epistemic.to(self._dtype),
-            variance=variance.to(self._dtype),
-            draws=self._draws,
-            samples=None if self._kept is None else torch.cat(self._kept),
-            labels=as_labels(labels),
-            texts=texts,
-            label_names=label_names,
-            choices=choices,
-        )
-
-
-def _pad(tensor: Tensor, width: int) -> Tensor:
-    """Zeros (or False) after the last dim, up to `width`."""
-    return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1]))
-
-
 def _entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats over the last dim, with 0 log 0 = 0."""
     return torch.special.entr(probabilities).sum(-1)
 
 
-def _checked(draws: Tensor, expected: tuple[int, ...] | None) -> Tensor:
+def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
+    absent = log_probabilities == -torch.inf  # choices that do not exist
+    logits = log_probabilities.masked_fill(absent, 0.0)  # 0 * -inf would be NaN
+    truth = logits.gather(1, labels[:, None])[:, 0]
+
+    def too_hot(temperature: float) -> bool:
+        """Whether the NLL, which is convex in 1/T, falls as T does."""
+        p = (logits / temperature).masked_fill(absent, -torch.inf).softmax(-1)
+        return bool(((p * logits).sum(-1) - truth).sum() < 0)
+
+    low, high = 1 / _MAX_TEMPERATURE, _MAX_TEMPERATURE
+    for _ in range(60):  # down to rounding in float64
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if too_hot(middle) else (middle, high)
+    return math.sqrt(low * high)
+
+
+def _checked(draws: Tensor) -> Tensor:
     """The draws (s, N, C) on the CPU, if they are probabilities at all."""
     shape = tuple(draws.shape)
     if not draws.is_floating_point() or len(shape) != 3 or min(shape) < 1 or shape[2] < 2:
         raise LikelihoodError(
             "probabilities must be a floating (S, N, C) tensor with S, N >= 1 and C >= 2, "
             f"got {draws.dtype} of shape {shape}"
-        )
-    if expected is not None and shape[1:] != expected:
-        raise LikelihoodError(
-            f"probabilities are (N, C) = {shape[1:]}, those added before were {expected}"
         )
     draws = draws.detach().cpu()
     sums = draws.double().sum(-1)

@@ -1,8 +1,4 @@
-"""How good a forecast is: right, well calibrated, and unsure where it is wrong.
-
-Calibration errors are our own, not torchmetrics': that one gives a confidence of exactly 1 a bin
-of its own, and takes probabilities a rounding error above 1 for logits.
-"""
+"""How good a forecast is: right, well calibrated, and unsure where it is wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, LikelihoodError
-from . import ClassForecast, Forecast, RatingForecast
+from ..errors import ConfigError
+from .base import Forecast
+from .classes import ClassForecast
+from .ratings import RatingForecast
 
 __all__ = [
     "CalibrationBins",
@@ -26,9 +24,7 @@ __all__ = [
     "nlls",
     "ood_auroc",
     "rejection_curve",
-    "standard_error",
 ]
-
 
 BINS = 15
 FRACTIONS = tuple(step / 10 for step in range(10))
@@ -46,8 +42,8 @@ def evaluate(
     `mutual_information`. For multiple choice a class is a position.
 
     Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; and `coverage_90`, the
-    share of labels within the 90 % interval. Of a likelihood that is no Normal the `nll` is exact
-    for the forecast's own labels; all else is of Normals with its means and sds.
+    share of labels within the 90 % interval. Under a likelihood that is not Normal, the `nll` is
+    exact for the forecast's own labels; all else is that of Normals with its means and sds.
 
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
     >>> scores = evaluate(ClassForecast.from_draws(draws), [0, 0])
@@ -59,7 +55,15 @@ def evaluate(
     truth = forecast.observed()
     if isinstance(forecast, ClassForecast):
         return _evaluate_classes(forecast, truth)
-    return _evaluate_ratings(_ratings(forecast), truth)
+    assert isinstance(forecast, RatingForecast)
+    error = forecast.mean.double() - truth.double()
+    return {
+        "mse": error.square().mean().item(),
+        "mae": error.abs().mean().item(),
+        "nll": nlls(forecast).mean().item(),
+        "crps": crps(forecast, truth).mean().item(),
+        "coverage_90": coverage(forecast, truth)[0],
+    }
 
 
 def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
@@ -70,24 +74,26 @@ def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> 
     """
     if isinstance(forecast, ClassForecast):
         return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
-    return -_ratings(forecast).log_prob(labels).double()
+    assert isinstance(forecast, RatingForecast)
+    return -forecast.log_prob(labels).double()
 
 
 def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, float]:
-    from torchmetrics.functional.classification import multiclass_f1_score  # slow to import
-
     probabilities = forecast.probabilities.double()
     classes = probabilities.shape[1]
     one_hot = torch.nn.functional.one_hot(labels, classes).double()
+    guessed = torch.nn.functional.one_hot(forecast.label, classes).double()
     correct = forecast.label == labels
     bins = calibration_bins(forecast.confidence, correct)
     classwise = [
         calibration_bins(probabilities[:, k], one_hot[:, k]).expected_error for k in range(classes)
     ]
-    f1 = multiclass_f1_score(forecast.label, labels, classes, average="macro")
+    # F1 = 2 TP / (2 TP + FP + FN), for each class that occurs.
+    occurs = (one_hot + guessed).sum(0)
+    f1 = 2 * (one_hot * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
     return {
         "accuracy": correct.double().mean().item(),
-        "f1": f1.item(),
+        "f1": f1.mean().item(),
         "nll": nlls(forecast, labels).mean().item(),
         "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
         "ece": bins.expected_error,
@@ -95,18 +101,6 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
         "mce": bins.maximum_error,
         "aurc": aurc(_loss(forecast, labels), forecast.uncertainty("confidence")),
         "mutual_information": forecast.epistemic.double().mean().item(),
-    }
-
-
-def _evaluate_ratings(forecast: RatingForecast, labels: Tensor) -> dict[str, float]:
-    labels = labels.double()
-    error = forecast.mean.double() - labels
-    return {
-        "mse": error.square().mean().item(),
-        "mae": error.abs().mean().item(),
-        "nll": nlls(forecast).mean().item(),
-        "crps": crps(forecast, labels).mean().item(),
-        "coverage_90": coverage(forecast, labels)[0],
     }
 
 
@@ -128,18 +122,18 @@ class CalibrationBins:
 
     @property
     def expected_error(self) -> float:
-        """ECE, the mean over the examples of `|accuracy - confidence|` of their bin."""
+        """ECE, the mean over examples of `|accuracy - confidence|` in their bin."""
         gap = (self.accuracy - self.confidence).abs()
         return ((gap * self.count).sum() / self.count.sum()).item()
 
     @property
     def maximum_error(self) -> float:
-        """MCE, the greatest `|accuracy - confidence|` of any bin."""
+        """MCE, the largest `|accuracy - confidence|` of a bin."""
         return (self.accuracy - self.confidence).abs().max().item()
 
 
 def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> CalibrationBins:
-    """Sort (N,) confidences, and whether they were right, into bins (Guo et al. 2017)."""
+    """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017)."""
     if bins < 1:
         raise ConfigError(f"bins={bins} must be at least 1")
     confidence, correct = confidence.double(), correct.double()
@@ -195,25 +189,22 @@ def rejection_curve(
 
 
 def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> float:
-    """How well uncertainty tells examples of another kind: the AUROC of `outside` against `inside`.
+    """How well uncertainty recognises strange examples: the AUROC of `outside` against `inside`.
 
     The probability that an example from outside the training distribution is less certain than
     one from inside it (ties count half); 0.5 is no better than chance.
     """
-    from torchmetrics.functional.classification import binary_auroc  # slow to import
-
-    scores = torch.cat([inside.uncertainty(by), outside.uncertainty(by)]).double()
-    target = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).long()
-    # Ranks in [0, 1]: torchmetrics puts anything beyond through a sigmoid, which may make ties.
-    ranks = scores.unique(return_inverse=True)[1].double()
-    return binary_auroc(ranks / ranks.max().clamp(min=1), target).item()
+    known = inside.uncertainty(by).double().sort().values
+    strange = outside.uncertainty(by).double().contiguous()
+    below = [torch.searchsorted(known, strange, right=right) for right in (False, True)]
+    return torch.stack(below).double().mean().item() / len(known)
 
 
 def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
     """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
 
-    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture. In the
-    unit of the ratings, smaller is better.
+    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture. It has
+    the unit of the ratings; smaller is better.
     """
     truth = forecast.observed(labels)
     means, sds = forecast.means.double(), forecast.component_sds
@@ -242,18 +233,6 @@ def coverage(
     return inside.double().mean().item(), (upper - lower).double().mean().item()
 
 
-def standard_error(values: Sequence[float] | Tensor) -> float:
-    """Standard error of the mean of `values`, one a seed: sd / sqrt(n), with n - 1 in the sd.
-
-    >>> round(standard_error([0.1, 0.2, 0.3]), 4)
-    0.0577
-    """
-    tensor = torch.as_tensor(values, dtype=torch.float64)
-    if tensor.ndim != 1 or len(tensor) < 2:
-        raise DataError(f"values must be 2 numbers or more, got shape {tuple(tensor.shape)}")
-    return (tensor.std() / math.sqrt(len(tensor))).item()
-
-
 def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
     """E|X| for X ~ Normal(mean, sd)."""
     ratio = mean / sd
@@ -262,13 +241,9 @@ def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
 
 
 def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
-    """(N,) mean loss of the 1, 2, ... N most certain examples."""
-    if loss.ndim != 1 or loss.shape != uncertainty.shape or len(loss) == 0:
-        raise DataError(
-            f"loss {tuple(loss.shape)} and uncertainty {tuple(uncertainty.shape)} must both be (N,)"
-        )
+    """(N,) mean loss of the k most certain examples, k = 1..N."""
     values, group = uncertainty.unique(return_inverse=True)
-    # A tie's mean loss in each of its places is what random order gives on average.
+    # On average, random order gives each example of a tie the tie's mean loss.
     size = group.bincount(minlength=len(values))
     shared = (group.bincount(loss.double(), minlength=len(values)) / size).repeat_interleave(size)
     return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
@@ -278,12 +253,5 @@ def _loss(forecast: Forecast, labels: Tensor) -> Tensor:
     """(N,) 0-1 loss of the predicted class, or squared error of the mean rating."""
     if isinstance(forecast, ClassForecast):
         return (forecast.label != labels).double()
-    return (_ratings(forecast).mean.double() - labels.double()).square()
-
-
-def _ratings(forecast: Forecast) -> RatingForecast:
-    if not isinstance(forecast, RatingForecast):
-        raise LikelihoodError(
-            f"forecast must be a ClassForecast or RatingForecast, got {type(forecast).__name__}"
-        )
-    return forecast
+    assert isinstance(forecast, RatingForecast)
+    return (forecast.mean.double() - labels.double()).square()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError, LikelihoodError
-from .base import Forecast, as_labels, check_shape, join_fields, join_tensors
+from ..errors import ConfigError, LikelihoodError
+from .base import Forecast, as_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,18 +23,18 @@ _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class RatingForecast(Forecast):
-    """Forecast of ratings: a mixture of S Normals an example; made by `from_draws`.
+    """A forecast of ratings: a mixture of S Normals for each example; made by `from_draws`.
 
-    `total`, `aleatoric` and `epistemic` are variances, so that they add up: the law of total
-    variance, Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w. Each of the S parts is a draw
-    of the weights, or a component of the posterior under which the mean is itself Normal.
+    `total`, `aleatoric` and `epistemic` are variances and add up by the law of total variance,
+    Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w. Each of the S parts is a draw of the
+    weights, or a component of the posterior under which the mean is itself Normal.
 
     Attributes:
         means: (S, N) the parts' means.
         sds: (S, N) the standard deviations of the ratings' noise, all positive.
-        within: (S, N) variances of the parts' means, where these are Normal; None for draws.
-        densities: (S, N) log density of the labels under each draw's own likelihood, where that is
-            no Normal; `log_prob` of these labels is then exact, all else of the Normals.
+        within: (S, N) variances of the parts' means, if these are Normal; None for draws.
+        densities: (S, N) log density of the labels under each draw's own likelihood, if that is not
+            Normal. `log_prob` of these labels is then exact; all else is that of the Normals.
 
     >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
     >>> forecast.mean, forecast.epistemic, forecast.aleatoric
@@ -65,58 +65,35 @@ class RatingForecast(Forecast):
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
-        Args:
-            mean, sd: of each draw.
-            within: (S, N) variances of the means, if they are Normal themselves.
-            labels, texts: of the N examples.
-            densities: as the attribute.
+        The other arguments are those of the class.
 
         Raises:
-            LikelihoodError: `mean`, `sd` or `within` has a wrong shape or value.
-            DataError: `labels` or `texts` do not go with them.
+            LikelihoodError: `mean` or `sd` has a wrong shape or value.
+            DataError: `labels` or `texts` do not match them.
         """
         for name, tensor in (("mean", mean), ("sd", sd)):
-            if not tensor.is_floating_point() or tensor.ndim != 2 or tensor.numel() == 0:
+            whole = tensor.ndim == 2 and tensor.numel() > 0 and tensor.shape == mean.shape
+            if not tensor.is_floating_point() or not whole:
                 raise LikelihoodError(
-                    f"{name} must be a floating (S, N) tensor with S, N >= 1, "
+                    f"{name} must be a floating (S, N) tensor with S, N >= 1, as mean and sd are, "
                     f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
                 )
             if not tensor.isfinite().all():
                 raise LikelihoodError(f"{name} must be finite")
-        if sd.shape != mean.shape:
-            raise LikelihoodError(
-                f"sd has shape {tuple(sd.shape)}, expected that of mean, {tuple(mean.shape)}"
-            )
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
-        if within is not None and (within.shape != mean.shape or not (within >= 0).all()):
-            raise LikelihoodError(
-                f"within must hold variances of shape {tuple(mean.shape)}, got "
-                f"{tuple(within.shape)}, the least {within.min():.3g}"
-            )
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
+
+        def kept(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("cpu", dtype, copy=True)
+
         return cls(
-            means=mean.detach().to("cpu", dtype, copy=True),
-            sds=sd.detach().to("cpu", dtype, copy=True),
-            within=None if within is None else within.detach().to("cpu", dtype, copy=True),
+            means=kept(mean),
+            sds=kept(sd),
+            within=None if within is None else kept(within),
             labels=as_labels(labels),
             texts=texts,
             densities=densities,
-        )
-
-    @classmethod
-    def cat(cls, parts: Sequence[RatingForecast]) -> RatingForecast:
-        """One forecast of all examples from forecasts of batches of them, by equally many draws."""
-        if not parts:
-            raise DataError("parts is empty: there is nothing to join")
-        if len({part.draws for part in parts}) > 1:
-            raise DataError(f"parts come from {[p.draws for p in parts]} draws: make them equal")
-        return cls(
-            means=torch.cat([part.means for part in parts], 1),
-            sds=torch.cat([part.sds for part in parts], 1),
-            within=join_tensors([part.within for part in parts], "within", dim=1),
-            densities=join_tensors([part.densities for part in parts], "densities", dim=1),
-            **join_fields(parts),
         )
 
     def __len__(self) -> int:
@@ -134,12 +111,12 @@ class RatingForecast(Forecast):
 
     @property
     def epistemic(self) -> Tensor:
-        """(N,) variance of the mean, that of each part's own and that between the parts."""
+        """(N,) variance of the mean, within the parts and between them."""
         return self._rounded(self._between + self._within.mean(0))
 
     @property
     def between(self) -> Tensor:
-        """(N,) the share of `epistemic` in which the parts disagree (population variance)."""
+        """(N,) the part of `epistemic` that is disagreement between the parts."""
         return self._rounded(self._between)
 
     @property
@@ -158,13 +135,13 @@ class RatingForecast(Forecast):
         return self.total.sqrt()
 
     def with_labels(self, labels: Tensor | Sequence[float]) -> RatingForecast:
-        """The same forecast with what was observed; `densities` were those of other labels."""
+        """The same forecast with these observed labels; `densities` were those of other labels."""
         return replace(self, labels=as_labels(labels), densities=None)
 
     def log_prob(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
         """(N,) log density of the mixture at `labels` (N,), by default the forecast's own.
 
-        Of its own labels the likelihood's where `densities` are known, of others the Normals'.
+        For its own labels it is exact where `densities` are known.
         """
         if labels is None and self.densities is not None:
             components = self.densities.double()
@@ -175,24 +152,16 @@ class RatingForecast(Forecast):
             components = -0.5 * z.square() - sds.log() - 0.5 * math.log(2 * math.pi)
         return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
-    def cdf(self, values: Tensor) -> Tensor:
-        """(N,) probability that the mixture puts below `values` (N,)."""
-        check_shape("values", values, (len(self),))
-        return self._rounded(self._below(values.detach().to("cpu", torch.float64)))
-
     def quantile(self, probability: float) -> Tensor:
-        """(N,) quantile of the mixture, by bisection on its distribution function.
-
-        It lies between the least and the greatest of its components' quantiles.
-        """
+        """(N,) quantile of the mixture, by bisection between its components' quantiles."""
         if not 0 < probability < 1:
             raise ConfigError(f"probability={probability} must be above 0 and below 1")
-        z = torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
-        ends = self.means.double() + z * self.component_sds
+        means, sds = self.means.double(), self.component_sds
+        ends = means + sds * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
         lower, upper = ends.amin(0), ends.amax(0)
         for _ in range(_BISECTIONS):
             middle = (lower + upper) / 2
-            below = self._below(middle) < probability
+            below = torch.special.ndtr((middle - means) / sds).mean(0) < probability
             lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
         return self._rounded(upper)
 
@@ -206,9 +175,7 @@ class RatingForecast(Forecast):
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""
         from datasets import Dataset  # slow to import, and seldom needed
 
-        columns = self._columns()
-        for name in ("mean", "sd", "total", "aleatoric", "epistemic"):
-            columns[name] = getattr(self, name).tolist()
+        columns = self._columns("mean", "sd", *Forecast.measures)
         lower, upper = self.interval(0.9)
         return Dataset.from_dict(columns | {"lower_90": lower.tolist(), "upper_90": upper.tolist()})
 
@@ -220,10 +187,6 @@ class RatingForecast(Forecast):
             f"  mean variance {self.total.mean():.4f} = "
             f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
         )
-
-    def _below(self, values: Tensor) -> Tensor:
-        """Distribution function of the mixture in float64."""
-        return torch.special.ndtr((values - self.means.double()) / self.component_sds).mean(0)
 
     @property
     def _between(self) -> Tensor:

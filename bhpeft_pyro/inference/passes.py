@@ -248,7 +248,7 @@ class Feed:
             )
             return
         alike = torch.zeros(len(self.examples), dtype=torch.long)
-        for indices in shuffled(alike, batch_size, particles, False, generator):
+        for indices in shuffled(alike, batch_size, particles, generator):
             yield self._batch(indices).split(particles)
 
     def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
@@ -256,7 +256,7 @@ class Feed:
         if self.features is None:
             yield from self.examples.by_length(batch_size)
             return
-        for indices in in_order(len(self.examples), batch_size, 1, False):
+        for indices in in_order(len(self.examples), batch_size):
             yield indices, self._batch(indices)
 
     def _batch(self, indices: Tensor) -> Batch:

@@ -15,7 +15,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import base_of
 from ..errors import ConfigError
-from ..forecast import ClassAccumulator, ClassForecast, RatingForecast
+from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
@@ -88,10 +88,11 @@ def predict(
         return RatingForecast.from_draws(
             means, sds, labels=labels, texts=texts, densities=densities[0] if densities else None
         )
-    accumulator = ClassAccumulator(keep_samples=keep_samples)
-    for (probabilities,) in parts:
-        accumulator.add(probabilities)
-    return accumulator.forecast(**_of_examples(feed.examples))
+    return ClassForecast.from_draws(
+        torch.cat([probabilities for (probabilities,) in parts]),
+        keep_samples=keep_samples,
+        **_of_examples(feed.examples),
+    )
 
 
 def _in_closed_form(

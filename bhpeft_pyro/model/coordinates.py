@@ -1,66 +1,69 @@
-"""Coordinates of the PEFT sites: those in which weights matter alike and are nearly independent."""
+"""Coordinates in which weights matter equally and are nearly independent, for PEFT and head.
+
+`Coordinates` changes variables between the sites and the PEFT weights, `PrincipalAxes` between the
+transformer's features and what the head reads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..peft.sites import Site, projection
+from ..errors import DataError
+from ..peft.sites import Site, projection, zeros
 
-__all__ = [
-    "Coordinates",
-    "between",
-]
+__all__ = ["Coordinates", "PrincipalAxes"]
 
-
-# Axes as matrices take layers * width^2 numbers a site; wider sites keep their own coordinates.
+# The least variance of an axis of the features, as a share of the mean: directions that no training
+# text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
+_LEAST = 0.01
+# Axes take layers * width^2 numbers for each site; wider sites keep their own coordinates.
 _WIDEST = 2048
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
-# The least sensitivity along a direction of the input, of the largest one, that counts as measured.
-_TOLD = 1e-6
-# A site that does next to nothing is not blown up beyond so many times its natural scale.
+# Less sensitivity along a direction of the input, as a share of the largest, is a rounding error.
+_ROUNDING = 1e-6
+# A site with next to no effect is not enlarged beyond this multiple of its natural scale.
 _MOST = 4.0
 _SIDES = ("left", "right")
 
 
 class Coordinates(nn.Module):
-    """From a site's coordinates, which priors and guides see, to the weights of the transformer.
+    """From a site's coordinates Z, which priors and guides see, to the transformer's weights W.
 
     The output side (LoRA's B, an adapter's up, a prefix's values) is W = left Z right', layer by
     layer. The axes are the eigenvectors of the two Kronecker factors of its Fisher information
-    (Martens and Grosse 2015; George et al. 2018), so a posterior that is independent over Z, as
-    mean-field guides are, is near the full one. Axes to which the predictions are sensitive get
-    more of the prior variance: left's columns are weighted by their eigenvalues. The whole is
-    scaled so that Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL divergence,
-    to first order), for each site and layer.
+    (Martens and Grosse 2015; George et al. 2018), so a posterior that is independent over Z, as in
+    mean-field guides, is near the full one. Axes to which the predictions are sensitive get more of
+    the prior variance: left's columns are weighted by their eigenvalues. The scale is such that
+    Z ~ N(0, unit^2) changes the predictions by one nat (the expected KL divergence, to first
+    order), for each site and layer.
 
     The input side (LoRA's A, an adapter's down, a prefix's keys) is W = anchor + Z: a projection,
-    and what varies around it. Around zero, every draw would be another projection, and the output
-    side could learn nothing that survives the next draw. The anchor is random at first; `fit` takes
-    the directions of the input along which predictions are most sensitive.
+    and what varies around it (see `Site.anchor`). The anchor is random at first; `fit_anchors`
+    takes the directions of the input to which predictions are most sensitive.
 
-    Until fitted, Z is W on the output side; what a prefix encoder gives out, and gates, keep their
-    coordinates. Points, and Laplace approximations around them, never fit them: they train the
-    weights themselves, as is usual.
+    Until `fit_axes`, Z is W on the output side. Gates and what a prefix's encoder gives always keep
+    their coordinates, and so do sites wider than 2,048. Points, and Laplace approximations around
+    them, fit neither: they train the weights themselves.
 
     Args:
         sites: the sites of the PEFT kinds, as weights.
 
     Attributes:
         sites: the same in these coordinates.
+        fitted: whether the axes are set.
     """
 
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__()
         self.register_buffer("fitted", torch.tensor(False))
         self.fitted: Tensor
-        self.sites = tuple(map(_started, sites))
+        self.sites = tuple(map(_centred, sites))
         self._inner = tuple(site for site in sites if site.anchor is not None)
         self._outer = tuple(
             site
@@ -75,7 +78,7 @@ class Coordinates(nn.Module):
                 self.register_buffer(_key(site.name, side), torch.zeros(0, device=site.unit.device))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As every module's, which moves it; the sites come along."""
+        """Move the module, as PyTorch does, with its sites."""
         super()._apply(fn, recurse)
         self.sites, self._inner, self._outer = (
             tuple(site.to(self.fitted.device) for site in sites)
@@ -101,22 +104,22 @@ class Coordinates(nn.Module):
         if self.fitted:
             for site in self._outer:
                 left, right = self._buffer(site, "left"), self._buffer(site, "right")
-                weights[site.name] = between(left, values[site.name], right)
+                # As matmuls, these would copy the factors for every draw.
+                turned = torch.einsum("...lij,lbj->...lib", values[site.name], right)
+                weights[site.name] = torch.einsum("lai,...lib->...lab", left, turned)
         return weights
 
     def anchor(self, name: str) -> Tensor | None:
-        """Where an input side is at zero; None for other sites."""
-        site = next((site for site in self._inner if site.name == name), None)
-        return None if site is None else self._buffer(site, "anchor")
+        """The weights of an input side at Z = 0; None for other sites."""
+        return next((self._buffer(s, "anchor") for s in self._inner if s.name == name), None)
 
     def another(self, name: str) -> Tensor | None:
-        """Where another random projection of an input side lies; None for other sites."""
+        """The Z of another random projection of an input side; None for other sites."""
         site = next((site for site in self._inner if site.name == name), None)
         if site is None or site.anchor is None:
             return None
         sds = site.anchor / projection(name, site.shape).to(site.anchor)
-        anew = torch.randn(site.shape).to(sds) * sds
-        return anew - self._buffer(site, "anchor")
+        return torch.randn(site.shape).to(sds) * sds - self._buffer(site, "anchor")
 
     def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set the anchors.
@@ -130,9 +133,9 @@ class Coordinates(nn.Module):
                 continue
             rank = min(site.shape[1:])
             strength, vectors = leading[site.name]
-            # Of fewer texts than ranks some directions are mere rounding: they get the least.
+            # With fewer texts than ranks some directions are rounding errors: they get the least.
             top = strength[:, -1:].clamp_min(1e-30)
-            strength = torch.where(strength > _TOLD * top, strength, top)
+            strength = torch.where(strength > _ROUNDING * top, strength, top)
             mix = torch.linalg.qr(projection(site.name, (*site.shape[:2], rank)).to(vectors))[0]
             # Whitened and mixed, so that every rank carries as much as any other.
             rows = mix @ (vectors / strength.sqrt().unsqueeze(-2)).mT
@@ -162,7 +165,7 @@ class Coordinates(nn.Module):
         self.fitted.fill_(True)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """As every module's; the axes may have been fitted or not."""
+        """As PyTorch's; the axes to load may be fitted or not."""
         for site in self._outer:
             for side in _SIDES:
                 key = _key(site.name, side)
@@ -174,23 +177,77 @@ class Coordinates(nn.Module):
         return self.get_buffer(_key(site.name, what))
 
 
-def _started(site: Site) -> Site:
-    """The site with the start that it has in its coordinates."""
-    if site.anchor is not None:  # around which an input side starts at zero
-        return replace(site, anchor=None, init=partial(torch.zeros_like, site.anchor))
-    if site.dims == ("layer", "out", "position"):  # between anchored keys, positions differ at zero
-        return replace(site, init=lambda: torch.zeros(site.shape, device=site.unit.device))
-    return site
+def _centred(site: Site) -> Site:
+    """The site in its coordinates, where input sides and prefix values start at zero."""
+    # Prefix values need no random start: between anchored keys, positions differ anyway.
+    if site.anchor is None and site.dims != ("layer", "out", "position"):
+        return site
+    return replace(site, anchor=None, init=zeros(site.shape, site.unit))
 
 
 def _key(site: str, what: str) -> str:
     return f"{site}.{what}".replace(".", "/")
 
 
-def between(left: Tensor, x: Tensor, right: Tensor) -> Tensor:
-    """left X right', layer by layer, of every X in (..., layer, a, b).
+class PrincipalAxes(nn.Module):
+    """Centres features, turns them to their principal axes and weights each axis by its sd.
 
-    As matmuls, these would copy the factors for every draw.
+    The axes come from the frozen transformer's features of the first round's texts (no labels), and
+    stay. In these coordinates features are uncorrelated, so a head's exact posterior is nearly
+    independent over its weights and a mean-field guide loses next to nothing. And one prior scale
+    for all weights says that the leading axes of the pretrained features matter most: the prior
+    variance of a function along an axis is proportional to its squared variance. The mean square of
+    a coordinate stays 1. Until `fit` it is the identity.
+
+    Args:
+        width: D.
+
+    >>> axes = PrincipalAxes(2)
+    >>> axes.fit(torch.tensor([[2.0, 1.0], [-2.0, 1.0], [0.0, 2.0], [0.0, 0.0]]))
+    >>> axes(torch.tensor([[2.0, 1.0]])).abs().amax().item() > 1.9
+    True
     """
-    turned = torch.einsum("...lij,lbj->...lib", x, right)
-    return torch.einsum("lai,...lib->...lab", left, turned)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("matrix", torch.eye(width))
+        self.register_buffer("fitted", torch.tensor(False))
+        self.center: Tensor
+        self.matrix: Tensor
+        self.fitted: Tensor
+
+    def fit(self, features: Tensor) -> None:
+        """Take the axes from (N, D) features.
+
+        Raises:
+            DataError: fewer than two rows, or all alike.
+        """
+        if len(features) < 2:
+            raise DataError(f"principal axes need two or more texts, got {len(features)}")
+        centred = (features - features.mean(0)).double()
+        variance, vectors = torch.linalg.eigh(centred.mT @ centred / len(features))
+        variance = variance.clamp_min(0)
+        if not variance.sum() > 0:
+            raise DataError("principal axes: all texts have the same features")
+        weights = (variance + _LEAST * variance.mean()).sqrt()
+        matrix = vectors * weights
+        size = (centred @ matrix).square().mean().sqrt()
+        self.center.copy_(features.mean(0))
+        self.matrix.copy_(matrix / size)
+        self.fitted.fill_(True)
+
+    @property
+    def sds(self) -> Tensor:
+        """(D,) sd of each coordinate over the texts of `fit`, in ascending order."""
+        # A column of `matrix` has the squared length c (variance + _LEAST * mean variance), where
+        # c makes the mean square of a coordinate 1.
+        length = self.matrix.double().square().sum(0)
+        variance = length - _LEAST / (1 + _LEAST) * length.mean()
+        square = (variance * length).clamp_min(0)
+        return (square / square.mean()).sqrt().float()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return (features - self.center) @ self.matrix

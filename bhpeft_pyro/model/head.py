@@ -1,116 +1,20 @@
-"""Heads: from the transformer's output to the numbers a likelihood needs.
-
-Principal axes of the features: coordinates in which a mean-field head is nearly exact.
-"""
+"""Heads: from the transformer's output to the numbers a likelihood needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..errors import ConfigError, DataError
-from ..peft.sites import Site
+from ..peft.sites import Site, zeros
 from ..plain import make_plain
 
-__all__ = [
-    "Head",
-    "OwnHead",
-    "Pooling",
-    "PrincipalAxes",
-    "check_features",
-]
-
-
-# The least variance of an axis, as a share of the mean: directions that no training text takes up
-# keep a little prior, so a new kind of text can still move the outputs, and widen them.
-_FLOOR = 0.01
-
-
-def check_features(features: Tensor) -> Tensor:
-    """The features, if they are numbers.
-
-    Raises:
-        DataError: they are not.
-    """
-    if not features.isfinite().all():
-        raise DataError(
-            "the backbone's features are not finite for some of these texts: its weights are "
-            "damaged, or its dtype overflows; load it with dtype=torch.float32 or torch.bfloat16"
-        )
-    return features
-
-
-class PrincipalAxes(nn.Module):
-    """Centres features, turns them to their principal axes and weights each axis by its sd.
-
-    The axes come from the frozen transformer's features of the first round's texts (no
-    labels), and stay. In these coordinates
-
-    * features are uncorrelated, so a head's exact posterior is nearly independent over its weights
-      and a mean-field guide loses next to nothing;
-    * one prior scale for all weights says that the leading axes of the pretrained features
-      matter most: the prior variance of a function along an axis goes with its squared variance.
-
-    The mean square of a coordinate is 1, as before. Until `fit` it is the identity.
-
-    Args:
-        width: D.
-
-    >>> axes = PrincipalAxes(2)
-    >>> axes.fit(torch.tensor([[2.0, 1.0], [-2.0, 1.0], [0.0, 2.0], [0.0, 0.0]]))
-    >>> axes(torch.tensor([[2.0, 1.0]])).abs().amax().item() > 1.9
-    True
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("center", torch.zeros(width))
-        self.register_buffer("matrix", torch.eye(width))
-        self.register_buffer("fitted", torch.tensor(False))
-        self.center: Tensor
-        self.matrix: Tensor
-        self.fitted: Tensor
-
-    def fit(self, features: Tensor) -> None:
-        """Take the axes from (N, D) features.
-
-        Raises:
-            DataError: fewer than two rows, or all alike.
-        """
-        if len(features) < 2:
-            raise DataError(f"principal axes need two or more texts, got {len(features)}")
-        centred = (features - features.mean(0)).double()
-        variance, vectors = torch.linalg.eigh(centred.mT @ centred / len(features))
-        variance = variance.clamp_min(0)
-        if not variance.sum() > 0:
-            raise DataError("principal axes: all texts have the same features")
-        weights = (variance + _FLOOR * variance.mean()).sqrt()
-        matrix = vectors * weights
-        size = (centred @ matrix).square().mean().sqrt()
-        self.center.copy_(features.mean(0))
-        self.matrix.copy_(matrix / size)
-        self.fitted.fill_(True)
-
-    @property
-    def sds(self) -> Tensor:
-        """(D,) sd of each coordinate over the texts that the axes are of, in ascending order."""
-        # A column of `matrix` has the squared length c (variance + _FLOOR * mean variance), where
-        # c is such that the mean square of a coordinate is 1.
-        length = self.matrix.double().square().sum(0)
-        variance = length - _FLOOR / (1 + _FLOOR) * length.mean()
-        square = (variance * length).clamp_min(0)
-        return (square / square.mean()).sqrt().float()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., D) to (..., D)."""
-        with torch.autocast(features.device.type, enabled=False):
-            return (features - self.center) @ self.matrix
-
+__all__ = ["Head", "OwnHead", "Pooling", "check_features"]
 
 Pooling = Literal["auto", "mean", "first", "last"]
 
@@ -122,18 +26,28 @@ class Head:
     The pooled feature vector is standardised (zero mean, unit variance over its D entries, no
     weights), so that a prior scale means the same on every backbone: with weights N(0, unit^2),
     unit = 1 / sqrt(D), each output has sd 1. Then it is turned to the principal axes of the first
-    round's texts (`axes.PrincipalAxes`), where a mean-field posterior is nearly exact.
+    round's texts (`coordinates.PrincipalAxes`), where a mean-field posterior is nearly exact.
+
+    Sites: "head.weight" (output, feature) and "head.bias" (output,).
 
     Args:
-        outputs: numbers per example (per choice, for multiple choice): classes for
-            `Categorical`, 1 for `Normal`, `OrderedLogistic` and `MultipleChoice`, 2 for
-            `HeteroscedasticNormal`.
+        outputs: how many numbers to give for each example (each choice, for multiple choice), as
+            the likelihood needs them: `Categorical` one for each class, which makes it Hugging
+            Face's `num_labels`; `Normal`, `OrderedLogistic` and `MultipleChoice` 1;
+            `HeteroscedasticNormal` 2.
         pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
             "auto" takes "last" for decoders and "mean" otherwise.
-        principal: turn the features to principal axes; without, the head sees them as they are.
+        principal: turn the features to principal axes. False leaves them as they are, for example
+            to compare weights between networks fitted on different texts.
 
-    >>> Head(4).sites(8)[0].dims
-    ('output', 'feature')
+    Raises:
+        ConfigError: `outputs` is not a whole number of at least 1, or `pooling` is unknown.
+
+    >>> [(site.name, site.shape) for site in Head(4).sites(8)]
+    [('head.weight', (4, 8)), ('head.bias', (4,))]
+    >>> states, mask = torch.randn(5, 7, 8), torch.ones(5, 7)  # 5 texts of 7 tokens
+    >>> Head(4, pooling="first").pool(states, mask, causal=False).shape
+    torch.Size([5, 8])
     """
 
     outputs: int
@@ -144,31 +58,16 @@ class Head:
         make_plain(self)
         if not isinstance(self.outputs, int) or self.outputs < 1:
             raise ConfigError(f"Head: outputs={self.outputs!r} must be a whole number, 1 or more")
-        if self.pooling not in ("auto", "mean", "first", "last"):
-            raise ConfigError(
-                f"Head: pooling={self.pooling!r} is not one of 'auto', 'mean', 'first', 'last'"
-            )
+        if self.pooling not in get_args(Pooling):
+            raise ConfigError(f"Head: pooling={self.pooling!r} is not one of {get_args(Pooling)}")
 
     def sites(self, width: int) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries."""
         weight, bias = (self.outputs, width), (self.outputs,)
+        unit, one, dims = torch.full((1, 1), width**-0.5), torch.ones(1), ("output", "feature")
         return (
-            Site(
-                "head.weight",
-                weight,
-                ("output", "feature"),
-                unit=torch.full((1, 1), width**-0.5),
-                init=lambda: torch.zeros(weight),
-                role="head",
-            ),
-            Site(
-                "head.bias",
-                bias,
-                ("output",),
-                unit=torch.ones(1),
-                init=lambda: torch.zeros(bias),
-                role="head",
-            ),
+            Site("head.weight", weight, dims, unit, zeros(weight, unit), role="head"),
+            Site("head.bias", bias, dims[:1], one, zeros(bias, one), role="head"),
         )
 
     def pool(self, hidden: Tensor, mask: Tensor, causal: bool) -> Tensor:
@@ -195,12 +94,19 @@ class Head:
 
 @dataclass(frozen=True)
 class OwnHead:
-    """The backbone's own head, as it is: zero-shot use, or a fine-tuned classifier as a start.
+    """The backbone's own, pretrained head, kept frozen.
+
+    For a classifier that is fine-tuned already (PEFT weights then move what it reads), and for
+    zero-shot use of a language model.
 
     Args:
-        label_ids: for language models, one vocabulary id per label ("label words"): the outputs
-            are their logits after the last valid token. None takes the logits of a model
+        label_ids: for language models, one vocabulary id for each label ("label words"): the
+            outputs are their logits after the last valid token. None takes the logits of a model
             that has a classification or regression head.
+
+    Raises:
+        ConfigError: negative ids; and, when the network runs, a backbone without a head or with a
+            head of the other sort.
 
     >>> OwnHead(label_ids=(17, 42)).sites(8)
     ()
@@ -215,7 +121,7 @@ class OwnHead:
             )
 
     def sites(self, width: int) -> tuple[Site, ...]:
-        """None: a model's own head stays frozen."""
+        """No sites: the head stays frozen."""
         return ()
 
     def read(self, output: Any, mask: Tensor) -> Tensor:
@@ -246,10 +152,24 @@ class OwnHead:
 
 
 def _last(mask: Tensor) -> Tensor:
-    """The place of each row's last valid token."""
+    """The position of each row's last valid token."""
     return mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
 
 
 def _at(states: Tensor, places: Tensor) -> Tensor:
     """One of the T states (R, T, D) for each row."""
     return states[torch.arange(len(states), device=states.device), places]
+
+
+def check_features(features: Tensor) -> Tensor:
+    """The features, if they are numbers.
+
+    Raises:
+        DataError: they are not.
+    """
+    if not features.isfinite().all():
+        raise DataError(
+            "the backbone's features are not finite for some of these texts: its weights are "
+            "damaged, or its dtype overflows; load it with dtype=torch.float32 or torch.bfloat16"
+        )
+    return features

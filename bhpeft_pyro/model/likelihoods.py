@@ -1,7 +1,8 @@
 """Likelihoods: from a network's outputs to a distribution over labels.
 
-Each is a small class with `outputs` (numbers the head must give per example), `sites` (its own
-random tensors, real-valued, with a prior like any other) and `distribution(outputs, weights)`.
+Each is a small class with `outputs` (how many numbers the head must give for each example), `sites`
+(its own random tensors, real-valued, with a prior like any other) and
+`distribution(outputs, weights)`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.nn import functional
 from ..data.batch import Batch
 from ..data.columns import Kind
 from ..errors import LikelihoodError
-from ..peft.sites import Site
+from ..peft.sites import Site, zeros
 from ..plain import make_plain
 
 __all__ = [
@@ -34,13 +35,27 @@ __all__ = [
 
 
 class Likelihood(ABC):
-    """p(label | outputs, own weights); subclass it and give `distribution` for one of your own."""
+    """p(label | outputs, own weights). For one of your own, derive and define `distribution`.
+
+    Attributes:
+        kind: what a label is: "class", "rating" or "choice" (the right one of several texts).
+        outputs: how many outputs it needs from the head; None: any number.
+        constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
+            noise that no output changes. Under Normal weights they are then Normal themselves,
+            and predictions have a closed form.
+        unit: the size of an output of 1 in the labels' own unit.
+
+    >>> class Counts(Likelihood):
+    ...     kind, outputs = "rating", 1
+    ...     def distribution(self, outputs, weights, choices=None):
+    ...         return dist.Poisson(outputs[..., 0].exp())
+    >>> Counts().distribution(torch.zeros(7, 5, 1), {}).batch_shape  # 7 draws, 5 examples
+    torch.Size([7, 5])
+    """
 
     kind: Kind
-    outputs: int | None = None  # None: any number
+    outputs: int | None = None
     constant_noise: bool = False
-    """Whether labels are Normal around `unit` times the first output, plus a constant, with a noise
-    of their own that no output changes: under Normal weights they are then Normal themselves."""
     unit: float = 1.0
 
     @property
@@ -49,31 +64,44 @@ class Likelihood(ABC):
         return ()
 
     def start(self, labels: Tensor) -> dict[str, Tensor]:
-        """Where a point starts its sites, given (N,) labels; where left out, as the site says."""
+        """Starting values of its sites for a point estimate, given (N,) labels.
+
+        Sites that are left out start as they say themselves.
+        """
         return {}
 
     @abstractmethod
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        """The distribution of labels, of batch shape `(*P, B)`, from `(*P, B, outputs)`."""
+        """The distribution of the labels.
 
-    def labels(self, outputs: int) -> int | None:
-        """The number of classes when the head gives `outputs` numbers; None if that is not known.
+        Args:
+            outputs: `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices, with any particle
+                dims P.
+            weights: for each of its own sites `(*P, 1, *site.shape)`, or `site.shape` alone.
+            choices: (B, C) bool, True where a choice exists; None if all do.
 
-        By default one output a class, if there are several.
+        Returns:
+            A distribution of batch shape `(*P, B)`, over classes or choices a `dist.Categorical`.
+        """
+
+    def num_labels(self, outputs: int) -> int | None:
+        """The number of classes when the head gives `outputs` numbers; None if it is not known.
+
+        By default one output for each class, if there are several.
         """
         return outputs if self.kind == "class" and outputs > 1 else None
 
     def checked(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        """`distribution`, whose batch shape is seen to be one label an example.
+        """`distribution`, after a check that it has one label for each example.
 
         Its own weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
 
         Raises:
-            LikelihoodError: the batch shape is another.
+            LikelihoodError: the batch shape is another, or classes without a `dist.Categorical`.
         """
         expected = outputs.shape[: -2 if self.kind == "choice" else -1]
         own = dict(weights)
@@ -111,7 +139,7 @@ class Likelihood(ABC):
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """Classes, by the softmax of one output a class.
+    """Classes, by the softmax of one output for each class.
 
     >>> Categorical().distribution(torch.zeros(2, 4), {}).probs[0].tolist()
     [0.25, 0.25, 0.25, 0.25]
@@ -119,7 +147,7 @@ class Categorical(Likelihood):
 
     kind = "class"
 
-    def labels(self, outputs: int) -> int | None:
+    def num_labels(self, outputs: int) -> int | None:
         return outputs
 
     def distribution(
@@ -130,14 +158,17 @@ class Categorical(Likelihood):
 
 @dataclass(frozen=True)
 class OrderedLogistic(Likelihood):
-    """Ordered classes such as stars: one output against `levels` - 1 learnt cutpoints.
+    """Ordered classes such as stars: one output, compared with learnt cutpoints.
 
-    The cutpoints (McCullagh 1980, the proportional-odds model) are kept in order by learning their
-    centre and the logarithms of the steps between them: a prior of either around 0 favours neither
-    end of the levels.
+    P(label <= k) = sigmoid(cutpoint_k - output): the proportional-odds model (McCullagh 1980). The
+    site "cutpoints" (levels - 1,) holds their centre and the logarithms of the steps between them,
+    which keeps them in order; a prior around 0 favours neither end.
 
     Args:
-        levels: the number of classes.
+        levels: the number of classes, 0 to levels - 1 in their order.
+
+    Raises:
+        LikelihoodError: `levels` is not a whole number of at least 2.
 
     >>> likelihood = OrderedLogistic(3)
     >>> weights = {"cutpoints": torch.tensor([0.0, 0.6931472])}
@@ -158,14 +189,12 @@ class OrderedLogistic(Likelihood):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        shape = (self.levels - 1,)
+        shape, unit = (self.levels - 1,), torch.ones(1)
         # Equal shares for an output of 0 would need logit-spaced cutpoints; unit steps centred
         # on 0 are near enough to start from.
-        return (
-            Site("cutpoints", shape, ("label",), torch.ones(1), init=lambda: torch.zeros(shape)),
-        )
+        return (Site("cutpoints", shape, ("label",), unit, zeros(shape, unit)),)
 
-    def labels(self, outputs: int) -> int | None:
+    def num_labels(self, outputs: int) -> int | None:
         return self.levels
 
     def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
@@ -177,11 +206,9 @@ class OrderedLogistic(Likelihood):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        cutpoints = self.cutpoints(weights)
-        predictor = outputs[..., 0]
+        above = self.cutpoints(weights) - outputs[..., :1]
         # P(l < x < u) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): in logarithms, as a difference of
         # probabilities near 1 is 0 and has no gradient.
-        above = cutpoints - predictor.unsqueeze(-1)
         ends = torch.zeros_like(above[..., :1])
         below_upper = torch.cat([functional.logsigmoid(above), ends], -1)
         above_lower = torch.cat([ends, functional.logsigmoid(-above)], -1)
@@ -193,7 +220,7 @@ class OrderedLogistic(Likelihood):
 
 @dataclass(frozen=True)
 class MultipleChoice(Likelihood):
-    """One output a choice, softmax over the choices that exist.
+    """The right one of C texts: one output for each, and the softmax over those that exist.
 
     >>> scores = torch.tensor([[[0.], [0.], [5.]]])
     >>> exist = torch.tensor([[True, True, False]])
@@ -216,12 +243,37 @@ class MultipleChoice(Likelihood):
 
 
 @dataclass(frozen=True)
-class Normal(Likelihood):
-    """Ratings with one learnt noise scale for all.
+class _Ratings(Likelihood):
+    """Ratings whose mean is `center` + `spread` times the first output."""
+
+    center: float = 0.0
+    spread: float = 1.0
+    kind = "rating"
+
+    def __post_init__(self) -> None:
+        for name in ("center", "spread"):  # NumPy's numbers could not be saved
+            object.__setattr__(self, name, float(getattr(self, name)))
+        if not self.spread > 0:
+            raise LikelihoodError(
+                f"{type(self).__name__}: spread must be positive, got {self.spread}"
+            )
+
+    def _normal(self, outputs: Tensor, noise: Tensor) -> TorchDistribution:
+        return dist.Normal(self.center + self.spread * outputs[..., 0], self.spread * noise)
+
+
+@dataclass(frozen=True)
+class Normal(_Ratings):
+    """Ratings with one learnt noise scale for all texts.
+
+    mean = center + spread * output, sd = spread * exp(s) with s the site "noise.log_scale" ().
 
     Args:
-        center, spread: the outputs are in units of `spread` around `center`, so that they and
-            their priors are of order one whatever the ratings' own scale.
+        center, spread: the middle of the ratings and a typical distance from it, in the ratings'
+            own unit, so that outputs and their priors are of order one.
+
+    Raises:
+        LikelihoodError: `spread` is not positive.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
@@ -229,70 +281,49 @@ class Normal(Likelihood):
     (3.0, 2.0)
     """
 
-    center: float = 0.0
-    spread: float = 1.0
-    kind = "rating"
     outputs = 1
     constant_noise = True
-
-    def __post_init__(self) -> None:
-        _check_scale(self)
 
     @property
     def unit(self) -> float:  # type: ignore[override]
         return self.spread
 
     def start(self, labels: Tensor) -> dict[str, Tensor]:
-        """The noise at what a constant leaves of the labels' spread."""
+        """The noise of a constant prediction: the labels' sd."""
         sd = labels.float().std().clamp_min(1e-3 * self.spread)
         return {"noise.log_scale": (sd / self.spread).log()}
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        return (
-            Site("noise.log_scale", (), (), unit=torch.tensor(1.0), init=lambda: torch.zeros(())),
-        )
+        unit = torch.tensor(1.0)
+        return (Site("noise.log_scale", (), (), unit, zeros((), unit)),)
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        mean = self.center + self.spread * outputs[..., 0]
-        return dist.Normal(mean, self.spread * weights["noise.log_scale"].exp())
+        return self._normal(outputs, weights["noise.log_scale"].exp())
 
 
 @dataclass(frozen=True)
-class HeteroscedasticNormal(Likelihood):
-    """Ratings whose noise scale depends on the text: a second output gives it.
+class HeteroscedasticNormal(_Ratings):
+    """Ratings with a noise scale for each text, which a second output gives.
+
+    mean = center + spread * output_0; sd is spread at output_1 = 0 and grows with output_1.
 
     Args:
-        center, spread: as for `Normal`; an output of 0 means a noise scale of `spread`.
+        center, spread: as for `Normal`.
+
+    Raises:
+        LikelihoodError: `spread` is not positive.
 
     >>> HeteroscedasticNormal().distribution(torch.zeros(1, 2), {}).stddev.round(decimals=3).item()
     1.0
     """
 
-    center: float = 0.0
-    spread: float = 1.0
-    kind = "rating"
     outputs = 2
-
-    def __post_init__(self) -> None:
-        _check_scale(self)
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        mean = self.center + self.spread * outputs[..., 0]
         # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
-        scale = functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4
-        return dist.Normal(mean, self.spread * scale)
-
-
-def _check_scale(likelihood: Normal | HeteroscedasticNormal) -> None:
-    """And make plain numbers of NumPy's, which cannot be saved."""
-    for name in ("center", "spread"):
-        object.__setattr__(likelihood, name, float(getattr(likelihood, name)))
-    if not likelihood.spread > 0:
-        raise LikelihoodError(
-            f"{type(likelihood).__name__}: spread must be positive, got {likelihood.spread}"
-        )
+        return self._normal(outputs, functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4)

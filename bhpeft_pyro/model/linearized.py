@@ -1,16 +1,16 @@
 """The network linearised in its weights, f(w) = f(at) + J(at) (w - at), by reverse mode alone.
 
-A Normal over very many weights moves a transformer's outputs by more than its first order, along
-directions about which data say nothing; the linearised network it does not (Khan et al. 2019;
-Immer, Korzepa and Bauer 2021). Its outputs are linear in the weights: under a Normal posterior
-N(at, S) they are Normal with mean f(at) and covariance J S J', exactly, without a draw.
+A Normal over very many weights moves a transformer's outputs far beyond first order, along
+directions about which data say nothing; not those of the linearised network (Khan et al. 2019;
+Immer, Korzepa and Bauer 2021). Under a Normal posterior N(at, S) these are exactly Normal, with
+mean f(at) and covariance J S J', and no weight is drawn.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,14 +31,13 @@ __all__ = [
     "symmetric_noise",
 ]
 
-
 MAX_BYTES = 2**29
-"""Weight draws are predicted with together, a pass of the network for all, up to so many bytes."""
+"""How many bytes of weight draws share one pass of the network."""
 
 
+@dataclass(frozen=True, eq=False)
 class Outputs:
-    """What the likelihood reads, as one vector an example: the network's outputs, then the
-    likelihood's own weights (a noise scale, cutpoints).
+    """One vector for each example: the network's outputs, then the likelihood's own weights.
 
     Attributes:
         model: the model.
@@ -47,10 +46,10 @@ class Outputs:
         choices: as the batch's.
     """
 
-    def __init__(
-        self, model: Model, mean: Tensor, shape: tuple[int, ...], choices: Tensor | None
-    ) -> None:
-        self.model, self.mean, self.shape, self.choices = model, mean, shape, choices
+    model: Model
+    mean: Tensor
+    shape: tuple[int, ...]
+    choices: Tensor | None
 
     def labels(self, values: Tensor) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""
@@ -76,7 +75,7 @@ class Outputs:
         network = math.prod(self.shape)
         own = self.mean.shape[1] - network
         noise = torch.cat([noise[:, own : own + network], noise[:, :own]], 1)
-        if self.choices is not None:  # one that is not there has nothing to do with the others
+        if self.choices is not None:  # choices that do not exist do not covary with others
             there = functional.pad(self.choices.float(), (0, own), value=1.0)
             covariance = covariance * there.unsqueeze(-1) * there.unsqueeze(-2)
         # The symmetric root is unique, so no rounding error makes another forecast.
@@ -90,7 +89,7 @@ class Outputs:
 
 
 def symmetric_noise(draws: int, size: int) -> Tensor:
-    """(draws, size) standard Normal in pairs of opposite signs: what is odd in it averages out."""
+    """(draws, size) standard Normal in pairs of opposite signs, so that odd terms average out."""
     half = torch.randn(-(-draws // 2), size)
     return torch.cat([half, -half])[:draws]
 
@@ -98,22 +97,22 @@ def symmetric_noise(draws: int, size: int) -> Tensor:
 def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Tensor]:
     """The outputs at `at` and their derivative by all weights, example by example.
 
-    One pass forwards and one backwards for each of the network's outputs: every example is run
-    under weights of its own.
+    It takes one forward pass, and one backward pass for each of the network's outputs.
 
     Args:
         model: the model.
         at: a tensor of its shape for each site of the model.
-        batch: B examples, not shared out; no label is looked at.
+        batch: B examples, not shared out; labels are not used.
 
     Returns:
         The outputs, and J, (B, E, D), over the weights in the order of the model's sites.
     """
     sites, count = model.network.sites, len(batch)
+    # Every example is run under weights of its own, so one backward pass gives all their rows.
     leaves = [at[s.name].expand(count, 1, *s.shape).clone().requires_grad_() for s in sites]
     named = {site.name: leaf for site, leaf in zip(sites, leaves, strict=True)}
     with torch.enable_grad():
-        outputs = model.outputs(named, replace(batch.split(count), labels=None))
+        outputs = model.network(named, replace(batch.split(count), labels=None))
         shape = tuple(outputs.shape[2:])
         flat = outputs.reshape(count, -1)
         sums = flat.sum(0).unbind()
@@ -128,24 +127,25 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
     extra = torch.cat(own) if own else network.new_zeros(0)
     mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
     if len(extra):
-        found = network.new_zeros(count, mean.shape[1], network.shape[2] + len(extra))
-        found[:, : network.shape[1], : network.shape[2]] = network
-        found[:, network.shape[1] :, network.shape[2] :] = torch.eye(len(extra)).to(network)
-        network = found
+        own_rows = torch.eye(len(extra)).to(network).expand(count, -1, -1)
+        network = torch.cat(
+            [
+                functional.pad(network, (0, len(extra))),
+                functional.pad(own_rows, (network.shape[2], 0)),
+            ],
+            1,
+        )
     return Outputs(model, mean, shape, batch.choices), network
 
 
 def output_moments(
     model: Model, at: Mapping[str, Tensor], covariance: Covariance, batch: Batch
 ) -> tuple[Outputs, Tensor]:
-    """The outputs of a batch under N(at, covariance): their mean, f(at), and covariance, J S J'.
+    """The outputs of a batch under N(at, covariance): their mean and their covariance (B, E, E).
 
     Args:
         model, at, batch: as for `jacobian`.
         covariance: S, over the weights in the order of the model's sites.
-
-    Returns:
-        The outputs at their mean, and their covariance (B, E, E).
     """
     outputs, rows = jacobian(model, at, batch)
     with exact(rows):
@@ -160,16 +160,16 @@ def linear_predictives(
 ) -> Iterator[tuple[int, Callable[[Batch], TorchDistribution]]]:
     """The labels' distribution in the linearised network, under up to `MAX_BYTES` of draws at once.
 
-    For what needs weight draws; predictions take `output_moments`. A batch costs one `jacobian`,
-    however many draws are together.
+    For uses that need weight draws; predictions take `output_moments`. A batch costs one
+    `jacobian`, whatever the number of draws.
 
     Args:
-        at: a tensor of its shape for each site of the model.
+        model, at: as for `jacobian`.
         blocks: some draws at a time, for each site of the model a tensor `(s, 1, *shape)`.
 
     Yields:
-        A number S of draws, and from a batch of B examples to a distribution of batch shape (S, B).
-        Use it before the next is asked for: then its draws are gone.
+        A number S of draws, and a function from a batch of B examples to a distribution of batch
+        shape (S, B), which is valid until the next one is asked for.
     """
     away: list[Tensor] = []
     count = 0
@@ -191,7 +191,7 @@ def _predictive(
     model: Model, at: Mapping[str, Tensor], away: Sequence[Tensor], batch: Batch
 ) -> TorchDistribution:
     outputs, rows = jacobian(model, at, batch)
-    # Block by block, as all of them side by side would be another copy; and at full precision.
+    # Block by block, as all of them side by side would be another copy.
     with exact(rows):
         changes = torch.cat([torch.einsum("sd,bed->sbe", part, rows) for part in away])
     return outputs.labels(outputs.mean + changes)

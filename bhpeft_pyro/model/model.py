@@ -21,40 +21,39 @@ from ..priors.stored import moved
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 
-__all__ = [
-    "Model",
-]
+__all__ = ["Model"]
 
 
 class Model(PyroModule):
-    """p(weights) p(labels | text, weights), called with a `Batch`.
+    """p(weights) p(labels | texts, weights): an ordinary Pyro model, called with a `Batch`.
 
-    `forward` is three lines. Any Pyro inference runs on it, and on a function of your own that has
-    other ones: SVI, NUTS (over a head), importance sampling, `Predictive`. `fit` takes a `Model`,
-    whose structure is in its prior and its likelihood.
+    `forward` has three lines: sample the weights, run the transformer, observe the labels. Any Pyro
+    inference runs on it: SVI, NUTS (over a head), importance sampling, `Predictive`; and so it does
+    on a function of your own with three other lines. `fit` takes a `Model`, whose structure is in
+    its prior and its likelihood.
 
-    `model.to(device)` takes its network along, and a prior that is an earlier posterior. One of
+    `model.to(device)` moves its network along, and a prior that is an earlier posterior. A prior of
     your own stays as it is: make its tensors where its sites' are.
 
     Args:
         network: the frozen transformer and its sites.
         prior: a stochastic function of the sites or one of its short forms (`priors.as_prior`);
             by default `priors.default()`.
-        likelihood: what the labels are.
+        likelihood: the distribution of the labels, given the network's outputs; by default
+            `likelihoods.Categorical()`.
 
     Raises:
-        ConfigError, PriorError: no `RandomPEFT`, or no prior.
-        LikelihoodError: no likelihood, or one that needs another number of outputs of the head.
+        ConfigError: `network` is not a `RandomPEFT`.
+        PriorError: `prior` is none of what `priors.as_prior` takes.
+        LikelihoodError: `likelihood` is not a `Likelihood`, or needs another number of outputs.
 
-    >>> from transformers import BertConfig, BertModel
+    >>> import torch
     >>> from pyro import poutine
     >>> from bhpeft_pyro.model.head import Head
-    >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
-    ...                             num_attention_heads=2, intermediate_size=32))
-    >>> model = Model(RandomPEFT(tiny, (), Head(3)))
-    >>> import torch
+    >>> from bhpeft_pyro.testing import tiny_backbone
+    >>> model = Model(RandomPEFT(tiny_backbone(), (), Head(3)))
     >>> batch = Batch({"input_ids": torch.ones(5, 4, dtype=torch.long)})
-    >>> poutine.trace(model).get_trace(batch).nodes["label"]["value"].shape
+    >>> poutine.trace(model).get_trace(batch).nodes["label"]["value"].shape  # no labels: draws some
     torch.Size([5])
     """
 
@@ -76,8 +75,7 @@ class Model(PyroModule):
         self.network = network
         self.prior: Prior = as_prior(default() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood
-        needed = self.likelihood.outputs
-        given = network.outputs
+        needed, given = self.likelihood.outputs, network.outputs
         if needed is not None and given != needed:
             raise LikelihoodError(
                 f"{type(self.likelihood).__name__} needs a head with outputs={needed}, got {given}"
@@ -85,12 +83,12 @@ class Model(PyroModule):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Every random tensor, of PEFT, head and likelihood."""
+        """Every random tensor: those of PEFT, head and likelihood, in this order."""
         own = (site.to(self.network.device) for site in self.likelihood.sites)
         return (*self.network.sites, *own)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As every module's, which moves it; an earlier posterior comes along."""
+        """Move the module, as PyTorch does, with a prior that is an earlier posterior."""
         prior = moved(self.prior, fn)
         super()._apply(fn, recurse)
         self.prior = prior
@@ -120,7 +118,7 @@ class Model(PyroModule):
             self.network.tokenizer,
             kind=self.likelihood.kind,
             columns=self.limited(columns, data),
-            num_labels=self.likelihood.labels(self.network.outputs),
+            num_labels=self.likelihood.num_labels(self.network.outputs),
             labelled=labelled,
             new_names=new_names,
         )
@@ -152,27 +150,22 @@ class Model(PyroModule):
             limit = most if encoded else min(most, tokenizer.model_max_length)
         return replace(columns, max_length=limit)
 
-    def outputs(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """What the network says, `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices.
+    def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
+        """The distribution of the labels, of batch shape `(*P, B)`, under given weights.
+
+        Args:
+            weights: for each site a tensor `(*P, *site.shape)`, as for `RandomPEFT`.
+            batch: B examples.
 
         Raises:
-            DataError: `batch` is no `Batch`.
+            DataError: `batch` is not a `Batch`.
+            LikelihoodError: the likelihood's distribution has another batch shape.
         """
-        if not isinstance(batch, Batch):
-            raise DataError(
-                f"batch: expected a Batch, got {type(batch).__name__}; "
-                "bh.encode(...).batches(...) makes them"
-            )
-        value: Tensor = self.network(weights, batch)
-        return value
-
-    def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
-        """The distribution of the labels under given weights, `(*P, *shape)` per site."""
-        outputs = self.outputs(weights, batch)
+        outputs = self.network(weights, batch)
         return self.likelihood.checked(outputs, weights, batch.choices)
 
     def forward(self, batch: Batch) -> Tensor:
         """Sample the weights, run the transformer under them, observe the labels."""
         weights = checked(self.prior, self.sites)
-        outputs = self.outputs(weights, batch)
+        outputs = self.network(weights, batch)
         return self.likelihood(outputs, batch, weights)

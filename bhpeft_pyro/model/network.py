@@ -20,13 +20,10 @@ from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Site
-from .coordinates import Coordinates
-from .head import Head, OwnHead, PrincipalAxes, check_features
+from .coordinates import Coordinates, PrincipalAxes
+from .head import Head, OwnHead, check_features
 
-__all__ = [
-    "RandomPEFT",
-    "fingerprint",
-]
+__all__ = ["RandomPEFT", "fingerprint"]
 
 
 class RandomPEFT(PyroModule):
@@ -34,26 +31,35 @@ class RandomPEFT(PyroModule):
 
     The module owns no trainable tensor: `sites` says which tensors it needs, and
     `network(weights, batch)` runs the transformer under them. The backbone is put in evaluation
-    mode (dropout is off, in training too: the randomness is that of the weights) and
-    its parameters no longer require gradients; nothing else about it changes. `network.to(device)`,
-    or a model's, takes the backbone along, but no guide: a posterior is loaded elsewhere.
+    mode (dropout is off, in training too: the randomness is in the weights) and its parameters no
+    longer require gradients; nothing else about it changes. `network.to(device)`, or a model's,
+    moves the backbone along, but not a guide: load a saved posterior on the other device instead.
 
     Args:
         backbone: any `AutoModel...` of a known architecture.
-        kinds: PEFT kinds, e.g. `presets.bh_peft()`, or a single one; empty for the head only.
+        kinds: PEFT kinds, such as `presets.lora()`, or a single one; () trains the head alone. By
+            default `presets.bh_peft()`.
         head: `Head` (random) or `OwnHead` (the backbone's, frozen).
-        tokenizer: for text input; by default the one of the backbone's checkpoint.
+        tokenizer: for text input; by default that of the backbone's checkpoint.
+
+    Attributes:
+        sites: every random tensor: those of LoRA, adapter and prefix, then the head's.
+        coordinates: from the values of the sites to the transformer's weights.
+        axes: the head's principal axes, or None.
 
     Raises:
-        ArchitectureError: the architecture is unknown or cannot carry a kind.
-        ConfigError: an option of a kind that cannot work; something else than is expected.
+        ArchitectureError: the architecture is unknown, or cannot carry one of the kinds.
+        ConfigError: an argument has the wrong type, or a kind an option that cannot work.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> tiny = BertModel(BertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=2,
-    ...                             num_attention_heads=2, intermediate_size=32))
-    >>> network = RandomPEFT(tiny, presets.lora(rank=2), Head(3))
-    >>> [site.name for site in network.sites][-2:]
-    ['head.weight', 'head.bias']
+    >>> import torch
+    >>> from bhpeft_pyro.testing import tiny_backbone
+    >>> network = RandomPEFT(tiny_backbone(), presets.lora(rank=2), Head(3))
+    >>> [(site.name, site.shape) for site in network.sites][-2:]
+    [('head.weight', (3, 16)), ('head.bias', (3,))]
+    >>> batch = Batch({"input_ids": torch.ones(5, 4, dtype=torch.long)})
+    >>> draws = {site.name: torch.randn(7, *site.shape) for site in network.sites}
+    >>> network(draws, batch).shape  # 7 draws of the weights, 5 texts, 3 outputs
+    torch.Size([7, 5, 3])
     """
 
     def __init__(
@@ -76,12 +82,12 @@ class RandomPEFT(PyroModule):
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer
-        # In a tuple, so that the backbone's parameters are not parameters of this module:
-        # they are not trained, saved, or put in a param store.
+        # In a tuple, so that the backbone's parameters are not this module's: they are not trained,
+        # saved, or put in a param store.
         self._frozen = (backbone,)
         if isinstance(head, OwnHead) and head.label_ids is not None and not self.causal:
             raise ConfigError(
-                f"head: OwnHead(label_ids=...) reads what follows a text, which "
+                "head: OwnHead(label_ids=...) reads what follows a text, which "
                 f"{type(backbone).__name__} does not predict; expected a decoder"
             )
         self.attachment = Attachment(backbone, self.kinds)
@@ -101,7 +107,7 @@ class RandomPEFT(PyroModule):
 
     @property
     def outputs(self) -> int:
-        """Numbers per example (per choice, for multiple choice) that come out."""
+        """How many numbers come out for each example (each choice, for multiple choice)."""
         if isinstance(self.head, Head):
             return self.head.outputs
         ids = self.head.label_ids
@@ -124,7 +130,7 @@ class RandomPEFT(PyroModule):
         return device
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As every module's, which moves it; backbone and sites come along."""
+        """Move the module, as PyTorch does, with its backbone and sites."""
         moved = fn(torch.zeros((), device=self.backbone.device))
         if moved.dtype != torch.float32:
             raise ConfigError(
@@ -143,8 +149,7 @@ class RandomPEFT(PyroModule):
             name = self.backbone.config._name_or_path
             if not name:
                 raise ConfigError(
-                    "RandomPEFT: this backbone names no checkpoint to take a tokenizer from; "
-                    "pass tokenizer=..."
+                    "RandomPEFT: the backbone names no checkpoint with a tokenizer; pass tokenizer="
                 )
             self._tokenizer = AutoTokenizer.from_pretrained(name)
         return self._tokenizer
@@ -158,15 +163,27 @@ class RandomPEFT(PyroModule):
         """Run the transformer under `weights`.
 
         Args:
-            weights: for each site a tensor of shape `(*P, *site.shape)`; P, the particle dims
-                (none: one draw), are broadcast, so a site without any is the same for all draws.
-            batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S.
+            weights: for each site a tensor of shape `(*P, *site.shape)`. The particle dims P
+                (none: a single draw) are broadcast, so a site without any is the same for all
+                draws.
+            batch: B examples; `batch.particles` is 1 (every draw sees all of them) or S, the
+                number of draws (each sees B/S of them).
 
         Returns:
-            `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice. Under a Pyro particle
-            plate P = (S, 1); the 1, the place of the data plate, is taken by the B examples, as
-            is the last of two or more particle dims wherever it is 1.
+            `(*P, B, outputs)`, or `(*P, B, C, outputs)` for multiple choice; B/S in place of B
+            where the batch is shared out. Under a Pyro particle plate P = (S, 1), and the B
+            examples take the place of the 1, as they do of any last of two or more particle dims
+            that is 1.
+
+        Raises:
+            ConfigError: weights that are missing, have another shape, or are elsewhere.
+            DataError: `batch` is not a `Batch`, or is empty.
         """
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"batch: expected a Batch, got {type(batch).__name__}; "
+                "bh.encode(...).batches(...) makes them"
+            )
         folded, shape = self._fold(weights, batch.particles, batch.features is not None)
         particles = math.prod(shape)
         if batch.particles not in (1, particles):
@@ -174,10 +191,17 @@ class RandomPEFT(PyroModule):
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
             )
         if batch.features is not None:
-            outputs, middle = self._from_features(folded, batch, particles)
+            if not isinstance(self.head, Head):
+                raise ConfigError("batch.features: only a Head can use them")
+            outputs = self.head(_shared(batch.features, batch, particles), folded)
         else:
-            outputs, middle = self._from_tokens(folded, batch, particles)
-        return outputs.reshape(*shape, *middle, outputs.shape[-1])
+            inputs = _rows(batch, particles)
+            with self.attachment.bind(folded, _mask(inputs)):
+                if isinstance(self.head, Head):
+                    outputs = self.head(self._pooled(inputs).unflatten(0, (particles, -1)), folded)
+                else:
+                    outputs = self.head.read(self.backbone(**self._accepted(inputs)), _mask(inputs))
+        return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
     def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """(B, D) or (B, C, D) features: what the head reads.
@@ -186,61 +210,62 @@ class RandomPEFT(PyroModule):
             batch: B examples.
             weights: a tensor of its shape for each site; None leaves the frozen transformer
                 without any PEFT weights.
+
+        Raises:
+            ConfigError: the network has the backbone's own head, which reads none.
         """
         if isinstance(self.head, OwnHead):
             raise ConfigError("features are what a Head reads; this network has the backbone's own")
         self.attachment.check_mode()
-        inputs, lead = self._rows(batch, 1)
+        inputs = _rows(batch, 1)
         bound = ExitStack()
         with torch.no_grad(), bound:
             if weights is not None:
                 folded, _ = self._fold(weights)
                 bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
-            return self._pooled(inputs).reshape(*lead[1:], -1)
+            return self._pooled(inputs).reshape(*_examples(batch), -1)
 
     def align(self, batches: Iterable[Batch]) -> None:
         """Take the head's principal axes from these texts, unless it has some already.
 
-        `fit` does this with the first round's texts; later rounds keep the axes, or weights
+        `fit` does this with the first round's texts. Later rounds keep the axes: otherwise weights
         would change their meaning between a posterior and the prior it becomes.
         """
         if self.axes is None or self.axes.fitted:
             return
         rows = []
         for batch in batches:
-            inputs, _ = self._rows(batch.to(self.device), 1)
             exist = slice(None) if batch.choices is None else batch.choices.flatten()
             with torch.no_grad():
-                rows.append(check_features(self._pooled(inputs)[exist]))
+                pooled = self._pooled(_rows(batch.to(self.device), 1))
+            rows.append(check_features(pooled[exist]))
         self.axes.fit(torch.cat(rows))
 
     def _fold(
         self, weights: Mapping[str, Tensor], shares: int = 1, features: bool = False
     ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """Weights from coordinates, with the particle dims folded into one leading S.
+        """The transformer's weights, with the particle dims folded into one leading S.
 
-        Where no site has any, there are as many draws, all alike, as the batch is shared out to.
-        Features ask for no PEFT weights.
+        Without any, there are as many equal draws as the batch is shared out to. With features,
+        only the head's weights are needed.
         """
-        device = self.device
+        device, particles = self.device, {}
         for site in self.sites:
             if site.name not in weights:
                 raise ConfigError(f"weights: there is no {site.name!r}; expected every site")
-            given = tuple(weights[site.name].shape)
-            if given[max(0, len(given) - site.ndim) :] != site.shape:
+            value = weights[site.name]
+            lead = max(0, value.dim() - site.ndim)
+            if value.shape[lead:] != site.shape:
                 expected = ", ".join(map(str, ("*P", *site.shape)))
                 raise ConfigError(
-                    f"weights[{site.name!r}] have shape {given}, expected ({expected})"
+                    f"weights[{site.name!r}] have shape {tuple(value.shape)}, expected ({expected})"
                 )
-            if (found := weights[site.name].device) != device:
+            if value.device != device:
                 raise ConfigError(
-                    f"weights[{site.name!r}] are on {found}, the network is on {device}; "
+                    f"weights[{site.name!r}] are on {value.device}, the network is on {device}; "
                     "expected guide and prior there: guide.to(device), or load a saved posterior"
                 )
-        particles = {
-            site.name: tuple(weights[site.name].shape[: weights[site.name].dim() - site.ndim])
-            for site in self.sites
-        }
+            particles[site.name] = tuple(value.shape[:lead])
         try:
             shape = tuple(torch.broadcast_shapes(*particles.values()))
         except RuntimeError as error:
@@ -261,35 +286,10 @@ class RandomPEFT(PyroModule):
             shape = shape[:-1]
         return folded, shape
 
-    def _rows(self, batch: Batch, particles: int) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-        """Inputs as (R, T) rows, particle by particle, and the dims (S, B/S or B, C) of R."""
-        if not batch.inputs:
-            raise DataError("batch: it has neither inputs nor features")
-        first = next(iter(batch.inputs.values()))
-        for name, value in batch.inputs.items():
-            if value.shape != first.shape:
-                raise DataError(
-                    f"batch: {name} has shape {tuple(value.shape)}, expected that of the others, "
-                    f"{tuple(first.shape)}: a number for each token"
-                )
-        lead = tuple(first.shape[:-1])
-        if batch.particles == 1 and particles > 1:
-            inputs = {
-                name: value.expand(particles, *value.shape).reshape(-1, value.shape[-1])
-                for name, value in batch.inputs.items()
-            }
-            return inputs, (particles, *lead)
-        inputs = {name: value.reshape(-1, value.shape[-1]) for name, value in batch.inputs.items()}
-        return inputs, (particles, lead[0] // particles, *lead[1:])
-
     def _accepted(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`).
-
-        A decoder counts positions from a text's first token, wherever its padding is, and keeps no
-        keys and values to go on from.
-        """
+        """Those inputs that the backbone takes: tokenizers may give more (`token_type_ids`)."""
         own: dict[str, Any] = {}
-        if self.causal:
+        if self.causal:  # positions count from the text's first token, on whichever side padding is
             own["position_ids"] = (_mask(inputs).long().cumsum(-1) - 1).clamp_min(0)
             own["use_cache"] = False
         return {k: v for k, v in {**own, **inputs}.items() if k in self._arguments}
@@ -305,43 +305,42 @@ class RandomPEFT(PyroModule):
         pooled = self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
         return pooled if self.axes is None else self.axes(pooled)
 
-    def _from_tokens(
-        self, weights: Mapping[str, Tensor], batch: Batch, particles: int
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        inputs, lead = self._rows(batch, particles)
-        mask = _mask(inputs)
-        with self.attachment.bind(weights, mask):
-            if isinstance(self.head, OwnHead):
-                output: Any = self.backbone(**self._accepted(inputs))
-                return self.head.read(output, mask), lead[1:]
-            pooled = self._pooled(inputs)
-        return self.head(pooled.unflatten(0, (particles, -1)), weights), lead[1:]
 
-    def _from_features(
-        self, weights: Mapping[str, Tensor], batch: Batch, particles: int
-    ) -> tuple[Tensor, tuple[int, ...]]:
-        if not isinstance(self.head, Head):
-            raise ConfigError("batch.features: only a Head can use them")
-        assert batch.features is not None
-        lead = tuple(batch.features.shape[:-1])
-        features = batch.features.flatten(0, -2)
-        if batch.particles == 1:
-            features = features.expand(particles, *features.shape)
-        else:
-            features = features.unflatten(0, (particles, -1))
-            lead = (lead[0] // particles, *lead[1:])
-        return self.head(features, weights), lead
+def _rows(batch: Batch, particles: int) -> dict[str, Tensor]:
+    """The batch's inputs as (R, T) rows, particle by particle."""
+    if not batch.inputs:
+        raise DataError("batch: it has neither inputs nor features")
+    first = next(iter(batch.inputs.values()))
+    for name, value in batch.inputs.items():
+        if value.shape != first.shape:
+            raise DataError(
+                f"batch: {name} has shape {tuple(value.shape)}, expected that of the others, "
+                f"{tuple(first.shape)}: a number for each token"
+            )
+    return {
+        name: _shared(value, batch, particles).flatten(0, 1) for name, value in batch.inputs.items()
+    }
+
+
+def _shared(value: Tensor, batch: Batch, particles: int) -> Tensor:
+    """(B, ..., D) as (S, rows, D): all rows for every particle, or its share of them."""
+    rows = value.flatten(0, -2)
+    if batch.particles == 1:
+        return rows.expand(particles, *rows.shape)
+    return rows.unflatten(0, (particles, -1))
+
+
+def _examples(batch: Batch) -> tuple[int, ...]:
+    """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
+    value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
+    return value.shape[0] // batch.particles, *value.shape[1:-1]
 
 
 def fingerprint(backbone: PreTrainedModel, own_head: bool = False) -> str:
     """A digest of a backbone: its configuration and a sample of every tensor that counts.
 
-    A pooler has no effect on what a `Head` reads, nor has a head of the backbone's own; checkpoints
-    made for something else have neither, and each `from_pretrained` then draws another.
-
-    Args:
-        backbone: the transformer.
-        own_head: whether it is used with its own head (`OwnHead`), which counts then.
+    `from_pretrained` draws what a checkpoint lacks at random: a pooler, or another head than its
+    own. They do not count, except for the backbone's own head where it is used (`own_head`).
     """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()

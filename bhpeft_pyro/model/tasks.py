@@ -1,7 +1,7 @@
 """The paper's three tasks as ready recipes: ratings, categories and multiple choice.
 
 Each gives a `Model` with the hybrid of LoRA, adapter and prefix, a random head of the right size
-and the likelihood that goes with it. They do little: take one apart for anything else.
+and the likelihood that goes with it. For anything else, build the `Model` yourself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from .likelihoods import Categorical, HeteroscedasticNormal, Likelihood, Multipl
 from .model import Model
 from .network import RandomPEFT
 
-__all__ = [
-    "categories",
-    "multiple_choice",
-    "ratings",
-]
+__all__ = ["categories", "multiple_choice", "ratings"]
 
 
 def ratings(
@@ -39,44 +35,51 @@ def ratings(
 
     Args:
         backbone: the transformer.
-        low, high: the ends of the scale; an output of +-2 stands for them.
-        noise_by_text: let the noise depend on the text (aleatoric uncertainty of its own for
-            each), instead of one noise scale that is learnt.
+        low, high: the ends of the scale; outputs of -2 and 2 stand for them.
+        noise_by_text: predict a noise scale for each text, instead of learning one for all.
         kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     Raises:
-        LikelihoodError: low is not below high.
+        LikelihoodError: `low` is not below `high`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone
-    >>> model = ratings(tiny_backbone(), 1, 5)
-    >>> model.likelihood
+    >>> ratings(tiny_backbone(), 1, 5).likelihood
     Normal(center=3.0, spread=1.0)
     """
     if not low < high:
         raise LikelihoodError(f"ratings: low={low} must be below high={high}")
-    kind = HeteroscedasticNormal if noise_by_text else Normal
-    likelihood = kind(center=(low + high) / 2, spread=(high - low) / 4)
-    return _model(backbone, 2 if noise_by_text else 1, likelihood, kinds, prior, tokenizer)
+    center, spread = (low + high) / 2, (high - low) / 4
+    likelihood: Likelihood = Normal(center, spread)
+    if noise_by_text:
+        likelihood = HeteroscedasticNormal(center, spread)
+    head = Head(2 if noise_by_text else 1)
+    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
 
 
 def categories(
     backbone: PreTrainedModel,
-    count: int,
+    num_labels: int,
     *,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Model:
-    """Classification into `count` categories (news in the paper; accuracy and F1).
+    """Classification into `num_labels` categories (news in the paper; accuracy and F1).
+
+    Args:
+        backbone: the transformer.
+        num_labels: the number of categories.
+        kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
     >>> import bhpeft_pyro as bh
-    >>> model = categories(tiny_backbone(), 2, tokenizer=tiny_tokenizer())
+    >>> model = categories(tiny_backbone(), num_labels=2, tokenizer=tiny_tokenizer())
     >>> posterior = bh.fit(model, "normal", tiny_examples(), max_steps=2, progress=False)
     >>> posterior.predict(["w5 w7"], samples=2).probabilities.shape
     torch.Size([1, 2])
     """
-    return _model(backbone, count, Categorical(), kinds, prior, tokenizer)
+    head = Head(num_labels)
+    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, Categorical())
 
 
 def multiple_choice(
@@ -88,19 +91,12 @@ def multiple_choice(
 ) -> Model:
     """The right one of 2 to 8 answers to a question (commonsense reasoning in the paper).
 
+    Args:
+        backbone: the transformer.
+        kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
+
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> multiple_choice(tiny_backbone()).network.outputs
     1
     """
-    return _model(backbone, 1, MultipleChoice(), kinds, prior, tokenizer)
-
-
-def _model(
-    backbone: PreTrainedModel,
-    outputs: int,
-    likelihood: Likelihood,
-    kinds: Sequence[Kind] | None,
-    prior: PriorLike | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Model:
-    return Model(RandomPEFT(backbone, kinds, Head(outputs), tokenizer), prior, likelihood)
+    return Model(RandomPEFT(backbone, kinds, Head(1), tokenizer), prior, MultipleChoice())

@@ -1,6 +1,5 @@
-"""What LoRA, adapter and prefix weights do to a frozen transformer. No Pyro in here."""
+"""What LoRA, adapter and prefix weights do to a frozen transformer. There is no Pyro in here."""
 
-from . import architectures as known
 from . import presets
 from .adapter import Adapter
 from .architectures import Architecture, Part, register_architecture
@@ -19,7 +18,6 @@ __all__ = [
     "Part",
     "Prefix",
     "Site",
-    "known",
     "presets",
     "register_architecture",
 ]

@@ -13,11 +13,20 @@ from transformers.activations import ACT2FN
 
 from ..errors import ConfigError
 from .architectures import Block
-from .attention import Scales
-from .binding import Binding
-from .gate import OPENING, Gate, opening
-from .kinds import Kind, Stack, Weights, check_count
+from .binding import After, Binding
+from .kinds import (
+    Kind,
+    Weights,
+    check_count,
+    gate_rows,
+    gate_sites,
+    input_unit,
+    opening,
+    rows,
+    stack,
+)
 from .lora import add_low_rank
+from .scales import Scales
 from .sites import Site, kaiming, zeros
 
 __all__ = ["Adapter"]
@@ -39,7 +48,7 @@ class Adapter(Kind):
 
     Attributes:
         size: width of the bottleneck.
-        scale: s in the formulas.
+        scale: the factor in the formulas.
         placement: "parallel" or "sequential".
         activation: any name that transformers knows ("relu", "gelu", "silu", "tanh", ...).
 
@@ -66,89 +75,54 @@ class Adapter(Kind):
                 f"adapter: activation={self.activation!r} must be one of {tuple(ACT2FN)}"
             )
 
-    def _inputs(self, block: Block) -> int:
-        """Width of what `down` and the gate read."""
-        if self.placement == "parallel":
-            return block.projections["ffn_in"].inputs
-        return block.projections["ffn_out"].outputs
-
-    def _input_rms(self, block: Block, scales: Scales) -> Tensor:
-        if self.placement == "parallel":
-            return scales.inputs(block.projections["ffn_in"])
-        return scales.outputs(block.projections["ffn_out"])
-
-    def _stacks(self, blocks: Sequence[Block]) -> tuple[Stack, Stack]:
-        return (
-            Stack("adapter.down", blocks, self._inputs),
-            Stack("adapter.up", blocks, lambda block: block.projections["ffn_out"].outputs),
-        )
-
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        down, up = self._stacks(blocks)
-        boost = 1 / OPENING if self.gated else 1.0
+        outputs = [block.projections["ffn_out"] for block in blocks]
+        rms = [scales.outputs(p) for p in outputs]
+        inputs = [(size, p.outputs) for size, p in zip(rms, outputs, strict=True)]
+        if self.placement == "parallel":
+            sources = [block.projections["ffn_in"] for block in blocks]
+            inputs = [(scales.inputs(p), p.inputs) for p in sources]
         reach = self.scale * self.size**0.5 * _rms_after(ACT2FN[self.activation])
-        sites = down.sites(
-            lambda width: (self.size, width),
-            ("bottleneck", "in"),
-            "input",
-            lambda block: 1 / (self._input_rms(block, scales) * self._inputs(block) ** 0.5),
-            lambda shape, unit: kaiming(shape, scales.device),
-            anchor=1.0,
-        )
-        sites += up.sites(
-            lambda width: (width, self.size),
-            ("out", "bottleneck"),
-            "output",
-            lambda block: boost * scales.outputs(block.projections["ffn_out"]) / reach,
-            lambda shape, unit: zeros(shape, scales.device),
-        )
-        if self.gated:
-            gate = Gate(self.name, blocks, self._inputs)
-            sites += gate.sites(lambda block: self._input_rms(block, scales), scales.device)
-        return sites
+        shapes_down = [(self.size, width) for _, width in inputs]
+        shapes_up = [(p.outputs, self.size) for p in outputs]
+        units_down = [input_unit(*each) for each in inputs]
+        units_up = [self.boost * size / reach for size in rms]
+        inner, outer = ("bottleneck", "in"), ("out", "bottleneck")
+        return [
+            stack("adapter.down", "input", inner, blocks, shapes_down, units_down, kaiming, 1.0),
+            stack("adapter.up", "output", outer, blocks, shapes_up, units_up, zeros),
+            *(gate_sites("adapter", blocks, inputs) if self.gated else ()),
+        ]
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        down, up = self._stacks(blocks)
-        activation = ACT2FN[self.activation]
         gates: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)
         if self.gated:
-            gates = [*Gate(self.name, blocks, self._inputs).rows(weights)]
-        rows = zip(
-            blocks,
-            down.rows(weights, binding.dtype),
-            up.rows(weights, binding.dtype),
-            gates,
-            strict=True,
-        )
-        for block, down_row, up_row, gate in rows:
+            gates = [*gate_rows("adapter", weights)]
+        pair = (rows(weights, f"adapter.{side}", binding.dtype) for side in ("down", "up"))
+        for block, gate, down, up in zip(blocks, gates, *pair, strict=True):
             source = None
             if self.placement == "parallel":
                 source = block.projections["ffn_in"].module
-                binding.add_before(source, partial(_keep, binding, source))
-            branch = partial(
-                _branch, binding, source, down_row, up_row, self.scale, activation, gate
-            )
+                binding.add_before(source, partial(binding.scratch.__setitem__, source))
+            branch = self._branch(binding, source, down, up, gate)
             binding.add_after(block.projections["ffn_out"].module, branch)
 
+    def _branch(
+        self,
+        binding: Binding,
+        source: nn.Module | None,
+        down: Tensor,
+        up: Tensor,
+        gate: tuple[Tensor, Tensor] | None,
+    ) -> After:
+        activation = ACT2FN[self.activation]
 
-def _keep(binding: Binding, module: nn.Module, x: Tensor) -> None:
-    binding.scratch[module] = x
+        def after(_: Tensor, output: Tensor) -> Tensor:
+            x = output if source is None else binding.scratch.pop(source)
+            openings = None if gate is None else opening(binding, x, *gate)
+            return add_low_rank(binding, output, x, down, up, self.scale, activation, openings)
 
-
-def _branch(
-    binding: Binding,
-    source: nn.Module | None,
-    down: Tensor,
-    up: Tensor,
-    scale: float,
-    activation: Callable[[Tensor], Tensor],
-    gate: tuple[Tensor, Tensor] | None,
-    _: Tensor,
-    output: Tensor,
-) -> Tensor:
-    x = output if source is None else binding.scratch.pop(source)
-    openings = None if gate is None else opening(binding, x, *gate)
-    return add_low_rank(binding, output, x, down, up, scale, activation, openings)
+        return after
 
 
 def _rms_after(activation: Callable[[Tensor], Tensor]) -> float:

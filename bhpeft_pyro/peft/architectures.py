@@ -1,12 +1,9 @@
-"""Where each Hugging Face architecture keeps its projections, and how to declare another one.
-
-The architectures that are known from the start.
-"""
+"""Where each Hugging Face architecture keeps its projections, and how to declare another one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -46,7 +43,7 @@ class Architecture:
         layers: path to the list of layers; "*" stands for every member of a list on the way.
         query, key, value, output: the attention's projections.
         ffn_in, ffn_out: first and last projection of the feed-forward block. In a gated block
-            (GLU) `ffn_in` is the branch without and `ffn_gate` that with the activation.
+            (GLU) `ffn_in` is the branch without the activation, `ffn_gate` the one with it.
         ffn_gate: None if the block is not gated.
         attention: the module that holds the heads.
         prefix: whether that module calls Hugging Face's attention interface, without which it
@@ -101,7 +98,102 @@ class Block:
 
 
 _POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # rotary and relative ones have none
-_REGISTRY: dict[str, Architecture] = {}
+
+_BERT = Architecture(
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    ffn_in="intermediate.dense",
+    ffn_out="output.dense",
+    attention="attention.self",
+)
+_LLAMA = Architecture(
+    layers="layers",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    ffn_in="mlp.up_proj",
+    ffn_gate="mlp.gate_proj",
+    ffn_out="mlp.down_proj",
+    attention="self_attn",
+)
+_REGISTRY: dict[str, Architecture] = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra"), _BERT),
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA
+    ),
+    "deberta-v2": replace(
+        _BERT,
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        prefix=False,
+        positions=True,
+    ),
+    "distilbert": Architecture(
+        layers="transformer.layer",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        output="attention.out_lin",
+        ffn_in="ffn.lin1",
+        ffn_out="ffn.lin2",
+        attention="attention",
+    ),
+    "albert": Architecture(
+        layers="encoder.albert_layer_groups.*.albert_layers",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        output="attention.dense",
+        ffn_in="ffn",
+        ffn_out="ffn_output",
+        attention="attention",
+    ),
+    "modernbert": Architecture(
+        layers="layers",
+        query=Part("attn.Wqkv", 0, 3),
+        key=Part("attn.Wqkv", 1, 3),
+        value=Part("attn.Wqkv", 2, 3),
+        output="attn.Wo",
+        ffn_gate=Part("mlp.Wi", 0, 2),
+        ffn_in=Part("mlp.Wi", 1, 2),
+        ffn_out="mlp.Wo",
+        attention="attn",
+    ),
+    "gpt2": Architecture(
+        layers="h",
+        query=Part("attn.c_attn", 0, 3),
+        key=Part("attn.c_attn", 1, 3),
+        value=Part("attn.c_attn", 2, 3),
+        output="attn.c_proj",
+        ffn_in="mlp.c_fc",
+        ffn_out="mlp.c_proj",
+        attention="attn",
+    ),
+    "opt": replace(
+        _LLAMA,
+        layers="decoder.layers",
+        output="self_attn.out_proj",
+        ffn_in="fc1",
+        ffn_gate=None,
+        ffn_out="fc2",
+    ),
+    "t5": Architecture(
+        layers="encoder.block",
+        query="layer.0.SelfAttention.q",
+        key="layer.0.SelfAttention.k",
+        value="layer.0.SelfAttention.v",
+        output="layer.0.SelfAttention.o",
+        ffn_in=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_1"),
+        ffn_gate="layer.1.DenseReluDense.wi_0",
+        ffn_out="layer.1.DenseReluDense.wo",
+        attention="layer.0.SelfAttention",
+    ),
+}
 
 
 def register_architecture(model_type: str, architecture: Architecture) -> None:
@@ -132,36 +224,34 @@ def blocks_of(base: PreTrainedModel) -> tuple[Block, ...]:
     if getattr(config, "is_encoder_decoder", False):
         raise ArchitectureError(
             f"{type(base).__name__} is an encoder-decoder, of which only the encoder is supported: "
-            f"load the encoder alone (for T5, T5EncoderModel)"
+            "load the encoder alone (for T5, T5EncoderModel)"
         )
     blocks: list[Block] = []
     for layer in _members(base, architecture.layers):
-        projections = {}
-        for target in TARGETS:
-            where = getattr(architecture, target)
-            found = None if where is None else _projection(layer, where, config)
-            if found is not None:
-                projections[target] = found
-            elif target != "ffn_gate":
-                raise ArchitectureError(
-                    f"{config.model_type!r} is declared with {target}={where!r}, but layer "
-                    f"{len(blocks)} ({type(layer).__name__}) has no such module"
-                )
         attention = _get(layer, architecture.attention)
-        if attention is None:
+        found = {
+            target: _projection(layer, where, config)
+            for target in TARGETS
+            if (where := getattr(architecture, target)) is not None
+        }
+        needed = {**found, "attention": attention, "ffn_gate": layer}  # T5's may lack a gate
+        missing = next((name for name, module in needed.items() if module is None), None)
+        if missing is not None or attention is None:
             raise ArchitectureError(
-                f"{config.model_type!r} is declared with attention={architecture.attention!r}, "
-                f"but layer {len(blocks)} ({type(layer).__name__}) has no such module"
+                f"{config.model_type!r} is declared with {missing}="
+                f"{getattr(architecture, missing or 'attention')!r}, but layer {len(blocks)} "
+                f"({type(layer).__name__}) has no such module"
             )
-        blocks.append(Block(len(blocks), layer, attention, projections))
+        present = {target: module for target, module in found.items() if module is not None}
+        blocks.append(Block(len(blocks), layer, attention, present))
     return tuple(blocks)
 
 
 def positions_of(base: nn.Module) -> int | None:
-    """The most tokens that a base model's table of positions reaches; None if it has no table."""
+    """How many tokens a base model's table of positions covers; None if it has no table."""
     for name, module in base.named_modules():
         if isinstance(module, nn.Embedding) and name.split(".")[-1] in _POSITIONS:
-            # RoBERTa counts from behind its padding's index, OPT from an offset.
+            # RoBERTa counts from after its padding's index, OPT from an offset.
             first = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - getattr(module, "offset", first)
     return None
@@ -218,125 +308,3 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     raise ArchitectureError(
         f"expected a linear module with in_features and out_features, got {type(module).__name__}"
     )
-
-
-_BERT = Architecture(
-    layers="encoder.layer",
-    query="attention.self.query",
-    key="attention.self.key",
-    value="attention.self.value",
-    output="attention.output.dense",
-    ffn_in="intermediate.dense",
-    ffn_out="output.dense",
-    attention="attention.self",
-)
-_LLAMA = Architecture(
-    layers="layers",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    output="self_attn.o_proj",
-    ffn_in="mlp.up_proj",
-    ffn_gate="mlp.gate_proj",
-    ffn_out="mlp.down_proj",
-    attention="self_attn",
-)
-for _name in ("bert", "roberta", "xlm-roberta", "electra"):
-    register_architecture(_name, _BERT)
-for _name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"):
-    register_architecture(_name, _LLAMA)
-register_architecture(
-    "distilbert",
-    Architecture(
-        layers="transformer.layer",
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        output="attention.out_lin",
-        ffn_in="ffn.lin1",
-        ffn_out="ffn.lin2",
-        attention="attention",
-    ),
-)
-register_architecture(
-    "albert",
-    Architecture(
-        layers="encoder.albert_layer_groups.*.albert_layers",
-        query="attention.query",
-        key="attention.key",
-        value="attention.value",
-        output="attention.dense",
-        ffn_in="ffn",
-        ffn_out="ffn_output",
-        attention="attention",
-    ),
-)
-register_architecture(
-    "modernbert",
-    Architecture(
-        layers="layers",
-        query=Part("attn.Wqkv", 0, 3),
-        key=Part("attn.Wqkv", 1, 3),
-        value=Part("attn.Wqkv", 2, 3),
-        output="attn.Wo",
-        ffn_gate=Part("mlp.Wi", 0, 2),
-        ffn_in=Part("mlp.Wi", 1, 2),
-        ffn_out="mlp.Wo",
-        attention="attn",
-    ),
-)
-register_architecture(
-    "gpt2",
-    Architecture(
-        layers="h",
-        query=Part("attn.c_attn", 0, 3),
-        key=Part("attn.c_attn", 1, 3),
-        value=Part("attn.c_attn", 2, 3),
-        output="attn.c_proj",
-        ffn_in="mlp.c_fc",
-        ffn_out="mlp.c_proj",
-        attention="attn",
-    ),
-)
-register_architecture(
-    "opt",
-    Architecture(
-        layers="decoder.layers",
-        query="self_attn.q_proj",
-        key="self_attn.k_proj",
-        value="self_attn.v_proj",
-        output="self_attn.out_proj",
-        ffn_in="fc1",
-        ffn_out="fc2",
-        attention="self_attn",
-    ),
-)
-register_architecture(
-    "t5",
-    Architecture(
-        layers="encoder.block",
-        query="layer.0.SelfAttention.q",
-        key="layer.0.SelfAttention.k",
-        value="layer.0.SelfAttention.v",
-        output="layer.0.SelfAttention.o",
-        ffn_in=("layer.1.DenseReluDense.wi", "layer.1.DenseReluDense.wi_1"),
-        ffn_gate="layer.1.DenseReluDense.wi_0",
-        ffn_out="layer.1.DenseReluDense.wo",
-        attention="layer.0.SelfAttention",
-    ),
-)
-register_architecture(
-    "deberta-v2",
-    Architecture(
-        layers="encoder.layer",
-        query="attention.self.query_proj",
-        key="attention.self.key_proj",
-        value="attention.self.value_proj",
-        output="attention.output.dense",
-        ffn_in="intermediate.dense",
-        ffn_out="output.dense",
-        attention="attention.self",
-        prefix=False,
-        positions=True,
-    ),
-)

@@ -1,4 +1,4 @@
-"""PEFT kinds on a frozen transformer."""
+"""Kinds of PEFT on a frozen transformer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from transformers import PreTrainedModel
 
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
-from .architectures import architecture_of, blocks_of
-from .attention import claim, measure, release
-from .binding import Binding, activate, install, new_token
-from .checkpointing import check_gradients, install_checkpointing, wants_checkpointing
+from .architectures import Block, architecture_of, blocks_of
+from .binding import Binding, CheckpointedForward, activate, install, new_token, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
-from .prefix import Prefix
+from .prefix import Prefix, claim, release
+from .scales import measure
 from .sites import Site
 
 __all__ = ["Attachment"]
@@ -30,25 +29,23 @@ ORDER = (LoRA, Adapter, Prefix)
 
 
 class Attachment:
-    """The sites of some PEFT kinds on a backbone, and the backbone under given weights of theirs.
+    """The sites of some PEFT kinds on a backbone, and the backbone under given weights.
 
     The backbone is frozen (no gradients, evaluation mode, so no dropout) and gets permanent hooks
-    that do nothing outside `bind`, where its outputs are exactly as before. They go when the
-    attachment is garbage-collected. With a `Prefix`, `backbone.config._attn_implementation` reads
-    "bhpeft_sdpa" (or "bhpeft_eager", under which Hugging Face refuses to set
-    `config.output_attentions`; the argument works) meanwhile.
+    that do nothing outside `bind`. They are removed when the attachment is garbage-collected. With
+    a `Prefix`, `backbone.config._attn_implementation` reads "bhpeft_sdpa" or "bhpeft_eager" until
+    then.
 
     Args:
-        backbone: any supported Hugging Face model, with or without a head of its own.
-        kinds: any union of `LoRA`, `Adapter` and `Prefix`, each at most once; () is allowed.
+        backbone: any supported Hugging Face model, with or without a head.
+        kinds: `LoRA`, `Adapter` and `Prefix`, each at most once; () is allowed.
 
     Attributes:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
         hidden_size: width of the base model's last hidden states.
 
-    >>> from transformers import BertConfig, BertModel
-    >>> size = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)
-    >>> backbone = BertModel(BertConfig(intermediate_size=32, **size))
+    >>> from bhpeft_pyro.testing import tiny_backbone
+    >>> backbone = tiny_backbone()
     >>> attachment = Attachment(backbone, [LoRA(("query",), rank=4)])
     >>> [(site.name, site.shape) for site in attachment.sites]
     [('lora.query.A', (2, 4, 16)), ('lora.query.B', (2, 16, 4))]
@@ -66,13 +63,11 @@ class Attachment:
         self._blocks = blocks_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
         self._wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
-        for kind, blocks in self._wired:
-            kind.check(blocks)
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
-                f"prefix: {self._base.config.model_type!r} computes its attention itself, so "
-                "that it cannot carry a prefix; LoRA and Adapter work"
+                f"prefix: {self._base.config.model_type!r} computes its attention itself and "
+                "cannot carry a prefix; LoRA and Adapter work"
             )
 
         self._undo: list[Callable[[], None]] = []
@@ -84,7 +79,7 @@ class Attachment:
         backbone.eval()
         scales = measure(self._base, self._blocks, attention=self._prefixed)
         if self.kinds:
-            check_gradients(self._base, self._blocks)
+            _check_gradients(self._base, self._blocks)
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
             site for kind, blocks in self._wired for site in kind.sites(blocks, scales)
@@ -105,45 +100,42 @@ class Attachment:
     ) -> Iterator[None]:
         """Run the backbone under these weights: `with attachment.bind(weights, mask): ...`.
 
-        Only in this thread, and until the block is left (gradient checkpointing takes the weights
-        along). An inner `bind` on the same backbone replaces an outer one.
+        In this thread only, and until the block is left (gradient checkpointing keeps the weights).
+        An inner `bind` on the same backbone replaces an outer one.
 
         Args:
             weights: for every site a tensor `(S, *site.shape)`, of S particles; other names
-                are ignored. The backbone must be run on R rows, R a multiple of S; row r belongs to
+                are ignored. Run the backbone on R rows, R a multiple of S; row r belongs to
                 particle r // (R // S).
-            attention_mask: (R, T), over which gates average; needed by gated kinds if there is
+            attention_mask: (R, T), over which gates average; gated kinds need it if there is
                 padding. The backbone gets its own mask as usual.
+
+        Raises:
+            ConfigError: the backbone is in training mode, or weights are missing or misshapen.
         """
         self.check_mode()
         if self._prefixed:
             claim(self._base.config, self._token)  # in case the implementation was set meanwhile
-        if any(wants_checkpointing(block.layer) for block in self._blocks):
-            for block in self._blocks:
-                remove = install_checkpointing(block.layer)
-                if remove is not None:
-                    self._undo.append(remove)
+        for layer in (block.layer for block in self._blocks):
+            if wants_checkpointing(layer) and not isinstance(layer.forward, CheckpointedForward):
+                self._undo.append(CheckpointedForward(layer).remove)
         with activate(self._binding(weights, attention_mask)):
             yield
 
     def check_mode(self) -> None:
-        """Refuse a backbone in training mode."""
+        """Refuse a backbone in training mode, whose dropout would change it."""
         if self._base.training:
-            raise ConfigError(
-                "the backbone is in training mode, in which dropout would change it: call "
-                "backbone.eval()"
-            )
+            raise ConfigError("the backbone is in training mode: call backbone.eval()")
 
     def _binding(self, weights: Mapping[str, Tensor], mask: Tensor | None) -> Binding:
         particles = self._particles(weights)
         if mask is not None and mask.ndim != 2:
             raise ConfigError(f"attention_mask must be (rows, tokens), got {tuple(mask.shape)}")
-        parameter = next(self._base.parameters())
-        device = parameter.device.type
+        device = next(self._base.parameters()).device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
-        binding = Binding(self._token, self._base, particles, mask, dtype)
-        binding.layers = frozenset(block.layer for block in self._blocks)
+        layers = frozenset(block.layer for block in self._blocks)
+        binding = Binding(self._token, self._base, particles, mask, dtype, layers)
         if self._architecture.positions:
             binding.content = {
                 block.projections[target].module: block.attention
@@ -156,20 +148,16 @@ class Attachment:
 
     def _particles(self, weights: Mapping[str, Tensor]) -> int:
         """S, after a check of every shape."""
-        counts = {}
+        particles: int | None = None
         for site in self.sites:
-            if site.name not in weights:
-                raise ConfigError(f"weights lacks the site {site.name!r} of shape {site.shape}")
-            shape = tuple(weights[site.name].shape)
-            if shape[1:] != site.shape or len(shape) != site.ndim + 1:
+            shape = tuple(getattr(weights.get(site.name), "shape", ()))
+            if shape[1:] != site.shape or not shape or particles not in (None, shape[0]):
                 raise ConfigError(
-                    f"weights[{site.name!r}] must have shape (particles, *{site.shape}), "
-                    f"got {shape}"
+                    f"weights[{site.name!r}]: expected shape (S, *{site.shape}), S the number of "
+                    f"particles and the same for every site; got {shape}"
                 )
-            counts[shape[0]] = site.name
-        if len(counts) > 1:
-            raise ConfigError(f"sites differ in their number of particles: {counts}")
-        return next(iter(counts), 1)
+            particles = shape[0]
+        return 1 if particles is None else particles
 
 
 def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
@@ -186,3 +174,35 @@ def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
 def _undo_all(undo: list[Callable[[], None]]) -> None:
     for function in undo:
         function()
+
+
+def _check_gradients(base: PreTrainedModel, blocks: Sequence[Block]) -> None:
+    """Run each projection on one row, and back; raise at the first that lets no gradient through.
+
+    Quantised layers made for inference give an output without a gradient, and no error: a fit
+    would leave all weights but those of the last layer as they were.
+    """
+    inputs = {
+        projection.module: (f"layer {block.number}, {target}", projection.inputs)
+        for block in blocks
+        for target, projection in block.projections.items()
+    }
+    for module, (where, width) in inputs.items():
+        try:
+            weight = getattr(module, "weight", None)  # a layer may be kept in float32
+            dtype = base.dtype
+            if isinstance(weight, Tensor) and weight.is_floating_point():
+                dtype = weight.dtype
+            with torch.enable_grad():  # the caller may have turned it off
+                x = torch.zeros(1, width, device=base.device, dtype=dtype, requires_grad=True)
+                gradient = torch.autograd.grad(module(x).sum(), x, allow_unused=True)[0]
+            cause = None
+        except RuntimeError as error:  # the output needs no gradient, or there is no way back
+            gradient, cause = None, error
+        if gradient is None:
+            raise ArchitectureError(
+                f"backbone: {where} ({type(module).__module__}.{type(module).__name__}) lets no "
+                "gradient through, so PEFT weights below it could not learn; expected layers that "
+                "can be trained through (quantised ones often cannot). The head alone needs none: "
+                "presets.head_only()"
+            ) from cause

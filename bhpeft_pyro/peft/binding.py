@@ -1,27 +1,32 @@
 """Which PEFT weights are in force, in this thread, for which backbone.
 
-Hooks and the attention function are permanent and inert: they look up `active()` and do nothing
-unless a binding of their own attachment is in it. The context variable is per thread, so one
-thread's weights are never seen by another.
+Hooks, the attention function and checkpointed layers are permanent and inert: they look up the
+active bindings and do nothing without one of their own attachment. The context variable is per
+thread, so one thread never sees another's weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar, Token
+from dataclasses import dataclass, field
 from functools import partial
+from inspect import ismethod
 from itertools import count
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
+from transformers import Cache
 
 from ..errors import ConfigError
 
-__all__ = ["Binding", "activate", "active", "install", "new_token", "restore"]
+__all__ = ["Binding", "CheckpointedForward", "activate", "active", "install", "new_token"]
 
 Before = Callable[[Tensor], None]
 """Sees a module's input."""
@@ -30,48 +35,37 @@ After = Callable[[Tensor, Tensor], Tensor]
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Gets an attention module's keys and values (R, heads, T, head dim); may prepend some."""
 
-_NOTHING: Mapping[int, Binding] = MappingProxyType({})
-_ACTIVE: ContextVar[Mapping[int, Binding]] = ContextVar("bhpeft_active", default=_NOTHING)
-new_token = count().__next__
 
-
+@dataclass(eq=False)
 class Binding:
     """The weights of one `Attachment.bind`, as functions by module.
 
     Attributes:
-        token: the attachment's number; hooks carry it and react to no other binding.
+        token: the attachment's number; its hooks react to no other binding.
         base: the backbone; an inner binding on the same one hides an outer one.
         particles: S; row r of R belongs to particle r // (R // S).
         mask: (R, T), 1 or True for real tokens, or None if all are.
         dtype: what the transformer computes in; weights are cast to it once, stacked.
+        layers: the layers on which gradient checkpointing has to bring this binding back.
         before, after, attend: what to do at a module's input, at its output, in attention.
         content: for modules that also project other things than hidden states (DeBERTa's
             relative positions), the attention module whose input they must get to count.
-        layers: the layers whose gradient checkpointing has to bring this binding back.
         scratch: what one module's hook leaves for another's in the same layer.
-        padded: masks already widened for a prefix, so that layers share the work.
+        padded: masks already widened for a prefix, so that layers share one in memory.
     """
 
-    def __init__(
-        self,
-        token: int,
-        base: nn.Module,
-        particles: int,
-        mask: Tensor | None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.token = token
-        self.base = base
-        self.particles = particles
-        self.mask = mask
-        self.dtype = dtype
-        self.before: dict[nn.Module, list[Before]] = {}
-        self.after: dict[nn.Module, list[After]] = {}
-        self.attend: dict[nn.Module, Attend] = {}
-        self.content: dict[nn.Module, nn.Module] = {}
-        self.layers: frozenset[nn.Module] = frozenset()
-        self.scratch: dict[Any, Tensor] = {}
-        self.padded: WeakIdKeyDictionary = WeakIdKeyDictionary()
+    token: int
+    base: nn.Module
+    particles: int
+    mask: Tensor | None
+    dtype: torch.dtype = torch.float32
+    layers: frozenset[nn.Module] = frozenset()
+    before: dict[nn.Module, list[Before]] = field(default_factory=dict)
+    after: dict[nn.Module, list[After]] = field(default_factory=dict)
+    attend: dict[nn.Module, Attend] = field(default_factory=dict)
+    content: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    scratch: dict[Any, Tensor] = field(default_factory=dict)
+    padded: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
 
     def add_before(self, module: nn.Module, function: Before) -> None:
         self.before.setdefault(module, []).append(function)
@@ -90,15 +84,20 @@ class Binding:
         return rows // self.particles
 
 
+_NOTHING: Mapping[int, Binding] = MappingProxyType({})
+_ACTIVE: ContextVar[Mapping[int, Binding]] = ContextVar("bhpeft_active", default=_NOTHING)
+new_token = count().__next__
+
+
 def active() -> Mapping[int, Binding]:
     """The bindings in force in this thread, by their attachment's token."""
     return _ACTIVE.get()
 
 
-class restore:
-    """Put exactly these bindings in force (for a recomputation in the backward pass).
+class _Restore:
+    """Put exactly these bindings in force.
 
-    May be entered again and again, as several backward passes through one graph recompute it.
+    May be entered repeatedly, as several backward passes through one graph recompute it.
     """
 
     def __init__(self, bindings: Mapping[int, Binding]) -> None:
@@ -112,10 +111,25 @@ class restore:
         _ACTIVE.reset(self._tokens.pop())
 
 
-def activate(binding: Binding) -> restore:
+def activate(binding: Binding) -> _Restore:
     """Put `binding` in force, instead of any other on the same backbone."""
     others = {t: b for t, b in _ACTIVE.get().items() if b.base is not binding.base}
-    return restore({**others, binding.token: binding})
+    return _Restore({**others, binding.token: binding})
+
+
+def install(binding: Binding) -> list[RemovableHandle]:
+    """Register the inert hooks that a binding with these modules needs.
+
+    The hooks are partials of module-level functions over a number: they keep neither attachment
+    nor weights alive, and a backbone with hooks can still be copied and pickled.
+    """
+    noted = set(binding.content.values())
+    before = partial(_before, binding.token)
+    handles = [m.register_forward_pre_hook(partial(_note, binding.token)) for m in noted]
+    handles += [m.register_forward_pre_hook(before) for m in binding.before]
+    return handles + [
+        m.register_forward_hook(partial(_after, binding.token)) for m in binding.after
+    ]
 
 
 def _hidden_states(binding: Binding, module: nn.Module, x: Tensor) -> bool:
@@ -125,44 +139,69 @@ def _hidden_states(binding: Binding, module: nn.Module, x: Tensor) -> bool:
 
 
 def _note(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    binding = _ACTIVE.get().get(token)
+    binding = active().get(token)
     if binding is not None:
         binding.scratch[module] = args[0]
 
 
 def _before(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    binding = _ACTIVE.get().get(token)
-    if binding is None:
-        return
-    functions = binding.before.get(module)
-    if functions is not None and _hidden_states(binding, module, args[0]):
-        for function in functions:
+    binding = active().get(token)
+    if binding is not None and _hidden_states(binding, module, args[0]):
+        for function in binding.before.get(module, ()):
             function(args[0])
 
 
-def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
-    binding = _ACTIVE.get().get(token)
-    if binding is None:
-        return None
-    functions = binding.after.get(module)
-    if functions is None or not _hidden_states(binding, module, args[0]):
-        return None
-    for function in functions:
-        output = function(args[0], output)
+def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    binding = active().get(token)
+    if binding is not None and _hidden_states(binding, module, args[0]):
+        for function in binding.after.get(module, ()):
+            output = function(args[0], output)
     return output
 
 
-def install(binding: Binding) -> list[RemovableHandle]:
-    """Register the inert hooks that a binding of this shape needs.
+class CheckpointedForward:
+    """A layer's `forward` that is the usual one unless a binding is in force.
 
-    The hooks are partials of module-level functions over a number: they keep neither attachment
-    nor weights alive, and a backbone with hooks can still be copied and pickled.
+    Under a binding it checkpoints the layer if `gradient_checkpointing_enable()` has set its flag.
+    Hugging Face's own checkpointing cannot serve: it needs training mode, which would turn dropout
+    on, and it would recompute the layer, in the backward pass, after `bind` was left. Hooks cannot
+    replace what a layer computes, so `forward` is assigned, as Accelerate does it. Re-entrant
+    checkpointing is out: it does not see weights that are not arguments of the layer.
+
+    A class, not a closure, so that copying or pickling the backbone takes the layer along.
     """
-    token = binding.token
-    noted = set(binding.content.values())
-    hooked = [module.register_forward_pre_hook(partial(_note, token)) for module in noted]
-    hooked += [
-        module.register_forward_pre_hook(partial(_before, token)) for module in binding.before
-    ]
-    hooked += [module.register_forward_hook(partial(_after, token)) for module in binding.after]
-    return hooked
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.forward: Callable[..., Any] = layer.forward
+        layer.forward = self
+
+    def remove(self) -> None:
+        """Take it off its layer, unless something else was put there since."""
+        if self.layer.forward is not self:
+            return
+        if ismethod(self.forward):  # the class's, which shows again
+            del self.layer.forward
+        else:
+            self.layer.forward = self.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bindings = active()
+        bound = any(self.layer in binding.layers for binding in bindings.values())
+        if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.layer)):
+            return self.forward(*args, **kwargs)
+        # A recomputation would write to a key/value cache a second time, so there is none.
+        args = tuple(None if isinstance(x, Cache) else x for x in args)
+        kwargs = {name: None if isinstance(x, Cache) else x for name, x in kwargs.items()}
+        return checkpoint(
+            partial(self.forward, **kwargs),
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,  # no dropout, no randomness
+            context_fn=lambda: (nullcontext(), _Restore(bindings)),
+        )
+
+
+def wants_checkpointing(layer: nn.Module) -> bool:
+    """Whether gradient checkpointing is enabled on this layer."""
+    return bool(getattr(layer, "gradient_checkpointing", False))

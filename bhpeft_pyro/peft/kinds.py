@@ -1,28 +1,30 @@
-"""What the PEFT kinds have in common: layers, gate, and stacks of one tensor a layer."""
+"""What the kinds of PEFT share: their layers, stacks of one tensor for each layer, and a gate."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from operator import index
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ArchitectureError, ConfigError
 from ..plain import make_plain
 from .architectures import Block
-from .attention import Scales
 from .binding import Binding
-from .sites import Role, Site, projection
+from .scales import Scales
+from .sites import Role, Site, projection, zeros
 
-__all__ = ["Kind", "Stack", "check_count"]
+__all__ = ["Kind", "check_count"]
+
+OPENING = 0.5
+"""A gate's value at zero weights, and about its mean under unit weights."""
 
 Weights = Mapping[str, Tensor]
-Start = Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]]
-"""Makes a site's `init` from its shape and its unit."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Kind(ABC):
     Attributes:
         layers: numbers of the layers that carry it (negative ones count from the last), or None
             for all.
-        gated: whether a sigmoid gate per example, as in UniPELT (Mao et al. 2022), scales it.
+        gated: whether a sigmoid gate for each example, as in UniPELT (Mao et al. 2022), scales it.
     """
 
     layers: tuple[int, ...] | None = field(default=None, kw_only=True)
@@ -42,38 +44,32 @@ class Kind(ABC):
 
     def __post_init__(self) -> None:
         make_plain(self)
-        if isinstance(self.layers, int):
-            raise ConfigError(
-                f"{self.name}: layers={self.layers} must be a tuple of numbers, as in "
-                f"layers=({self.layers},), or None for all"
-            )
         if self.layers is not None:
             try:
-                layers = tuple(map(index, self.layers))
+                object.__setattr__(self, "layers", tuple(map(index, self.layers)))
             except TypeError:
                 raise ConfigError(
-                    f"{self.name}: layers={self.layers!r} must be whole numbers, or None for all"
+                    f"{self.name}: layers={self.layers!r} must be a tuple of whole numbers, "
+                    "or None for all"
                 ) from None
-            object.__setattr__(self, "layers", layers)
+
+    @property
+    def boost(self) -> float:
+        """The factor that makes up for a half-open gate."""
+        return 1 / OPENING if self.gated else 1.0
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
-        """Those of the transformer's layers that carry this kind."""
+        """Those of the transformer's layers that carry this kind, or an error if they cannot."""
         if self.layers is None:
             return tuple(blocks)
         count = len(blocks)
-        wrong = [n for n in self.layers if not -count <= n < count]
-        if wrong or not self.layers:
+        numbers = sorted({n % count for n in self.layers if -count <= n < count})
+        if not numbers or len(numbers) < len(self.layers):
             raise ConfigError(
                 f"{self.name}: layers={self.layers} must name some of the {count} layers, "
-                f"{-count} to {count - 1}"
+                f"{-count} to {count - 1}, each once"
             )
-        numbers = sorted({n % count for n in self.layers})
-        if len(numbers) < len(self.layers):
-            raise ConfigError(f"{self.name}: layers={self.layers} names a layer twice")
         return tuple(blocks[n] for n in numbers)
-
-    def check(self, blocks: Sequence[Block]) -> None:  # noqa: B027 (most have nothing to check)
-        """Raise if these blocks cannot carry this kind."""
 
     @abstractmethod
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
@@ -84,68 +80,115 @@ class Kind(ABC):
         """Enter into `binding` what these weights, `(S, *site.shape)`, do at which module."""
 
 
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """One tensor a block, stacked along dimension "layer".
+def stack(
+    name: str,
+    role: Role,
+    dims: tuple[str, ...],
+    blocks: Sequence[Block],
+    shapes: Iterable[tuple[int, ...]],
+    units: Iterable[Tensor],
+    start: Callable[[tuple[int, ...], Tensor], Callable[[], Tensor]],
+    anchor: float | None = None,
+) -> Site:
+    """The site of one tensor for each block, stacked along the dimension "layer".
 
-    Blocks on which the tensor has another width form a group, and a site, of their own, with the
-    width as a suffix of its name.
+    Args:
+        name, role: as the site's.
+        dims: of one block's tensor.
+        blocks, shapes, units: the blocks and, for each, its tensor's shape and unit, which
+            broadcasts against the shape.
+        start: makes the site's `init` from its shape and unit.
+        anchor: the sd, in units, of a random projection to centre on; None for none.
     """
+    shape, *others = set(shapes)
+    if others:
+        raise ArchitectureError(
+            f"{name}: its shape differs between layers, {sorted([shape, *others])}; choose layers "
+            "of the same width, with layers=(...)"
+        )
+    full, unit = (len(blocks), *shape), torch.stack([*units])
+    unit = unit.reshape(*unit.shape, *[1] * (len(full) - unit.ndim))
+    fixed = None if anchor is None else anchor * projection(name, full).to(unit) * unit
+    numbers = tuple(block.number for block in blocks)
+    return Site(name, full, ("layer", *dims), unit, start(full, unit), numbers, fixed, role)
 
-    name: str
-    blocks: Sequence[Block]
-    width: Callable[[Block], int]
 
-    def groups(self) -> dict[str, tuple[int, list[Block]]]:
-        """Site name to (width, blocks)."""
-        by_width: dict[int, list[Block]] = {}
-        for block in self.blocks:
-            by_width.setdefault(self.width(block), []).append(block)
-        single = len(by_width) == 1
-        return {
-            self.name if single else f"{self.name}.{width}": (width, members)
-            for width, members in by_width.items()
-        }
+def input_unit(rms: Tensor, width: int) -> Tensor:
+    """The sd of weights whose products with inputs of this RMS and width have RMS 1."""
+    return 1 / (rms * width**0.5)
 
-    def sites(
-        self,
-        shape: Callable[[int], tuple[int, ...]],
-        dims: tuple[str, ...],
-        role: Role,
-        unit: Callable[[Block], Tensor],
-        start: Start,
-        anchor: float | None = None,
-    ) -> list[Site]:
-        """The sites of the groups.
 
-        `shape` gives the shape of one layer's tensor from its width; `unit` one layer's unit,
-        which broadcasts against that shape. `anchor` asks for one, a random projection with
-        entries of that sd, in units.
-        """
-        sites = []
-        for name, (width, members) in self.groups().items():
-            one = shape(width)
-            units = torch.stack([unit(block) for block in members])
-            units = units.reshape(*units.shape, *[1] * (1 + len(one) - units.ndim))
-            full = (len(members), *one)
-            numbers = tuple(block.number for block in members)
-            fixed = None if anchor is None else anchor * projection(name, full).to(units) * units
-            sites.append(
-                Site(name, full, ("layer", *dims), units, start(full, units), numbers, fixed, role)
-            )
-        return sites
+def rows(weights: Weights, name: str, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    """One tensor `(S, *shape)` for each block of a stack.
 
-    def rows(self, weights: Weights, dtype: torch.dtype | None = None) -> list[Tensor]:
-        """One tensor `(S, *shape)` a block, in the blocks' order.
+    Indexing layer by layer instead would allocate the whole stack's gradient for every layer in the
+    backward pass.
+    """
+    stacked = weights[name] if dtype is None else weights[name].to(dtype)
+    return stacked.unbind(1)
 
-        `unbind` once: indexing layer by layer would allocate the whole stack's gradient for
-        every layer in the backward pass.
-        """
-        found: dict[int, Tensor] = {}
-        for name, (_, members) in self.groups().items():
-            stacked = weights[name] if dtype is None else weights[name].to(dtype)
-            found.update(zip((b.number for b in members), stacked.unbind(1), strict=True))
-        return [found[block.number] for block in self.blocks]
+
+# A gate is sigmoid(w.x + b), averaged over an example's real tokens; each layer has its (w, b).
+
+
+def gate_sites(
+    kind: str, blocks: Sequence[Block], inputs: Sequence[tuple[Tensor, int]]
+) -> list[Site]:
+    """Weight and bias of the gates; `inputs` are RMS and width of what each reads."""
+    name, units = f"{kind}.gate", [input_unit(*each) for each in inputs]
+    ones = [torch.ones_like(unit) for unit in units]
+    widths = [(width,) for _, width in inputs]
+    return [
+        stack(f"{name}.weight", "gate", ("in",), blocks, widths, units, zeros),
+        stack(f"{name}.bias", "gate", (), blocks, [()] * len(blocks), ones, zeros),
+    ]
+
+
+def attention_inputs(blocks: Sequence[Block], scales: Scales) -> list[tuple[Tensor, int]]:
+    """RMS and width of what each attention reads."""
+    queries = [block.projections["query"] for block in blocks]
+    return [(scales.inputs(query), query.inputs) for query in queries]
+
+
+def gate_rows(kind: str, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+    """One (w, b), of shapes (S, in) and (S,), for each block."""
+    w, b = rows(weights, f"{kind}.gate.weight"), rows(weights, f"{kind}.gate.bias")
+    return list(zip(w, b, strict=True))
+
+
+def wire_gates(kind: str, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
+    """At each attention's input, leave its gates in `binding.scratch[kind, layer number]`."""
+
+    def keep(key: tuple[str, int], gate: tuple[Tensor, Tensor], x: Tensor) -> None:
+        binding.scratch[key] = opening(binding, x, *gate)
+
+    for block, gate in zip(blocks, gate_rows(kind, weights), strict=True):
+        query = block.projections["query"].module
+        binding.add_before(query, partial(keep, (kind, block.number), gate))
+
+
+def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The gates (S, R/S) of examples x (R, T, in), or (R*T, in) where a model flattens them."""
+    mask = binding.mask
+    if x.ndim == 2 and mask is None:
+        raise ConfigError(
+            "gated adapters need bind(weights, attention_mask) on this architecture, which "
+            "flattens rows and tokens"
+        )
+    rows, length = x.shape[:2] if mask is None else mask.shape
+    if rows * length * x.shape[-1] != x.numel():
+        raise ConfigError(
+            f"gates average over the tokens that attention_mask {(rows, length)} marks, but "
+            f"the transformer ran on hidden states of shape {tuple(x.shape)}"
+        )
+    each = binding.rows_per_particle(rows)
+    flat = x.reshape(binding.particles, -1, x.shape[-1])
+    logits = torch.bmm(flat, weight.to(x)[:, :, None]).float().reshape(-1, each, length)
+    gates = torch.sigmoid(logits + bias.to(logits)[:, None, None])
+    if mask is None:
+        return gates.mean(-1)
+    real = mask.to(gates.device, gates.dtype).reshape(gates.shape)
+    return (gates * real).sum(-1) / real.sum(-1).clamp_min(1)
 
 
 def check_count(kind: str, argument: str, value: object, least: int = 1) -> None:

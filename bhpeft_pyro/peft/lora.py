@@ -1,13 +1,9 @@
-"""Low-rank adaptation (Hu et al. 2022).
-
-The one operation behind LoRA and the adapters: add up(act(down x)) to a frozen output.
-"""
+"""Low-rank adaptation (Hu et al. 2022), and the operation that LoRA and adapters share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import ClassVar
 
@@ -15,17 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArchitectureError, ConfigError
-from .architectures import TARGETS, Block, Projection
-from .attention import Scales
-from .binding import Binding
-from .gate import OPENING, Gate, keep_opening
-from .kinds import Kind, Stack, Weights, check_count
+from .architectures import TARGETS, Block
+from .binding import After, Binding
+from .kinds import (
+    Kind,
+    Weights,
+    attention_inputs,
+    check_count,
+    gate_sites,
+    input_unit,
+    rows,
+    stack,
+    wire_gates,
+)
+from .scales import Scales
 from .sites import Site, kaiming, zeros
 
-__all__ = [
-    "LoRA",
-    "add_low_rank",
-]
+__all__ = ["LoRA", "add_low_rank"]
 
 
 def add_low_rank(
@@ -42,7 +44,7 @@ def add_low_rank(
 
     Shapes: output (R, T, out), x (R, T, in), down (S, r, in), up (S, out, r), gate (S, R/S).
     Architectures that flatten rows and tokens, (R*T, d), work just as well. All is computed in
-    the dtype of `output`, which is what autocast would do.
+    the dtype of `output`, as autocast would do.
     """
     particles, shape = down.shape[0], output.shape
     if x.ndim > 2:
@@ -52,8 +54,8 @@ def add_low_rank(
     if activation is not None:
         hidden = activation(hidden)
     if gate is not None:
-        rows = hidden.reshape(particles, gate.shape[1], -1, hidden.shape[-1])
-        hidden = (rows * gate.to(output)[..., None, None]).reshape(hidden.shape)
+        examples = hidden.reshape(particles, gate.shape[1], -1, hidden.shape[-1])
+        hidden = (examples * gate.to(output)[..., None, None]).reshape(hidden.shape)
     frozen = output.reshape(particles, -1, shape[-1])
     up = up.to(output).transpose(1, 2)
     return torch.baddbmm(frozen, hidden, up, alpha=scale).reshape(shape)
@@ -64,8 +66,8 @@ class LoRA(Kind):
     """W x becomes W x + alpha/rank * B A x on the targeted projections.
 
     Sites, for each target: "lora.<target>.A" (layer, rank, in) and "lora.<target>.B"
-    (layer, out, rank). If gated, "lora.gate.weight" and "lora.gate.bias": one gate a layer that
-    reads the attention's input.
+    (layer, out, rank). If gated, "lora.gate.weight" and "lora.gate.bias": one gate for each layer,
+    which reads the attention's input.
 
     Attributes:
         targets: out of query, key, value, output, ffn_in, ffn_gate (gated feed-forward blocks
@@ -99,53 +101,9 @@ class LoRA(Kind):
         if not self.alpha > 0:
             raise ConfigError(f"lora: alpha={self.alpha} must be positive")
 
-    def _stacks(self, blocks: Sequence[Block], target: str) -> tuple[Stack, Stack]:
-        return (
-            Stack(f"lora.{target}.A", blocks, lambda block: block.projections[target].inputs),
-            Stack(f"lora.{target}.B", blocks, lambda block: block.projections[target].outputs),
-        )
-
-    def _gate(self, blocks: Sequence[Block]) -> Gate:
-        return Gate(self.name, blocks, lambda block: block.projections["query"].inputs)
-
-    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        sites: list[Site] = []
-        boost = 1 / OPENING if self.gated else 1.0
-        for target in self.targets:
-            stack_a, stack_b = self._stacks(blocks, target)
-
-            def unit_a(block: Block, target: str = target) -> Tensor:
-                projection = block.projections[target]
-                return 1 / (scales.inputs(projection) * projection.inputs**0.5)
-
-            def unit_b(block: Block, target: str = target) -> Tensor:
-                # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
-                rms = scales.outputs(block.projections[target])
-                return boost * rms * self.rank**0.5 / self.alpha
-
-            sites += stack_a.sites(
-                lambda width: (self.rank, width),
-                ("rank", "in"),
-                "input",
-                unit_a,
-                lambda shape, unit: kaiming(shape, scales.device),
-                anchor=1.0,
-            )
-            sites += stack_b.sites(
-                lambda width: (width, self.rank),
-                ("out", "rank"),
-                "output",
-                unit_b,
-                lambda shape, unit: zeros(shape, scales.device),
-            )
-        if self.gated:
-            sites += self._gate(blocks).sites(
-                lambda block: scales.inputs(block.projections["query"]), scales.device
-            )
-        return sites
-
-    def check(self, blocks: Sequence[Block]) -> None:
-        for block, target in product(blocks, self.targets):
+    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        chosen = super().blocks(blocks)
+        for block, target in product(chosen, self.targets):
             projection = block.projections.get(target)
             if projection is None:
                 raise ArchitectureError(
@@ -158,55 +116,47 @@ class LoRA(Kind):
                     f"lora: rank={self.rank} exceeds the width {width} of {target!r} in layer "
                     f"{block.number}"
                 )
+        return chosen
+
+    def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
+        sites: list[Site] = []
+        for target in self.targets:
+            a, b = f"lora.{target}.A", f"lora.{target}.B"
+            maps = [block.projections[target] for block in blocks]
+            shapes_a = [(self.rank, p.inputs) for p in maps]
+            shapes_b = [(p.outputs, self.rank) for p in maps]
+            units_a = [input_unit(scales.inputs(p), p.inputs) for p in maps]
+            # A x has RMS 1 in each of r dimensions, so B A x has sd(B) * sqrt(r).
+            units_b = [self.boost * scales.outputs(p) * self.rank**0.5 / self.alpha for p in maps]
+            sites += [
+                stack(a, "input", ("rank", "in"), blocks, shapes_a, units_a, kaiming, anchor=1.0),
+                stack(b, "output", ("out", "rank"), blocks, shapes_b, units_b, zeros),
+            ]
+        if self.gated:
+            sites += gate_sites("lora", blocks, attention_inputs(blocks, scales))
+        return sites
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        pairs: dict[tuple[int, nn.Module], list[tuple[Projection, Tensor, Tensor]]] = {}
+        parts: dict[tuple[int, nn.Module], tuple[list[Tensor], list[Tensor]]] = {}
         for target in self.targets:
-            stack_a, stack_b = self._stacks(blocks, target)
-            rows = zip(
-                blocks,
-                stack_a.rows(weights, binding.dtype),
-                stack_b.rows(weights, binding.dtype),
-                strict=True,
-            )
-            for block, a, b in rows:
+            pair = (rows(weights, f"lora.{target}.{side}", binding.dtype) for side in "AB")
+            for block, a, b in zip(blocks, *pair, strict=True):
                 projection = block.projections[target]
-                pairs.setdefault((block.number, projection.module), []).append((projection, a, b))
+                if projection.fused:  # zeros in the other parts' columns: one product serves all
+                    after = projection.total - projection.start - projection.outputs
+                    b = nn.functional.pad(b, (0, 0, projection.start, after))
+                downs, ups = parts.setdefault((block.number, projection.module), ([], []))
+                downs.append(a)
+                ups.append(b)
         if self.gated:
-            for block, (weight, bias) in zip(blocks, self._gate(blocks).rows(weights), strict=True):
-                module = block.projections["query"].module
-                binding.add_before(
-                    module, partial(keep_opening, binding, ("lora", block.number), weight, bias)
-                )
-        for (number, module), parts in pairs.items():
-            a, b = _merge(parts)
-            gate = ("lora", number) if self.gated else None
-            binding.add_after(module, partial(_branch, binding, a, b, self.alpha / self.rank, gate))
+            wire_gates("lora", weights, blocks, binding)
+        for (number, module), (downs, ups) in parts.items():
+            branch = self._branch(binding, torch.cat(downs, 1), torch.cat(ups, 2), number)
+            binding.add_after(module, branch)
 
+    def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:
+        def after(x: Tensor, output: Tensor) -> Tensor:
+            gate = binding.scratch["lora", number] if self.gated else None
+            return add_low_rank(binding, output, x, a, b, self.alpha / self.rank, gate=gate)
 
-def _merge(parts: list[tuple[Projection, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A (S, r', in) and B (S, total, r') of all targets in one, perhaps fused, module.
-
-    B is zero in the columns of the other parts, so one fused product serves them all.
-    """
-    downs, ups = [], []
-    for projection, a, b in parts:
-        after = projection.total - projection.start - projection.outputs
-        downs.append(a)
-        ups.append(nn.functional.pad(b, (0, 0, projection.start, after)) if projection.fused else b)
-    if len(parts) == 1:
-        return downs[0], ups[0]
-    return torch.cat(downs, 1), torch.cat(ups, 2)
-
-
-def _branch(
-    binding: Binding,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    gate: tuple[str, int] | None,
-    x: Tensor,
-    output: Tensor,
-) -> Tensor:
-    openings = None if gate is None else binding.scratch[gate]
-    return add_low_rank(binding, output, x, a, b, scale, gate=openings)
+        return after

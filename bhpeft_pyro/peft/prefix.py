@@ -1,30 +1,49 @@
-"""Prefix tuning (Li and Liang 2021): extra keys and values in every attention."""
+"""Prefix tuning (Li and Liang 2021): extra keys and values in every attention.
+
+They enter through Hugging Face's attention interface. The functions registered here do exactly
+what "sdpa" or "eager" do, unless a binding with a prefix for the calling module is in force.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..errors import ArchitectureError
 from .architectures import Block
-from .attention import Scales
-from .binding import Binding
-from .gate import OPENING, Gate, keep_opening
-from .kinds import Kind, Stack, Weights, check_count
+from .binding import Attend, Binding, active
+from .kinds import (
+    Kind,
+    Weights,
+    attention_inputs,
+    check_count,
+    gate_sites,
+    rows,
+    stack,
+    wire_gates,
+)
+from .scales import Scales
 from .sites import Site, kaiming, normal, projection
 
-__all__ = ["Prefix"]
+__all__ = ["Prefix", "claim", "release"]
 
 SMALL = 0.1
-"""Start of a prefix, in units of the frozen keys and values: larger keys draw attention off the
-text, whatever the values are."""
+"""Starting size of a prefix, in units of the frozen keys and values: larger keys draw attention
+off the text, whatever the values are."""
 TANH_RMS = 0.628
 """RMS of tanh(z), z ~ N(0, 1)."""
+
+SUPPORTED = ("sdpa", "eager")
+PREFIX = "bhpeft_"
 
 
 @dataclass(frozen=True)
@@ -33,13 +52,14 @@ class Prefix(Kind):
 
     Direct sites: "prefix.key" (layer, position, in), which says how much a token reads of a
     position, and "prefix.value" (layer, out, position), what it reads there: the two sides of an
-    adapter whose activation is the softmax (He et al. 2022). With a shared encoder
-    (the paper's), P = up tanh(down E) for all layers at once, of the sites "prefix.embedding"
-    (position, in), "prefix.down" (bottleneck, in) and "prefix.up" (layer, kv, out, bottleneck);
-    kv 0 are the keys. `out` is key/value heads x head dim. The prefix enters after rotation and
-    normalisation of the keys, so tokens keep their positions, and is visible to every token,
-    under causal and sliding-window masks too. If gated, "prefix.gate.weight" and
-    "prefix.gate.bias" read the attention's input and scale P_k and P_v.
+    adapter whose activation is the softmax (He et al. 2022). With a shared encoder (the paper's),
+    P = up tanh(down E) for all layers at once, with the sites "prefix.embedding" (position, in),
+    "prefix.down" (bottleneck, in) and "prefix.up" (layer, kv, out, bottleneck); kv 0 are the keys.
+    `out` is key/value heads x head dim. If gated, "prefix.gate.weight" and "prefix.gate.bias" read
+    the attention's input and scale P_k and P_v.
+
+    The prefix enters after rotation and normalisation of the keys, so tokens keep their positions,
+    and is visible to every token, under causal and sliding-window masks too.
 
     Attributes:
         length: number of positions.
@@ -60,148 +80,188 @@ class Prefix(Kind):
         if self.encoder is not None:
             check_count("prefix", "encoder", self.encoder)
 
-    def _gate(self, blocks: Sequence[Block]) -> Gate:
-        return Gate(self.name, blocks, lambda block: block.projections["query"].inputs)
-
-    def _stacks(self, blocks: Sequence[Block]) -> tuple[Stack, Stack]:
-        return (
-            Stack("prefix.key", blocks, lambda block: block.projections["key"].outputs),
-            Stack("prefix.value", blocks, lambda block: block.projections["value"].outputs),
-        )
-
-    def _up(self, blocks: Sequence[Block]) -> Stack:
-        return Stack("prefix.up", blocks, lambda block: block.projections["key"].outputs)
-
-    def check(self, blocks: Sequence[Block]) -> None:
-        for block in blocks:
-            if (
-                self.encoder is not None
-                and block.projections["key"].outputs != block.projections["value"].outputs
-            ):
+    def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
+        chosen = super().blocks(blocks)
+        for block in chosen:
+            key, value = _widths(block)
+            if self.encoder is not None and key != value:
                 raise ArchitectureError(
-                    f"prefix: encoder={self.encoder} needs keys and values of one width, which "
-                    f"layer {block.number} has not; use encoder=None"
+                    f"prefix: encoder={self.encoder} needs keys and values of the same width, but "
+                    f"those of layer {block.number} differ; use encoder=None"
                 )
+        return chosen
 
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
-        boost = 1 / OPENING if self.gated else 1.0
-        sites: list[Site] = []
+        keys = [self.boost * scales.keys(block) for block in blocks]
+        values = [self.boost * scales.values(block) for block in blocks]
+        widths = [_widths(block) for block in blocks]
         if self.encoder is None:
-            keys, values = self._stacks(blocks)
-            sites += keys.sites(
-                lambda width: (self.length, width),
-                ("position", "in"),
-                "input",
-                lambda block: boost * scales.keys(block),
-                lambda shape, unit: normal(shape, SMALL * unit),
-                anchor=SMALL,
-            )
-            sites += values.sites(
-                lambda width: (width, self.length),
-                ("out", "position"),
-                "output",
-                lambda block: boost * scales.values(block),
-                lambda shape, unit: normal(shape, SMALL * unit),
-            )
+            inner, outer = ("position", "in"), ("out", "position")
+            shapes_key = [(self.length, key) for key, _ in widths]
+            shapes_value = [(value, self.length) for _, value in widths]
+            sites = [
+                stack("prefix.key", "input", inner, blocks, shapes_key, keys, _small, SMALL),
+                stack("prefix.value", "output", outer, blocks, shapes_value, values, _small),
+            ]
         else:
-            sites += self._encoder_sites(self.encoder, blocks, scales, boost)
+            shapes = [(2, key, self.encoder) for key, _ in widths]
+            sd = self.encoder**0.5 * TANH_RMS
+            units = [torch.stack(both) / sd for both in zip(keys, values, strict=True)]
+            dims, root = ("kv", "out", "bottleneck"), scales.hidden_size**0.5
+            sites = [
+                _shared("prefix.embedding", "position", self.length, scales, 1.0, normal),
+                _shared("prefix.down", "bottleneck", self.encoder, scales, root, kaiming),
+                stack("prefix.up", "output", dims, blocks, shapes, units, _small),
+            ]
         if self.gated:
-            sites += self._gate(blocks).sites(
-                lambda block: scales.inputs(block.projections["query"]), scales.device
-            )
+            sites += gate_sites("prefix", blocks, attention_inputs(blocks, scales))
         return sites
 
-    def _encoder_sites(
-        self, size: int, blocks: Sequence[Block], scales: Scales, boost: float
-    ) -> list[Site]:
-        width = scales.hidden_size
-        one = torch.ones(1, 1, device=scales.device)
-        embedding, down = (self.length, width), (size, width)
-
-        def unit_up(block: Block) -> Tensor:
-            both = torch.stack([scales.keys(block), scales.values(block)])
-            return boost * both / (size**0.5 * TANH_RMS)
-
-        return [
-            Site(
-                "prefix.embedding",
-                embedding,
-                ("position", "in"),
-                one,
-                normal(embedding, one),
-                anchor=projection("prefix.embedding", embedding).to(one),
-                role="input",
-            ),
-            Site(
-                "prefix.down",
-                down,
-                ("bottleneck", "in"),
-                one / width**0.5,
-                kaiming(down, scales.device),
-                anchor=projection("prefix.down", down).to(one) / width**0.5,
-                role="input",
-            ),
-            *self._up(blocks).sites(
-                lambda out: (2, out, size),
-                ("kv", "out", "bottleneck"),
-                "output",
-                unit_up,
-                lambda shape, unit: normal(shape, SMALL * unit),
-            ),
-        ]
-
-    def _rows(self, weights: Weights, blocks: Sequence[Block]) -> list[tuple[Tensor, Tensor]]:
-        """One (keys, values), each (S, P, out), a block."""
+    def _rows(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+        """One (keys, values), each (S, P, out), for each block."""
         if self.encoder is None:
-            keys, values = (stack.rows(weights) for stack in self._stacks(blocks))
-            return list(zip(keys, (value.mT for value in values), strict=True))
-        down = weights["prefix.down"].transpose(1, 2)
+            values = (value.mT for value in rows(weights, "prefix.value"))
+            return list(zip(rows(weights, "prefix.key"), values, strict=True))
+        down, up = weights["prefix.down"].transpose(1, 2), weights["prefix.up"]
         hidden = torch.tanh(torch.bmm(weights["prefix.embedding"], down))
-        up = self._up(blocks)
-        encoded = {}
-        for name in up.groups():
-            w = weights[name]
-            flat = torch.bmm(hidden, w.flatten(1, 3).transpose(1, 2))
-            # (S, P, layer * kv * out) to the (S, layer, P, kv, out) that `rows` expects
-            encoded[name] = flat.reshape(*flat.shape[:2], *w.shape[1:4]).transpose(1, 2)
-        return [(row[:, :, 0], row[:, :, 1]) for row in up.rows(encoded)]
+        flat = torch.bmm(hidden, up.flatten(1, 3).transpose(1, 2))
+        both = flat.reshape(*flat.shape[:2], *up.shape[1:4])  # (S, P, layer, kv, out)
+        return [(row[:, :, 0], row[:, :, 1]) for row in both.unbind(2)]
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        for block, (keys, values) in zip(blocks, self._rows(weights, blocks), strict=True):
-            gate = ("prefix", block.number) if self.gated else None
+        for block, (keys, values) in zip(blocks, self._rows(weights), strict=True):
             keys, values = keys.to(binding.dtype), values.to(binding.dtype)
-            binding.attend[block.attention] = partial(_prepend, binding, keys, values, gate)
+            binding.attend[block.attention] = self._attend(binding, keys, values, block.number)
         if self.gated:
-            for block, (weight, bias) in zip(blocks, self._gate(blocks).rows(weights), strict=True):
-                binding.add_before(
-                    block.projections["query"].module,
-                    partial(keep_opening, binding, ("prefix", block.number), weight, bias),
-                )
+            wire_gates("prefix", weights, blocks, binding)
+
+    def _attend(self, binding: Binding, keys: Tensor, values: Tensor, number: int) -> Attend:
+        def attend(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            scale = binding.scratch["prefix", number][..., None, None, None] if self.gated else None
+            return _join(binding, keys, key, scale), _join(binding, values, value, scale)
+
+        return attend
 
 
-def _prepend(
-    binding: Binding,
-    prefix_keys: Tensor,
-    prefix_values: Tensor,
-    gate: tuple[str, int] | None,
-    key: Tensor,
-    value: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """keys and values (R, heads, T, head dim) to (R, heads, P + T, head dim)."""
-    scale = None if gate is None else binding.scratch[gate][..., None, None, None]
-    return (
-        _join(binding, prefix_keys, key, scale),
-        _join(binding, prefix_values, value, scale),
-    )
+def _widths(block: Block) -> tuple[int, int]:
+    return block.projections["key"].outputs, block.projections["value"].outputs
+
+
+def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float, start: Any) -> Site:
+    """A site of the encoder, one tensor for all layers; `inverse` is 1 / unit."""
+    shape = rows, scales.hidden_size
+    unit = torch.ones(1, 1, device=scales.device) / inverse
+    anchor = projection(name, shape).to(unit) / inverse
+    return Site(name, shape, (dim, "in"), unit, start(shape, unit), (), anchor, "input")
+
+
+def _small(shape: tuple[int, ...], unit: Tensor) -> Any:
+    return normal(shape, SMALL * unit)
 
 
 def _join(binding: Binding, prefix: Tensor, own: Tensor, scale: Tensor | None) -> Tensor:
-    rows, heads, _, size = own.shape
-    each = binding.rows_per_particle(rows)
+    """A prefix (S, P, out) in front of keys or values (R, heads, T, head dim)."""
+    count, heads, _, size = own.shape
+    each = binding.rows_per_particle(count)
     length = prefix.shape[1]
     front = prefix.to(own).reshape(-1, length, heads, size).transpose(1, 2)[:, None]
     front = front.expand(-1, each, -1, -1, -1)
     if scale is not None:
         front = front * scale.to(own)
     joined = torch.cat([front, own.reshape(-1, each, *own.shape[1:])], 3)
-    return joined.reshape(rows, heads, -1, size)
+    return joined.reshape(count, heads, -1, size)
+
+
+_claims: dict[int, set[int]] = {}
+
+
+def claim(config: PretrainedConfig, token: int) -> None:
+    """Send the attention of a backbone through this module, on behalf of attachment `token`.
+
+    `config._attn_implementation` reads "bhpeft_sdpa" afterwards instead of "sdpa", until the last
+    claim is released.
+    """
+    name = config._attn_implementation
+    if not str(name).startswith(PREFIX):
+        if name not in SUPPORTED or getattr(config, "reorder_and_upcast_attn", False):
+            raise ArchitectureError(
+                f"prefix: needs attn_implementation 'sdpa' or 'eager' (and no "
+                f"reorder_and_upcast_attn), but this backbone uses {name!r}: load it with "
+                "from_pretrained(..., attn_implementation='sdpa')"
+            )
+        config._attn_implementation = PREFIX + name
+    _claims.setdefault(id(config), set()).add(token)
+
+
+def release(config: PretrainedConfig, token: int) -> None:
+    """Take a claim back; with the last one the configuration is as it was."""
+    tokens = _claims.get(id(config), set())
+    tokens.discard(token)
+    if not tokens:
+        _claims.pop(id(config), None)
+        config._attn_implementation = str(config._attn_implementation).removeprefix(PREFIX)
+
+
+def _attention(
+    name: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    inner = _eager_of(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    for binding in active().values():
+        attend = binding.attend.get(module)
+        if attend is None:
+            continue
+        length = key.shape[2]
+        key, value = attend(key, value)
+        extra = key.shape[2] - length
+        if extra:
+            if attention_mask is None and name == "sdpa" and _causal(module, query, kwargs):
+                attention_mask = torch.ones(
+                    1, 1, query.shape[2], length, dtype=torch.bool, device=query.device
+                ).tril()
+            attention_mask = _pad(binding, attention_mask, extra)
+            if "position_bias" in kwargs:
+                kwargs["position_bias"] = _pad(binding, kwargs["position_bias"], extra)
+    return inner(module, query, key, value, attention_mask, **kwargs)
+
+
+def _causal(module: nn.Module, query: Tensor, kwargs: dict[str, Any]) -> bool:
+    """Whether "sdpa", given no mask, would hide the future by its `is_causal` flag."""
+    flag = kwargs.get("is_causal")
+    return query.shape[2] > 1 and bool(getattr(module, "is_causal", True) if flag is None else flag)
+
+
+def _pad(binding: Binding, mask: Tensor | None, extra: int) -> Tensor | None:
+    """A mask (or bias) over keys, widened on the left by `extra` visible positions.
+
+    Layers mostly share one mask, so the widened one is kept as long as that mask lives.
+    """
+    if mask is None:
+        return None
+    wide = binding.padded.get(mask)
+    if wide is None:
+        visible = True if mask.dtype == torch.bool else 0.0
+        wide = binding.padded[mask] = nn.functional.pad(mask, (extra, 0), value=visible)
+    return wide
+
+
+def _eager_of(module: nn.Module) -> Any:
+    """The model's own eager attention, which Hugging Face keeps beside the module's class."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise ArchitectureError(
+        f"prefix: {type(module).__name__} has no eager attention; load the backbone with "
+        "attn_implementation='sdpa'"
+    )
+
+
+for _name in SUPPORTED:
+    AttentionInterface.register(PREFIX + _name, partial(_attention, _name))
+    AttentionMaskInterface.register(PREFIX + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])

@@ -1,4 +1,4 @@
-"""Named unions of PEFT kinds.
+"""Named combinations of PEFT kinds.
 
 >>> [kind.name for kind in mam()]
 ['adapter', 'prefix']
@@ -17,9 +17,8 @@ __all__ = ["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"
 def bh_peft() -> tuple[Kind, ...]:
     """LoRA, adapter and prefix together: the hybrid of BH-PEFT.
 
-    The adapter keeps the s = 4 of He et al. (2022) and of the paper: s multiplies what a
-    given prior on the weights means for the output, so keeping it keeps published prior scales
-    comparable. Ten prefix positions: LoRA already moves queries and values.
+    The adapter keeps the scale 4 of He et al. (2022) and of the paper, so that published prior
+    scales mean the same here. Ten prefix positions: LoRA already moves queries and values.
     """
     return LoRA(("query", "value"), rank=8, alpha=16.0), Adapter(size=8, scale=4.0), Prefix(10)
 
@@ -57,5 +56,5 @@ def prefix(length: int = 30) -> tuple[Kind, ...]:
 
 
 def head_only() -> tuple[Kind, ...]:
-    """No PEFT: the head is all that is random."""
+    """No PEFT: only the head is random."""
     return ()

@@ -1,15 +1,16 @@
-"""Plots. Each draws on `ax` (or a new figure's) and returns it."""
+"""Plots. Each draws on `ax` (or a new figure's) and returns it; `stream_overview` is a figure."""
 
-from .fits import change_forest, elbo_trace, rank_ecdf, shift_by_layer
-from .forecasts import epistemic_aleatoric, rejection, reliability, uncertainty_histogram
+from .fits import change_forest, elbo_trace, shift_by_layer
+from .forecasts import epistemic_aleatoric, rejection, reliability
+from .streams import score_matrix, stream_overview
 
 __all__ = [
     "change_forest",
     "elbo_trace",
     "epistemic_aleatoric",
-    "rank_ecdf",
     "rejection",
     "reliability",
+    "score_matrix",
     "shift_by_layer",
-    "uncertainty_histogram",
+    "stream_overview",
 ]

@@ -131,7 +131,7 @@ class Posterior(PosteriorState):
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
-        """How good the approximation is, and what was learnt; see `diagnostics.diagnose`."""
+        """How good the approximation is; see `diagnostics.diagnose`."""
         from ..diagnostics import diagnose
 
         return diagnose(self, data, samples, seed)

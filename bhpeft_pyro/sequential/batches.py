@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+import pandas
 from datasets import Dataset
 
 from ..errors import ConfigError, DataError
@@ -14,12 +13,12 @@ __all__ = ["Period", "by_count", "by_period"]
 
 Period = Literal["day", "week", "month", "quarter", "year"]
 
-_NAMES: dict[Period, Callable[[datetime], str]] = {
-    "day": lambda day: f"{day:%Y-%m-%d}",
-    "week": lambda day: f"{day - timedelta(day.weekday()):%Y-%m-%d}",  # its Monday
-    "month": lambda day: f"{day:%Y-%m}",
-    "quarter": lambda day: f"{day:%Y}-Q{(day.month + 2) // 3}",
-    "year": lambda day: f"{day:%Y}",
+_FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name of a batch
+    "day": ("D", "%Y-%m-%d"),
+    "week": ("W-SUN", "%Y-%m-%d"),  # its Monday
+    "month": ("M", "%Y-%m"),
+    "quarter": ("Q", "%Y-Q%q"),
+    "year": ("Y", "%Y"),
 }
 
 
@@ -33,7 +32,7 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
 
     Raises:
         ConfigError: another period.
-        DataError: no such column, or a value that is no date.
+        DataError: no such column, or a value that is not a date.
 
     >>> days = ["2024-03-04", "2024-02-28T09:30:00", "2024-03-10"]
     >>> table = Dataset.from_dict({"date": days, "text": ["b", "a", "c"]})
@@ -45,10 +44,11 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     if every not in get_args(Period):
         raise ConfigError(f"every={every!r} is not one of {', '.join(get_args(Period))}")
     times = _times(table, column)
-    rows: dict[str, list[int]] = {}
-    for row in sorted(range(len(times)), key=times.__getitem__):
-        rows.setdefault(_NAMES[every](times[row]), []).append(row)
-    return {name: table.select(chosen) for name, chosen in rows.items()}
+    frequency, name = _FORMATS[every]
+    starts = times.dt.to_period(frequency)
+    names = (starts.dt.start_time.dt if every == "week" else starts.dt).strftime(name)
+    groups = names.groupby(names).groups
+    return {str(batch): table.select(rows.tolist()) for batch, rows in groups.items()}
 
 
 def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str, Dataset]:
@@ -56,7 +56,7 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
 
     Args:
         table: the rows, in order of time if `column` is None.
-        count: rows a batch.
+        count: rows in a batch.
         column: order by these dates, as for `by_period`.
 
     Raises:
@@ -69,32 +69,24 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
     if count < 1:
         raise ConfigError(f"count={count} must be at least 1")
     if column is not None:
-        times = _times(table, column)
-        table = table.select(sorted(range(len(times)), key=times.__getitem__))
-    ends = [min(start + count, len(table)) for start in range(0, len(table), count)]
-    starts = [0, *ends[:-1]]
-    return {
-        f"rows {start + 1}-{end}": table.select(range(start, end))
-        for start, end in zip(starts, ends, strict=True)
-    }
+        table = table.select(_times(table, column).index)
+    every = range(len(table))
+    parts = [every[start : start + count] for start in every[::count]]
+    return {f"rows {part[0] + 1}-{part[-1] + 1}": table.select(part) for part in parts}
 
 
-def _times(table: Dataset, column: str) -> list[datetime]:
+def _times(table: Dataset, column: str) -> pandas.Series:
+    """UTC times in order, with the rows' numbers as their index."""
     if column not in table.column_names:
         raise DataError(
             f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
         )
-    return [_time(value, column, row) for row, value in enumerate(table[column][:])]
-
-
-def _time(value: Any, column: str, row: int) -> datetime:
-    try:
-        if isinstance(value, date) and not isinstance(value, datetime):
-            value = value.isoformat()
-        time = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except (TypeError, ValueError) as error:
+    values = pandas.Series(table[column][:], dtype=object)
+    times = pandas.to_datetime(values.map(str), format="ISO8601", errors="coerce", utc=True)
+    if times.isna().any():
+        row = int(times.isna().argmax())
         raise DataError(
-            f"column {column!r}, row {row}: {value!r:.40} is no date; expected ISO 8601, "
+            f"column {column!r}, row {row}: {values[row]!r:.40} is not a date; expected ISO 8601, "
             "such as 2024-03-31 or 2024-03-31T12:00"
-        ) from error
-    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+        )
+    return times.dt.tz_localize(None).sort_values(kind="stable")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Examples
-from ..data.labels import by_name
+from ..data.columns import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
@@ -106,7 +106,7 @@ def check_growing(model: Model, guide: nn.Module) -> None:
 def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
     """The labels in `data` that the head has no output for: names, or how many."""
     names, likelihood = posterior.columns.label_names, posterior.model.likelihood
-    count = likelihood.labels(posterior.model.network.outputs)
+    count = likelihood.num_labels(posterior.model.network.outputs)
     if likelihood.kind != "class" or count is None:
         return 0
     if isinstance(data, Examples):
@@ -132,7 +132,7 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     if isinstance(labels, tuple):
         new, known = ", ".join(map(repr, labels)), str(posterior.columns.label_names)
     else:
-        count = posterior.model.likelihood.labels(posterior.model.network.outputs) or 0
+        count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
             _check_gaps(_numbers(_labels(posterior, data)), count, posterior.columns.label)

@@ -1,7 +1,4 @@
-"""Rounds on disk: a folder for each, written at once and never changed.
-
-Going on with a stream after the last of its rounds that was saved.
-"""
+"""Rounds on disk: a folder for each, written atomically and never changed."""
 
 from __future__ import annotations
 
@@ -25,12 +22,7 @@ from ..posterior.posterior import Posterior
 from ..priors import PriorLike
 from .update import has_learnt
 
-__all__ = [
-    "History",
-    "check_same",
-    "resume",
-]
-
+__all__ = ["History", "check_same", "resume"]
 
 _PARTIAL = ".partial"
 _SHOWN = 4  # metrics a line
@@ -39,10 +31,10 @@ _SHOWN = 4  # metrics a line
 class History:
     """The rounds of one or more lineages, a tree: `rich.print(history)` shows it.
 
-    A round is a folder named by its id, which `Posterior.load` reads too. It appears whole (it is
-    written under another name, then renamed) and stays as it is. It holds its own report, and
-    those of earlier rounds are read from the folders beside it: to take one elsewhere, load it and
-    save it there. To roll back, or to branch, load an earlier round and update it.
+    A round is a folder named by its id, which `Posterior.load` reads too. It is written under
+    another name and then renamed, so it appears whole, and it is never changed. It holds its own
+    report; those of earlier rounds are read from the folders beside it. To move a round elsewhere,
+    load it and save it there. To roll back or to branch, load an earlier round and update it.
 
     Args:
         folder: where the rounds are; made when the first is added.
@@ -68,27 +60,24 @@ class History:
         Raises:
             SaveError: a round is damaged.
         """
-        reports = [report for _, report in self._read()]
-        reports.sort(key=lambda report: (report.created, report.id))
-        children: dict[str | None, list[FitReport]] = {}
-        here = {report.id for report in reports}
-        for report in reports:
-            children.setdefault(report.parent if report.parent in here else None, []).append(report)
-        found: dict[str, FitReport] = {}
-        generation = children.get(None, [])
-        while generation:
-            found |= {report.id: report for report in generation}
-            generation = [c for report in generation for c in children.get(report.id, [])]
-        return found
+        reports = {report.id: report for _, report in self._read()}
+
+        def age(report: FitReport) -> tuple[int, str, str]:
+            generation, parent = 0, reports.get(report.parent or "")
+            while parent is not None:
+                generation, parent = generation + 1, reports.get(parent.parent or "")
+            return generation, report.created, report.id
+
+        return {report.id: report for report in sorted(reports.values(), key=age)}
 
     @property
     def folders(self) -> dict[str, Path]:
-        """Where each of the rounds is, by id; `add` takes the id for the folder's name too."""
+        """The folder of each round, by id. (`add` names folders by the id; you may rename them.)"""
         return {report.id: path for path, report in self._read()}
 
     @property
     def leaves(self) -> list[str]:
-        """The rounds that no other goes on from."""
+        """The rounds that no other round here continues."""
         rounds = self.rounds
         parents = {report.parent for report in rounds.values()}
         return [id for id in rounds if id not in parents]
@@ -96,15 +85,7 @@ class History:
     def add(
         self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
     ) -> str:
-        """Save a posterior's last round.
-
-        Args:
-            posterior: the posterior; the two below are noted in its report.
-            name: what to call the round.
-            metrics: what to remember of it.
-
-        Returns:
-            The round's id.
+        """Save a posterior's last round, with a name and metrics in its report; return its id.
 
         Raises:
             SaveError: the round is here already, or it cannot be saved.
@@ -129,7 +110,7 @@ class History:
         tokenizer: PreTrainedTokenizerBase | None = None,
         prior: PriorLike | None = None,
     ) -> Posterior:
-        """A round, by its id or the beginning of it; the rest is as for `Posterior.load`.
+        """Load a round by its id or the beginning of it; the rest is as for `Posterior.load`.
 
         Raises:
             SaveError: no such round, or several.
@@ -144,7 +125,7 @@ class History:
         return Posterior.load(self.folders[found[0]], backbone, tokenizer=tokenizer, prior=prior)
 
     def clean(self) -> None:
-        """Remove what rounds that were being written when their process was killed have left."""
+        """Remove rounds that were half written when their process was killed."""
         for path in self.folder.glob(f"*{_PARTIAL}"):
             shutil.rmtree(path)
 
@@ -183,10 +164,10 @@ def _line(report: FitReport, folder: str) -> str:
 
 
 def resume(history: History, model: Model) -> Posterior | None:
-    """The last posterior, if there are rounds.
+    """The last posterior of a single line of rounds, if there are any.
 
     Raises:
-        ConfigError: they branch, or are of another model.
+        ConfigError: the rounds branch, or belong to another model.
     """
     leaves = history.leaves
     if len(leaves) > 1:
@@ -201,27 +182,27 @@ def resume(history: History, model: Model) -> Posterior | None:
     there = last.model
     for what, given, found in (
         ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", _apart(network.head), _apart(there.network.head)),
+        ("head", _without_outputs(network.head), _without_outputs(there.network.head)),
         ("likelihood", repr(model.likelihood), repr(there.likelihood)),
     ):
         if given != found:
             raise ConfigError(
                 f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
-                "expected the same model, or another folder"
+                "use the same model, or another folder"
             )
     return last
 
 
-def _apart(head: Head | OwnHead) -> object:
-    """A head without the number of its outputs, which new labels add to."""
+def _without_outputs(head: Head | OwnHead) -> object:
+    """The head but for its number of outputs, which new labels increase."""
     return replace(head, outputs=2) if isinstance(head, Head) else head
 
 
 def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
-    """Whether a round that is done is of this very batch.
+    """Check that a finished round learnt this very batch.
 
     Raises:
-        ConfigError: it is of another.
+        ConfigError: it learnt another.
     """
     report = posterior.lineage[number]
     examples = posterior.encode(data)

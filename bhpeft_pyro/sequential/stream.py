@@ -14,12 +14,11 @@ from tqdm.auto import tqdm
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..errors import ConfigError, DataError, GuideError
-from ..forecast import ClassForecast
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.guide import title
 from ..inference.draws import seeded
-from ..inference.predict import AnyForecast, predict
+from ..inference.predict import predict
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
@@ -60,36 +59,35 @@ def stream(
     progress: bool = True,
     **changes: Any,
 ) -> Posterior:
-    """Run through batches in order: predict, compare with what was expected, learn, save.
+    """Go through batches in order: predict, compare with what was expected, learn, save.
 
-    Killed at any moment and called again with the same arguments, it goes on after the last round
-    that was saved: a round is in the folder whole or not at all, with its predictions' metrics in
-    its report, and all else (`record.json`, `record.csv`) is made from the rounds.
+    A stream that was killed resumes after the last saved round when it is called again with the
+    same arguments. A round is in the folder whole or not at all, with its predictions' metrics in
+    its report; `record.json` and `record.csv` are made from the rounds.
 
     Args:
         model: not fitted yet.
-        batches: data in order of time by name: a mapping, or pairs. Names and data have to be the
-            same ones after a restart.
-        folder: `rounds/` in it is a `History`.
-        guide, components: as for `fit`; the first batch is learnt with `fit`, the others with
-            `update`.
-        tests: held-out data by name, scored after every round, for `Record.matrix`. One for each
-            batch, in their order, makes `Record.transfer` possible.
-        unlabelled, columns, options: as for `fit`, single options by name too. A small
-            first batch is a reason to give unlabelled texts.
+        batches: data by name, in order of time: a mapping, or pairs. After a restart, names and
+            data must be the same.
+        folder: for the results; `rounds/` in it is a `History`.
+        guide, components: as for `fit`, which learns the first batch; `update` learns the others.
+        tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
+            each batch, in the same order, `Record.transfer` works too.
+        unlabelled, columns, options, changes: as for `fit`. If the first
+            batch is small, give unlabelled texts.
         keep, floor, replay, grow, again: as for `Posterior.update`.
         samples: draws of each prediction; twice as many before a round (`assess`).
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
-        The last posterior; `Record.of` it is the table of all rounds.
+        The last posterior; `Record.of` makes the table of all rounds from it.
 
     Raises:
         ConfigError: the folder holds other rounds than these, or rounds of another guide.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
-        GuideError: a point guide, which can be no prior, or one that cannot `grow`.
+        GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` or `floor` has no closed form under the guide.
-        SaveError: the model cannot be saved, such as one with a likelihood of your own.
+        SaveError: the model cannot be saved, for example because the likelihood is your own.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -99,18 +97,17 @@ def stream(
     ['week 0', 'week 1', 'week 2']
     """
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
-    tests = _kept(tests)
+    tests = {str(name): _reusable(data) for name, data in (tests or {}).items()}
     _check_tests(model, tests, replace(columns, label_names=None))
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
-    made.options()  # what cannot be saved would cost a round
+    made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
     forgetting = Forgetting(keep, floor)
     if forgetting != Forgetting():
-        with suppress(GuideError):  # some have no posterior before a fit
-            last = made.own_prior()
-            forgetting(last, model.prior, model.sites)
+        with suppress(GuideError):  # some guides have no posterior before a fit
+            forgetting(made.own_prior(), model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         if last is None:
@@ -124,13 +121,13 @@ def stream(
                 replay=replay,
                 components=components,
             )
-            first.as_prior()  # what can be no prior is refused before it is a round
+            first.as_prior()  # raises before the round is saved, if it cannot be a prior
             return first
-        own = last.components[0] if isinstance(last, MixturePosterior) else last
-        if type(own.guide) is not type(made):
+        one = last.components[0] if isinstance(last, MixturePosterior) else last
+        if type(one.guide) is not type(made):
             raise ConfigError(
-                f"guide: {folder} holds rounds of {title(own.guide)}, not {title(made)}; expected "
-                "the same guide, or another folder"
+                f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
+                "same guide, or another folder"
             )
         return last.update(
             data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow, again=again
@@ -153,20 +150,20 @@ def prequential(
     drift: bool = True,
     progress: bool = True,
 ) -> Posterior:
-    """`stream` with any way to learn.
+    """`stream` with any way of learning.
 
     Args:
         model: as it is before the first round.
-        learn: from the last posterior (None in the first round) and a batch to the next posterior,
-            whose lineage goes on from the last one's.
+        learn: a function of the last posterior (None in the first round) and a batch, which
+            returns the next posterior; its lineage extends the last one's.
         batches, folder, tests, grow, samples, progress: as for `stream`.
-        drift: compare batches with what was expected (`assess`). Without, a batch is predicted
-            with `samples` draws, which may be 0, and the guide may be a point.
+        drift: compare batches with what was expected (`assess`). Without it a batch is predicted
+            with `samples` draws, which may be 0, and the guide may be a point estimate.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
-    >>> def learn(last, data):  # the first prior in every round: only the start is the last one's
+    >>> def learn(last, data):  # under the first prior in every round, started at the last round
     ...     if last is None:
     ...         return fit(tiny_model(()), "normal", data, max_steps=3, progress=False)
     ...     return last.update(data, keep=0.0)
@@ -178,7 +175,7 @@ def prequential(
     check_savable(model)
     if drift:
         check_samples(samples)
-    tests = _kept(tests)
+    tests = {str(name): _reusable(data) for name, data in (tests or {}).items()}
     folder = Path(folder)
     history = History(folder / "rounds")
     history.clean()
@@ -187,16 +184,16 @@ def prequential(
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
-        number = -1
-        for number, (called, data) in enumerate(bar):
+        count = 0
+        for count, (called, data) in enumerate(bar, 1):
             name = str(called)  # dates and numbers too
-            if isinstance(data, Iterator):  # predicted, then learnt
-                data = list(data)
-            if number < len(done):
+            data = _reusable(data)
+            if count <= len(done):
                 assert posterior is not None
-                check_same(posterior, number, name, data)
+                check_same(posterior, count - 1, name, data)
                 continue
             metrics: dict[str, float] = {}
+            first = posterior is None
             if posterior is not None:
                 if grow and (labels := unknown_labels(posterior, data)):
                     posterior = posterior.grow(labels)
@@ -208,33 +205,28 @@ def prequential(
                     bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=found.advice, refresh=False)
                 else:
                     metrics = posterior.evaluate(examples, samples)
-            first = posterior is None
             posterior = learn(posterior, data)
-            if tests:
-                metrics |= _scores(posterior, tests, samples, first)
+            metrics |= _scores(posterior, tests, samples, first)
             if name in tests and not unknown_labels(posterior, tests[name]):
-                # Held out of the same batch: `update` is to know all of it too.
+                # `update` is to refuse the whole batch, with the rows held out of it.
                 parts = (_encoded(posterior, part, name) for part in (data, tests[name]))
                 posterior.report.given = Examples.concat(*parts).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
     if posterior is None:
         raise DataError("batches is empty: at least one is needed")
-    if len(posterior.lineage) > number + 1:
+    if len(posterior.lineage) > count:
         raise ConfigError(
             f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
-            f"{number + 1} given"
+            f"{count} given"
         )
     Record.of(posterior).save(folder)
     return posterior
 
 
-def _kept(tests: Mapping[str, object] | None) -> dict[str, object]:
-    """Tests that can be read in every round."""
-    return {
-        str(name): list(data) if isinstance(data, Iterator) else data
-        for name, data in (tests or {}).items()
-    }
+def _reusable(data: object) -> object:
+    """Data that can be read more than once."""
+    return list(data) if isinstance(data, Iterator) else data
 
 
 def _encoded(posterior: Posterior, data: object, what: str) -> Examples:
@@ -246,14 +238,11 @@ def _encoded(posterior: Posterior, data: object, what: str) -> Examples:
 
 
 def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
-    """Before anything is learnt: later they would cost a round.
-
-    Which classes there are is not known yet.
-    """
+    """Check the tests before anything is learnt; which classes there are is not known yet."""
     for name, data in tests.items():
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=CutWarning)  # it is said when they count
+                warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
                 examples = encode(
                     data,
                     model.network.tokenizer,
@@ -270,24 +259,20 @@ def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) ->
 def _scores(
     posterior: Posterior, tests: Mapping[str, object], samples: int, first: bool
 ) -> dict[str, float]:
-    found: dict[str, float] = {}
+    """Score and NLL on each test; in the first round also the score under the prior."""
+    model, found = posterior.model, dict[str, float]()
     for name, data in tests.items():
-        if unknown_labels(posterior, data):  # they are still to come
+        if unknown_labels(posterior, data):  # learnt in a later round
             continue
         examples = posterior.encode(data)
-        forecast = posterior.predict(examples, samples)
-        found |= {TEST + name: _score(forecast), TEST_NLL + name: evaluate(forecast)["nll"]}
+        metrics = posterior.evaluate(examples, samples)
+        found |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
         if first:
-            untrained = _untrained(posterior.model, examples)
-            found[UNTRAINED + name] = _score(untrained)
+            untrained = predict(model, prior_guide(model), examples, _UNTRAINED)
+            found[UNTRAINED + name] = _score(evaluate(untrained))
     return found
 
 
-def _untrained(model: Model, examples: Examples) -> AnyForecast:
-    return predict(model, prior_guide(model), examples, _UNTRAINED)
-
-
-def _score(forecast: AnyForecast) -> float:
+def _score(metrics: Mapping[str, float]) -> float:
     """Accuracy, or minus the MSE: more is better."""
-    metrics = evaluate(forecast)
-    return metrics["accuracy"] if isinstance(forecast, ClassForecast) else -metrics["mse"]
+    return metrics["accuracy"] if "accuracy" in metrics else -metrics["mse"]

@@ -367,7 +367,7 @@ def test_reports_are_of_each_and_of_all() -> None:
     assert repr(posterior).startswith("MixturePosterior(round 1, 3 x NormalGuide)\n")
     found = posterior.diagnose(FIRST, samples=100)
     alone = posterior.components[1].diagnose(FIRST, samples=100)
-    assert found.components[1] == alone and f"  {alone.information}" in str(found)
+    assert found.components[1] == alone and f"  {alone.psis}" in str(found)
     chains = posterior.to_arviz(FIRST, samples=6).posterior["head.bias"]
     assert dict(chains.sizes) == {"chain": 3, "draw": 6, "output": 2}
 

@@ -215,13 +215,11 @@ def test_bf16_runs_in_bf16_and_is_near() -> None:
 
 
 def test_gradient_checkpointing_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bhpeft_pyro.peft import checkpointing
+    from bhpeft_pyro.peft import binding
 
     calls = []
-    original = checkpointing.checkpoint
-    monkeypatch.setattr(
-        checkpointing, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
-    )
+    original = binding.checkpoint
+    monkeypatch.setattr(binding, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
     plain = fit(tiny_model(bh.presets.bh_peft()))
     assert not calls
     model = tiny_model(bh.presets.bh_peft())

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bhpeft_pyro import Posterior
 from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
-from bhpeft_pyro.data.domains import Round, two_rounds
+from bhpeft_pyro.data.assets import Round, two_rounds
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.demo import SCALED, WIDE, Settings, main, run

@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.stats import sem
 
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.forecast.metrics import standard_error
 from bhpeft_pyro.posterior.io import write
 
 __all__ = ["Run", "cell", "check_setting", "complete", "file_of", "known", "load", "show"]
@@ -128,7 +128,7 @@ def cell(values: Sequence[float]) -> str:
     >>> cell([0.5, 1.5, 2.5]), cell([0.5])
     ('1.500 ± 0.577', '0.500')
     """
-    error = f" ± {standard_error(values):.3f}" if len(values) > 1 else ""
+    error = f" ± {sem(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{error}"
 
 

@@ -17,7 +17,6 @@ from bhpeft_pyro.forecast.metrics import (
     ood_auroc,
     rejection_curve,
 )
-from bhpeft_pyro.forecast.temperature_scaling import tempered
 from bhpeft_pyro.inference.predict import AnyForecast
 
 from .outcome import Outcome
@@ -59,7 +58,7 @@ def scaled(outcome: Outcome) -> Outcome:
 def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
     if isinstance(forecast, ClassForecast):
         assert isinstance(validation, ClassForecast)
-        return tempered(forecast, validation)[0]
+        return forecast.tempered(validation)[0]
     assert isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
     factor, mean = error.square().mean().sqrt(), forecast.mean

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from bhpeft_pyro.sequential import figures
+from bhpeft_pyro.plots import score_matrix
 
 from .stream_tables import average, by_arm
 
@@ -44,6 +44,6 @@ def matrices(results: Sequence[dict[str, Any]]) -> Figure:
     for ax in axes[len(arms) :]:
         ax.remove()
     for ax, (arm, record) in zip(axes, records.items(), strict=False):
-        figures.scores(record, ax).set_title(arm, fontsize="small")
+        score_matrix(record, ax).set_title(arm, fontsize="small")
         ax.images[0].set_clim(low, high)
     return figure

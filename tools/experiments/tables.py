@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from bhpeft_pyro.forecast.metrics import standard_error
+from scipy.stats import sem
 
 __all__ = ["Cell", "Row", "Table"]
 
@@ -27,7 +27,7 @@ class Cell:
     @classmethod
     def of(cls, values: Sequence[float]) -> Cell:
         """Mean and standard error of one or more values, one a seed."""
-        return cls(mean(values), standard_error(values) if len(values) > 1 else None)
+        return cls(mean(values), float(sem(values)) if len(values) > 1 else None)
 
     def __str__(self) -> str:
         if isinstance(self.value, int):

@@ -10,8 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from bhpeft_pyro.data import Columns
-from bhpeft_pyro.data.columns import read_choices
-from bhpeft_pyro.data.labels import read_answers
+from bhpeft_pyro.data.columns import read_answers, read_choices
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference.loop import as_module
 from bhpeft_pyro.inference.predict import AnyForecast

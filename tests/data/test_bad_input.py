@@ -1,0 +1,410 @@
+"""What cannot work is refused by name, before anything is trained or overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import (
+    BHPEFTError,
+    ConfigError,
+    DataError,
+    GuideError,
+    LikelihoodError,
+    PriorError,
+)
+from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.inference import loop as optimise
+from bhpeft_pyro.model.likelihoods import Likelihood, MultipleChoice, Normal, OrderedLogistic
+from bhpeft_pyro.priors import Laplace
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
+QUIZ = {"question": ["w5", "w6"], "choices": [["w7", "w8"], ["w9", "w10"]], "answer": [0, 1]}
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Red if a step of the optimiser is taken."""
+
+    def step(*_args: Any) -> Any:
+        pytest.fail("a step was taken")
+
+    monkeypatch.setattr(optimise._Run, "_step", step)
+    yield
+
+
+def refused(
+    error: type[BHPEFTError],
+    message: str,
+    model: bh.Model | None = None,
+    guide: Any = None,
+    data: Any = None,
+    **options: Any,
+) -> None:
+    """The fit is refused, and neither guide, model nor random state have moved."""
+    model = tiny_model(()) if model is None else model
+    own = guide is None
+    guide = NormalGuide(model) if own else guide
+    before = {k: v.clone() for k, v in guide.state_dict().items()} if own else {}
+    prior = model.prior
+    options = {"progress": False, "max_steps": 5, **options}
+    with pytest.raises(error, match=message):
+        bh.fit(model, guide, GOOD if data is None else data, **options)
+    assert model.prior is prior
+    assert not list(pyro.get_param_store().keys())
+    if own:
+        after = guide.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+pytestmark = pytest.mark.usefixtures("untrained")
+
+
+def with_(**columns: Any) -> dict[str, Any]:
+    return {**GOOD, **columns}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "source is empty"),
+        ({"text": [], "label": []}, "source is empty"),
+        (with_(text=["w5", " ", "w6", "w7"]), "'text', row 1: the text is empty"),
+        (with_(text=["w5", None, "w6", "w7"]), "'text', row 1: the text is missing"),
+        (with_(label=[0, 1, 2, 1]), "'label', row 2: label 2; expected 0 to 1"),
+        (with_(label=[0, 1, -1, 1]), "'label', row 2: label -1"),
+        (with_(label=[0, 1, None, 1]), "'label', row 2: the label is missing"),
+        (with_(label=[1, 1, 1, 1]), "data: all 4 labels in column 'label' are 1; .* two classes"),
+        (with_(label=["a", "b", "c", "a"]), "num_labels=2, .*3 classes"),
+        ({"text": GOOD["text"]}, "column 'label' is missing"),
+        ({"label": GOOD["label"]}, "column 'text' is missing"),
+        (17, "source is a int"),
+    ],
+)
+def test_classes(data: Any, message: str) -> None:
+    refused(DataError, message, data=data)
+
+
+def test_validation_data_are_checked_before_the_fit() -> None:
+    refused(DataError, "row 0: label 7", validation=with_(label=[7, 1, 0, 1]))
+    refused(DataError, "source is empty", validation=[])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])
+def test_ratings(value: float) -> None:
+    model = tiny_model((), 1, likelihood=Normal())
+    refused(DataError, "'label', row 1", model, data=with_(label=[0.5, value, 1.0, 2.0]))
+    refused(DataError, "label_names", model, columns=bh.Columns(label_names=["low", "high"]))
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_choices(count: int) -> None:
+    model = tiny_model((), 1, likelihood=MultipleChoice())
+    data = {**QUIZ, "choices": [["w7", "w8"], ["w9"] * count]}
+    refused(DataError, f"'choices', row 1: {count} choices; expected 2 to 8", model, data=data)
+    refused(DataError, "answer 2; expected 0 to 1", model, data={**QUIZ, "answer": [0, 2]})
+
+
+def test_label_names() -> None:
+    refused(
+        DataError, "num_labels=2, .*3 label_names", columns=bh.Columns(label_names=["a", "b", "c"])
+    )
+    named = with_(label=["no", "yes", "no", "maybe"])
+    refused(
+        DataError, "'maybe' is none of", data=named, columns=bh.Columns(label_names=["no", "yes"])
+    )
+
+
+def test_texts_that_are_too_long_are_cut_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    data = with_(text=["w5 w9 w9 w9 w9", "w6 w8", "w5", "w6"])
+    with pytest.warns(UserWarning, match="1 of 4 texts are longer than 3 tokens"):
+        posterior = bh.fit(
+            tiny_model(()), "normal", data, columns=bh.Columns(max_length=3), max_steps=1
+        )
+    cut = posterior.encode(["w5 w9 w9"], labelled=False)
+    assert int(cut.lengths.max()) == 3
+    with pytest.warns(UserWarning, match="longer than 3"):
+        one = posterior.predict(["w5 w9 w9 w30 w31"], samples=3).probabilities
+    assert torch.equal(one, posterior.predict(["w5 w9 w9"], samples=3).probabilities)
+
+
+def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tokenizer without a limit let them through to an error deep in the transformer."""
+    monkeypatch.undo()
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = int(1e30)
+    backbone = tiny_backbone()
+    model = bh.Model(bh.RandomPEFT(backbone, (), bh.Head(2), tokenizer))
+    most = backbone.config.max_position_embeddings
+    long = {"text": ["w5 " * (most + 1), "w6 " * most] * 4, "label": [0, 1] * 4}
+    with pytest.warns(bh.data.CutWarning, match=f"4 of 8 texts are longer than {most} tokens"):
+        posterior = bh.fit(model, "normal", long, max_steps=2, progress=False)
+    with pytest.warns(bh.data.CutWarning):
+        posterior.predict(long["text"])
+    with pytest.raises(DataError, match=f"max_length={most + 1}: .* positions for {most} tokens"):
+        bh.fit(model, "normal", long, columns=bh.Columns(max_length=most + 1))
+    encoded = bh.encode(long, tokenizer, kind="class")
+    with pytest.raises(DataError, match=f"texts of {most + 1} tokens"):
+        bh.fit(model, "normal", encoded)
+
+
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"batch_size": 6, "particles": 4}, "batch_size=6 must be a multiple of particles=4"),
+    ({"batch_size": 2, "particles": 4}, "batch_size=2 must be a multiple of particles=4"),
+    ({"patience": 3}, "patience=3 needs validation data"),
+    ({"learning_rate": 0.1}, "unknown fit options learning_rate; known: .*natural_lr"),
+    ({"lr": 0.0}, "lr=0.0 must be positive"),
+    ({"lr": float("nan")}, "lr=nan must be a finite number"),
+    ({"epochs": 0}, "epochs=0 must be"),
+    ({"max_steps": 0}, "max_steps=0 must be"),
+    ({"epochs": 2.5}, "epochs=2.5 must be an integer"),
+    ({"particles": 0}, "particles=0"),
+    ({"temperature": -1.0}, "temperature=-1.0"),
+    ({"kl_warmup": 1.0}, "kl_warmup=1.0"),
+    ({"clip": 0.0}, "clip=0.0"),
+    ({"schedule": "cosinus"}, "schedule='cosinus' must be one of cosine"),
+    ({"eval_samples": -1}, "eval_samples=-1"),
+    ({"eval_every": 0}, "eval_every=0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_options(options: dict[str, Any], message: str) -> None:
+    refused(ConfigError, message, **options)
+
+
+def invents(batch: object) -> None:
+    loc = pyro.param("loc", torch.zeros(()))
+    for name in ("head.weight", "head.bias", "head.scale"):
+        shape = {"head.weight": (2, 16), "head.bias": (2,)}.get(name, ())
+        pyro.sample(name, dist.Normal(loc, 1.0).expand(shape).to_event(len(shape)))
+
+
+def no_events(batch: object) -> None:
+    pyro.sample("head.weight", dist.Normal(pyro.param("w", torch.zeros(2, 16)), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("guide", "error", "message"),
+    [
+        ("nomral", GuideError, "unknown guide 'nomral'; known: laplace, normal, .*AutoNormal"),
+        (3, ConfigError, "guide: expected .*got 3"),
+        (None, ConfigError, "guide: expected .*got None"),
+        (dict, GuideError, "unknown guide <class 'dict'>"),
+        (torch.nn.Identity(), GuideError, "does not sample the site 'head.weight'"),
+        (invents, GuideError, "samples 'head.scale', which the model has not"),
+        (
+            no_events,
+            GuideError,
+            r"'head.weight' has batch shape \(2, 16\), expected \(\).*to_event",
+        ),
+    ],
+)
+def test_guides(guide: Any, error: type[BHPEFTError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        bh.fit(tiny_model(()), guide, GOOD, progress=False)
+
+
+@pytest.mark.parametrize("name", ["normal", "lowrank", "delta", "laplace"])
+def test_guides_of_another_model(name: str) -> None:
+    head, lora = tiny_model(()), tiny_model()
+    with pytest.raises(GuideError, match=r"another model: it lacks lora.query.A, .*value.B; exp"):
+        bh.fit(lora, bh.autoguide(name, head), GOOD, progress=False)
+    with pytest.raises(GuideError, match=r"another model: the model lacks lora.query.A, .*value.B"):
+        bh.fit(head, bh.autoguide(name, lora), GOOD, progress=False)
+    wider = tiny_model(bh.presets.lora(rank=3))
+    with pytest.raises(GuideError, match=r"another model: other shapes of lora.query.A, .*value.B"):
+        bh.fit(wider, bh.autoguide(name, lora), GOOD, progress=False)
+
+
+def expanded(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    def prior(sites: Any) -> dict[str, Any]:
+        return {site.name: pyro.sample(site.name, change(site)) for site in sites}
+
+    return prior
+
+
+def one_scale(sites: Any) -> dict[str, Any]:
+    """Right with one draw, whose scale has no dims; with several it has leading ones."""
+    scale = pyro.sample("scale", dist.LogNormal(-2.0, 0.5))
+    return expanded(lambda s: dist.Normal(0.0, scale).expand(s.shape).to_event(s.ndim))(sites)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (expanded(lambda s: dist.Normal(0, 1).expand((7,)).to_event()), r"shape \(7,\)"),
+        (expanded(lambda s: dist.Normal(0, 1).expand(s.shape)), "batch shape"),
+        (expanded(lambda s: dist.Normal(0, 1)), r"shape \(\)"),
+        (lambda sites: {}, "no tensor for the site 'head.weight'"),
+        (lambda sites: None, "expected it to return a mapping"),
+        ({"head.wieght": dist.Normal(0, 1), "*": dist.Normal(0, 1)}, "'head.wieght' match no"),
+        ({"*": dist.Normal(torch.zeros(9), 1).to_event(1)}, "cannot be spread"),
+        (Laplace, r"got the class Laplace, expected an instance of it: Laplace\(\.\.\.\)$"),
+        ({"*": dist.Normal}, "got the class Normal, expected an instance"),
+        (
+            expanded(lambda s: dist.Normal(torch.zeros(s.shape).double(), 1).to_event(s.ndim)),
+            r"'head.weight' has dtype torch.float64, expected torch.float32",
+        ),
+        (one_scale, r"fails at the site 'head.weight': .*leading dims \(\*P\).*docs/priors.md"),
+    ],
+)
+def test_priors(prior: Any, message: str) -> None:
+    with pytest.raises(PriorError, match=message):
+        bh.fit(tiny_model((), prior=prior), "normal", GOOD, progress=False)
+
+
+@pytest.mark.parametrize("name", ["lowrank", "full", "laplace"])
+def test_a_joint_guide_under_another_prior_is_called_by_its_name(name: str) -> None:
+    also = rf"^autoguide: '{name}': (LowRank|Full|Laplace)Guide: the prior also samples scale"
+    with pytest.raises(GuideError, match=rf"{also}.*for other priors take 'normal'$") as error:
+        bh.fit(tiny_model((), prior=one_scale), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
+    with pytest.raises(
+        GuideError, match=r"of 'head.weight' is a Laplace, .*take 'normal'"
+    ) as error:
+        bh.fit(tiny_model((), prior=Laplace()), name, GOOD, progress=False)
+    assert f"{name}guide" in str(error.value).lower()
+
+
+def test_networks() -> None:
+    with pytest.raises(ConfigError, match="rank=17"):
+        tiny_model(bh.presets.lora(rank=17))
+    with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of whole numbers"):
+        bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
+    with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
+        tiny_model((), 2, likelihood=OrderedLogistic(3))
+    with pytest.raises(ConfigError, match="outputs=0 must be a whole number"):
+        tiny_model((), 0)
+    with pytest.raises(PriorError, match="prior: expected"):
+        tiny_model((), prior=3)
+
+
+class AnOutputTooMany(Likelihood):
+    kind = "rating"
+    outputs = 1
+
+    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        return dist.Normal(outputs, 1.0)
+
+
+@pytest.mark.parametrize("name", ["normal", "laplace", "delta"])
+@pytest.mark.parametrize("kinds", [(), None])
+def test_likelihoods_with_another_batch_shape(name: str, kinds: Any) -> None:
+    model = tiny_model(kinds, 1, likelihood=AnOutputTooMany())
+    message = (
+        r"AnOutputTooMany: .*shape \((\d, )*1\), expected \(\*P, B\) = \(.*outputs\[\.\.\., 0\]"
+    )
+    with pytest.raises(LikelihoodError, match=message):
+        bh.fit(model, name, with_(label=[0.5, 1.0, 2.0, 3.0]), progress=False)
+
+
+class TwoClassesByOneOutput(Likelihood):
+    kind = "class"
+    outputs = 1
+
+    def num_labels(self, outputs: int) -> int:
+        return 2
+
+    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        return dist.Bernoulli(logits=outputs[..., 0])
+
+
+def test_classes_without_a_categorical() -> None:
+    model = tiny_model((), 1, likelihood=TwoClassesByOneOutput())
+    with pytest.raises(LikelihoodError, match=r"its distribution is Bernoulli; expected dist\.Cat"):
+        bh.fit(model, "normal", with_(label=[0, 1, 0, 1]), progress=False)
+
+
+def test_data_in_the_place_of_a_batch() -> None:
+    with pytest.raises(DataError, match=r"expected a Batch, got dict; .*encode.*batches"):
+        pyro.poutine.trace(tiny_model(())).get_trace(GOOD)
+
+
+def test_a_backbone_without_a_tokenizer() -> None:
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2))
+    with pytest.raises(ConfigError, match="tokenizer="):
+        bh.fit(bh.Model(network), "normal", GOOD, progress=False)
+
+
+def test_labels_out_of_the_range_of_a_head_of_the_backbone_s_own() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=3,
+    )
+    backbone = BertForSequenceClassification(config)
+    kinds = bh.presets.lora(rank=2)
+    network = bh.RandomPEFT(backbone, kinds, bh.OwnHead(), tiny_tokenizer())
+    data = with_(label=[0, 1, 3, 1])
+    refused(DataError, "row 2: label 3; expected 0 to 2", bh.Model(network), data=data)
+    with pytest.raises(LikelihoodError, match="outputs=1, got 3"):
+        bh.Model(network, likelihood=MultipleChoice())
+
+
+# What is not an error
+
+
+def test_less_data_than_particles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round may bring a single example: every weight draw gets one, and N is right."""
+    monkeypatch.undo()
+    few = {"text": ["w5 w9", "w6 w8"], "label": [0, 1]}
+    model = tiny_model(())
+    guide = NormalGuide(model, init_scale=1e-6)
+    posterior = bh.fit(
+        model, guide, few, particles=8, batch_size=16, max_steps=2, lr=1e-9, progress=False
+    )
+    # With next to no width the expected NLL is that of the point: log 2 for a head of zeros.
+    for entry in posterior.report.history:
+        assert entry["nll"] == pytest.approx(0.6931, abs=1e-3)
+        assert entry["loss"] == pytest.approx(entry["nll"] + entry["kl"], rel=1e-5)
+    second = posterior.update({"text": ["w7"], "label": [1]})
+    assert second.report.examples == 1
+    assert second.report.history[0]["nll"] == pytest.approx(0.6931, abs=1e-2)
+
+
+def test_errors_in_an_update_leave_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    first = bh.fit(tiny_model(()), "normal", tiny_examples(16), max_steps=3, progress=False)
+    before = first.predict(GOOD, samples=4).probabilities
+    cases: list[tuple[Any, dict[str, Any], type[BHPEFTError]]] = [
+        ([], {}, DataError),
+        (with_(label=[0, 1, 2, 1]), {}, DataError),
+        (GOOD, {"particles": 3}, ConfigError),
+        (GOOD, {"stepps": 3}, ConfigError),
+        (GOOD, {"patience": 3}, ConfigError),
+    ]
+    for data, options, error in cases:
+        with pytest.raises(error):
+            first.update(data, **options)
+    assert torch.equal(first.predict(GOOD, samples=4).probabilities, before)
+    with pytest.raises(DataError, match="source is empty"):
+        first.predict([])
+    with pytest.raises(DataError, match="row 1: the text is empty"):
+        first.predict(["w5", ""])
+    with pytest.raises(DataError, match="column 'label' is missing"):
+        first.evaluate({"text": ["w5"]})
+
+
+def test_a_joint_guide_of_nothing_is_an_error_that_says_so() -> None:
+    from transformers import BertForSequenceClassification
+
+    backbone = BertForSequenceClassification(tiny_backbone().config)
+    network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
+    with pytest.raises(GuideError, match="the model has no random weights"):
+        bh.autoguide("laplace", bh.Model(network))

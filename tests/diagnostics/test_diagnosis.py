@@ -1,0 +1,107 @@
+"""Guards of a fit's report, and the diagnosis made of them and k-hat."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import diagnose
+from bhpeft_pyro.errors import ConfigError, GuideError
+from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides.guide import key
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+
+def report(**values: Any) -> bh.FitReport:
+    options = bh.FitOptions(temperature=values.pop("temperature", 1.0))
+    return bh.FitReport(10, "", options, **values)
+
+
+def test_a_sound_report_has_no_guards() -> None:
+    sound = report(kl={"a": 3.0, "b": 0.2}, scales={"a": 0.3, "b": 0.99})
+    assert sound.guards == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kl": {"a": 300.0, "b": 3.0}, "scales": {"a": 1e-4, "b": 0.5}}, "collapsed: .* at a$"),
+        ({"kl": {"a": 0.01, "b": 3.0}, "scales": {"a": 1.0, "b": 0.5}}, "learnt nothing: .* at a$"),
+        ({"unsettled": ["a"]}, "not converged: the sds still move at a$"),
+        ({"temperature": 0.1}, "temperature 0.1: a cold posterior, .* seen 10 times$"),
+        ({"temperature": 4.0}, "temperature 4: a hot posterior, .* seen 0.25 times$"),
+        ({"temperature": 0.0}, "temperature 0: maximum likelihood, no posterior$"),
+    ],
+)
+def test_each_guard_speaks_alone_and_by_name(values: dict[str, Any], message: str) -> None:
+    found = report(**values)
+    assert len(found.guards) == 1
+    assert re.match(message, found.guards[0])
+    assert found.guards[0] in str(found).splitlines()
+
+
+def test_a_points_temperature_is_not_that_of_its_width() -> None:
+    point = report(temperature=0.0, pull=0.0)
+    wide = report(temperature=0.0, pull=0.0, tau=3.0)
+    assert len(point.guards) == 1 and wide.guards == []
+    mixed = [bh.FitReport.joined([each, each], each.options, None) for each in (point, wide)]
+    assert len(mixed[0].guards) == 1 and mixed[1].guards == []
+
+
+def test_a_points_loss_is_no_negative_elbo() -> None:
+    """Of its prior there is a density: no KL, and lower than any."""
+    for guide in ("normal", "delta", "laplace"):
+        fitted = bh.fit(tiny_model(()), guide, tiny_examples(8), max_steps=2, progress=False)
+        line = str(fitted.report).splitlines()[1]
+        assert line.startswith("negative ELBO" if guide == "normal" else "loss"), line
+
+
+def test_guards_of_fits() -> None:
+    """A site that the data say nothing of, one that is nailed down, one never moved."""
+    data = tiny_examples(24)
+    options: dict[str, Any] = {"batch_size": 24, "lr": 0.1, "progress": False}
+    # LoRA's effect is nil at a prior this narrow, so its posterior is the prior.
+    prior = {
+        "lora.*": dist.Normal(0.0, 1e-6),
+        "head.*": dist.Normal(0.0, 1.0),
+    }
+    model = tiny_model(prior=prior)
+    posterior = bh.fit(model, "normal", data, max_steps=60, **options)
+    nothing = next(line for line in posterior.report.guards if line.startswith("learnt nothing"))
+    assert "lora.query.B" in nothing and "lora.value.B" in nothing and "head" not in nothing
+    # The recipe that is a point in disguise: sds that start narrow and hardly move.
+    model = tiny_model(())
+    guide = NormalGuide(model, init_scale=1e-4)
+    posterior = bh.fit(model, guide, data, max_steps=20, **{**options, "lr": 1e-4})
+    guards = " ".join(posterior.report.guards)
+    assert "collapsed" in guards and "not converged" in guards and "head.weight" in guards
+    assert diagnose(posterior, data).psis.verdict == "bad"
+
+
+def test_diagnose_a_fit() -> None:
+    data = tiny_examples(24)
+    model = tiny_model((), prior=dist.Normal(0.0, 0.3))
+    posterior = bh.fit(model, "normal", data, max_steps=150, batch_size=24, lr=0.1, progress=False)
+    found = posterior.diagnose(data, samples=300)
+    lines = str(found).splitlines()
+    assert lines[0] == str(found.psis) and lines[0].startswith("PSIS k-hat")
+    assert lines[1:] == (posterior.report.guards or ["no warnings"])
+    before = found.psis.k_hat
+    with torch.no_grad():  # a bias of ten sds
+        name = key("head.weight")
+        posterior.guide.get_parameter(f"loc.{name}").add_(3.0)
+    assert posterior.diagnose(data, samples=300).psis.k_hat > max(before, 0.7)
+
+
+def test_bad_input() -> None:
+    data = tiny_examples(12)
+    point = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
+    with pytest.raises(GuideError, match="random numbers"):
+        point.diagnose(data)
+    with pytest.raises(ConfigError, match="samples=10 must be at least 100"):
+        point.diagnose(data, samples=10)

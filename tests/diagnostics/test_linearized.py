@@ -1,0 +1,120 @@
+"""Diagnostics of a Laplace guide are about the linearised network that it is a posterior of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from exact import KnownNoise, random_texts
+from linearised import Linearised
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import PSIS, against, psis
+from bhpeft_pyro.diagnostics.psis import _target
+from bhpeft_pyro.diagnostics.ratios import log_ratios
+from bhpeft_pyro.diagnostics.sbc import _quantities
+from bhpeft_pyro.guides import MixtureGuide, prior_like
+from bhpeft_pyro.inference.passes import Feed, drawn
+from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+ELSEWHERE = random_texts(12, seed=9)
+NOISE = 0.3
+
+
+def ratings() -> dict[str, list[Any]]:
+    texts = random_texts(48)
+    noise = NOISE * torch.randn(len(texts), generator=torch.Generator().manual_seed(2))
+    labels = [0.4 * len(t.split()) - 1.5 + e for t, e in zip(texts, noise.tolist(), strict=True)]
+    return {"text": texts, "label": labels}
+
+
+@pytest.fixture(scope="module")
+def posterior() -> bh.Posterior:
+    """Of a Normal likelihood: exact for the linearised network, and wide, so that it matters."""
+    prior = bh.priors.FunctionSpaceNormal(change=0.5, spread=0.5, head=1.0)
+    model = tiny_model(bh.presets.lora(rank=2), 1, prior, KnownNoise(NOISE), aligned=True)
+    return bh.fit(
+        model,
+        bh.autoguide("laplace", model, components=1, rank=64),
+        ratings(),
+        max_steps=300,
+        batch_size=48,
+        lr=0.02,
+        temperature=1.0,
+        tau=1.0,
+        progress=False,
+    )
+
+
+def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
+    found = psis(posterior, ratings(), samples=300)
+    assert found.k_hat < 0.5 and found.effective_samples > 120, str(found)
+    model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
+    slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 100)
+    fast = psis(posterior, ratings(), 100)
+    assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
+
+
+class Plain(torch.nn.Module):
+    """The guide as a function, of which nothing is known."""
+
+    def __init__(self, guide: Any) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def forward(self, batch: Any = None) -> Any:
+        return self.guide(batch)
+
+
+def means(model: bh.Model, draws: dict[str, Tensor]) -> Tensor:
+    """(S, N) predictions of `ELSEWHERE` by brute force."""
+    examples = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    with torch.no_grad():
+        weights = {name: value[:, None] for name, value in draws.items()}
+        return model.predictive(weights, next(examples.batches(len(ELSEWHERE)))).mean.double()
+
+
+def test_against_predicts_as_the_posterior_does(posterior: bh.Posterior) -> None:
+    """And with the network itself under the reference draws, which are of the model."""
+    reference = posterior.sample(50, seed=1)
+    found = against(posterior, reference, ELSEWHERE, samples=100, seed=3)
+    theirs = means(posterior.model, reference)
+    forecast = posterior.predict(ELSEWHERE, 100, seed=3, keep_samples=True)
+    expected = (forecast.mean.double() - theirs.mean(0)) / theirs.std(0)
+    torch.testing.assert_close(found.errors, expected, atol=1e-3, rtol=1e-3)
+    itself = posterior.predict(ELSEWHERE, 100, seed=3, linear=False)
+    assert (itself.mean - forecast.mean).abs().max() > 0.02
+
+
+def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
+    model = posterior.model
+    examples = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    known = torch.zeros(len(ELSEWHERE))
+    feed = Feed(model, dataclasses.replace(examples, labels=known))
+    draws = [*drawn(model, posterior.guide, 20, seed=3)]
+    _, found = _quantities(model, draws, feed, feed, ())
+    forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
+    torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
+    density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
+    torch.testing.assert_close(found[:, 0], density, atol=1e-2, rtol=1e-4)
+
+
+def test_components_are_a_network_each() -> None:
+    """Their k-hat and their prior: each component in the network linearised around its own mean."""
+    data = tiny_examples(16)
+    posterior = bh.fit(tiny_model(), "laplace", data, max_steps=10, components=2, progress=False)
+    assert isinstance(posterior, MixturePosterior)
+    found = psis(posterior, data, 200)
+    ratios = [
+        log_ratios(feed=Feed(each.model, data), samples=100, seed=seed, **_target(each))
+        for seed, each in enumerate(posterior.components)
+    ]
+    assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
+    prior = prior_like(posterior.model, posterior.guide)
+    assert isinstance(prior, MixtureGuide) and prior.linear
+    for mine, theirs in zip(prior.components, posterior.components, strict=True):
+        assert torch.equal(mine.means()["head.bias"], theirs.guide.means()["head.bias"])  # type: ignore[operator]

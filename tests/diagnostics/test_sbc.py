@@ -1,0 +1,256 @@
+"""Simulation-based calibration: passed by the exact posterior, failed by others, each by name.
+
+The exact posterior fails with the declared probability of 0.01, once for the seeds here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from exact import Exact, guide_of, own_network, random_texts, regression
+from scipy.stats import binomtest, kstest
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import Calibration, sbc
+from bhpeft_pyro.diagnostics.ranks import band, uniform
+from bhpeft_pyro.diagnostics.ratios import log_likelihoods
+from bhpeft_pyro.diagnostics.reference import predictions
+from bhpeft_pyro.diagnostics.sbc import simulated_labels
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
+from bhpeft_pyro.inference.draws import draw
+from bhpeft_pyro.inference.passes import Block, Feed
+from bhpeft_pyro.posterior.fit import is_open
+from bhpeft_pyro.priors import FunctionSpaceNormal
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+TEXTS = random_texts(24)
+
+
+def regression_model() -> bh.Model:
+    # Much noise, so that the prior counts too; features far from orthogonal.
+    return regression(own_network(), noise=2.0)
+
+
+def exact(shift: float = 0.0, spread: float = 1.0) -> Callable[..., Any]:
+    return lambda model, data: guide_of(Exact.of(model, data), shift, spread)
+
+
+def predicted(found: Calibration) -> set[str]:
+    return {name for name in found.names if name.startswith("mean at")}
+
+
+def test_the_exact_posterior_passes() -> None:
+    found = sbc(regression_model(), exact(), TEXTS, sites="head.*", replications=100)
+    assert len(found.names) == 1 + 3 + 17
+    assert found.passed, str(found)
+    assert not found.biased
+    assert str(found).startswith("passed: 21 quantities over 100 data sets")
+
+
+@pytest.mark.parametrize(
+    ("shift", "spread", "word"),
+    [(0.7, 1.0, "too high"), (-0.7, 1.0, "too low"), (0, 0.5, "too narrow"), (0, 2.0, "too wide")],
+)
+def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> None:
+    found = sbc(
+        regression_model(), exact(shift, spread), TEXTS, sites="head.bias", replications=100
+    )
+    wrong = {"head.bias[0]", *predicted(found)}
+    assert wrong <= set(found.failed), str(found)
+    assert {found.shape(name) for name in wrong} == {word}
+    # What Yao et al. test for: bias alone.
+    assert (wrong <= set(found.biased)) == (shift != 0)
+    assert word in str(found) and str(found).startswith("failed")
+
+
+def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
+    found = sbc(
+        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=100
+    )
+    assert found.failed == ["log likelihood"]
+
+
+def test_mean_field_is_too_narrow_but_not_biased() -> None:
+    """What is known of it (and why its sds are no intervals): a fit, with features correlated."""
+    model = regression(own_network(), noise=1.0)
+    found = sbc(
+        model,
+        "normal",
+        TEXTS,
+        sites="head.bias",
+        replications=40,
+        max_steps=30,
+        batch_size=24,
+        lr=0.3,
+        warmup=0.0,
+    )
+    assert "head.bias[0]" in found.failed, str(found)
+    assert found.shape("head.bias[0]") == "too narrow"
+    assert "head.bias[0]" not in found.biased
+
+
+def test_classes_and_peft_weights() -> None:
+    """The prior passes in all but the likelihood, so truths, labels and ranks are drawn alike."""
+    model = tiny_model(outputs=3, aligned=True)
+    found = sbc(
+        model,
+        lambda model, _: prior_guide(model),
+        TEXTS[:8],
+        sites=["lora.query.B", "head.bias"],
+        replications=30,
+        draws=19,
+    )
+    assert found.failed == ["log likelihood"]
+    assert found.names[1:7] == tuple(f"p({k}) at {TEXTS[i]!r}" for i in (0, 1, 2) for k in (1, 2))
+    assert bool(model.network.coordinates.fitted)
+
+
+def test_the_transformer_runs_once_for_all_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2), tiny_tokenizer())
+    rows = []
+    pooled = network._pooled
+    monkeypatch.setattr(
+        network, "_pooled", lambda inputs: rows.append(len(inputs["input_ids"])) or pooled(inputs)
+    )
+    options: dict[str, Any] = {"max_steps": 2, "batch_size": 8, "particles": 2}
+    sbc(bh.Model(network), "normal", TEXTS, replications=20, draws=5, **options)
+    # The axes; the texts in a fit's batches; the three texts predicted.
+    assert sum(rows) == 24 + 24 + 3
+
+
+# Uniformity: its false alarms, its power, its band.
+
+
+def test_false_alarms_are_as_declared() -> None:
+    generator = np.random.default_rng(1)
+    ranks = generator.integers(0, 100, (2000, 50))
+    p = np.array([uniform(row, draws=99) for row in ranks])
+    for level in (0.01, 0.05, 0.2):
+        # Discrete ranks make the test a little conservative, never more than declared.
+        assert binomtest(int((p < level).sum()), 2000, level, "greater").pvalue > 1e-3
+        assert (p < level).mean() > level / 2
+    names = tuple(map(str, range(len(ranks))))
+    bias = Calibration(names, torch.from_numpy(ranks.T), draws=99).bias
+    assert kstest([*bias.values()], "uniform").pvalue > 1e-3
+    lower, upper = band(50, 99, 0.95)
+    ecdf = np.stack([np.bincount(row, minlength=100).cumsum()[:-1] for row in ranks]) / 50
+    inside = ((ecdf >= lower) & (ecdf <= upper)).all(1).mean()
+    assert 0.93 < inside < 0.98  # the sd of this share is 0.005
+
+
+def test_band_against_the_binomial_at_one_point() -> None:
+    """With one draw the ECDF has one point, R/2 on average: a plain binomial interval."""
+    lower, upper = band(100, 1, 0.95)
+    assert (lower[0], upper[0]) == (0.40, 0.60)
+    # P(Bin(100, 0.5) <= 40) = 0.0284, twice that for both sides
+    assert uniform(np.repeat([0, 1], [40, 60]), draws=1) == pytest.approx(0.0569, abs=0.008)
+
+
+def test_labels_and_likelihood_agree() -> None:
+    """E over labels of the log-likelihood is the sum of negative entropies; draws share passes."""
+    model, data = tiny_model((), outputs=3), tiny_examples(10)
+    weights = draw(model, prior_guide(model), 1)
+    many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
+    feed = Feed(model, data)
+    p = predictions(model, [Block(weights)], feed)[0]
+    drawn = simulated_labels(model, [Block(many)], feed)
+    share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
+    assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
+    known = log_likelihoods(model, [Block(weights)], feed)
+    assert data.labels is not None
+    torch.testing.assert_close(known, p.gather(1, data.labels[:, None]).log().sum()[None])
+
+
+def test_draws_of_a_mixture_are_as_many_as_are_ranked() -> None:
+    """Each component has as many, so 99 draws of two are 100."""
+
+    def both(model: bh.Model, data: bh.Examples) -> MixtureGuide:
+        return MixtureGuide([FunctionGuide(guide_of(Exact.of(model, data))) for _ in range(2)])
+
+    found = sbc(regression_model(), both, TEXTS, sites="head.*", replications=40, draws=9)
+    assert found.draws == 10 and found.ranks.max() <= 10
+    plt.close(found.plot().figure)  # type: ignore[arg-type]
+
+
+def test_plot() -> None:
+    found = Calibration(
+        ("bad", "good"), torch.stack([torch.full((100,), 20), torch.arange(100)], 1), draws=99
+    )
+    ax = found.plot()
+    names = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert names == ["band", "bad"]  # what stays in the band is not named
+    bad = next(line for line in ax.lines if line.get_label() == "bad")
+    heights = np.asarray(bad.get_ydata())
+    assert heights[0] == pytest.approx(-0.01) and heights[20] == pytest.approx(1 - 0.21)
+    plt.close(ax.figure)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"replications": 19}, "replications=19 must be at least 20"),
+        ({"draws": 0}, "draws=0 must be at least 1"),
+        ({"sites": "tail.*"}, r"sites: 'tail.\*' matches no site; sites: head.weight, head.bias"),
+        ({"infer": 3}, "infer: expected a guide's name or class, or a function .*, got int"),
+        ({"max_steps": 3}, "options max_steps are for a guide given by name"),
+        ({"false_alarm": 1.0}, "false_alarm=1.0 must lie between 0 and 1"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"infer": exact(), "texts": TEXTS, "replications": 20, **change}
+    with pytest.raises(ConfigError, match=message):
+        sbc(regression_model(), **given)
+
+
+def test_a_guide_that_is_fitted_already_is_refused() -> None:
+    model = tiny_model(())
+    with pytest.raises(ConfigError, match="each data set needs a guide of its own"):
+        sbc(model, bh.autoguide("normal", model), TEXTS)  # type: ignore[arg-type]
+
+
+def test_too_few_texts() -> None:
+    prior = lambda model, _: prior_guide(model)  # noqa: E731
+    with pytest.raises(DataError, match="the labels of all 1 texts agree too often"):
+        sbc(tiny_model(()), prior, TEXTS[:1], replications=20)
+
+
+def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
+    for given in (FunctionSpaceNormal(), FunctionSpaceNormal(head=2.0), FunctionSpaceNormal(0.3)):
+        seen: list[bh.Model] = []
+
+        def infer(model: bh.Model, _: bh.Examples, seen: list[bh.Model] = seen) -> Any:
+            seen.append(model)
+            return prior_guide(model)
+
+        sbc(tiny_model(prior=given), infer, TEXTS[:6], replications=20, draws=3)
+        assert len(seen) == 20 and not any(map(is_open, seen))
+        closed = seen[0].prior
+        assert isinstance(closed, FunctionSpaceNormal) and closed.head is not None
+        for site in seen[0].sites:
+            assert closed.scale(site) == given.scale(site)
+
+
+def test_many_quantities_fail_as_few_do() -> None:
+    """There p-values have to be smaller than any number of simulations can tell."""
+    count = 500
+    names = tuple(map(str, range(count)))
+    exact = torch.from_numpy(np.random.default_rng(0).integers(0, 100, (100, count)))
+    assert Calibration(names, exact, draws=99).passed
+    wrong = exact.clone()
+    wrong[:, 7] = 0
+    calibration = Calibration(names, wrong, draws=99)
+    assert calibration.failed == ["7"]
+    lower, upper = band(100, 99, 1 - 0.01 / count)
+    ecdf = np.bincount(wrong[:, 7], minlength=100).cumsum()[:-1] / 100
+    assert ((ecdf < lower) | (ecdf > upper)).any()
+
+
+def test_the_bound_where_simulations_end_against_the_binomial() -> None:
+    """With one draw the ECDF has one point, and all ranks at one end a probability of 2 / 2^R."""
+    assert uniform(np.zeros(30, int), draws=1) == pytest.approx(2 / 2**30)

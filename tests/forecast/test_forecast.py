@@ -1,0 +1,341 @@
+"""Forecasts against brute-force loops, known cases and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Tensor
+
+from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+
+
+def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2 * torch.randn(draws, count, classes, generator=generator)).softmax(-1)
+
+
+def some_ratings(draws: int = 6, count: int = 20) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mean = 3 * torch.randn(draws, count, generator=generator)
+    return mean, 0.2 + torch.rand(draws, count, generator=generator)
+
+
+def entropy(row: list[float]) -> float:
+    return -sum(p * math.log(p) for p in row if p > 0)
+
+
+# Classes
+
+
+def test_decomposition_is_that_of_a_loop():
+    draws = some_draws()
+    forecast = ClassForecast.from_draws(draws)
+    for n in range(draws.shape[1]):
+        rows = draws[:, n].double().tolist()
+        mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+        aleatoric = sum(entropy(row) for row in rows) / len(rows)
+        variance = sum(
+            (row[k] - mean[k]) ** 2 / len(rows) for row in rows for k in range(len(mean))
+        )
+        assert forecast.probabilities[n].tolist() == pytest.approx(mean, rel=1e-6)
+        assert forecast.total[n].item() == pytest.approx(entropy(mean), rel=1e-6)
+        assert forecast.aleatoric[n].item() == pytest.approx(aleatoric, rel=1e-6)
+        assert forecast.epistemic[n].item() == pytest.approx(entropy(mean) - aleatoric, abs=1e-6)
+        assert forecast.variance[n].item() == pytest.approx(variance, rel=1e-5)
+        assert forecast.label[n].item() == mean.index(max(mean))
+        assert forecast.confidence[n].item() == pytest.approx(max(mean), rel=1e-6)
+
+
+def test_epistemic_is_the_mean_divergence_of_draws_from_their_mixture():
+    draws = some_draws().double()
+    mixture = draws.mean(0)
+    divergence = (draws * (draws / mixture).log()).sum(-1).mean(0)
+    torch.testing.assert_close(ClassForecast.from_draws(draws).epistemic, divergence)
+
+
+def test_equal_draws_have_no_epistemic_uncertainty_at_all():
+    draws = some_draws(1).expand(9, -1, -1)
+    forecast = ClassForecast.from_draws(draws)
+    assert (forecast.epistemic == 0).all()
+    assert (forecast.variance == 0).all()
+    assert torch.equal(forecast.probabilities, draws[0])
+
+
+def test_one_hot_draws_that_disagree_have_no_aleatoric_uncertainty():
+    draws = torch.eye(4)[:, None, :]  # draw s is sure of class s
+    forecast = ClassForecast.from_draws(draws)
+    assert forecast.aleatoric.item() == 0
+    assert forecast.epistemic.item() == pytest.approx(math.log(4))
+    assert forecast.variance.item() == pytest.approx(4 * (0.25 - 0.25**2))
+
+
+def test_probabilities_are_averaged_and_not_logits():
+    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 1.0]]])
+    forecast = ClassForecast.from_draws(logits.softmax(-1))
+    expected = (torch.sigmoid(torch.tensor(8.0)) + torch.sigmoid(torch.tensor(-1.0))) / 2
+    assert forecast.probabilities[0, 0].item() == pytest.approx(expected.item())
+    assert forecast.probabilities[0, 0] < logits.mean(0).softmax(-1)[0, 0] - 0.1
+
+
+def test_ragged_choices_have_the_uncertainty_of_the_choices_that_exist():
+    draws = some_draws(classes=3)
+    padded = torch.nn.functional.pad(draws, (0, 2))
+    choices = torch.tensor([True, True, True, False, False]).expand(30, 5)
+    forecast = ClassForecast.from_draws(padded, choices=choices)
+    expected = ClassForecast.from_draws(draws)
+    for name in ("total", "aleatoric", "epistemic", "variance", "label", "confidence"):
+        torch.testing.assert_close(getattr(forecast, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("by", ["epistemic", "aleatoric", "total", "variance"])
+def test_flag_puts_the_least_certain_first(by):
+    forecast = ClassForecast.from_draws(some_draws())
+    flagged = forecast.flag(0.1, by=by)
+    assert len(flagged) == 3
+    values = getattr(forecast, by).tolist()
+    assert [values[index] for index in flagged] == sorted(values, reverse=True)[:3]
+
+
+def test_flag_rounds_up_but_not_for_rounding_errors():
+    forecast = ClassForecast.from_draws(some_draws(count=100))
+    assert 0.07 * 100 > 7
+    assert len(forecast.flag(0.07)) == 7
+    assert len(forecast.flag(0.071)) == 8
+
+
+def test_flag_by_confidence_puts_the_least_confident_first():
+    forecast = ClassForecast.from_draws(some_draws())
+    assert forecast.flag(0.01, by="confidence").tolist() == [int(forecast.confidence.argmin())]
+    assert sorted(forecast.flag(1.0, by="confidence").tolist()) == list(range(30))
+
+
+def test_ties_are_flagged_in_order():
+    forecast = ClassForecast.from_draws(torch.full((2, 50, 2), 0.5))
+    assert forecast.flag(1.0).tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, math.nan])
+def test_flag_refuses_fractions_that_are_none(fraction):
+    with pytest.raises(ConfigError, match="fraction"):
+        ClassForecast.from_draws(some_draws()).flag(fraction)
+
+
+def test_unknown_measures_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"by='entropy'.*epistemic"):
+        ClassForecast.from_draws(some_draws()).flag(by="entropy")
+    with pytest.raises(ConfigError, match="by='confidence'"):
+        RatingForecast.from_draws(*some_ratings()).flag(by="confidence")
+
+
+@pytest.mark.parametrize(
+    ("draws", "words"),
+    [
+        (torch.randn(3, 5, 4), "softmax"),
+        (torch.full((3, 5, 4), 0.3), "sum to one"),
+        (torch.full((3, 5, 4), math.nan), "sum to one"),
+        (torch.tensor([[[1.5, -0.5]]]), ">= 0"),
+        (torch.full((5, 4), 0.25), r"\(S, N, C\)"),
+        (torch.full((0, 5, 4), 0.25), r"\(S, N, C\)"),
+        (torch.ones(3, 5, 1), "C >= 2"),
+        (torch.ones(3, 5, 2, dtype=torch.long), "floating"),
+    ],
+)
+def test_draws_that_are_no_probabilities_are_refused(draws, words):
+    with pytest.raises(LikelihoodError, match=words):
+        ClassForecast.from_draws(draws)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"labels": torch.zeros(29, dtype=torch.long)}, "labels has shape"),
+        ({"labels": torch.zeros(30)}, "whole numbers"),
+        ({"labels": [4] * 30}, r"0\.\.3, got 4"),
+        ({"labels": [-1] * 30}, r"got -1"),
+        ({"labels": ["good"] * 30}, "labels must be numbers"),
+        ({"texts": ["a"]}, "texts has 1"),
+        ({"label_names": ["a", "b"]}, "label_names has 2 names for 4"),
+        ({"choices": torch.ones(30, 3, dtype=torch.bool)}, "choices has shape"),
+    ],
+)
+def test_what_does_not_go_with_the_draws_is_refused(options, words):
+    with pytest.raises(DataError, match=words):
+        ClassForecast.from_draws(some_draws(), **options)
+
+
+def test_choices_that_do_not_exist_have_no_probability_and_are_no_labels():
+    choices = torch.tensor([True, True, True, False]).expand(30, 4)
+    with pytest.raises(LikelihoodError, match="choices"):
+        ClassForecast.from_draws(some_draws(), choices=choices)
+    padded = torch.nn.functional.pad(some_draws(classes=3), (0, 1))
+    with pytest.raises(DataError, match="choice that does not exist"):
+        ClassForecast.from_draws(padded, choices=choices, labels=[3] * 30)
+
+
+def test_half_precision_draws_are_taken_and_summed_in_full():
+    draws = some_draws(64).bfloat16()
+    forecast = ClassForecast.from_draws(draws)
+    assert forecast.probabilities.dtype == torch.float32
+    torch.testing.assert_close(forecast.probabilities, draws.float().mean(0))
+
+
+def test_forecasts_are_detached_and_frozen():
+    forecast = ClassForecast.from_draws(some_draws().requires_grad_(), keep_samples=True)
+    assert forecast.samples is not None
+    assert not forecast.probabilities.requires_grad
+    assert not forecast.samples.requires_grad
+    with pytest.raises(AttributeError):
+        forecast.draws = 3  # type: ignore[misc]
+
+
+def test_class_rows_as_a_dataset():
+    texts = [f"text {n}" for n in range(30)]
+    names = ["World", "Sports", "Business", "Sci/Tech"]
+    forecast = ClassForecast.from_draws(
+        some_draws(), labels=torch.arange(30) % 4, texts=texts, label_names=names
+    )
+    dataset = forecast.to_dataset()
+    row = dataset[17]
+    assert len(dataset) == 30
+    assert row["text"] == "text 17"
+    assert dataset.features["label"].int2str(row["label"]) == "Sports"
+    assert row["prediction"] == forecast.label[17].item()
+    assert forecast.predicted[17] == names[row["prediction"]]
+    assert ClassForecast.from_draws(some_draws()).predicted == forecast.label.tolist()
+    assert row["probabilities"] == pytest.approx(forecast.probabilities[17].tolist())
+    for name in ("confidence", "total", "aleatoric", "epistemic", "variance"):
+        assert row[name] == pytest.approx(getattr(forecast, name)[17].item())
+    assert "label" not in ClassForecast.from_draws(some_draws()).to_dataset().column_names
+
+
+def test_summaries_state_sizes_and_the_decomposition():
+    draws = torch.eye(4)[:, None, :]
+    text = repr(ClassForecast.from_draws(draws))
+    assert "1 examples, 4 classes, 4 draws" in text
+    assert "1.3863 = 0.0000 aleatoric + 1.3863 epistemic" in text
+    text = repr(RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5)))
+    assert "1 examples, 2 draws" in text
+    assert "1.2500 = 0.2500 aleatoric + 1.0000 epistemic" in text
+
+
+# Ratings
+
+
+def test_law_of_total_variance_against_simulation():
+    mean, sd = some_ratings(count=3)
+    forecast = RatingForecast.from_draws(mean, sd)
+    rng = np.random.default_rng(0)
+    which = rng.integers(len(mean), size=400_000)
+    sample = rng.normal(mean.numpy()[which], sd.numpy()[which])
+    np.testing.assert_allclose(forecast.mean.numpy(), sample.mean(0), atol=0.02)
+    np.testing.assert_allclose(forecast.total.numpy(), sample.var(0), rtol=0.01)
+    np.testing.assert_allclose(forecast.sd.numpy(), sample.std(0), rtol=0.01)
+    np.testing.assert_allclose(forecast.epistemic.numpy(), mean.numpy().var(0), rtol=1e-5)
+    np.testing.assert_allclose(forecast.aleatoric.numpy(), (sd**2).numpy().mean(0), rtol=1e-5)
+
+
+def test_rating_draws_are_copied():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean, sd)
+    before = forecast.mean
+    mean.zero_()
+    assert torch.equal(forecast.mean, before)
+
+
+def test_equal_rating_draws_have_no_epistemic_variance():
+    mean, sd = some_ratings(1)
+    forecast = RatingForecast.from_draws(mean.expand(5, -1), sd.expand(5, -1))
+    assert (forecast.epistemic == 0).all()
+    torch.testing.assert_close(forecast.sd, sd[0])
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.999])
+def test_interval_of_one_normal_is_its_own(level):
+    mean, sd = some_ratings(1)
+    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(level)
+    expected = stats.norm.interval(level, mean[0].double().numpy(), sd[0].double().numpy())
+    np.testing.assert_allclose(lower.numpy(), expected[0], atol=1e-9)
+    np.testing.assert_allclose(upper.numpy(), expected[1], atol=1e-9)
+
+
+def test_interval_of_the_mixture_holds_its_probability():
+    mean, sd = some_ratings()
+    lower, upper = RatingForecast.from_draws(mean.double(), sd.double()).interval(0.9)
+    components = stats.norm(mean.double().numpy(), sd.double().numpy())
+    np.testing.assert_allclose(components.cdf(lower.numpy()).mean(0), 0.05, atol=1e-9)
+    np.testing.assert_allclose(components.cdf(upper.numpy()).mean(0), 0.95, atol=1e-9)
+
+
+def test_quantiles_against_simulation():
+    mean, sd = torch.tensor([[-2.0], [0.0], [3.0]]), torch.tensor([[0.5], [1.0], [0.25]])
+    forecast = RatingForecast.from_draws(mean, sd)
+    rng = np.random.default_rng(0)
+    which = rng.integers(3, size=1_000_000)
+    sample = rng.normal(mean[:, 0].numpy()[which], sd[:, 0].numpy()[which])
+    for probability in (0.05, 0.2, 0.5, 0.9, 0.95):
+        expected = np.quantile(sample, probability)
+        assert forecast.quantile(probability).item() == pytest.approx(expected, abs=0.01)
+
+
+def test_the_density_is_that_of_the_mixture():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean.double(), sd.double())
+    values = torch.linspace(-3, 3, 20, dtype=torch.float64)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(20, 6, dtype=torch.float64)),
+        torch.distributions.Normal(mean.T.double(), sd.T.double()),
+    )
+    torch.testing.assert_close(forecast.log_prob(values), mixture.log_prob(values))
+    one = RatingForecast.from_draws(mean[:, :1].double(), sd[:, :1].double())
+    mass, _ = integrate.quad(lambda y: one.log_prob([y]).exp().item(), -20, 20, limit=200)
+    assert mass == pytest.approx(1, abs=1e-6)
+
+
+def test_log_prob_far_out_does_not_underflow():
+    forecast = RatingForecast.from_draws(torch.zeros(2, 1), torch.ones(2, 1))
+    assert forecast.log_prob([100.0]).item() == pytest.approx(stats.norm.logpdf(100.0), rel=1e-6)
+
+
+def test_rating_rows_as_a_dataset():
+    mean, sd = some_ratings()
+    forecast = RatingForecast.from_draws(mean, sd, labels=mean[0])
+    row = forecast.to_dataset()[5]
+    assert row["label"] == pytest.approx(mean[0, 5].item())
+    assert row["mean"] == pytest.approx(forecast.mean[5].item())
+    assert row["total"] == pytest.approx(row["aleatoric"] + row["epistemic"])
+    assert row["lower_90"] < row["mean"] < row["upper_90"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "words"),
+    [
+        (torch.zeros(3), torch.ones(3), "mean must be a floating"),
+        (torch.zeros(2, 3), torch.ones(2, 4), "sd must be a floating"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), "sd must be positive"),
+        (torch.full((2, 3), math.inf), torch.ones(2, 3), "mean must be finite"),
+        (torch.zeros(2, 3), torch.full((2, 3), math.nan), "sd must be finite"),
+        (torch.zeros(2, 0), torch.ones(2, 0), "N >= 1"),
+    ],
+)
+def test_rating_draws_that_cannot_be_are_refused(mean, sd, words):
+    with pytest.raises(LikelihoodError, match=words):
+        RatingForecast.from_draws(mean, sd)
+
+
+def test_rating_arguments_are_checked():
+    forecast = RatingForecast.from_draws(*some_ratings())
+    with pytest.raises(ConfigError, match="level"):
+        forecast.interval(1.0)
+    with pytest.raises(ConfigError, match="probability"):
+        forecast.quantile(0.0)
+    with pytest.raises(DataError, match="labels has shape"):
+        forecast.log_prob([1.0])
+    with pytest.raises(DataError, match="labels are needed"):
+        forecast.log_prob()
+    with pytest.raises(DataError, match="finite"):
+        forecast.with_labels([math.nan] * 20)

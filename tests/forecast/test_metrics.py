@@ -1,0 +1,257 @@
+"""Every metric against scikit-learn, torchmetrics, an integral or a loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, optimize, stats
+from sklearn import metrics as sk
+from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.regression import continuous_ranked_probability_score
+
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast.metrics import (
+    aurc,
+    calibration_bins,
+    coverage,
+    crps,
+    evaluate,
+    ood_auroc,
+    rejection_curve,
+)
+from tools.experiments import scores
+
+
+@pytest.fixture(scope="module")
+def news() -> ClassForecast:
+    """300 examples of 5 classes, of which class 4 never occurs, forecast none too well."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (300,), generator=generator)
+    logits = 1.5 * torch.nn.functional.one_hot(labels, 5) + torch.randn(300, 5, generator=generator)
+    logits[:, 4] = -30.0
+    draws = (1.7 * logits + torch.randn(8, 300, 5, generator=generator)).double().softmax(-1)
+    return ClassForecast.from_draws(draws, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def stars() -> RatingForecast:
+    generator = torch.Generator().manual_seed(1)
+    mean = torch.randn(5, 40, generator=generator, dtype=torch.float64)
+    sd = 0.3 + torch.rand(5, 40, generator=generator, dtype=torch.float64)
+    labels = mean.mean(0) + torch.randn(40, generator=generator, dtype=torch.float64)
+    return RatingForecast.from_draws(mean, sd, labels=labels)
+
+
+def test_class_metrics_are_scikit_learns(news):
+    scores = evaluate(news)
+    truth, guess = news.labels.numpy(), news.label.numpy()
+    probabilities = news.probabilities.numpy()
+    assert scores["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
+    assert scores["f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro"))
+    nll = sk.log_loss(truth, probabilities, labels=range(5))
+    assert scores["nll"] == pytest.approx(nll)
+    brier = sk.brier_score_loss(truth, probabilities, labels=range(5), scale_by_half=False)
+    assert scores["brier"] == pytest.approx(brier)
+    assert scores["mutual_information"] == pytest.approx(news.epistemic.mean().item())
+
+
+def bin_of(confidence: float, bins: int) -> int:
+    return next(m for m in range(bins) if confidence <= (m + 1) / bins)
+
+
+def loop_errors(confidence: list[float], correct: list[float], bins: int) -> tuple[float, float]:
+    """Expected and maximum calibration error, bin by bin."""
+    gaps = []
+    for m in range(bins):
+        inside = [i for i, c in enumerate(confidence) if bin_of(c, bins) == m]
+        if inside:
+            accuracy = sum(correct[i] for i in inside) / len(inside)
+            mean = sum(confidence[i] for i in inside) / len(inside)
+            gaps.append((len(inside) / len(confidence), abs(accuracy - mean)))
+    return sum(share * gap for share, gap in gaps), max(gap for _, gap in gaps)
+
+
+def test_calibration_errors_are_those_of_a_loop_and_of_torchmetrics(news):
+    scores = evaluate(news)
+    correct = (news.label == news.labels).double().tolist()
+    expected, maximum = loop_errors(news.confidence.tolist(), correct, 15)
+    assert scores["ece"] == pytest.approx(expected)
+    assert scores["mce"] == pytest.approx(maximum)
+    for name, norm in (("ece", "l1"), ("mce", "max")):
+        peer = multiclass_calibration_error(news.probabilities, news.labels, 5, 15, norm)
+        assert scores[name] == pytest.approx(peer.item(), abs=1e-6)
+    classwise = [
+        loop_errors(news.probabilities[:, k].tolist(), (news.labels == k).double().tolist(), 15)[0]
+        for k in range(5)
+    ]
+    assert scores["classwise_ece"] == pytest.approx(sum(classwise) / 5)
+
+
+def test_certainty_shares_the_last_bin():
+    # torchmetrics gives confidence 1 a bin of its own: its ECE here is (1 * 0 + 1 * 0.95) / 2
+    confidence, correct = torch.tensor([1.0, 0.95]), torch.tensor([True, False])
+    bins = calibration_bins(confidence, correct, 15)
+    assert bins.count.tolist() == [0] * 14 + [2]
+    assert bins.expected_error == pytest.approx(0.975 - 0.5)
+
+
+def test_edges_belong_to_the_bin_below():
+    bins = calibration_bins(torch.tensor([0.0, 0.25, 0.2500001, 1.0]).double(), torch.ones(4), 4)
+    assert bins.count.tolist() == [2, 1, 0, 1]
+
+
+def test_confidence_a_rounding_error_above_one_is_still_a_probability():
+    draws = torch.tensor([[[1.0000001, 0.0], [0.4, 0.6]]])
+    scores = evaluate(ClassForecast.from_draws(draws), [0, 1])
+    assert scores["ece"] == pytest.approx(0.2, abs=1e-6)
+
+
+def test_nll_is_of_the_mean_probability():
+    draws = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
+    forecast = ClassForecast.from_draws(draws)
+    assert evaluate(forecast, [0])["nll"] == pytest.approx(math.log(2))
+
+
+def test_given_labels_come_before_the_forecasts_own(news):
+    assert evaluate(news, news.label)["accuracy"] == 1
+    bare = ClassForecast.from_draws(torch.full((1, 3, 2), 0.5))
+    for call in (evaluate, rejection_curve):
+        with pytest.raises(DataError, match="labels are needed"):
+            call(bare)
+    with pytest.raises(DataError, match="labels has shape"):
+        evaluate(bare, [0])
+
+
+def test_aurc_is_that_of_a_loop(news):
+    wrong = (news.label != news.labels).tolist()
+    order = sorted(range(300), key=lambda n: -news.confidence[n].item())
+    risks = [sum(wrong[n] for n in order[:k]) / k for k in range(1, 301)]
+    assert evaluate(news)["aurc"] == pytest.approx(sum(risks) / 300)
+
+
+def test_aurc_of_ties_is_the_average_over_their_orders():
+    loss, uncertainty = [0.0, 1.0, 0.0, 1.0, 1.0], torch.tensor([0.1, 0.3, 0.3, 0.3, 0.7])
+    areas = []
+    for middle in itertools.permutations(loss[1:4]):
+        ordered = [loss[0], *middle, loss[4]]
+        areas.append(sum(sum(ordered[:k]) / k for k in range(1, 6)) / 5)
+    shuffled = torch.tensor([3, 0, 4, 2, 1])
+    area = aurc(torch.tensor(loss)[shuffled], uncertainty[shuffled])
+    assert area == pytest.approx(sum(areas) / len(areas))
+
+
+@pytest.mark.parametrize("by", ["epistemic", "total", "confidence", "variance"])
+def test_rejection_curve_is_that_of_a_loop(news, by):
+    fractions, accuracy = rejection_curve(news, by=by)
+    assert fractions.tolist() == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+    correct = (news.label == news.labels).double()
+    order = sorted(range(300), key=lambda n: news.uncertainty(by)[n].item())
+    for tenth in range(10):
+        kept = order[: 300 - 30 * tenth]
+        assert accuracy[tenth].item() == pytest.approx(correct[kept].mean().item())
+    assert accuracy[0].item() == pytest.approx(evaluate(news)["accuracy"])
+
+
+def test_rejection_curve_of_ratings_is_the_mse_of_those_kept(stars):
+    _, mse = rejection_curve(stars, by="total")
+    error = (stars.mean - stars.labels) ** 2
+    order = stars.total.argsort()
+    for tenth in range(10):
+        expected = error[order[: 40 - 4 * tenth]].mean().item()
+        assert mse[tenth].item() == pytest.approx(expected)
+
+
+def test_rejection_does_not_lose_an_example_to_a_rounding_error():
+    assert 0.29 * 100 < 29
+    confidence = torch.linspace(0.51, 0.99, 100)
+    draws = torch.stack([confidence, 1 - confidence], -1)[None]
+    labels = [1] * 29 + [0] * 71  # just the 29 least certain are wrong
+    forecast = ClassForecast.from_draws(draws, labels=labels)
+    assert rejection_curve(forecast, by="total", fractions=[0.29])[1].tolist() == [1.0]
+
+
+def test_rejection_always_keeps_one_and_refuses_to_reject_all(news):
+    one = ClassForecast.from_draws(torch.full((1, 1, 2), 0.5), labels=[0])
+    assert rejection_curve(one)[1].tolist() == [1.0] * 10
+    with pytest.raises(ConfigError, match="fractions"):
+        rejection_curve(news, fractions=[0.5, 1.0])
+
+
+def test_ood_auroc_is_scikit_learns_ties_included(news):
+    generator = torch.Generator().manual_seed(3)
+    draws = torch.randn(8, 90, 5, generator=generator, dtype=torch.float64).softmax(-1)
+    outside = ClassForecast.from_draws(draws.repeat(1, 2, 1))
+    for by in ("epistemic", "total", "confidence"):
+        scores = torch.cat([news.uncertainty(by), outside.uncertainty(by)]).numpy()
+        truth = [0] * len(news) + [1] * len(outside)
+        assert ood_auroc(news, outside, by=by) == pytest.approx(sk.roc_auc_score(truth, scores))
+    assert ood_auroc(news, news) == pytest.approx(0.5)
+
+
+def test_ood_auroc_tells_large_variances_apart():
+    # through a sigmoid, 100 and 200 would both be 1
+    inside = RatingForecast.from_draws(torch.zeros(1, 3), torch.full((1, 3), 10.0))
+    outside = RatingForecast.from_draws(torch.zeros(1, 3), torch.full((1, 3), 14.0))
+    assert ood_auroc(inside, outside, by="total") == 1
+
+
+def test_rating_metrics_are_scikit_learns(stars):
+    scores = evaluate(stars)
+    truth, guess = stars.labels.numpy(), stars.means.numpy().mean(0)
+    assert scores["mse"] == pytest.approx(sk.mean_squared_error(truth, guess))
+    assert scores["mae"] == pytest.approx(sk.mean_absolute_error(truth, guess))
+    density = stats.norm.pdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
+    assert scores["nll"] == pytest.approx(-np.log(density).mean())
+    assert scores["crps"] == pytest.approx(crps(stars).mean().item())
+    below = stats.norm.cdf(truth, stars.means.numpy(), stars.sds.numpy()).mean(0)
+    assert scores["coverage_90"] == pytest.approx(((below >= 0.05) & (below <= 0.95)).mean())
+
+
+def test_coverage_and_width_are_those_of_the_mixtures_quantiles(stars):
+    inside, width = coverage(stars, level=0.5)
+    truth, means, sds = stars.labels.numpy(), stars.means.numpy(), stars.sds.numpy()
+    below = stats.norm.cdf(truth, means, sds).mean(0)
+    assert inside == pytest.approx(((below >= 0.25) & (below <= 0.75)).mean())
+    widths = []
+    for n in range(len(stars)):
+        mixture = stats.norm(means[:, n], sds[:, n])
+
+        def quantile(p: float, of=mixture) -> float:
+            return optimize.brentq(lambda x: of.cdf(x).mean() - p, -20, 20)
+
+        widths.append(quantile(0.75) - quantile(0.25))
+    assert width == pytest.approx(np.mean(widths), rel=1e-6)
+
+
+def test_crps_is_the_integral_that_defines_it(stars):
+    scores = crps(stars)
+    for n in range(4):
+        components = stats.norm(stars.means[:, n].numpy(), stars.sds[:, n].numpy())
+        y = stars.labels[n].item()
+        left, _ = integrate.quad(lambda x, f=components: f.cdf(x).mean() ** 2, -15, y)
+        right, _ = integrate.quad(lambda x, f=components: (1 - f.cdf(x).mean()) ** 2, y, 15)
+        assert scores[n].item() == pytest.approx(left + right, abs=1e-7)
+
+
+def test_crps_of_near_points_is_that_of_an_ensemble(stars):
+    points = RatingForecast.from_draws(stars.means, torch.full_like(stars.sds, 1e-9))
+    peer = continuous_ranked_probability_score(stars.means.T.contiguous(), stars.labels)
+    assert crps(points, stars.labels).mean().item() == pytest.approx(peer.item(), abs=1e-6)
+
+
+def test_bins_must_be_some():
+    with pytest.raises(ConfigError, match="bins"):
+        calibration_bins(torch.tensor([0.5]), torch.tensor([True]), 0)
+
+
+def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:
+    forecast = ClassForecast.from_draws(torch.tensor([[[1.0, 0.0], [0.6, 0.4]]]), labels=[1, 0])
+    tiny = torch.finfo(torch.float32).tiny
+    expected = -(math.log(tiny) + math.log(0.6)) / 2
+    assert evaluate(forecast)["nll"] == pytest.approx(expected, rel=1e-6)
+    assert scores.losses(forecast)["nll"].isfinite().all()

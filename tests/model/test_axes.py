@@ -1,0 +1,94 @@
+"""Principal axes: what they do to features, and that a posterior keeps them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.model.coordinates import PrincipalAxes
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+
+
+def features(rows: int = 200, width: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(width, width, generator=generator)
+    return torch.randn(rows, width, generator=generator) @ mixing + 5
+
+
+def test_coordinates_are_centred_uncorrelated_and_of_mean_square_one() -> None:
+    data = features()
+    axes = PrincipalAxes(6)
+    axes.fit(data)
+    turned = axes(data).double()
+    covariance = turned.mT @ turned / len(data)
+    off = covariance - covariance.diag().diag()
+    assert turned.mean(0).abs().max() < 1e-4
+    assert off.abs().max() < 1e-3 * covariance.diag().max()
+    assert turned.square().mean().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_coordinates_variance_goes_with_the_square_of_its_axis_variance() -> None:
+    data = features()
+    axes = PrincipalAxes(6)
+    axes.fit(data)
+    spectrum = torch.linalg.eigvalsh(torch.cov(data.double().mT, correction=0))
+    expected = spectrum * (spectrum + 0.01 * spectrum.mean())
+    got = axes(data).double().var(0, correction=0)
+    assert torch.allclose(got / got.sum(), expected / expected.sum(), atol=1e-5)
+
+
+def test_without_fit_the_identity_and_few_texts_refused() -> None:
+    axes = PrincipalAxes(6)
+    assert torch.equal(axes(features()), features())
+    with pytest.raises(bh.errors.DataError, match="two or more texts, got 1"):
+        axes.fit(features(1))
+    with pytest.raises(bh.errors.DataError, match="same features"):
+        axes.fit(torch.ones(4, 6))
+
+
+def model() -> bh.Model:
+    network = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(), bh.Head(2), tiny_tokenizer())
+    return bh.Model(network)
+
+
+def test_the_first_round_sets_the_axes_and_later_ones_keep_them(tmp_path: Path) -> None:
+    options = {"max_steps": 3, "progress": False}
+    first = bh.fit(model(), "normal", tiny_examples(20), **options)
+    axes = first.model.network.axes
+    assert axes is not None and bool(axes.fitted)
+    matrix = axes.matrix.clone()
+    assert not torch.equal(matrix, torch.eye(16))
+    second = first.update(tiny_examples(20, seed=5), **options)
+    kept = second.model.network.axes
+    assert kept is not None and torch.equal(kept.matrix, matrix)
+    second.save(tmp_path / "posterior")
+    loaded = bh.Posterior.load(tmp_path / "posterior", tiny_backbone(), tokenizer=tiny_tokenizer())
+    texts = ["w5 w20 w21", "w6 w30"]
+    assert torch.equal(
+        loaded.predict(texts, 4).probabilities, second.predict(texts, 4).probabilities
+    )
+
+
+def test_places_of_missing_choices_do_not_shift_the_axes() -> None:
+    """Three choices beside two: the padding place of the second question must not count."""
+    rows = [
+        {"question": "w10 w11", "choices": ["w12", "w13", "w14"], "answer": 0},
+        {"question": "w20 w21", "choices": ["w22", "w23"], "answer": 1},
+    ]
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1), tiny_tokenizer())
+    examples = bh.encode(rows, tiny_tokenizer(), kind="choice")
+    network.align(examples.batches(2))
+    plain = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1, principal=False), tiny_tokenizer())
+    pooled = torch.cat(
+        [
+            plain.features(bh.encode([row], tiny_tokenizer(), kind="choice").batches(1).__next__())[
+                0
+            ]
+            for row in rows
+        ]
+    )
+    assert network.axes is not None
+    assert torch.allclose(network.axes.center, pooled.mean(0), atol=1e-5)

@@ -1,0 +1,242 @@
+"""Habits of Pyro's and Hugging Face's users: copying, pickling and moving what was fitted."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import distributions
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.guides import GUIDES, Guide
+from bhpeft_pyro.peft.binding import CheckpointedForward, active
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.priors import PosteriorPrior
+from bhpeft_pyro.priors.prior import spread
+from bhpeft_pyro.priors.stored import moved
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+
+QUICK: dict[str, Any] = {"max_steps": 4, "progress": False}
+TEXTS = ["w5 w20", "w6 w21 w22"]
+EVERY_GUIDE = pytest.mark.parametrize("name", GUIDES)
+KINDS = (*bh.presets.lora(rank=2), *bh.presets.prefix(2))
+
+
+@cache
+def fitted(name: str) -> bh.Posterior:
+    """Never to be changed. `full` takes all correlations: of a head alone."""
+    model = tiny_model(() if name == "full" else KINDS)
+    return bh.fit(model, name, tiny_examples(), components=1, **QUICK)
+
+
+def draws(guide: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    values: dict[str, Tensor] = guide()
+    return values
+
+
+def nats(posterior: bh.Posterior, guide: Guide) -> list[float]:
+    """KL to the prior, where it has a form."""
+    if isinstance(guide, bh.guides.LaplaceGuide):
+        return [kl_divergence(guide.as_prior().normal, guide.prior).item()]
+    trace = poutine.trace(posterior.model.prior).get_trace(posterior.model.sites)
+    return [
+        kl_divergence(node["fn"], trace.nodes[name]["fn"]).item()
+        for name, node in poutine.trace(guide).get_trace().nodes.items()
+        if isinstance(guide, bh.guides.NormalGuide) and node["type"] == "sample"
+    ]
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=0)
+
+
+@EVERY_GUIDE
+def test_a_copied_posterior_predicts_the_same_and_goes_its_own_way(name: str) -> None:
+    """What a forward pass leaves behind could not be copied."""
+    posterior = fitted(name)
+    before = posterior.predict(TEXTS).probabilities
+    copied = copy.deepcopy(posterior)
+    torch.testing.assert_close(copied.predict(TEXTS).probabilities, before, rtol=0, atol=0)
+    bh.fit(copied.model, copied.guide, tiny_examples(seed=1), **QUICK)
+    assert not torch.equal(copied.predict(TEXTS).probabilities, before)
+    torch.testing.assert_close(posterior.predict(TEXTS).probabilities, before, rtol=0, atol=0)
+
+
+def test_a_copied_network_has_hooks_of_its_own_and_takes_them_away() -> None:
+    """Those that come with a copied backbone had nobody to remove them."""
+    model = tiny_model(KINDS)
+    backbone = model.network.backbone
+    backbone.gradient_checkpointing_enable()
+    bh.fit(model, "normal", tiny_examples(), **QUICK)
+    copied = copy.deepcopy(model)
+    both = copied.network.backbone, backbone
+    assert copied.network.attachment.backbone is both[0] is not backbone
+    assert hooks(both[0]) == hooks(backbone) > 0
+    bind = [m.network.attachment.bind(drawn(m)) for m in (model, copied)]
+    with bind[0], bind[1]:  # neither hides the other
+        assert len(active()) == 2
+    del copied, bind
+    assert hooks(both[0]) == 0 < hooks(backbone)
+    assert both[0].config._attn_implementation == "sdpa"
+    assert backbone.config._attn_implementation == "bhpeft_sdpa"
+    ours = [isinstance(each.encoder.layer[0].forward, CheckpointedForward) for each in both]
+    assert ours == [False, True]
+
+
+def hooks(module: torch.nn.Module) -> int:
+    found = [
+        h
+        for m in module.modules()
+        for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ]
+    return sum(isinstance(hook, partial) for hook in found)  # transformers has others
+
+
+def drawn(model: bh.Model) -> dict[str, Tensor]:
+    return {site.name: torch.randn(1, *site.shape) for site in model.sites}
+
+
+@EVERY_GUIDE
+def test_a_pickled_guide_draws_the_same(name: str) -> None:
+    """Remembered divergences could not be pickled."""
+    posterior = fitted(name)
+    again = pickle.loads(pickle.dumps(posterior.guide))
+    assert_same(draws(again), draws(posterior.guide))
+    assert nats(posterior, again) == nats(posterior, posterior.guide)
+
+
+def where(model: bh.Model) -> set[str]:
+    """The devices of all that a model is made of."""
+    network = model.network
+    found = [*network.backbone.parameters(), *model.buffers(), *(s.unit for s in model.sites)]
+    assert network.coordinates is not None
+    found += [site.unit for site in network.coordinates.sites]
+    found += [site.init() for site in model.sites]
+    return {value.device.type for value in found}
+
+
+def test_a_model_moves_as_a_whole() -> None:
+    """The backbone stayed where it was, and sites always did."""
+    model = tiny_model(KINDS, 1, likelihood=bh.likelihoods.Normal(), aligned=True)
+    assert where(model) == {"cpu"}
+    model.to("meta")
+    assert where(model) == {"meta"} and model.network.device.type == "meta"
+
+
+def made(sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Sites made of latents: an earlier posterior of theirs asks this function for the sites."""
+    size = pyro.sample("size", dist.LogNormal(-2.0, 0.3))
+    values = {}
+    for s in sites:
+        value = size.reshape(*size.shape, *[1] * s.ndim) * torch.ones_like(s.init())
+        values[s.name] = pyro.deterministic(s.name, value, event_dim=s.ndim)
+    return values
+
+
+EARLIER: dict[str, Callable[[], bh.Posterior]] = {
+    **{name: partial(fitted, name) for name in ("normal", "lowrank", "laplace")},
+    "blocks": lambda: bh.fit(
+        tiny_model(KINDS), {"head.*": "full", "*": "normal"}, tiny_examples(), **QUICK
+    ),
+    "components": lambda: bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK),
+    "latents": lambda: bh.fit(tiny_model((), prior=made), "normal", tiny_examples(), **QUICK),
+}
+
+
+@pytest.mark.parametrize("name", EARLIER)
+def test_an_earlier_posterior_moves_with_the_model_whose_prior_it_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed where it was: the model had sites in one place and their prior in another."""
+    first = EARLIER[name]()
+    prior = first.as_prior()
+    model = bh.Model(tiny_model(first.model.network.kinds).network, prior)
+    again = [draws(partial(each, model.sites)) for each in (prior, moved(prior, Tensor.clone))]
+    assert_same(*again)
+    assert model.to("cpu").prior is prior
+    # Nothing can be read on the meta device, and it has no autocast.
+    monkeypatch.setattr(distributions, "exact", lambda _: nullcontext())
+    with pyro.validation_enabled(False):
+        values = model.to("meta").prior(model.sites)
+        assert {value.device.type for value in values.values()} == {"meta"}
+    assert {value.device.type for value in again[0].values()} == {"cpu"}
+
+
+def test_an_own_prior_stays_where_it_is() -> None:
+    heavy = PosteriorPrior({"head.bias": dist.StudentT(3.0, torch.zeros(2)).to_event(1)})
+    for prior in (made, heavy):
+        model = tiny_model((), prior=prior)
+        assert model.to("meta").prior is prior
+
+
+def test_a_backbone_moved_alone_is_an_error_that_says_what_to_do() -> None:
+    """It failed deep in torch, on one of the tensors left behind."""
+    model = tiny_model(KINDS, aligned=True)
+    model.network.backbone.to("meta")
+    for use in (
+        lambda: bh.fit(model, "normal", tiny_examples(), **QUICK),
+        lambda: model.network(drawn(model), tiny_batch(2)),
+    ):
+        with pytest.raises(ConfigError, match=r"moved to meta, .* on cpu; .*network.to\('meta'\)"):
+            use()
+    model.to("meta")
+    assert where(model) == {"meta"}
+    with pytest.raises(ConfigError, match=r"are on cpu, the network is on meta; .*guide.to"):
+        model.network(drawn(model), tiny_batch(2))
+
+
+@pytest.mark.parametrize("convert", [bh.Model.double, bh.Model.half])
+def test_a_model_has_one_precision(convert: Callable[[bh.Model], Any]) -> None:
+    """Half of it was converted, and no batch could be run."""
+    model = tiny_model(KINDS, aligned=True)
+    before = drawn(model)
+    outputs = model.network(before, tiny_batch(2))
+    with pytest.raises(ConfigError, match=r"torch\.float32 whatever the backbone is in"):
+        convert(model)
+    assert torch.equal(model.network(before, tiny_batch(2)), outputs)
+    assert model.float() is model
+
+
+@pytest.mark.parametrize("name", ["laplace", "lowrank", "full"])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_converted_guide_is_converted_whole(name: str, rounds: int) -> None:
+    """The covariance, or the prior, stayed behind: on a GPU, on another device."""
+    posterior = fitted(name)
+    if rounds == 2:
+        posterior = posterior.update(tiny_examples(seed=1), **QUICK)
+    guide = copy.deepcopy(posterior.guide)
+    before = nats(posterior, guide)[0]
+    guide.double()
+    kl = kl_divergence(guide.normal(), guide.prior)
+    assert kl.item() == pytest.approx(before, rel=1e-3)
+    for value in (kl, *guide().values(), *guide.scales().values(), *guide.means().values()):
+        assert value.dtype == torch.float64
+    meta = guide.to("meta")
+    values = (meta.loc, meta.covariance.scale, meta.prior.loc, meta.prior.covariance.ratio)
+    assert {value.device.type for value in values} == {"meta"}
+
+
+def test_a_prior_in_its_short_form_is_where_the_sites_are() -> None:
+    """The numbers of `dist.Normal(0, 1)` are tensors on the CPU."""
+    site = tiny_model(()).to("meta").sites[0]
+    own = dist.Laplace(torch.zeros(()), torch.ones(()))
+    for short in (dist.Normal(0.0, 1.0), dist.LogNormal(0.0, 1.0), lambda site: own):
+        with pyro.validation_enabled(False):
+            wide = spread(short, site)
+            assert wide.sample().device.type == "meta"
+        assert wide.event_shape == site.shape

@@ -1,0 +1,214 @@
+"""Likelihoods against SciPy, Pyro and written-out formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from scipy import special, stats
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import DataError, LikelihoodError
+from bhpeft_pyro.model.likelihoods import (
+    Categorical,
+    HeteroscedasticNormal,
+    Likelihood,
+    MultipleChoice,
+    Normal,
+    OrderedLogistic,
+)
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_model, tiny_tokenizer
+
+
+def log_prob(
+    likelihood: Likelihood,
+    outputs: Tensor,
+    labels: Tensor,
+    weights: Mapping[str, Tensor] | None = None,
+    choices: Tensor | None = None,
+) -> Tensor:
+    return likelihood.distribution(outputs, weights or {}, choices).log_prob(labels)
+
+
+def test_categorical_is_the_softmax() -> None:
+    outputs, labels = torch.randn(3, 5, 4), torch.tensor([0, 3, 1, 1, 2])
+    expected = torch.from_numpy(special.log_softmax(outputs.numpy(), axis=-1))
+    found = log_prob(Categorical(), outputs, labels)
+    torch.testing.assert_close(found, expected[:, torch.arange(5), labels])
+    assert Categorical().num_labels(4) == 4
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_ordered_logistic_equals_pyros(levels: int) -> None:
+    likelihood = OrderedLogistic(levels)
+    outputs, raw = 2 * torch.randn(3, 6, 1), torch.randn(levels - 1)
+    cutpoints = torch.cat([torch.zeros(1), raw[1:].exp()]).cumsum(0)
+    cutpoints += raw[0] - cutpoints.mean()
+    theirs = dist.OrderedLogistic(outputs[..., 0], cutpoints)
+    for level in range(levels):
+        labels = torch.full((6,), level)
+        found = log_prob(likelihood, outputs, labels, {"cutpoints": raw})
+        torch.testing.assert_close(found, theirs.log_prob(labels), rtol=1e-3, atol=1e-4)
+    assert likelihood.num_labels(1) == levels
+
+
+def test_ordered_logistic_takes_cutpoints_of_each_draw() -> None:
+    likelihood, raw, outputs = OrderedLogistic(4), torch.randn(3, 1, 3), torch.randn(3, 6, 1)
+    labels = torch.tensor([0, 1, 2, 3, 0, 3])
+    together = log_prob(likelihood, outputs, labels, {"cutpoints": raw})
+    for s in range(3):
+        alone = log_prob(likelihood, outputs[s], labels, {"cutpoints": raw[s, 0]})
+        torch.testing.assert_close(together[s], alone)
+
+
+@pytest.mark.parametrize("predictor", [-40.0, -20.0, 20.0, 40.0])
+def test_ordered_logistic_far_out_is_exact_and_has_a_gradient(predictor: float) -> None:
+    # Differences of probabilities near 1 are 0 in float32; of those near 0 they are not.
+    outputs = torch.tensor([[predictor]], requires_grad=True)
+    raw = torch.tensor([0.0, math.log(2.0)])  # cutpoints at -1 and 1
+    for level in range(3):
+        found = log_prob(OrderedLogistic(3), outputs, torch.tensor([level]), {"cutpoints": raw})
+        lower, upper = [-math.inf, -1.0, 1.0, math.inf][level : level + 2]
+        # P(lower < predictor + logistic noise < upper), on the side where it is small
+        if predictor > 0:
+            exact = special.expit(upper - predictor) - special.expit(lower - predictor)
+        else:
+            exact = special.expit(predictor - lower) - special.expit(predictor - upper)
+        assert found.item() == pytest.approx(math.log(exact), rel=1e-4, abs=1e-6)
+        (slope,) = torch.autograd.grad(found.sum(), outputs)
+        right = level == (2 if predictor > 0 else 0)
+        assert slope.isfinite().all()
+        assert abs(slope.item()) < 1e-3 if right else abs(slope.item()) > 0.9
+
+
+def test_cutpoints_increase_and_start_where_levels_are_spread_about_zero() -> None:
+    (site,) = OrderedLogistic(5).sites
+    start = OrderedLogistic(5).cutpoints({"cutpoints": site.init()})
+    assert start.tolist() == [-1.5, -0.5, 0.5, 1.5]
+    wild = OrderedLogistic(5).cutpoints({"cutpoints": 3 * torch.randn(7, 4)})
+    assert (wild.diff(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10])
+def test_the_default_prior_favours_neither_end_of_the_levels(levels: int) -> None:
+    """Level for level as likely as its mirror image, within 4 standard errors."""
+    model = tiny_model((), 1, likelihood=OrderedLogistic(levels))
+    torch.manual_seed(0)
+    with pyro.plate("draws", 4000, dim=-2):
+        weights = model.prior(model.sites)
+    outputs = weights["head.bias"].reshape(4000, 1, 1)
+    cuts = weights["cutpoints"].reshape(4000, 1, levels - 1)
+    shares = model.likelihood.distribution(outputs, {"cutpoints": cuts}).probs[:, 0]
+    lean = shares - shares.flip(-1)
+    assert (lean.mean(0).abs() <= 4 * lean.std(0) / 4000**0.5 + 1e-6).all()
+
+
+def test_multiple_choice_leaves_out_choices_that_do_not_exist() -> None:
+    scores, labels = torch.randn(2, 3, 4, 1), torch.tensor([1, 0, 2])
+    counts = [2, 4, 3]
+    exist = torch.arange(4) < torch.tensor(counts).unsqueeze(1)
+    found = log_prob(MultipleChoice(), scores, labels, choices=exist)
+    probs = MultipleChoice().distribution(scores, {}, exist).probs  # type: ignore[attr-defined]
+    for s in range(2):
+        for i, count in enumerate(counts):
+            row = special.log_softmax(scores[s, i, :count, 0].numpy())
+            assert found[s, i].item() == pytest.approx(row[labels[i]], abs=1e-5)
+            assert (probs[s, i, count:] == 0).all()
+
+
+def test_multiple_choice_of_a_batch_that_is_shared_out() -> None:
+    scores = torch.randn(2, 2, 3, 1)  # 2 draws, 2 of the 4 examples each
+    exist = torch.arange(3) < torch.tensor([[2], [3], [3], [2]])
+    labels = torch.tensor([[1, 2], [0, 1]])
+    found = log_prob(MultipleChoice(), scores, labels, choices=exist)
+    for s in range(2):
+        alone = log_prob(MultipleChoice(), scores[s], labels[s], choices=exist[2 * s : 2 * s + 2])
+        torch.testing.assert_close(found[s], alone)
+
+
+def test_normal_is_in_units_of_spread_around_center() -> None:
+    outputs, ratings = torch.randn(2, 5, 1), 3 + 2 * torch.randn(5)
+    log_scale = torch.tensor([[-0.5], [0.3]])  # of two draws
+    found = log_prob(Normal(3.0, 2.0), outputs, ratings, {"noise.log_scale": log_scale})
+    expected = stats.norm.logpdf(
+        ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), 2 * log_scale.exp().numpy()
+    )
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_heteroscedastic_normal_has_a_scale_for_each_text() -> None:
+    outputs, ratings = torch.randn(2, 5, 2), 3 + 2 * torch.randn(5)
+    found = log_prob(HeteroscedasticNormal(3.0, 2.0), outputs, ratings)
+    scale = 2 * torch.log1p((outputs[..., 1] + math.log(math.e - 1)).exp())
+    expected = stats.norm.logpdf(ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), scale.numpy())
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=2e-3, atol=2e-3)
+    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(torch.zeros(1, 2), {}).stddev
+    assert at_zero.item() == pytest.approx(2.0, rel=1e-3)
+    narrow = HeteroscedasticNormal().distribution(torch.tensor([[0.0, -1e4]]), {}).stddev
+    assert narrow.item() > 0
+
+
+@pytest.mark.parametrize(("size", "factor"), [(None, 1.0), (8, 1.0), (80, 10.0)])
+def test_a_mini_batch_stands_for_size_examples(size: int | None, factor: float) -> None:
+    model, batch = tiny_model(()), tiny_batch(8)
+    batch = bh.Batch(batch.inputs, batch.labels, size=size)
+    trace = poutine.trace(model).get_trace(batch)
+    trace.compute_log_prob()
+    site = trace.nodes["label"]
+    weights = {name: trace.nodes[name]["value"] for name in ("head.weight", "head.bias")}
+    assert batch.labels is not None
+    expected = model.predictive(weights, batch).log_prob(batch.labels).sum()
+    torch.testing.assert_close(site["log_prob_sum"], factor * expected)
+    torch.testing.assert_close(site["unscaled_log_prob"].sum(), expected)
+
+
+def test_without_labels_some_are_drawn() -> None:
+    batch = bh.Batch(tiny_batch(400).inputs)
+    certain = {"head.weight": torch.zeros(2, 16), "head.bias": torch.tensor([0.0, 50.0])}
+    labels = poutine.condition(tiny_model(()), certain)(batch)
+    assert labels.shape == (400,)
+    assert (labels == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs", "needed"),
+    [
+        (OrderedLogistic(3), 3, 1),
+        (MultipleChoice(), 2, 1),
+        (Normal(), 2, 1),
+        (HeteroscedasticNormal(), 1, 2),
+    ],
+)
+def test_a_head_of_another_width_is_an_error(
+    likelihood: Likelihood, outputs: int, needed: int
+) -> None:
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(outputs), tiny_tokenizer())
+    message = f"{type(likelihood).__name__} needs a head with outputs={needed}, got {outputs}"
+    with pytest.raises(LikelihoodError, match=message):
+        bh.Model(network, None, likelihood)
+
+
+def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
+    class Own(Categorical):
+        def num_labels(self, outputs: int) -> int | None:
+            return Likelihood.num_labels(self, outputs)
+
+    model = tiny_model((), 2, likelihood=Own())
+    with pytest.raises(DataError, match="row 1: label 2; expected 0 to 1"):
+        bh.fit(model, "normal", {"text": ["w5", "w6"], "label": [0, 2]}, progress=False)
+
+
+def test_option_errors() -> None:
+    for levels in (1, 3.7, "3"):
+        with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be a whole number"):
+            OrderedLogistic(levels)  # type: ignore[arg-type]
+    with pytest.raises(LikelihoodError, match=r"Normal: spread must be positive, got 0\.0"):
+        Normal(spread=0.0)
+    with pytest.raises(LikelihoodError, match="HeteroscedasticNormal: spread must be positive"):
+        HeteroscedasticNormal(spread=-1.0)

@@ -1,0 +1,346 @@
+"""`RandomPEFT` against plain loops and plain Hugging Face models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import CAUSAL, build
+from torch import Tensor
+from torch.nn import functional
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.model.network import fingerprint
+from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
+
+HYBRID = (bh.peft.LoRA(rank=2), bh.peft.Adapter(size=3), bh.peft.Prefix(length=2))
+
+
+def draw(network: bh.RandomPEFT, *particles: int) -> dict[str, Tensor]:
+    return {site.name: site.unit * torch.randn(*particles, *site.shape) for site in network.sites}
+
+
+def take(weights: dict[str, Tensor], *index: int) -> dict[str, Tensor]:
+    return {name: value[index] for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def network() -> bh.RandomPEFT:
+    return tiny_model(HYBRID, outputs=3).network
+
+
+@pytest.mark.parametrize("plate", [(), (1,)])
+def test_folded_draws_equal_a_loop(network: bh.RandomPEFT, plate: tuple[int, ...]) -> None:
+    batch, weights = tiny_batch(6), draw(network, 3, *plate)
+    with torch.no_grad():
+        together = network(weights, batch)
+        assert together.shape == (3, 6, 3)
+        for s in range(3):
+            alone = network(take(weights, s, *[0] * len(plate)), batch)
+            torch.testing.assert_close(together[s], alone, rtol=1e-4, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_two_particle_dims_are_kept(network: bh.RandomPEFT) -> None:
+    batch, weights = tiny_batch(4), draw(network, 2, 3)
+    with torch.no_grad():
+        together = network(weights, batch)
+        assert together.shape == (2, 3, 4, 3)
+        alone = network(take(weights, 1, 2), batch)
+    torch.testing.assert_close(together[1, 2], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_shared_out_shows_each_draw_its_part(network: bh.RandomPEFT) -> None:
+    batch, weights = tiny_batch(6), draw(network, 3, 1)
+    with torch.no_grad():
+        shared = network(weights, batch.split(3))
+        repeated = network(weights, batch)
+    assert shared.shape == (3, 2, 3)
+    for s in range(3):
+        torch.testing.assert_close(shared[s], repeated[s, 2 * s : 2 * s + 2], rtol=1e-4, atol=1e-4)
+
+
+def test_a_share_for_every_draw_or_an_error(network: bh.RandomPEFT) -> None:
+    with pytest.raises(ConfigError, match=r"batch.particles=3, but the weights carry 2 draws"):
+        network(draw(network, 2, 1), tiny_batch(6).split(3))
+    with pytest.raises(ConfigError, match="particles=4 must divide the batch of 6"):
+        tiny_batch(6).split(4)
+    with pytest.raises(DataError, match="neither inputs nor features"):
+        network(draw(network), bh.Batch({}))
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_choices_are_rows_of_their_own(split: int) -> None:
+    network = tiny_model(HYBRID, outputs=1).network
+    flat = tiny_batch(12)
+    nested = bh.Batch({name: value.unflatten(0, (4, 3)) for name, value in flat.inputs.items()})
+    weights = draw(network, 2, 1)
+    with torch.no_grad():
+        found = network(weights, nested.split(split))
+        expected = network(weights, flat).unflatten(1, (4, 3))
+    assert found.shape == (2, 4 // split, 3, 1)
+    for s in range(2):
+        share = slice(None) if split == 1 else slice(2 * s, 2 * s + 2)
+        torch.testing.assert_close(found[s], expected[s, share], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_changes_nothing(network: bh.RandomPEFT) -> None:
+    batch, weights = tiny_batch(6), draw(network)
+    wide = {name: functional.pad(value, (0, 5), value=0) for name, value in batch.inputs.items()}
+    wide["input_ids"] = torch.where(wide["attention_mask"].bool(), wide["input_ids"], 33)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(weights, bh.Batch(wide)), network(weights, batch), rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_pooling_against_a_loop(pooling: Any) -> None:
+    backbone = tiny_backbone()
+    network = bh.RandomPEFT(backbone, (), bh.Head(2, pooling, principal=False))
+    batch, weights = tiny_batch(5), draw(network)
+    with torch.no_grad():
+        features, outputs = network.features(batch), network(weights, batch)
+        for i in range(5):
+            count = int(batch.inputs["attention_mask"][i].sum())
+            ids = batch.inputs["input_ids"][i : i + 1, :count]
+            states = backbone(input_ids=ids).last_hidden_state[0]
+            pooled = {"mean": states.mean(0), "first": states[0], "last": states[-1]}[pooling]
+            pooled = (pooled - pooled.mean()) / (pooled.var(unbiased=False) + 1e-5).sqrt()
+            torch.testing.assert_close(features[i], pooled, rtol=1e-3, atol=1e-4)
+            expected = weights["head.weight"] @ pooled + weights["head.bias"]
+            torch.testing.assert_close(outputs[i], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("pooling", "places"), [("last", (3, 1)), ("first", (2, 0))])
+def test_pooling_is_of_valid_tokens_with_padding_on_the_left_too(
+    pooling: Any, places: tuple[int, int]
+) -> None:
+    hidden = torch.randn(2, 4, 8)
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
+    pooled = bh.Head(2, pooling).pool(hidden, mask, causal=False)
+    expected = torch.stack([row[place] for row, place in zip(hidden, places, strict=True)])
+    torch.testing.assert_close(pooled, functional.layer_norm(expected, (8,)))
+
+
+@pytest.mark.parametrize("model_type", CAUSAL)
+def test_a_decoder_reads_a_text_alike_with_padding_on_either_side(model_type: str) -> None:
+    """A prefix has no position, so that how far a token is from it depends on where it is."""
+    network = bh.RandomPEFT(build(model_type), HYBRID, bh.Head(3))
+    kept: list[Any] = []
+    network.backbone.base_model.register_forward_hook(
+        lambda _, args, kwargs, out: kept.append(out.past_key_values), with_kwargs=True
+    )
+    texts = torch.tensor([[5, 9, 14, 22], [7, 31, 2, 18]])
+    weights = draw(network)
+    made = []
+    for padding in ((0, 3), (3, 0)):
+        ids = functional.pad(texts, padding, value=0)
+        mask = functional.pad(torch.ones_like(texts), padding, value=0)
+        with torch.no_grad():
+            made.append(network(weights, bh.Batch({"input_ids": ids, "attention_mask": mask})))
+    torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)
+    assert kept == [None, None]  # no keys and values for texts to come
+
+
+def test_weights_of_another_shape_are_named(network: bh.RandomPEFT) -> None:
+    weights, batch = draw(network), tiny_batch(3)
+    name = "lora.query.A"
+    with pytest.raises(ConfigError, match=r"weights: there is no 'lora\.query\.A'"):
+        network({k: v for k, v in weights.items() if k != name}, batch)
+    narrow = {**weights, name: weights[name][..., :1]}  # would be stretched over a whole row
+    with pytest.raises(ConfigError, match=r"A'\] have shape \(2, 2, 1\), expected \(\*P, 2, 2, "):
+        network(narrow, batch)
+
+
+def test_inputs_go_together(network: bh.RandomPEFT) -> None:
+    ids = torch.ones(3, 5, dtype=torch.long)
+    batch = bh.Batch({"input_ids": ids, "attention_mask": ids[:, None, None].expand(3, 1, 5, 5)})
+    with pytest.raises(DataError, match=r"attention_mask has shape \(3, 1, 5, 5\), expected"):
+        network(draw(network), batch)
+
+
+def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
+    for model_type, causal in (("gpt2", True), ("llama", True), ("bert", False), ("t5", False)):
+        assert bh.RandomPEFT(build(model_type), (), bh.Head(2)).causal == causal
+    hidden, mask = torch.randn(1, 3, 8), torch.ones(1, 3)
+    head = bh.Head(2)
+    last, mean = (bh.Head(2, how).pool(hidden, mask, False) for how in ("last", "mean"))  # type: ignore[arg-type]
+    torch.testing.assert_close(head.pool(hidden, mask, True), last)
+    torch.testing.assert_close(head.pool(hidden, mask, False), mean)
+
+
+def test_features_take_the_place_of_tokens() -> None:
+    network = tiny_model((), outputs=3).network
+    batch, weights = tiny_batch(6), draw(network, 2, 1)
+    short = bh.Batch({}, batch.labels, features=network.features(batch))
+    with torch.no_grad():
+        torch.testing.assert_close(network(weights, short), network(weights, batch))
+        torch.testing.assert_close(
+            network(weights, short.split(2)), network(weights, batch.split(2))
+        )
+        nested = bh.Batch({k: v.unflatten(0, (2, 3)) for k, v in batch.inputs.items()})
+        features = network.features(nested)
+        assert features.shape == (2, 3, 16)
+        torch.testing.assert_close(
+            network(weights, bh.Batch({}, features=features)), network(weights, nested)
+        )
+    assert not features.requires_grad
+
+
+def test_features_are_the_frozen_transformers_whatever_the_weights(
+    network: bh.RandomPEFT,
+) -> None:
+    weights, batch = draw(network), tiny_batch()
+    frozen = bh.RandomPEFT(network.backbone, (), network.head)
+    features = network.features(batch)
+    torch.testing.assert_close(features, frozen.features(batch))
+    with_features = bh.Batch({}, features=features)
+    torch.testing.assert_close(network(weights, with_features), frozen(weights, batch))
+    assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
+
+
+def test_features_need_a_head_that_reads_them() -> None:
+    own = bh.RandomPEFT(classifier(), (), bh.OwnHead())
+    with pytest.raises(ConfigError, match="features are what a Head reads"):
+        own.features(tiny_batch())
+    with pytest.raises(ConfigError, match=r"batch.features: only a Head can use them"):
+        own({}, bh.Batch({}, features=torch.zeros(2, 16)))
+
+
+def classifier() -> Any:
+    return build("bert", auto=AutoModelForSequenceClassification, num_labels=3)
+
+
+def test_own_head_of_a_classifier_gives_its_own_logits() -> None:
+    plain = classifier()
+    batch = tiny_batch(5)
+    with torch.no_grad():
+        expected = plain(**batch.inputs).logits
+        frozen = bh.RandomPEFT(plain, (), bh.OwnHead())
+        torch.testing.assert_close(frozen({}, batch), expected)
+        network = bh.RandomPEFT(plain, bh.presets.lora(rank=2), bh.OwnHead())
+        weights = draw(network, 2, 1)
+        off = {name: torch.zeros_like(value) for name, value in weights.items()}
+        torch.testing.assert_close(network(off, batch), expected.expand(2, 5, 3))
+        changed = network(weights, batch)
+        assert (changed - expected).abs().max() > 0.1
+        torch.testing.assert_close(
+            changed[1], network(take(weights, 1, 0), batch), rtol=1e-4, atol=1e-4
+        )
+    assert network.outputs == 3
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_label_words_are_read_after_the_last_valid_token(model_type: str) -> None:
+    plain = build(model_type, auto=AutoModelForCausalLM)
+    network = bh.RandomPEFT(plain, (), bh.OwnHead(label_ids=(7, 42)))
+    batch = tiny_batch(5)
+    with torch.no_grad():
+        found = network({}, batch)
+        for i in range(5):
+            count = int(batch.inputs["attention_mask"][i].sum())
+            logits = plain(input_ids=batch.inputs["input_ids"][i : i + 1, :count]).logits
+            torch.testing.assert_close(found[i], logits[0, -1, [7, 42]], rtol=1e-4, atol=1e-4)
+    assert network.outputs == 2
+
+
+def test_own_head_errors() -> None:
+    batch = tiny_batch()
+    with pytest.raises(ConfigError, match="no head of its own"):
+        bh.RandomPEFT(tiny_backbone(), (), bh.OwnHead())({}, batch)
+    language = build("gpt2", auto=AutoModelForCausalLM)
+    with pytest.raises(ConfigError, match="needs label_ids"):
+        bh.RandomPEFT(language, (), bh.OwnHead())({}, batch)
+    with pytest.raises(ConfigError, match="exceed the vocabulary of 60"):
+        bh.RandomPEFT(language, (), bh.OwnHead(label_ids=(3, 60)))({}, batch)
+    with pytest.raises(ConfigError, match=r"label_ids=\(3, -1\) must be vocabulary ids"):
+        bh.OwnHead(label_ids=(3, -1))
+    masked = build("bert", auto=AutoModelForMaskedLM)  # its last token is no answer
+    with pytest.raises(ConfigError, match="BertForMaskedLM does not predict; expected a decoder"):
+        bh.RandomPEFT(masked, (), bh.OwnHead(label_ids=(3, 4)))
+
+
+def test_head_errors() -> None:
+    for outputs in (0, 2.0):
+        with pytest.raises(ConfigError, match=f"outputs={outputs} must be a whole number, 1 or"):
+            bh.Head(outputs)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="pooling='max' is not one of"):
+        bh.Head(2, "max")  # type: ignore[arg-type]
+
+
+def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:
+    model = bh.Model(network)
+    for module in (network, model):
+        assert list(module.parameters()) == []
+        assert not any("encoder" in name or "embed" in name for name in module.state_dict())
+    assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
+    assert not network.backbone.training
+
+
+def test_the_backbone_itself_answers_as_before() -> None:
+    batch = tiny_batch()
+    with torch.no_grad():
+        before = tiny_backbone().eval()(**batch.inputs).last_hidden_state
+        network = tiny_model(HYBRID).network
+        network(draw(network, 2, 1), batch)
+        after = network.backbone(**batch.inputs).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_the_fingerprint_tells_backbones_apart() -> None:
+    first, second = tiny_backbone(), tiny_backbone()
+    assert fingerprint(first) == fingerprint(second)
+    with torch.no_grad():
+        second.encoder.layer[1].output.dense.bias[3] += 1e-3
+    assert fingerprint(first) != fingerprint(second)
+
+
+def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
+    """`from_pretrained` draws it at random each time, as for roberta-base."""
+    BertForMaskedLM(tiny_backbone().config).save_pretrained(tmp_path)
+    first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
+    assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
+    assert fingerprint(first) == fingerprint(second)
+
+
+def test_the_fingerprint_is_of_what_the_head_reads() -> None:
+    """`AutoModelForSequenceClassification` draws a classifier, which a `Head` has no use for."""
+    first, second = (BertForSequenceClassification(tiny_backbone().config) for _ in range(2))
+    second.bert.load_state_dict(first.bert.state_dict())
+    assert not torch.equal(first.classifier.weight, second.classifier.weight)
+    assert fingerprint(first) == fingerprint(second) == fingerprint(first.bert)
+    assert fingerprint(first, own_head=True) != fingerprint(second, own_head=True)
+
+
+def test_label_words_of_a_classifier_are_refused() -> None:
+    backbone = build("llama", auto=AutoModelForSequenceClassification)
+    network = bh.RandomPEFT(backbone, (), bh.OwnHead(label_ids=(0, 1)))
+    message = r"label_ids=\(0, 1\) are for a language model.*2 outputs"
+    with pytest.raises(ConfigError, match=message):
+        network({}, tiny_batch())
+
+
+def test_features_make_no_peft_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many draws at once they would take room, for nothing."""
+    network = tiny_model(aligned=True).network
+    texts = tiny_examples(4)
+    (_, batch), *_ = texts.by_length(4)
+    weights = {site.name: torch.randn(3, 1, *site.shape) for site in network.sites}
+    frozen = replace(batch, inputs={}, features=network.features(batch))
+    expected = network(
+        {**weights, **{n: torch.zeros_like(w) for n, w in weights.items() if "lora" in n}}, frozen
+    )
+    monkeypatch.setattr(network.coordinates, "forward", None)
+    assert torch.equal(network(weights, frozen), expected)

@@ -1,0 +1,323 @@
+"""Bindings: threads, nesting, several attachments, lifetime, precision."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import threading
+import weakref
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from bhpeft_pyro.errors import ArchitectureError, ConfigError
+from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
+from bhpeft_pyro.peft.binding import CheckpointedForward
+
+KINDS = (LoRA(rank=3), Adapter(size=4), Prefix(3))
+
+
+def run(model, batch):
+    with torch.no_grad():
+        return model(**batch)[0]
+
+
+def bound(attachment, weights, batch):
+    with attachment.bind(weights, batch["attention_mask"]):
+        return run(attachment.backbone, batch)
+
+
+def hooks(model):
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
+
+
+def test_two_attachments_on_one_backbone_do_not_touch_each_other():
+    batch = tiny.inputs()
+    alone = []
+    for kinds in (KINDS, (LoRA(("key",), rank=2), Prefix(5))):
+        attachment = Attachment(tiny.build("llama"), kinds)
+        alone.append(bound(attachment, tiny.draw(attachment.sites), batch))
+    model = tiny.build("llama")
+    first, second = Attachment(model, KINDS), Attachment(model, (LoRA(("key",), rank=2), Prefix(5)))
+    one, two = tiny.draw(first.sites), tiny.draw(second.sites)
+    assert torch.equal(bound(first, one, batch), alone[0])
+    assert torch.equal(bound(second, two, batch), alone[1])
+    # an inner binding replaces the outer one, which is back afterwards
+    with first.bind(one, batch["attention_mask"]):
+        assert torch.equal(run(model, batch), alone[0])
+        assert torch.equal(bound(second, two, batch), alone[1])
+        assert torch.equal(run(model, batch), alone[0])
+
+
+def test_bindings_on_two_backbones_hold_at_once():
+    batch = tiny.inputs()
+    first, second = Attachment(tiny.build("bert"), KINDS), Attachment(tiny.build("gpt2"), KINDS)
+    one, two = tiny.draw(first.sites), tiny.draw(second.sites)
+    expected = bound(first, one, batch), bound(second, two, batch)
+    with first.bind(one, batch["attention_mask"]), second.bind(two, batch["attention_mask"]):
+        assert torch.equal(run(first.backbone, batch), expected[0])
+        assert torch.equal(run(second.backbone, batch), expected[1])
+
+
+def test_two_threads_at_once_see_their_own_weights():
+    batch, model = tiny.inputs(), tiny.build("bert")
+    attachment = Attachment(model, KINDS)
+    weights = [tiny.draw(attachment.sites, seed=seed) for seed in range(2)]
+    expected = [bound(attachment, w, batch) for w in weights]
+    frozen = run(model, batch)
+    barrier, wrong = threading.Barrier(3), []
+
+    def work(index):
+        for _ in range(20):
+            barrier.wait()  # all three inside `bind`, or running, at the same time
+            if index == 2:
+                result, target = run(model, batch), frozen
+            else:
+                with attachment.bind(weights[index], batch["attention_mask"]):
+                    barrier.wait()
+                    result, target = run(model, batch), expected[index]
+            if index == 2:
+                barrier.wait()
+            if not torch.equal(result, target):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+
+
+def test_an_error_inside_bind_ends_the_binding():
+    batch, model = tiny.inputs(), tiny.build("bert")
+    frozen = run(model, batch)
+    attachment = Attachment(model, KINDS)
+    with pytest.raises(KeyError), attachment.bind(tiny.draw(attachment.sites)):
+        raise KeyError
+    assert torch.equal(run(model, batch), frozen)
+
+
+def test_a_deleted_attachment_leaves_nothing_behind():
+    batch, model = tiny.inputs(), tiny.build("llama")
+    frozen, before = run(model, batch), hooks(model)
+    first, second = Attachment(model, KINDS), Attachment(model, (Prefix(2),))
+    weights = tiny.draw(first.sites)
+    expected = bound(first, weights, batch)
+    assert hooks(model) > before
+    assert model.config._attn_implementation == "bhpeft_sdpa"
+    gone = weakref.ref(second)
+    with first.bind(weights, batch["attention_mask"]):
+        del second
+        assert gone() is None  # by reference counting alone
+        assert torch.equal(run(model, batch), expected)
+    assert model.config._attn_implementation == "bhpeft_sdpa"
+    del first
+    assert hooks(model) == before
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(run(model, batch), frozen)
+
+
+def test_bound_weights_are_freed_with_the_binding():
+    model, batch = tiny.build("bert"), tiny.inputs()
+    attachment = Attachment(model, KINDS)
+    weights = tiny.draw(attachment.sites)
+    some = weakref.ref(weights["lora.query.A"])
+    bound(attachment, weights, batch)
+    del weights
+    gc.collect()
+    assert some() is None
+
+
+def test_a_failed_attachment_leaves_nothing_behind():
+    model = tiny.build("llama")
+    with pytest.raises(ConfigError, match="rank"):
+        Attachment(model, (LoRA(rank=1000), Prefix(3)))
+    assert hooks(model) == 0
+    assert model.config._attn_implementation == "sdpa"
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_copied_or_pickled_backbone_is_free_of_the_binding():
+    batch, model = tiny.inputs(), tiny.build("bert")
+    frozen = run(model, batch)
+    attachment = Attachment(model, KINDS)
+    for layer in model.encoder.layer:  # the flag alone: Hugging Face's way adds a local function
+        layer.gradient_checkpointing = True
+    bound(attachment, tiny.draw(attachment.sites), batch)  # puts its own forward on the layers
+    assert all(isinstance(layer.forward, CheckpointedForward) for layer in model.encoder.layer)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        with attachment.bind(tiny.draw(attachment.sites), batch["attention_mask"]):
+            assert torch.equal(run(other, batch), frozen)
+        with torch.no_grad():  # and is a model of its own
+            other.encoder.layer[0].output.dense.weight.zero_()
+        assert not torch.allclose(run(other, batch), frozen, atol=1e-3)
+    assert torch.equal(run(model, batch), frozen)
+
+
+def test_attention_set_after_the_attachment_still_carries_the_prefix():
+    batch, model = tiny.inputs(), tiny.build("bert")
+    attachment = Attachment(model, (Prefix(3),))
+    weights = tiny.draw(attachment.sites)
+    expected = bound(attachment, weights, batch)
+    model.set_attn_implementation("eager")
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(bound(attachment, weights, batch)[real], expected[real])
+    del attachment
+    assert model.config._attn_implementation == "eager"
+
+
+def test_kinds_without_a_prefix_leave_attention_alone():
+    model = tiny.build("bert")
+    attachment = Attachment(model, (LoRA(rank=3), Adapter(size=4)))
+    bound(attachment, tiny.draw(attachment.sites), tiny.inputs())
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_unsupported_attention_is_an_error():
+    model = tiny.build("bert")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ArchitectureError, match=r"prefix.*'sdpa' or 'eager'.*flex_attention"):
+        Attachment(model, (Prefix(3),))
+
+
+@pytest.mark.parametrize(
+    ("auto", "model_type"),
+    [
+        (AutoModelForSequenceClassification, "bert"),
+        (AutoModelForSequenceClassification, "distilbert"),
+        (AutoModelForCausalLM, "gpt2"),
+        (AutoModelForCausalLM, "llama"),
+        (AutoModelForCausalLM, "opt"),
+        (AutoModelForCausalLM, "gemma3_text"),
+    ],
+)
+def test_models_with_a_head(auto, model_type):
+    batch, model = tiny.inputs(), tiny.build(model_type, auto=auto)
+    frozen = run(model, batch)
+    attachment = Attachment(model, KINDS)
+    weights = tiny.draw(attachment.sites)
+    assert torch.equal(run(model, batch), frozen)
+    assert not torch.allclose(bound(attachment, weights, batch), frozen, atol=1e-2)
+    # the base model alone is under the same weights
+    with attachment.bind(weights, batch["attention_mask"]):
+        hidden = run(model.base_model, batch)
+    alone = Attachment(model.base_model, KINDS)
+    assert alone.hidden_size == attachment.hidden_size == hidden.shape[-1]
+    assert torch.equal(bound(alone, weights, batch), hidden)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "modernbert"])
+@pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
+def test_half_precision(model_type, how):
+    batch = tiny.inputs()
+    kinds = (LoRA(rank=3, gated=True), Adapter(size=4, gated=True), Prefix(3, gated=True))
+    attachment = Attachment(tiny.build(model_type), kinds)
+    weights = tiny.draw(attachment.sites, scale=0.3)
+    exact = bound(attachment, weights, batch)
+    model = tiny.build(model_type)
+    if how != "autocast":
+        model = model.to(getattr(torch, how))
+    other = Attachment(model, kinds)
+    for old, new in zip(attachment.sites, other.sites, strict=True):
+        assert new.unit.dtype == torch.float32
+        torch.testing.assert_close(new.unit, old.unit, rtol=0.05, atol=0)
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"),
+        other.bind(weights, batch["attention_mask"]),
+    ):
+        output = model(**batch)[0]
+    output.float().sum().backward()
+    assert all(w.grad is not None and w.grad.dtype == torch.float32 for w in weights.values())
+    if how != "autocast":
+        assert output.dtype == getattr(torch, how)
+    real = batch["attention_mask"].bool()
+    difference = (output.float() - exact)[real].abs()
+    assert difference.mean() < 0.1 * exact[real].abs().mean()
+
+
+def test_a_projection_kept_in_float32():
+    # as Hugging Face keeps T5's last one when the rest is loaded in half precision
+    model, batch = tiny.build("t5").to(torch.bfloat16), tiny.inputs()
+    for block in model.encoder.block:
+        block.layer[1].DenseReluDense.wo.float()
+    attachment = Attachment(model, (Adapter(size=4, gated=True), LoRA(("ffn_out",), rank=3)))
+    assert bound(attachment, tiny.draw(attachment.sites), batch).isfinite().all()
+
+
+def test_autocast_entered_inside_bind_computes_in_its_dtype():
+    batch, model = tiny.inputs(), tiny.build("bert")
+    attachment = Attachment(model, KINDS)
+    weights, dtypes = tiny.draw(attachment.sites), []
+    query = model.encoder.layer[1].attention.self.query
+    query.register_forward_hook(lambda m, args, out: dtypes.append(out.dtype))
+    with (
+        attachment.bind(weights, batch["attention_mask"]),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        run(model, batch)
+    assert dtypes == [torch.bfloat16]
+
+
+@pytest.mark.parametrize("kinds", [(), *((kind,) for kind in KINDS)])
+def test_rows_that_particles_cannot_share_are_an_error(kinds):
+    model, batch = tiny.build("bert"), tiny.inputs(rows=4)
+    attachment = Attachment(model, kinds)
+    weights = tiny.draw(attachment.sites, particles=3)
+    if kinds:
+        with pytest.raises(ConfigError, match=r"4 rows.*3 particles"):
+            bound(attachment, weights, batch)
+    else:
+        assert torch.equal(bound(attachment, weights, batch), run(model, batch))
+
+
+def test_wrong_weights_are_an_error():
+    model, batch = tiny.build("bert"), tiny.inputs()
+    attachment = Attachment(model, KINDS)
+    good = tiny.draw(attachment.sites, particles=2)
+    lacking = {k: v for k, v in good.items() if k != "lora.value.B"}
+    bad = {
+        r"weights\['lora.value.B'\]: .* got \(\)": lacking,
+        r"weights\['adapter.up'\]": {**good, "adapter.up": good["adapter.up"][..., :2]},
+        "the same for every site; got": {**good, "prefix.key": good["prefix.key"][:1]},
+        r"weights\['prefix.key'\]": {**good, "prefix.key": good["prefix.key"][0]},
+    }
+    for message, weights in bad.items():
+        with pytest.raises(ConfigError, match=message):
+            bound(attachment, weights, batch)
+    bound(attachment, {**good, "head.weight": torch.zeros(3)}, batch)  # of others: ignored
+
+
+def test_a_backbone_in_training_mode_is_an_error():
+    model, batch = tiny.build("bert"), tiny.inputs()
+    model.train()
+    attachment = Attachment(model, KINDS)
+    assert not model.training  # dropout is off
+    model.train()
+    with pytest.raises(ConfigError, match=r"backbone\.eval\(\)"):
+        bound(attachment, tiny.draw(attachment.sites), batch)
+
+
+def test_a_mask_that_does_not_fit_a_gate_is_an_error():
+    model, batch = tiny.build("bert"), tiny.inputs()
+    attachment = Attachment(model, presets.unipelt())
+    weights = tiny.draw(attachment.sites)
+    with (
+        pytest.raises(ConfigError, match="attention_mask"),
+        attachment.bind(weights, batch["attention_mask"][:, :-1]),
+    ):
+        run(model, batch)
+    with (
+        pytest.raises(ConfigError, match=r"\(rows, tokens\)"),
+        attachment.bind(weights, torch.ones(4, 1, 9, 9)),
+    ):
+        run(model, batch)

@@ -1,0 +1,281 @@
+"""Sites, layers, presets, declared architectures, and the errors of bad options."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, T5Model
+
+from bhpeft_pyro.errors import ArchitectureError, BHPEFTError, ConfigError
+from bhpeft_pyro.peft import (
+    Adapter,
+    Architecture,
+    Attachment,
+    LoRA,
+    Part,
+    Prefix,
+    presets,
+    register_architecture,
+)
+from bhpeft_pyro.peft import architectures as registry
+
+
+def run(model, batch):
+    with torch.no_grad():
+        return model(**batch).last_hidden_state
+
+
+def shapes(attachment):
+    return {site.name: (site.shape, site.dims, site.layers) for site in attachment.sites}
+
+
+def test_sites_of_lora_and_adapter():
+    attachment = Attachment(
+        tiny.build("bert"), (Adapter(size=5), LoRA(("query", "ffn_in"), rank=3))
+    )
+    layers = (0, 1)
+    assert shapes(attachment) == {
+        "lora.query.A": ((2, 3, 32), ("layer", "rank", "in"), layers),
+        "lora.query.B": ((2, 32, 3), ("layer", "out", "rank"), layers),
+        "lora.ffn_in.A": ((2, 3, 32), ("layer", "rank", "in"), layers),
+        "lora.ffn_in.B": ((2, 48, 3), ("layer", "out", "rank"), layers),
+        "adapter.down": ((2, 5, 32), ("layer", "bottleneck", "in"), layers),
+        "adapter.up": ((2, 32, 5), ("layer", "out", "bottleneck"), layers),
+    }
+
+
+def test_sites_of_a_gated_encoded_prefix_with_grouped_heads():
+    attachment = Attachment(tiny.build("llama"), (Prefix(7, encoder=4, layers=(-1,), gated=True),))
+    assert shapes(attachment) == {
+        "prefix.embedding": ((7, 32), ("position", "in"), ()),
+        "prefix.down": ((4, 32), ("bottleneck", "in"), ()),
+        "prefix.up": ((1, 2, 16, 4), ("layer", "kv", "out", "bottleneck"), (1,)),
+        "prefix.gate.weight": ((1, 32), ("layer", "in"), (1,)),
+        "prefix.gate.bias": ((1,), ("layer",), (1,)),
+    }
+
+
+@pytest.mark.parametrize("model_type", tiny.MODEL_TYPES)
+def test_units_and_starts_fit_their_sites(model_type):
+    kinds = presets.unipelt()[: 2 if model_type == "deberta-v2" else 3]
+    model, batch = tiny.build(model_type), tiny.inputs()
+    frozen = run(model, batch)
+    attachment = Attachment(model, kinds)
+    for site in attachment.sites:
+        assert torch.broadcast_shapes(site.unit.shape, site.shape) == site.shape
+        assert (site.unit > 0).all() and site.unit.isfinite().all()
+        start = site.init()
+        assert start.shape == site.shape and start.dtype == torch.float32
+        if not site.name.endswith((".B", ".up")) and ".gate." not in site.name:
+            assert not torch.equal(start, site.init())  # random
+            assert (start != 0).all()
+            assert start.abs().max() < 2.0
+        else:
+            assert (start == 0).all()
+    # B and up are zero, so without a prefix the start is the frozen model
+    weights = {site.name: site.init()[None] for site in attachment.sites}
+    if model_type == "deberta-v2":
+        with attachment.bind(weights, batch["attention_mask"]):
+            torch.testing.assert_close(run(model, batch), frozen)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
+def test_a_kind_on_some_layers_equals_it_on_all_with_zeros_elsewhere(model_type):
+    batch = tiny.inputs()
+    some = Attachment(tiny.build(model_type), (LoRA(rank=3, layers=(-1,)),))
+    every = Attachment(tiny.build(model_type), (LoRA(rank=3),))
+    weights = tiny.draw(every.sites)
+    for name in weights:
+        if name.endswith(".B"):
+            weights[name] = weights[name] * torch.tensor([0.0, 1.0]).view(1, 2, 1, 1)
+    last = {name: value[:, 1:] for name, value in weights.items()}
+    with some.bind(last, batch["attention_mask"]):
+        ours = run(some.backbone, batch)
+    with every.bind(weights, batch["attention_mask"]):
+        expected = run(every.backbone, batch)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_layers_keep_their_numbers_in_order():
+    model = tiny.build("bert", num_hidden_layers=3)
+    sites = Attachment(model, (LoRA(rank=3, layers=(-1, 0)),)).sites
+    assert all(site.layers == (0, 2) and site.shape[0] == 2 for site in sites)
+
+
+def test_a_prefix_on_one_layer_leaves_the_other_alone():
+    model, batch = tiny.build("bert"), tiny.inputs()
+    attachment = Attachment(model, (Prefix(3, layers=(1,)),))
+    with torch.no_grad():
+        frozen = model(**batch, output_hidden_states=True).hidden_states
+        with attachment.bind(tiny.draw(attachment.sites)):
+            states = model(**batch, output_hidden_states=True).hidden_states
+    assert torch.equal(states[1], frozen[1])
+    assert not torch.allclose(states[2], frozen[2], atol=1e-2)
+
+
+def test_shared_layers_have_one_row():
+    model = tiny.build("albert", num_hidden_layers=5)
+    attachment = Attachment(model, (LoRA(rank=3), Prefix(2)))
+    assert all(site.shape[0] == 1 and site.layers == (0,) for site in attachment.sites)
+    groups = tiny.build("albert", num_hidden_layers=4, num_hidden_groups=2, inner_group_num=2)
+    assert Attachment(groups, (LoRA(rank=3),)).sites[0].layers == (0, 1, 2, 3)
+
+
+def test_layers_of_differing_width_are_an_error_unless_left_out():
+    model = tiny.build("bert")
+    layer = model.encoder.layer[0]
+    layer.intermediate.dense = nn.Linear(32, 64)
+    layer.output.dense = nn.Linear(64, 32)
+    with pytest.raises(ArchitectureError, match=r"lora.ffn_in.B: .*\(48, 3\), \(64, 3\)"):
+        Attachment(model, (LoRA(("ffn_in",), rank=3),))
+    sites = Attachment(model, (LoRA(("ffn_in",), rank=3, layers=(1,)), Adapter(size=4))).sites
+    assert [site.shape for site in sites[:2]] == [(1, 3, 32), (1, 48, 3)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoRA(()), r"lora: targets=\(\)"),
+        (lambda: LoRA(("query", "keys")), "lora: targets=.*keys"),
+        (lambda: LoRA(("query", "query")), "lora: targets="),
+        (lambda: LoRA("query"), r"lora: targets='query' must be a tuple"),
+        (lambda: LoRA(rank=0), "lora: rank=0"),
+        (lambda: LoRA(rank=2.0), "lora: rank=2.0"),
+        (lambda: LoRA(layers=(0.5,)), r"lora: layers=\(0.5,\) must be a tuple of whole numbers"),
+        (lambda: LoRA(alpha=0.0), "lora: alpha=0.0"),
+        (lambda: LoRA(alpha=float("nan")), "lora: alpha=nan"),
+        (lambda: Adapter(size=0), "adapter: size=0"),
+        (lambda: Adapter(scale=-1.0), "adapter: scale=-1.0"),
+        (lambda: Adapter(placement="serial"), "adapter: placement='serial'.*parallel"),
+        (lambda: Adapter(activation="rel"), "adapter: activation='rel'.*relu"),
+        (lambda: Prefix(0), "prefix: length=0"),
+        (lambda: Prefix(3, encoder=0), "prefix: encoder=0"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(rank=33),)), "rank=33 .*32.*query"),
+        (lambda: Attachment(tiny.build("llama"), (LoRA(("key",), rank=17),)), "rank=17 .*16.*key"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(layers=(2,)),)), r"layers=\(2,\).*2 layers"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(layers=(-3,)),)), r"layers=\(-3,\)"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(layers=()),)), r"layers=\(\)"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(layers=(1, -1)),)), "each once"),
+        (lambda: Attachment(tiny.build("bert"), (LoRA(), LoRA(rank=2))), "at most once"),
+        (lambda: Attachment(tiny.build("bert"), ("lora",)), "kinds.*'lora'"),
+    ],
+)
+def test_bad_options_are_named(make, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        make()
+    assert isinstance(caught.value, ValueError) and isinstance(caught.value, BHPEFTError)
+
+
+def test_a_gate_projection_needs_a_gated_block():
+    with pytest.raises(ArchitectureError, match="no 'ffn_gate'"):
+        Attachment(tiny.build("bert"), (LoRA(("ffn_gate",), rank=3),))
+
+
+def test_presets():
+    names = {
+        "bh_peft": ["lora", "adapter", "prefix"],
+        "mam": ["adapter", "prefix"],
+        "unipelt": ["lora", "adapter", "prefix"],
+        "lora": ["lora"],
+        "adapter": ["adapter"],
+        "prefix": ["prefix"],
+        "head_only": [],
+    }
+    for name, expected in names.items():
+        kinds = getattr(presets, name)()
+        assert [kind.name for kind in kinds] == expected
+        Attachment(tiny.build("bert"), kinds)
+    assert presets.bh_peft() == (
+        LoRA(("query", "value"), rank=8, alpha=16.0),
+        Adapter(size=8, scale=4.0, placement="parallel"),
+        Prefix(length=10),
+    )
+    assert presets.mam() == (Adapter(size=8, scale=4.0), Prefix(length=30, encoder=8))
+    assert all(kind.gated for kind in presets.unipelt())
+    assert presets.lora(rank=2) == (LoRA(rank=2),)
+
+
+# ---------------------------------------------------------------------------- architectures
+
+
+def test_an_unknown_architecture_is_named_and_can_be_declared(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    config = AutoConfig.for_model(
+        "phi3",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        vocab_size=tiny.VOCABULARY,
+        pad_token_id=0,
+    )
+    model, batch = AutoModel.from_config(config).eval(), tiny.inputs()
+    with pytest.raises(ArchitectureError) as caught:
+        Attachment(model, (LoRA(rank=3),))
+    for part in ("'phi3'", "modernbert", "gpt2", "register_architecture(", "layers="):
+        assert part in str(caught.value)
+
+    def heads(config):  # fused into parts of unequal width
+        size = config.hidden_size // config.num_attention_heads
+        own = size * config.num_key_value_heads
+        return config.hidden_size, own, own
+
+    phi3 = Architecture(
+        layers="layers",
+        query=Part("self_attn.qkv_proj", 0, heads),
+        key=Part("self_attn.qkv_proj", 1, heads),
+        value=Part("self_attn.qkv_proj", 2, heads),
+        output="self_attn.o_proj",
+        ffn_gate=Part("mlp.gate_up_proj", 0, 2),
+        ffn_in=Part("mlp.gate_up_proj", 1, 2),
+        ffn_out="mlp.down_proj",
+        attention="self_attn",
+    )
+    register_architecture("phi3", phi3)
+    attachment = Attachment(model, (LoRA(("query", "value"), rank=3), Adapter(size=4), Prefix(3)))
+    found = {site.name: site.shape for site in attachment.sites}
+    assert found["lora.value.B"] == (2, 16, 3) and found["prefix.key"] == (2, 3, 16)
+    weights = tiny.draw(attachment.sites)
+    seen = {}
+    qkv = model.layers[0].self_attn.qkv_proj
+    handle = qkv.register_forward_hook(lambda m, a, out: seen.update(x=a[0], out=out))
+    with attachment.bind(weights, batch["attention_mask"]):
+        run(model, batch)
+    handle.remove()
+    with torch.no_grad():
+        delta = seen["out"] - qkv(seen["x"])
+        scale = 16 / 3
+        for target, columns in {"query": slice(0, 32), "value": slice(48, 64)}.items():
+            a, b = weights[f"lora.{target}.A"][0, 0], weights[f"lora.{target}.B"][0, 0]
+            expected = scale * seen["x"] @ a.T @ b.T
+            torch.testing.assert_close(delta[..., columns], expected, atol=1e-4, rtol=1e-4)
+        assert delta[..., 32:48].abs().max() < 1e-5  # the keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query": "attention.q"}, "query='attention.q'"),
+        ({"attention": "heads"}, "attention='heads'"),
+        ({"layers": "encoder.blocks"}, "no layers at 'encoder.blocks'"),
+        ({"query": "attention.output.LayerNorm"}, "linear module.*LayerNorm"),
+        ({"query": Part("attention.self.query", 0, 3)}, "do not fit an output of width 32"),
+        ({"query": Part("attention.self.query", 2, 2)}, "do not fit"),
+    ],
+)
+def test_a_wrong_declaration_is_an_error(changes, message, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    bert = registry.architecture_of("bert")
+    fields = {name: getattr(bert, name) for name in bert.__dataclass_fields__}
+    register_architecture("bert", Architecture(**{**fields, **changes}))
+    with pytest.raises(ArchitectureError, match=message):
+        Attachment(tiny.build("bert"), (LoRA(rank=3),))
+
+
+def test_an_encoder_decoder_is_an_error():
+    model = T5Model(tiny.config("t5", is_encoder_decoder=True))
+    with pytest.raises(ArchitectureError, match="T5EncoderModel"):
+        Attachment(model, (LoRA(rank=3),))

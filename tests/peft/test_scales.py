@@ -1,0 +1,136 @@
+"""`Site.unit`: weights N(0, unit^2) give a branch the size of what it is added to."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
+from bhpeft_pyro.peft.binding import activate
+from bhpeft_pyro.peft.scales import random_tokens
+
+MODELS = ("bert", "modernbert", "gpt2", "opt", "llama", "t5", "deberta-v2")
+PARTICLES = 48
+
+
+def rms(x):
+    return x.float().square().mean().sqrt()
+
+
+def branch_and_frozen(model_type, kind, module_of, layer):
+    """RMS of branch and of frozen output at one module, under draws at unit scale.
+
+    The kind is on that layer alone, so what reaches the module is the frozen model's.
+    """
+    model = tiny.build(model_type)
+    attachment = Attachment(model, (kind,))
+    ids = random_tokens(model)[:2]
+    outputs = []
+    module_of(model, layer).register_forward_hook(lambda m, a, out: outputs.append(out))
+    with torch.no_grad():
+        model(input_ids=ids)
+        weights = tiny.draw(attachment.sites, PARTICLES)
+        rows = ids.repeat(PARTICLES, 1)
+        with attachment.bind(weights, torch.ones_like(rows)):
+            model(input_ids=rows)
+    frozen, bound = outputs
+    change = bound.reshape(PARTICLES, *frozen.shape) - frozen
+    return rms(change), rms(frozen)
+
+
+def lora_output(model, layer):
+    return Attachment(model, ())._blocks[layer].projections["output"].module
+
+
+def ffn_out(model, layer):
+    return Attachment(model, ())._blocks[layer].projections["ffn_out"].module
+
+
+# A gate stands between 0 and 1, so that what it lets through is less exactly foreseen.
+@pytest.mark.parametrize(("gated", "tolerance"), [(False, 0.25), (True, 0.4)])
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_unit_of_lora(model_type, layer, gated, tolerance):
+    kind = LoRA(("output",), rank=4, alpha=7.0, layers=(layer,), gated=gated)
+    branch, frozen = branch_and_frozen(model_type, kind, lora_output, layer)
+    assert branch / frozen == pytest.approx(1, abs=tolerance)
+
+
+@pytest.mark.parametrize("placement", ["parallel", "sequential"])
+@pytest.mark.parametrize(("activation", "scale"), [("relu", 4.0), ("tanh", 1.0)])
+@pytest.mark.parametrize("model_type", MODELS)
+def test_unit_of_adapter(model_type, activation, scale, placement):
+    kind = Adapter(6, scale=scale, activation=activation, placement=placement, layers=(1,))
+    branch, frozen = branch_and_frozen(model_type, kind, ffn_out, 1)
+    assert branch / frozen == pytest.approx(1, abs=0.25)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama", "qwen3", "t5"])
+@pytest.mark.parametrize("encoder", [None, 16])
+def test_unit_of_prefix(model_type, encoder):
+    """Prefix keys and values have the RMS of the layer's own, as they enter attention."""
+    model = tiny.build(model_type)
+    attachment = Attachment(model, (Prefix(5, encoder=encoder),))
+    weights = tiny.draw(attachment.sites, PARTICLES)
+    ids = random_tokens(model)
+    binding = attachment._binding(weights, None)
+    own = {}
+    for layer, block in enumerate(attachment._blocks):
+        attend = binding.attend[block.attention]
+
+        def spy(key, value, attend=attend, layer=layer):
+            own[layer] = key, value
+            joined = attend(key, value)
+            own[layer] = [*own[layer], *(x[:, :, :5] for x in joined)]
+            return joined
+
+        binding.attend[block.attention] = spy
+    with torch.no_grad(), activate(binding):
+        model(input_ids=ids.repeat(PARTICLES // 8, 1).repeat_interleave(8, 0)[: PARTICLES * 8])
+    key, value, prefix_key, prefix_value = own[0]  # the first layer: nothing upstream changed
+    assert rms(prefix_key) / rms(key) == pytest.approx(1, abs=0.15)
+    assert rms(prefix_value) / rms(value) == pytest.approx(1, abs=0.15)
+
+
+def test_unit_is_measured_in_each_layer():
+    model = tiny.build("bert")
+    with torch.no_grad():
+        model.encoder.layer[1].attention.self.value.weight *= 10
+        model.encoder.layer[1].attention.self.value.bias *= 10
+    sites = {site.name: site for site in Attachment(model, (LoRA(rank=4), Prefix(3))).sites}
+    for name in ("lora.value.B", "prefix.value"):
+        first, second = sites[name].unit.flatten()
+        assert second / first > 4
+    first, second = sites["lora.query.B"].unit.flatten()
+    assert 0.3 < second / first < 3
+
+
+def test_unit_is_that_of_a_projections_own_part():
+    model = tiny.build("gpt2")
+    with torch.no_grad():
+        model.h[0].attn.c_attn.weight[:, 64:] *= 10
+        model.h[0].attn.c_attn.bias[64:] *= 10
+    sites = {site.name: site for site in Attachment(model, (LoRA(rank=4),)).sites}
+    assert sites["lora.value.B"].unit[0] / sites["lora.query.B"].unit[0] > 5
+
+
+def test_unit_does_not_count_debertas_relative_positions():
+    model = tiny.build("deberta-v2")
+    first = Attachment(model, (LoRA(rank=4),)).sites[0].unit[0]
+    with torch.no_grad():
+        model.encoder.LayerNorm.weight.fill_(100.0)
+    torch.testing.assert_close(Attachment(model, (LoRA(rank=4),)).sites[0].unit[0], first)
+
+
+def test_units_are_the_same_every_time_and_leave_the_random_state_alone():
+    model = tiny.build("bert")
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = Attachment(model, (LoRA(rank=4),)).sites
+    torch.manual_seed(4)
+    second = Attachment(model, (LoRA(rank=4),)).sites
+    assert all(torch.equal(a.unit, b.unit) for a, b in zip(first, second, strict=True))
+    torch.manual_seed(3)
+    Attachment(model, (LoRA(rank=4), Prefix(3, encoder=2)))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,137 @@
+"""Plots of forecasts: what is drawn is what was computed, and it is labelled."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.patches import Rectangle
+
+from bhpeft_pyro import plots
+from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
+from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
+
+
+def forecast_of(seed: int) -> ClassForecast:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (200,), generator=generator)
+    logits = 2 * torch.nn.functional.one_hot(labels, 3) + torch.randn(200, 3, generator=generator)
+    draws = (logits + torch.randn(6, 200, 3, generator=generator)).softmax(-1)
+    return ClassForecast.from_draws(draws, labels=labels)
+
+
+def ratings() -> RatingForecast:
+    generator = torch.Generator().manual_seed(5)
+    mean = torch.randn(4, 50, generator=generator)
+    return RatingForecast.from_draws(mean, 0.5 + mean.abs(), labels=mean[0])
+
+
+def bars(ax: Axes) -> list[Rectangle]:
+    return [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+
+
+def test_reliability_bars_are_the_accuracy_in_their_bins(ax):
+    forecast = forecast_of(0)
+    assert plots.reliability(forecast, ax=ax, bins=10) is ax
+    correct = (forecast.label == forecast.labels).double()
+    confidence = forecast.confidence.double()
+    total = 0
+    gaps = []
+    for bar in bars(ax):
+        inside = (confidence > bar.get_x() + 1e-12) & (confidence <= bar.get_x() + 0.1 + 1e-12)
+        assert bar.get_width() == pytest.approx(0.1)
+        assert bar.get_height() == pytest.approx(correct[inside].mean().item())
+        gaps.append([(confidence[inside].mean().item(), bar.get_height())])
+        total += int(inside.sum())
+    assert total == 200
+    counts = [int(text.get_text()) for text in ax.texts if text.get_text().isdigit()]
+    assert sum(counts) == 200
+    (strokes,) = [c for c in ax.collections if isinstance(c, LineCollection)]
+    for stroke, [(mean, accuracy)] in zip(strokes.get_segments(), gaps, strict=True):
+        assert stroke.ravel().tolist() == pytest.approx([mean, accuracy, mean, mean])
+
+
+def test_reliability_states_the_ece_that_evaluate_gives(ax):
+    forecast = forecast_of(0)
+    plots.reliability(forecast, ax=ax)
+    assert f"{evaluate(forecast)['ece']:.3f}" in ax.get_title()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
+
+
+def test_given_labels_come_before_the_forecasts_own(ax):
+    forecast = forecast_of(0)
+    plots.reliability(forecast, forecast.label, ax)
+    assert {bar.get_height() for bar in bars(ax)} == {1.0}
+
+
+def test_rejection_draws_each_named_forecast(ax):
+    named = {"BH-PEFT": forecast_of(0), "LoRA": forecast_of(1)}
+    plots.rejection(named, ax=ax, by="total")
+    assert [line.get_label() for line in ax.lines] == ["BH-PEFT", "LoRA"]
+    for line, forecast in zip(ax.lines, named.values(), strict=True):
+        fractions, accuracy = rejection_curve(forecast, by="total")
+        assert list(line.get_xdata()) == pytest.approx((100 * fractions).tolist())
+        assert list(line.get_ydata()) == pytest.approx(accuracy.tolist())
+    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(looks) == 2
+    assert "total uncertainty" in ax.get_xlabel()
+    assert "accuracy" in ax.get_ylabel()
+
+
+def test_rejection_of_ratings_is_in_mse(ax):
+    forecast = ratings()
+    plots.rejection(forecast, ax=ax)
+    assert list(ax.lines[0].get_ydata()) == pytest.approx(rejection_curve(forecast)[1].tolist())
+    assert "MSE" in ax.get_ylabel()
+    assert ax.get_legend() is None
+
+
+def test_rejection_refuses_to_mix_accuracy_and_mse():
+    with pytest.raises(ConfigError, match="forecasts"):
+        plots.rejection({"a": forecast_of(0), "b": ratings()})
+    with pytest.raises(ConfigError, match="forecasts"):
+        plots.rejection({})
+
+
+def test_scatter_has_right_and_wrong_where_they_are(ax):
+    forecast = forecast_of(0)
+    plots.epistemic_aleatoric(forecast, ax=ax)
+    correct = forecast.label == forecast.labels
+    clouds = [c for c in ax.collections if isinstance(c, PathCollection)]
+    for cloud, chosen in zip(clouds, (correct, ~correct), strict=True):
+        expected = torch.stack([forecast.aleatoric[chosen], forecast.epistemic[chosen]], 1)
+        torch.testing.assert_close(torch.tensor(cloud.get_offsets()).float(), expected)
+    assert ax.get_xlabel().startswith("aleatoric")
+    assert ax.get_ylabel().startswith("epistemic")
+
+
+def test_scatter_without_labels_and_of_ratings_is_one_cloud(ax):
+    forecast = ratings()
+    plots.epistemic_aleatoric(forecast, ax=ax)
+    (cloud,) = ax.collections
+    expected = torch.stack([forecast.aleatoric, forecast.epistemic], 1)
+    torch.testing.assert_close(torch.tensor(cloud.get_offsets()).float(), expected)
+    assert ax.get_ylabel() == "epistemic uncertainty: variance"
+    bare = ClassForecast.from_draws(torch.full((2, 5, 2), 0.5))
+    assert len(plots.epistemic_aleatoric(bare).collections) == 1
+
+
+def test_without_axes_a_figure_is_made_and_returned():
+    assert plt.get_fignums() == []
+    ax = plots.reliability(forecast_of(0))
+    assert plt.get_fignums() == [ax.figure.number]
+
+
+def test_what_cannot_be_plotted_is_refused():
+    bare = ClassForecast.from_draws(torch.full((2, 5, 2), 0.5))
+    for plot in (plots.reliability, plots.rejection):
+        with pytest.raises(DataError, match="labels are needed"):
+            plot(bare)
+    with pytest.raises(LikelihoodError, match="ClassForecast"):
+        plots.reliability(ratings())
+    with pytest.raises(ConfigError, match="by="):
+        plots.rejection(forecast_of(0), by="entropy")
+    assert plt.get_fignums() == []

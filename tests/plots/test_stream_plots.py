@@ -1,0 +1,46 @@
+"""Plots of a stream's record show its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bhpeft_pyro import plots
+from bhpeft_pyro.sequential import Record
+
+
+def record(rounds: int, *, classes: bool = True, tests: bool = True) -> Record:
+    scores = ("accuracy", "ece") if classes else ("mse", "coverage_90")
+    columns = (*scores, "nll", "drift/nll_expected", "drift/nll_z")
+    rows: list[dict[str, Any]] = []
+    for i in range(rounds):
+        row: dict[str, Any] = {"batch": f"week {i}"}
+        if i:  # nothing is predicted before the first round
+            row |= {name: 0.5 + 0.01 * i + 0.1 * j for j, name in enumerate(columns)}
+        if tests:
+            row |= {f"test/week {j}": 0.01 * i + 0.02 * j for j in range(i + 1)}
+        rows.append(row)
+    return Record(rows)
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_overview_has_all_that_the_record_has(classes: bool) -> None:
+    given = record(4, classes=classes)
+    axes = plots.stream_overview(given).axes
+    assert len(axes) == 5
+    score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
+    for ax, name in zip(axes, (score, "nll", calibration, "drift/nll_z"), strict=False):
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), given.column(name))
+    np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), given.column("drift/nll_expected"))
+    np.testing.assert_array_equal(axes[4].images[0].get_array(), given.matrix)
+    numbers = {text.get_text() for text in axes[4].texts}
+    assert "0.03" in numbers and "nan" not in numbers  # later tests are gaps
+    assert len(plots.stream_overview(record(4, tests=False)).axes) == 4
+
+
+def test_many_rounds_have_few_names_and_colours_for_numbers() -> None:
+    ax = plots.score_matrix(record(30))
+    assert not ax.texts and len(ax.figure.axes) == 2  # a colour bar
+    assert [label.get_text() for label in ax.get_xticklabels()][:2] == ["week 0", "week 3"]

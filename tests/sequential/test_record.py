@@ -1,0 +1,68 @@
+"""Metrics of transfer against values worked out by hand, and against the papers' sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.sequential import Record, transfer
+
+# Rows: after rounds 1, 2, 3. Columns: tests 1, 2, 3.
+SCORES = torch.tensor([[0.90, 0.30, 0.40], [0.95, 0.80, 0.60], [0.70, 0.60, 1.00]])
+UNTRAINED = torch.tensor([0.25, 0.20, 0.35])
+
+
+def test_by_hand() -> None:
+    assert transfer(SCORES, UNTRAINED) == pytest.approx(
+        {
+            "average_accuracy": (0.70 + 0.60 + 1.00) / 3,
+            # From the round itself: test 1 from 0.90 to 0.70, test 2 from 0.80 to 0.60.
+            "backward_transfer": (-0.20 - 0.20) / 2,
+            # Just before the round: test 2 at 0.30 (0.20 untrained), test 3 at 0.60 (0.35).
+            "forward_transfer": (0.10 + 0.25) / 2,
+            # From the best before the last round: test 1 from 0.95, which was after round 2.
+            "forgetting": (0.25 + 0.20) / 2,
+        }
+    )
+
+
+def test_bad_matrices() -> None:
+    for bad in (SCORES[:2], SCORES[0], SCORES * float("nan")):
+        with pytest.raises(DataError, match=r"\(T, T\) matrix"):
+            transfer(bad, UNTRAINED)
+    with pytest.raises(DataError, match="expected 2 or more"):
+        transfer(SCORES[:1, :1], UNTRAINED[:1])
+    with pytest.raises(DataError, match=r"shape \(2,\), expected \(3,\)"):
+        transfer(SCORES, UNTRAINED[:2])
+
+
+def test_by_the_papers_sums() -> None:
+    """Those of Lopez-Paz and Ranzato (2017) and of Chaudhry et al. (2018), counted from 1."""
+    generator = torch.Generator().manual_seed(3)
+    for rounds in range(2, 7):
+        scores = torch.rand(rounds, rounds, generator=generator)
+        untrained = torch.rand(rounds, generator=generator)
+
+        def a(i: int, j: int, scores: torch.Tensor = scores) -> float:
+            return scores[i - 1, j - 1].item()
+
+        b = [float("nan"), *untrained.tolist()]
+        last, earlier = rounds, range(1, rounds)
+        sums = {
+            "average_accuracy": sum(a(last, j) for j in range(1, last + 1)) / last,
+            "backward_transfer": sum(a(last, j) - a(j, j) for j in earlier) / (last - 1),
+            "forward_transfer": sum(a(j - 1, j) - b[j] for j in range(2, last + 1)) / (last - 1),
+            "forgetting": sum(max(a(i, j) for i in range(1, last)) - a(last, j) for j in earlier)
+            / (last - 1),
+        }
+        assert transfer(scores, untrained) == pytest.approx(sums, abs=1e-6)
+
+
+def test_a_record_is_a_table() -> None:
+    rows = [{"batch": "a", "test/a": 0.5}, {"batch": "b", "nll": 0.4, "test/a": 0.6}]
+    record = Record(rows)
+    assert record.tests == ["a"] and record.matrix.tolist() == [[0.5], [0.6]]
+    assert record.table["nll"].isna().tolist() == [True, False]
+    with pytest.raises(DataError, match="without tests"):
+        _ = Record([{"batch": "a"}]).matrix

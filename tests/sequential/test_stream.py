@@ -1,0 +1,416 @@
+"""A stream: predict first, learn then, and survive being killed at any write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from counts import COUNTS, Counts
+from pyro.infer.autoguide import AutoNormal
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import (
+    ConfigError,
+    DataError,
+    GuideError,
+    LikelihoodError,
+    PriorError,
+    SaveError,
+)
+from bhpeft_pyro.sequential import Record, transfer
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
+
+WEEKS = {f"week {i}": tiny_examples(12, seed=i) for i in range(3)}
+TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
+OPTIONS: dict[str, Any] = {
+    "max_steps": 2,
+    "lr": 0.3,
+    "samples": 20,
+    "progress": False,
+    "replay": bh.Replay(4),
+    "components": 2,
+}
+
+
+def run(folder: Path, batches: Any = WEEKS, **options: Any) -> bh.Posterior:
+    return bh.stream(tiny_model(()), batches, folder, **{**OPTIONS, **options})
+
+
+def weights(posterior: bh.Posterior) -> dict[str, torch.Tensor]:
+    return posterior.guide.state_dict()
+
+
+class Killed(BaseException):
+    """Nothing catches it by mistake."""
+
+
+@contextmanager
+def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """From the n-th call that changes the disk on, none does anything any more."""
+    calls = [0]
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] >= number:
+                raise Killed
+            return function(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in (
+            (os, "replace"),
+            (os, "rename"),
+            (os, "fsync"),
+            (Path, "unlink"),
+            (Path, "mkdir"),
+            (shutil, "rmtree"),
+        ):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        yield lambda: calls[0] >= number
+
+
+def test_killed_at_every_write_no_round_is_lost_or_learnt_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tmp_path / "whole", tests=None)
+    fitted: list[str] = []
+    update, fit = bh.Posterior.update, bh.sequential.stream.__globals__["fit"]
+    monkeypatch.setitem(
+        bh.sequential.stream.__globals__,
+        "fit",
+        lambda model, guide, data, **o: (
+            fitted.append(data.fingerprint) or fit(model, guide, data, **o)
+        ),
+    )
+    monkeypatch.setattr(
+        bh.Posterior,
+        "update",
+        lambda self, data, **o: fitted.append(data.fingerprint) or update(self, data, **o),
+    )
+    # One folder, killed at its 1st write, then at the 2nd of what is left, and so on: every kind of
+    # write is hit in every round.
+    folder = tmp_path / "killed"
+    kills = 0
+    for number in (*range(1, 24), 10**6):
+        with killed_at(number, monkeypatch) as was_killed:
+            try:
+                posterior = run(folder)
+            except Killed:
+                kills += 1
+                rounds = bh.History(folder / "rounds").rounds
+                learnt = [report.data for report in rounds.values()]
+                assert learnt == [week.fingerprint for week in WEEKS.values()][: len(learnt)]
+                continue
+            assert not was_killed()
+        break
+    assert kills >= 10
+    assert [report.data for report in posterior.lineage] == [
+        week.fingerprint for week in WEEKS.values()
+    ]
+    assert all(
+        torch.equal(value, weights(whole)[name]) for name, value in weights(posterior).items()
+    )
+    columns = ("batch", "nll", "drift/nll_p", "steps")
+    for row, expected in zip(Record.of(posterior).rows, Record.of(whole).rows, strict=True):
+        assert [row.get(name) for name in columns] == [expected.get(name) for name in columns]
+    again = len(fitted)
+    run(folder)
+    assert len(fitted) == again  # all is done
+    assert not list((folder / "rounds").glob("*.partial"))
+
+
+def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
+    def week(words: int, seed: int) -> dict[str, Any]:
+        texts = [" ".join(f"w{5 + (i + seed) % 40}" for i in range(words + j)) for j in range(8)]
+        return {"text": texts, "label": [0, 1] * 4}
+
+    weeks = {"short": week(3, 0), "long": week(36, 1), "longer": week(40, 2)}
+    with pytest.warns(bh.data.CutWarning) as told:
+        run(tmp_path, weeks)
+    assert [str(each.message)[:6] for each in told if each.category is bh.data.CutWarning] == [
+        "8 of 8"
+    ]
+    with pytest.warns(bh.data.CutWarning):  # elsewhere it is said as before
+        bh.encode(weeks["long"], tiny_tokenizer(), kind="class")
+
+
+def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
+    posterior = run(tmp_path, tests=TESTS, components=None)
+    record = Record.of(posterior)
+    first, second, _ = record.rows
+    assert "nll" not in first and [row["batch"] for row in record.rows] == list(WEEKS)
+    by_hand = bh.fit(
+        tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False,
+        replay=OPTIONS["replay"],
+    )  # fmt: skip
+    assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
+    drift = by_hand.assess(WEEKS["week 1"], 20)
+    assert second["drift/nll_z"] == drift.nll.z  # type: ignore[union-attr]
+    tested = by_hand.evaluate(TESTS["week 2"], 20)
+    assert (first["test/week 2"], first["test_nll/week 2"]) == (tested["accuracy"], tested["nll"])
+    # The record on disk is this one.
+    assert json.loads((tmp_path / "record.json").read_text()) == record.rows
+    with (tmp_path / "record.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["test/week 1"]) for row in table] == record.matrix[:, 1].tolist()
+    assert table[0]["nll"] == "" and float(table[1]["nll"]) == second["nll"]
+    untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
+    assert record.transfer() == transfer(record.matrix, untrained)
+
+
+def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    options: dict[str, Any] = {"grow": True, "replay": None}
+    posterior = run(tmp_path, weeks, **options)
+    assert posterior.columns.label_names == ("no", "yes", "perhaps")
+    first = tmp_path / "rounds" / posterior.lineage[0].id
+    backbone = posterior.model.network.backbone
+    before = bh.Posterior.load(first, backbone, tokenizer=tiny_tokenizer())
+    known = before.predict(weeks["b"]["text"][1::2], 40).label.tolist()  # the others are new
+    share = known.count(1) / 8
+    assert share <= Record.of(posterior).rows[1]["accuracy"] <= share + 0.5
+    again = run(tmp_path, weeks, **options)
+    assert len(again.lineage) == 2
+
+
+def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    posterior = run(tmp_path, dict(list(WEEKS.items())[:2]))
+    swapped = {"week 0": WEEKS["week 1"], "week 1": WEEKS["week 0"]}
+    with pytest.raises(ConfigError, match="'week 0' with other data"):
+        run(tmp_path, swapped)
+    with pytest.raises(ConfigError, match="learnt 'week 0', and batch 1 is 'x'"):
+        run(tmp_path, {"x": WEEKS["week 0"]})
+    with pytest.raises(DataError, match="learnt 12 of these examples already"):
+        run(tmp_path, {**dict(list(WEEKS.items())[:2]), "week 0 again": WEEKS["week 0"]})
+    bh.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
+                                               max_steps=2, progress=False))  # fmt: skip
+    with pytest.raises(ConfigError, match="2 branches"):
+        run(tmp_path)
+    with pytest.raises(DataError, match="batches is empty"):
+        run(tmp_path / "none", {})
+    assert len(posterior.lineage) == 2
+
+
+def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
+    weeks = {
+        "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
+        "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
+    }
+    posterior = run(tmp_path, weeks, tests=weeks, grow=True, replay=None)
+    record = Record.of(posterior)
+    assert record.tests == ["a", "b"]
+    assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
+    with pytest.raises(DataError, match="without gaps"):
+        record.transfer()
+
+
+def test_a_folder_of_more_rounds_than_batches_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(ConfigError, match="holds 3 rounds, of more batches than the 1 given"):
+        run(tmp_path, {"week 0": WEEKS["week 0"]})
+
+
+def test_every_round_draws_its_coreset_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one seed, those at the same places of every pool would stay, or go, for ever."""
+    seeds = []
+    split = bh.Replay.split
+
+    def spied(self: bh.Replay, pool: bh.Examples, seed: int, *rest: Any) -> Any:
+        seeds.append(seed)
+        return split(self, pool, seed, *rest)
+
+    monkeypatch.setattr(bh.Replay, "split", spied)
+    run(tmp_path)
+    assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
+
+
+def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    model = tiny_model((), outputs=1, likelihood=Counts())
+    with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
+        bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tests": {"t": {"text": ["w5 w6"]}}}, DataError, "tests: 't': labels are missing"),
+        (
+            {"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}},
+            DataError,
+            "tests: 't': .*row 1",
+        ),
+        ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
+        ({"samples": 8}, ConfigError, "samples=8"),
+        ({"keep": {"head.*": 0.5}, "guide": "laplace"}, PriorError, "keep, floor: a joint"),
+        ({"floor": 0.1, "guide": "lowrank"}, PriorError, "keep, floor: a joint"),
+        ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
+    ],
+)
+def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(error, match=message):
+        run(tmp_path, **options)
+
+
+def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
+    run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
+
+
+def test_a_point_is_no_round_that_another_could_go_on_from(tmp_path: Path) -> None:
+    with pytest.raises(GuideError, match="point"):
+        run(tmp_path, guide="delta", replay=None)
+    assert not bh.History(tmp_path / "rounds").rounds
+    run(tmp_path)  # the folder is as good as new
+
+
+def test_rounds_of_another_model_are_not_gone_on_with(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = tiny_model(bh.presets.lora(rank=2))
+    with pytest.raises(ConfigError, match=r"other PEFT weights: \(\), not \(LoRA"):
+        bh.stream(other, WEEKS, tmp_path, **OPTIONS)
+    ratings = tiny_model((), outputs=1, likelihood=bh.likelihoods.Normal())
+    with pytest.raises(ConfigError, match=r"other likelihood: Categorical.*not Normal"):
+        bh.stream(ratings, WEEKS, tmp_path, **OPTIONS)
+
+
+def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Rather than leave the guide that is asked for out of account."""
+    first = {"week 0": WEEKS["week 0"]}
+    run(tmp_path, first, guide="normal", replay=None)
+    with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
+        run(tmp_path, guide="laplace", replay=None)
+    assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
+
+
+def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    for guide in ("delta", "AutoNormal"):
+        with pytest.raises(GuideError, match=r"grow: .* takes no new rows of head"):
+            run(tmp_path, guide=guide, grow=True, replay=None)
+    stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
+    with pytest.raises(LikelihoodError, match="OrderedLogistic"):
+        bh.stream(stars, WEEKS, tmp_path, grow=True, progress=False)
+
+
+def test_names_may_be_numbers_or_dates(tmp_path: Path) -> None:
+    batches, tests = (dict(enumerate(data.values())) for data in (WEEKS, TESTS))
+    record = Record.of(run(tmp_path, batches, tests=tests))
+    assert [row["batch"] for row in record.rows] == record.tests == ["0", "1", "2"]
+    assert len(run(tmp_path, batches).lineage) == 3
+
+
+def test_batches_may_be_read_but_once(tmp_path: Path) -> None:
+    weeks = {
+        name: [{"text": f"w{k} w{i}", "label": i % 2} for i in range(5, 11)]
+        for name, k in (("a", 20), ("b", 30))
+    }
+    once = run(tmp_path / "once", ((name, iter(rows)) for name, rows in weeks.items()))
+    assert [report.examples for report in once.lineage] == [6, 6]
+    assert once.report.data == run(tmp_path / "kept", weeks).report.data
+
+
+def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_path: Path) -> None:
+    """NumPy's numbers are neither plain data nor written alike."""
+    ordered = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(np.int64(3)))
+    weeks = {"a": {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}}
+    record = Record.of(
+        bh.stream(ordered, weeks, tmp_path / "o", tests=weeks, max_steps=2, progress=False)
+    )
+    assert record.tests == ["a"]
+    rows = {"text": ["w5", "w6"], "label": [1.0, 5.0]}
+    later = {"text": ["w7", "w6"], "label": [1.0, 5.0]}
+    for batches in ({"a": rows}, {"a": rows, "b": later}):
+        likelihood = bh.likelihoods.Normal(np.float64(3.0), np.float32(1.0))
+        model = tiny_model((), 1, likelihood=likelihood)
+        last = bh.stream(model, batches, tmp_path / "n", max_steps=2, progress=False)
+    assert len(last.lineage) == 2
+
+
+def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, progress=False)
+    posterior.save(tmp_path / "monday")
+    backbone = posterior.model.network.backbone
+    loaded = bh.History(tmp_path).load(posterior.report.id, backbone, tokenizer=tiny_tokenizer())
+    assert loaded.report.id == posterior.report.id
+
+
+class Own(AutoNormal):
+    """Of no library that could make it again."""
+
+
+def test_a_guide_that_cannot_be_saved_is_refused_before_it_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
+    with pytest.raises(GuideError, match="Own is none of Pyro's own"):
+        run(tmp_path, guide=Own, replay=None)
+
+
+def test_tests_may_be_read_but_once(tmp_path: Path) -> None:
+    rows = [{"text": "w5 w9", "label": 0}, {"text": "w6 w8", "label": 1}]
+    posterior = run(tmp_path, tests={"all": iter(rows)})
+    assert Record.of(posterior).matrix.isfinite().all() and len(posterior.lineage) == 3
+
+
+def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> None:
+    good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
+    for label, message in (
+        (None, "column 'label', row 1: the label is missing"),
+        ("perhaps", r"'perhaps' is none of .*grow=True \(--grow\)"),
+    ):
+        bad = {"text": ["w7", "w8"], "label": ["no", label]}
+        with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):
+            run(tmp_path / str(label), {"a": good, "b": bad}, replay=None)
+
+
+def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) -> None:
+    batch = tiny_examples(20, seed=9)
+    train, test = batch.subset(range(15)), batch.subset(range(15, 20))
+    weeks = {**WEEKS, "week 3": train}
+    last = run(tmp_path, weeks, tests={"week 3": test}, replay=None)
+    for known in (batch, batch.subset(range(19, -1, -1)), train):
+        with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
+            last.update(known)
+    assert len(last.update(test, max_steps=1, progress=False).lineage) == 5
+
+
+def test_rows_that_a_first_round_holds_out_itself_are_known_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default guide learns four fifths of 50 rows or more, whatever was held out before."""
+    weeks = {name: tiny_examples(60, seed=i) for i, name in enumerate(WEEKS)}
+    last = run(tmp_path, weeks, tests={"week 0": TESTS["week 0"]}, replay=None)
+    assert [report.examples for report in last.lineage] == [48, 60, 60]
+    assert [report.held_out for report in last.lineage] == [12, 0, 0]
+    for number, (week, learnt) in enumerate(zip(weeks.values(), (48, 60, 60), strict=True), 1):
+        with pytest.raises(DataError, match=f"round {number} .* has learnt {learnt} of these"):
+            last.update(week)
+    monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
+    assert run(tmp_path, weeks, replay=None).lineage == last.lineage

@@ -82,8 +82,7 @@ def scores(
 
     Args:
         model: the model.
-        weights: for each site of the model, or for each latent of its prior, a tensor
-            `(B, 1, *shape)`.
+        weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
         batch: B examples, not split over particles.
         given: values of the other sites or latents, without gradients.
         outcomes: which y: one that is `sampled`, or `every` one.
@@ -110,7 +109,7 @@ def diagonal(
 
     Args:
         model: the model.
-        weights: for each site of the model, or for each latent of its prior, a tensor of its shape.
+        weights: for each site, or for each latent of its prior, a tensor of its shape.
         batches: the examples.
 
     Returns:

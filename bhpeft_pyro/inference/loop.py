@@ -49,14 +49,13 @@ def optimise(
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
 ) -> None:
-    """Fit the guide's parameters in place and fill in the report.
+    """Fit the guide's parameters in place, with `report.options`, and fill in the report.
 
     Args:
-        model: the model.
-        guide: any Pyro guide that is a module.
+        model, guide: which fit together.
         data: the training data.
         validation: held-out rows, for early stopping or to choose the state that is kept.
-        report: of the fit; `report.options` determine what is done.
+        report: of the fit.
         optimizer: by default those of the guide.
 
     Raises:
@@ -254,27 +253,19 @@ class _Run:
         }
 
     def _stops(self, step: int, rows: Tensor) -> bool:
-        """Keep this state if it is the best so far. Returns whether the fit stops here.
-
-        Args:
-            step: of this state.
-            rows: (N,) NLLs of the validation rows.
-        """
+        """Keep this state if it is the best so far; whether the fit stops here. `rows` are the NLLs
+        of the validation rows, (N,)."""
         patience, nll = self.options.patience, rows.mean().item()
         if not math.isfinite(nll) or not (self.selects or patience):
             return False
         best = self.best
-        if best is None or nll < best.rows.mean().item():
-            better = True
-        elif self.selects:
-            # The last state had the smallest steps; that one of ten looks a little better on a
-            # hundred rows is mostly chance.
-            better = step == self.steps and not _worse(rows, best.rows)
-        else:
-            return step - best.step >= (patience or 0) * self.eval_every
-        if better:
+        # The last state had the smallest steps. That one of ten looks a little better on a hundred
+        # rows is mostly chance.
+        last = self.selects and step == self.steps
+        if best is None or nll < best.rows.mean().item() or (last and not _worse(rows, best.rows)):
             self.best = _Best(step, rows, self._state())
-        return False
+            return False
+        return not self.selects and step - best.step >= (patience or 0) * self.eval_every
 
     def _forecast(self) -> AnyForecast:
         assert self.validation is not None

@@ -55,15 +55,8 @@ def exists(folder: Path) -> bool:
 def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool = True) -> Path:
     """Write a posterior into `folder`; see `Posterior.save`.
 
-    Args:
-        posterior: what is saved.
-        folder: is created if it does not exist.
-        overwrite: replace a posterior that is there.
-        alone: write the reports of all rounds. If False, rounds whose folders, named by their ids,
-            are beside this one are left out, so that the index does not grow with each round.
-
-    Raises:
-        SaveError: the path is a file, the folder holds a posterior, or a part cannot be saved.
+    Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
+    not written again, so that the index does not grow with each round.
     """
     index = folder / INDEX
     if folder.exists() and not folder.is_dir():

@@ -292,10 +292,8 @@ class MixturePosterior(Posterior):
     in a deep ensemble.
 
     `update` fits each component under its own posterior as the prior, with its own coreset. The
-    weights stay equal. By Bayes' rule, a component's weight would be multiplied by the probability
-    of the new data under it. But the components are K approximations of one posterior and not K
-    hypotheses, and their evidence is known to a few nats at best. It is a sum over all examples, so
-    differences, errors included, would soon leave a single component.
+    weights stay equal: the components are K approximations of one posterior and not K hypotheses.
+    Weights by their evidence, which is known to a few nats at best, would soon leave only one.
 
     Attributes:
         components: the fits, that of the options' seed first. Each has a report of its own.

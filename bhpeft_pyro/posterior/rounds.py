@@ -83,12 +83,7 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
 def keeping(
     fitted: Sequence[Fitted], options: FitOptions, lineage: tuple[FitReport, ...] = ()
 ) -> Iterator[None]:
-    """If a fit fails, attach the components before it to the error as its `posterior`.
-
-    Args:
-        fitted: the components so far.
-        options, lineage: as for `MixturePosterior.joined`.
-    """
+    """If a fit fails, attach the components `fitted` before it to the error as its `posterior`."""
     try:
         yield
     except FitError as error:
@@ -110,9 +105,7 @@ def fit_round(
 
     Args:
         posterior: the round as it starts.
-        examples: the training data.
-        validation: held-out rows.
-        optimizer: as for `fit`.
+        examples, validation, optimizer: as for `fit`.
         kept: the coreset, which a copy of the guide learns after the rest.
         open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
 

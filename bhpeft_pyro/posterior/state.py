@@ -34,17 +34,7 @@ class Coreset:
 
 @dataclass(eq=False, repr=False)
 class PosteriorState:
-    """A fitted guide with its model, its reports and the columns of its data.
-
-    Attributes:
-        model: the model, with the prior that the guide was fitted under.
-        guide: the fitted guide.
-        lineage: one report per round, the first round first.
-        columns: how data are read.
-        first_prior: the prior of the first round; None if it is a user's own function that was
-            not passed when the posterior was loaded.
-        coreset: what replay keeps, if anything.
-    """
+    """The attributes of a `Posterior`, where they are described."""
 
     model: Model
     guide: nn.Module

@@ -112,9 +112,7 @@ def revive(
     Args:
         plain, tensors: from `describe`.
         lineage: the reports of its rounds.
-        backbone: the one it was fitted on.
-        tokenizer: as for `RandomPEFT`.
-        prior: takes the place of a prior function of the user's own.
+        backbone, tokenizer, prior: as for `Posterior.load`.
 
     Raises:
         SaveError: the backbone is another one, a prior is needed, or tensors do not fit.

@@ -95,7 +95,7 @@ class _Run:
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.batches: Iterator[Batch] = self._endless(self.particles)
+        self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or min(per_epoch, self.steps)
@@ -110,67 +110,20 @@ class _Run:
         self.watch = Watch(guide)
 
     def run(self) -> None:
-        from transformers import get_scheduler  # slow to import: it imports the Trainer
-
-        options, report = self.options, self.report
-        started = time.monotonic()
+        report, started = self.report, time.monotonic()
         with (
             sampling(),
-            seeded(options.seed),
+            seeded(self.options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
-            tqdm(total=self.steps, disable=not options.progress, desc="fit", unit="step") as bar,
+            tqdm(
+                total=self.steps, disable=not self.options.progress, desc="fit", unit="step"
+            ) as bar,
         ):
             self._prepare()
-            # Argument checks have passed once; in the loop, non-finite values are handled below.
+            # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
-            steppers = self._steppers()
-            schedulers = [
-                get_scheduler(
-                    options.schedule,
-                    optimizer,
-                    num_warmup_steps=int(options.warmup * self.steps),
-                    num_training_steps=self.steps,
-                )
-                for optimizer in steppers
-            ]
-            bad = 0
-            for step in range(1, self.steps + 1):
-                report.steps = step
-                bar.update()
-                entry = self._step(step, steppers)
-                if entry is None:
-                    report.skipped += 1
-                    bad += 1
-                    if bad >= _MAX_SKIPPED:
-                        where = culprit(self.guide, self.elbo.parts)
-                        self.guide.load_state_dict(self.good)
-                        raise FitError(
-                            f"the loss was not finite for {bad} steps in a row (last step: {step} "
-                            f"of {self.steps}), first at {where}; the last good state is kept"
-                        )
-                    continue
-                bad = 0
-                report.history.append(entry)
-                bar.set_postfix(
-                    loss=f"{entry['loss']:.3f}",
-                    NLL=f"{entry['nll']:.3f}",
-                    KL=f"{entry['kl']:.3f}",
-                    refresh=False,
-                )
-                for scheduler in schedulers:
-                    scheduler.step()
-                last = self.selects and step == self.steps
-                if self.validation is not None and (last or step % self.eval_every == 0):
-                    rows = self._evaluate()
-                    entry["validation_nll"] = rows.mean().item()
-                    if self._stops(step, rows):
-                        break
-            if not report.history:
-                raise FitError(
-                    f"the loss was not finite at any of {self.steps} steps, first at "
-                    f"{culprit(self.guide, self.elbo.parts)}; the guide is where it started"
-                )
+            self._train(bar)
             if self.best is not None:
                 report.best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
@@ -182,13 +135,62 @@ class _Run:
             self.watch.summarise(self.model, self.elbo.parts, report)
         report.seconds = time.monotonic() - started
 
+    def _train(self, bar: tqdm) -> None:
+        from transformers import get_scheduler  # slow to import: it imports the Trainer
+
+        options, report = self.options, self.report
+        if self.optimizer is not None:
+            steppers = [self.optimizer(trained(self.guide))]
+        else:
+            steppers = optimizers(self.guide, options, len(self.feed.examples))
+        warmup = int(options.warmup * self.steps)
+        schedulers = [
+            get_scheduler(
+                options.schedule, each, num_warmup_steps=warmup, num_training_steps=self.steps
+            )
+            for each in steppers
+        ]
+        bad = 0  # steps in a row
+        for step in range(1, self.steps + 1):
+            report.steps = step
+            bar.update()
+            entry = self._step(step, steppers)
+            if entry is None:
+                report.skipped += 1
+                bad += 1
+                if bad >= _MAX_SKIPPED:
+                    where = culprit(self.guide, self.elbo.parts)
+                    self.guide.load_state_dict(self.good)
+                    raise FitError(
+                        f"the loss was not finite for {bad} steps in a row (last step: {step} "
+                        f"of {self.steps}), first at {where}; the last good state is kept"
+                    )
+                continue
+            bad = 0
+            report.history.append(entry)
+            shown = {"loss": "loss", "NLL": "nll", "KL": "kl"}
+            bar.set_postfix({k: f"{entry[v]:.3f}" for k, v in shown.items()}, refresh=False)
+            for scheduler in schedulers:
+                scheduler.step()
+            last = self.selects and step == self.steps
+            if self.validation is not None and (last or step % self.eval_every == 0):
+                rows = self._evaluate()
+                entry["validation_nll"] = rows.mean().item()
+                if self._stops(step, rows):
+                    break
+        if not report.history:
+            raise FitError(
+                f"the loss was not finite at any of {self.steps} steps, first at "
+                f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
+            )
+
     def _state(self) -> dict[str, Tensor]:
         values = self.guide.state_dict().items()
         return {name: value.detach().clone() for name, value in values}
 
-    def _endless(self, particles: int) -> Iterator[Batch]:
+    def _endless(self) -> Iterator[Batch]:
         while True:
-            yield from self.feed.training(self.options.batch_size, particles, self.generator)
+            yield from self.feed.training(self.options.batch_size, self.particles, self.generator)
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and check that guide and model fit together."""
@@ -201,11 +203,6 @@ class _Run:
             self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
         self.good = self._state()
-
-    def _steppers(self) -> list[Optimizer]:
-        if self.optimizer is not None:
-            return [self.optimizer(trained(self.guide))]
-        return optimizers(self.guide, self.options, len(self.feed.examples))
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""

@@ -64,9 +64,13 @@ class Posterior(PosteriorState):
         return self.lineage[-1]
 
     def __repr__(self) -> str:
+        parts = self.components
+        kind = title(parts[0].guide)
+        if parts[0] is not self:
+            kind = f"{len(parts)} x {kind}"
         if not self.lineage:
-            return f"Posterior(no round, {title(self.guide)})"
-        return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
+            return f"{type(self).__name__}(no round, {kind})"
+        return f"{type(self).__name__}(round {len(self.lineage)}, {kind})\n{self.report}"
 
     def encode(self, data: object, *, labelled: bool = True) -> Examples:
         """Read and tokenise data as the training data were; see `data.encode`."""
@@ -340,13 +344,6 @@ class MixturePosterior(Posterior):
         parent = lineage[-1].id if lineage else None
         report = FitReport.joined([each.report for each in components], options, parent)
         return cls(components, (*lineage, report))
-
-    def __repr__(self) -> str:
-        kind = title(self.components[0].guide)
-        return (
-            f"MixturePosterior(round {len(self.lineage)}, {len(self.components)} x {kind})\n"
-            f"{self.report}"
-        )
 
     def as_prior(self) -> MixturePrior:
         """The mixture as a prior to sample from; `update` fits each component under its own part.

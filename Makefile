@@ -6,6 +6,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := dev,notebooks
+# A process for each processor; one that has nothing left takes over tests of another.
+PARALLEL := -n auto --dist worksteal
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -31,15 +33,16 @@ demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Notebooks, the documentation build, and what else takes minutes.
 slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
 # All of them, or some: `make notebooks ARGS="priors quickstart"`.
 notebooks: $(VENV)/installed-smollm2
@@ -51,7 +54,7 @@ docs: $(VENV)/installed-dev
 	@echo "Open docs/_build/html/index.html"
 
 bench: $(VENV)/installed
-	$(BIN)/python -m tools.experiments.step_cost $(ARGS)
+	$(BIN)/python -m tools.experiments cost $(ARGS)
 
 experiment: $(VENV)/installed
 	$(BIN)/python -m tools.experiments $(ARGS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .inference.elbo import ELBO
     from .inference.report import FitReport
     from .model import likelihoods, tasks
-    from .model.head import Head, OwnHead
+    from .model.head import Head
     from .model.model import Model
     from .model.network import RandomPEFT
     from .options import FitOptions
@@ -47,7 +47,6 @@ _HOMES = {
     "MixturePosterior": "posterior.posterior",
     "Model": "model.model",
     "NaturalGradient": "guides.optimizers",
-    "OwnHead": "model.head",
     "Posterior": "posterior.posterior",
     "RandomPEFT": "model.network",
     "RatingForecast": "forecast",
@@ -86,7 +85,6 @@ __all__ = [
     "MixturePosterior",
     "Model",
     "NaturalGradient",
-    "OwnHead",
     "Posterior",
     "RandomPEFT",
     "RatingForecast",

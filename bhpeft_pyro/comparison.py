@@ -1,11 +1,12 @@
-"""Which way of fine-tuning suits your data: a handful of them on the same rows, in one table."""
+"""Which way of fine-tuning suits your data: a handful of methods on the same rows, in one table."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ __all__ = ["BASELINE", "Comparison", "compare"]
 BASELINE = "hybrid"
 """The method that the others are compared with: ordinary fine-tuning of all PEFT weights."""
 
-_SCALED = ", scaled"  # ranks examples as without, so its curve would be the same
+_SETUP = "comparison.json"
+_SCALED = ", scaled"
 _METRICS = ("accuracy", "mse", "nll", "ece", "coverage_90")
 
 
@@ -40,8 +42,8 @@ class Comparison:
 
     Attributes:
         forecasts: by method.
-        seconds: what each method's fit took, without what it shares with the method before it.
-        posteriors: the fitted posteriors, by their folders' names.
+        seconds: how long each method's fit took, without what it shares with the method before it.
+        posteriors: the fitted posteriors, by the names of their folders.
     """
 
     forecasts: Mapping[str, AnyForecast]
@@ -49,8 +51,8 @@ class Comparison:
     posteriors: Mapping[str, Posterior]
 
     def table(self) -> pandas.DataFrame:
-        """A row for each method: metrics on the test rows, and how far its NLL is from `BASELINE`'s
-        (negative is better), with a 95 % interval over test rows (paired bootstrap)."""
+        """A row for each method: its metrics on the test rows, and its NLL minus that of `BASELINE`
+        (negative is better) with a 95 % interval over test rows (paired bootstrap)."""
         import pandas
 
         base = nlls(self.forecasts[BASELINE]).numpy()
@@ -59,15 +61,15 @@ class Comparison:
             scores = evaluate(forecast)
             rows[name] = {metric: scores[metric] for metric in _METRICS if metric in scores}
             if name != BASELINE:
-                away = nlls(forecast).numpy() - base
-                low, high = _interval(away)
-                rows[name] |= {"nll difference": away.mean(), "low": low, "high": high}
+                difference = nlls(forecast).numpy() - base
+                low, high = _interval(difference)
+                rows[name] |= {"nll difference": difference.mean(), "low": low, "high": high}
             rows[name]["seconds"] = self.seconds[name]
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
     def plot(self) -> Figure:
-        """NLL differences with their intervals, and accuracy (or MSE) of what is kept when the
-        least certain rows are rejected."""
+        """NLL differences with their intervals, and accuracy (or MSE) of the rest when the least
+        certain rows are rejected."""
         from matplotlib.figure import Figure
 
         from .plots import rejection
@@ -81,7 +83,8 @@ class Comparison:
         left.errorbar(middle, at, xerr=ends, fmt="o", color="black", capsize=3)
         left.axvline(0, color="grey", linewidth=0.8)
         left.set_yticks(at, table.index)
-        left.set_xlabel(f"NLL less that of {BASELINE!r} (nats; lower is better)")
+        left.set_xlabel(f"NLL minus that of {BASELINE!r} (nats; lower is better)")
+        # Scaling changes no order of examples, so those curves would be the same.
         plain = {k: v for k, v in self.forecasts.items() if not k.endswith(_SCALED)}
         rejection(plain, ax=right, by="total")
         return figure
@@ -94,32 +97,33 @@ def compare(
     test: object,
     out: str | Path,
     *,
-    columns: Columns = Columns(),
     components: int = 5,
     options: FitOptions | None = None,
     say: Callable[[str], object] = lambda text: None,
+    columns: Columns = Columns(),
 ) -> Comparison:
     """Fit a handful of methods to the same rows, and predict the same test rows.
 
-    They are the head alone, LoRA and the hybrid as point estimates; the hybrid with temperature
-    scaling (classes); `components` hybrids from different starts as an ensemble, also scaled; and
-    the default posterior around those very points. The validation rows stop the points, fit the
-    temperatures and choose the widths.
+    The methods are point estimates of the head alone, of LoRA and of the hybrid; the hybrid with
+    temperature scaling (classes); `components` hybrids from different starts as an ensemble, also
+    scaled; and the default posterior around the points of that ensemble. The validation rows stop
+    the training of points, and choose temperatures and widths.
 
-    Each fitted posterior is saved in `out` as soon as it is there, so a comparison that was
-    interrupted goes on, and the one you like is loaded with `Posterior.load`.
+    Each posterior is saved in `out` as soon as it is fitted. So a comparison that was interrupted
+    continues where it was, and any of its posteriors can be loaded with `Posterior.load`.
 
     Args:
-        model: makes a model with the PEFT weights given; `compare` calls it for each method.
+        model: a function from PEFT kinds to a new model.
         data, validation, test: labelled, as for `fit`.
         out: the folder of posteriors.
-        columns: as for `fit`.
-        components: of the ensemble and of the posterior.
+        components: the size of the ensemble and of the posterior.
         options: of each fit.
-        say: told what is done.
+        say: is called with a line for each step.
+        columns: as for `fit`.
 
     Raises:
-        ConfigError: `out` holds a comparison of other data or options, or `components` is below 2.
+        ConfigError: `out` holds a comparison with other rows or options, or `components` is less
+            than 2.
         DataError: as for `fit`.
 
     >>> import tempfile
@@ -134,88 +138,87 @@ def compare(
 '2 components']
     """
     if components < 2:
-        raise ConfigError(f"components={components!r} must be at least 2: an ensemble is compared")
+        raise ConfigError(f"components={components!r} must be at least 2, to make an ensemble")
     options = options or FitOptions()
     folder = Path(out)
-    posteriors: dict[str, Posterior] = {}
+    head = model(presets.head_only())
+    rows = head.encode(data, columns, new_names=True)
+    columns = replace(columns, label_names=rows.label_names)
+    known, tested = (head.encode(given, columns) for given in (validation, test))
+    setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
+    _check_setup(folder, setup | asdict(options.change(progress=True)))
 
-    def learn(name: str, kinds: Sequence[Kind], count: int) -> Posterior:
-        made, place = model(kinds), folder / name.replace(" ", "-")
-        point = _saved(place, made, options, count)
-        if point is None:
-            say(f"fitting {name}")
-            point = fit(
-                made,
-                "delta",
-                data,
-                validation=validation,
-                columns=columns,
-                options=options,
-                components=count,
-            )
-            point.save(place)
-        else:
+    def learn(name: str, made: Model, count: int) -> Posterior:
+        place, network = folder / name.replace(" ", "-"), made.network
+        if io.exists(place):
             say(f"{name} is in {place}")
-        train = point.encode(data)
-        if point.report.given != train.fingerprint:
-            raise ConfigError(f"out: {place} was fitted to other data; expected another folder")
-        posteriors[name] = point
-        return point
+            return Posterior.load(place, network.backbone, tokenizer=network.tokenizer)
+        say(f"fitting {name}")
+        posterior = fit(
+            made,
+            "delta",
+            rows,
+            validation=known,
+            columns=columns,
+            options=options,
+            components=count,
+        )
+        posterior.save(place)
+        return posterior
 
-    learn("head only", presets.head_only(), 1)
-    learn("LoRA", presets.lora(), 1)
-    points = learn("points", presets.bh_peft(), components)
+    head_only = learn("head only", head, 1)
+    lora = learn("LoRA", model(presets.lora()), 1)
+    points = learn("points", model(presets.bh_peft()), components)
     assert isinstance(points, MixturePosterior)
-    several = f"{components} hybrids"
-    first, *_ = points.components
-    named: dict[str, Posterior] = {
-        "head only": posteriors["head only"],
-        "LoRA": posteriors["LoRA"],
-        BASELINE: first,
-        several: points,
-    }
     say(f"measuring the width of {components} points")
-    wide = points.widen(data, validation=validation)
+    wide = points.widen(rows, validation=known)
     wide.save(folder / "posterior", overwrite=True)
-    posteriors["posterior"] = wide
+    ensemble = f"{components} hybrids"
+    methods = {
+        "head only": head_only,
+        "LoRA": lora,
+        BASELINE: points.components[0],
+        ensemble: points,
+        f"{components} components": wide,
+    }
     forecasts: dict[str, AnyForecast] = {}
     seconds: dict[str, float] = {}
-    for name, posterior in named.items():
-        forecasts[name] = forecast = posterior.predict(test)
+    for name, posterior in methods.items():
+        forecasts[name] = forecast = posterior.predict(tested)
         seconds[name] = posterior.report.seconds
-        if isinstance(forecast, ClassForecast) and posterior in (first, points):
-            known = posterior.predict(validation)
-            assert isinstance(known, ClassForecast)
-            forecasts[name + _SCALED], _ = forecast.tempered(known)
+        if isinstance(forecast, ClassForecast) and name in (BASELINE, ensemble):
+            calibrating = posterior.predict(known)
+            assert isinstance(calibrating, ClassForecast)
+            forecasts[name + _SCALED], _ = forecast.tempered(calibrating)
             seconds[name + _SCALED] = seconds[name]
-    forecasts[f"{components} components"] = wide.predict(test)
-    seconds[f"{components} components"] = wide.report.seconds
+    posteriors = {"head only": head_only, "LoRA": lora, "points": points, "posterior": wide}
     return Comparison(forecasts, seconds, posteriors)
 
 
-def _saved(folder: Path, model: Model, options: FitOptions, count: int) -> Posterior | None:
-    """What an earlier run has left in a folder, if anything.
+def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
+    """Note how a comparison is made, or see that the one in the folder was made so.
 
     Raises:
-        ConfigError: it was fitted in another way.
+        ConfigError: it was made otherwise.
     """
-    if not io.exists(folder):
-        return None
-    network = model.network
-    found = Posterior.load(folder, network.backbone, tokenizer=network.tokenizer)
-    wanted = replace(options, progress=True)
-    if replace(found.report.options, progress=True) != wanted or (
-        max(1, len(found.report.components)) != count
-    ):
+    file = folder / _SETUP
+    if not file.exists():
+        if any(io.exists(each) for each in folder.glob("*")):
+            raise ConfigError(f"out: {folder} holds posteriors of something else; expected another")
+        folder.mkdir(parents=True, exist_ok=True)
+        io.write(file, json.dumps(setup, indent=1).encode())
+        return
+    before = json.loads(file.read_text())
+    if other := [name for name, value in setup.items() if before.get(name) != value]:
         raise ConfigError(
-            f"out: {folder} was fitted with other options; expected the same, or another folder"
+            f"out: {folder} holds a comparison with another choice of {', '.join(other)}; expected "
+            "the same, or another folder"
         )
-    return found
 
 
-def _interval(away: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over rows like these."""
+def _interval(difference: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over rows."""
     from scipy.stats import bootstrap
 
-    found = bootstrap((away,), np.mean, n_resamples=2000, method="percentile", rng=0)
+    found = bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=0)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)

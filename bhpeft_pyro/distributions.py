@@ -57,11 +57,6 @@ class Covariance:
         axes, strength = leading(whitened)
         return cls(scale, axes, (1 + strength).rsqrt())
 
-    def is_finite(self) -> bool:
-        """Whether all entries are finite."""
-        # By sums: a truth value for each entry would take too much memory.
-        return all(bool(part.sum().isfinite()) for part in (self.scale, self.axes, self.ratio))
-
     @classmethod
     def dense(cls, matrix: Tensor) -> Covariance:
         """Any covariance matrix (D, D), along its eigenvectors.
@@ -74,15 +69,6 @@ class Covariance:
         ratio = (strength / strength[-1]).clamp_min(0).sqrt()  # at most 1
         scale = sds * strength[-1].sqrt()
         return cls(scale.to(matrix), axes.to(matrix).contiguous(), ratio.to(matrix))
-
-    @classmethod
-    def blocks(cls, parts: Sequence[Covariance]) -> Covariance:
-        """That of independent vectors, end to end."""
-        return cls(
-            torch.cat([part.scale for part in parts]),
-            torch.block_diag(*(part.axes for part in parts)),
-            torch.cat([part.ratio for part in parts]),
-        )
 
     def marginal(self, index: Tensor) -> Covariance:
         """That of the entries at `index`, (M,), for ratios of at most 1."""
@@ -119,10 +105,6 @@ class Covariance:
     def unroot(self, value: Tensor) -> Tensor:
         """The inverse of `root`."""
         return self._along(value / self.scale, 1 / self.ratio - 1)
-
-    def pull(self, slope: Tensor) -> Tensor:
-        """From the (D,) gradient by `root(noise)` to that by `noise`."""
-        return self._along(self.scale * slope, self.ratio - 1)
 
     def apply(self, vector: Tensor) -> Tensor:
         """(D,) vector times the covariance."""

@@ -9,6 +9,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Tiny models, and as many processes as processors: more threads only wait for each other. Kernels
+# of notebooks and programs that a test starts inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +28,6 @@ from bhpeft_pyro.data import assets
 # Our attention functions, which are registered once and stay.
 OURS = "bhpeft_"
 
-# Tiny models: more threads only wait for each other.
 torch.set_num_threads(1)
 
 

@@ -23,12 +23,11 @@ from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.assets import LABELS, Round, two_rounds
 from bhpeft_pyro.errors import DataError
-from bhpeft_pyro.forecast.metrics import evaluate, rejection_curve
+from bhpeft_pyro.forecast.metrics import evaluate
 
 __all__ = ["Settings", "run"]
 
 SCALED, WIDE = "hybrid, scaled", "hybrid with a width"
-_REJECTED = (0.0, 0.1, 0.2)
 _console = Console()
 
 
@@ -117,36 +116,24 @@ def _classes(posterior: bh.Posterior, data: object) -> bh.ClassForecast:
 
 def _show(compared: Comparison, temperature: float) -> None:
     made = compared.table().drop(columns="seconds")
-    rows = [(name, *(None if value != value else value for value in row))
-            for name, row in zip(made.index, made.to_numpy().tolist(), strict=True)]  # fmt: skip
+    made = made.astype(object).where(made.notna(), None)
     table(
         "NLL less the hybrid's with its 95 % interval over test sentences; lower is better. "
         f"Scaled by a temperature of {temperature:.2f} that suits the validation rows",
         ("", *made.columns),
-        rows,
-    )
-    curves = {
-        name: rejection_curve(compared.forecasts[name], by="confidence", fractions=_REJECTED)[1]
-        for name in (BASELINE, WIDE)
-    }
-    table(
-        "Accuracy of the rest when the least certain are left to a human",
-        ("rejected:", *(f"{share:.0%}" for share in _REJECTED)),
-        [(name, *curve.tolist()) for name, curve in curves.items()],
+        list(made.itertuples(name=None)),
     )
 
 
 def _doubts(forecast: bh.ClassForecast, count: int = 4) -> None:
-    """The sentences of which the weights leave most open."""
+    """The sentences about which the weights disagree most."""
     _say("Where it is least sure of itself (epistemic uncertainty, in nats):")
+    assert forecast.texts is not None
     truth = forecast.observed()
     for i in forecast.flag(1.0, by="epistemic")[:count].tolist():
+        label, sure = LABELS[int(forecast.label[i])], forecast.confidence[i]
         right = "right" if forecast.label[i] == truth[i] else "wrong"
-        _say(
-            f"  {forecast.epistemic[i]:.3f}: {LABELS[int(forecast.label[i])]} "
-            f"({forecast.confidence[i]:.2f}), which is {right}: "
-            f"{forecast.texts[i] if forecast.texts else ''}"
-        )
+        _say(f"  {forecast.epistemic[i]:.3f}: {label} ({sure:.2f}), {right}: {forecast.texts[i]}")
 
 
 def _show_rounds(rounds: tuple[Round, Round], posteriors: Mapping[str, bh.Posterior]) -> None:

@@ -1,9 +1,9 @@
-"""The program: its commands, its exit codes, and one line for an error.
+"""The program: its commands, its exit codes, and errors in one line.
 
-Exit codes: 0 fine, 2 bad input, 1 anything else, 130 interrupted.
+Exit codes: 0 success, 2 bad input, 1 any other failure, 130 interrupted.
 
-`--help`, `--version` and an error in an option need neither PyTorch nor Transformers, which take
-seconds to import: so a command imports what it needs when it runs.
+`--help`, `--version` and errors in options need neither PyTorch nor Transformers, which take
+seconds to import. So a command's module imports them in the command itself, when it runs.
 """
 
 from __future__ import annotations
@@ -19,34 +19,23 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..errors import BHPEFTError, FitError
 from . import compare, evaluate, fit, history, predict, report, stream, update
+from .options import flat
 from .screen import say, spoken_warnings
-
-__all__ = ["app", "main", "quietly", "spoken_errors"]
 
 
 @contextmanager
 def spoken_errors() -> Iterator[None]:
-    """Errors made on purpose are one line, without a traceback."""
+    """Print deliberate errors in one line, without a traceback."""
     try:
         with spoken_warnings():
             yield
-    except FitError as error:  # the data may be fine
+    except (FitError, OSError) as error:  # the input may be fine
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)
-    except OSError as error:
-        _fail(error, 1)
     except KeyboardInterrupt:
-        say("interrupted; what was saved before is as it was")
+        say("interrupted; what was saved before is unchanged")
         raise
-
-
-class Commands(TyperGroup):
-    """A program whose errors are spoken."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with spoken_errors():
-            return super().invoke(ctx)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -54,8 +43,16 @@ def _fail(error: Exception, code: int) -> NoReturn:
     raise typer.Exit(code) from error
 
 
+class Commands(TyperGroup):
+    """Commands whose errors are printed in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with spoken_errors():
+            return super().invoke(ctx)
+
+
 def quietly(command: Callable[..., None]) -> Callable[..., None]:
-    """The command without bars and messages of the libraries' own."""
+    """The command without progress bars and messages of other libraries."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
@@ -76,9 +73,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Bayesian hybrid fine-tuning: small random weights on a frozen transformer, "
-    "with predictions that say how sure they are.",
-    epilog="bhpeft COMMAND --help has the options, and examples.",
+    help="Bayesian hybrid PEFT: fit a posterior over a few small weights on a frozen transformer, "
+    "and predict with uncertainty.",
+    epilog="bhpeft COMMAND --help shows the options, and examples.",
 )
 
 
@@ -101,11 +98,13 @@ def _program(
 for module in (fit, compare, predict, evaluate, update, stream, history, report):
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, name)
-    # Paragraphs without their line breaks, which the help would keep.
-    paragraphs = [" ".join(part.split()) for part in command.__doc__.split("\n\n")]
-    examples = ("Examples:", *module.EXAMPLES)
-    help_ = "\n\n".join(paragraphs)
-    app.command(name, help=help_, epilog="\n\n".join(examples))(quietly(command))
+    text, _, examples = command.__doc__.partition("Examples:")
+    # Typer would keep the line breaks within a paragraph.
+    paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    lines = ["Examples:", *(line.strip() for line in examples.strip().splitlines())]
+    app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
+        quietly(flat(command))
+    )
 
 
 def main() -> None:

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
 from . import options
-from .recipe import Recipe, options_of_recipe
-from .screen import bars, png, print_json, say, table
-
-__all__ = ["EXAMPLES", "compare"]
-
-_DIFFERENCE = ("nll difference", "low", "high")
-
-EXAMPLES = (
-    "bhpeft compare reviews.csv --backbone minilm --out runs/compared",
-    "bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared",
-)
+from .screen import interactive, png, print_json, say, table
 
 
-@options.fitting()
-@options_of_recipe("guide", "preset", "unlabelled")
 def compare(
-    context: typer.Context,
     data: options.Data,
     out: Annotated[
         Path, typer.Option(help="The folder of posteriors, table and plot.", show_default=False)
     ],
-    recipe: Recipe,
+    reading: options.Reading,
+    fitting: options.Fitting,
     config: options.Config = None,
     test: Annotated[
-        str, typer.Option(help="A file of test rows, or a share of the rows.", metavar="FILE|SHARE")
+        Any,
+        typer.Option(
+            help="Rows to test on: a share of the data, or a file.",
+            metavar="SHARE|FILE",
+            parser=options.share_or_file,
+        ),
     ] = "20%",
     validation: options.Validation = "20%",
     components: Annotated[
@@ -42,60 +35,65 @@ def compare(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Fit a head, LoRA, the hybrid, an ensemble of it and the posterior; compare their forecasts.
+    """Fit a head, LoRA, the hybrid, an ensemble of hybrids and the posterior; compare forecasts.
 
-    All see the same rows. Each fit is saved in --out; killed and started again, it goes on. The
-    intervals are over test rows; another seed gives other numbers.
+    All are fitted to the same rows. Each fit is saved in --out; started again after it was killed,
+    the comparison continues. Its intervals are over test rows; another seed gives other numbers.
+
+    Examples:
+        bhpeft compare reviews.csv --backbone minilm --out runs/compared
+        bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
-    from ..comparison import BASELINE
     from ..comparison import compare as run
+    from ..data.sources import load
+    from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..posterior.io import write
-    from .runs import hold_out, naming, read_table
+    from .runs import split
+    from .task import infer
 
-    how = FitOptions(progress=bars()).change(**options.given(context))
+    how = FitOptions(progress=interactive()).change(**fitting.given)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
-    rows = read_table(data)
-    found = recipe.task_of(rows)
-    say(f"{len(rows)} rows, {found}")
-    first = recipe.model(found, device)
-    columns = recipe.columns(found)
-    examples = first.encode(rows, columns)
-    parts = {}
+    rows = load(data)
+    task = infer(rows, reading)
+    say(f"{len(rows)} rows, {task}")
+    backbone, tokenizer = load_backbone(reading.backbone, device)
+    model = task.model(backbone, tokenizer, ())
+    examples = model.encode(rows, task.columns)
+    parts: dict[str, Any] = {}
     for name, given in (("test", test), ("validation", validation)):
-        examples, part = hold_out(examples, given, how.seed, f"--{name}")
-        if part is None:
-            raise ConfigError(f"--{name}: expected rows; the methods need some")
-        if isinstance(part, str):
-            with naming(part, f"--{name}"):
-                part = first.encode(read_table(part), columns)
-        parts[name] = part
-    say(f"{len(examples)} rows to learn, {', '.join(f'{len(p)} {n}' for n, p in parts.items())}")
+        examples, parts[name] = split(
+            examples,
+            given,
+            how.seed,
+            lambda file: model.encode(load(file), task.columns),
+            f"--{name}",
+        )
+        if parts[name] is None:
+            raise ConfigError(f"--{name}: got 0; expected rows, which all methods need")
+    test_rows = len(parts["test"])
+    counts = f"{len(parts['validation'])} validation and {test_rows} test rows"
+    say(f"{len(examples)} training, {counts}")
     result = run(
-        lambda kinds: found.model(
-            first.network.backbone, first.network.tokenizer, kinds, recipe.noise_by_text
-        ),
+        lambda kinds: task.model(backbone, tokenizer, kinds),
         examples,
         parts["validation"],
         parts["test"],
         out,
-        columns=columns,
         components=components,
         options=how,
         say=say,
+        columns=task.columns,
     )
-    made = result.table()
-    write(out / "table.csv", made.to_csv().encode())
+    methods = result.table()
+    write(out / "table.csv", methods.to_csv().encode())
     write(out / "plot.png", png(result.plot()))
+    known = methods.astype(object).where(methods.notna(), None)
     if as_json:
-        print_json({"test_rows": len(parts["test"]), "methods": made.to_dict(orient="index")})
-        return
-    shown = [name for name in made.columns if name not in (*_DIFFERENCE, "seconds")]
-    body = []
-    for name, row in made.iterrows():
-        away = "{:.3f} [{:.3f}, {:.3f}]".format(*row[[*_DIFFERENCE]])
-        body.append((name, *row[shown], "-" if name == BASELINE else away, round(row["seconds"])))
-    title = f"{len(parts['test'])} test rows; NLL less the hybrid's with its 95 % interval"
-    table(title, ("", *shown, "nll - hybrid's", "seconds"), body)
+        print_json({"test_rows": test_rows, "methods": known.to_dict(orient="index")})
+    else:
+        title = f"{test_rows} test rows; diff.: NLL minus the hybrid's, with its 95 % interval"
+        short = known.rename(columns={"nll difference": "diff."})
+        table(title, ("", *short.columns), [*short.itertuples(name=None)])
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 from . import options
-from .screen import print_json, show
-
-__all__ = ["EXAMPLES", "evaluate"]
-
-EXAMPLES = (
-    "bhpeft evaluate runs/reviews test.csv",
-    "bhpeft evaluate runs/reviews test.csv --json | jq .ece",
-)
+from .screen import print_json, show_metrics
 
 
 def evaluate(
@@ -23,7 +16,12 @@ def evaluate(
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Accuracy, NLL, calibration and more on labelled data."""
+    """Measure accuracy, NLL, calibration and more on labelled data.
+
+    Examples:
+        bhpeft evaluate runs/reviews test.csv
+        bhpeft evaluate runs/reviews test.csv --json | jq .ece
+    """
     from .runs import open_run, rows_for
 
     posterior = open_run(run, backbone, device)
@@ -32,4 +30,4 @@ def evaluate(
     if as_json:
         print_json({"examples": len(rows), **scores})
     else:
-        show(f"{len(rows)} rows of {data}", {"": scores})
+        show_metrics(f"{len(rows)} rows of {data}", {"": scores})

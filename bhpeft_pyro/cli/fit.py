@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import typer
-
 from . import options
-from .recipe import POINTS, Recipe, options_of_recipe
-from .screen import bars, conclude, say
-
-__all__ = ["EXAMPLES", "fit"]
-
-EXAMPLES = (
-    "bhpeft fit reviews.csv --backbone minilm --out runs/reviews",
-    "bhpeft fit films.jsonl --text-column review --label-column stars --task ratings "
-    "--out runs/films",
-    "bhpeft fit --config fit.yaml --epochs 5",
-)
+from .screen import interactive, say
 
 
-@options.fitting()
-@options_of_recipe()
 def fit(
-    context: typer.Context,
     data: options.Data,
     out: options.Out,
-    recipe: Recipe,
+    reading: options.Reading,
+    fitting: options.Stopping,
     config: options.Config = None,
+    preset: options.Preset = "bh_peft",
+    guide: options.Guide = "laplace",
     components: options.Components = None,
     validation: options.Validation = "20%",
     samples: options.Samples = None,
@@ -39,39 +25,44 @@ def fit(
 
     The data has columns text and label (classes by name or number, or real-valued ratings), or
     question, choices and answer.
-    """
-    from ..options import FitOptions
-    from ..posterior.fit import fit as learn
-    from .runs import check_out, hold_out, naming, read_table
 
-    how = FitOptions(progress=bars()).change(**options.given(context))
+    Examples:
+        bhpeft fit reviews.csv --backbone minilm --out runs/reviews
+        bhpeft fit films.jsonl --label-column stars --task ratings --out runs/films
+        bhpeft fit --config fit.yaml --epochs 5
+    """
+    from ..data.sources import load
+    from ..model.backbone import load_backbone
+    from ..options import FitOptions
+    from ..peft import presets
+    from ..posterior.fit import fit as learn
+    from .runs import check_out, finish, split
+    from .task import infer
+
+    how = FitOptions(progress=interactive()).change(**fitting.given)
     check_out(out, overwrite)
-    table = read_table(data)
-    found = recipe.task_of(table)
-    say(f"{len(table)} rows, {found}")
-    columns, unlabelled = recipe.columns(found), recipe.unlabelled_rows()
-    model = recipe.model(found, device)
-    # Before rows are held out, so that all are checked now, under the numbers the file has.
-    examples = model.encode(table, columns)
-    train, held_out = hold_out(examples, validation, how.seed)
-    if isinstance(held_out, str):
-        with naming(held_out):
-            held_out = model.encode(read_table(held_out), columns)
-    where = f"{recipe.backbone}, {model.network.device}"
-    say(f"fitting {recipe.preset} on {where}, to {len(train)} rows")
+    table = load(data)
+    task = infer(table, reading)
+    say(f"{len(table)} rows, {task}")
+    model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
+    # Encoded before rows are held out, so that errors count rows as the file does.
+    examples = model.encode(table, task.columns)
+    train, held_out = split(
+        examples,
+        validation,
+        how.seed,
+        lambda file: model.encode(load(file), task.columns),
+    )
+    where = f"{reading.backbone}, {model.network.device}"
+    say(f"fitting {preset} on {where}, to {len(train)} rows")
     posterior = learn(
         model,
-        recipe.guide,
+        guide,
         train,
-        # Else nothing depends on it: it is looked at once, at the end.
-        validation=held_out if how.patience or recipe.guide in POINTS else None,
+        # Other fits do not depend on these rows: it is enough to evaluate them at the end.
+        validation=held_out if how.patience or guide in options.POINTS else None,
         options=how,
         components=components,
-        columns=columns,
-        unlabelled=unlabelled,
+        columns=task.columns,
     )
-    posterior.report.name = Path(data).name
-    posterior.report.given = examples.fingerprint
-    posterior.save(out, overwrite)
-    say(f"{posterior.report}\nsaved in {out}")
-    conclude(posterior, out, held_out, samples, as_json)
+    finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

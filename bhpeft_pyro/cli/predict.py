@@ -6,7 +6,7 @@ import csv
 import json
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,18 +15,10 @@ from . import options
 from .screen import say, table
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from ..inference.predict import AnyForecast
 
-__all__ = ["EXAMPLES", "predict", "predictions"]
-
-EXAMPLES = (
-    "bhpeft predict runs/reviews new.csv --flag 10%",
-    "bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv",
-)
 _SUFFIXES = (".csv", ".jsonl")
-_WIDTH = 60  # of a text in the table
+_OF_CLASSES = ("variance", "confidence")
 
 
 def predict(
@@ -34,14 +26,16 @@ def predict(
     data: options.Data,
     config: options.Config = None,
     flag: Annotated[
-        str, typer.Option(help="Flag this share of the rows, the least certain.", metavar="SHARE")
+        Any,
+        typer.Option(
+            help="Flag this share of the rows, the least certain.",
+            metavar="SHARE",
+            parser=options.share,
+        ),
     ] = "10%",
     by: Annotated[
-        str,
-        typer.Option(
-            help="Rank by total, epistemic or aleatoric uncertainty; classes also by variance "
-            "or confidence.",
-        ),
+        Literal["total", "epistemic", "aleatoric", "variance", "confidence"],
+        typer.Option(help="The uncertainty to rank by; the last two are for classes."),
     ] = "total",
     out: Annotated[
         Path | None,
@@ -50,7 +44,7 @@ def predict(
             show_default="DATA-predictions, beside DATA",
         ),
     ] = None,
-    show: Annotated[int, typer.Option(help="Rows of the table on the screen.", min=0)] = 5,
+    show: Annotated[int, typer.Option(help="How many rows to show on the screen.", min=0)] = 5,
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
@@ -59,70 +53,76 @@ def predict(
         bool, typer.Option("--overwrite", help="Replace --out if it exists.")
     ] = False,
 ) -> None:
-    """Predict new text, and flag what the posterior is least certain about.
+    """Predict new text, and flag the least certain predictions.
 
-    The file written has the data's columns, and prediction, probability, epistemic and aleatoric
-    uncertainty (nats), flagged; for ratings prediction, sd, ends of the 90 % interval, epistemic
-    and aleatoric variance, flagged.
+    The file has the data's columns, and for classes prediction, probability, epistemic and
+    aleatoric uncertainty (nats) and flagged; for ratings prediction, sd, the ends of the 90 %
+    interval, epistemic and aleatoric variance and flagged.
+
+    Examples:
+        bhpeft predict runs/reviews new.csv --flag 10%
+        bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
     """
-    from ..forecast import ClassForecast, RatingForecast
+    from ..data.sources import load
     from ..posterior.io import write
-    from .runs import open_run, read_table, rows_for
+    from .runs import open_run, rows_for
 
-    share = options.fraction(flag, "--flag")
-    if share == 0:
-        raise ConfigError(f"--flag: {flag} flags no row; expected a share above 0")
+    if flag == 0:
+        raise ConfigError("--flag: 0 flags no row; expected a share above 0")
     out = out or _beside(data)
     if out.suffix not in _SUFFIXES:
         raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
     if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data itself")
+        raise ConfigError(f"--out: {out} is the data; expected another file")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
     if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} is there already; --overwrite replaces it")
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
-    kind = RatingForecast if posterior.model.likelihood.kind == "rating" else ClassForecast
-    if by not in kind.measures:
-        raise ConfigError(f"--by: unknown {by!r}; expected one of {', '.join(kind.measures)}")
+    if by in _OF_CLASSES and posterior.model.likelihood.kind == "rating":
+        raise ConfigError(f"--by: got {by!r} for ratings; expected total, epistemic or aleatoric")
     rows = rows_for(posterior, data, labelled=False)
     examples = posterior.model.encode_texts(rows, posterior.columns)
     forecast = posterior.predict(examples, samples, seed=draw_seed)
-    flagged = forecast.flag(share, by).tolist()
-    found = predictions(forecast, flagged)
-    written = read_table(data, None)  # as they are in the file, not as they were read
-    write(out, _encoded(written, found, out.suffix))
+    columns = predictions(forecast)
+    flagged = forecast.flag(flag, by).tolist()
+    # The data's cells are written as they are in the file, not as numbers that were read.
+    records = [
+        row | {name: values[i] for name, values in columns.items()} | {"flagged": i in flagged}
+        for i, row in enumerate(load(data, None).to_list())
+    ]
+    write(out, (_csv(records) if out.suffix == ".csv" else _json_lines(records)).encode())
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
-    names = list(found)[:-1]
-    order = forecast.flag(1.0, by)[:show].tolist()
-    if order:
-        texts = forecast.texts or [""] * len(rows)
+    if shown := forecast.flag(1.0, by)[:show].tolist():
+        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(rows)]
         table(
             f"Least certain ({by}); rows count from 0",
-            ("row", *names, "text"),
-            [(i, *(found[name][i] for name in names), _short(texts[i])) for i in order],
+            ("row", *columns, "text"),
+            [(i, *(values[i] for values in columns.values()), texts[i]) for i in shown],
         )
 
 
-def predictions(forecast: AnyForecast, flagged: list[int]) -> dict[str, list[Any]]:
-    """The columns that `predict` adds to a table."""
-    from ..forecast import ClassForecast, RatingForecast
+def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
+    """The columns of a forecast by name."""
+    from ..forecast import ClassForecast
 
-    columns: dict[str, list[Any]] = {}
     if isinstance(forecast, ClassForecast):
-        columns["prediction"] = forecast.predicted
-        columns["probability"] = _digits(forecast.confidence)
+        columns = {
+            "prediction": forecast.predicted,
+            "probability": _digits(forecast.confidence),
+        }
     else:
-        assert isinstance(forecast, RatingForecast)
         lower, upper = forecast.interval(0.9)
-        columns["prediction"] = _digits(forecast.mean)
-        columns["sd"] = _digits(forecast.sd)
-        columns |= {"lower_90": _digits(lower), "upper_90": _digits(upper)}
-    columns["epistemic"] = _digits(forecast.epistemic)
-    columns["aleatoric"] = _digits(forecast.aleatoric)
-    chosen = set(flagged)
-    columns["flagged"] = [i in chosen for i in range(len(forecast))]
-    return columns
+        columns = {
+            "prediction": _digits(forecast.mean),
+            "sd": _digits(forecast.sd),
+            "lower_90": _digits(lower),
+            "upper_90": _digits(upper),
+        }
+    return columns | {
+        "epistemic": _digits(forecast.epistemic),
+        "aleatoric": _digits(forecast.aleatoric),
+    }
 
 
 def _digits(values: Any) -> list[float]:
@@ -132,23 +132,20 @@ def _digits(values: Any) -> list[float]:
 
 def _beside(data: str) -> Path:
     path = Path(data)
-    if not path.is_file():  # from the hub
+    if not path.is_file():  # it is on the hub
         return Path("predictions.csv")
     suffix = ".csv" if path.suffix.lower() == ".csv" else ".jsonl"
     return path.with_name(f"{path.stem}-predictions{suffix}")
 
 
-def _encoded(rows: Dataset, found: dict[str, list[Any]], suffix: str) -> bytes:
-    """The table with the columns found, which replace any of the same name."""
-    records = [
-        row | {name: values[i] for name, values in found.items()}
-        for i, row in enumerate(rows.to_list())
-    ]
-    if suffix == ".jsonl":
-        lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
-        return "".join(f"{line}\n" for line in lines).encode()
+def _json_lines(records: list[dict[str, Any]]) -> str:
+    lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
     text = StringIO()
-    # The writer leaves a bare carriage return unquoted, and readers end a row there.
+    # The writer leaves a bare carriage return unquoted, and readers would end a row there.
     returns = any("\r" in cell for r in records for cell in r.values() if isinstance(cell, str))
     writer = csv.DictWriter(
         text,
@@ -160,9 +157,4 @@ def _encoded(rows: Dataset, found: dict[str, list[Any]], suffix: str) -> bytes:
     for record in records:
         nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, (list, dict))}
         writer.writerow(record | nested)
-    return text.getvalue().encode()
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
+    return text.getvalue()

@@ -1,4 +1,4 @@
-"""`bhpeft report`: a page on a posterior."""
+"""`bhpeft report`: a page about a posterior."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ import typer
 
 from ..errors import ConfigError
 from . import options
-
-__all__ = ["EXAMPLES", "report"]
-
-EXAMPLES = (
-    "bhpeft report runs/reviews test.csv --out report.html",
-    "bhpeft report runs/reviews --out report.md",
-)
+from .screen import say
 
 
 def report(
     run: options.Run,
     data: Annotated[
         str | None,
-        typer.Argument(help="Labelled data to test it on.", show_default="only the fit"),
+        typer.Argument(help="Labelled data to test it on.", show_default="none"),
     ] = None,
     config: options.Config = None,
-    out: Annotated[
-        Path, typer.Option(help="A .html file, self-contained, or a .md file with plots beside it.")
-    ] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("report.html"),
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
-    """A page on a posterior: each round's fit, the change it makes, metrics and plots."""
-    from .page import TEMPLATES, write_page
+    """Write a page: each round's fit, what the weights change, and metrics and plots of a test.
+
+    Examples:
+        bhpeft report runs/reviews --out report.html
+        bhpeft report runs/reviews test.csv --out report.html
+    """
+    from ..posterior.io import write
+    from .page import page
     from .runs import open_run
 
-    if out.suffix not in TEMPLATES:
-        raise ConfigError(f"--out: {out} should end in {' or '.join(TEMPLATES)}")
+    if out.suffix != ".html":
+        raise ConfigError(f"--out: {out} should end in .html")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
-    write_page(open_run(run, backbone, device), run, data, out, samples, draw_seed)
+    text = page(open_run(run, backbone, device), run, data, samples, draw_seed)
+    write(out, text.encode())
+    say(f"written to {out}")

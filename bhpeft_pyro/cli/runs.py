@@ -1,10 +1,8 @@
-"""Reading and writing of what the commands work on: tables and saved posteriors."""
+"""What commands read and write: tables and saved posteriors."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,68 +15,38 @@ from ..errors import ConfigError, DataError
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..sequential import History
-from .options import fraction
-from .screen import say
-
-__all__ = [
-    "check_out",
-    "hold_out",
-    "naming",
-    "open_run",
-    "read_table",
-    "rounds_of",
-    "rows_for",
-]
-
-Rows = TypeVar("Rows", Dataset, Examples)
+from .screen import print_json, say, show_metrics
 
 _ROUNDS = "rounds"  # in the folder of a stream
-
-
-def read_table(source: str, texts: Collection[str] | None = ()) -> Dataset:
-    """All rows and columns of a file, or of a data set on the hub; `texts` is as for `load`."""
-    table = load(source, texts)
-    if len(table) == 0:
-        raise DataError(f"{source} is empty: at least one row is needed")
-    return table
+Rows = TypeVar("Rows", Dataset, Examples)
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
-    """A table that a posterior is to read: its columns are checked.
+    """A table for a posterior, which has the columns that it was fitted to.
 
     Raises:
         DataError: a column is missing.
     """
     kind, columns = posterior.model.likelihood.kind, posterior.columns
-    table = read_table(source, columns.inputs(kind))
-    needed = (*columns.inputs(kind), *((columns.target(kind),) if labelled else ()))
-    for column in needed:
+    label = columns.target(kind)
+    table = load(source, columns.inputs(kind))
+    for column in (*columns.inputs(kind), *((label,) if labelled else ())):
         if column not in table.column_names:
             raise DataError(
-                f"{source} has no column {column!r}, which this posterior was fitted on; "
+                f"{source} has no column {column!r}, which this posterior was fitted to; "
                 f"columns there: {', '.join(table.column_names)}"
             )
-    names, label = columns.label_names, columns.target(kind)
+    names = posterior.columns.label_names
     first = table[0][label] if labelled and names else None
     if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
     return table
 
 
-def hold_out(
-    rows: Rows, validation: str, seed: int, option: str = "--validation"
-) -> tuple[Rows, Rows | str | None]:
-    """Rows to learn from, and those held out: a share of them, or a file still to be read."""
-    if not re.fullmatch(r"[\d.]+%?", validation):
-        return rows, validation
-    share = fraction(validation, option)
+def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:
+    """Rows to learn from, and a random share held out; None if that is no row, or all."""
     count = round(share * len(rows))
-    if share and not 0 < count < len(rows):
-        raise DataError(
-            f"{option} {validation} of {len(rows)} rows are {count}; take another share, "
-            "or 0 for none"
-        )
-    if count == 0:
+    if not 0 < count < len(rows):
         return rows, None
     numbers = Dataset.from_dict({"row": range(len(rows))})
     parts = numbers.train_test_split(test_size=count, seed=seed)
@@ -86,13 +54,30 @@ def hold_out(
     return pick(parts["train"]["row"][:]), pick(parts["test"]["row"][:])
 
 
-@contextmanager
-def naming(file: str, option: str = "--validation") -> Iterator[None]:
-    """Say of an error in held-out rows which file they are in, as it is not the data's."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{option} {file}: {error}") from error
+def split(
+    examples: Examples,
+    given: float | str,
+    seed: int,
+    read: Callable[[str], Examples],
+    option: str = "--validation",
+) -> tuple[Examples, Examples | None]:
+    """Examples to learn from, and those held out: a share, or a file that `read` encodes.
+
+    Raises:
+        DataError: the share is no row, or all; or the file cannot be used.
+    """
+    if isinstance(given, str):
+        try:
+            return examples, read(given)
+        except DataError as error:
+            raise DataError(f"{option} {given}: {error}") from error
+    train, held_out = hold_out(examples, given, seed)
+    if given and held_out is None:
+        raise DataError(
+            f"{option}: {given:.3g} of {len(examples)} rows is {round(given * len(examples))}; "
+            "expected another share, or 0 for none"
+        )
+    return train, held_out
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -106,24 +91,60 @@ def check_out(out: Path, overwrite: bool) -> None:
 
 
 def rounds_of(folder: Path) -> History:
-    """The rounds of a stream, by its own folder or by that of its rounds."""
+    """The rounds in a folder, or in the folder of a stream."""
     inner = folder / _ROUNDS
     return History(inner if inner.is_dir() else folder)
 
 
 def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
-    """A saved posterior on the backbone that it names, or on the one given; of a stream the last.
+    """A saved posterior, or the last one of a stream, on its backbone or on the one given.
 
     Raises:
         ConfigError: the stream has branches.
     """
-    if not io.exists(folder) and _ROUNDS in (folder.name, *(p.name for p in folder.glob("*"))):
+    if not io.exists(folder) and (folder.name == _ROUNDS or (folder / _ROUNDS).is_dir()):
         history = rounds_of(folder)
         leaves = history.leaves
         if len(leaves) > 1:
             raise ConfigError(
-                f"run: {history.folder} has branches, which end in {', '.join(leaves)}; expected "
-                f"one of them, as in {history.folder / leaves[0]}"
+                f"run: {history.folder} has branches that end in {', '.join(leaves)}; expected "
+                f"one of them, such as {history.folder / leaves[0]}"
             )
         folder = history.folders[leaves[0]] if leaves else history.folder
     return Posterior.load(folder, backbone, device=device)
+
+
+def finish(
+    posterior: Posterior,
+    out: Path,
+    data: str,
+    examples: Examples,
+    held_out: Examples | None,
+    samples: int | None,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    before: Posterior | None = None,
+) -> None:
+    """Save a posterior, and print its metrics on held-out rows, beside those of the one before.
+
+    `data` and `examples` are all rows that were given, whether learnt or held out.
+    """
+    report = posterior.report
+    report.name, report.given = Path(data).name, examples.fingerprint
+    posterior.save(out, overwrite)
+    say(f"{report}\nsaved in {out}")
+    columns = {"held_out": posterior} if before is None else {"before": before, "after": posterior}
+    scores = {}
+    if held_out is not None:
+        scores = {name: each.evaluate(held_out, samples) for name, each in columns.items()}
+        *_, own = scores.values()
+        report.metrics |= {f"held_out/{name}": value for name, value in own.items()}
+        posterior.save(out, overwrite=True)
+    if as_json:
+        facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled")
+        known = {name: getattr(report, name) for name in facts}
+        print_json({"round": len(posterior.lineage), **known, **scores})
+    elif held_out is not None:
+        titles = {name.replace("_", " "): values for name, values in scores.items()}
+        show_metrics(f"{len(held_out)} held-out rows", titles)

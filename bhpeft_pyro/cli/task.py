@@ -1,4 +1,4 @@
-"""What a table is to be used for: classes, ratings or multiple choice."""
+"""What a table is used for: classes, ratings or multiple choice."""
 
 from __future__ import annotations
 
@@ -9,75 +9,69 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import names
 from ..data import Columns, Kind
 from ..data.columns import is_number, name_of, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
 from ..peft import Kind as PEFT
-from .recipe import TaskName
+from .options import Reading
 
-__all__ = ["Task", "infer"]
-
-
-_KINDS: dict[TaskName, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
-# Columns that hold a label, unless one is named, and those whose numbers are ratings.
-_LABELS = ("label", "rating", "stars", "score")
+_KINDS: dict[names.Task, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
 _RATINGS = ("rating", "stars", "score")
+_LABELS = ("label", *_RATINGS)
+_SHOWN = 12
+_PLAIN = Reading()
 
 
 @dataclass(frozen=True)
 class Task:
-    """Which columns there are, and what is to be predicted.
+    """What is to be predicted from which columns.
 
     Attributes:
         name: "classes", "ratings" or "choices".
-        columns: which column holds what.
+        columns: how the table is read, with the names of the classes if they have any.
         classes: the number of classes.
-        names: the classes' names, where they have any.
-        scale: the least and the greatest rating.
+        scale: the lowest and the highest rating.
+        noise_by_text: whether ratings get a noise scale for each text.
     """
 
-    name: TaskName
+    name: names.Task
     columns: Columns
     classes: int = 0
-    names: tuple[str, ...] | None = None
     scale: tuple[float, float] = (0.0, 1.0)
+    noise_by_text: bool = False
 
     def __str__(self) -> str:
-        text = " and ".join(self.columns.inputs(_KINDS[self.name]))
-        head = f"{self.name}: {self.columns.target(_KINDS[self.name])!r} from {text!r}"
+        kind, columns = _KINDS[self.name], self.columns
+        inputs = " and ".join(columns.inputs(kind))
+        head = f"{self.name}: {columns.target(kind)!r} from {inputs!r}"
         if self.name == "ratings":
             return f"{head}, between {self.scale[0]:g} and {self.scale[1]:g}"
         if self.name == "classes":
-            names = self.names or [str(k) for k in range(self.classes)]
-            return f"{head}, {self.classes} classes ({_few(names)})"
+            called = self.columns.label_names or [str(k) for k in range(self.classes)]
+            return f"{head}, {self.classes} classes ({_few(called)})"
         return head
 
     def model(
-        self,
-        backbone: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        kinds: Sequence[PEFT],
-        noise_by_text: bool,
+        self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[PEFT]
     ) -> Model:
-        """The recipe of `tasks` for it."""
+        """The model for the task, with PEFT weights of some kinds."""
         if self.name == "choices":
             return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
         if self.name == "classes":
             return tasks.categories(backbone, self.classes, kinds=kinds, tokenizer=tokenizer)
         return tasks.ratings(
-            backbone, *self.scale, noise_by_text=noise_by_text, kinds=kinds, tokenizer=tokenizer
+            backbone,
+            *self.scale,
+            noise_by_text=self.noise_by_text,
+            kinds=kinds,
+            tokenizer=tokenizer,
         )
 
 
-def infer(
-    table: Dataset,
-    name: TaskName | None = None,
-    text: str | None = None,
-    label: str | None = None,
-    pair: str | None = None,
-) -> Task:
+def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     """The task of a table, from its columns and labels where it is not given.
 
     Raises:
@@ -87,63 +81,55 @@ def infer(
     ratings: 'stars' from 'review', between 1 and 5
     """
     there = table.column_names
-    quiz = Columns()
-    choice_columns = (quiz.question, quiz.choices, quiz.answer)
-    if name == "choices" or (name is None and not label and set(choice_columns) <= set(there)):
-        if missing := [column for column in choice_columns if column not in there]:
+    quiz = Columns(max_length=reading.max_length)
+    needed = (quiz.question, quiz.choices, quiz.answer)
+    name, pair = reading.task, reading.pair_column
+    if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):
+        if missing := [column for column in needed if column not in there]:
             raise DataError(f"choices need a column {missing[0]!r}; columns there: {_few(there)}")
         return Task("choices", quiz)
-    label = _label(there, label)
-    columns = Columns(text=_text(table, text, {label, pair}), pair=pair, label=label)
-    if pair is not None and pair not in there:
-        raise DataError(f"--pair-column: there is no {pair!r}; columns there: {_few(there)}")
-    values = table[label][:]
+    labels = [column for column in _LABELS if column in there]
+    label = _column("label", reading.label_column, labels, there)
+    texts = [
+        column
+        for column, feature in table.features.items()
+        if getattr(feature, "dtype", "") in ("string", "large_string")
+        and column not in (label, pair)
+    ]
+    text = _column("text", reading.text_column, ["text"] if "text" in there else texts, there)
+    if pair is not None:
+        _column("pair", pair, [], there)
+    values, feature = table[label][:], table.features[label]
     missing_row = next((i for i, value in enumerate(values) if value is None), None)
     if missing_row is not None:
         raise DataError(f"column {label!r}, row {missing_row}: the label is missing")
-    feature = table.features[label]
     name = name or _guess(values, label, feature)
+    columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
+    task = Task(name, columns, noise_by_text=reading.noise_by_text)
     if name == "classes":
-        return _classes(Task(name, columns), values, feature)
+        return _classes(task, values, feature)
     read_ratings(values, label)
     scale = float(min(values)), float(max(values))
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
-    return Task(name, columns, scale=scale)
+    return replace(task, scale=scale)
 
 
-def _label(there: Sequence[str], label: str | None) -> str:
-    found = [column for column in _LABELS if column in there]
-    if label is None and len(found) == 1:
-        return found[0]
-    if label is None:
-        problem = f"{_few(found)} may all be the label" if found else "no column is named 'label'"
-        raise DataError(f"{problem}; say --label-column, one of {_few(there)}")
-    if label not in there:
-        raise DataError(f"--label-column: there is no {label!r}; columns there: {_few(there)}")
-    return label
+def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence[str]) -> str:
+    if given is not None:
+        if given not in there:
+            raise DataError(f"--{what}-column: no column {given!r}; columns there: {_few(there)}")
+        return given
+    if len(likely) == 1:
+        return likely[0]
+    problem = f"{_few(likely)} may all be the {what}" if likely else f"no column has the {what}"
+    raise DataError(f"{problem}; name it with --{what}-column, one of {_few(there)}")
 
 
-def _text(table: Dataset, text: str | None, taken: set[str | None]) -> str:
-    there = table.column_names
-    if text is not None:
-        if text not in there:
-            raise DataError(f"--text-column: there is no {text!r}; columns there: {_few(there)}")
-        return text
-    if "text" in there:
-        return "text"
-    strings = [c for c, f in table.features.items() if f.dtype in ("string", "large_string")]
-    found = [column for column in strings if column not in taken]
-    if len(found) == 1:
-        return found[0]
-    problem = f"{_few(found)} may all be the text" if found else "no column holds text"
-    raise DataError(f"{problem}; say --text-column, one of {_few(there)}")
-
-
-def _guess(values: Sequence[Any], label: str, feature: object) -> TaskName:
+def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
     if isinstance(feature, ClassLabel) or isinstance(values[0], bool):
         return "classes"
-    # Most, as one cell that is no number makes a reader take the whole column for texts.
+    # Most of them, as one cell that is not a number turns the whole column into text.
     if label in _RATINGS and 2 * sum(map(is_number, values)) > len(values):
         return "ratings"
     if isinstance(values[0], str):
@@ -154,32 +140,32 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> TaskName:
         return "classes"
     raise DataError(
         f"column {label!r} has whole numbers from {min(values)} to {max(values)}: "
-        "say --task classes or --task ratings"
+        "choose --task classes or --task ratings"
     )
 
 
 def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
+    label = task.columns.label
     for row, value in enumerate(values):
         if not isinstance(value, (int, float, str)):
             raise DataError(
-                f"column {task.columns.label!r}, row {row}: expected an integer or a str, got "
-                f"{value!r:.60}"
+                f"column {label!r}, row {row}: expected an integer or a str, got {value!r:.60}"
             )
-    if isinstance(feature, ClassLabel):
-        names: tuple[str, ...] | None = tuple(feature.names)
-    elif type(values[0]) is int and set(values) == set(range(len(set(values)))):
-        names = None
-    else:
-        names = tuple(name_of(value) for value in sorted(set(values)))
-    count = len(set(values)) if names is None else len(names)
-    if len(set(values)) < 2:
+    found = set(values)
+    if len(found) < 2:
         raise DataError(
-            f"column {task.columns.label!r}: all {len(values)} labels are {values[0]!r}; "
+            f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
         )
-    return replace(task, classes=count, names=names)
+    if isinstance(feature, ClassLabel):
+        called = tuple(feature.names)
+    elif type(values[0]) is int and found == set(range(len(found))):
+        return replace(task, classes=len(found))
+    else:
+        called = tuple(name_of(value) for value in sorted(found))
+    return replace(task, classes=len(called), columns=replace(task.columns, label_names=called))
 
 
-def _few(names: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _few(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
+    return ", ".join(words[:_SHOWN]) + more

@@ -21,7 +21,6 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..guides import Guide, latents
 from ..guides.latent import Latent
-from ..model.head import Head
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
@@ -182,7 +181,7 @@ def start(
     """
     done: set[str] = set()
     guide.narrow(from_prior(model, guide.means()))
-    if isinstance(model.network.head, Head) and model.network.kinds:
+    if model.network.kinds:
         frozen = Feed(model, examples, frozen=True)
         done = _narrow(model, guide, frozen, options, done)
         _fit_head(model, guide, frozen, options)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from ..data import Examples
 from ..data.batch import Batch, in_order, shuffled
 from ..guides.guide import is_linear
-from ..model.head import Head, check_features
+from ..model.head import check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
 from .draws import completed, point, strata
@@ -228,7 +228,7 @@ class Feed:
         self.features: Tensor | None = None
         self.choices: Tensor | None = None
         network = model.network
-        if (frozen or not network.kinds) and isinstance(network.head, Head):
+        if frozen or not network.kinds:
             self._compute(model, batch_size, weights)
 
     def whole(self) -> Batch:

@@ -9,11 +9,8 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,7 +25,7 @@ LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
 
 
 def load_backbone(
-    name: str, device: str = "auto", *, own_head: bool = False
+    name: str, device: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a transformer and its tokenizer. No code that comes with a checkpoint is run.
 
@@ -37,8 +34,6 @@ def load_backbone(
     Args:
         name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", or "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        own_head: load the head of the checkpoint too, for `OwnHead`: that of a classifier, or else
-            of a language model.
 
     Raises:
         ConfigError: there is no such model or device.
@@ -54,7 +49,9 @@ def load_backbone(
         source = str(path) if path.exists() else name
     try:
         config = AutoConfig.from_pretrained(source, **options)
-        model = _auto_class(config, own_head).from_pretrained(source, **options)
+        # Only the encoder of T5 and similar models.
+        auto: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        model = auto.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except ImportError as error:
         raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
@@ -68,16 +65,6 @@ def load_backbone(
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
     return model.to(place), tokenizer
-
-
-def _auto_class(config: PretrainedConfig, own_head: bool) -> Any:
-    if own_head:
-        made_for = "".join(config.architectures or ())
-        if made_for.endswith("ForSequenceClassification"):
-            return AutoModelForSequenceClassification
-        return AutoModelForCausalLM
-    # Only the encoder of T5 and similar models.
-    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
 
 
 def _device(name: str) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..errors import ConfigError, DataError
 from ..peft.sites import Site, zeros
 from ..plain import make_plain
 
-__all__ = ["Head", "OwnHead", "Pooling", "check_features"]
+__all__ = ["Head", "Pooling", "check_features"]
 
 Pooling = Literal["auto", "mean", "first", "last"]
 
@@ -90,65 +90,6 @@ class Head:
         weight, bias = weights["head.weight"], weights["head.bias"]
         with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
             return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
-
-
-@dataclass(frozen=True)
-class OwnHead:
-    """The backbone's own, pretrained head, kept frozen.
-
-    For a classifier that is fine-tuned already (PEFT weights then move what it reads), and for
-    zero-shot use of a language model.
-
-    Args:
-        label_ids: for language models, one vocabulary id for each label ("label words"): the
-            outputs are their logits after the last valid token. None takes the logits of a model
-            that has a classification or regression head.
-
-    Raises:
-        ConfigError: negative ids; and, when the network runs, a backbone without a head or with a
-            head of the other sort.
-
-    >>> OwnHead(label_ids=(17, 42)).sites(8)
-    ()
-    """
-
-    label_ids: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.label_ids is not None and min(self.label_ids, default=-1) < 0:
-            raise ConfigError(
-                f"OwnHead: label_ids={self.label_ids} must be vocabulary ids, one a label"
-            )
-
-    def sites(self, width: int) -> tuple[Site, ...]:
-        """No sites: the head stays frozen."""
-        return ()
-
-    def read(self, output: Any, mask: Tensor) -> Tensor:
-        """The model's output to (R, outputs)."""
-        logits: Tensor | None = getattr(output, "logits", None)
-        if logits is None:
-            raise ConfigError(
-                "OwnHead: the backbone has no head of its own (its output has no `logits`); "
-                "load it with AutoModelForSequenceClassification or AutoModelForCausalLM, "
-                "or use Head"
-            )
-        if logits.dim() == 2:
-            if self.label_ids is not None:
-                raise ConfigError(
-                    f"OwnHead: label_ids={self.label_ids} are for a language model, and the "
-                    f"backbone has a head with {logits.shape[1]} outputs; expected None"
-                )
-            return logits.float()
-        if self.label_ids is None:
-            raise ConfigError(
-                "OwnHead: a language model needs label_ids, one vocabulary id per label"
-            )
-        if max(self.label_ids) >= logits.shape[-1]:
-            raise ConfigError(
-                f"OwnHead: label_ids={self.label_ids} exceed the vocabulary of {logits.shape[-1]}"
-            )
-        return _at(logits, _last(mask))[:, list(self.label_ids)].float()
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Site
 from .coordinates import Coordinates, PrincipalAxes
-from .head import Head, OwnHead, check_features
+from .head import Head, check_features
 
 __all__ = ["RandomPEFT", "fingerprint"]
 
@@ -39,7 +39,7 @@ class RandomPEFT(PyroModule):
         backbone: any `AutoModel...` of a known architecture.
         kinds: PEFT kinds, such as `presets.lora()`, or a single one; () trains the head alone. By
             default `presets.bh_peft()`.
-        head: `Head` (random) or `OwnHead` (the backbone's, frozen).
+        head: the random output layer.
         tokenizer: for text input; by default that of the backbone's checkpoint.
 
     Attributes:
@@ -66,7 +66,7 @@ class RandomPEFT(PyroModule):
         self,
         backbone: PreTrainedModel,
         kinds: Sequence[Kind] | Kind | None = None,
-        head: Head | OwnHead = Head(2),
+        head: Head = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
@@ -75,8 +75,8 @@ class RandomPEFT(PyroModule):
                 "backbone: expected a transformers model, such as AutoModel.from_pretrained(...), "
                 f"got {type(backbone).__name__}"
             )
-        if not isinstance(head, Head | OwnHead):
-            raise ConfigError(f"head: expected a Head or an OwnHead, got {head!r:.60}")
+        if not isinstance(head, Head):
+            raise ConfigError(f"head: expected a Head, got {head!r:.60}")
         if isinstance(kinds, Kind):
             kinds = (kinds,)
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
@@ -85,11 +85,6 @@ class RandomPEFT(PyroModule):
         # In a tuple, so that the backbone's parameters are not this module's: they are not trained,
         # saved, or put in a param store.
         self._frozen = (backbone,)
-        if isinstance(head, OwnHead) and head.label_ids is not None and not self.causal:
-            raise ConfigError(
-                "head: OwnHead(label_ids=...) reads what follows a text, which "
-                f"{type(backbone).__name__} does not predict; expected a decoder"
-            )
         self.attachment = Attachment(backbone, self.kinds)
         self.coordinates = Coordinates(self.attachment.sites)
         self.sites: tuple[Site, ...] = (
@@ -97,7 +92,7 @@ class RandomPEFT(PyroModule):
             *(site.to(backbone.device) for site in head.sites(self.attachment.hidden_size)),
         )
         self.axes: PrincipalAxes | None = None
-        if isinstance(head, Head) and head.principal:
+        if head.principal:
             self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
 
     @property
@@ -108,10 +103,7 @@ class RandomPEFT(PyroModule):
     @property
     def outputs(self) -> int:
         """How many numbers come out for each example (each choice, for multiple choice)."""
-        if isinstance(self.head, Head):
-            return self.head.outputs
-        ids = self.head.label_ids
-        return int(self.backbone.config.num_labels or 1) if ids is None else len(ids)
+        return self.head.outputs
 
     @property
     def measured(self) -> bool:
@@ -191,16 +183,11 @@ class RandomPEFT(PyroModule):
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
             )
         if batch.features is not None:
-            if not isinstance(self.head, Head):
-                raise ConfigError("batch.features: only a Head can use them")
             outputs = self.head(_shared(batch.features, batch, particles), folded)
         else:
             inputs = _rows(batch, particles)
             with self.attachment.bind(folded, _mask(inputs)):
-                if isinstance(self.head, Head):
-                    outputs = self.head(self._pooled(inputs).unflatten(0, (particles, -1)), folded)
-                else:
-                    outputs = self.head.read(self.backbone(**self._accepted(inputs)), _mask(inputs))
+                outputs = self.head(self._pooled(inputs).unflatten(0, (particles, -1)), folded)
         return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
     def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -210,12 +197,7 @@ class RandomPEFT(PyroModule):
             batch: B examples.
             weights: a tensor of its shape for each site; None leaves the frozen transformer
                 without any PEFT weights.
-
-        Raises:
-            ConfigError: the network has the backbone's own head, which reads none.
         """
-        if isinstance(self.head, OwnHead):
-            raise ConfigError("features are what a Head reads; this network has the backbone's own")
         self.attachment.check_mode()
         inputs = _rows(batch, 1)
         bound = ExitStack()
@@ -296,11 +278,9 @@ class RandomPEFT(PyroModule):
 
     @cached_property
     def _arguments(self) -> Set[str]:
-        module = self.backbone if isinstance(self.head, OwnHead) else self.backbone.base_model
-        return frozenset(inspect.signature(module.forward).parameters)
+        return frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
 
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        assert isinstance(self.head, Head)
         output = self.backbone.base_model(**self._accepted(inputs))
         pooled = self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
         return pooled if self.axes is None else self.axes(pooled)
@@ -336,18 +316,17 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     return value.shape[0] // batch.particles, *value.shape[1:-1]
 
 
-def fingerprint(backbone: PreTrainedModel, own_head: bool = False) -> str:
+def fingerprint(backbone: PreTrainedModel) -> str:
     """A digest of a backbone: its configuration and a sample of every tensor that counts.
 
-    `from_pretrained` draws what a checkpoint lacks at random: a pooler, or another head than its
-    own. They do not count, except for the backbone's own head where it is used (`own_head`).
+    Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
+    lacks them, and this package does not use them.
     """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
     digest.update(json.dumps(shape, sort_keys=True).encode())
-    module = backbone if own_head else backbone.base_model
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(backbone.base_model.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
         flat = tensor.detach().dequantize().flatten()

@@ -112,8 +112,7 @@ def load(
                     f"backbone: {folder / INDEX} does not name the transformer that this posterior "
                     "was fitted on; expected the model itself: Posterior.load(path, backbone)"
                 )
-            own_head = content["head"]["class"] == "OwnHead"
-            backbone, own_tokenizer = load_backbone(name, device, own_head=own_head)
+            backbone, own_tokenizer = load_backbone(name, device)
             tokenizer = own_tokenizer if tokenizer is None else tokenizer
         return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
     except (KeyError, TypeError, AttributeError) as error:

@@ -22,7 +22,7 @@ from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
-from ..model.head import Head, OwnHead
+from ..model.head import Head
 from ..model.model import Model
 from ..model.network import RandomPEFT, fingerprint
 from ..priors import MixturePrior, Prior, PriorLike
@@ -34,7 +34,7 @@ __all__ = ["check_savable", "describe", "revive"]
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 _KNOWN: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
-    "head": (Head, OwnHead),
+    "head": (Head,),
     "likelihood": [
         getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
     ],
@@ -85,7 +85,7 @@ def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
         tensors |= more
     plain: Plain = {
         "backbone": {
-            "fingerprint": fingerprint(network.backbone, isinstance(network.head, OwnHead)),
+            "fingerprint": fingerprint(network.backbone),
             "name": network.backbone.config._name_or_path,
         },
         "kinds": [_describe(kind) for kind in network.kinds],
@@ -123,7 +123,7 @@ def revive(
         for name, value in tensors.items()
     }
     kinds = tuple(_revive(peft, kind) for kind in plain["kinds"])
-    top: Head | OwnHead = _revive(head, plain["head"])
+    top: Head = _revive(head, plain["head"])
     likelihood = _revive(likelihoods, plain["likelihood"])
     columns = Columns(**plain["columns"])
     mixture = "components" in plain
@@ -132,7 +132,7 @@ def revive(
         _GUIDES[fit["guide"]]  # an unknown one is a KeyError
     priors, firsts = _revive_priors(plain, tensors, prior, len(fits))
     fitted_on = plain["backbone"]
-    if fingerprint(backbone, isinstance(top, OwnHead)) != fitted_on["fingerprint"]:
+    if fingerprint(backbone) != fitted_on["fingerprint"]:
         raise SaveError(
             "backbone: this posterior was fitted on another one "
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "

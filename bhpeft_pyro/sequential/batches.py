@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import pandas
 from datasets import Dataset
 
 from ..errors import ConfigError, DataError
+from ..names import Period
 
 __all__ = ["Period", "by_count", "by_period"]
-
-Period = Literal["day", "week", "month", "quarter", "year"]
 
 _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name of a batch
     "day": ("D", "%Y-%m-%d"),

@@ -187,13 +187,12 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
 
 
 def _head(model: Model) -> Head:
-    head, likelihood = model.network.head, model.likelihood
-    if not isinstance(head, Head) or not isinstance(likelihood, Categorical):
+    likelihood = model.likelihood
+    if not isinstance(likelihood, Categorical):
         raise LikelihoodError(
-            "grow: needs a Head and a Categorical likelihood, this model has "
-            f"{type(head).__name__} and {type(likelihood).__name__}"
+            f"grow: expected a Categorical likelihood, this model has {type(likelihood).__name__}"
         )
-    return head
+    return model.network.head
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:

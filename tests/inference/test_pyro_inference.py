@@ -28,7 +28,6 @@ from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 FIT: dict[str, Any] = {
     "batch_size": 24,
     "particles": 4,
-    "lr": 0.03,
     "lr": 0.1,
     "warmup": 0.0,
     "progress": False,

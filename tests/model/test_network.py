@@ -12,9 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import (
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForSequenceClassification,
 )
@@ -211,67 +208,6 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
     assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
 
 
-def test_features_need_a_head_that_reads_them() -> None:
-    own = bh.RandomPEFT(classifier(), (), bh.OwnHead())
-    with pytest.raises(ConfigError, match="features are what a Head reads"):
-        own.features(tiny_batch())
-    with pytest.raises(ConfigError, match=r"batch.features: only a Head can use them"):
-        own({}, bh.Batch({}, features=torch.zeros(2, 16)))
-
-
-def classifier() -> Any:
-    return build("bert", auto=AutoModelForSequenceClassification, num_labels=3)
-
-
-def test_own_head_of_a_classifier_gives_its_own_logits() -> None:
-    plain = classifier()
-    batch = tiny_batch(5)
-    with torch.no_grad():
-        expected = plain(**batch.inputs).logits
-        frozen = bh.RandomPEFT(plain, (), bh.OwnHead())
-        torch.testing.assert_close(frozen({}, batch), expected)
-        network = bh.RandomPEFT(plain, bh.presets.lora(rank=2), bh.OwnHead())
-        weights = draw(network, 2, 1)
-        off = {name: torch.zeros_like(value) for name, value in weights.items()}
-        torch.testing.assert_close(network(off, batch), expected.expand(2, 5, 3))
-        changed = network(weights, batch)
-        assert (changed - expected).abs().max() > 0.1
-        torch.testing.assert_close(
-            changed[1], network(take(weights, 1, 0), batch), rtol=1e-4, atol=1e-4
-        )
-    assert network.outputs == 3
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
-def test_label_words_are_read_after_the_last_valid_token(model_type: str) -> None:
-    plain = build(model_type, auto=AutoModelForCausalLM)
-    network = bh.RandomPEFT(plain, (), bh.OwnHead(label_ids=(7, 42)))
-    batch = tiny_batch(5)
-    with torch.no_grad():
-        found = network({}, batch)
-        for i in range(5):
-            count = int(batch.inputs["attention_mask"][i].sum())
-            logits = plain(input_ids=batch.inputs["input_ids"][i : i + 1, :count]).logits
-            torch.testing.assert_close(found[i], logits[0, -1, [7, 42]], rtol=1e-4, atol=1e-4)
-    assert network.outputs == 2
-
-
-def test_own_head_errors() -> None:
-    batch = tiny_batch()
-    with pytest.raises(ConfigError, match="no head of its own"):
-        bh.RandomPEFT(tiny_backbone(), (), bh.OwnHead())({}, batch)
-    language = build("gpt2", auto=AutoModelForCausalLM)
-    with pytest.raises(ConfigError, match="needs label_ids"):
-        bh.RandomPEFT(language, (), bh.OwnHead())({}, batch)
-    with pytest.raises(ConfigError, match="exceed the vocabulary of 60"):
-        bh.RandomPEFT(language, (), bh.OwnHead(label_ids=(3, 60)))({}, batch)
-    with pytest.raises(ConfigError, match=r"label_ids=\(3, -1\) must be vocabulary ids"):
-        bh.OwnHead(label_ids=(3, -1))
-    masked = build("bert", auto=AutoModelForMaskedLM)  # its last token is no answer
-    with pytest.raises(ConfigError, match="BertForMaskedLM does not predict; expected a decoder"):
-        bh.RandomPEFT(masked, (), bh.OwnHead(label_ids=(3, 4)))
-
-
 def test_head_errors() -> None:
     for outputs in (0, 2.0):
         with pytest.raises(ConfigError, match=f"outputs={outputs} must be a whole number, 1 or"):
@@ -321,15 +257,6 @@ def test_the_fingerprint_is_of_what_the_head_reads() -> None:
     second.bert.load_state_dict(first.bert.state_dict())
     assert not torch.equal(first.classifier.weight, second.classifier.weight)
     assert fingerprint(first) == fingerprint(second) == fingerprint(first.bert)
-    assert fingerprint(first, own_head=True) != fingerprint(second, own_head=True)
-
-
-def test_label_words_of_a_classifier_are_refused() -> None:
-    backbone = build("llama", auto=AutoModelForSequenceClassification)
-    network = bh.RandomPEFT(backbone, (), bh.OwnHead(label_ids=(0, 1)))
-    message = r"label_ids=\(0, 1\) are for a language model.*2 outputs"
-    with pytest.raises(ConfigError, match=message):
-        network({}, tiny_batch())
 
 
 def test_features_make_no_peft_weights(monkeypatch: pytest.MonkeyPatch) -> None:

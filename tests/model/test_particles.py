@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -14,13 +13,12 @@ import torch
 from pyro import poutine
 from pyro.infer import Predictive
 from torch import Tensor
-from transformers import BertConfig, BertForSequenceClassification
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal, OrderedLogistic
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 
 def draw(sites: Sequence[Site], *particles: int) -> dict[str, Tensor]:
@@ -82,26 +80,6 @@ def test_the_noise_alone_may_be_random(particles: tuple[int, ...]) -> None:
     assert fitted.batch_shape == (4, 4)
     expected = noise["noise.log_scale"].exp().reshape(4, 1).expand(4, 4)
     torch.testing.assert_close(fitted.stddev, expected)
-
-
-def test_the_likelihood_of_a_backbone_s_own_head_is_fitted() -> None:
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=1,
-    )
-    backbone = BertForSequenceClassification(config)
-    network = bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer())
-    data = {"text": ["w5 w9", "w6", "w7", "w8 w8"] * 4, "label": [1, 1, 1, 0] * 4}
-    model = bh.Model(network, dist.Normal(0.0, 3.0), OrderedLogistic(2))
-    posterior = bh.fit(model, "normal", data, max_steps=80, lr=0.2, progress=False)
-    (cutpoint,) = posterior.sample(400)["cutpoints"].mean(0).tolist()
-    outputs = network({}, next(bh.encode(data, tiny_tokenizer(), kind="class").batches(16)))
-    assert cutpoint == pytest.approx(outputs.mean().item() - math.log(3), abs=0.4)
 
 
 def constant(name: str) -> Any:

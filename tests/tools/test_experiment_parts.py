@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -20,10 +20,9 @@ from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 from tools.experiments.budgets import BUDGETS
 from tools.experiments.catalogue import EXPERIMENTS
-from tools.experiments.dropout import dropout
-from tools.experiments.methods import method
+from tools.experiments.methods import dropout, method
 from tools.experiments.significance import fits_p, holm, permutation_p
-from tools.experiments.tables import Cell, Row, Table
+from tools.experiments.tables import Table
 from tools.experiments.tasks import Shift, Task, split
 
 TASK = Task("toy", 2, bh.likelihoods.Categorical)
@@ -73,14 +72,6 @@ def test_shifts_and_classes_left_out(folder: Path) -> None:
     other = split(folder, task, 8, 8, 7, seed=0)  # a row less, of the tests
     assert len({parts.digest, other.digest, split(folder, task, 8, 8, 8, seed=1).digest}) == 3
     assert split(folder, task, 8, 8, 8, seed=0).digest == parts.digest
-
-
-def test_shuffled_labels_are_those_of_other_rows(folder: Path) -> None:
-    plain = split(folder, TASK, 12, 8, 16, seed=0)
-    mixed = split(folder, Task("toy", 2, bh.likelihoods.Categorical, shuffled=True), 12, 8, 16, 0)
-    assert mixed.train["text"][:] == plain.train["text"][:]
-    agree = [a == b for a, b in zip(mixed.train["label"], plain.train["label"], strict=True)]
-    assert sum(agree) < 10
 
 
 def test_every_task_of_a_plan_is_there_and_every_method_known() -> None:
@@ -136,26 +127,23 @@ def test_dropout_trains_the_weights_themselves_as_points_do() -> None:
 # Significance.
 
 
-@pytest.mark.parametrize("count", [7, 40])
-def test_the_permutation_test_is_scipys(count: int) -> None:
-    """With 7 pairs over all signs; with 40 by 10,000 of them, to within 4 sds of each."""
-    generator = torch.Generator().manual_seed(count)
-    ours, theirs = torch.rand(2, count, generator=generator, dtype=torch.float64)
-    peer = stats.permutation_test(
-        ((ours - theirs).numpy(),), np.mean, permutation_type="samples", n_resamples=9999, rng=0
-    )
-    noise = 0 if count == 7 else 4 * (2 * peer.pvalue * (1 - peer.pvalue) / 1e4) ** 0.5
-    assert permutation_p(ours, theirs) == pytest.approx(peer.pvalue, abs=noise + 1e-9)
+def test_the_permutation_test_counts_signs() -> None:
+    """With 7 pairs every sign is tried."""
+    ours, theirs = np.random.default_rng(7).random((2, 7))
+    signs = np.array(list(itertools.product((-1, 1), repeat=7)))
+    sums = np.abs(signs @ (ours - theirs))
+    expected = (sums >= abs((ours - theirs).sum()) - 1e-12).mean()
+    assert permutation_p(ours, theirs) == pytest.approx(expected)
 
 
 def test_the_permutation_tests_false_alarms_are_as_rare_as_it_says() -> None:
-    """Of 400 tests without a difference, 5 % at a level of 5 %: 20, with sd 4.4."""
-    generator = torch.Generator().manual_seed(1)
-    values = torch.rand(400, 10, generator=generator) ** 4  # skew, as losses are
-    flip = torch.rand(400, 10, generator=generator) < 0.5
-    ours, theirs = torch.where(flip, values, 0.0), torch.where(flip, 0.0, values)
+    """Of 200 tests without a difference, 5 % at a level of 5 %: 10, with sd 3.1."""
+    draws = np.random.default_rng(1)
+    values = draws.random((200, 10)) ** 4  # skew, as losses are
+    flip = draws.random((200, 10)) < 0.5
+    ours, theirs = np.where(flip, values, 0.0), np.where(flip, 0.0, values)
     alarms = sum(permutation_p(a, b) <= 0.05 for a, b in zip(ours, theirs, strict=True))
-    assert 5 <= alarms <= 37  # within four sds
+    assert 1 <= alarms <= 22  # within four sds
     assert permutation_p(ours[0] + 1, ours[0] * 0) < 0.01
 
 
@@ -171,8 +159,6 @@ def test_a_test_over_fits_has_few_false_alarms_where_one_over_texts_has_many() -
         alarms["fits"] += fits_p(*means) < 0.05
     assert alarms["fits"] <= 22  # 10 and four sds
     assert alarms["texts"] > 100  # why there are both
-    with pytest.raises(DataError, match="1 and 2 fits: expected as many, and 2 at least"):
-        fits_p([0.1], [0.1, 0.2])
 
 
 def test_holm_is_the_closed_testing_procedure_with_bonferroni() -> None:
@@ -191,22 +177,17 @@ def test_holm_is_the_closed_testing_procedure_with_bonferroni() -> None:
 # Tables.
 
 
-def test_a_table_says_the_same_in_markdown_csv_and_latex() -> None:
-    rows = [
-        Row(("a_b", "1"), {"nll": Cell.of([0.1, 0.3]), "p (nll)": Cell(0.04)}),
-        Row(("c", "2"), {"nll": Cell(0.5)}),
-    ]
-    table = Table("50 % of it", ("method", "seeds"), ("nll", "p (nll)"), rows, "Commit x.")
-    text = table.markdown().splitlines()
-    assert text[2:6] == [
-        "| method | seeds | nll | p (nll) |",
+def test_a_table_says_the_same_in_markdown_and_csv() -> None:
+    records = [{"method": "a", "nll": value, "f1": 0.04} for value in (0.1, 0.3)]
+    table = Table.over_seeds("50 %", ["method"], [*records, {"method": "c", "nll": 0.5}], "Note.")
+    assert table.markdown().splitlines() == [
+        *("## 50 %", ""),
+        "| method | seeds | nll | f1 |",
         "|---|---|---|---|",
-        "| a_b | 1 | 0.200 ± 0.100 | 0.040 |",
-        "| c | 2 | 0.500 |  |",
+        "| a | 2 | 0.200 ± 0.100 | 0.040 ± 0.000 |",
+        "| c | 1 | 0.500 |  |",
+        *("", "Note."),
     ]
-    read = list(csv.DictReader(io.StringIO(table.csv())))
-    assert float(read[0]["nll"]) == 0.2 and float(read[0]["nll se"]) == pytest.approx(0.1)
-    assert read[1]["p (nll)"] == read[1]["nll se"] == "" and "p (nll) se" not in read[1]
-    latex = table.latex()
-    assert r"a\_b & 1 & 0.200 $\pm$ 0.100 & 0.040 \\" in latex
-    assert r"\caption{50 \% of it. Commit x.}" in latex
+    read = pd.read_csv(io.StringIO(table.csv()), index_col="method")
+    assert read.loc["a", "nll"] == 0.2 and read.loc["a", "nll se"] == pytest.approx(0.1)
+    assert read.loc["c", ["nll se", "f1"]].isna().all()

@@ -21,8 +21,8 @@ from bhpeft_pyro.inference import width
 from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.experiments import protocols, stream, stream_runs
-from tools.experiments.learners import ARMS, KEEPS, Arm, Setup
+from tools.experiments import protocols, stream
+from tools.experiments.arms import ARMS, KEEPS, Arm, Setup
 
 ROUNDS = {str(count): words(count, seed) for seed, count in enumerate((48, 32, 64))}
 SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least": 2, "samples": 2}
@@ -52,7 +52,7 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(
     arm: str, powers: tuple[float, ...], exactly: None
 ) -> None:
     setup = Setup(model, ROUNDS, None, epochs=1)
-    learn = {**ARMS, **KEEPS}[arm].learner(setup)
+    learn = {**ARMS, **KEEPS}[arm](setup)
     posterior = None
     for number, data in enumerate(ROUNDS.values(), 1):
         posterior = learn(posterior, data)
@@ -82,7 +82,7 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
             guide.loc["head/weight"] += len(examples)
 
     monkeypatch.setattr(fitting, "optimise", optimise)
-    learn = ARMS["deterministic sequential"].learner(Setup(model, ROUNDS, None, epochs=1))
+    learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None, epochs=1))
     posterior = None
     for data in ROUNDS.values():
         posterior = learn(posterior, data)
@@ -112,7 +112,7 @@ def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
     monkeypatch.setattr(fitting, "optimise", optimise)
     setup = Setup(model, ROUNDS, None, epochs=1)
     for arm in ("posterior as prior", "all data so far"):
-        learn = ARMS[arm].learner(setup)
+        learn = ARMS[arm](setup)
         posterior = None
         for data in ROUNDS.values():
             posterior = learn(posterior, data)
@@ -234,9 +234,9 @@ def test_batches_are_predicted_before_they_are_learnt(folder: Path) -> None:
         )
         for i in range(3)
     }
-    data = stream_runs.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
-    setup = stream_runs.setup(data, folder / "backbone", "head_only", 320, 1, 0)
-    found = stream_runs.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
+    data = stream.Encoded(protocols.Stream(2, batches, {}), folder / "backbone")
+    setup = stream.setup(data, folder / "backbone", "head_only", 320, 1, 0)
+    found = stream.run(ARMS["warm start only"], setup, data, folder / "turns", 8)
     history = History(folder / "turns" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.evaluate(data.batches["2"], 8)["accuracy"] > 0.9
@@ -262,7 +262,7 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "cost", partial(stream_runs.cost, repeats=1))
+    monkeypatch.setattr(stream, "cost", partial(stream.cost, repeats=1))
     if protocol != "rounds":  # once is enough, as it takes seconds
         monkeypatch.setattr(stream, "cost", lambda arms, setup: dict.fromkeys(arms, 1.0))
     options = {**SMALL, "arm": arms, "preset": preset}
@@ -271,8 +271,8 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     lines = shown.splitlines()
     for name in arms:  # whole, however narrow the terminal is
         assert any(line.startswith(f"| {name} ") for line in lines)
-    assert "cost / plain round" in shown
-    assert ("forgetting at most" in shown) == (protocol == "domains-reversed")
+    assert "seconds / plain round" in shown
+    assert ("| forgetting |" in shown) == (protocol == "domains-reversed")
     assert ("final accuracy" in shown) == (protocol == "rounds")
     assert (folder / "out" / f"{protocol}.png").stat().st_size > 0
     assert (folder / "out" / f"{protocol}-matrix.png").exists() == (protocol == "domains-reversed")
@@ -289,7 +289,7 @@ def test_unknown_names_are_refused(folder: Path) -> None:
     for options in ({"arm": ["warm"]}, {"preset": "lore"}):
         with pytest.raises(typer.BadParameter, match="unknown"):
             stream.stream(folder, "domains", folder / "out", **options)  # type: ignore[arg-type]
-    with pytest.raises(typer.BadParameter, match="unknown: daily; known: rounds"):
+    with pytest.raises(typer.BadParameter, match="--protocol: unknown daily; known: rounds"):
         stream.stream(folder, "daily", folder / "out")
     with pytest.raises(typer.BadParameter, match=r"no sentiment-sst-train\.jsonl"):
         stream.stream(folder / "backbone", "rounds", folder / "out")
@@ -309,10 +309,10 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
             now[0] += seconds * len(data)
             return SimpleNamespace(model=model())
 
-        return Arm(lambda setup: learn)
+        return lambda setup: learn
 
-    monkeypatch.setattr(stream_runs, "time", SimpleNamespace(process_time=lambda: now[0]))
-    monkeypatch.setattr(stream_runs, "fit", fit)
+    monkeypatch.setattr(stream, "time", SimpleNamespace(process_time=lambda: now[0]))
+    monkeypatch.setattr(stream, "fit", fit)
     setup = Setup(model, ROUNDS, None, epochs=1)
-    ratios = stream_runs.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
+    ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)
     assert ratios == {"slow": 1.5, "fast": 0.5}

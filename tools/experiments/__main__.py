@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from matplotlib.figure import Figure
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.core import TyperCommand
 
 from bhpeft_pyro.cli.app import quietly, spoken_errors
@@ -21,40 +21,16 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from .budgets import BUDGETS
 from .catalogue import EXPERIMENTS
 from .cost import ABOUT, cost
-from .gradient_noise import ABOUT as gradient_noise_about
-from .gradient_noise import gradient_noise
 from .grid import Grid
-from .guide_cost import ABOUT as guide_cost_about
-from .guide_cost import guide_cost
-from .job import Load
 from .methods import method
 from .plots import dots
-from .publish import publish
 from .report import tables
-from .tables import Table
+from .results import known
+from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-_TIMED = ("cost", "gradients")  # by the clock of the processor
-# What is measured and not compared takes no other options than these, --seeds and --out.
-_TAKES = {
-    "cost": ("backbone", "samples"),
-    "guides": (),
-    "gradients": ("data", "backbone", "task", "rows", "steps"),
-}
-
-Name = Literal[
-    "tasks",
-    "ablation",
-    "uncertainty",
-    "shift",
-    "rows",
-    "samples",
-    "cost",
-    "guides",
-    "gradients",
-    "canary",
-]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost"]
 
 
 def experiment(
@@ -77,8 +53,7 @@ def experiment(
         ),
     ] = None,
     seeds: Annotated[
-        int | None,
-        typer.Option(help="Seeds 0 to SEEDS - 1.", min=1, show_default="the budget's"),
+        int | None, typer.Option(help="Seeds 0 to SEEDS - 1.", min=1, show_default="the budget's")
     ] = None,
     task: Annotated[
         list[str] | None,
@@ -98,8 +73,7 @@ def experiment(
         typer.Option(help="Optimiser steps of a fit.", min=1, show_default="the budget's"),
     ] = None,
     test: Annotated[
-        int | None,
-        typer.Option(help="Rows of a test.", min=8, show_default="the budget's"),
+        int | None, typer.Option(help="Rows of a test.", min=8, show_default="the budget's")
     ] = None,
     samples: Annotated[
         int | None,
@@ -123,56 +97,36 @@ def experiment(
 ) -> None:
     """Fit and compare methods; tables and plots are made from the result files alone.
 
-    A run is a file in --out: what was killed goes on where it stopped, and with all files there
-    only tables and plots are made.
+    A run is a file in --out: a killed command continues where it stopped, and with all files there
+    it only makes tables and plots.
     """
-    numbers: dict[str, Any] = {"steps": steps, "test": test, "samples": samples, "search": search}
-    others = {"data": data, "backbone": backbone, "task": task, "method": method_, "rows": rows}
-    given = [option for option, value in {**others, **numbers}.items() if value is not None]
-    if unused := set(given) - set(_TAKES.get(name, given)):
-        raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
-    chosen = replace(BUDGETS[budget], **{k: v for k, v in numbers.items() if v is not None})
+    given = {"steps": steps, "test": test, "samples": samples, "search": search}
+    numbers: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    chosen = replace(BUDGETS[budget], **numbers)
     count = seeds or chosen.seeds
-    if name == "guides":
-        made = [guide_cost(chosen.latents, count, out)]
-        _publish(out / name, guide_cost_about, made, dots)
-        return
-    if budget == "small" and data is None and name != "cost":
-        raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
-    if unknown := set(task or ()) - chosen.tasks.keys():
-        raise ConfigError(
-            f"--task: unknown {', '.join(sorted(unknown))}; known: {', '.join(chosen.tasks)}"
-        )
     where = backbone or chosen.backbone
-    load = _loader(where, "cpu" if name in _TIMED else device)
+
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        if where == "tiny":
+            return tiny_backbone(), tiny_tokenizer()
+        # What is timed runs on the CPU.
+        return load_backbone(where, "cpu" if name == "cost" else device)
+
     if name == "cost":
-        made = [cost(load, where, chosen, count, out)]
-        _publish(out / name, ABOUT, made, dots)
+        others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}
+        unused = {option for option, value in others.items() if value is not None} - {"samples"}
+        if unused:
+            raise ConfigError(f"--{', --'.join(sorted(unused))}: 'cost' does not depend on it")
+        _publish(out / name, ABOUT, [cost(load, where, chosen, count, out)], dots)
         return
-    if name == "gradients":
-        first, *more = task or list(chosen.tasks)[:1]
-        if more:
-            raise ConfigError(f"--task: 'gradients' takes one task, got {len(more) + 1}")
-        sized = replace(chosen, rows=rows or chosen.rows)
-        made = [gradient_noise(load, where, sized, first, data, count, out)]
-        _publish(out / name, gradient_noise_about, made, dots)
-        return
+    if budget == "small" and data is None:
+        raise ConfigError("--data: the small budget reads JSON lines files; name their folder")
+    known("task", task or (), chosen.tasks)
     what = EXPERIMENTS[name]
-    methods = [method(each) for each in method_ or what.methods]
-    if name == "samples" and any(each.scaled for each in methods):
-        raise ConfigError(
-            "--method: scaling is of the mean over all draws; 'samples' takes methods without it"
-        )
-    tasks = task or chosen.plan[name]
-    if name == "canary" and (real := [each for each in tasks if not chosen.tasks[each].shuffled]):
-        raise ConfigError(
-            f"--task: labels of {', '.join(real)} can be learnt; 'canary' takes tasks where they "
-            "cannot, as 'labels of others'"
-        )
     grid = Grid(
         budget=chosen,
-        tasks=tasks,
-        methods=methods,
+        tasks=task or chosen.plan[name],
+        methods=[method(each) for each in method_ or what.methods],
         rows=(rows,) if rows else chosen.more_rows if name == "rows" else (chosen.rows,),
         seeds=count,
         load=load,
@@ -183,8 +137,6 @@ def experiment(
     grid.complete()
     made = tables(what, grid.methods, grid.outcomes())
     _publish(out / name, what.about, made, what.draw)
-    if what.check is not None:
-        what.check(made)
 
 
 def _publish(
@@ -193,12 +145,6 @@ def _publish(
     publish(folder, about, made, draw)
     typer.echo("\n\n".join(table.markdown() for table in made))
     say(f"tables and plots are in {folder}")
-
-
-def _loader(backbone: str, device: str) -> Load:
-    if backbone == "tiny":
-        return lambda: (tiny_backbone(), tiny_tokenizer())
-    return partial(load_backbone, backbone, device)
 
 
 class Spoken(TyperCommand):

@@ -30,7 +30,6 @@ class Budget:
         members: of an ensemble.
         search: settings that are tried for each method.
         seeds: splits and starts.
-        latents: about so many, where guides are measured.
         timed: examples and tokens of a step whose cost is measured, and how often that is done.
     """
 
@@ -46,7 +45,6 @@ class Budget:
     members: int = 5
     search: int = 2
     seeds: int = 5
-    latents: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     timed: tuple[int, int, int] = (32, 64, 5)
 
     def setting(self) -> dict[str, int]:
@@ -60,11 +58,8 @@ _SHIFTS = {
     f"to {name}": Shift(f"sentiment-{name}", labelled=True) for name in ("tweets", "amazon", "nyt")
 }
 
-_TOPICS = ("World", "Sports", "Business", "Technology")
-_FEELINGS = ("Negative", "Positive")
-
 _SMALL = {
-    "news-agnews": Task("news-agnews", 4, Categorical, words=_TOPICS),
+    "news-agnews": Task("news-agnews", 4, Categorical),
     "sentiment-movies": Task(
         "sentiment-movies", 1, lambda: Normal(spread=2.0), _RATING, 48, shifts=_SHIFTS
     ),
@@ -84,7 +79,6 @@ _SMALL = {
             "to Reuters 1987": Shift("news-reuters-1987"),
         },
     ),
-    "labels of others": Task("news-agnews", 4, Categorical, shuffled=True),
 }
 
 _DRUGS = Columns(text="review", label="rating")
@@ -112,7 +106,6 @@ _FULL = {
         Categorical,
         max_length=256,
         test="stanfordnlp/imdb:test",
-        words=_FEELINGS,
         shifts={
             "to Rotten Tomatoes": Shift(
                 "cornell-movie-review-data/rotten_tomatoes:test", labelled=True
@@ -125,22 +118,12 @@ _FULL = {
         Categorical,
         Columns(text="sentence"),
         test="stanfordnlp/sst2:validation",
-        words=_FEELINGS,
     ),
     "AG News": Task(
-        "fancyzhang/ag_news:train",
-        4,
-        Categorical,
-        max_length=128,
-        test="fancyzhang/ag_news:test",
-        words=_TOPICS,
+        "fancyzhang/ag_news:train", 4, Categorical, max_length=128, test="fancyzhang/ag_news:test"
     ),
     "CommonsenseQA": Task(
-        "tau/commonsense_qa:train",
-        1,
-        MultipleChoice,
-        _CSQA,
-        test="tau/commonsense_qa:validation",
+        "tau/commonsense_qa:train", 1, MultipleChoice, _CSQA, test="tau/commonsense_qa:validation"
     ),
     "three topics": Task(
         "fancyzhang/ag_news:train",
@@ -151,7 +134,6 @@ _FULL = {
         classes=3,
         shifts={"to an unseen topic": Shift("fancyzhang/ag_news:test", label=3)},
     ),
-    "labels of others": Task("fancyzhang/ag_news:train", 4, Categorical, shuffled=True),
 }
 
 _TINY = {
@@ -166,7 +148,6 @@ _TINY = {
         max_length=32,
         shifts={"to the third": Shift("tiny-classes", label=2)},
     ),
-    "labels of others": Task("tiny-classes", 3, Categorical, max_length=32, shuffled=True),
 }
 
 BUDGETS = {
@@ -179,8 +160,6 @@ BUDGETS = {
             "uncertainty": ("Drugs.com, noise by text", "SST-2", "AG News", "CommonsenseQA"),
             "shift": ("three topics", "IMDB"),
             "rows": ("Drugs.com", "AG News"),
-            "samples": ("Drugs.com", "AG News"),
-            "canary": ("labels of others",),
         },
         rows=8000,
         more_rows=(100, 400, 2000, 8000),
@@ -208,8 +187,6 @@ BUDGETS = {
             ),
             "shift": ("three topics", "sentiment-movies"),
             "rows": ("news-agnews", "sentiment-movies"),
-            "samples": ("news-agnews", "sentiment-movies"),
-            "canary": ("labels of others",),
         },
         rows=400,
         more_rows=(100, 400, 2000),
@@ -227,8 +204,6 @@ BUDGETS = {
             "uncertainty": ("classes", "ratings"),
             "shift": ("two classes",),
             "rows": ("classes",),
-            "samples": ("ratings",),
-            "canary": ("labels of others",),
         },
         rows=48,
         more_rows=(24, 48),
@@ -238,7 +213,6 @@ BUDGETS = {
         samples=4,
         members=2,
         seeds=2,
-        latents=(100,),
         timed=(8, 6, 2),
     ),
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from . import canary, plots, scores
+from . import plots, scores
 from .outcome import Outcome
 from .scores import Score
 from .tables import Table
@@ -25,10 +25,9 @@ class Experiment:
     Attributes:
         about: the question.
         methods: what is compared.
-        scores: from a run to lines of tables.
-        by: what the column is called that tells lines of one method apart; "" for none.
+        scores: from a run to rows of tables.
+        by: the name of the column that tells rows of one method apart; "" for none.
         draw: the plot of a table.
-        check: raises an error if tables show what may not be.
     """
 
     about: str
@@ -36,48 +35,23 @@ class Experiment:
     scores: Callable[[Outcome], list[Score]]
     by: str = ""
     draw: Callable[[Table], Figure] = plots.dots
-    check: Callable[[Sequence[Table]], None] | None = None
 
 
-_POINTS = tuple(
-    f"{peft}, deterministic"
-    for peft in ("head only", "adapter", "LoRA", "prefix", "MAM", "UniPELT", "hybrid")
+def _all(peft: str, *inferences: str) -> tuple[str, ...]:
+    return tuple(f"{peft}, {inference}" for inference in inferences)
+
+
+_ALONE = ("head only", "adapter", "LoRA", "prefix")
+_PAIRS = ("LoRA + adapter", "LoRA + prefix", "adapter + prefix")
+_OTHERS = ("MAM", "UniPELT")
+_POINTS = tuple(f"{peft}, deterministic" for peft in (*_ALONE, *_OTHERS, "hybrid"))
+_RIVALS = _all(
+    "hybrid", "deterministic + scaling", "ensemble", "ensemble + scaling", "MC dropout", "MAP"
 )
-_RIVALS = tuple(
-    f"hybrid, {inference}"
-    for inference in (
-        "deterministic + scaling",
-        "ensemble",
-        "ensemble + scaling",
-        "MC dropout",
-        "MAP",
-    )
-)
-_BAYESIAN = (
-    "hybrid, one component",
-    *(
-        f"hybrid, Bayesian{variant}"
-        for variant in ("", " (mean-field)", " (down only)", " (A only)")
-    ),
-)
-_UNIONS = (
-    "head only",
-    "adapter",
-    "LoRA",
-    "prefix",
-    "LoRA + adapter",
-    "LoRA + prefix",
-    "adapter + prefix",
-    "MAM",
-    "UniPELT",
-    "hybrid",
-)
-_FEW = (
-    REFERENCE,
-    f"{REFERENCE} + scaling",
-    "hybrid, ensemble",
-    "hybrid, one component",
-    "hybrid, Bayesian",
+_VARIANTS = ("", " (mean-field)", " (down only)", " (A only)")
+_BAYESIAN = _all("hybrid", "one component", *(f"Bayesian{each}" for each in _VARIANTS))
+_FEW = _all(
+    "hybrid", "deterministic", "deterministic + scaling", "ensemble", "one component", "Bayesian"
 )
 
 EXPERIMENTS = {
@@ -86,7 +60,11 @@ EXPERIMENTS = {
     ),
     "ablation": Experiment(
         "What does each PEFT kind add, with and without Bayes?",
-        tuple(f"{peft}, {way}" for peft in _UNIONS for way in ("deterministic", "Bayesian")),
+        tuple(
+            name
+            for peft in (*_ALONE, *_PAIRS, *_OTHERS, "hybrid")
+            for name in _all(peft, "deterministic", "Bayesian")
+        ),
         scores.quality,
     ),
     "uncertainty": Experiment(
@@ -97,21 +75,8 @@ EXPERIMENTS = {
         draw=plots.profiles,
     ),
     "shift": Experiment(
-        "Does it know texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
+        "Does it recognise texts of another kind?", (REFERENCE, *_RIVALS, *_BAYESIAN), scores.shift
     ),
     "rows": Experiment("How many rows does it take?", _FEW, scores.by_rows, "rows", plots.curves),
-    "samples": Experiment(
-        "How many draws does a forecast take?",
-        ("hybrid, MC dropout", *_BAYESIAN[2:]),
-        scores.by_samples,
-        by="draws",
-        draw=plots.curves,
-    ),
-    "canary": Experiment(
-        "Does any method see the test's labels? Here nobody else can be right.",
-        (*_POINTS, *(each for each in _RIVALS if "scaling" not in each), *_BAYESIAN),
-        canary.canary,
-        check=canary.check,
-    ),
 }
 """What `python -m tools.experiments` knows besides "cost"."""

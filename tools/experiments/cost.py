@@ -1,46 +1,52 @@
-"""What each method costs: weights, time and memory of a step, passes, disk."""
+"""What each method costs: weights, time and memory of a step, passes of a prediction.
+
+Times on a shared machine drift by more than what is to be measured. So all methods take turns, one
+step each in a round, and what is reported is the median over rounds of the ratios within a round.
+"""
 
 from __future__ import annotations
 
-import tempfile
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
+import torch
 from torch import nn
+from torch.nn import functional
+from torch.optim import Adam
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import Guide, LaplaceGuide, autoguide
-from bhpeft_pyro.guides.guide import is_point
+from bhpeft_pyro.guides import LaplaceGuide, autoguide
+from bhpeft_pyro.guides.guide import is_point, optimizers
+from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.inference.loop import as_module
-from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.options import FitOptions
-from bhpeft_pyro.posterior.posterior import Posterior
 
 from .budgets import Budget
-from .dropout import dropout
-from .grid import commit, commits
 from .job import Load
-from .methods import GUIDES, PEFT, Method
-from .results import complete, load
-from .step_cost import CLASSES, PARTICLES, hf_peft_step, svi_step, token_batch
-from .tables import Cell, Row, Table
-from .timing import Step, compare, peak_bytes
+from .methods import GUIDES, PEFT, Method, dropout
+from .results import commit, complete, load
+from .tables import Table
 
-__all__ = ["ABOUT", "cost"]
+__all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "peak_bytes", "ratios", "svi_step"]
 
 ABOUT = "What does each method cost?"
+CLASSES = 4
 _PEER = "LoRA of Hugging Face peft"
 _STEP, _MEMORY = "step / HF peft's LoRA", "memory / HF peft's LoRA"
+_PARTICLES = 4
 _MEASURED = (
     *(
         Method(peft, "deterministic")
@@ -50,9 +56,13 @@ _MEASURED = (
     *(Method("hybrid", way) for way in ("MC dropout", *GUIDES) if way != "deterministic"),
 )
 
+RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
+
+Step = Callable[[], Any]
+
 
 def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> Table:
-    """Measure what is missing, once a seed, and make the table of what is there.
+    """Measure what is missing, once for each seed, and make the table of what is there.
 
     Raises:
         ConfigError: Hugging Face peft is not there to compare with.
@@ -74,29 +84,24 @@ def _measure(
     batch = token_batch(plain, batch_size, length)
     frozen = sum(p.numel() * p.element_size() for p in plain.parameters())
     size = sum(p.numel() for p in plain.parameters())
-    models = {str(each): _model(load_backbone, each, batch) for each in _MEASURED}
-    steps = {str(each): partial(_step, models[str(each)], each, batch) for each in _MEASURED}
+    models = {each: _model(load_backbone, each, batch) for each in _MEASURED}
+    steps = {str(each): partial(_step, models[each], each, batch) for each in _MEASURED}
     # Hugging Face peft changes the transformer that it is given: one for each use.
-    peers = [partial(_peer_step, load_backbone()[0], batch) for _ in range(2)]
+    peers = [partial(hf_peft_step, load_backbone()[0], batch) for _ in range(2)]
     with pyro.validation_enabled(False):  # as in `fit`, after its first step
         timed = {name: start() for name, start in steps.items()} | {_PEER: peers[0]()}
-        ratios = compare(timed, [(name, _PEER) for name in steps], rounds)
-        least = frozen + peak_bytes(partial(_twice, peers[1]))
-        peaks = {n: frozen + peak_bytes(partial(_twice, start)) for n, start in steps.items()}
+        ratio = ratios(timed, _PEER, rounds)
+        least = frozen + _peak(peers[1])
+        peaks = {name: frozen + _peak(start) for name, start in steps.items()}
     found = {}
-    for method in _MEASURED:
+    for method, model in models.items():
         name = str(method)
-        ratio = ratios[f"{name} / {_PEER}"]
-        assert ratio is not None
-        sites = sum(site.numel for site in models[name].sites)
+        sites = sum(site.numel for site in model.sites)
         found[name] = {
             "weights (%)": 100 * sites / (size + sites),
-            _STEP: ratio["median"],
+            _STEP: ratio[name],
             _MEMORY: peaks[name] / least,
         }
-        guide, _ = _guide(models[name], method, batch)
-        if isinstance(guide, Guide):
-            found[name]["MB on disk"] = _disk(models[name], guide) / 1e6
     return found
 
 
@@ -111,7 +116,7 @@ def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
 
 
 def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
-    """A guide that is not fitted, and how many draws share out a batch."""
+    """A guide that is not fitted, and how many draws share a batch."""
     if method.inference == "MC dropout":
         return as_module(dropout(model)), len(batch)
     guide = autoguide(GUIDES[method.inference], model, components=1)
@@ -119,7 +124,7 @@ def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
         scale = guide.prior.covariance.scale
         axes = scale.new_zeros(len(scale), guide.rank)
         guide.covariance = Covariance(scale, axes, scale.new_ones(guide.rank))
-    return guide, 1 if is_point(guide) else PARTICLES
+    return guide, 1 if is_point(guide) else _PARTICLES
 
 
 def _step(model: Model, method: Method, batch: Batch) -> Step:
@@ -127,50 +132,37 @@ def _step(model: Model, method: Method, batch: Batch) -> Step:
     return svi_step(model, guide, batch, particles)
 
 
-def _peer_step(backbone: PreTrainedModel, batch: Batch) -> Step:
-    try:
-        return hf_peft_step(backbone, batch)
-    except ImportError as error:
-        raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
+def _peak(start: Callable[[], Step]) -> int:
+    """Peak of two steps: the optimiser's state is there from the second step on."""
 
+    def run() -> None:
+        step = start()
+        step()
+        step()
 
-def _twice(start: Callable[[], Step]) -> None:
-    """The optimiser's state is there from the second step on."""
-    step = start()
-    step()
-    step()
-
-
-def _disk(model: Model, guide: nn.Module) -> int:
-    report = FitReport(0, "", FitOptions())
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Posterior(model, guide, (report,), first_prior=model.prior).save(folder)
-        return sum(file.stat().st_size for file in saved.iterdir())
+    return peak_bytes(run)
 
 
 def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) -> Table:
-    rows = []
-    point = str(Method("hybrid", "deterministic"))
     shown = {str(method): (str(method), 1, _passes(method, budget)) for method in _MEASURED}
+    point = str(Method("hybrid", "deterministic"))
     shown["hybrid, ensemble"] = (point, budget.members, budget.members)
+    records = []
     for name, (measured, fits, passes) in shown.items():
-        runs = [result["methods"][measured] for result in results]
-        cells = {column: Cell.of([run[column] for run in runs]) for column in runs[0]}
-        cells |= {"fits": Cell(fits), "passes a prediction": Cell(passes)}
-        if name == "hybrid, ensemble":
-            cells["MB on disk"] = Cell(fits * cells["MB on disk"].value)
-        rows.append(Row((name, str(len(runs))), cells))
+        for result in results:
+            head = {"method": name, "fits": str(fits), "passes a prediction": str(passes)}
+            records.append(head | result["methods"][measured])
     batch_size, length, rounds = budget.timed
+    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits(results)}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
+        f"Commit {commits}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
         f"tokens a step. Steps are timed in turn with those of {_PEER}: medians of {rounds} "
         "ratios. Memory is the peak of the tensors of two steps, with the frozen weights. An "
-        "ensemble's step is one member's, and so is a step of the default guide one component's; "
+        "ensemble's step is one member's, and a step of the default guide one component's; "
         "each component predicts in one pass forwards and one backwards for each class. "
         f"Mean ± standard error over {len(results)} measurements."
     )
-    columns = ("weights (%)", _STEP, _MEMORY, "fits", "passes a prediction", "MB on disk")
-    return Table("cost", ("method", "measurements"), columns, rows, note)
+    return Table.over_seeds("cost", ["method", "fits", "passes a prediction"], records, note)
 
 
 def _passes(method: Method, budget: Budget) -> int:
@@ -179,3 +171,108 @@ def _passes(method: Method, budget: Budget) -> int:
     if GUIDES.get(method.inference) == "laplace":
         return 1 + CLASSES
     return budget.samples
+
+
+def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> Step:
+    """One step of training as `fit` takes it; the particles share the batch."""
+    loss = ELBO(particles)(model, guide)
+    steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
+    shared = batch.split(particles)
+
+    def step() -> float:
+        for optimizer in steppers:
+            optimizer.zero_grad()
+        value = loss(shared)
+        value.backward()
+        for optimizer in steppers:
+            optimizer.step()
+        return float(value.item())
+
+    return step
+
+
+def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
+    """One step of Hugging Face peft's LoRA under the same head, in a plain loop.
+
+    In evaluation mode, so that there is no dropout, as in ours.
+
+    Raises:
+        ConfigError: peft is not installed, or not made for this version of transformers.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(TARGETS))
+    network = get_peft_model(backbone, config).eval()
+    head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES)
+    trained = [p for p in (*network.parameters(), *last.parameters()) if p.requires_grad]
+    optimizer = Adam(trained, lr=1e-3)
+    assert batch.labels is not None
+    labels = batch.labels
+
+    def step() -> float:
+        optimizer.zero_grad()
+        hidden = network(**batch.inputs).last_hidden_state
+        pooled = head.pool(hidden, batch.inputs["attention_mask"], causal=False)
+        loss = functional.cross_entropy(last(pooled), labels)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+
+    return step
+
+
+def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batch:
+    """Random tokens with random labels, always the same; none is padding."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch_size, length)
+    ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)
+    labels = torch.randint(0, CLASSES, (batch_size,), generator=generator)
+    mask = torch.ones(shape, dtype=torch.long)
+    return Batch({"input_ids": ids, "attention_mask": mask}, labels, size=1000)
+
+
+def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, float]:
+    """Median time of each variant over that of `base`, which is one of them.
+
+    >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
+    ['ours', 'theirs']
+    """
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            variants[name]()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {
+        name: statistics.median(a / b for a, b in zip(own, seconds[base], strict=True))
+        for name, own in seconds.items()
+    }
+
+
+def peak_bytes(run: Step) -> int:
+    """The most bytes of tensors alive at once among those that `run` allocates on the CPU.
+
+    Counted from the allocator's own events, so it is exact and repeatable, which the resident
+    memory of a process is not. Scratch memory inside matrix libraries is left out.
+
+    >>> def run():
+    ...     torch.zeros(1000)
+    ...     return torch.zeros(500) + torch.ones(500)
+    >>> peak_bytes(run)
+    6000
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    assert profiler.profiler is not None
+    events: Any = profiler.profiler.kineto_results.events()
+    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    alive = peak = 0
+    for _, size in memory:
+        alive += size
+        peak = max(peak, alive)
+    return peak

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,10 @@ from .budgets import Budget
 from .job import Job, Load
 from .methods import INFERENCE, PEFT, Method
 from .outcome import Outcome
-from .results import Run, check_setting, complete, file_of
+from .results import Run, check_setting, commit, complete, file_of
 from .tasks import Split, split
 
-__all__ = ["Grid", "commit", "commits"]
+__all__ = ["Grid"]
 
 _ENDING = "safetensors"
 _EXTRA = ("rating_sd",)  # columns that say more of a test's rows than their labels
@@ -99,18 +97,21 @@ class Grid:
         started = time.process_time()
         fitted = INFERENCE[inference](job)
         between = time.process_time()
-        forecasts = {"validation": fitted.validation}
+        forecasts = {"validation": fitted.predict(validation)}
         extra: dict[str, dict[str, Tensor]] = {}
         for name, table in parts.tests.items():
             # What a method does not get it cannot use.
             texts = table.select_columns(list(what.columns.inputs(what.likelihood().kind)))
             forecasts[name] = fitted.predict(texts)
-            known = [column for column in _EXTRA if column in table.column_names]
-            extra[name] = {column: torch.tensor(table[column][:]) for column in known}
+            columns = [column for column in _EXTRA if column in table.column_names]
+            extra[name] = {column: torch.tensor(table[column][:]) for column in columns}
         ended = time.process_time()
+        posterior = fitted.posterior
         for name, table in parts.tests.items():
             if what.target in table.column_names:
-                forecasts[name] = forecasts[name].with_labels(fitted.labels(table))
+                labels = posterior.encode(table).labels
+                assert labels is not None
+                forecasts[name] = forecasts[name].with_labels(labels)
         facts = {
             "task": task,
             "rows": rows,
@@ -123,7 +124,7 @@ class Grid:
             "version": __version__,
             "commit": code,
             "seconds": {"fit": between - started, "predict": ended - between},
-            "weights": sum(site.numel for site in fitted.posterior.model.sites),
+            "weights": sum(site.numel for site in posterior.model.sites),
         }
         return Outcome(facts, forecasts, extra)
 
@@ -160,19 +161,3 @@ def _rows_of(run: Run) -> tuple[str, int, int]:
     """What makes the data of a run."""
     task, rows, *_, seed = run
     return str(task), int(str(rows)), int(str(seed))
-
-
-@cache
-def commit() -> str:
-    """The commit of the code that runs, "+" if it was changed since; else the version."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {__version__}"
-    return found.stdout.strip()
-
-
-def commits(results: Sequence[Mapping[str, Any]]) -> str:
-    """Those of results that note theirs, each once."""
-    return "/".join(dict.fromkeys(result["commit"] for result in results))

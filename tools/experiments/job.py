@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bhpeft_pyro.inference.predict import AnyForecast
@@ -23,7 +22,7 @@ from .tasks import Task
 
 __all__ = ["Fitted", "Inference", "Job", "Load"]
 
-Load = Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Job:
     Attributes:
         task: what is learnt.
         kinds: the PEFT weights.
-        load: makes a new copy of the frozen transformer; `own_head=True` with its own head.
+        load: makes a new copy of the frozen transformer.
         train, validation: labelled rows.
         seed: of the fits and the draws.
         budget: how much may be done.
@@ -70,24 +69,14 @@ class Fitted:
     """What a method has learnt.
 
     Attributes:
-        predict: from rows to a forecast that has kept its draws.
-        posterior: of the (first) fit.
-        validation: the forecast of the validation rows.
-        facts: what is to be known of the fit, as plain data.
-        read: what is made of labelled rows before the posterior reads them.
+        predict: from rows to a forecast, with its draws where there are any.
+        posterior: what predicts.
+        facts: plain data about the fit.
     """
 
     predict: Callable[[Dataset], AnyForecast]
     posterior: Posterior
-    validation: AnyForecast
     facts: dict[str, Any] = field(default_factory=dict)
-    read: Callable[[Dataset], Dataset] = field(default=lambda rows: rows)
-
-    def labels(self, rows: Dataset) -> Tensor:
-        """(N,) labels as the forecasts' are."""
-        found = self.posterior.encode(self.read(rows))
-        assert found.labels is not None
-        return found.labels
 
 
 Inference = Callable[[Job], Fitted]

@@ -8,62 +8,57 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from datasets import Dataset
+import pyro
+import pyro.distributions as dist
+import torch
 
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.guides import GuideLike
-from bhpeft_pyro.inference.predict import AnyForecast
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.peft import Kind, presets
 from bhpeft_pyro.posterior.posterior import MixturePosterior, Posterior
 
-from .dropout import dropout
 from .job import Fitted, Inference, Job
-from .zero_shot import zero_shot
 
-__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "method"]
+__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
-_FROZEN, _ZERO_SHOT = "frozen", "zero-shot"  # go together
-_CHECKS, _PATIENCE = 10, 3  # points are looked at so often, and stopped early
+_CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
+_REPORTED = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
 
 
-def _predict(posterior: Posterior, samples: int) -> Callable[[Dataset], AnyForecast]:
-    return partial(posterior.predict, samples=samples, keep_samples=True)
+def _search(
+    job: Job, settings: Sequence[Mapping[str, Any]], samples: int, run: Callable[..., Posterior]
+) -> tuple[Posterior, dict[str, Any]]:
+    """The fit with the lowest NLL on the validation rows, and what was tried."""
+    tried: list[dict[str, Any]] = []
+    fits = []
+    for setting in settings[: job.budget.search]:
+        started = time.process_time()
+        fits.append(run(**setting))
+        seconds = time.process_time() - started
+        nll = evaluate(fits[-1].predict(job.validation, samples))["nll"]
+        tried.append({**setting, "nll": nll, "seconds": seconds, "steps": fits[-1].report.steps})
+    best = min(range(len(fits)), key=lambda i: tried[i]["nll"])
+    return fits[best], {"chosen": dict(settings[best]), "tried": tried}
 
 
 def _searched(
     job: Job, settings: Sequence[Mapping[str, Any]], samples: int, run: Callable[..., Posterior]
 ) -> Fitted:
-    """The setting with the lowest NLL on the validation rows."""
-    found: list[tuple[float, Fitted]] = []
-    tried = []
-    for setting in settings[: job.budget.search]:
-        started = time.process_time()
-        posterior = run(**setting)
-        seconds = time.process_time() - started
-        predict = _predict(posterior, samples)
-        validation = predict(job.validation)
-        nll = evaluate(validation)["nll"]
-        tried.append({**setting, "nll": nll, "seconds": seconds, "steps": posterior.report.steps})
-        report = posterior.report
-        facts = {
-            "chosen": dict(setting),
-            "temperature": report.temperature,
-            "unsettled": report.unsettled,
-        }
-        found.append((nll, Fitted(predict, posterior, validation, facts)))
-    best = min(found, key=lambda pair: pair[0])[1]
-    best.facts["tried"] = tried
-    return best
+    posterior, facts = _search(job, settings, samples, run)
+    report = posterior.report
+    facts |= {"temperature": report.temperature, "unsettled": report.unsettled}
+    return Fitted(partial(posterior.predict, samples=samples, keep_samples=True), posterior, facts)
 
 
 @dataclass
 class _Points:
-    """Points that are fitted from starts of their own, which several methods share."""
+    """Points that are fitted from different starts, which several methods share."""
 
     key: object = None
     model: Model | None = None
@@ -71,50 +66,38 @@ class _Points:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def first(self, job: Job, count: int) -> tuple[list[Posterior], dict[str, Any]]:
-        """The first points of a job, and what is to be known of them."""
+        """The first points of a job, and the facts of their search."""
         key = (job.load, job.task, tuple(job.kinds), job.train.to_dict(), job.seed, job.budget)
-        if self.key != key or self.model is None:
-            self.key, self.model, self.fitted = key, job.model(), []
-            self.facts = self._search(job)
-        while len(self.fitted) < count:
-            self.fitted.append(self._fit(job, len(self.fitted), self.facts["chosen"]))
+        if self.key != key:
+            self.key, self.model = key, job.model()
+            point, self.facts = _search(job, _ADAM, 0, partial(self._fit, job, 0))
+            self.fitted = [point]
+        for number in range(len(self.fitted), count):
+            self.fitted.append(self._fit(job, number, **self.facts["chosen"]))
         return self.fitted[:count], dict(self.facts)
 
-    def _fit(self, job: Job, number: int, setting: Mapping[str, Any]) -> Posterior:
+    def _fit(self, job: Job, number: int, **setting: Any) -> Posterior:
         assert self.model is not None
         seed = job.seed + 1000 * number
         return job.fit(self.model, "delta", validation=job.validation, **{"seed": seed, **setting})
-
-    def _search(self, job: Job) -> dict[str, Any]:
-        tried = []
-        for setting in _ADAM[: job.budget.search]:
-            started = time.process_time()
-            point = self._fit(job, 0, setting)
-            seconds = time.process_time() - started
-            nll = evaluate(point.predict(job.validation, 0))["nll"]
-            tried.append({**setting, "nll": nll, "seconds": seconds, "steps": point.report.steps})
-            if nll <= min(each["nll"] for each in tried):
-                chosen, self.fitted = dict(setting), [point]
-        return {"chosen": chosen, "tried": tried}
 
 
 _POINTS = _Points()
 
 
-def _of_points(count: Callable[[Job], int], wide: bool) -> Inference:
+def _of_points(ensemble: bool, wide: bool) -> Inference:
     """Points, as they are or each with its width.
 
     Args:
-        count: how many.
+        ensemble: as many as the budget has members; else one.
         wide: whether each becomes a Laplace approximation.
     """
 
     def infer(job: Job) -> Fitted:
-        points, facts = _POINTS.first(job, count(job))
-        several = len(points) > 1
-        posterior = (
-            MixturePosterior.joined(points, points[0].report.options) if several else points[0]
-        )
+        points, facts = _POINTS.first(job, job.budget.members if ensemble else 1)
+        posterior = points[0]
+        if len(points) > 1:
+            posterior = MixturePosterior.joined(points, posterior.report.options)
         if wide:
             started = time.process_time()
             posterior = posterior.widen(job.train, validation=job.validation)
@@ -122,55 +105,67 @@ def _of_points(count: Callable[[Job], int], wide: bool) -> Inference:
         reports = posterior.report.components or [posterior.report]
         facts["temperature"] = reports[0].temperature
         facts["components"] = [
-            {name: getattr(report, name) for name in _TOLD} for report in reports
+            {name: getattr(report, name) for name in _REPORTED} for report in reports
         ]
         if wide:
-            predict: Callable[[Dataset], AnyForecast] = posterior.predict
-        else:
-            predict = _predict(posterior, 0)
-        return Fitted(predict, posterior, predict(job.validation), facts)
+            return Fitted(posterior.predict, posterior, facts)
+        return Fitted(partial(posterior.predict, samples=0, keep_samples=True), posterior, facts)
 
     return infer
 
 
-_TOLD = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
+def dropout(model: Model, rate: float = 0.1) -> Callable[[Batch | None], None]:
+    """A guide function that drops the inputs of each down-projection and of the head.
 
+    Dropping an entry of an input is dropping a column of the weights that multiply it. What
+    is kept is multiplied by 1 / (1 - rate), so the mean is the point.
 
-def map_estimate(job: Job) -> Fitted:
-    """One point under the prior, pulled by it and not stopped."""
+    Args:
+        model: the model.
+        rate: the share that is dropped.
+    """
+    sites = model.sites
 
-    def run(**setting: Any) -> Posterior:
-        return job.fit(job.model(), "delta", temperature=1.0, **setting)
+    def guide(batch: Batch | None = None) -> None:
+        for site in sites:
+            start = site.init().to(model.network.device)
+            value = pyro.param(f"{site.name}.point", start)
+            if site.dims[-1:] in (("in",), ("feature",)):
+                shape = torch.Size((*[1] * (site.ndim - 1), site.shape[-1]))
+                kept = dist.Bernoulli(value.new_tensor(1 - rate)).expand(shape).to_event(site.ndim)
+                mask = pyro.sample(f"{site.name}.mask", kept, infer={"is_auxiliary": True})
+                anchor = model.network.coordinates.anchor(site.name)
+                at = torch.zeros_like(value) if anchor is None else anchor
+                value = (at + value) * mask / (1 - rate) - at  # columns of the weights themselves
+            pyro.sample(site.name, dist.Delta(value, event_dim=site.ndim))
 
-    return _searched(job, _ADAM, 0, run)
+    return guide
 
 
 def mc_dropout(job: Job) -> Fitted:
-    """Monte Carlo dropout (Gal and Ghahramani 2016), masks kept on to predict."""
+    """Monte Carlo dropout (Gal and Ghahramani 2016): predictions draw masks as well."""
 
     def run(**setting: Any) -> Posterior:
-        model = job.model()
-        # As many draws as examples: each has a mask of its own, as with dropout layers.
+        # As many draws as examples: each has its own mask, as with dropout layers.
         how = {"batch_size": 16, "particles": 16, "eval_samples": 4, "temperature": 0.0}
         every = max(1, job.budget.steps // _CHECKS)
         early = {"validation": job.validation, "eval_every": every, "patience": _PATIENCE}
+        model = job.model()
         return job.fit(model, dropout(model), **how, **early, **setting)
 
     return _searched(job, _ADAM, job.budget.samples, run)
 
 
-def bayesian(
-    guide: GuideLike,
-    temperature: float = 1.0,
-    settings: Sequence[Mapping[str, Any]] = _NATURAL,
-) -> Inference:
-    """Variational inference to the end; no validation row is looked at but for the search."""
+def bayesian(guide: GuideLike) -> Inference:
+    """Variational inference to the end; the validation rows serve the search only."""
 
     def infer(job: Job) -> Fitted:
         def run(**setting: Any) -> Posterior:
-            return job.fit(job.model(), guide, temperature=temperature, **setting)
+            return job.fit(job.model(), guide, temperature=1.0, **setting)
 
-        return _searched(job, settings, job.budget.samples, run)
+        if guide == "delta":
+            return _searched(job, _ADAM, 0, run)
+        return _searched(job, _NATURAL, job.budget.samples, run)
 
     return infer
 
@@ -186,7 +181,6 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
     "MAM": presets.mam,
     "UniPELT": presets.unipelt,
     "hybrid": presets.bh_peft,
-    _FROZEN: presets.head_only,
 }
 """The PEFT weights."""
 
@@ -200,16 +194,13 @@ GUIDES = {
 """The guides of those that are one fit of a guide known by name."""
 
 INFERENCE: dict[str, Inference] = {
-    "deterministic": _of_points(lambda job: 1, wide=False),
-    "ensemble": _of_points(lambda job: job.budget.members, wide=False),
-    "one component": _of_points(lambda job: 1, wide=True),
-    "Bayesian": _of_points(lambda job: job.budget.members, wide=True),
+    "deterministic": _of_points(ensemble=False, wide=False),
+    "ensemble": _of_points(ensemble=True, wide=False),
+    "one component": _of_points(ensemble=False, wide=True),
+    "Bayesian": _of_points(ensemble=True, wide=True),
     "MC dropout": mc_dropout,
-    "MAP": map_estimate,
-    "Bayesian (mean-field)": bayesian(GUIDES["Bayesian (mean-field)"]),
-    "Bayesian (down only)": bayesian(GUIDES["Bayesian (down only)"]),
-    "Bayesian (A only)": bayesian(GUIDES["Bayesian (A only)"]),
-    _ZERO_SHOT: zero_shot,
+    "MAP": bayesian("delta"),
+    **{name: bayesian(guide) for name, guide in GUIDES.items() if name.endswith(")")},
 }
 """The ways to infer them."""
 
@@ -248,6 +239,4 @@ def method(name: str) -> Method:
             f"method: {name!r} is unknown; expected one of {', '.join(PEFT)}, then one of "
             f"{', '.join(INFERENCE)}, as in 'hybrid, Bayesian'; and ' + scaling' if you like"
         )
-    if (peft == _FROZEN) != (inference == _ZERO_SHOT):
-        raise ConfigError(f"method: {name!r}: {_FROZEN!r} and {_ZERO_SHOT!r} go together")
     return Method(peft, inference, plain != name)

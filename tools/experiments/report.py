@@ -3,115 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
+import numpy as np
 
 from .catalogue import REFERENCE, Experiment
 from .methods import Method
 from .outcome import Outcome
 from .scores import Score, scaled
 from .significance import fits_p, holm, permutation_p
-from .tables import Cell, Row, Table
+from .tables import Table
 
 __all__ = ["tables"]
 
+Key = tuple[str, ...]
 
-@dataclass
+
+@dataclass(frozen=True)
 class _Line:
-    """What all seeds say in one line."""
+    """One run's part in one row of a table: the row's first columns, and what the run says."""
 
-    head: tuple[str, ...]
-    scores: dict[int, Score]
+    key: Key
+    score: Score
+    facts: Mapping[str, Any]
 
 
 def tables(
     experiment: Experiment, methods: Sequence[Method], outcomes: Iterable[Outcome]
 ) -> list[Table]:
-    """The tables of an experiment, one a task (and what of it).
+    """The tables of an experiment, one for each task (and question about it).
 
     Args:
         experiment: what is looked at.
-        methods: in the order of the lines.
+        methods: in the order of the rows.
         outcomes: of runs; those of other methods are left out.
     """
-    found: dict[str, dict[tuple[str, ...], _Line]] = {}
-    facts: dict[str, list[Mapping[str, object]]] = {}
+    by_table: dict[str, list[_Line]] = {}
     by_method: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_method.setdefault(outcome.facts["method"], []).append(outcome)
     for method in methods:
-        for outcome in by_method.get(str(Method(method.peft, method.inference)), []):
-            used = scaled(outcome) if method.scaled else outcome
-            for score in experiment.scores(used):
-                temperature = f"{outcome.facts['temperature']:g}"
-                head = (str(method), *((score.by,) if experiment.by else ()), temperature)
-                lines = found.setdefault(score.table, {})
-                lines.setdefault(head, _Line(head, {})).scores[outcome.facts["seed"]] = score
-                facts.setdefault(score.table, []).append(outcome.facts)
-    return [
-        _table(experiment, title, list(lines.values()), facts[title])
-        for title, lines in found.items()
-    ]
+        for outcome in by_method.get(str(replace(method, scaled=False)), []):
+            facts = outcome.facts
+            for score in experiment.scores(scaled(outcome) if method.scaled else outcome):
+                by = (score.by,) if experiment.by else ()
+                key = (str(method), *by, f"{facts['temperature']:g}")
+                by_table.setdefault(score.table, []).append(_Line(key, score, facts))
+    return [_table(experiment, title, lines) for title, lines in by_table.items()]
 
 
-def _table(
-    experiment: Experiment,
-    title: str,
-    lines: Sequence[_Line],
-    facts: Sequence[Mapping[str, object]],
-) -> Table:
-    rows = []
-    columns: dict[str, None] = {}
+def _table(experiment: Experiment, title: str, lines: Sequence[_Line]) -> Table:
+    head = ["method", *([experiment.by] if experiment.by else []), "temperature"]
+    records = [dict(zip(head, line.key, strict=True)) | dict(line.score.values) for line in lines]
     tested = _tested(lines)
-    for line in lines:
-        values: dict[str, list[float]] = {}
-        for score in line.scores.values():
-            for name, value in score.values.items():
-                values.setdefault(name, []).append(value)
-        cells = {name: Cell.of(numbers) for name, numbers in values.items()} | tested.get(
-            line.head, {}
-        )
-        columns |= dict.fromkeys(cells)
-        rows.append(Row((*line.head, str(len(line.scores))), cells))
-    head = ("method", *((experiment.by,) if experiment.by else ()), "temperature", "seeds")
-    last = sorted(columns, key=lambda name: name.startswith("p ("))
-    return Table(title, head, tuple(last), rows, _note(facts, any(tested.values())))
+    note = _note([line.facts for line in lines], bool(tested))
+    table = Table.over_seeds(title, head, records, note)
+    for column, values in tested.items():
+        keys = (tuple(row[:-1]) for row in table.means.index)  # without the number of seeds
+        table.means[column] = [values.get(key, np.nan) for key in keys]
+        table.errors[column] = np.nan
+    return table
 
 
-def _tested(lines: Sequence[_Line]) -> dict[tuple[str, ...], dict[str, Cell]]:
-    """P-values against the reference, on the seeds that both have, corrected over all of a kind."""
-    references = {_by(line): line for line in lines if line.head[0] == REFERENCE}
-    raw: dict[str, dict[tuple[tuple[str, ...], str], float]] = {"": {}, ", fits": {}}
+def _tested(lines: Sequence[_Line]) -> dict[str, dict[Key, float]]:
+    """P-values against the reference on the seeds that both have, by column and row.
+
+    Each kind of test is corrected over all comparisons of the table.
+    """
+    losses: dict[Key, dict[int, Mapping[str, Any]]] = {}
     for line in lines:
-        reference = references.get(_by(line))
-        if reference is None or reference is line:
+        losses.setdefault(line.key, {})[line.facts["seed"]] = line.score.losses
+    references = {key[1:-1]: key for key in losses if key[0] == REFERENCE}
+    raw: dict[str, dict[tuple[str, Key], float]] = {"": {}, ", fits": {}}
+    for key, ours in losses.items():
+        reference = references.get(key[1:-1])
+        if reference is None or reference == key:
             continue
-        seeds = sorted(line.scores.keys() & reference.scores.keys())
-        if not seeds:
-            continue
-        for metric in line.scores[seeds[0]].losses:
-            ours, theirs = (
-                [each.scores[seed].losses[metric] for seed in seeds] for each in (line, reference)
-            )
-            key = line.head, metric
-            raw[""][key] = permutation_p(torch.cat(ours), torch.cat(theirs))
+        theirs = losses[reference]
+        seeds = sorted(ours.keys() & theirs.keys())
+        for metric in ours[seeds[0]] if seeds else ():
+            pair = [[run[seed][metric].numpy() for seed in seeds] for run in (ours, theirs)]
+            ours_all, theirs_all = map(np.concatenate, pair)
+            raw[""][metric, key] = permutation_p(ours_all, theirs_all)
             if len(seeds) > 1:
-                means = ([each.mean().item() for each in of] for of in (ours, theirs))
-                raw[", fits"][key] = fits_p(*means)
-    found: dict[tuple[str, ...], dict[str, Cell]] = {}
+                means = ([float(each.mean()) for each in of] for of in pair)
+                raw[", fits"][metric, key] = fits_p(*means)
+    found: dict[str, dict[Key, float]] = {}
     for kind, values in raw.items():
-        for (head, metric), p in zip(values, holm([*values.values()]), strict=True):
-            found.setdefault(head, {})[f"p ({metric}{kind})"] = Cell(p)
+        for (metric, key), p in zip(values, holm([*values.values()]), strict=True):
+            found.setdefault(f"p ({metric}{kind})", {})[key] = p
     return found
 
 
-def _by(line: _Line) -> tuple[str, ...]:
-    """What tells it from other lines of its method."""
-    return line.head[1:-1]
-
-
-def _note(facts: Sequence[Mapping[str, object]], tested: bool) -> str:
+def _note(facts: Sequence[Mapping[str, Any]], tested: bool) -> str:
     """Where the numbers come from."""
 
     def all_of(name: str) -> str:

@@ -84,17 +84,6 @@ def by_rows(outcome: Outcome) -> list[Score]:
     return [replace(score, by=str(outcome.facts["rows"])) for score in quality(outcome)]
 
 
-def by_samples(outcome: Outcome) -> list[Score]:
-    """The same, from the first 1, 2, 4, ... of the draws."""
-    forecast, found = outcome.forecasts["test"], []
-    count = 1
-    while count <= forecast.draws:
-        values = evaluate(_first(forecast, count))
-        found.append(Score(outcome.facts["task"], values, by=str(count)))
-        count *= 2
-    return found
-
-
 def uncertainty(outcome: Outcome) -> list[Score]:
     """Quality of what is kept when the least certain are rejected, and intervals of ratings."""
     forecast, task = outcome.forecasts["test"], outcome.facts["task"]
@@ -152,15 +141,6 @@ def losses(forecast: AnyForecast) -> dict[str, Tensor]:
     if isinstance(forecast, ClassForecast):
         return {"accuracy": (forecast.label != labels).double(), "nll": nll}
     return {"mse": (forecast.mean.double() - labels.double()).square(), "nll": nll}
-
-
-def _first(forecast: AnyForecast, count: int) -> AnyForecast:
-    if isinstance(forecast, RatingForecast):
-        return replace(forecast, means=forecast.means[:count], sds=forecast.sds[:count])
-    assert forecast.samples is not None
-    return ClassForecast.from_draws(
-        forecast.samples[:count], labels=forecast.labels, choices=forecast.choices
-    )
 
 
 def _percent(share: float) -> str:

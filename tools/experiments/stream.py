@@ -1,38 +1,49 @@
 """Sequential updating on real text: `python -m tools.experiments.stream`.
 
 Rounds of doubling size, domains in turn, weeks of news: each batch is predicted first, then learnt,
-by the posterior as the prior and by what it is to be compared with. One result file a run, written
-atomically; a run that was killed goes on after its last round. Tables and plots are made from the
-files alone.
+by the posterior as the prior and by what it is to be compared with. One result file for each run,
+written atomically; a run that was killed continues after its last round. Tables and plots are made
+from the files alone.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import time
+import warnings
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
+import torch
 import typer
+from transformers import AutoModel, AutoTokenizer, logging
 
 from bhpeft_pyro import __version__
+from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.errors import BHPEFTError
+from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.io import digest_of
+from bhpeft_pyro.sequential import Record, prequential
 
-from .grid import commit
-from .learners import ARMS, KEEPS
-from .protocols import PROTOCOLS
-from .results import Run, check_setting, complete, file_of, known, load, show
-from .stream_plots import curves, matrices
-from .stream_runs import Encoded, cost, run, setup
-from .stream_tables import OURS, aims, costs, per_round, summary_table
+from .arms import ARMS, GUIDE, KEEPS, OURS, Arm, Setup
+from .protocols import PROTOCOLS, Stream
+from .results import Run, check_setting, commit, complete, file_of, known, load
+from .stream_report import curves, matrices, tables
 
-__all__ = ["report", "stream"]
+__all__ = ["Encoded", "cost", "run", "setup", "stream"]
+
+_MAX_LENGTH = 32  # tokens; most sentences, and the headline of news
+_TIMED = 100  # rows, at most, of the round whose cost is measured
 
 
 def stream(
@@ -54,23 +65,17 @@ def stream(
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""
-    known([protocol], PROTOCOLS)
-    known([preset], presets.__all__)
-    chosen = PROTOCOLS[protocol]
-    there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
-    arms = arm or list(there)
-    known(arms, there)
-    sizes = (rows or chosen.rows, chosen.test if test is None else test)
-    setting: dict[str, Any] = {
-        "rows": sizes[0],
-        "test": sizes[1],
-        "epochs": epochs,
-        "least": least,
-        "samples": samples,
-        "preset": preset,
-    }
-    runs = list(product([protocol], range(seeds), arms))
     try:
+        known("protocol", [protocol], PROTOCOLS)
+        known("preset", [preset], presets.__all__)
+        chosen = PROTOCOLS[protocol]
+        there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
+        arms = arm or list(there)
+        known("arm", arms, there)
+        sizes = (rows or chosen.rows, chosen.test if test is None else test)
+        setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
+        setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
+        runs = list(product([protocol], range(seeds), arms))
         backbone = minilm()
         setting["backbone"] = backbone.parent.name
         for each in (*runs, (protocol, "cost")):
@@ -102,32 +107,118 @@ def stream(
         raise typer.BadParameter(str(error)) from error
     for each in runs:
         shutil.rmtree(_rounds(out, each, setting), ignore_errors=True)
-    report(load(out, runs), load(out, [(protocol, "cost")])[0]["cost"], out / protocol)
-
-
-def report(results: list[dict[str, Any]], ratios: dict[str, float], plots: Path) -> None:
-    """Print the tables, and write PNG files whose names begin with `plots`."""
-    tables = (
-        summary_table(results),
-        per_round(results, "accuracy"),
-        per_round(results, "nll"),
-        costs(ratios),
-        aims(results, ratios),
-    )
-    for table in tables:
-        show(table)
+    results = load(out, runs)
+    (costs,) = load(out, [(protocol, "cost")])
+    typer.echo("\n\n".join(table.markdown() for table in tables(results, costs["cost"])))
     drawn = {"": curves}
     if any(name.startswith("test/") for name in results[0]["rounds"][0]):
         drawn["-matrix"] = matrices
     for name, draw in drawn.items():
         figure = draw(results)
-        figure.savefig(plots.with_name(f"{plots.name}{name}.png"), dpi=110)
+        figure.savefig(out / f"{protocol}{name}.png", dpi=110)
         plt.close(figure)
 
 
 def _rounds(out: Path, run: Run, setting: Mapping[str, Any]) -> Path:
-    """Where a run keeps its rounds until it is done; another setting does not go on from them."""
+    """Where a run keeps its rounds until it is done; another setting never continues them."""
     return file_of(out, (*run, digest_of(setting)[:12]), "rounds")
+
+
+class Encoded:
+    """A stream as one tokenizer sees it."""
+
+    def __init__(self, stream: Stream, backbone: Path) -> None:
+        self.classes = stream.classes
+        self.tokenizer = AutoTokenizer.from_pretrained(backbone)
+        self.batches = {name: self._encode(table) for name, table in stream.batches.items()}
+        self.tests = {name: self._encode(table) for name, table in stream.tests.items()}
+        self.final = None if stream.final is None else self._encode(stream.final)
+        unlabelled = stream.unlabelled
+        self.unlabelled = None if unlabelled is None else self._encode(unlabelled, labelled=False)
+
+    def _encode(self, table: object, labelled: bool = True) -> Examples:
+        with warnings.catch_warnings():
+            # So many tokens is what this experiment reads.
+            warnings.filterwarnings("ignore", category=CutWarning)
+            return encode(
+                table,
+                self.tokenizer,
+                kind="class",
+                num_labels=self.classes,
+                columns=Columns(max_length=_MAX_LENGTH),
+                labelled=labelled,
+            )
+
+
+def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, seed: int) -> Setup:
+    """What the arms have in common, on a stream."""
+    logging.disable_progress_bar()
+
+    def model() -> Model:
+        torch.manual_seed(seed)
+        network = RandomPEFT(
+            AutoModel.from_pretrained(backbone),
+            tuple(getattr(presets, preset)()),
+            Head(data.classes),
+            data.tokenizer,
+        )
+        return Model(network)
+
+    return Setup(model, data.batches, data.unlabelled, epochs, least, seed)
+
+
+def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> dict[str, Any]:
+    """Learn a stream: its record, and metrics on the final test.
+
+    Args:
+        folder: of the rounds; a killed run continues after the last one there.
+        samples: draws of a prediction, where the arm has a posterior.
+    """
+    last = prequential(
+        setup.model(),
+        arm(setup),
+        data.batches,
+        folder,
+        tests=data.tests,
+        samples=samples,
+        drift=False,
+        progress=False,
+    )
+    found: dict[str, Any] = {"rounds": Record.of(last).rows}
+    if data.final is not None:
+        found["final"] = last.evaluate(data.final, samples)
+    return found
+
+
+def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
+    """Seconds of the processor in an arm's round, over those of a plain round on the same data.
+
+    A plain round fits the same guide under the first prior, for as many steps. Both are timed one
+    after the other; the median of the ratios.
+
+    Args:
+        arms: whose first rounds are fits of `arms.GUIDE`.
+    """
+    before, data = (
+        batch.subset(range(min(_TIMED, len(batch)))) for batch in list(setup.batches.values())[-2:]
+    )
+    learners = {name: arm(setup) for name, arm in arms.items()}
+    last = {name: learn(None, before) for name, learn in learners.items()}
+    first = next(iter(last.values())).model
+
+    def plain() -> None:
+        fit(first, GUIDE, data, components=1, **setup.options(len(data)))
+
+    ratios: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, learn in learners.items():
+            started = time.process_time()
+            plain()
+            between = time.process_time()
+            learn(last[name], data)
+            ended = time.process_time()
+            ratios[name].append((ended - between) / (between - started))
+    return {name: median(values) for name, values in ratios.items()}
 
 
 if __name__ == "__main__":

@@ -1,51 +1,18 @@
-"""Tables of numbers with their standard errors, as Markdown, CSV and LaTeX."""
+"""Tables of means over seeds with their standard errors, as Markdown and CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from pathlib import Path
+from typing import Any
 
-from scipy.stats import sem
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
 
-__all__ = ["Cell", "Row", "Table"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number, and its standard error where it is a mean over seeds. Counts are whole numbers.
-
-    >>> str(Cell.of([0.5, 1.5, 2.5])), str(Cell(0.5)), str(Cell(5))
-    ('1.500 ± 0.577', '0.500', '5')
-    """
-
-    value: float
-    error: float | None = None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Cell:
-        """Mean and standard error of one or more values, one a seed."""
-        return cls(mean(values), float(sem(values)) if len(values) > 1 else None)
-
-    def __str__(self) -> str:
-        if isinstance(self.value, int):
-            return str(self.value)
-        return f"{self.value:.3f}" + ("" if self.error is None else f" ± {self.error:.3f}")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        head: what it is about, a text for each of `Table.head`.
-        cells: by column; some may be missing.
-    """
-
-    head: tuple[str, ...]
-    cells: Mapping[str, Cell]
+__all__ = ["Table", "publish"]
 
 
 @dataclass(frozen=True)
@@ -54,80 +21,76 @@ class Table:
 
     Attributes:
         title: what it shows.
-        head: names of the first columns, which are text.
-        columns: names of the others, which are numbers.
-        rows: its lines.
+        means: numbers; the index says what each row is about. NaN where there is none.
+        errors: their standard errors over seeds, NaN where there is one seed only.
         note: where the numbers come from.
     """
 
     title: str
-    head: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: Sequence[Row]
+    means: pd.DataFrame
+    errors: pd.DataFrame
     note: str = ""
 
-    def markdown(self) -> str:
-        """A heading, the table and its note.
+    @classmethod
+    def over_seeds(
+        cls, title: str, head: Sequence[str], records: Sequence[Mapping[str, Any]], note: str = ""
+    ) -> Table:
+        """Mean and standard error of all records that agree in the columns `head`.
 
-        >>> print(Table("T", ("",), ("nll",), [Row(("a",), {"nll": Cell(0.5)})], "N.").markdown())
-        ## T
+        >>> records = [{"method": "LoRA", "nll": value} for value in (0.5, 1.5, 2.5)]
+        >>> print(Table.over_seeds("news", ["method"], records).markdown())
+        ## news
         <BLANKLINE>
-        |  | nll |
-        |---|---|
-        | a | 0.500 |
-        <BLANKLINE>
-        N.
+        | method | seeds | nll |
+        |---|---|---|
+        | LoRA | 3 | 1.500 ± 0.577 |
         """
-        lines = [(*self.head, *self.columns), *self._texts(str)]
-        shown = ["| " + " | ".join(line) + " |" for line in lines]
-        shown.insert(1, "|" + "---|" * len(lines[0]))
+        frame = pd.DataFrame(list(records))
+        groups = frame.groupby(list(head), sort=False)
+        keys = [*head, "seeds"]
+        frame["seeds"] = groups[head[0]].transform("size").astype(str)
+        again = frame.groupby(keys, sort=False)
+        return cls(title, again.mean(numeric_only=True), again.sem(numeric_only=True), note)
+
+    def text(self) -> pd.DataFrame:
+        """What is shown: three digits, and the standard error behind "±"."""
+
+        def shown(mean: float, error: float) -> str:
+            if pd.isna(mean):
+                return ""
+            return f"{mean:.3f}" if pd.isna(error) else f"{mean:.3f} ± {error:.3f}"
+
+        columns = {
+            name: list(map(shown, self.means[name], self.errors[name])) for name in self.means
+        }
+        return pd.DataFrame(columns, index=self.means.index).reset_index()
+
+    def markdown(self) -> str:
+        """A heading, the table and its note."""
+        text = self.text()
+        lines = [list(text.columns), ["---"] * len(text.columns), *text.to_numpy().tolist()]
+        shown = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+        shown[1] = shown[1].replace(" ", "")
         return "\n".join([f"## {self.title}", "", *shown, "", self.note]).rstrip()
 
     def csv(self) -> str:
         """Numbers in full, standard errors in columns of their own."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        with_error = {
-            c for row in self.rows for c, cell in row.cells.items() if cell.error is not None
-        }
-        names: list[str] = []
-        for column in self.columns:
-            names += [column, f"{column} se"] if column in with_error else [column]
-        writer.writerow([*self.head, *names])
-        for row in self.rows:
-            numbers: dict[str, float | None] = {}
-            for column, cell in row.cells.items():
-                numbers |= {column: cell.value, f"{column} se": cell.error}
-            writer.writerow([*row.head, *(numbers.get(name) for name in names)])
-        return file.getvalue()
-
-    def latex(self) -> str:
-        """A `table` with booktabs' rules."""
-        names = " & ".join(map(_escaped, (*self.head, *self.columns)))
-        lines = [" & ".join(map(_escaped, line)) + r" \\" for line in self._texts(str)]
-        return "\n".join(
-            [
-                r"\begin{table}",
-                rf"\caption{{{_escaped(f'{self.title}. {self.note}')}}}",
-                rf"\begin{{tabular}}{{{'l' * len(self.head)}{'r' * len(self.columns)}}}",
-                r"\toprule",
-                names + r" \\",
-                r"\midrule",
-                *lines,
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-            ]
-        )
-
-    def _texts(self, shown: Callable[[Cell], str]) -> list[tuple[str, ...]]:
-        return [
-            (*row.head, *(shown(row.cells[c]) if c in row.cells else "" for c in self.columns))
-            for row in self.rows
-        ]
+        errors = self.errors.dropna(axis="columns", how="all").add_suffix(" se")
+        both = self.means.join(errors)
+        order = [name for column in self.means for name in (column, f"{column} se") if name in both]
+        return str(both[order].to_csv())
 
 
-def _escaped(text: str) -> str:
-    for character in "&%_#":
-        text = text.replace(character, f"\\{character}")
-    return text.replace("±", r"$\pm$")
+def publish(
+    folder: Path, about: str, tables: Sequence[Table], draw: Callable[[Table], Figure]
+) -> None:
+    """Each table as CSV and as a plot, all of them as Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        stem = re.sub(r"[^\w.]+", "-", table.title).strip("-")
+        (folder / f"{stem}.csv").write_text(table.csv())
+        figure = draw(table)
+        figure.savefig(folder / f"{stem}.png", dpi=110)
+        plt.close(figure)
+    text = "\n\n".join([f"# {about}", *(table.markdown() for table in tables)])
+    (folder / "tables.md").write_text(text + "\n")

@@ -51,8 +51,6 @@ class Task:
         test: a source of its own for the test rows; None takes them from `source`.
         classes: rows with labels from here on are left out; None for none.
         shifts: further test rows, by name.
-        shuffled: give every row the label of another one, so that there is nothing to learn.
-        words: of classes, what a language model is asked to choose from.
     """
 
     source: str
@@ -63,8 +61,6 @@ class Task:
     test: str | None = None
     classes: int | None = None
     shifts: Mapping[str, Shift] = field(default_factory=dict)
-    shuffled: bool = False
-    words: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -114,7 +110,8 @@ def split(
         DataError: a source cannot be read, or it has too few rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    table = _rows(folder, task, task.source, generator)
+    known = None if task.classes is None else lambda label: label < task.classes
+    table = _rows(folder, task, task.source, generator, known)
     counts = (rows, validation) if task.test else (rows, validation, test)
     train, held_out, *more = _cut(table, counts, task.source)
     seen = {*_texts(train, task), *_texts(held_out, task)}
@@ -123,49 +120,38 @@ def split(
         return rows.select([i for i, text in enumerate(_texts(rows, task)) if text not in seen])
 
     if task.test:
-        more = _cut(fresh(_rows(folder, task, task.test, generator)), (test,), task.test)
+        more = _cut(fresh(_rows(folder, task, task.test, generator, known)), (test,), task.test)
     tests = {"test": more[0]}
     for name, shift in task.shifts.items():
-        table = fresh(_shifted(folder, task, shift, generator))
+        only = None if shift.label is None else shift.label.__eq__
+        table = fresh(_rows(folder, task, shift.source, generator, only))
+        if not shift.labelled and task.target in table.column_names:
+            table = table.remove_columns(task.target)
         tests[name] = table.select(range(min(test, len(table))))
     read_of = {"train": train, "validation": held_out, **tests}
     return Split(train, held_out, tests, digest_of({k: _read(v, task) for k, v in read_of.items()}))
 
 
-def _rows(folder: Path | None, task: Task, source: str, generator: torch.Generator) -> Dataset:
-    """The task's rows in random order, each text once."""
-    table = _once(read(folder, source), task)
-    if task.classes is not None:
-        labels = table[task.target][:]
-        table = table.select([i for i, label in enumerate(labels) if label < task.classes])
-    order = torch.randperm(len(table), generator=generator).tolist()
-    table = table.select(order)
-    if task.shuffled:
-        labels = table[task.target][:]
-        table = Dataset.from_dict({**table.to_dict(), task.target: labels[1:] + labels[:1]})
-    return table
-
-
-def _shifted(folder: Path | None, task: Task, shift: Shift, generator: torch.Generator) -> Dataset:
-    table = _once(read(folder, shift.source), task)
-    if shift.label is not None:
-        labels = table[task.target][:]
-        table = table.select([i for i, label in enumerate(labels) if label == shift.label])
-    table = table.select(torch.randperm(len(table), generator=generator).tolist())
-    if not shift.labelled and task.target in table.column_names:
-        table = table.remove_columns(task.target)
-    return table
+def _rows(
+    folder: Path | None,
+    task: Task,
+    source: str,
+    generator: torch.Generator,
+    kept: Callable[[Any], bool] | None,
+) -> Dataset:
+    """Rows in random order, each text once: those whose label is kept, or all."""
+    table = read(folder, source)
+    first = {text: i for i, text in reversed([*enumerate(_texts(table, task))])}
+    table = table.select(sorted(first.values()))
+    if kept is not None:
+        table = table.select([i for i, label in enumerate(table[task.target][:]) if kept(label)])
+    return table.select(torch.randperm(len(table), generator=generator).tolist())
 
 
 def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
     """What is read of the rows, as plain data."""
     names = (*task.columns.inputs(task.likelihood().kind), task.target)
     return {name: list(table[name][:]) for name in names if name in table.column_names}
-
-
-def _once(table: Dataset, task: Task) -> Dataset:
-    first = {text: i for i, text in reversed([*enumerate(_texts(table, task))])}
-    return table.select(sorted(first.values()))
 
 
 def _texts(table: Dataset, task: Task) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from test_cli import bhpeft, error, write_csv
+from test_cli import bhpeft, error, usage_error, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
@@ -44,13 +44,13 @@ def rounds(folder: Path) -> list[Any]:
 
 
 def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
-    options = ("--by", "date", "--every", "week", "--keep", 0.9, "--seed", 3, "--json")
+    options = ("--by", "date", "--batch", "week", "--keep", 0.9, "--seed", 3, "--json")
     found = json.loads(bhpeft(*arguments(folder, *options)).stdout)["rounds"]
     table = Dataset.from_dict({"date": DAYS, "text": TEXTS, "label": NAMES})
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
     last = bh.stream(
         model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
-        columns=bh.Columns(label_names=("bad", "good")), seed=3, max_steps=2, batch_size=8,
+        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8,
         components=2, progress=False,
     )  # fmt: skip
     expected = Record.of(last).rows
@@ -100,7 +100,7 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     bhpeft(*arguments(folder, *options, data="early.csv"), code=130)
     assert len(rounds(folder)) == 1
     again = bhpeft(*arguments(folder, *options, data="early.csv"))
-    assert "rounds that are there already: 1" in again.stderr
+    assert "rounds that exist already: 1" in again.stderr
     first = [report.id for report in rounds(folder)]
     shown = bhpeft(*arguments(folder, *options)).stdout
     assert "rows 11-14" in shown and "drift/nll_z" in shown
@@ -150,7 +150,7 @@ def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
         text=["w5", "w6"] * 2,
         label=["bad", "good"] * 2,
     )
-    options = ("--by", "date", "--every", "day")
+    options = ("--by", "date", "--batch", "day")
     assert "--again" in error(*arguments(folder, *options, data="twice.csv"))
     bhpeft(*arguments(folder, *options, "--again", data="twice.csv"))
     assert [report.examples for report in rounds(folder)] == [2, 2]
@@ -161,7 +161,7 @@ def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
     for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
         write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
         message = error(*arguments(folder, "--by", "date", "--batch", 7, "--grow", data="one.csv"))
-        assert "the first batch, rows 1-7, has the one class" in message
+        assert "the first batch, rows 1-7: column 'label': all 7 labels are" in message
 
 
 @pytest.mark.parametrize("numbers", [False, True])
@@ -175,22 +175,25 @@ def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.model.network.outputs == 3
-    assert last.columns.label_names == (None if numbers else ("bad", "good", "strange"))
+    assert last.text.label_names == (None if numbers else ("bad", "good", "strange"))
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
-        ((), "--by, --batch: neither"),
+        ((), "--by: a batch of a week needs a column of dates"),
         (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
-        (("--by", "text"), "row 0: 'w6 w23 w27' is not a date"),
-        (("--by", "date", "--every", "week", "--batch", 10), "--every, --batch: a batch is"),
-        (("--by", "date", "--guide", "delta"), "'delta' has points"),
-        (("--by", "date", "--guide", "AutoNormal"), "known: laplace, normal, lowrank, full, delta"),
+        (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
-        (("--by", "date", "--tests", "1%"), "1% is no row of any batch"),
-        (("--by", "date", "--tests", "x.csv"), "no share"),
+        (("--by", "date", "--tests", "1%"), "0.01 is no row of any batch"),
     ):
         assert message in error(*arguments(folder, *more)), more
+    for more, message in (
+        (("--batch", "fortnight"), "expected one of day, week, month, quarter, year, or a number"),
+        (("--batch", 0), "or a number of rows"),
+        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal', 'lowrank', 'full'"),
+        (("--tests", "x.csv"), "'x.csv' is not a share"),
+    ):
+        assert message in usage_error(*arguments(folder, "--by", "date", *more)), more
     assert not (folder / "out").exists()
 
 
@@ -250,14 +253,14 @@ def test_periods() -> None:
         by_period(table, "day", "hour")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="count=0"):
         by_count(table, 0)
-    with pytest.raises(DataError, match="row 1: None is not a date"):
+    with pytest.raises(DataError, match="row 1: None is no date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
 
 
 def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:
     # Weeks of four and of three rows.
-    result = bhpeft(*arguments(folder, "--by", "date", "--every", "week", "--tests", "15%"))
-    assert "2024-01-22: no test, as 15% of 3 rows are none, or all" in result.output
+    result = bhpeft(*arguments(folder, "--by", "date", "--batch", "week", "--tests", "15%"))
+    assert "2024-01-22: no test, as 0.15 of 3 rows is none, or all" in result.output
     assert "2024-01-15: no test" not in result.output
     assert len(rounds(folder)) == 4
 

@@ -101,20 +101,42 @@ def test_it_goes_on_where_it_was_interrupted(
     pandas.testing.assert_frame_equal(again.table().drop(columns="seconds"), first, rtol=1e-5)
 
 
-def test_other_data_or_options_are_refused(
+def test_a_comparison_made_otherwise_is_not_continued(
     made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
 ) -> None:
+    """Its points were fitted to its training rows, and stopped by its validation rows."""
     _, out = made
     train, validation, test = data
-    with pytest.raises(ConfigError, match="other options"):
-        compare(tiny_model, *data, out, components=2, options=HOW.change(max_steps=4))
-    with pytest.raises(ConfigError, match="other options"):
-        compare(tiny_model, *data, out, components=3, options=HOW)
-    with pytest.raises(ConfigError, match="other data"):
-        fewer = train.subset(range(20))
-        compare(tiny_model, fewer, validation, test, out, components=2, options=HOW)
+    as_made: dict[str, Any] = {"components": 2, "options": HOW}
+    for rows, other, changed in (
+        (data, {"options": HOW.change(max_steps=4)}, "max_steps"),
+        (data, {"components": 3}, "components"),
+        ((train.subset(range(20)), validation, test), {}, "data"),
+        ((train, validation.subset(range(8)), test), {}, "validation"),
+    ):
+        with pytest.raises(ConfigError, match=f"another choice of {changed};"):
+            compare(tiny_model, *rows, out, **(as_made | other))
     with pytest.raises(ConfigError, match="components=1"):
         compare(tiny_model, *data, out, components=1)
+
+
+def test_other_test_rows_are_predicted_by_what_is_saved(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+) -> None:
+    found, out = made
+    train, validation, test = data
+    half = test.subset(range(6))
+    again = compare(tiny_model, train, validation, half, out, components=2, options=HOW)
+    first = nlls(found.forecasts["LoRA"])[:6]
+    assert torch.allclose(nlls(again.forecasts["LoRA"]), first, atol=1e-5)
+
+
+def test_posteriors_of_something_else_are_not_compared(
+    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...], tmp_path: Path
+) -> None:
+    made[0].posteriors["LoRA"].save(tmp_path / "LoRA")
+    with pytest.raises(ConfigError, match="something else"):
+        compare(tiny_model, *data, tmp_path, components=2, options=HOW)
 
 
 def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import pkgutil
 import pytest
 
 import bhpeft_pyro
+import tools
 
 MODULES = sorted(
     module.name
-    for module in pkgutil.walk_packages(bhpeft_pyro.__path__, "bhpeft_pyro.")
-    if not module.name.endswith(".__main__")  # importing it would run it
+    for package in (bhpeft_pyro, tools)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not module.name.endswith(("__main__", "notebooks"))  # importing them may run them
 )
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import bhpeft_pyro
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Modules at the top that a user reaches through others only; all others stand in the reference.
 INTERNAL = {"arviz", "cli", "patterns", "plain"}  # Posterior.to_arviz; docs/cli.md
@@ -86,6 +86,7 @@ def public() -> Iterator[ModuleType]:
         waiting += [member for member in members if isinstance(member, ModuleType)]
 
 
+@pytest.mark.slow
 def test_every_public_object_is_in_the_reference(site: Path) -> None:
     documented = {id(resolve(name)) for name in entries(site)}
     missing = [
@@ -101,6 +102,7 @@ def test_internal_modules_are_there() -> None:
     assert {info.name for info in pkgutil.iter_modules(bhpeft_pyro.__path__)} >= INTERNAL
 
 
+@pytest.mark.slow
 def test_every_page_is_built_and_in_a_list_of_pages(site: Path) -> None:
     """Sphinx warns of a page in no toctree; a page that is left out altogether it does not see."""
     pages = {path.stem for path in (ROOT / "docs").glob("*.md")}
@@ -110,6 +112,7 @@ def test_every_page_is_built_and_in_a_list_of_pages(site: Path) -> None:
     assert not {page for page in pages - {"index"} if f'href="{page}.html"' not in front}
 
 
+@pytest.mark.slow
 def test_notebooks_show_their_outputs(site: Path) -> None:
     """They are not run again for the site."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
@@ -119,6 +122,7 @@ def test_notebooks_show_their_outputs(site: Path) -> None:
     assert 'href="notebooks/priors.html"' in linked
 
 
+@pytest.mark.slow
 def test_constants_have_their_docstrings(site: Path) -> None:
     assert "by the names that" in (site / "api" / "bhpeft_pyro.guides.html").read_text()
     assert "&lt;factory&gt;" not in (site / "api" / "bhpeft_pyro.html").read_text()

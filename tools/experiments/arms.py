@@ -14,7 +14,7 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.sequential.stream import Learner
 
-__all__ = ["ARMS", "GUIDE", "KEEPS", "Arm", "Setup"]
+__all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup"]
 
 GUIDE = "laplace"
 """The guide of the Bayesian arms: the package's default."""
@@ -48,26 +48,20 @@ class Setup:
         return {"max_steps": steps, "batch_size": _BATCH, "seed": self.seed, "progress": False}
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way to learn.
+Arm = Callable[[Setup], Learner]
+"""One way to learn: makes the learner for `sequential.prequential`."""
 
-    Attributes:
-        learner: makes it, for `sequential.prequential`.
-        point: it has no width, so one pass predicts.
-    """
-
-    learner: Callable[[Setup], Learner]
-    point: bool = False
+OURS = "posterior as prior"
+"""What the names of the arms begin with whose cost is measured."""
 
 
 def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> Arm:
     """`Posterior.update`.
 
     Args:
-        components: of the posterior.
-        keep: 0 makes the first prior that of every round: only the start is the posterior's.
+        keep: with 0 every round has the first prior: only the start is the posterior's.
         replayed: the share of a round's rows that goes to the coreset.
+        components: of the posterior.
     """
 
     def learner(setup: Setup) -> Learner:
@@ -83,7 +77,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> A
 
         return learn
 
-    return Arm(learner)
+    return learner
 
 
 def _deterministic(setup: Setup) -> Learner:
@@ -116,18 +110,19 @@ def _cumulative(setup: Setup) -> Learner:
 
 
 def _after(last: Posterior, new: Posterior, data: Examples) -> Posterior:
-    """A fit by itself as the round after `last`, which brought `data`."""
+    """A separate fit as the round after `last`, with the data of that round."""
     report = replace(new.report, parent=last.report.id, data=data.fingerprint, examples=len(data))
     return new.replace(lineage=(*last.lineage, report))
 
 
-ARMS = {
-    "posterior as prior": updating(),
-    "posterior as prior, 5 components": updating(components=5),
-    "posterior as prior + replay": updating(replayed=0.2),
+ARMS: dict[str, Arm] = {
+    OURS: updating(),
+    f"{OURS}, 5 components": updating(components=5),
+    f"{OURS} + replay": updating(replayed=0.2),
     "warm start only": updating(keep=0.0),
-    "deterministic sequential": Arm(_deterministic, point=True),
-    "all data so far": Arm(_cumulative),
+    "deterministic sequential": _deterministic,
+    "all data so far": _cumulative,
 }
 
-KEEPS = {f"posterior as prior, keep {keep}": updating(keep) for keep in (0.95, 0.8)}
+KEEPS: dict[str, Arm] = {f"{OURS}, keep {keep}": updating(keep) for keep in (0.95, 0.8)}
+"""Arms with forgetting."""

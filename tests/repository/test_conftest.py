@@ -25,7 +25,7 @@ def test_each_leak_is_caught_and_undone(pytester: pytest.Pytester) -> None:
         f"def test_{i}_leaks():\n    {leak}\ndef test_{i}_after():\n    pass\n"
         for i, leak in enumerate(LEAKS.values())
     ]
-    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makeconftest((Path(__file__).parents[1] / "conftest.py").read_text())
     pytester.makepyfile("import pyro, torch, transformers\n" + "".join(tests))
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     result.assert_outcomes(passed=2 * len(LEAKS), errors=len(LEAKS))
@@ -33,7 +33,7 @@ def test_each_leak_is_caught_and_undone(pytester: pytest.Pytester) -> None:
 
 
 def test_registering_our_own_attention_is_no_leak(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makeconftest((Path(__file__).parents[1] / "conftest.py").read_text())
     pytester.makepyfile(f"import transformers\ndef test_ours():\n    {CLEAN}\n")
     before = dict(_attention())
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
@@ -49,7 +49,7 @@ def test_draws_do_not_depend_on_the_test_before(pytester: pytest.Pytester) -> No
         "    assert seen[-1] == seen[0]\n"
         for i in range(2)
     )
-    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text())
+    pytester.makeconftest((Path(__file__).parents[1] / "conftest.py").read_text())
     pytester.makepyfile(body)
     pytester.runpytest_inprocess("-p", "no:cacheprovider").assert_outcomes(passed=2)
 

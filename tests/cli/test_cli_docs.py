@@ -9,13 +9,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
-from bhpeft_pyro.cli import backbone
+from bhpeft_pyro.cli import runs
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 
 
@@ -28,7 +29,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_backbone().save_pretrained(tmp_path / "tiny")
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
+    monkeypatch.setitem(runs.LOCAL, "minilm", lambda: tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
     for name, word in (("reviews", "w2"), ("test", "w3"), ("tuesday", "w4"), ("week-2", "w4")):
@@ -62,13 +63,11 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_examples_of_the_help_are_options_that_exist() -> None:
     """Parsed, not run: they name files of the reader's."""
-    from typer.main import get_command
-
-    from bhpeft_pyro.cli import compare, evaluate, fit, predict, report, stream, update
-
-    commands = get_command(app).commands
-    for module in (fit, compare, predict, evaluate, update, stream, report):
-        for example in module.EXAMPLES:
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        known = {flag for parameter in command.params for flag in parameter.opts}
+        title, *examples = command.epilog.split("\n\n")
+        assert title == "Examples:" and examples
+        for example in examples:
             words = shlex.split(example.partition("|")[0])
-            known = {flag for p in commands[words[1]].params for flag in (*p.opts, "--config")}
+            assert words[:2] == ["bhpeft", name]
             assert {word for word in words if word.startswith("--")} <= known, example

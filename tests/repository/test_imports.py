@@ -6,11 +6,13 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import bhpeft_pyro
-from bhpeft_pyro.cli import recipe
+from bhpeft_pyro import names
+from bhpeft_pyro.cli import options
 from bhpeft_pyro.guides import GUIDES, PRESETS
 from bhpeft_pyro.peft import presets
 
@@ -35,7 +37,10 @@ def test_an_import_waits_for_nothing_that_only_some_functions_need() -> None:
     assert [name for name in DEAR if name in modules.split()] == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["fit", "--help"], ["fit", "--no"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["fit", "--help"], ["fit", "--no"], ["fit", "--preset", "lore"]],
+)
 def test_the_program_answers_without_what_is_slow_to_import(words: list[str]) -> None:
     *_, modules = run(
         "import sys\nfrom bhpeft_pyro.cli.app import app\n"
@@ -45,11 +50,11 @@ def test_the_program_answers_without_what_is_slow_to_import(words: list[str]) ->
 
 
 def test_names_that_options_know_are_those_there_are() -> None:
-    assert (*GUIDES, *PRESETS) == recipe.FAMILIES
-    assert tuple(presets.__all__) == recipe.PRESETS
-    assert [name for name, guide in GUIDES.items() if guide.point] == sorted(  # type: ignore[attr-defined]
-        recipe.POINTS, key=[*GUIDES].index
-    )
+    assert (*GUIDES, *PRESETS) == get_args(names.GuideName)
+    assert tuple(presets.__all__) == get_args(names.Preset)
+    points = [name for name, guide in GUIDES.items() if guide.point]  # type: ignore[attr-defined]
+    assert points == list(options.POINTS)
+    assert get_args(names.Family) == tuple(name for name in GUIDES if name != "delta")
 
 
 def test_type_checkers_see_the_names_that_are_imported_when_they_are_used() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PRINTED = {
     "quickstart": ("negative ELBO", "before"),
     "priors": ("ten times wider", "adapter.up"),
@@ -32,12 +32,12 @@ def test_no_script_hides_a_package(name: str) -> None:
 
 
 @every
+@pytest.mark.slow
 @pytest.mark.usefixtures("minilm_path", "sentiment")
 def test_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("BHPEFT_SMALL", "1")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # on a busy machine threads wait for each other
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     where = {"metadata": {"path": tmp_path}}
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()

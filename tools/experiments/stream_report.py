@@ -1,0 +1,105 @@
+"""Tables and plots of the experiments with streams, from their result files alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bhpeft_pyro.plots import score_matrix
+from bhpeft_pyro.sequential import Record
+
+from .tables import Table
+
+__all__ = ["average", "curves", "matrices", "summary", "tables"]
+
+Result = dict[str, Any]
+
+
+def tables(results: Sequence[Result], cost: Mapping[str, float]) -> list[Table]:
+    """The summary of each arm, each batch before it was learnt, and what a round costs."""
+    first = results[0]
+    setting = ("preset", "rows", "test", "epochs", "samples")
+    note = f"Commit {'/'.join(dict.fromkeys(each['commit'] for each in results))}"
+    note = ", ".join([note, *(f"{name} {first[name]}" for name in setting)]) + "."
+    records = [{"arm": each["arm"], **summary(each)} for each in results]
+    made = [Table.over_seeds(first["protocol"], ["arm"], records, note)]
+    for metric in ("accuracy", "nll"):
+        rows = [
+            {"arm": each["arm"], **{row["batch"]: row[metric] for row in each["rounds"][1:]}}
+            for each in results
+        ]
+        made.append(Table.over_seeds(f"{metric} of each batch before it was learnt", ["arm"], rows))
+    costs = pd.DataFrame({"seconds / plain round": cost}).rename_axis("arm")
+    made.append(Table("cost of a round", costs, costs * float("nan")))
+    return made
+
+
+def summary(result: Result) -> dict[str, float]:
+    """One run in a few numbers.
+
+    `accuracy` and `nll` are those of predicting batches before they are learnt, over all their
+    rows. With a final test its metrics follow; with a test for each round those of `transfer`.
+    """
+    record = Record(result["rounds"])
+    rows = [row for row in record.rows if "nll" in row]
+    count = sum(row["examples"] for row in rows)
+    found = {
+        name: sum(row[name] * row["examples"] for row in rows) / count
+        for name in ("accuracy", "nll")
+    }
+    if "final" in result:
+        found |= {f"final {name}": result["final"][name] for name in ("accuracy", "nll", "ece")}
+    if record.tests:
+        found |= record.transfer()
+    return found
+
+
+def average(results: Sequence[Result]) -> Record:
+    """The mean record of one arm over seeds."""
+    rows = []
+    for same in zip(*(result["rounds"] for result in results), strict=True):
+        numbers = [name for name, value in same[0].items() if not isinstance(value, str)]
+        rows.append({**same[0], **{name: mean(row[name] for row in same) for name in numbers}})
+    return Record(rows)
+
+
+def curves(results: Sequence[Result]) -> Figure:
+    """Accuracy and NLL of each batch before it was learnt: the mean of each arm over seeds."""
+    figure, axes = plt.subplots(2, 1, figsize=(8, 7), layout="constrained", sharex=True)
+    for arm, record in _records(results).items():
+        names = [row["batch"] for row in record.rows[1:]]
+        for ax, metric in zip(axes, ("accuracy", "nll"), strict=True):
+            ax.plot(names, record.column(metric)[1:].numpy(), "o-", markersize=4, label=arm)
+            ax.set_ylabel(metric)
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(fontsize="small")
+    axes[1].tick_params("x", rotation=45)
+    axes[1].set_xlabel("batch")
+    return figure
+
+
+def matrices(results: Sequence[Result]) -> Figure:
+    """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
+    records = _records(results)
+    columns = min(len(records), 3)
+    rows = -(-len(records) // columns)
+    figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    low = min(record.matrix.min().item() for record in records.values())
+    high = max(record.matrix.max().item() for record in records.values())
+    for ax in axes[len(records) :]:
+        ax.remove()
+    for ax, (arm, record) in zip(axes, records.items(), strict=False):
+        score_matrix(record, ax).set_title(arm, fontsize="small")
+        ax.images[0].set_clim(low, high)
+    return figure
+
+
+def _records(results: Sequence[Result]) -> dict[str, Record]:
+    arms = dict.fromkeys(result["arm"] for result in results)
+    return {arm: average([each for each in results if each["arm"] == arm]) for arm in arms}

@@ -230,7 +230,7 @@ class FitReport:
             f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
         ]
         if self.components:
-            lines[0] = f"{len(self.components)} components, {lines[0]} in all"
+            lines[0] = f"{len(self.components)} components, {lines[0]}"
         if self.history:
             lines.append(self._loss())
         if self.held_out:

@@ -18,8 +18,7 @@ from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
-from ..posterior.mixture import MixturePosterior
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from .forgetting import Forgetting
 
 __all__ = ["Drift", "Signal", "assess", "check_samples"]

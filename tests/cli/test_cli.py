@@ -23,6 +23,7 @@ from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError, FitError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import ScaledAdam
+from bhpeft_pyro.model import backbone
 from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -51,7 +52,7 @@ def posterior(folder: Path) -> bh.Posterior:
 
 
 def _tiny(folder: Path) -> Any:
-    return runs.load_backbone(str(folder / "tiny"), "cpu")[:1]
+    return backbone.load_backbone(str(folder / "tiny"), "cpu")[:1]
 
 
 def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_path):
@@ -473,7 +474,7 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
     def work(*_args, **_more):
         raise AssertionError("trained")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", work)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
     table = load(str(folder / "train.csv"))
     kept, held_out = (rows["text"][0] for rows in runs.hold_out(table, 0.2, 0))
@@ -567,7 +568,7 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     def diverge(*_):
         raise FitError("not finite")
 
-    monkeypatch.setattr("bhpeft_pyro.posterior.fit.optimise", diverge)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
 

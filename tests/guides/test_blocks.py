@@ -58,7 +58,9 @@ def test_a_point_costs_minus_its_log_prior_and_the_report_says_so() -> None:
     assert posterior.report.kl["head.bias"] == pytest.approx(cost, rel=1e-5)
     assert posterior.report.points == ["head.bias"]
     assert list(posterior.report.scales) == ["head.weight"]
-    assert f"head.bias    -log prior {cost:.2f} nats" in str(posterior.report)
+    assert f"head.bias    point estimate, -log prior density {cost:.2f} nats" in str(
+        posterior.report
+    )
 
 
 def test_normal_blocks_are_the_normal_guide() -> None:

@@ -28,7 +28,7 @@ def in_rounds(order: tuple[int, ...], replay: Any = None, **options: Any) -> lis
 @pytest.fixture
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact posterior, so what is left to go wrong is the accounts."""
-    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(fitting, "start", lambda *args: None)
 
 

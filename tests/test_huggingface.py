@@ -180,6 +180,19 @@ def test_what_has_no_counterpart_is_refused(options: dict[str, Any], reason: str
         bh.from_peft(model)
 
 
+def test_a_folder_names_its_backbone(tmp_path: Path) -> None:
+    """As a Trainer leaves it: as many labels as were trained, the tokenizer beside the adapter."""
+    classifier("roberta", labels=2).save_pretrained(tmp_path / "base")
+    auto = AutoModelForSequenceClassification
+    base = auto.from_pretrained(tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True)
+    model = adapted(base, target_modules=["query", "value"])
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    posterior = bh.from_peft(tmp_path / "adapter")
+    close(ours(posterior), logits(model))
+    assert posterior.predict(["w5 w20"]).probabilities.shape == (1, 3)
+
+
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
     other = peft.IA3Config(task_type="SEQ_CLS", target_modules=["key"], feedforward_modules=[])
     with pytest.raises(ConfigError, match="a IA3 adapter cannot become a posterior: only LoRA"):
@@ -221,6 +234,7 @@ def test_shared_projections_of_relative_positions() -> None:
 def test_an_adapter_without_its_classifier_needs_one(tmp_path: Path) -> None:
     base = classifier()
     base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
     model = adapted(
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"),
         target_modules=["query", "classifier"],
@@ -408,12 +422,13 @@ def test_new_labels_get_rows_of_the_classifier() -> None:
     assert grown.merge().config.num_labels == 3
 
 
-def test_the_command_line_opens_it(tmp_path: Path) -> None:
+def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
     tiny_classifier().save_pretrained(tmp_path / "base")
     tiny_tokenizer().save_pretrained(tmp_path / "base")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     posterior = bh.from_peft(base, TRAIN)
     posterior.save(tmp_path / "run")
+    close(ours(bh.Posterior.load(tmp_path / "run", device="cpu"), TEST), ours(posterior, TEST))
     close(ours(open_run(tmp_path / "run", None, "cpu"), TEST), ours(posterior, TEST))
 
 

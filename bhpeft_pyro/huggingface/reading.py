@@ -12,18 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns
 from ..errors import ArchitectureError, ConfigError, DataError, LikelihoodError
 from ..guides import DeltaGuide
 from ..inference.draws import sampling, seeded
 from ..inference.report import FitReport
+from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
 from ..model.likelihoods import Categorical, Likelihood, Normal
 from ..model.model import Model
@@ -87,9 +83,7 @@ def from_peft(
     """
     name = str(adapter) if isinstance(adapter, str | Path) else type(adapter).__name__
     if isinstance(adapter, str | Path):
-        if tokenizer is None and (Path(adapter) / "tokenizer_config.json").exists():
-            tokenizer = AutoTokenizer.from_pretrained(adapter)
-        adapter = _loaded(Path(adapter), backbone)
+        adapter, tokenizer = _loaded(Path(adapter), backbone, tokenizer)
     elif backbone is not None:
         raise ConfigError("backbone: it is for the folder of an adapter; a model brings its own")
     layers: dict[str, Layer] = {}
@@ -132,17 +126,20 @@ def library() -> ModuleType:
     return peft
 
 
-def _loaded(folder: Path, backbone: PreTrainedModel | None) -> Any:
+def _loaded(
+    folder: Path, backbone: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Any, PreTrainedTokenizerBase | None]:
     """The `PeftModel` in a folder, on a copy of the backbone that shares its transformer."""
     peft = library()
     if not (folder / CONFIG).exists():
         raise ConfigError(f"adapter: {folder} has no {CONFIG}; expected the folder of an adapter")
     config = peft.PeftConfig.from_pretrained(str(folder))
+    if tokenizer is None and (folder / "tokenizer_config.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     given = backbone
     if backbone is None:
-        backbone = AutoModelForSequenceClassification.from_pretrained(
-            config.base_model_name_or_path
-        )
+        backbone, own = load_backbone(config.base_model_name_or_path, classifier=True)
+        tokenizer = own if tokenizer is None else tokenizer
     name, final = final_layer(backbone)
     backbone = with_tail(backbone, ClassifierHead(final.out_features).tail(backbone))
     saved = peft.load_peft_weights(str(folder), device="cpu")
@@ -154,7 +151,7 @@ def _loaded(folder: Path, backbone: PreTrainedModel | None) -> Any:
             f"adapter: {folder} holds no weights for {name!r} (its modules_to_save is "
             f"{config.modules_to_save}); expected backbone=, the classifier it was trained on"
         )
-    return peft.PeftModel.from_pretrained(backbone, str(folder))
+    return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
 
 
 def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:

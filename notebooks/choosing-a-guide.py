@@ -142,8 +142,8 @@ for name in ("laplace", "normal", "mvn"):
     print(f" of the true ones, k-hat {k_hat:5.2f}")
 
 # %% [markdown]
-# With so few rows `laplace` holds none out, so it uses the prior as we gave it. It is centred at the
-# mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters to
+# With so few rows `laplace` holds none out, so it uses the prior as we gave it. It is centred at
+# the mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters to
 # train by gradient steps; after 200 of them it is about as close as `laplace`. `normal` ignores
 # correlations between weights, so its predictions are much too wide. k-hat shows that without NUTS.
 #
@@ -208,8 +208,8 @@ for name in ("delta", "normal", "laplace", "mvn"):
 
 # %% [markdown]
 # The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). By
-# NLL is the negative log likelihood, ECE the calibration error; compare them down the column. What a
-# posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
+# NLL is the negative log likelihood, ECE the calibration error; compare them down the column. What
+# a posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
 # 770 weights no k-hat is below the limit of 0.67, and with the hundred thousand weights of a hybrid
 # it is far above 1 for any guide. Then the only comparison left is the score on test data of your
 # own.

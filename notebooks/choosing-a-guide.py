@@ -207,7 +207,7 @@ for name in ("delta", "normal", "laplace", "mvn"):
     print("" if name == "delta" else f"{diagnostics.psis(fitted, movies.train).k_hat:8.2f}")
 
 # %% [markdown]
-# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). By
+# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027).
 # NLL is the negative log likelihood, ECE the calibration error; compare them down the column. What
 # a posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
 # 770 weights no k-hat is below the limit of 0.67, and with the hundred thousand weights of a hybrid

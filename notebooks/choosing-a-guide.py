@@ -217,5 +217,4 @@ for name in ("delta", "normal", "laplace", "mvn"):
 # ## Which one to use
 #
 # Start with `laplace`. Use `normal` for heavy-tailed or hierarchical priors, and `delta` if only
-# accuracy matters; `widen` can add a covariance to it
-# later. `bhpeft compare` compares the default with its rivals on your own data.
+# accuracy matters; `widen` can add a covariance to it later. `bhpeft compare` compares the default with its rivals on your own data.

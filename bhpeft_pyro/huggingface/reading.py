@@ -56,8 +56,9 @@ def from_peft(
 
     Args:
         adapter: a `peft.PeftModel`, or the folder of a saved one, with LoRA on any of the layers
-            that `peft.LoRA` supports; or a fully fine-tuned sequence classifier, of which the last
-            layer alone becomes random. It is left as it is, and shares its frozen weights.
+            that `peft.LoRA` supports. It is left as it is, and shares its frozen weights. Or a
+            fully fine-tuned sequence classifier, which becomes the frozen backbone; its last layer
+            alone becomes random.
         data: what it was trained on, as for `fit`.
         validation: rows it was not trained on, which choose the width. Without, the prior's
             precision counts once (tau = 1).
@@ -117,6 +118,7 @@ def from_peft(
 
 
 def library() -> ModuleType:
+    """The `peft` library, which is optional and slow to import."""
     try:
         import peft
     except ImportError as error:

@@ -67,7 +67,8 @@ def posterior_of(likelihood: Likelihood) -> bh.Posterior:
         guide.loc.add_(0.2 * torch.randn(size, generator=generator))
     axes = torch.linalg.qr(torch.randn(size, 4, generator=generator))[0]
     # A noise scale is taken at its mean in closed form: as data leave it, it is nearly known.
-    scale = torch.where(guide.of_likelihood() > 0, 0.01, guide.prior.covariance.scale)
+    noise = guide.at({site.name for site in likelihood.sites})
+    scale = torch.where(noise, 0.01, guide.prior.covariance.scale)
     guide.spread(Covariance(scale, axes, torch.tensor([0.1, 0.4, 0.7, 0.9])))
     return bh.Posterior(model, guide, ())
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..errors import ConfigError, DataError
+from ..checks import COUNT, boolean, check_fields, one_of
+from ..errors import DataError
 from ..peft.sites import Site, zeros
-from ..plain import make_plain
 
 __all__ = ["Head", "Pooling", "check_features"]
 
@@ -55,11 +55,8 @@ class Head:
     principal: bool = True
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if not isinstance(self.outputs, int) or self.outputs < 1:
-            raise ConfigError(f"Head: outputs={self.outputs!r} must be a whole number, 1 or more")
-        if self.pooling not in get_args(Pooling):
-            raise ConfigError(f"Head: pooling={self.pooling!r} is not one of {get_args(Pooling)}")
+        pooling = one_of(*get_args(Pooling))
+        check_fields(self, {"outputs": COUNT, "pooling": pooling, "principal": boolean}, "Head")
 
     def sites(self, width: int) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import COUNT, POSITIVE, check_fields
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
@@ -17,7 +18,6 @@ from .kinds import (
     Kind,
     Weights,
     attention_inputs,
-    check_count,
     gate_sites,
     input_unit,
     rows,
@@ -97,9 +97,7 @@ class LoRA(Kind):
             raise ConfigError(
                 f"lora: targets={self.targets} must be one or more, each once, of {TARGETS}"
             )
-        check_count("lora", "rank", self.rank)
-        if not self.alpha > 0:
-            raise ConfigError(f"lora: alpha={self.alpha} must be positive")
+        check_fields(self, {"rank": COUNT, "alpha": POSITIVE}, "lora")
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         chosen = super().blocks(blocks)

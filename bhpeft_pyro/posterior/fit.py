@@ -14,6 +14,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from ..checks import COUNT
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, FitError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
@@ -52,7 +53,7 @@ def pull_of(guide: nn.Module) -> float | None:
 # So many of the first round's texts set the head's axes and the PEFT sites' coordinates.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 _BY_NAME = str | type | Mapping
-_FAR = 8.0  # spreads of a likelihood of ratings; stars from 1 to 5 are 5 of the default one's
+_FAR = 8.0  # spreads of a likelihood of ratings
 
 
 @sampling()
@@ -124,6 +125,9 @@ def fit(
     columns = replace(columns, label_names=examples.label_names)
     held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
+    likelihood = model.likelihood.standardised(examples.labels)
+    if likelihood is not model.likelihood:
+        model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
     modules = [as_module(each) for each in _made(guide, model, every)]
@@ -208,9 +212,7 @@ def _components(given: int | None, guide: object) -> int:
         return count
     if given is None:
         return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
-    if not isinstance(given, int) or given < 1:
-        raise ConfigError(f"components={given!r} must be an integer of at least 1")
-    return given
+    return COUNT("components", given)
 
 
 def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:
@@ -328,9 +330,9 @@ def joined(
 
 
 def _note_scale(likelihood: Likelihood, examples: Examples) -> None:
-    """Warn of ratings in other units than the likelihood's: learnt they are, but at what cost."""
+    """Warn of ratings that are far out, or in other units than those of the first round."""
     if isinstance(likelihood, Normal | HeteroscedasticNormal) and examples.labels is not None:
-        away = (examples.labels - likelihood.center).abs() / likelihood.spread
+        away = (examples.labels - (likelihood.center or 0.0)).abs() / likelihood.unit
         if (most := away.max().item()) > _FAR:
             rating = examples.labels[away.argmax()].item()
             warnings.warn(

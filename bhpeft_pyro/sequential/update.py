@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
@@ -21,8 +22,6 @@ from ..inference.loop import OptimizerFactory
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..peft.kinds import check_count
-from ..plain import make_plain
 from ..posterior.fit import check_how, fit_round, joined, pull_of
 from ..posterior.mixture import MixturePosterior, keeping, seeds
 from ..posterior.posterior import Posterior
@@ -69,10 +68,7 @@ class Replay:
     by: By = "random"
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        check_count("Replay", "size", self.size)
-        if self.by not in get_args(By):
-            raise ConfigError(f"Replay: by={self.by!r} is not one of 'random', 'uncertain'")
+        check_fields(self, {"size": COUNT, "by": one_of(*get_args(By))}, "Replay")
 
     def split(
         self, pool: Examples, seed: int, posterior: Posterior | None = None

@@ -112,7 +112,7 @@ def test_forgetting_goes_on_beside_a_constrained_site(tmp_path: Path) -> None:
     keep = {"head.weight": 0.5}
     third, other = (p.update(DATA, keep=keep, again=True, **QUICK) for p in (second, again))
     assert_same(third, other)
-    with pytest.raises(PriorError, match=r"'head.bias' is Constrained .*Normal"):
+    with pytest.raises(PriorError, match=r"'head.bias' is LogNormal .*Normal"):
         again.update(DATA, keep=0.5, again=True)
 
 

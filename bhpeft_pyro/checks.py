@@ -99,7 +99,7 @@ class Number:
         number, kind = value, numbers.Integral if self.whole else numbers.Real
         if not isinstance(number, bool) and isinstance(number, kind):
             try:
-                plain = int(number) if self.whole else float(number)
+                plain: Any = int(number) if self.whole else float(number)  # type: ignore[call-overload]
             except OverflowError:
                 plain = math.inf
             if (self.whole or math.isfinite(plain)) and self._holds(plain):

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import ClassLabel
 from torch import Tensor
 
+from ..checks import Number, Rule, check_fields, shown, string
 from ..errors import ConfigError, DataError
 
 __all__ = [
@@ -67,6 +69,12 @@ class Columns:
     label_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        every = ("text", "pair", "label", "question", "choices", "answer")
+        rules: dict[str, Rule] = {
+            name: string for name in every if name != "pair" or self.pair is not None
+        }
+        rules["max_length"] = Number(least=1, whole=True, none=True)
+        check_fields(self, rules, "columns")
         for names in (
             (self.text, self.pair, self.label),
             (self.question, self.choices, self.answer),
@@ -79,10 +87,11 @@ class Columns:
         classes = self.label_names
         if classes is None:
             return
-        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-            raise ConfigError(f"label_names={classes!r}; expected a sequence of str")
+        if not isinstance(classes, Sequence | np.ndarray) or isinstance(classes, str):
+            raise ConfigError(f"label_names={shown(classes)}; expected a sequence of str")
+        classes = [string("label_names", name) for name in classes]
         if len(classes) < 2 or len(set(classes)) < len(classes):
-            raise ConfigError(f"label_names={classes!r}; expected two or more different names")
+            raise ConfigError(f"label_names={shown(classes)}; expected two or more different names")
         object.__setattr__(self, "label_names", tuple(classes))
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:

@@ -170,9 +170,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     known = posterior.columns.label_names
     if not isinstance(labels, Sequence):
         if known is not None:
-            raise ConfigError(
-                f"labels={shown(labels)}: expected new names, as the others are"
-            )
+            raise ConfigError(f"labels={shown(labels)}: expected new names, as the others are")
         COUNT("labels", labels)
         return None
     if known is None:

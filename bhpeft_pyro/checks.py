@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "check",
     "check_fields",
     "check_memory",
+    "harmless",
     "one_of",
     "shown",
     "string",
@@ -47,6 +49,7 @@ Rule = Callable[..., Any]
 
 _WIDTH = 60  # characters of a value in a message
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _WIDTH
 
@@ -62,6 +65,15 @@ def shown(value: object) -> str:
     except Exception:  # of a class that is not ours, or an integer of thousands of digits
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
+
+
+def harmless(text: str) -> str:
+    r"""The text with what would control a terminal, or cannot be printed, written out.
+
+    >>> harmless("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ class Number:
             "at most": self.most,
             "below": self.below,
         }
-        range_ = " and ".join(f"{word} {end}" for word, end in ends.items() if end is not None)
+        range_ = " and ".join(f"{word} {end:n}" for word, end in ends.items() if end is not None)
         kind = "an integer" if self.whole else "a finite number"
         return f"{kind} {range_}".rstrip() + ", or None" * self.none
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from ..guides.guide import components_of, is_linear, is_point, prior_of
 from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import OptimizerFactory, as_module, optimise
+from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..inference.width import refine, settle
 from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
@@ -136,6 +138,7 @@ def fit(
     point = is_point(modules[0])
     if options.particles > 1 and not point:  # a point has but one draw
         check_prior(model.prior, model.sites, vectorised=True)
+    named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
     if held_out is None and needs_rows(modules[0], options):
         examples, held_out = examples.hold_out(options.seed)
@@ -145,7 +148,8 @@ def fit(
     ]
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
-    model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
+    with named(unlabelled=None if texts is examples else texts):
+        model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     open_scales = is_open(model)
     fitted: list[Posterior] = []
@@ -153,7 +157,7 @@ def fit(
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
-        with seeded(own.seed):
+        with seeded(own.seed), named():
             if isinstance(module, Guide):
                 module.follow(model)
             if isinstance(module, Guide) and point:
@@ -166,10 +170,11 @@ def fit(
             if fitted and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        with keeping(fitted, options):
+        with keeping(fitted, options), named():
             fitted.append(fit_round(posterior, rest, held_out, optimizer, kept, open_scales))
             fitted[-1].first_prior = fitted[-1].model.prior
-    return joined(fitted, held_out, options)
+    with named():
+        return joined(fitted, held_out, options)
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:

@@ -16,6 +16,7 @@ from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.draws import sampling
 from ..inference.loop import OptimizerFactory
+from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
@@ -115,7 +116,8 @@ def update(
     fitted: list[Posterior] = []
     every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
     for last, own in every:
-        with keeping(fitted, options, lineage):
+        rows = naming_rows(posterior.model, data=examples, validation=held_out)
+        with keeping(fitted, options, lineage), rows:
             start, kept, rest = _start(last, examples, held_out, own, family, forgetting, replay)
             fitted.append(fit_round(start, rest, held_out, optimizer, kept))
     if not isinstance(posterior, MixturePosterior):

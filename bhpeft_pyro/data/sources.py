@@ -48,7 +48,9 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
-        source = _from_rows(list(source), kind, columns)
+        rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
+        # What is no list came out of an array without dimensions.
+        source = _from_rows(rows if isinstance(rows, list) else [rows], kind, columns)
 
     if not isinstance(source, (Dataset, Mapping)):
         raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")

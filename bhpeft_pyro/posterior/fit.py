@@ -15,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checks import COUNT
+from ..checks import COUNT, check, shown
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, FitError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
@@ -115,8 +115,10 @@ def fit(
             f"model: expected a bh.Model, got {type(model).__name__}; a structure of your own goes "
             "into its prior or its likelihood (Pyro's own inference takes any function)"
         )
+    check(columns, Columns, "columns", "bh.Columns(...)")
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer)
+    check_how(options, validation, optimizer, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -232,12 +234,16 @@ def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:
     return made
 
 
-def check_how(options: FitOptions, validation: object | None, optimizer: object) -> None:
-    """Early stopping has something to look at, and an optimiser can be made.
+def check_how(
+    options: FitOptions, validation: object | None, optimizer: object, replay: object
+) -> None:
+    """Early stopping has something to look at, and there are an optimiser and a coreset to make.
 
     Raises:
         ConfigError: not so.
     """
+    if replay is not None and not hasattr(replay, "by"):  # its class is made of ours
+        raise ConfigError(f"replay: expected a bh.Replay or None, got {shown(replay)}")
     if optimizer is not None and (
         not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
     ):

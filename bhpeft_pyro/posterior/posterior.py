@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check
 from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
@@ -245,6 +246,7 @@ class Posterior:
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
 
+        check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # nor are the last round's held-out rows known
             changes = {"patience": None, **changes}
         return update(

@@ -102,7 +102,7 @@ def update(
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check_how(options, validation, optimizer)
+    check_how(options, validation, optimizer, replay)
     for each in posterior.components:  # refused before data are read, if it cannot be a prior
         prior_of(each.model, each.guide)
     if isinstance(data, Iterator):  # it is read twice

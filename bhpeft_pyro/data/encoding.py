@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import Number, check, one_of
+from ..checks import Number, check, one_of, shown
 from ..errors import DataError
 from .columns import (
     Columns,
@@ -153,7 +153,7 @@ def encode(
         owner = owner.repeat_interleave(counts)
     if int(tokens.lengths.min()) == 0:
         row = int(owner[tokens.lengths == 0][0])
-        raise DataError(f"row {row}: the tokenizer finds no token in {texts[row]!r:.60}")
+        raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
     if cut:
         number = len(owner[cut].unique())
         warnings.warn(

@@ -138,6 +138,8 @@ def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     # pandas would give a column that comes twice another name.
     header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+    if any("\0" in name for name in header):
+        raise DataError("the header has a NUL character; expected a text file in UTF-8")
     _check_once([name for name in header if name])
     table = pd.read_csv(path, na_values="", **how)
     if not isinstance(table.index, pd.RangeIndex):
@@ -200,7 +202,7 @@ def _by_column(rows: Sequence[object], expected: str) -> dict[str, list[Any]]:
 
 def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(row, types):
-        raise DataError(f"source, row {i}: a {type(row).__name__} ({row!r:.60}); expected {what}")
+        raise DataError(f"source, row {i}: a {type(row).__name__} ({shown(row)}); expected {what}")
     return row
 
 
@@ -232,6 +234,6 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         except (TypeError, ValueError, OverflowError) as error:
             known = (type(column[0]), type(None))
             odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
-            where = "" if odd is None else f", row {odd}: {column[odd]!r:.60}"
+            where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
             raise DataError(f"column {name!r}{where}: mixed or unknown types: {error}") from error
     return concatenate_datasets(tables, axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import COUNT, POSITIVE, check_fields
+from ..checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
@@ -87,9 +87,9 @@ class LoRA(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.targets, str):
+        if isinstance(self.targets, str) or not isinstance(self.targets, Iterable):
             raise ConfigError(
-                f"lora: targets={self.targets!r} must be a tuple, ({self.targets!r},)"
+                f"lora: targets={shown(self.targets)} must be a tuple, ({shown(self.targets)},)"
             )
         object.__setattr__(self, "targets", tuple(self.targets))
         unknown = [target for target in self.targets if target not in TARGETS]

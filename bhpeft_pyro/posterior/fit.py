@@ -15,7 +15,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checks import COUNT, check, shown
+from ..checks import COUNT, check, check_memory, shown
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError, FitError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
@@ -124,7 +124,7 @@ def fit(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
             "expected a new RandomPEFT"
         )
-    count = _components(components, guide)
+    count = _components(components, guide, model)
     examples = model.encode(data, columns, new_names=True)
     columns = replace(columns, label_names=examples.label_names)
     held_out = None if validation is None else model.encode(validation, columns)
@@ -203,7 +203,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
     return model if prior is None else Model(model.network, prior, model.likelihood)
 
 
-def _components(given: int | None, guide: object) -> int:
+def _components(given: Any, guide: object, model: Model) -> int:
     """How many components there are to be.
 
     Raises:
@@ -219,7 +219,9 @@ def _components(given: int | None, guide: object) -> int:
         return count
     if given is None:
         return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
-    return COUNT("components", given)
+    given = COUNT("components", given)
+    check_memory("components", given, 8 * sum(site.numel for site in model.sites))
+    return given
 
 
 def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:

@@ -208,7 +208,9 @@ def test_option_errors() -> None:
     for levels in (1, 3.7, "3"):
         with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be an integer"):
             OrderedLogistic(levels)  # type: ignore[arg-type]
-    with pytest.raises(LikelihoodError, match=r"Normal: spread=0\.0 must be a finite number above 0"):
+    with pytest.raises(
+        LikelihoodError, match=r"Normal: spread=0\.0 must be a finite number above 0"
+    ):
         Normal(spread=0.0)
-    with pytest.raises(LikelihoodError, match="HeteroscedasticNormal: spread=.* must be"):
+    with pytest.raises(LikelihoodError, match=r"HeteroscedasticNormal: spread=.* must be"):
         HeteroscedasticNormal(spread=-1.0)

@@ -151,7 +151,11 @@ def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
 @pytest.mark.parametrize(
     ("prior", "options", "message"),
     [
-        (FunctionSpaceNormal, {"change": 0.0}, "Normal: change=0.0 must be a finite number above 0"),
+        (
+            FunctionSpaceNormal,
+            {"change": 0.0},
+            "Normal: change=0.0 must be a finite number above 0",
+        ),
         (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between=-1.0 must be a finite"),
         (priors.Horseshoe, {"share": math.inf}, "Horseshoe: share=inf must be a finite"),
         (priors.ARD, {"head": math.nan}, "ARD: head=nan must be a finite"),

@@ -26,7 +26,7 @@ from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
-SMALL, LARGE = 400, 10_000
+SMALL, LARGE = 200, 10_000
 
 TEXTS, LABELS = ["w5 w9", "w6 w8", "w5", "w6 w7"], [0, 1, 0, 1]
 

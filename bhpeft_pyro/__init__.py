@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from .options import FitOptions
     from .peft import presets
     from .posterior.fit import fit
-    from .posterior.mixture import MixturePosterior
-    from .posterior.posterior import Posterior
+    from .posterior.posterior import MixturePosterior, Posterior
     from .sequential import History, Replay
     from .sequential.stream import stream
 
@@ -45,7 +44,7 @@ _HOMES = {
     "Guide": "guides",
     "Head": "model.head",
     "History": "sequential",
-    "MixturePosterior": "posterior.mixture",
+    "MixturePosterior": "posterior.posterior",
     "Model": "model.model",
     "NaturalGradient": "guides.optimizers",
     "Posterior": "posterior.posterior",

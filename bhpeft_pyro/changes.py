@@ -20,8 +20,7 @@ from .inference.draws import blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
-from .posterior.mixture import MixturePosterior
-from .posterior.posterior import Posterior
+from .posterior.posterior import MixturePosterior, Posterior
 from .priors import unpack
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes", "spectra"]

@@ -21,8 +21,7 @@ from .options import FitOptions
 from .peft import Kind, presets
 from .posterior import io
 from .posterior.fit import fit
-from .posterior.mixture import MixturePosterior
-from .posterior.posterior import Posterior
+from .posterior.posterior import MixturePosterior, Posterior
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""Options of a fit, checked as soon as they are given."""
+"""Options of a fit, checked when they are created."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .errors import ConfigError
 
 __all__ = ["FitOptions"]
 
-# Those that need nothing else than a number of steps.
+# The schedules of transformers that need only a number of steps.
 _SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant", "inverse_sqrt")
 _MAYBE_COUNT = Number(least=1, whole=True, none=True)
 _MAYBE_POSITIVE = Number(above=0, none=True)
@@ -40,44 +40,47 @@ _RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long, in what steps, and at what temperature to fit.
+    """How long to fit, in what steps, and at what temperature.
 
     Attributes:
         epochs: passes over the data, unless `max_steps` is given.
         max_steps: optimiser steps.
-        batch_size: examples per forward pass, shared out over the particles.
-        particles: weight draws per forward pass (1 for a point-mass guide).
+        batch_size: examples per forward pass, divided equally among the particles.
+        particles: weight draws per forward pass (a point estimate always uses 1).
         accumulate: forward passes per optimiser step.
-        lr: step size. None takes each family's own: of "normal", B / N and at most 0.1 natural
-            gradient (`NaturalGradient`); 2e-3 of Adam for everything else.
-        schedule: of the learning rate: "cosine", "linear", "constant_with_warmup", "constant", or
-            "inverse_sqrt", as in transformers.
+        lr: learning rate. None takes the default of the family: for "normal", natural-gradient
+            steps (`NaturalGradient`) of B / N, at most 0.1; for all others, Adam with 2e-3.
+        schedule: of the learning rate, as in transformers: "cosine", "linear",
+            "constant_with_warmup", "constant", or "inverse_sqrt".
         warmup: fraction of the steps over which the learning rate rises.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
-        temperature: weight of the KL. 1 is the posterior; 0 is maximum likelihood. Of points
-            ("laplace", "delta") it is how strongly the prior pulls at them. None is 1; but points
-            with held-out rows are not pulled, and these rows choose the step whose state is kept:
-            the last of ten that are looked at, unless an earlier one is better by more than
-            two standard errors. In later rounds None is 0.1 for them.
-        tau: of "laplace": how much of the first prior's precision there is in the width, in
-            multiples. None takes what gives held-out rows the highest density; without any that
-            of the last round, or 1 in the first.
+        temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
+            estimates ("laplace", "delta") it is the weight of the log prior density. None means 1,
+            except for point estimates: with held-out rows it is 0 in the first round, and these
+            rows choose the step whose state is kept (of ten evaluations the last one, unless an
+            earlier one is better by more than two standard errors). In later rounds it is 0.1.
+        tau: for "laplace", the multiple of the first prior's precision in the covariance. None
+            takes the value with the highest density of held-out rows; without such rows that of the
+            last round, or 1 in the first.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
-        patience: with validation data, stop after so many evaluations without a lower NLL
-            and go back to the best; None fits to the end and keeps the last. Points without a
-            given temperature are not stopped.
+        patience: with validation data, stop after this many evaluations without a lower NLL and
+            return to the best state; None fits to the end and keeps the last. It does not apply to
+            point estimates without a given temperature.
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.
         bf16: autocast to bfloat16.
-        seed: of the draws and the order of the data.
+        seed: of the draws and of the order of the data.
         progress: show a progress bar.
+
+    Raises:
+        ConfigError: a value is of the wrong type or outside its range.
 
     >>> FitOptions(particles=3, batch_size=8)
     Traceback (most recent call last):
         ...
     bhpeft_pyro.errors.ConfigError: batch_size=8 must be a multiple of particles=3: each weight \
-draw gets an equal share of the batch (a point needs but one: particles=1)
+draw gets an equal share of the batch (for a point estimate set particles=1)
     """
 
     epochs: int = 15
@@ -104,14 +107,15 @@ draw gets an equal share of the batch (a point needs but one: particles=1)
         if self.batch_size % self.particles:
             raise ConfigError(
                 f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
-                "each weight draw gets an equal share of the batch (a point needs but one: "
+                "each weight draw gets an equal share of the batch (for a point estimate set "
                 "particles=1)"
             )
 
     def change(self, **changes: Any) -> FitOptions:
-        """These options with some changed; an unknown name is an error that lists the known.
+        """These options with some changed. `epochs` without `max_steps` resets `max_steps`.
 
-        `epochs` without `max_steps` puts an earlier `max_steps` out of force.
+        Raises:
+            ConfigError: an unknown name, or a value outside its range.
         """
         if unknown := changes.keys() - _RULES.keys():
             raise ConfigError(

@@ -25,8 +25,7 @@
 #
 # - `delta` is a point estimate, ordinary fine-tuning.
 # - `normal` has an independent Normal for each weight.
-# - `full` is one Normal over all weights with any covariance.
-# - `lowrank` is the same, with a covariance that differs from the prior's along 64 directions.
+# - `mvn` is one Normal over all weights with any covariance, Pyro's `AutoMultivariateNormal`.
 # - `laplace`, the default, trains point estimates and computes a covariance around each from the
 #   curvature of the loss. It is a mixture of five Laplace approximations.
 #
@@ -70,23 +69,21 @@ hybrid = bh.Model(bh.RandomPEFT(backbone, bh.presets.bh_peft(), bh.Head(2)))
 sizes = {site.name: site.numel for site in hybrid.sites}
 latents = sum(sizes.values())
 head = sizes["head.weight"] + sizes["head.bias"]
-costs = {name: guides.budget(name, latents) for name in ("delta", "normal", "lowrank", "full")}
-costs["full head, normal rest"] = guides.budget("full", head) + guides.budget(
-    "normal", latents - head
-)
+costs = {name: guides.budget(name, latents) for name in ("delta", "normal", "laplace", "mvn")}
+costs["mvn, head only"] = guides.budget("mvn", head)
 for name, cost in costs.items():
     print(f"{name:22} {cost.latents:,} latents, {cost.bytes / 2**20:12,.1f} MiB")
 
 # %% [markdown]
-# `full` over all weights is refused. Over the head alone it is small. A mapping from patterns of
-# site names assigns a family to each block of weights:
+# `mvn` over all weights is refused. Over a head alone it is small. A mapping from patterns of site
+# names makes some weights random and leaves others as point estimates:
 
 # %%
 try:
-    bh.autoguide("full", hybrid)
+    bh.autoguide("mvn", hybrid)
 except bh.errors.GuideError as error:
     print(error)
-blocks = {"head.*": "full", "*": "normal"}
+blocks = {"head.*": "normal", "*": "delta"}
 
 # %% [markdown]
 # ## What a step costs
@@ -98,7 +95,7 @@ blocks = {"head.*": "full", "*": "normal"}
 data = tiny_examples(32)
 tiny = bh.RandomPEFT(tiny_backbone(), bh.presets.lora(rank=2), bh.Head(2), tiny_tokenizer())
 seconds = {}
-for guide in ("delta", "laplace", "normal", "lowrank", "full", blocks):
+for guide in ("delta", "laplace", "normal", "mvn", blocks):
     model = bh.Model(tiny, dist.Normal(0.0, 0.3))
     report = bh.fit(model, guide, data, components=1, **quick).report
     name = "blocks" if isinstance(guide, dict) else guide
@@ -108,9 +105,9 @@ for guide in ("delta", "laplace", "normal", "lowrank", "full", blocks):
 # %% [markdown]
 # Each guide ran once, so small differences are not meaningful. `laplace` trains like `delta` and
 # computes its covariance afterwards; five components cost five fits. `normal` draws several sets of
-# weights per batch, each for a part of it. `lowrank` and `full` also estimate their covariance
-# several times during a fit. Relative to such a tiny transformer these extras look large;
-# `make bench` measures them with MiniLM.
+# weights per batch, each for a part of it. `mvn` also multiplies a square matrix with all weights.
+# Relative to such a tiny transformer these extras look large; `make bench` measures them with
+# MiniLM.
 #
 # ## Comparison with the true posterior
 #
@@ -137,7 +134,7 @@ truth = mcmc.get_samples()
 
 # %%
 places = tiny_examples(40, seed=1)
-for name in ("laplace", "normal", "lowrank", "full"):
+for name in ("laplace", "normal", "mvn"):
     fitted = bh.fit(model, name, data, components=1, lr=0.05, **quick)
     compared = diagnostics.against(fitted, truth, places)
     k_hat = diagnostics.psis(fitted, data).k_hat
@@ -145,13 +142,10 @@ for name in ("laplace", "normal", "lowrank", "full"):
     print(f" of the true ones, k-hat {k_hat:5.2f}")
 
 # %% [markdown]
-# `lowrank` and `full` print the same numbers: the head has fewer weights than `lowrank` has
-# directions (64), so both can represent any covariance. After 200 steps their mean predictions are
-# a tenth of a true sd off (400 draws of NUTS have a noise of 0.06), and their predictions are
-# slightly too wide. With so few rows `laplace` holds none out, so it uses the prior as we gave it.
-# It is centred at the mode and keeps 16 directions; its means are a quarter of an sd off, its
-# predictions an eighth too wide. `normal` ignores correlations between weights, so its predictions
-# are much too wide. k-hat shows that without NUTS.
+# With so few rows `laplace` holds none out, so it uses the prior as we gave it. It is centred at
+# the mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters
+# to train by gradient steps; after 200 of them it is about as close as `laplace`. `normal` ignores
+# correlations between weights, so its predictions are much too wide. k-hat shows that without NUTS.
 #
 # ## Does the result depend on the initial values?
 #
@@ -186,27 +180,26 @@ for start in (None, 0.001, 0.1):
 # %%
 words = [f"w{5 + i % 10} w{15 + i}" for i in range(24)]
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-for name, ax in zip(("normal", "full"), axes, strict=True):
+for name, ax in zip(("normal", "laplace"), axes, strict=True):
     found = diagnostics.sbc(model, name, words, replications=worlds, **quick)
     found.plot(ax).set_title(f"{name}, {worlds} data sets")
     print(name, found, "", sep="\n")
 
 # %% [markdown]
-# `full` passes, as far as 60 data sets can tell. `normal` fails on the likelihood of the labels: it
-# is higher under the true weights than under nearly all of the draws, because these are spread too
-# widely. Its predictions for three texts show no bias.
+# `normal` fails on the likelihood of the labels: it is higher under the true weights than under
+# nearly all of the draws, because these are spread too widely. The output says what `laplace` does.
 #
 # ## Real sentences
 #
 # We classify sentences from film reviews as positive or negative. Only the head of MiniLM is
-# random, with 770 weights, so that `full` is feasible too.
+# random, with 770 weights, so that `mvn` is feasible too.
 
 # %%
 movies, _ = two_rounds(sentiment(), (train, 8), 8, train, seed=0)
 print(movies)
 heads = bh.Model(bh.RandomPEFT(backbone, bh.presets.head_only(), bh.Head(2)))
 print(f"{'':9}{'accuracy':>9}{'NLL':>8}{'ECE':>8}{'epistemic':>11}{'k-hat':>8}")
-for name in ("delta", "normal", "lowrank", "full"):
+for name in ("delta", "normal", "laplace", "mvn"):
     fitted = bh.fit(heads, name, movies.train, epochs=1 if small else 8, progress=False)
     scores = fitted.evaluate(movies.test, 100)
     print(f"{name:9}{scores['accuracy']:9.3f}{scores['nll']:8.3f}{scores['ece']:8.3f}", end="")
@@ -214,16 +207,15 @@ for name in ("delta", "normal", "lowrank", "full"):
     print("" if name == "delta" else f"{diagnostics.psis(fitted, movies.train).k_hat:8.2f}")
 
 # %% [markdown]
-# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). By
-# NLL (negative log likelihood) and ECE (calibration error) the point estimate is best here,
-# `lowrank` and `full` are close, and `normal`, whose predictions are too wide, is last. What a
-# posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
+# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027).
+# NLL is the negative log likelihood, ECE the calibration error; compare them down the column. What
+# a posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
 # 770 weights no k-hat is below the limit of 0.67, and with the hundred thousand weights of a hybrid
 # it is far above 1 for any guide. Then the only comparison left is the score on test data of your
 # own.
 #
 # ## Which one to use
 #
-# Start with `laplace`. Use `normal` for heavy-tailed or hierarchical priors, `full` for a head with
-# some hundred weights, and `delta` if only accuracy matters; `widen` can add a covariance to it
-# later. `bhpeft compare` compares the default with its rivals on your own data.
+# Start with `laplace`. Use `normal` for heavy-tailed or hierarchical priors, and `delta` if only
+# accuracy matters; `widen` can add a covariance to it later.
+# `bhpeft compare` compares the default with its rivals on your own data.

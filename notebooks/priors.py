@@ -163,9 +163,9 @@ for site in network.sites:
 # %%
 ard = fit(priors.ARD(change=0.5), bh.presets.lora(rank=8))
 for name, fitted in (("default", normal), ("ARD", ard)):
-    for site, layers in priors.effective_rank(fitted).items():
-        if site.startswith("lora"):
-            print(f"{name:8} {site:13}", "  ".join(f"{rank:3.1f}" for rank in layers.values()))
+    ranks = fitted.to_arviz(sites=["effective_rank.*"]).posterior.mean(["chain", "draw"])
+    for what, layers in ranks.items():
+        print(f"{name:8} {what:28}", "  ".join(f"{rank:3.1f}" for rank in layers.values))
 
 # %% [markdown]
 # ## Gates: which layers need which kind?
@@ -173,10 +173,16 @@ for name, fitted in (("default", normal), ("ARD", ard)):
 # Under the prior, every layer needs every kind with probability 0.5. These are the probabilities
 # after the fit:
 
+
 # %%
+def probabilities(posterior: bh.Posterior) -> None:
+    open_gates = posterior.to_arviz(sites=["gate.*"]).posterior > 0.5
+    for name, layers in open_gates.mean(["chain", "draw"]).items():
+        print(f"{name:14}", "  ".join(f"{p:4.2f}" for p in layers.values))
+
+
 gates = fit(priors.Gates(change=0.5))
-for kind, layers in priors.gate_probabilities(gates).items():
-    print(f"{kind:8}", "  ".join(f"{p:4.2f}" for p in layers.values()))
+probabilities(gates)
 
 # %% [markdown]
 # Where a probability stays near that of the prior, the sentences say nothing about it. This fit
@@ -187,5 +193,4 @@ for kind, layers in priors.gate_probabilities(gates).items():
 
 # %%
 updated = gates.update(movies.validation, max_steps=5)
-for kind, layers in priors.gate_probabilities(updated).items():
-    print(f"{kind:8}", "  ".join(f"{p:4.2f}" for p in layers.values()))
+probabilities(updated)

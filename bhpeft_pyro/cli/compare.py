@@ -46,9 +46,10 @@ def compare(
     """
     from ..comparison import compare as run
     from ..data.sources import load
+    from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..posterior.io import write
-    from .runs import load_backbone, split
+    from .runs import split
     from .task import infer
 
     how = FitOptions(progress=interactive()).change(**fitting.given)

@@ -32,10 +32,11 @@ def fit(
         bhpeft fit --config fit.yaml --epochs 5
     """
     from ..data.sources import load
+    from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior.fit import fit as learn
-    from .runs import check_out, finish, load_backbone, split
+    from .runs import check_out, finish, split
     from .task import infer
 
     how = FitOptions(progress=interactive()).change(**fitting.given)

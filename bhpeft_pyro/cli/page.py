@@ -19,8 +19,7 @@ from ..forecast.metrics import evaluate
 from ..guides.guide import title
 from ..inference.report import FitReport
 from ..options import FitOptions
-from ..posterior.mixture import MixturePosterior
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from .predict import predictions
 from .runs import rows_for
 from .screen import MEANINGS, png

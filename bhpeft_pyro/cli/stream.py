@@ -84,10 +84,11 @@ def stream(
     from .. import plots, sequential
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
+    from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import hold_out, load_backbone, rounds_of
+    from .runs import hold_out, rounds_of
     from .task import infer
 
     how = FitOptions(progress=False).change(**fitting.given)

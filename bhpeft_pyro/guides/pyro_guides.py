@@ -128,7 +128,7 @@ class PyroGuide(Guide):
         return unpack(pyro.sample(self._joint.name, point, infer=infer), shapes)
 
     def follow(self, model: Model) -> None:
-        self._model = (model,)  # in a tuple it is no part of this module
+        self._model = (model,)  # a tuple keeps it out of the submodules
         self._joint = model.prior if isinstance(model.prior, JointPrior) else None
 
     def means(self) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""Which width of a Laplace approximation suits held-out rows, of one component or of several.
+"""The width of a Laplace approximation that suits held-out rows, for one component or several.
 
-What a mixture says of a row is the mean of what its components say. So the densities of the rows
-under each component, at every tau there is to choose from, are all that a choice needs.
+The predictive density of a mixture is the mean of its components' densities. So the choice needs
+only the density of each held-out row, under each component, at each tau of a grid.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .draws import seeded
 __all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
-DRAWS = 256  # of the outputs, to see how good a width is
-_COST = 0.003  # of the point's NLL, at most (TFB; Shi et al. 2024)
-_ALIKE = 0.001  # of the best NLL: differences that say nothing
+DRAWS = 256  # of the outputs, to evaluate a width
+_COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)
+_ALIKE = 0.001  # of the best NLL: smaller differences are ignored
 
 Held = Sequence[tuple[Outputs, Tensor]]
 """Outputs and labels of held-out rows, batch by batch."""
@@ -29,12 +29,13 @@ Held = Sequence[tuple[Outputs, Tensor]]
 
 @dataclass(frozen=True)
 class Choice:
-    """What the held-out rows ask for.
+    """A chosen width.
 
     Attributes:
-        tau: the first prior's precision in the width, in multiples.
-        noise: the ratings' noise scale, as a multiple of the one that was trained.
-        point_nll, nll: held out, of the point with the noise that suits it, and of the component.
+        tau: the multiple of the first prior's precision in the covariance.
+        noise: the ratings' noise scale, as a multiple of the trained one.
+        point_nll: held-out NLL of the point estimate, with the noise that suits it.
+        nll: held-out NLL of the component.
     """
 
     tau: float
@@ -45,13 +46,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A component on N held-out rows at each of T taus.
+    """The densities of N held-out rows under a component, at each of T taus.
 
     Attributes:
-        taus: (T,), as of the grid, from wide to narrow.
-        noises: (T,) the noise scale that goes with each, as a multiple of the one that was trained.
+        taus: (T,) from wide to narrow.
+        noises: (T,) the best noise scale at each tau, as a multiple of the trained one.
         log_densities: (T, N) of the labels.
-        point: (N,) the same of the point.
+        point: (N,) the same under the point estimate.
     """
 
     taus: Tensor
@@ -64,9 +65,12 @@ class Candidates:
         return self.at(self.best_index())
 
     def best_index(self) -> int:
-        """The lowest NLL. Of those that hardly differ from it the one nearest to tau = 1: where
-        nothing was learnt, all widths are as good. If none is below the point's, the widest that
-        costs little, but no wider than the prior itself asks for."""
+        """The lowest NLL; among those that hardly differ from it, the tau nearest to 1 (if nothing
+        was learnt, all widths are equally good).
+
+        If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
+        wider than tau = 1.
+        """
         nlls, point = -self.log_densities.mean(1), -self.point.mean()
         away = self.taus.log().abs()
         if nlls.min() <= point:
@@ -76,22 +80,23 @@ class Candidates:
         return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
 
     def at(self, index: int) -> Choice:
-        """One of them."""
+        """The choice of one tau."""
         noise = self.noises[index].item()
         nll, point = -self.log_densities[index].mean().item(), -self.point.mean().item()
         return Choice(self.taus[index].item() / noise**2, noise, point, nll)
 
 
 def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
-    """For components of one mixture: the best of each by itself, all made wider or narrower by the
-    same factor.
+    """The widths of the components of one mixture.
 
-    Each by itself makes up for what the others will say: so the mixture would be too wide. The
-    factor is the one of the lowest NLL of the mixture, and among those that hardly differ the one
-    nearest to 1; if all cost more than 0.3 % of the points' NLL, the one that costs least.
+    They are the best for each component alone, all made wider or narrower by the same factor: each
+    alone also covers errors that the other components cover, so the mixture would be too wide. The
+    factor has the lowest NLL of the mixture; among those that hardly differ, it is the nearest to
+    1. If no factor improves on the mixture of the point estimates, any that costs at most 0.3 %
+    will do.
 
     Returns:
-        The choices, and the NLL of the points together and of the components.
+        The choices, and the NLL of the mixture of point estimates and of components.
     """
     own = [each.best_index() for each in every]
     count = max(len(each.taus) for each in every)
@@ -106,7 +111,7 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
     )
     point = _nll([each.point for each in every])
     limit = nlls.min() + _ALIKE * nlls.min().abs()
-    if nlls.min() > point:  # any that costs little will do
+    if nlls.min() > point:
         limit = limit.clamp_min(point + _COST * abs(point))
     chosen = int((nlls <= limit).nonzero()[0])
     choices = [each.at(i) for i, each in zip(moved[chosen], every, strict=True)]
@@ -119,7 +124,7 @@ def _nll(log_densities: Sequence[Tensor]) -> float:
 
 
 def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
-    """By draws of the outputs.
+    """Candidates from draws of the outputs.
 
     Args:
         taus: (T,).
@@ -131,7 +136,7 @@ def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> C
 
 
 def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
-    """(N,) log densities; those of the point without spreads."""
+    """(N,) log densities; those of the point estimate if there are no spreads."""
     found = []
     for number, (outputs, labels) in enumerate(held):
         values = outputs.mean[None]
@@ -147,15 +152,15 @@ def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
 def with_noise(
     taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float
 ) -> Candidates:
-    """For ratings with one noise scale, whose best value is known for every tau.
+    """Candidates for ratings with one noise scale, with the best noise scale for every tau.
 
-    With noise s in place of the trained s0 the precision tau P + (s0 / s)^2 N F is that of
-    tau' = tau (s / s0)^2, times (s0 / s)^2. So a rating has the variance s^2 (1 + v / s0^2), with v
-    that of its mean under tau'; and the best s^2 is the mean of squared errors over 1 + v / s0^2.
+    With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
+    times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
+    variance of its mean under tau'. The best s^2 is the mean of squared errors / (1 + v / s0^2).
 
     Args:
         taus, spreads, held: as for `of_draws`.
-        unit: of the ratings, in which the noise scale is a multiple.
+        unit: of the ratings; the noise scale is a multiple of it.
     """
     predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
     errors = torch.cat(

@@ -1,22 +1,27 @@
-"""How the sds move during a fit, and where numbers stop being finite."""
+"""Whether the sds have converged, and where numbers stop being finite."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import torch
 from torch import Tensor, nn
 
 from ..guides import Guide, latents
 from ..model.model import Model
 from .elbo import Parts
-from .report import FitReport, unsettled
+from .report import FitReport
 
-__all__ = ["Watch", "culprit"]
+__all__ = ["Watch", "culprit", "unsettled"]
+
+_SETTLED = 0.05  # relative change of a site's sds that is still expected
 
 
 class Watch:
-    """Records how a guide's sds move.
+    """Follows a guide's sds during a fit.
 
     Args:
-        guide: any; nothing is recorded of guides that are not this package's.
+        guide: any. Nothing is recorded of guides that are not of this package.
     """
 
     def __init__(self, guide: nn.Module) -> None:
@@ -24,13 +29,13 @@ class Watch:
         self._slopes: dict[str, list[tuple[int, Tensor]]] = {}
 
     def slopes(self, step: int) -> None:
-        """Record the gradients by log sd, after the loss of a step was backpropagated."""
+        """Record the gradients with respect to log sd, after a step's backward pass."""
         if self._guide is not None:
             for name, slope in self._guide.scale_slopes().items():
                 self._slopes.setdefault(name, []).append((step, slope))
 
     def summarise(self, model: Model, parts: Parts, report: FitReport) -> None:
-        """Put the final KLs and sds into the report."""
+        """Write the final KLs and sds into the report."""
         report.kl = {name: value.item() for name, value in parts.kl.items()}
         if self._guide is None:
             return
@@ -40,7 +45,7 @@ class Watch:
         report.scales = {
             name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
         }
-        # Of the state that is kept, and the quarter of the steps before it.
+        # The quarter of the steps before the state that is kept.
         end = report.best_step or report.steps
         last = {
             name: [slope for step, slope in noted if end * 3 // 4 < step <= end]
@@ -49,8 +54,31 @@ class Watch:
         report.unsettled = unsettled({k: v for k, v in last.items() if v}, report.temperature)
 
 
+def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:
+    """Sites whose sds would still change by over 5 %, apart from noise.
+
+    At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
+    precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
+    a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
+    not shrink with the learning rate.
+
+    Args:
+        slopes: per site the mean of g over its weights, at each of the last steps.
+        temperature: T; at 0 the sds have no optimum.
+    """
+    found: list[str] = []
+    if temperature == 0:
+        return found
+    for name, values in slopes.items():
+        ahead = torch.stack(list(values)) / (2 * temperature)
+        noise = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
+        if ahead.mean().abs() > _SETTLED + 2 * noise:
+            found.append(name)
+    return found
+
+
 def culprit(guide: nn.Module, parts: Parts | None) -> str:
-    """Where the first value that is not finite is."""
+    """Where the first value is that is not finite."""
     params = {
         f"the guide's {name.replace('/', '.')}": parameter
         for name, parameter in guide.named_parameters()

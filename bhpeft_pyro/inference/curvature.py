@@ -1,6 +1,7 @@
-"""The Fisher information of a model's weights, from gradients of each example.
+"""The Fisher information of a model's weights, from per-example gradients.
 
-For the likelihoods of this package it equals the generalised Gauss-Newton matrix.
+For the likelihoods of this package it equals the generalised Gauss-Newton matrix. Labels of the
+data are never used.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ __all__ = [
 ]
 
 
-_DRAWS = 32  # of a prior
+_DRAWS = 32  # from a prior
 
 
 def _slopes(total: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Gradients by each leaf, zero where it has no part; the graph stays for more."""
+    """Gradients by each leaf, zero if it has no effect; the graph is kept."""
     every = list(leaves.values())
     return torch.autograd.grad(
         total, every, retain_graph=True, allow_unused=True, materialize_grads=True
@@ -43,22 +44,22 @@ def _slopes(total: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 
 def sampled(predictive: TorchDistribution) -> list[Tensor]:
-    """log p(y) of one outcome for each example, drawn."""
+    """log p(y) of one drawn outcome per example."""
     return [predictive.log_prob(predictive.sample())]
 
 
 def every(predictive: TorchDistribution) -> list[Tensor]:
-    """What has gradients whose outer products sum to the Fisher information.
+    """Quantities whose gradients' outer products sum to the Fisher information.
 
-    For K classes these are K - 1 contrasts. The scores g_k = root(p_k) grad log p_k would do, but
-    sum_k root(p_k) g_k = 0: so a reflection that takes root(p) to the last axis leaves nothing for
-    the last of them. Of a Normal, the mean in sds and root(2) times the logarithm of the sd, whose
-    scores are independent. Of any other distribution log p of a draw.
+    For K classes these are K - 1 contrasts. The K scores g_k = sqrt(p_k) grad log p_k would do, but
+    sum_k sqrt(p_k) g_k = 0, so a reflection that takes sqrt(p) to the last axis makes the last one
+    zero. For a Normal: the mean in sds, and sqrt(2) times the log sd, whose scores are independent.
+    For any other distribution: log p of a draw.
     """
     if predictive.has_enumerate_support:
         logs = predictive.log_prob(predictive.enumerate_support())
         roots = (0.5 * logs.detach()).exp()
-        # An outcome that cannot be, such as a choice that does not exist, has no gradient.
+        # An impossible outcome, such as a choice that does not exist, has no gradient.
         logs = logs.masked_fill(roots == 0, 0.0)
         share = roots[-1] / (1 + roots[-1])
         return list(roots[:-1] * (logs[:-1] - share * logs[-1]))
@@ -74,20 +75,20 @@ def scores(
     given: Mapping[str, Tensor] = MappingProxyType({}),
     outcomes: Callable[[TorchDistribution], list[Tensor]] = sampled,
 ) -> Iterator[dict[str, Tensor]]:
-    """Gradients of log p(y | x, w), example by example.
+    """Per-example gradients of log p(y | x, w), with y from the model.
 
-    The sum of their squares is the diagonal of the Fisher information; no label is looked at. Every
-    example is run as a particle, under weights of its own.
+    The sum of their squares is the diagonal of the Fisher information. Every example is run as a
+    particle with its own weights.
 
     Args:
-        weights: for each site of the model, or for each latent of its prior, a tensor
-            (B, 1, *shape).
-        batch: B examples, not shared out.
-        given: the other sites or latents, of which no gradients are asked for.
-        outcomes: of which y: one drawn from the model itself, or `every` one.
+        model: the model.
+        weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
+        batch: B examples, not split over particles.
+        given: values of the other sites or latents, without gradients.
+        outcomes: which y: one that is `sampled`, or `every` one.
 
     Yields:
-        For each of the `outcomes` the names of `weights` to (B, *shape).
+        For each outcome, the names of `weights` to tensors `(B, *shape)`.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
@@ -104,10 +105,12 @@ def scores(
 def diagonal(
     model: Model, weights: Mapping[str, Tensor], batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of one example, at one value of the weights.
+    """The diagonal of the Fisher information of one example, averaged over examples.
 
     Args:
-        weights: for each site of the model, or for each latent of its prior, a tensor of its shape.
+        model: the model.
+        weights: for each site, or for each latent of its prior, a tensor of its shape.
+        batches: the examples.
 
     Returns:
         The same names to tensors of the same shapes.
@@ -124,12 +127,13 @@ def diagonal(
 
 
 def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What latents tell about others that their prior depends on (weights about their scale).
+    """The information of latents about others that their prior depends on.
 
-    The diagonal of the Fisher information of p(latents), apart from each one's own density: no
-    data are looked at.
+    Weights, for example, are informative about their scale. The result is the diagonal of the
+    Fisher information of p(latents), without the contribution of each latent's own density.
 
     Args:
+        model: the model; only its prior is used.
         latents: one value, of its shape, of each latent of the prior.
 
     Returns:
@@ -143,7 +147,7 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
         for _ in range(_DRAWS):
             densities = (nodes[name]["fn"] for name in leaves)
             log_prob = sum((fn.log_prob(fn.sample()).sum() for fn in densities), torch.zeros(()))
-            if not log_prob.requires_grad:  # no latent's prior depends on another
+            if not log_prob.requires_grad:  # no latent depends on another
                 break
             grads = _slopes(log_prob, leaves)
             for name, grad in zip(leaves, grads, strict=True):
@@ -152,12 +156,19 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
 
 
 class Gathered:
-    """Vectors whose outer products are summed, in one table: with lists of them and what these are
-    joined to, a measurement would take several times the room.
+    """A sum of outer products of vectors, kept as a low-rank root and a diagonal.
+
+    The vectors are in one preallocated table: lists of them, and their concatenation, would take
+    several times the memory.
+
+    Args:
+        like: a tensor (D,) of the vectors' dtype and device.
+        rank: of the root.
+        room: the largest number of vectors in the table.
 
     Attributes:
-        count: how many there are.
-        diagonal: (D,) of the sum of all that were added.
+        count: the number of vectors in the table.
+        diagonal: (D,) the diagonal of the sum of all vectors added so far.
     """
 
     def __init__(self, like: Tensor, rank: int, room: int) -> None:
@@ -167,19 +178,19 @@ class Gathered:
         self._table = like.new_empty(room, len(like))
 
     def add(self, parts: Sequence[Tensor], weight: Tensor) -> None:
-        """M vectors, of which each part has some entries, (M, .), times `weight`, (D,)."""
+        """Add M vectors times `weight`, (D,). Each part, (M, .), holds some of their entries."""
         rows = self._table[self.count : self.count + len(parts[0])]
         torch.cat([*parts], 1, out=rows).mul_(weight)
         self.diagonal += torch.einsum("nd,nd->d", rows, rows)
         self.count += len(rows)
 
     def root(self) -> Tensor:
-        """(D, rank) with nearly the same outer product."""
+        """(D, rank): a root of the best low-rank approximation."""
         axes, strength = leading(self._table[: self.count].mT, self.rank)
         return axes.mul_(strength.sqrt())
 
     def shorten(self) -> None:
-        """Keep that instead."""
+        """Replace the vectors by the root."""
         root = self.root()
         self.count = root.shape[-1]
         self._table[: self.count] = root.mT

@@ -38,7 +38,7 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """Pyro and the random state to oneself: both are global, so one thread at a time may sample."""
+    """Lock Pyro and the random state: both are global, so only one thread at a time may sample."""
     with _LOCK:
         yield
 
@@ -49,27 +49,30 @@ _BLOCK = 16  # draws made at a time
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random state set to `seed`, and put back at the end."""
+    """Set torch's random state to `seed`, and restore it at the end."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
 
 def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
-    """Joint draws of every latent, and of the sites made out of them.
+    """Joint draws of every latent, and of the sites computed from them.
 
     Args:
-        model: the model, whose prior may make sites out of other latents.
-        guide: any Pyro guide; it is called with None for a batch.
-        samples: S; of a mixture rounded up, so that each component gives as many (`strata`).
-        seed: makes the draws repeatable; the global random state is left alone.
+        model: the model, whose prior may compute sites from other latents.
+        guide: any Pyro guide; it is called with None as the batch.
+        samples: S; for a mixture rounded up to equally many draws per component (`strata`).
+        seed: makes the draws repeatable; the global random state does not change.
 
     Raises:
         ConfigError: an argument that cannot work, or more draws than there is memory for.
 
     Returns:
-        Site name to a detached (S, 1, *site shape) tensor: the 1 is the data plate's place. Those
-        of a mixture are in the order of its components.
+        Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
+        Draws of a mixture are in the order of its components.
+
+    Raises:
+        ConfigError: `samples` is below 1.
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
@@ -81,7 +84,7 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
 def blocks(
     model: Model, guide: Callable[..., Any], samples: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
-    """The draws of `draw`, some at a time, so that not all need be held at once."""
+    """The draws of `draw` in blocks, so that they need not all be in memory."""
     seeds = torch.Generator().manual_seed(seed)
     for component, share in strata(guide, samples):
         yield from completed(model, component, share, seeds)
@@ -90,7 +93,7 @@ def blocks(
 def completed(
     model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
 ) -> Iterator[dict[str, Tensor]]:
-    """Draws of one component, with the sites that the prior makes out of them."""
+    """Draws of one component, with the sites that the prior computes from them."""
     for trace in traces(guide, samples, seeds):
         latents = {name: value.detach() for name, value in apart(trace).items()}
         with alone():
@@ -99,8 +102,8 @@ def completed(
 
 
 def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
-    """The components of a mixture with the draws that each gives, equally many and `samples` at
-    least in all; of any other guide itself with all of them."""
+    """Each component of a guide with its number of draws: equally many, and at least `samples` in
+    all."""
     components = components_of(guide)
     share = -(-samples // len(components))
     return [(component, share) for component in components]
@@ -109,7 +112,7 @@ def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., 
 def traces(
     guide: Callable[..., Any], samples: int, seeds: torch.Generator
 ) -> Iterator[poutine.Trace]:
-    """Traces of a guide: (s, 1) draws of every site under a plate of the name `PLATE`."""
+    """Traces of a guide with (s, 1) draws of every site, under a plate named `PLATE`."""
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
@@ -124,13 +127,17 @@ def traces(
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Pyro to oneself: one thread, no gradients, no outer handlers, no global parameters."""
+    """Run Pyro in one thread, without gradients, outer handlers or global parameters."""
     with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
         yield
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """A guide's central values as a single draw, (1, 1, *site shape)."""
+    """A guide's central values as a single draw, `(1, 1, *site shape)`.
+
+    Raises:
+        GuideError: the guide has none.
+    """
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):
@@ -138,7 +145,7 @@ def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
             means = guide.median(None)
     else:
         raise GuideError(
-            f"samples=0 asks for the guide's central values, which {type(guide).__name__} does not "
+            f"samples=0 needs the guide's central values, which {type(guide).__name__} does not "
             "have; expected samples=1 or more"
         )
     with alone():

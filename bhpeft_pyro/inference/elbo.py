@@ -1,4 +1,4 @@
-"""The loss: N * E[nll] + temperature * KL, with its two parts kept apart."""
+"""The loss: N * E[nll] + temperature * KL, with access to both parts."""
 
 from __future__ import annotations
 
@@ -25,24 +25,33 @@ __all__ = ["ELBO", "Parts"]
 
 @dataclass
 class Parts:
-    """What the last evaluation of the loss was made of, in nats for the whole data set."""
+    """The parts of the last evaluation of the loss, in nats for the whole data set.
+
+    Attributes:
+        nll: expected negative log-likelihood.
+        kl: KL to the prior, per site.
+    """
 
     nll: Tensor
-    kl: dict[str, Tensor] = field(default_factory=dict)  # by site
+    kl: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ELBO(TraceMeanField_ELBO):
     """Negative evidence lower bound of reparameterised guides, in nats for the whole data set.
 
-    As Pyro's `TraceMeanField_ELBO` (closed-form KL where there is one, Monte Carlo otherwise), and
-    besides: the KL is weighted by `temperature` whatever its form; nll and KL by site are kept in
-    `parts`; a KL that is the same for every particle is computed once; the log-density that a
-    Delta carries for a transformed latent counts.
+    It is Pyro's `TraceMeanField_ELBO` (the KL in closed form if there is one, Monte Carlo
+    otherwise) with four differences. The KL is weighted by `temperature`, whatever its form. The
+    NLL and the KL per site are kept in `parts`. A KL that is the same for every particle is
+    computed once. The log density of a Delta, which is that of a transformed latent, counts.
 
     Args:
-        num_particles: weight draws per evaluation, run together; with a batch that is
-            `split` as often they share its examples out.
+        num_particles: weight draws per evaluation, in one pass. A batch that is `split` into as
+            many parts gives each draw its own examples.
         temperature: weight of the KL; 1 for the posterior, 0 for maximum likelihood.
+
+    Raises:
+        GuideError: at the first evaluation, if the guide and the model do not have the same sites,
+            or if a draw of the guide has no gradient.
 
     >>> from bhpeft_pyro.testing import tiny_batch, tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide
@@ -68,7 +77,7 @@ class ELBO(TraceMeanField_ELBO):
             _check_reparameterised(guide_trace)
             check_model_guide_match(model_trace, guide_trace, self.max_plate_nesting)
         guide_trace, model_trace = map(prune_subsample_sites, (guide_trace, model_trace))
-        # Only what has no closed form needs a log-probability.
+        # Latents get a log-probability only if their KL has no closed form.
         model_trace.compute_log_prob(lambda name, site: site["is_observed"])
         return model_trace, guide_trace
 
@@ -85,19 +94,19 @@ class ELBO(TraceMeanField_ELBO):
             if site["is_observed"]:
                 nll = nll - site["log_prob_sum"]
             elif name not in guide_nodes:
-                raise GuideError(f"guide: it does not sample the site {name!r}")
+                raise GuideError(f"guide: the site {name!r} of the model is not sampled")
             else:
                 kl[name] = _kl(guide_nodes[name], site)
         for name, site in guide_nodes.items():
             if site["type"] == "sample" and name not in nodes:
                 if not site["infer"].get("is_auxiliary"):
                     raise GuideError(
-                        f"guide: it samples {name!r}, which the model has not; mark what is "
-                        "auxiliary with infer={'is_auxiliary': True}"
+                        f"guide: it samples {name!r}, which is not in the model; mark auxiliary "
+                        "variables with infer={'is_auxiliary': True}"
                     )
                 kl[name] = value = _log_prob(site)
                 if value.requires_grad and not site["fn"].has_rsample:
-                    raise _no_gradient(name, site)  # noise that nothing is learnt about is fine
+                    raise _no_gradient(name, site)  # noise without parameters is fine
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
         self.parts = Parts(
@@ -108,7 +117,7 @@ class ELBO(TraceMeanField_ELBO):
 
 
 def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:
-    """Mean and sd of a Normal that is the same along its `lead` first dims, without these."""
+    """Mean and sd of a Normal without its first `lead` dims, if it does not vary along them."""
     base = base_of(distribution)
     if not isinstance(base, Normal) or len(distribution.batch_shape) != lead:
         return None
@@ -126,7 +135,7 @@ def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | No
 
 def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
-    # Pyro's KL from a Delta leaves out its log-density (the Jacobian of a transformed latent).
+    # Pyro's KL from a Delta omits its log density (the Jacobian of a transformed latent).
     if not isinstance(base_of(q), Delta):
         mask, copies = guide_site["mask"], 1
         if mask is None:
@@ -144,7 +153,7 @@ def _log_prob(site: dict[str, Any]) -> Tensor:
 
 
 def _check_reparameterised(guide_trace: poutine.Trace) -> None:
-    """Gradients go through draws: others would be wrong, and nothing else would tell."""
+    """Without this check, gradients of other draws would be wrong without a warning."""
     nodes: dict[str, Any] = dict(guide_trace.iter_stochastic_nodes())
     for name, node in nodes.items():
         if not (node["fn"].has_rsample or node["infer"].get("is_auxiliary")):
@@ -160,7 +169,7 @@ def _no_gradient(name: str, node: dict[str, Any]) -> GuideError:
 
 
 def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:
-    """Two Normals without the leading particle dims along which both are mere repetitions."""
+    """Two Normals without the particle dims along which they repeat, and the repetitions."""
     dims = q.batch_shape
     if not dims or p.batch_shape != dims or q.event_shape != p.event_shape:
         return q, p, 1

@@ -1,8 +1,8 @@
-"""Where guides start, and the coordinates of the PEFT weights.
+"""Initial values of guides, and the coordinates of the PEFT weights.
 
-A Normal guide starts at a fitted head, with the sds of a diagonal Laplace approximation: natural
-gradient steps are scaled by the sds, and at the prior's, which are far too wide for what the data
-say, the first steps diverge.
+A Normal guide starts at a fitted head, with the sds of a diagonal Laplace approximation. Natural
+gradient steps are scaled by the sds; with those of the prior, which are far too wide for the data,
+the first steps diverge.
 """
 
 from __future__ import annotations
@@ -30,40 +30,39 @@ from .loop import optimise
 from .passes import Feed
 from .report import FitReport
 
-__all__ = [
-    "align",
-    "may_start",
-    "own_start",
-    "scatter",
-    "start",
-]
+__all__ = ["align", "may_start", "own_start", "scatter", "start"]
 
-
-# Size of the output side, in units, while the input side is looked at: at zero it has no effect.
+# Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
+_EXAMPLES = 128  # for the Fisher information
+# Steps of the head alone are cheap, and batches may be large: at least a tenth of the examples.
+_STEPS, _SHARE = 90, 10
+
+Values = Callable[[int], Mapping[str, Tensor]]
+"""From a number of examples to a value of each site for each example."""
 
 
 def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) -> None:
-    """Choose the coordinates of the PEFT sites, unless an earlier round has.
+    """Choose the coordinates of the PEFT sites, unless an earlier round has chosen them.
 
-    The Fisher information is that of the frozen transformer, each example under a head of its own.
-    No label is looked at here.
+    They come from the Fisher information of the frozen transformer, with another head for each
+    example. No labels are used here.
 
     Args:
-        heads: draws the heads, and the likelihood's own weights: once fitted to the frozen
-            features it knows where outputs should go, so the directions are those that matter for
-            these labels. Of few labels it knows little, and its heads are nearly the prior's.
-            Without it heads are random, with outputs of sd 1.
+        model: the model, whose network keeps the coordinates.
+        batches: the texts.
+        heads: a guide from which the heads, and the likelihood's own weights, are drawn. After it
+            was fitted to frozen features, the coordinates are directions that matter for these
+            labels. Without it, heads are random, with outputs of sd 1.
     """
     coordinates = model.network.coordinates
     if coordinates.fitted or not coordinates.outer:
         return
     inner, outer = coordinates.inner, coordinates.outer
-
     peft = {site.name for site in coordinates.sites}
 
     def values(count: int, size: float) -> dict[str, Tensor]:
-        """A value of each site for each example; `size` of the output side, in units."""
+        """A value of each site for each example; the output side has `size`, in units."""
         drawn = {} if heads is None else _drawn(model, heads, count)
         found = {}
         for site in model.sites:
@@ -84,19 +83,15 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
 
 @torch.no_grad()
 def _drawn(model: Model, guide: Guide, count: int) -> dict[str, Tensor]:
-    """For each site `count` draws, (count, 1, *shape)."""
+    """`count` draws of each site, `(count, 1, *shape)`."""
     with pyro.plate("draws", count, dim=-2):
         return complete(model.prior, model.sites, guide())
-
-
-Values = Callable[[int], Mapping[str, Tensor]]
-"""From a number of examples to a value of each site for each of them."""
 
 
 def _gradients(
     model: Model, batches: Sequence[Batch], values: Values
 ) -> Iterator[dict[str, Tensor]]:
-    """For each batch the gradients of every site, example by example."""
+    """Per-example gradients of every site, batch by batch."""
     for batch in batches:
         yield from scores(model, values(len(batch)), batch.to(model.network.device))
 
@@ -104,7 +99,7 @@ def _gradients(
 def _moments(
     model: Model, batches: Sequence[Batch], names: Sequence[str], values: Values
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """E[G G'] and E[G' G] of the gradients G, (layer, a, b), of the sites `names`."""
+    """E[G G'] and E[G' G] of the gradients G, (layer, a, b), per site."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
     for gradients in _gradients(model, batches, values):
@@ -125,10 +120,11 @@ def _moments(
 def _leading(
     model: Model, batches: Sequence[Batch], names: Sequence[str], values: Values
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Of E[G' G], of the gradients G, (layer, a, b), the a largest eigenvalues, and eigenvectors.
+    """The a largest eigenvalues of E[G' G] and their eigenvectors, with G, (layer, a, b), the
+    gradients of each site.
 
-    Where b is large, it is the few gradients that are kept: a matrix (b, b) of every layer would
-    take more room, and its eigenvectors minutes.
+    If b is large the gradients themselves are kept: a (b, b) matrix per layer would take more
+    memory, and its eigenvectors minutes.
     """
     count = sum(map(len, batches))
     rows: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -150,39 +146,38 @@ def _leading(
 
 
 def _eigen(rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues and eigenvectors of a symmetric (b, b), or of the product G' G of
-    fewer rows G, (m, b)."""
+    """The largest eigenvalues and eigenvectors of a symmetric (b, b) matrix, or of G' G for fewer
+    rows G, (m, b)."""
     rows = rows.double()
     if len(rows) == rows.shape[1]:
         strength, vectors = torch.linalg.eigh(rows)
         return strength[-rank:], vectors[:, -rank:]
     strength, mix = torch.linalg.eigh(rows @ rows.mT)
-    # The largest first, which would else be made orthogonal to rounding errors.
+    # The largest first: QR would otherwise make it orthogonal to rounding errors.
     vectors = torch.linalg.qr((rows.mT @ mix[:, -rank:]).flip(1))[0]
     return strength[-rank:], vectors.flip(1)
 
 
-_EXAMPLES = 128  # for the Fisher information
-# Steps of the head alone are cheap, and batches may be large: a tenth of the examples at least.
-_STEPS, _SHARE = 90, 10
-
-
 def may_start(guide: object, options: FitOptions) -> TypeGuard[Guide]:
-    """Whether `start` applies: the sds are free, and there is to be a posterior."""
+    """Whether `start` applies: the guide has free sds, and the KL counts."""
     return isinstance(guide, Guide) and options.temperature != 0 and guide.free_sds()
 
 
 def start(
     model: Model, guide: Guide, examples: Examples, options: FitOptions, texts: Sequence[Batch]
 ) -> None:
-    """Move a guide to its start, in place.
+    """Initialise a guide with free sds, in place.
 
-    First the sds of scales are narrowed by what the weights say about them. Then the head is fitted
-    to the frozen transformer's features, which are computed once. Then the coordinates of the PEFT
-    weights are chosen, and their sds set, under this head.
+    First the sds of hierarchical scales are narrowed by the information that the weights have about
+    them. Then the head is fitted to the frozen transformer's features, which are computed once.
+    Then, with this head, the coordinates of the PEFT weights are chosen and their sds set.
 
     Args:
-        texts: on which the coordinates are chosen.
+        model: the model.
+        guide: the guide.
+        examples: the training data.
+        options: of the fit.
+        texts: the texts that determine the coordinates.
     """
     done: set[str] = set()
     guide.narrow(from_prior(model, guide.means()))
@@ -198,10 +193,10 @@ def start(
 
 
 def own_start(model: Model, seed: int) -> dict[str, Tensor]:
-    """A random start for a point estimate: new values on the input side of every branch.
+    """Random initial values for a point estimate, on the input side of every PEFT branch.
 
-    LoRA's A, an adapter's down-projections and a prefix's keys are projections; other ones lead to
-    another mode. The output side starts at zero, so that every start is the frozen transformer.
+    LoRA's A, an adapter's down-projections and a prefix's keys are random projections; others lead
+    to another mode. The output side starts at zero, which leaves the transformer unchanged.
     """
     coordinates = model.network.coordinates
     with seeded(seed):
@@ -213,10 +208,11 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
 
 
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
-    """Move a guide's means away from their start by a draw of the prior.
+    """Move a guide's initial means by a draw of the prior.
 
-    A head that `start` has fitted stays. Where a model is linear in its weights, the points that
-    such starts lead to without a penalty are spread as the posterior is (Matthews et al. 2017).
+    A head that `start` has fitted stays. If a model is linear in its weights, the point estimates
+    that such initial values lead to without a penalty are distributed as the posterior (Matthews et
+    al. 2017).
     """
     fitted = model.network.kinds and may_start(guide, options)
 
@@ -246,8 +242,8 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
         progress=False,
     )
     report = FitReport(size, frozen.examples.fingerprint, brief)
-    # Frozen features say nothing about PEFT weights, so their prior alone would move them: to its
-    # mode, and where that is zero it is a saddle of B A.
+    # Frozen features say nothing about PEFT weights: their prior alone would move them to its mode,
+    # which for A = B = 0 is a saddle point of B A.
     kinds = {kind.name for kind in model.network.kinds}
     held = guide.parameters_of({n for n in guide.means() if n.split(".")[0] in kinds})
     for weights in held:
@@ -266,10 +262,10 @@ def _narrow(
     options: FitOptions,
     done: set[str],
 ) -> set[str]:
-    """Add the Fisher information of N examples to the precisions, but not at the latents `done`.
+    """Add the Fisher information of N examples to the precisions of latents that are not `done`.
 
     Returns:
-        The latents narrowed now: frozen features say nothing about PEFT weights.
+        The latents whose precisions changed (with frozen features, not those of PEFT weights).
     """
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
@@ -279,7 +275,7 @@ def _narrow(
     ]
     means = guide.means()
     information = diagonal(model, means, batches)
-    # A scale has no effect where the weights that it multiplies are zero: there, those are drawn.
+    # A scale has no effect while the weights that it multiplies are zero: then these are drawn.
     silent = {name for name, more in information.items() if not more.any()}
     if silent := silent - {site.name for site in model.sites}:
         with torch.no_grad():

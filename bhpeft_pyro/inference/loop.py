@@ -1,4 +1,4 @@
-"""Stochastic variational inference: the loop over steps, with a torch optimiser."""
+"""Stochastic variational inference: the training loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 
 import pyro
@@ -28,20 +29,16 @@ from .convergence import Watch, culprit
 from .draws import sampling, seeded
 from .elbo import ELBO
 from .passes import Feed, check_all
-from .predict import predict
+from .predict import AnyForecast, predict
 from .report import FitReport
 
-__all__ = [
-    "OptimizerFactory",
-    "as_module",
-    "optimise",
-]
-
+__all__ = ["OptimizerFactory", "as_module", "optimise"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+"""From parameters to a torch optimiser of them."""
 
-_MAX_SKIPPED = 5  # steps in a row without a finite loss, after which a fit gives up
-_CHECKS = 10  # evaluations of a point estimate, of which the best state may be kept
+_MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
+_CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 
 
 def optimise(
@@ -52,14 +49,30 @@ def optimise(
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
 ) -> None:
-    """Fit the guide's parameters in place, as `report.options` say, and fill in the report.
+    """Fit the guide's parameters in place, with `report.options`, and fill in the report.
+
+    Args:
+        model, guide: which fit together.
+        data: the training data.
+        validation: held-out rows, for early stopping or to choose the state that is kept.
+        report: of the fit.
+        optimizer: by default those of the guide.
 
     Raises:
-        FitError: the loss was not finite for five steps in a row; the guide is left in its last
-            good state.
+        FitError: the loss was not finite for five steps in a row; the guide is in its last good
+            state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
     _Run(model, guide, feed, validation, report, optimizer).run()
+
+
+@dataclass
+class _Best:
+    """The state with the lowest held-out NLL so far; `rows` has the NLL of each row."""
+
+    step: int
+    rows: Tensor
+    state: dict[str, Tensor]
 
 
 class _Run:
@@ -82,7 +95,7 @@ class _Run:
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.batches: Iterator[Batch] = self._endless(self.particles)
+        self.batches: Iterator[Batch] = self._endless()
         per_epoch = -(-len(feed.examples) // (options.batch_size * options.accumulate))
         self.steps = options.max_steps or options.epochs * per_epoch
         self.eval_every = options.eval_every or min(per_epoch, self.steps)
@@ -93,124 +106,108 @@ class _Run:
         self.loss: ELBOModule = self.elbo(model, guide)
         self.optimizer = optimizer
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
+        self.best: _Best | None = None
         self.watch = Watch(guide)
 
     def run(self) -> None:
-        from transformers import get_scheduler  # brings the Trainer with it, slow to import
-
-        options, report = self.options, self.report
-        started = time.monotonic()
+        report, started = self.report, time.monotonic()
         with (
             sampling(),
-            seeded(options.seed),
+            seeded(self.options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
-            tqdm(total=self.steps, disable=not options.progress, desc="fit", unit="step") as bar,
+            tqdm(
+                total=self.steps, disable=not self.options.progress, desc="fit", unit="step"
+            ) as bar,
         ):
             self._prepare()
-            # Argument checks have passed once; in the loop a NaN is ours to handle.
+            # Argument checks have passed once; in the loop, non-finite values are handled.
             checks.enter_context(pyro.validation_enabled(False))
-            steppers = self._steppers()
-            schedulers = [
-                get_scheduler(
-                    options.schedule,
-                    optimizer,
-                    num_warmup_steps=int(options.warmup * self.steps),
-                    num_training_steps=self.steps,
-                )
-                for optimizer in steppers
-            ]
-            bad = 0
-            best: tuple[float, int, dict[str, Tensor]] | None = None
-            best_rows = torch.zeros(0)  # held-out NLLs of that state, row by row
-            for step in range(1, self.steps + 1):
-                report.steps = step
-                bar.update()
-                entry = self._step(step, steppers)
-                if entry is None:
-                    if report.skipped == 0 and self.feed.features is None:
-                        check_all(self.model, data=self.feed.examples)
-                    report.skipped += 1
-                    bad += 1
-                    if bad >= _MAX_SKIPPED:
-                        where = culprit(self.guide, self.elbo.parts)
-                        self._restore(self.good)
-                        raise FitError(
-                            f"the loss was not finite for {bad} steps in a row (last step: {step} "
-                            f"of {self.steps}), first at {where}; the last good state is kept"
-                        )
-                    continue
-                bad = 0
-                report.history.append(entry)
-                bar.set_postfix(
-                    loss=f"{entry['loss']:.3f}",
-                    NLL=f"{entry['nll']:.3f}",
-                    KL=f"{entry['kl']:.3f}",
-                    refresh=False,
-                )
-                for scheduler in schedulers:
-                    scheduler.step()
-                last = self.selects and step == self.steps
-                if self.validation is not None and (last or step % self.eval_every == 0):
-                    rows = self._evaluate()
-                    entry["validation_nll"] = nll = rows.mean().item()
-                    if not math.isfinite(nll):
-                        continue
-                    if not (self.selects or options.patience):  # looked at, and no more
-                        continue
-                    if best is None or nll < best[0]:
-                        best, best_rows = (nll, step, self._state()), rows
-                    elif self.selects:
-                        if last and not _worse(rows, best_rows):
-                            best = (nll, step, self._state())
-                    elif step - best[1] >= (options.patience or 0) * self.eval_every:
-                        break
-            if not report.history:
-                raise FitError(
-                    f"the loss was not finite at any of {self.steps} steps, first at "
-                    f"{culprit(self.guide, self.elbo.parts)}; the guide is where it started"
-                )
-            if best is not None:
-                report.best_step = best[1]
-                self._restore(best[2])
+            self._train(bar)
+            if self.best is not None:
+                report.best_step = self.best.step
+                self.guide.load_state_dict(self.best.state)
             if self.selects:
                 self._settle_noise()
-            with torch.no_grad():  # the state that is kept need not be that of the last step
+            with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
             self.watch.summarise(self.model, self.elbo.parts, report)
         report.seconds = time.monotonic() - started
 
+    def _train(self, bar: tqdm) -> None:
+        from transformers import get_scheduler  # slow to import: it imports the Trainer
+
+        options, report = self.options, self.report
+        if self.optimizer is not None:
+            steppers = [self.optimizer(trained(self.guide))]
+        else:
+            steppers = optimizers(self.guide, options, len(self.feed.examples))
+        warmup = int(options.warmup * self.steps)
+        schedulers = [
+            get_scheduler(
+                options.schedule, each, num_warmup_steps=warmup, num_training_steps=self.steps
+            )
+            for each in steppers
+        ]
+        bad = 0  # steps in a row
+        for step in range(1, self.steps + 1):
+            report.steps = step
+            bar.update()
+            entry = self._step(step, steppers)
+            if entry is None:
+                if report.skipped == 0 and self.feed.features is None:
+                    check_all(self.model, data=self.feed.examples)
+                report.skipped += 1
+                bad += 1
+                if bad >= _MAX_SKIPPED:
+                    where = culprit(self.guide, self.elbo.parts)
+                    self.guide.load_state_dict(self.good)
+                    raise FitError(
+                        f"the loss was not finite for {bad} steps in a row (last step: {step} "
+                        f"of {self.steps}), first at {where}; the last good state is kept"
+                    )
+                continue
+            bad = 0
+            report.history.append(entry)
+            shown = {"loss": "loss", "NLL": "nll", "KL": "kl"}
+            bar.set_postfix({k: f"{entry[v]:.3f}" for k, v in shown.items()}, refresh=False)
+            for scheduler in schedulers:
+                scheduler.step()
+            last = self.selects and step == self.steps
+            if self.validation is not None and (last or step % self.eval_every == 0):
+                rows = self._evaluate()
+                entry["validation_nll"] = rows.mean().item()
+                if self._stops(step, rows):
+                    break
+        if not report.history:
+            raise FitError(
+                f"the loss was not finite at any of {self.steps} steps, first at "
+                f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
+            )
+
     def _state(self) -> dict[str, Tensor]:
         values = self.guide.state_dict().items()
         return {name: value.detach().clone() for name, value in values}
 
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        self.guide.load_state_dict(state)
-
-    def _endless(self, particles: int) -> Iterator[Batch]:
+    def _endless(self) -> Iterator[Batch]:
         while True:
-            yield from self.feed.training(self.options.batch_size, particles, self.generator)
+            yield from self.feed.training(self.options.batch_size, self.particles, self.generator)
 
     def _prepare(self) -> None:
-        """Let lazy guides create their parameters, and see that guide and model fit together."""
+        """Let lazy guides create their parameters, and check that guide and model fit together."""
         device = self.model.network.device
         _, whole = next(iter(self.feed.prediction(self.options.batch_size)))
         with torch.no_grad():
-            # Pyro's guides learn the shapes of the latents from a first call without particles.
+            # Pyro's guides take the shapes of the latents from a first call without particles.
             self.guide(whole.to(device))
             batch = next(self.batches)
-            self.batches = chain([batch], self.batches)  # it is still to be learnt from
+            self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
         self.good = self._state()
 
-    def _steppers(self) -> list[Optimizer]:
-        if self.optimizer is not None:
-            return [self.optimizer(trained(self.guide))]
-        return optimizers(self.guide, self.options, len(self.feed.examples))
-
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
-        """One optimiser step; None if loss or gradient were not finite and it was skipped."""
+        """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
         options, device = self.options, self.model.network.device
         size = len(self.feed.examples)
         rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
@@ -254,12 +251,33 @@ class _Run:
             "gradient": norm.item() / size,
         }
 
-    def _evaluate(self) -> Tensor:
-        """(N,) NLLs of the validation rows; of a point of ratings with the noise that suits them,
-        as what it has learnt by heart leaves no noise in the training rows."""
+    def _stops(self, step: int, rows: Tensor) -> bool:
+        """Keep this state if it is the best so far; whether the fit stops here. `rows` are the NLLs
+        of the validation rows, (N,)."""
+        patience, nll = self.options.patience, rows.mean().item()
+        if not math.isfinite(nll) or not (self.selects or patience):
+            return False
+        best = self.best
+        # The last state had the smallest steps. That one of ten looks a little better on a hundred
+        # rows is mostly chance.
+        last = self.selects and step == self.steps
+        if best is None or nll < best.rows.mean().item() or (last and not _worse(rows, best.rows)):
+            self.best = _Best(step, rows, self._state())
+            return False
+        return not self.selects and step - best.step >= (patience or 0) * self.eval_every
+
+    def _forecast(self) -> AnyForecast:
         assert self.validation is not None
         samples = 0 if self.point else self.options.eval_samples
-        forecast = predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
+        return predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
+
+    def _evaluate(self) -> Tensor:
+        """(N,) NLLs of the validation rows.
+
+        For a point estimate of ratings, with the noise scale that suits these rows: training rows
+        that it knows by heart say nothing about the noise.
+        """
+        forecast = self._forecast()
         if self.point and self.model.likelihood.constant_noise:
             assert isinstance(forecast, RatingForecast)
             square = (forecast.mean - forecast.observed()).double().square()
@@ -267,31 +285,30 @@ class _Run:
         return nlls(forecast)
 
     def _settle_noise(self) -> None:
-        """A point's noise scale of ratings at the held-out rows' errors."""
-        likelihood = self.model.likelihood
-        if not likelihood.constant_noise or "noise.log_scale" not in self.guide.means():  # type: ignore[operator]
+        """Set the noise scale of ratings to the errors of the held-out rows."""
+        likelihood, guide = self.model.likelihood, self.guide
+        assert isinstance(guide, Guide)
+        if not likelihood.constant_noise or "noise.log_scale" not in guide.means():
             return
-        assert isinstance(self.guide, Guide) and self.validation is not None
-        forecast = predict(self.model, self.guide, self.validation, 0, bf16=self.options.bf16)
+        forecast = self._forecast()
         assert isinstance(forecast, RatingForecast)
         square = (forecast.mean - forecast.observed()).double().square().mean()
         noise = (square.sqrt() / likelihood.unit).log()
-        self.guide.move({"noise.log_scale": noise.to(torch.float32)})
+        guide.move({"noise.log_scale": noise.to(torch.float32)})
 
 
 def _worse(rows: Tensor, best: Tensor) -> bool:
-    """Whether NLLs are higher than the best ones by more than two standard errors of the
-    difference.
-
-    The last state has had the smallest steps, and one of ten that looks a little better on a
-    hundred rows seldom is.
-    """
+    """Whether NLLs are higher than the best ones by more than two standard errors."""
     away = rows - best
     return bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
 
 
 def as_module(guide: object) -> nn.Module:
-    """A guide as a module: itself, or a hand-written function wrapped up."""
+    """A guide as a module: itself, or a hand-written function wrapped in one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     if isinstance(guide, nn.Module):
         return guide
     if callable(guide):

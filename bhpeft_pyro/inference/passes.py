@@ -1,6 +1,6 @@
-"""Draws of the weights through the network, in passes of bounded size.
+"""Passes of bounded size: many weight draws, many examples.
 
-Batches for a model, with the frozen part computed once where that is possible.
+`Feed` makes the batches, and computes the output of a frozen transformer only once.
 """
 
 from __future__ import annotations
@@ -41,26 +41,25 @@ __all__ = [
     "passes",
 ]
 
-
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
-"""From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if there are
-any, to what is wanted of it: tensors (s, B, ...)."""
-# A number of draws, and the distribution of a batch's labels under them.
+"""From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
+the wanted quantities: tensors (s, B, ...)."""
+# A number of draws, and a function from a batch to the distribution of its labels under them.
 _Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 
-_BATCH = 32  # examples per pass when a single draw is run
-_MAX_ROWS = 64  # sequences at once in the transformer
-_MAX_FEATURES = 2**16  # the same where features have been computed already
+_BATCH = 32  # examples per pass of a single draw
+_MAX_ROWS = 64  # sequences per pass of the transformer
+_MAX_FEATURES = 2**16  # the same if its features are known
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some draws of the weights, and the network that they are for.
+    """Some weight draws, and the network that they are for.
 
     Attributes:
-        weights: for each site of the model a tensor (s, 1, *shape).
-        at: weights around which the network is linearised, a tensor of its shape for each site;
-            None for the network itself.
+        weights: for each site of the model a tensor `(s, 1, *shape)`.
+        at: the weights around which the network is linearised, a tensor of each site's shape; None
+            for the network itself.
     """
 
     weights: Mapping[str, Tensor]
@@ -73,11 +72,11 @@ def drawn(
     samples: int,
     seed: int,
 ) -> Iterator[Block]:
-    """The draws of `draw`, some at a time, each for the network that its guide is a posterior of.
+    """The draws of `draw` in blocks, each for the network that its guide is a posterior of.
 
     Args:
         model, guide, seed: as for `draw`.
-        samples: as for `draw`; 0 for the central values, or those of each component.
+        samples: as for `draw`; 0 for the central values of each component.
     """
     seeds = torch.Generator().manual_seed(seed)
     for component, share in strata(guide, samples):
@@ -90,18 +89,19 @@ def drawn(
 
 
 def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
-    """The weights around which the network is linearised, if a guide is a posterior of that."""
+    """The weights around which a guide linearises the network, a tensor of each site's shape; None
+    if it does not."""
     if not is_linear(guide) or not model.network.kinds:
         return None
     return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
 def max_rows(feed: Feed) -> int:
-    """How many sequences to run at once: few in the transformer, many where it is done."""
+    """The number of sequences per pass: many if the transformer's features are known."""
     return _MAX_ROWS if feed.features is None else _MAX_FEATURES
 
 
-@torch.inference_mode(False)  # in it, the linearised network could take no gradients
+@torch.inference_mode(False)  # the linearised network needs gradients
 @torch.no_grad()
 def passes(
     model: Model,
@@ -112,14 +112,14 @@ def passes(
     rows: int | None = None,
     bf16: bool = False,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """What is wanted of the labels' distribution under each draw, some draws at a time.
+    """Evaluate each draw on all examples, some draws at a time.
 
     Args:
         model: the model.
-        draws: made as they are needed.
+        draws: consumed as they are needed.
         feed: N examples.
-        take: what is wanted.
-        rows: the transformer runs on at most so many sequences at once, by default `max_rows`.
+        take: computes the wanted quantities.
+        rows: the largest number of sequences per pass; by default `max_rows`.
         bf16: autocast to bfloat16.
 
     Yields:
@@ -150,11 +150,14 @@ def by_batch(
     rows: int,
     bf16: bool = False,
 ) -> tuple[Tensor, ...]:
-    """What is found batch by batch, (s, B, ...), as tensors (s, N, ...) in the examples' order.
+    """Compute tensors batch by batch and join them.
 
     Args:
         model, feed, rows, bf16: as for `passes`.
-        run: from a batch on the model's device to tensors.
+        run: from a batch on the model's device to tensors (s, B, ...).
+
+    Returns:
+        Tensors (s, N, ...) on the CPU, in the examples' order.
     """
     device = model.network.device
     order: list[Tensor] = []
@@ -225,15 +228,15 @@ def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
 
 
 def _batch_size(feed: Feed, rows: int) -> tuple[int, int]:
-    """Examples a batch, and choices an example, for at most `rows` sequences."""
+    """Examples per batch and choices per example, for at most `rows` sequences."""
     counts = feed.examples.counts
     choices = 1 if counts is None else int(counts.max())
     return max(1, min(_BATCH, len(feed.examples), rows // choices)), choices
 
 
 def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_Pass]:
-    """The draws, at most `together` at a time; in a linearised network many more."""
-    for _, group in groupby(draws, lambda block: id(block.at)):  # a network each
+    """The draws, at most `together` per pass; many more in a linearised network."""
+    for _, group in groupby(draws, lambda block: id(block.at)):  # one network per group
         first = next(group)
         blocks = (block.weights for block in chain([first], group))
         if first.at is not None:
@@ -242,7 +245,7 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
         for block in blocks:
             count = max(map(len, block.values()), default=1)
             if not any(value.stride(0) for value in block.values()):
-                # Draws of a point, or of no weights, are one and the same.
+                # All draws are equal: of a point estimate, or of no weights.
                 yield count, partial(model.predictive, {k: v[:1] for k, v in block.items()})
                 continue
             for start in range(0, count, together):
@@ -251,7 +254,7 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:
-    """Batches (s, B, ...), which under multiple choice differ in their width, as one."""
+    """Join batches (s, B, ...); with multiple choice their widths may differ."""
     if values[0].dim() == 3:
         width = max(value.shape[-1] for value in values)
         values = [functional.pad(value, (0, width - value.shape[-1])) for value in values]
@@ -261,9 +264,19 @@ def _joined(values: Sequence[Tensor]) -> Tensor:
 class Feed:
     """Training and prediction batches of a data set.
 
-    Without PEFT weights the transformer's features never change: they are computed once, and a
-    head-only fit costs no more than the head. If `frozen`, the same is done with PEFT weights,
-    which then have no effect: they are held at `weights`, one tensor a site, or left out.
+    Without PEFT weights the transformer's features never change. They are computed once, so that a
+    head-only fit costs no more than the head.
+
+    Args:
+        model: the model.
+        examples: the data set.
+        frozen: compute the features once even if there are PEFT weights.
+        batch_size: of this computation.
+        weights: the PEFT weights held fixed in it, one tensor per site; None leaves them out.
+
+    Attributes:
+        features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
+        choices: (N, C) which choices exist.
     """
 
     def __init__(
@@ -282,13 +295,13 @@ class Feed:
             self._compute(model, batch_size, weights)
 
     def whole(self) -> Batch:
-        """All examples as one batch, where features are computed."""
+        """All examples as one batch, if features are computed."""
         return self._batch(torch.arange(len(self.examples)))
 
     def training(
         self, batch_size: int, particles: int, generator: torch.Generator
     ) -> Iterator[Batch]:
-        """One epoch of shuffled batches, each split over the particles."""
+        """One epoch of shuffled batches, each split over particles."""
         if self.features is None:
             yield from (
                 batch.split(particles)
@@ -302,7 +315,7 @@ class Feed:
             yield self._batch(indices).split(particles)
 
     def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Every example once, with its indices."""
+        """Batches with every example once, and their indices."""
         if self.features is None:
             yield from self.examples.by_length(batch_size)
             return

@@ -1,4 +1,4 @@
-"""From weight draws to a forecast: S draws folded into batches of bounded size."""
+"""From a posterior to a forecast, in closed form or by draws."""
 
 from __future__ import annotations
 
@@ -44,28 +44,31 @@ def predict(
 ) -> AnyForecast:
     """The posterior predictive of every example.
 
-    Under a guide of the linearised network no weight is drawn: its outputs are Normal, in closed
-    form (`linear.output_moments`). Ratings with a Normal likelihood are then a mixture of Normals,
-    one a component; of other labels the outputs of each example are drawn, at no cost.
+    For a guide of the linearised network the outputs are Normal in closed form
+    (`linearized.output_moments`), and no weights are drawn. Ratings with a Normal likelihood are
+    then a mixture of Normals, one per component. For other labels the outputs of each example are
+    drawn, at almost no cost.
 
-    Under others, and where draws are to be kept, all examples see the same S draws of the weights,
-    those of `draw`, several a pass: the transformer runs on at most `max_rows` sequences at once.
+    For other guides, and to keep draws, all examples see the same S draws of the weights, those of
+    `draw`.
 
     Args:
         model: the model.
         guide: the fitted guide.
-        data: the examples.
-        samples: S, rounded up to as many for each component of a mixture; 0 for a single pass
-            at the guide's central values, or at those of each component. By default 32 draws of
-            the weights, or 1,000 of the outputs.
-        max_rows: bounds memory.
+        data: N examples.
+        samples: S, rounded up to equally many for each component of a mixture; 0 for a single pass
+            at the central values of each component. By default 32 draws of the weights, or 1,000 of
+            the outputs.
+        max_rows: the largest number of sequences per pass of the transformer; bounds memory.
         seed: the same seed gives the same forecast.
-        keep_samples: draw weights, and keep what each draw predicts, (S, N, C) or (S, N).
+        keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities,
+            or `(S, N)` means of ratings.
         bf16: autocast to bfloat16.
 
     Raises:
-        ConfigError: an argument that cannot work, or more draws than there is memory for.
-        DataError: a text of which the network makes numbers that are not finite.
+        ConfigError: an argument is out of range, or there is no memory for so many draws.
+        DataError: the backbone makes non-finite numbers of a text.
+        GuideError: `samples` is 0 and the guide has no central values.
     """
     samples = Number(least=0, whole=True, none=True)("samples", samples)
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
@@ -104,14 +107,14 @@ def _in_closed_form(
     seed: int,
     bf16: bool,
 ) -> AnyForecast:
-    """By the moments of the linearised network's outputs, component by component."""
+    """From the moments of the linearised network's outputs, component by component."""
     examples, likelihood = feed.examples, model.likelihood
     width = _width(model, examples)
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[ClassForecast] = []
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
-        with seeded(seed + number):  # the same for every example, so batches do not matter
+        with seeded(seed + number):  # the same for every example, whatever its batch
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise)
@@ -137,7 +140,7 @@ def _width(model: Model, examples: Examples) -> int:
 
 
 def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
-    """What one component says of a batch: tensors (S, B, ...)."""
+    """The prediction of one component for a batch: tensors (S, B, ...)."""
     assert guide.covariance is not None
     outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
     if model.likelihood.constant_noise:
@@ -150,7 +153,7 @@ def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[T
 
 
 def _of_examples(examples: Examples) -> dict[str, Any]:
-    """What a forecast of classes has of the examples themselves."""
+    """The fields of a class forecast that come from the examples."""
     exist = None
     if examples.counts is not None:
         exist = torch.arange(int(examples.counts.max())) < examples.counts.unsqueeze(-1)
@@ -164,7 +167,7 @@ def _of_examples(examples: Examples) -> dict[str, Any]:
 
 def _moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
     moments = distribution.mean.float(), distribution.stddev.float()
-    if labels is None or isinstance(base_of(distribution), Normal):  # the moments say it all
+    if labels is None or isinstance(base_of(distribution), Normal):  # the moments are enough
         return moments
     return *moments, distribution.log_prob(labels).float()
 

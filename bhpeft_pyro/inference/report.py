@@ -1,7 +1,4 @@
-"""What a fit did: for the eye, for the plots and for the saved file.
-
-What a fit's report warns of: one line each, by site.
-"""
+"""`FitReport`: what a fit did, for printing, for plots and for the saved file."""
 
 from __future__ import annotations
 
@@ -13,69 +10,65 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..options import FitOptions
 
-__all__ = [
-    "FitReport",
-    "guards",
-    "unsettled",
-]
+__all__ = ["FitReport"]
 
-
-_SETTLED = 0.05  # relative change of a site's sds that is still to come
+_COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
+_NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
+_SKIPPED = 0.1  # of the steps
+_FAR = 2.0  # factor between the temperature and 1
 
 
 @dataclass
 class FitReport:
-    """One round's fit.
+    """The report of one round.
 
     Attributes:
-        examples: N.
+        examples: N, the number of training examples.
         data: fingerprint of the training data.
-        learnt: fingerprint of those and of the examples replayed with them, in a round that did.
-        given: fingerprint of those and of the rows held out of the same source, where it is
-            known (`bhpeft` notes it).
-        options: as given.
-        steps: optimiser steps, skipped ones included.
-        skipped: steps left out because loss or gradient were not finite.
+        options: the options of the fit.
+        steps: optimiser steps, including skipped ones.
+        skipped: steps without an update, because the loss or gradient was not finite.
         seconds: wall time.
-        history: one entry per step, in nats per example: step, loss, nll, kl, draws (of the
-            weights; 0 of a point, whose kl is minus the log of its prior density), temperature (the
-            weight of the KL at this step), lr, gradient (its norm, per example), and
-            validation_nll where it was evaluated.
-        kl: KL per latent at the end, in nats for the whole data set; a joint guide has but one.
-        marginal_kl: under a joint guide, the KL per site of what it says of that site alone.
-        scales: geometric mean per site of posterior sd / prior sd.
-        points: sites that are held at a point; their `kl` is minus the logarithm of the prior
-            density there.
-        unsettled: sites whose sds were still on their way at the end, however slow the steps.
-        best_step: the step whose state was kept, with early stopping.
-        id: the round's own.
-        parent: the id of the round whose posterior was the prior; None in the first round.
-        created: when, in UTC.
+        history: one entry per step, in nats per example: step, loss, nll, kl, draws (weight draws;
+            0 for a point estimate, whose kl is minus its log prior density), temperature (the
+            weight of the KL at this step), lr, gradient (its norm), and validation_nll where it was
+            evaluated.
+        kl: KL to the prior per latent at the end, in nats for the whole data set. A joint guide has
+            a single latent.
+        marginal_kl: for a joint guide, the KL of each site's marginal.
+        scales: geometric mean of posterior sd / prior sd, per site.
+        points: sites with a point estimate. Their `kl` is minus the log prior density.
+        unsettled: sites whose sds had not converged at the end.
+        best_step: with early stopping, the step whose state was kept.
+        id: identifies the round.
+        parent: id of the round whose posterior was the prior; None in the first round.
+        created: UTC time.
         keep: how much of the last posterior the prior kept (`Posterior.update`).
         floor: the least sd of that prior, as a share of the first prior's.
-        projection: KL(q || p) in nats, where the round has another family of guides, from the last
-            posterior q to the nearest p in that family, which the prior is made of; 0 if it holds q
-            as it is. None if the family has stayed.
-        pull: the weight of the prior where options leave it open, and a point was fitted.
-        held_out: rows that were held out, to stop and to choose the width by.
-        split: the seed by which `fit` itself held them out of what it was given, if it did.
-        tau, noise: of a Laplace approximation, what was chosen (`inference/width.py`): how much of
-            the prior's precision is in its width; ratings' noise scale, in their units.
-        point_nll, component_nll: held-out NLL of the point with the noise that suits it, and of the
-            component; of a mixture of all points together, and of all components.
-        expected_nll: of one training example under the posterior, in the linearised network; with
-            the KL it makes the negative ELBO.
-        between: of a mixture, the share of the epistemic uncertainty of held-out rows in which its
-            components disagree.
-        name: what its user calls the round.
-        metrics: what its user noted about it.
-        components: of a mixture, the report of each. What is said above is then of all of them:
-            steps and seconds are sums, losses and KL means, scales geometric means.
+        projection: if the round changed the family of guides, KL(q || p) in nats from the last
+            posterior q to the nearest p in the new family, from which the prior is made; 0 if the
+            family can represent q. None if the family stayed.
+        pull: default weight of the prior at a point estimate; None for other guides.
+        held_out: rows that early stopping and the choice of the width used.
+        split: the seed by which `fit` itself held these rows out of its data, if it did.
+        tau: of a Laplace approximation, the multiple of the first prior's precision in its
+            covariance (`inference/width.py`).
+        noise: the noise scale of ratings, in their units, that was chosen with tau.
+        point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
+            mixture, of the mixture of all point estimates.
+        component_nll: held-out NLL with the width; for a mixture, of all components together.
+        expected_nll: expected NLL of one training example under the posterior of the linearised
+            network. With the KL it gives the negative ELBO.
+        between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
+            from disagreement between components.
+        name: your name for the round.
+        metrics: numbers that you want to keep with it.
+        components: for a mixture, the report of each component. In the mixture's report, steps and
+            seconds are sums, losses and KLs are means, and scales are geometric means.
+        given: fingerprint of the training data and of rows held out of the same source, if known.
+        learnt: with replay, fingerprint of the training data and the examples replayed with them.
     """
 
     examples: int
@@ -116,18 +109,18 @@ class FitReport:
     def joined(
         cls, components: Sequence[FitReport], options: FitOptions, parent: str | None
     ) -> FitReport:
-        """One round of a mixture.
+        """The report of a mixture.
 
         Args:
-            components: their reports, of the same data.
-            options: those given, before each component got a seed of its own.
+            components: reports of the same data.
+            options: as given, before each component got its own seed.
             parent: the id of the round before.
         """
         first = components[0]
-        losses = [each.projection or 0.0 for each in components]
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
+        same = ("points", "keep", "floor", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
             first.data,
@@ -143,23 +136,20 @@ class FitReport:
                 ** (1 / len(components))
                 for name in first.scales
             },
-            points=first.points,
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
             parent=parent,
-            keep=first.keep,
-            floor=first.floor,
-            projection=None if first.projection is None else fmean(losses),
-            pull=first.pull,
-            held_out=first.held_out,
-            split=first.split,
+            projection=(
+                None
+                if first.projection is None
+                else fmean(each.projection or 0.0 for each in components)
+            ),
             components=list(components),
-            learnt=first.learnt,
-            given=first.given,
+            **{name: getattr(first, name) for name in same},
         )
 
     @property
     def temperature(self) -> float:
-        """The weight of the KL."""
+        """The weight of the KL that was used."""
         given = self.options.temperature
         if given is not None:
             return given
@@ -167,12 +157,12 @@ class FitReport:
 
     @property
     def selects(self) -> bool:
-        """Whether a point is fitted of which held-out rows choose the state that is kept."""
+        """Whether held-out rows choose which state of a point estimate is kept."""
         return self.options.temperature is None and self.pull == 0
 
     @property
     def negative_elbo(self) -> float:
-        """In nats per example; the loss of the last steps, where no expectation is known."""
+        """Negative ELBO in nats per example; the mean loss of the last steps if unknown."""
         if self.components:
             return fmean(each.negative_elbo for each in self.components)
         if self.expected_nll is None:
@@ -181,13 +171,38 @@ class FitReport:
 
     @property
     def site_kl(self) -> dict[str, float]:
-        """KL by site, where it is known."""
+        """KL to the prior per site, where it is known, in nats for the whole data set."""
         return {name: kl for name, kl in self.kl.items() if name in self.scales} | self.marginal_kl
 
     @property
     def guards(self) -> list[str]:
-        """Warnings by site, such as sds collapsed or still moving, or nothing learnt."""
-        return guards(self)
+        """Warnings, one line each; none for a sound fit.
+
+        Warnings about sites cover those in `scales`: other guides' sds and KLs per site are
+        unknown.
+        """
+        found = []
+        if collapsed := [name for name, scale in self.scales.items() if scale < _COLLAPSED]:
+            found.append(
+                f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point "
+                f"estimate, at {', '.join(collapsed)}"
+            )
+        if nothing := [name for name, kl in self.site_kl.items() if abs(kl) < _NOTHING]:
+            found.append(
+                f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at "
+                f"{', '.join(nothing)}"
+            )
+        if self.unsettled:
+            found.append(f"not converged: the sds still move at {', '.join(self.unsettled)}")
+        if self.skipped > _SKIPPED * self.steps:
+            found.append(
+                f"unstable: {self.skipped} of {self.steps} steps were skipped because the loss or "
+                "gradient was not finite"
+            )
+        # Of a Laplace approximation it is the temperature of the point estimate only.
+        if all(each.tau is None for each in (self, *self.components)):
+            found += _unusual(self.temperature)
+        return found
 
     def last(self, name: str, steps: int = 50) -> float:
         """The mean of a history entry over the last steps.
@@ -219,43 +234,57 @@ class FitReport:
         if self.history:
             lines.append(self._loss())
         if self.held_out:
-            lines.append(f"{self.held_out} rows held out, to stop and to choose the width by")
+            lines.append(f"{self.held_out} held-out rows for early stopping and the width")
         if self.tau is not None:
             lines.append(self._width())
         for number, report in enumerate(self.components, 1):
             if report.tau is not None:
                 lines.append(f"  component {number}: {report._width()}")
                 continue
-            sds = ", sds still moving" if report.unsettled else ", sds settled"
-            lines.append(f"  component {number}: {report._loss()}{sds if report.scales else ''}")
+            converged = "" if not report.scales else ", sds converged"
+            if report.unsettled:
+                converged = ", sds not converged"
+            lines.append(f"  component {number}: {report._loss()}{converged}")
         if self.components and self.component_nll is not None:
             lines.append(
-                f"together: held-out NLL {self.component_nll:.3f} (points {self.point_nll:.3f})"
+                f"mixture: held-out NLL {self.component_nll:.3f} (of the point estimates alone "
+                f"{self.point_nll:.3f})"
             )
         if self.between is not None:
             lines.append(
-                f"components disagree: {self.between:.0%} of the epistemic uncertainty of the "
-                "held-out rows"
+                f"disagreement between components: {self.between:.0%} of the epistemic uncertainty "
+                "of the held-out rows"
             )
         if self.projection is not None:
-            away = f"{self.projection:.2f} nats away from it" if self.projection else "as it is"
-            lines.append(f"prior: the last posterior in the new family of guides, {away}")
+            how = f"KL {self.projection:.2f} nats" if self.projection else "exact"
+            lines.append(f"prior: the last posterior in the new family of guides, {how}")
+        return "\n".join([*lines, *self._sites(), *self.guards])
+
+    def _sites(self) -> list[str]:
         width = max(map(len, [*self.scales, *self.points]), default=0)
-        kls = self.site_kl
+        lines, kls = [], self.site_kl
         for name, scale in self.scales.items():
             kl = f"KL {kls[name]:9.2f} nats, " if name in kls else ""
-            lines.append(f"  {name:<{width}}  {kl}sd / prior sd {scale:.3f}")
+            lines.append(f"  {name:<{width}}  {kl}posterior sd / prior sd {scale:.3f}")
         for name in self.points:
-            lines.append(f"  {name:<{width}}  -log prior {self.kl[name]:.2f} nats, a point")
-        return "\n".join(lines + self.guards)
+            cost = f"-log prior density {self.kl[name]:.2f} nats"
+            lines.append(f"  {name:<{width}}  point estimate, {cost}")
+        return lines
 
     def _width(self) -> str:
-        stopped = self.best_step or self.steps
-        parts = [f"step {stopped}, pull {self.temperature:g}, tau {self.tau:.3g}"]
+        """A Laplace approximation in one line."""
+        tau = self.tau or 1.0
+        parts = [
+            f"point estimate of step {self.best_step or self.steps}",
+            f"prior weight {self.temperature:g}",
+            f"tau {tau:.3g} (prior scale x {tau**-0.5:.3g})",
+        ]
         if self.noise is not None:
-            parts.append(f"noise {self.noise:.3g}")
+            parts.append(f"noise sd {self.noise:.3g}")
         if self.component_nll is not None:
-            parts.append(f"held-out NLL {self.component_nll:.3f} (point {self.point_nll:.3f})")
+            parts.append(
+                f"held-out NLL {self.component_nll:.3f} (point estimate {self.point_nll:.3f})"
+            )
         if self.expected_nll is not None:
             total = self.negative_elbo
             parts.append(
@@ -265,91 +294,32 @@ class FitReport:
         return ", ".join(parts)
 
     def _loss(self) -> str:
-        point, times = self.pull is not None, f"{self.temperature:g} x "
-        loss, nll = f"{self.last('loss'):.3f}", f"NLL {self.last('nll'):.3f}"
+        point, loss = self.pull is not None, f"{self.last('loss'):.3f}"
         if point and self.temperature == 0:
             return f"loss {loss} nats per example"
-        plain = self.temperature == 1 and not point  # a point has a density, and no KL
-        return (
-            f"{'negative ELBO' if plain else 'loss'} {loss} = {nll} + {'' if plain else times}"
-            f"{'-log prior' if point else 'KL'} {self.last('kl'):.3f} nats per example"
-        )
+        kl, nll = f"{self.last('kl'):.3f}", f"NLL {self.last('nll'):.3f}"
+        unit = "nats per example"
+        if point:  # it has a prior density instead of a KL
+            return f"loss {loss} = {nll} + {self.temperature:g} x -log prior density {kl} {unit}"
+        if self.temperature == 1:
+            return f"negative ELBO {loss} = {nll} + KL {kl} {unit}"
+        return f"loss {loss} = {nll} + {self.temperature:g} x KL {kl} {unit}"
 
 
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """By name, over the entries that have it."""
+    """The mean of each name over the entries that have it."""
     names = dict.fromkeys(name for entry in entries for name in entry)
     found = {name: [entry[name] for entry in entries if name in entry] for name in names}
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:
-    """Sites whose sds would still change by over 5 %, noise apart.
-
-    At the optimum the gradient g of the loss with respect to log scale is zero; elsewhere the
-    precision belongs at (1 + g / T) times what it is (the fixed point of `NaturalGradient`), which
-    takes the sd through a relative change of about -g / 2 T. Unlike the change in the last steps,
-    this does not look better when the learning rate has gone to zero.
-
-    Args:
-        slopes: per site the mean of g over its weights, at each of the last steps.
-        temperature: T; at 0 the sds have no optimum.
-    """
-    found: list[str] = []
+def _unusual(temperature: float) -> list[str]:
     if temperature == 0:
-        return found
-    for name, values in slopes.items():
-        ahead = torch.stack(list(values)) / (2 * temperature)
-        noise = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else 0.0
-        if ahead.mean().abs() > _SETTLED + 2 * noise:
-            found.append(name)
-    return found
-
-
-_COLLAPSED = 1e-3  # sd / prior sd: as if the data were worth a million priors
-_NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
-_SKIPPED = 0.1  # of the steps
-_FAR = 2.0  # a temperature further from 1 than by this factor
-
-
-def guards(report: FitReport) -> list[str]:
-    """Warnings, none for a sound fit.
-
-    Of sites it looks at those with a relative sd in the report: of other guides neither sds nor
-    KL by site are known.
-    """
-    found = []
-    collapsed = [name for name, scale in report.scales.items() if scale < _COLLAPSED]
-    nothing = [name for name, kl in report.site_kl.items() if abs(kl) < _NOTHING]
-    if collapsed:
-        found.append(
-            f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point, at "
-            f"{', '.join(collapsed)}"
-        )
-    if nothing:
-        found.append(
-            f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at {', '.join(nothing)}"
-        )
-    if report.unsettled:
-        found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
-    if report.skipped > _SKIPPED * report.steps:
-        found.append(
-            f"unstable: {report.skipped} of {report.steps} steps were left out, as loss or "
-            "gradient were not finite"
-        )
-    measured = any(each.tau is not None for each in (report, *report.components))
-    if not measured and (temperature := _temperature(report.temperature)):
-        found.append(temperature)  # else it is that of the point, and not of its width
-    return found
-
-
-def _temperature(temperature: float) -> str | None:
-    if temperature == 0:
-        return "temperature 0: maximum likelihood, no posterior"
+        return ["temperature 0: maximum likelihood, no posterior"]
     if 1 / _FAR <= temperature <= _FAR:
-        return None
+        return []
     kind = "cold" if temperature < 1 else "hot"
-    return (
+    return [
         f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
         f"{1 / temperature:.3g} times"
-    )
+    ]

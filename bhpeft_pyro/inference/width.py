@@ -1,11 +1,10 @@
-"""The width of a Laplace approximation: its covariance, measured around a trained point.
+"""The width of a Laplace approximation: its covariance around a trained point estimate.
 
-The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton
-matrix, over the labels that the likelihood expects (no label of the training rows is looked at).
-How much prior there is in it, tau, and the noise scale of ratings are those of the highest held-out
-log density: the training rows cannot tell, as a network may have learnt them by heart. The mean is
-the point's whatever tau is. In later rounds tau stays the first prior's, and what earlier rounds'
-data have said counts once.
+The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
+of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
+ratings, maximise the log density of held-out rows; training rows will not do, since a network may
+know them by heart. The mean does not depend on tau. In later rounds tau still multiplies the first
+prior's precision only, and the information of earlier data counts once.
 """
 
 from __future__ import annotations
@@ -34,20 +33,21 @@ from .report import FitReport
 
 __all__ = ["equal_effect", "refine", "settle", "widen"]
 
-_EXAMPLES, _SCALED = 128, 32  # on which the curvature is measured, and the prior's scales
+_EXAMPLES = 128  # at most, for the curvature
+_SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
+_HELD_OUT = 256  # rows at most, for the choice of the width
 _BATCH = 16
-_HELD_OUT = 256  # rows, at most, by which the width is chosen
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """N F in units of the prior's scale: diag(rest) + root root'."""
+    """N F in units of the prior's scale: diag(rest) + root root', (D,) and (D, rank)."""
 
     rest: Tensor
     root: Tensor
 
     def times(self, factor: float) -> Curvature:
-        """Of so many times as many examples."""
+        """The same for `factor` times as many examples."""
         return Curvature(factor * self.rest, factor**0.5 * self.root)
 
 
@@ -59,10 +59,12 @@ def refine(
     held_out: Examples | None,
     report: FitReport,
     open_scales: bool,
-) -> Model:
-    """Compute what a trained guide still lacks: the width of a Laplace approximation (`widen`), and
-    nothing for other guides. The arguments are those of `widen`."""
-    return model
+) -> tuple[Model, Candidates | None]:
+    """Compute what is not trained: for a `LaplaceGuide` its width, and nothing for other guides.
+
+    Args and returns are those of `widen`.
+    """
+    return model, None
 
 
 @refine.register
@@ -73,20 +75,21 @@ def widen(
     held_out: Examples | None,
     report: FitReport,
     open_scales: bool,
-) -> Model:
-    """Give a trained guide its covariance, and add the results to the report.
+) -> tuple[Model, Candidates | None]:
+    """Compute the covariance of a trained guide, and add the results to the report.
 
     Args:
-        guide: a trained point.
+        guide: the guide, whose mean is trained.
         model: the model, with the prior that the guide was fitted under.
         examples: the training data.
-        held_out: labelled examples that choose tau and the ratings' noise. Without any, tau stays
-            as it is (1 at first), unless `report.options` gives it.
+        held_out: labelled examples that choose tau and the ratings' noise. Without them tau is that
+            of `report.options`, or does not change (it is 1 at first).
         report: of the fit.
         open_scales: whether the prior leaves the sites' scales open (`equal_effect`).
 
     Returns:
-        The model, with the prior that the covariance was computed with.
+        The model, with the prior that the covariance was computed with; and the densities of the
+        held-out rows, if any, by which `settle` chooses again for a mixture.
     """
     options = report.options
     with seeded(options.seed):
@@ -96,35 +99,37 @@ def widen(
             )
             model = Model(model.network, prior, model.likelihood)
         curvature = measured(model, guide, examples, options.seed)
-        guide.candidates = None
-        choice = Choice(options.tau or guide.tau.item())
+        candidates, choice = None, Choice(options.tau or guide.tau.item())
         if held_out is not None:
-            guide.candidates = _candidates(model, guide, curvature, held_out, options.tau)
-            choice = guide.candidates.best()
+            candidates = _candidates(model, guide, curvature, held_out, options.tau)
+            choice = candidates.best()
     learnt = curvature.times(choice.noise**-2)
     guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, examples, report)
-    return model
+    return model, candidates
 
 
-def settle(guides: Sequence[LaplaceGuide], reports: Sequence[FitReport]) -> tuple[float, float]:
-    """Choose the widths of a mixture's components together.
+def settle(
+    guides: Sequence[LaplaceGuide], candidates: Sequence[Candidates], reports: Sequence[FitReport]
+) -> tuple[float, float]:
+    """Choose the widths of a mixture's components together (`best_together`).
 
-    The components' disagreement already covers part of what each width covers alone.
+    Args:
+        guides: the components; their covariances change in place.
+        candidates: from `refine`, one per component.
+        reports: one per component; the new choices are noted there.
 
     Returns:
-        The held-out NLL of the mixture of points, and of the mixture of components.
+        The held-out NLL of the mixture of point estimates, and of the mixture of components.
     """
-    every = [guide.candidates for guide in guides if guide.candidates is not None]
-    choices, point_nll, nll = best_together(every)
-    for guide, report, choice, own in zip(guides, reports, choices, every, strict=True):
+    choices, point_nll, nll = best_together(candidates)
+    for guide, report, choice, own in zip(guides, reports, choices, candidates, strict=True):
         times = choice.noise / own.best().noise
         guide.retune(choice.tau, times)
         report.tau, report.component_nll = choice.tau, choice.nll
         if report.noise is not None:
             report.noise *= times
-        guide.candidates = None
     return point_nll, nll
 
 
@@ -135,7 +140,7 @@ def _note(
     means = guide.means()
     if model.likelihood.constant_noise:
         report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
-    # What was learnt is told by the posterior with tau = 1, whose ELBO other guides' compare with.
+    # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
     plain = guide.as_prior()
     report.kl = {guide.latent: kl_divergence(plain.normal, guide.prior).item()}
     report.marginal_kl = guide.marginal_kl()
@@ -163,7 +168,7 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
 def _jacobians(
     model: Model, guide: LaplaceGuide, examples: Examples
 ) -> Iterator[tuple[Batch, Outputs, Tensor]]:
-    """Batch by batch, with (B, E, D) derivatives in units of the prior's scale."""
+    """Batches with their (B, E, D) derivatives, in units of the prior's scale."""
     means = {name: value.detach() for name, value in guide.means().items()}
     for _, batch in Feed(model, examples).prediction(_BATCH):
         shown = batch.to(model.network.device)
@@ -172,20 +177,19 @@ def _jacobians(
 
 
 def _scores(outputs: Outputs) -> list[Tensor]:
-    """(B, E) vectors, of which the outer products sum to the Fisher information of each example's
-    outputs."""
+    """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
     values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
         return [
             torch.autograd.grad(total, values, retain_graph=True)[0]
             for total in (each.sum() for each in every(outputs.labels(values)))
-            if total.requires_grad  # not a noise that is known
+            if total.requires_grad  # not a fixed noise scale
         ]
 
 
 @torch.no_grad()
 def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Curvature:
-    """N F at the guide's mean, on up to 512 of the examples."""
+    """N F at the guide's mean, from at most 128 of the N examples."""
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
@@ -202,11 +206,14 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
 
 @torch.no_grad()
 def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Covariance:
-    """A prior in which every site of the network moves the outputs by as much as any other.
+    """A prior under which every site of the network has the same effect on the outputs.
 
-    One number a site: the variance of its weights is the inverse of the sum of its squared Jacobian
-    entries, on average over outputs and examples, and of the number of sites. So the prior moves an
-    output of the linearised network by an sd of 1. The likelihood's own sites keep their scales.
+    The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
+    the sum averaged over outputs and examples. So the prior sd of an output of the linearised
+    network is 1. The likelihood's own sites keep their scales.
+
+    Returns:
+        The diagonal covariance over all D weights.
     """
     own = {site.name for site in model.likelihood.sites}
     shown = _subset(examples, _SCALED, seed)
@@ -228,15 +235,14 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
 
 
 def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covariance:
-    """The inverse of tau P + N F, of the leading directions and the diagonal of the rest.
+    """The inverse of tau P + N F: the leading directions, and the diagonal of the rest.
 
-    Under an earlier posterior as the prior its precision Q counts once beyond the first prior's:
-    tau P + (Q - P) + N F.
+    If the prior is an earlier posterior with precision Q, the inverse of tau P + (Q - P) + N F.
     """
     prior = guide.prior.covariance
     with exact(prior.scale):
         root, rest = curvature.root, _diagonal(guide, tau) + curvature.rest
-        if prior.rank:  # an earlier posterior's own directions
+        if prior.rank:  # the directions of an earlier posterior
             both = torch.cat([root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
             gathered = Gathered(rest, guide.rank, both.shape[1])
             gathered.add([both.mT.contiguous()], torch.ones_like(rest))
@@ -261,7 +267,7 @@ def _candidates(
     held_out: Examples,
     given: float | None,
 ) -> Candidates:
-    """The component on held-out rows at every tau."""
+    """The densities of held-out rows at every tau."""
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
     shown = _subset(held_out, _HELD_OUT, 0)
     prior = guide.prior.covariance
@@ -281,6 +287,6 @@ def _candidates(
             scaled = rows / diagonal
             along = (scaled @ root).double()
             spreads[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
-    if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had a noise of theirs
+    if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had other noise
         return with_noise(taus, spreads, held, model.likelihood.unit)
     return of_draws(taus, spreads, held)

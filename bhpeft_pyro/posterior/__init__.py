@@ -1,1 +1,1 @@
-"""A fitted guide and what it takes to use it: one or a mixture, saved and loaded."""
+"""A fitted guide and everything needed to use it: one or a mixture, saved and loaded."""

@@ -1,9 +1,8 @@
-"""The folder of a saved posterior: an index with a checksum, which names a file of tensors.
+"""Posteriors on disk: safetensors for tensors, JSON for the rest, never a pickle.
 
-Posteriors on disk: safetensors for tensors, JSON for the rest, never a pickle.
-
-The index names the tensor file by its digest and is replaced last and at once, so a crash at any
-moment leaves the folder with the old posterior or the new one, whole.
+A folder holds an index with a checksum, `posterior.json`, and the file of tensors that the index
+names by its digest. The index is replaced last and atomically. After a crash at any moment the
+folder holds either the old posterior or the new one.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -25,29 +24,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import SaveError
 from ..inference.report import FitReport
+from ..model.backbone import load_backbone
 from ..priors import PriorLike
 from . import stored
-
-if TYPE_CHECKING:
-    from .posterior import Posterior
+from .state import MixtureState, PosteriorState
 
 __all__ = [
     "FORMAT",
     "INDEX",
-    "backbone_name",
+    "digest_of",
     "exists",
-    "index_of",
     "keep_names",
-    "lineage_of",
     "load",
     "read_index",
     "read_lineage",
     "read_report",
-    "read_tensors",
     "save",
     "write",
 ]
-
 
 FORMAT = 2
 INDEX = "posterior.json"
@@ -58,11 +52,78 @@ def exists(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
+def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool = True) -> Path:
+    """Write a posterior into `folder`; see `Posterior.save`.
+
+    Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
+    not written again, so that the index does not grow with each round.
+    """
+    index = folder / INDEX
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
+    if index.exists() and not overwrite:
+        raise SaveError(f"path: {folder} holds a posterior already; overwrite=True replaces it")
+    described, tensors = stored.describe(posterior)
+    # Clones: a guide and the prior made from it may share tensors, which safetensors refuses.
+    data = dump_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    new = f"posterior-{digest[:16]}.safetensors"
+    reports = posterior.lineage
+    known = [i for i, r in enumerate(reports) if not alone and exists(folder.with_name(r.id))]
+    content = {
+        "format": FORMAT,
+        "tensors": {"file": new, "sha256": digest},
+        **described,
+        "lineage": [report.to_json() for report in reports[max(known, default=-1) + 1 :]],
+    }
+    content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
+    text = json.dumps({"sha256": digest_of(content), "content": content}, indent=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The files of an earlier save, and of one that was interrupted (`write`).
+    old = {f.name for s in ("posterior-*.safetensors", ".posterior*") for f in folder.glob(s)}
+    write(folder / new, data)
+    write(index, text.encode())
+    for stale in old - {new}:
+        (folder / stale).unlink(missing_ok=True)
+    return folder
+
+
+def load(
+    folder: Path,
+    backbone: PreTrainedModel | str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prior: PriorLike | None,
+    device: str = "auto",
+) -> PosteriorState | MixtureState:
+    """Read a posterior; see `Posterior.load`. The files are checked before a backbone is loaded."""
+    if not isinstance(backbone, PreTrainedModel | str | None):
+        raise SaveError(
+            "backbone: expected the transformers model that this posterior was fitted on, or its "
+            f"name, got {type(backbone).__name__}"
+        )
+    content = read_index(folder)
+    try:
+        tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
+        lineage = _lineage(folder, content)
+        if not isinstance(backbone, PreTrainedModel):
+            name = backbone or str(content["backbone"]["name"] or "")
+            if not name:
+                raise SaveError(
+                    f"backbone: {folder / INDEX} does not name the transformer that this posterior "
+                    "was fitted on; expected the model itself: Posterior.load(path, backbone)"
+                )
+            backbone, own_tokenizer = load_backbone(name, device)
+            tokenizer = own_tokenizer if tokenizer is None else tokenizer
+        return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unknown_parts(folder, error) from error
+
+
 def read_index(folder: Path) -> dict[str, Any]:
-    """What the index holds.
+    """The content of the index.
 
     Raises:
-        SaveError: there is none, it is damaged, or of another format.
+        SaveError: it is missing, damaged, or of another format.
     """
     index = folder / INDEX
     try:
@@ -72,7 +133,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise SaveError(f"path: no saved posterior in {index.parent}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise SaveError(f"path: {index} is cut off or no saved posterior: {error}") from error
+        raise SaveError(
+            f"path: {index} was cut off or is not a saved posterior: {error}"
+        ) from error
     if digest != digest_of(content):
         raise SaveError(f"path: {index} was altered: its checksum does not match")
     if (found := content.get("format")) != FORMAT:
@@ -80,12 +143,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(file: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of a file with this digest.
-
-    Raises:
-        SaveError: it is missing or damaged.
-    """
+def _read_tensors(file: Path, digest: str) -> dict[str, Tensor]:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
@@ -95,32 +153,32 @@ def read_tensors(file: Path, digest: str) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except SafetensorError as error:
-        raise SaveError(f"path: {file} is no safetensors file: {error}") from error
+        raise SaveError(f"path: {file} is not a safetensors file: {error}") from error
 
 
 def read_lineage(folder: Path) -> tuple[FitReport, ...]:
-    """The reports of a saved posterior and of the rounds before it, without its tensors.
+    """The reports of a saved posterior and of the rounds before it, without reading tensors.
 
     Raises:
-        SaveError: there is none, or it is damaged.
+        SaveError: the index is missing or damaged.
     """
-    return lineage_of(folder, read_index(folder))
+    return _lineage(folder, read_index(folder))
 
 
 def read_report(folder: Path) -> FitReport:
-    """The last of a saved posterior's reports."""
+    """The report of a saved posterior's last round."""
     return _reports(folder, read_index(folder))[-1]
 
 
-def lineage_of(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
+def _lineage(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
     """The reports in an index, and those of earlier rounds in the folders beside it."""
     found = _reports(folder, content)
     while found and (parent := found[0].parent) is not None:
         beside = folder.resolve().with_name(parent)
         if not exists(beside):
             warnings.warn(
-                f"{folder}: the rounds before {found[0].id} are not beside it, so what they have "
-                "learnt is not known here",
+                f"{folder}: the rounds before {found[0].id} are not beside it, so the data that "
+                "they learnt is not known",
                 stacklevel=2,
             )
             break
@@ -132,18 +190,21 @@ def _reports(folder: Path, content: dict[str, Any]) -> list[FitReport]:
     try:
         return [FitReport.from_json(report) for report in content["lineage"]]
     except (KeyError, TypeError) as error:
-        raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error
+        raise _unknown_parts(folder, error) from error
 
 
-def index_of(content: dict[str, Any]) -> bytes:
-    """An index that holds plain data."""
-    content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
-    return json.dumps({"sha256": digest_of(content), "content": content}, indent=1).encode()
+def _unknown_parts(folder: Path, error: Exception) -> SaveError:
+    return SaveError(f"path: {folder / INDEX} has missing or unknown parts: {error}")
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain data, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename: the file is there whole or not at all."""
-    # Not by `tempfile`, whose files nobody else may read, whatever the umask says.
+    """Write a file atomically: under a temporary name, then renamed."""
+    # `tempfile` would ignore the umask: nobody else could read its files.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
@@ -158,84 +219,10 @@ def write(path: Path, data: bytes) -> None:
 
 
 def keep_names(folder: Path) -> None:
-    """Make new names in a folder last, where that takes writing the folder itself."""
+    """Flush new names in a folder to disk, on systems where a folder has to be flushed itself."""
     if hasattr(os, "O_DIRECTORY"):
         opened = os.open(folder, os.O_DIRECTORY)
         try:
             os.fsync(opened)
         finally:
             os.close(opened)
-
-
-def digest_of(content: Mapping[str, Any]) -> str:
-    """Of plain data, whatever the order of its names."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True) -> Path:
-    """Write a posterior into `folder`; see `Posterior.save`.
-
-    Unless it is to stand `alone`, reports of rounds whose folders, named by their ids, are beside
-    it are not written again, so a round takes the same room however many were before it.
-    """
-    index = folder / INDEX
-    if folder.exists() and not folder.is_dir():
-        raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
-    if index.exists() and not overwrite:
-        raise SaveError(f"path: {folder} holds a posterior already; pass overwrite=True to replace")
-    described, tensors = stored.describe(posterior)
-    # A guide that has learnt nothing since it became a prior shares its tensors with that.
-    data = dump_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
-    new = f"posterior-{digest[:16]}.safetensors"
-    reports = posterior.lineage
-    known = [i for i, r in enumerate(reports) if not alone and exists(folder.with_name(r.id))]
-    text = index_of(
-        {
-            "format": FORMAT,
-            "tensors": {"file": new, "sha256": digest},
-            **described,
-            "lineage": [report.to_json() for report in reports[max(known, default=-1) + 1 :]],
-        }
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    # What was saved here, and what a save that was killed has left (`files.write`).
-    old = {f.name for s in ("posterior-*.safetensors", ".posterior*") for f in folder.glob(s)}
-    write(folder / new, data)
-    write(index, text)
-    for stale in old - {new}:
-        (folder / stale).unlink(missing_ok=True)
-    return folder
-
-
-def backbone_name(folder: Path) -> str:
-    """What the backbone of a saved posterior is called: a name on the hub, or a folder.
-
-    Raises:
-        SaveError: there is no posterior, it was altered, or its backbone had no name.
-    """
-    name = str(read_index(folder).get("backbone", {}).get("name") or "")
-    if not name:
-        raise SaveError(f"backbone: the posterior in {folder} was fitted on one without a name")
-    return name
-
-
-def load(
-    folder: Path,
-    backbone: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    prior: PriorLike | None,
-) -> Posterior:
-    """Read a posterior; see `Posterior.load`."""
-    if not isinstance(backbone, PreTrainedModel):
-        raise SaveError(
-            "backbone: expected the transformers model that this posterior was fitted on, got "
-            f"{type(backbone).__name__}"
-        )
-    content = read_index(folder)
-    try:
-        tensors = read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
-        lineage = lineage_of(folder, content)
-        return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SaveError(f"path: {folder / INDEX} lacks or has unknown parts: {error}") from error

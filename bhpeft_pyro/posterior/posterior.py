@@ -1,21 +1,19 @@
-"""`Posterior`: a fitted guide, and all that is needed to use, update and keep it."""
+"""`Posterior`: a fitted guide and everything needed to use, update and keep it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
-from ..data import Columns, Examples
+from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike
+from ..guides import GuideLike, MixtureGuide
 from ..guides.guide import prior_of, title
 from ..inference.draws import draw
 from ..inference.loop import OptimizerFactory
@@ -23,72 +21,36 @@ from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..priors import Prior, PriorLike
+from ..priors import MixturePrior, Prior, PriorLike
 from . import io
+from .state import Coreset, MixtureState, PosteriorState
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
     from ..sequential import Drift, Replay
 
-__all__ = [
-    "Coreset",
-    "Posterior",
-]
+__all__ = ["Coreset", "MixturePosterior", "Posterior"]
 
 
-@dataclass(frozen=True, eq=False)
-class Coreset:
-    """Examples kept for later rounds, and the posterior of all the others.
+class Posterior(PosteriorState):
+    """A fitted guide with its model, its reports and the columns of its data.
 
-    Attributes:
-        examples: learnt last of all; any later round may learn them again, after `guide`.
-        guide: has learnt everything but them.
-        report: of the fit that learnt them.
-    """
-
-    examples: Examples
-    guide: nn.Module
-    report: FitReport
-
-
-class Posterior:
-    """A fitted guide with its model, its reports and the way its data are read.
+    Its methods lead to later parts of the package (`sequential`, `diagnostics`, `arviz`), which
+    they import when they are called.
 
     Attributes:
-        model: with the prior it was fitted under.
+        model: the model, with the prior that the guide was fitted under.
         guide: the fitted guide.
         lineage: one report per round, the first round first.
         columns: how data are read.
-        first_prior: the prior of the first round; None if it was a function of its user's
-            that was not given when the posterior was loaded.
-        coreset: what replay keeps, if there is any.
+        first_prior: the prior of the first round; None if it is a function of your own that was
+            not passed to `load`.
+        coreset: what replay keeps, if anything.
     """
-
-    def __init__(
-        self,
-        model: Model,
-        guide: nn.Module,
-        lineage: tuple[FitReport, ...],
-        columns: Columns = Columns(),
-        first_prior: Prior | None = None,
-        coreset: Coreset | None = None,
-    ) -> None:
-        self.model = model
-        self.guide = guide
-        self.lineage = lineage
-        self.columns = columns
-        self.first_prior = first_prior
-        self.coreset = coreset
-
-    def replace(self, **changes: Any) -> Self:
-        """The same posterior with some attributes changed."""
-        new = copy.copy(self)
-        vars(new).update(changes)
-        return new
 
     @property
     def components(self) -> tuple[Posterior, ...]:
-        """The independent fits of a mixture; the posterior itself, unless it is one."""
+        """The independent fits of a mixture; otherwise the posterior itself."""
         return (self,)
 
     @property
@@ -96,19 +58,23 @@ class Posterior:
         """The report of the last round.
 
         Raises:
-            ConfigError: there is none, as the guide was not fitted by `fit`.
+            ConfigError: there is none, because `fit` did not make this posterior.
         """
         if not self.lineage:
-            raise ConfigError("this posterior has no rounds: its guide was not fitted by bh.fit")
+            raise ConfigError("this posterior has no report: its guide was not fitted by bh.fit")
         return self.lineage[-1]
 
     def __repr__(self) -> str:
+        parts = self.components
+        kind = title(parts[0].guide)
+        if parts[0] is not self:
+            kind = f"{len(parts)} x {kind}"
         if not self.lineage:
-            return f"Posterior(no round, {title(self.guide)})"
-        return f"Posterior(round {len(self.lineage)}, {title(self.guide)})\n{self.report}"
+            return f"{type(self).__name__}(no round, {kind})"
+        return f"{type(self).__name__}(round {len(self.lineage)}, {kind})\n{self.report}"
 
     def encode(self, data: object, *, labelled: bool = True) -> Examples:
-        """Read and tokenise data as those it was fitted to; see `data.encode`."""
+        """Read and tokenise data as the training data were; see `data.encode`."""
         return self.model.encode(data, self.columns, labelled=labelled)
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
@@ -126,24 +92,22 @@ class Posterior:
         keep_samples: bool = False,
         bf16: bool = False,
     ) -> AnyForecast:
-        """Predict texts, with epistemic and aleatoric uncertainty apart.
+        """Predict texts, with separate epistemic and aleatoric uncertainty.
 
         Args:
-            data: a list of texts, or anything `fit` reads; labels are kept if there are any.
-            samples: draws of the weights (by default 32), or, of a Laplace approximation, of the
-                outputs (1,000, at no cost; ratings with one noise scale need none); 0 for a single
-                pass at the posterior mean.
-            max_rows: the transformer runs on at most so many sequences at once.
+            data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
+            samples: number of draws. Of the weights, 32 by default. Of the outputs for a Laplace
+                approximation, 1,000 by default, at almost no cost (ratings with one noise scale
+                need none). 0 is a single pass at the posterior mean.
+            max_rows: the largest number of sequences in one pass of the transformer.
             seed: the same seed gives the same forecast.
-            keep_samples: draw weights, and keep each draw's prediction in the forecast's
-                `samples`.
+            keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`.
             bf16: autocast to bfloat16.
         """
-        examples = self.encode(data, labelled=False)
         return predict(
             self.model,
             self.guide,
-            examples,
+            self.encode(data, labelled=False),
             samples,
             max_rows=max_rows,
             seed=seed,
@@ -154,7 +118,7 @@ class Posterior:
     def evaluate(
         self, data: object, samples: int | None = None, **options: Any
     ) -> dict[str, float]:
-        """Accuracy, NLL, ECE and so on (`metrics.evaluate`) on labelled data."""
+        """Accuracy, NLL, ECE and other metrics (`metrics.evaluate`) on labelled data."""
         return evaluate(self.predict(self.encode(data), samples, **options))
 
     def to_arviz(
@@ -166,39 +130,40 @@ class Posterior:
         max_bytes: int = 2**30,
         seed: int = 0,
     ) -> Any:
-        """Draws, fit trace and, with data, predictions for ArviZ; see `arviz.to_arviz`."""
+        """Draws, the trace of the fit and, given data, predictions; see `arviz.to_arviz`."""
         from ..arviz import to_arviz
 
         return to_arviz(self, data, samples=samples, sites=sites, max_bytes=max_bytes, seed=seed)
 
     def diagnose(self, data: object, samples: int = 200, seed: int = 0) -> Diagnosis:
-        """How far the guide may be trusted; see `diagnostics.diagnose`."""
+        """How good the approximation is; see `diagnostics.diagnose`."""
         from ..diagnostics import diagnose
 
         return diagnose(self, data, samples, seed)
 
     def as_prior(self) -> Prior:
-        """The posterior as a prior for new data; it does not change if the guide trains on.
+        """The posterior as a prior for new data. Later training of the guide does not change it.
 
         Raises:
-            GuideError: the guide is a point, or not one of this package's.
+            GuideError: the guide is a point estimate, or not one of this package's.
         """
         return prior_of(self.model, self.guide)
 
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
-        """Give a fitted point its width: a Laplace approximation around it, nothing trained anew.
+        """Add a Laplace approximation to a fitted point estimate, without training it again.
 
-        Each component of several becomes one of a mixture. The predictive means are the point's.
+        Each component is widened, and they stay a mixture. The predictive means are those of the
+        point estimates.
 
         Args:
-            data: what the point was fitted to.
-            validation: as for `fit`: rows that it has not learnt, by which the width is chosen; by
-                default those that the fit held out of `data`.
+            data: the data that the point estimate was fitted to.
+            validation: as for `fit`: rows outside the training data, by which the width is chosen.
+                By default the rows that the fit held out of `data`.
             changes: options of the fit, such as `tau`.
 
         Raises:
             DataError: the data cannot be used.
-            GuideError: the guide is no point, or its prior is not Normal at every site.
+            GuideError: the guide is not a point estimate, or its prior is not Normal at every site.
         """
         from .widen import widen
 
@@ -219,35 +184,34 @@ class Posterior:
         again: bool = False,
         **changes: Any,
     ) -> Posterior:
-        """Learn new data: fit it with this posterior as the prior, started at this posterior.
+        """Learn new data: fit them with this posterior as the prior and as the start.
 
-        This posterior is left as it is; the new one knows its rounds. Options not given
-        are those of the last round; without `validation` there is no patience.
+        This posterior does not change. The new one has the reports of all rounds. Options that are
+        not given are those of the last round; without `validation`, `patience` is dropped.
 
         Args:
             data, validation, options, optimizer: as for `fit`.
-            guide: another family for this round and those after it, by the name or mapping that
-                `fit` takes. Its prior is this posterior if the family can hold it, or else the
-                nearest in the family, with the same means, sds and the correlations that are left
-                (`sequential.projected`); `FitReport.projection` says how far it is away.
-            keep: forget on purpose (`sequential.Forgetting`): the prior is q^keep p0^(1 - keep),
-                normalised, between this posterior q and the first prior p0. One number, or one
-                per pattern of site names ("lora.*"); sites that no pattern matches are kept.
-            floor: no sd of the prior is less than this share of the first prior's.
-            replay: hold a coreset of this and the earlier rounds out (`sequential.Replay`).
-            grow: give labels that are new in `data` an output of their own (`grow`).
-            again: learn `data` even if an earlier round has; its evidence then counts twice.
+            guide: another family for this round and later ones, by the name or mapping that `fit`
+                takes. The prior is then this posterior if the family can represent it, or else the
+                nearest member of the family. `FitReport.projection` is the KL between the two.
+            keep: forget on purpose (`sequential.Forgetting`): the prior is proportional to
+                q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
+                one per pattern of site names ("lora.*"); other sites are kept.
+            floor: the least sd of the prior, as a share of the first prior's.
+            replay: keep a coreset of this and the earlier rounds (`sequential.Replay`).
+            grow: give labels that are new in `data` an output (`grow`).
+            again: learn `data` even if an earlier round did; their evidence then counts twice.
 
         Raises:
-            DataError: the data cannot be used, or were learnt in an earlier round.
-            GuideError: the guide is a point; it, or the new one, is not one of this package's.
+            DataError: the data cannot be used, or an earlier round learnt them.
+            GuideError: the guide is a point estimate, or one of the guides is not of this package.
             PriorError: forgetting has no closed form between these priors.
         """
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
 
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
-        if options is None and validation is None:  # nor are the last round's held-out rows known
+        if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
         return update(
             self,
@@ -275,7 +239,11 @@ class Posterior:
         return grow(self, labels)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write to a folder: `posterior.json` and a safetensors file; nothing is pickled.
+        """Write to a folder: `posterior.json` and a safetensors file. Nothing is pickled.
+
+        Args:
+            path: the folder.
+            overwrite: replace a posterior that is there.
 
         Raises:
             SaveError: the folder holds a posterior already, or the guide, prior or likelihood
@@ -287,21 +255,114 @@ class Posterior:
     def load(
         cls,
         path: str | Path,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | str | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prior: PriorLike | None = None,
+        device: str = "auto",
     ) -> Posterior:
-        """Read a saved posterior onto the backbone it was fitted on.
+        """Read a saved posterior, with the backbone that it was fitted on.
+
+        The backbone's weights are not in the folder, only its name and a fingerprint, which is
+        checked.
 
         Args:
             path: the folder.
-            backbone: the same checkpoint; checked by a fingerprint.
-            tokenizer: as for `RandomPEFT`.
-            prior: the prior function, if it was one of your own; in later rounds it is the first
+            backbone: the transformer, or its name or folder. None loads the name that was saved,
+                with `AutoModel.from_pretrained` and `trust_remote_code=False`.
+            tokenizer: as for `RandomPEFT`; by default the one of the same name, if the backbone is
+                loaded here.
+            prior: the prior function, if it was your own. After the first round it is the first
                 round's, and only forgetting and new labels need it.
+            device: for a backbone that is loaded here: "cpu", "cuda", or "auto" for a GPU if there
+                is one.
 
         Raises:
-            SaveError: missing, cut-off or altered files; another backbone; a prior needed.
+            SaveError: files are missing, cut off or altered; the backbone is another one or has no
+                name; or a prior is needed.
+            ConfigError: there is no model of this name, or no such device.
+            ArchitectureError: transformers does not have the code of this model.
         """
-        return io.load(Path(path), backbone, tokenizer, prior)
+        state = io.load(Path(path), backbone, tokenizer, prior, device)
+        if isinstance(state, MixtureState):
+            return MixturePosterior([Posterior(**vars(s)) for s in state.components], state.lineage)
+        return Posterior(**vars(state))
+
+
+class MixturePosterior(Posterior):
+    """Independent fits as one posterior: an equal-weight mixture (`fit(..., components=K)`).
+
+    It predicts with equally many draws of each component; a number of draws that K does not divide
+    is rounded up. With `samples=0` each component predicts once, from its central values.
+    Disagreement between components that are in different modes counts as epistemic uncertainty, as
+    in a deep ensemble.
+
+    `update` fits each component under its own posterior as the prior, with its own coreset. The
+    weights stay equal: the components are K approximations of one posterior and not K hypotheses.
+    Weights by their evidence, which is known to a few nats at best, would soon leave only one.
+
+    Attributes:
+        components: the fits, that of the options' seed first. Each has a report of its own.
+        own_priors: whether the components were fitted under different priors.
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> options = {"max_steps": 3, "progress": False}
+    >>> both = fit(tiny_model(()), "normal", tiny_examples(), components=2, **options)
+    >>> len(both.components), both.predict(["w5 w20"], samples=3, keep_samples=True).samples.shape
+    (2, torch.Size([4, 1, 2]))
+    """
+
+    def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
+        first = components[0]
+        self._components = tuple(components)
+        prior = first.model.prior
+        self.own_priors = any(each.model.prior is not prior for each in components)
+        if self.own_priors:
+            prior = MixturePrior([each.model.prior for each in components])
+        model = Model(first.model.network, prior, first.model.likelihood)
+        guide = MixtureGuide([each.guide for each in components])
+        guide.follow(model)
+        super().__init__(model, guide, lineage, first.columns, first.first_prior)
+
+    @property
+    def components(self) -> tuple[Posterior, ...]:
+        return self._components
+
+    @classmethod
+    def joined(
+        cls,
+        components: Sequence[Posterior],
+        options: FitOptions,
+        lineage: tuple[FitReport, ...] = (),
+    ) -> MixturePosterior:
+        """Components that have just been fitted.
+
+        Args:
+            components: each with its own report of the round.
+            options: those given for all of them.
+            lineage: the reports of the rounds before.
+        """
+        parent = lineage[-1].id if lineage else None
+        report = FitReport.joined([each.report for each in components], options, parent)
+        return cls(components, (*lineage, report))
+
+    def as_prior(self) -> MixturePrior:
+        """The mixture as a prior to sample from; `update` fits each component under its own part.
+
+        Raises:
+            GuideError: the components are point estimates, or not guides of this package.
+        """
+        return MixturePrior([each.as_prior() for each in self.components])
+
+    def grow(self, labels: Sequence[str] | int) -> MixturePosterior:
+        """Add labels to the head of every component; see `sequential.grow`."""
+        grown = [each.grow(labels) for each in self.components]
+        network = grown[0].model.network  # shared: the others' are equal to it
+        return MixturePosterior(
+            [
+                each.replace(model=Model(network, each.model.prior, each.model.likelihood))
+                for each in grown
+            ],
+            self.lineage,
+        )

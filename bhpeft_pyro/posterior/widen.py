@@ -1,4 +1,4 @@
-"""A width for points that are fitted already."""
+"""A Laplace approximation around point estimates that are fitted already."""
 
 from __future__ import annotations
 
@@ -13,26 +13,22 @@ from ..data import Examples
 from ..errors import GuideError
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
-from ..inference.width import widen as measure
+from ..inference.width import widen as add_width
 from ..model.model import Model
-from .fit import is_open, joined
 from .posterior import Posterior
+from .rounds import Fitted, is_open, joined
 
-__all__ = [
-    "widen",
-]
+__all__ = ["widen"]
 
 
 def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]
 ) -> Posterior:
     """See `Posterior.widen`."""
-    parts = posterior.components
-    for part in parts:
+    for part in posterior.components:
         if not isinstance(part.guide, Guide) or not is_point(part.guide):
             raise GuideError(
-                f"widen: {type(part.guide).__name__} has a width of its own; expected a 'delta' "
-                "guide"
+                f"widen: {type(part.guide).__name__} has a width already; expected a 'delta' guide"
             )
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
@@ -40,21 +36,21 @@ def widen(
     if held_out is None and report.split is not None and examples.fingerprint == report.given:
         examples, held_out = examples.hold_out(report.split)
     options = report.options.change(**changes)
-    wide = [_widened(part, examples, held_out, changes) for part in parts]
+    wide = [_widened(part, examples, held_out, changes) for part in posterior.components]
     return joined(wide, held_out, options)
 
 
 def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
-) -> Posterior:
-    model, point = part.model, part.guide
+) -> Fitted:
+    point = part.guide
     assert isinstance(point, Guide)
-    guide = LaplaceGuide(model)
+    guide = LaplaceGuide(part.model)
     means = point.means()
     values = torch.cat([means[name].flatten() for name in guide.means()])
-    # The prior is centred where a start of its own was, as far as it is known: at the point on the
-    # input side, whose projections are arbitrary.
-    inner = {site.name for site in model.sites if site.role == "input"}
+    # `fit` centres the prior at the random initial values of the input side. They are not known
+    # here; the point estimate takes their place, since these projections are arbitrary anyway.
+    inner = {site.name for site in part.model.sites if site.role == "input"}
     center = torch.where(guide.at(inner), values, guide.prior.loc)
     prior = guide.recentre(center, guide.prior.covariance)
     guide.move(means)
@@ -63,6 +59,7 @@ def _widened(
         options=part.report.options.change(**changes),
         held_out=0 if held_out is None else len(held_out),
     )
-    given = Model(model.network, prior, model.likelihood)
-    model = measure(guide, given, examples, held_out, report, is_open(part.model))
-    return Posterior(model, guide, (*part.lineage[:-1], report), part.columns, model.prior)
+    model = Model(part.model.network, prior, part.model.likelihood)
+    model, candidates = add_width(guide, model, examples, held_out, report, is_open(part.model))
+    lineage = (*part.lineage[:-1], report)
+    return Posterior(model, guide, lineage, part.columns, model.prior), candidates

@@ -136,7 +136,7 @@ def _moved(part: Any, device: torch.device) -> Any:
         return [_moved(each, device) for each in part]
     if isinstance(part, (Distribution, Transform)):
         twin = copy.copy(part)
-        twin.__dict__ = {name: _moved(value, device) for name, value in vars(part).items()}
+        vars(twin).update((name, _moved(value, device)) for name, value in vars(part).items())
         return twin
     return part
 

@@ -19,8 +19,7 @@ from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
-from ..posterior.mixture import MixturePosterior
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from .forgetting import Forgetting
 
 __all__ = ["Drift", "Signal", "assess", "check_samples"]
@@ -230,7 +229,7 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
     Raises:
         GuideError, PriorError: there is no closed form.
     """
-    prior, model, guide = posterior.first_prior, posterior.model, posterior.guide
+    prior, model = posterior.first_prior, posterior.model
     if keep > 0:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
     if prior is None:

@@ -105,10 +105,11 @@ class History:
     def load(
         self,
         id: str,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | str | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prior: PriorLike | None = None,
+        device: str = "auto",
     ) -> Posterior:
         """Load a round by its id or the beginning of it; the rest is as for `Posterior.load`.
 
@@ -122,7 +123,9 @@ class History:
                 f"id: {which} in {self.folder} begin with {id!r}; there are "
                 f"{', '.join(self.rounds) or 'none'}"
             )
-        return Posterior.load(self.folders[found[0]], backbone, tokenizer=tokenizer, prior=prior)
+        return Posterior.load(
+            self.folders[found[0]], backbone, tokenizer=tokenizer, prior=prior, device=device
+        )
 
     def clean(self) -> None:
         """Remove rounds that were half written when their process was killed."""

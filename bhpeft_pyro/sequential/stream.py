@@ -22,8 +22,7 @@ from ..inference.predict import predict
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
-from ..posterior.mixture import MixturePosterior
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from ..posterior.stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting

@@ -20,9 +20,8 @@ from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..posterior.fit import check_how, fit_round, joined, pull_of
-from ..posterior.mixture import MixturePosterior, keeping, seeds
-from ..posterior.posterior import Posterior
+from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.rounds import Fitted, check_how, fit_round, joined, keeping, pull_of, seeds
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 from .projection import in_family
@@ -113,7 +112,7 @@ def update(
     if not again:
         refuse_known(posterior, examples)
     lineage = posterior.lineage
-    fitted: list[Posterior] = []
+    fitted: list[Fitted] = []
     every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
     for last, own in every:
         rows = naming_rows(posterior.model, data=examples, validation=held_out)
@@ -121,7 +120,7 @@ def update(
             start, kept, rest = _start(last, examples, held_out, own, family, forgetting, replay)
             fitted.append(fit_round(start, rest, held_out, optimizer, kept))
     if not isinstance(posterior, MixturePosterior):
-        return fitted[0]
+        return fitted[0][0]
     return joined(fitted, held_out, options, lineage)
 
 

@@ -12,8 +12,8 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from bhpeft_pyro.cli import runs
 from bhpeft_pyro.cli.app import app
+from bhpeft_pyro.model import backbone
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_backbone().save_pretrained(tmp_path / "tiny")
     tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    monkeypatch.setitem(runs.LOCAL, "minilm", lambda: tmp_path / "tiny")
+    monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
     for name, word in (("reviews", "w2"), ("test", "w3"), ("tuesday", "w4"), ("week-2", "w4")):

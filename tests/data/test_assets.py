@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from bhpeft_pyro.cli.runs import load_backbone
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.model.backbone import load_backbone
 
 STEMS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
 RATED = '3_1\t-1.25\t  Not "bad", isn\'t it?\u2028Well\tyes.\r\n7\t2.5\tcafé\r\n'

@@ -25,7 +25,7 @@ from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Block, Feed
-from bhpeft_pyro.posterior.fit import is_open
+from bhpeft_pyro.posterior.rounds import is_open
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

@@ -75,8 +75,9 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
 
 
 def test_a_guide_too_large_is_refused_with_the_figures() -> None:
-    message = r"'AutoMultivariateNormal' would take 34 latents, 1,224 parameters.*'laplace'"
+    message = r"'AutoMultivariateNormal': it would take 34 latents, 1,224 parameters.*'laplace'"
     with pytest.raises(GuideError, match=message):
         bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1223)
     bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1224)
-    assert budget("a guide of your own", 10) is None
+    with pytest.raises(GuideError, match="unknown guide"):
+        budget("a guide of your own", 10)

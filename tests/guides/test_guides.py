@@ -244,7 +244,7 @@ def test_a_function_that_trains_nothing_is_refused() -> None:
         pyro.module("guide", module)
         return module(batch)
 
-    with pytest.raises(GuideError, match=r"'guide\$\$\$loc.* had no part in the loss"):
+    with pytest.raises(GuideError, match=r"does not depend on 'guide\$\$\$loc"):
         bh.fit(model, registered, tiny_examples(8), max_steps=2, progress=False)
 
     def half(batch: bh.Batch | None) -> None:
@@ -253,5 +253,5 @@ def test_a_function_that_trains_nothing_is_refused() -> None:
             loc = pyro.param(f"{site.name}.loc", site.init())
             pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
 
-    with pytest.raises(GuideError, match="'unused' had no part in the loss"):
+    with pytest.raises(GuideError, match="does not depend on 'unused'"):
         bh.fit(model, half, tiny_examples(8), max_steps=2, progress=False)

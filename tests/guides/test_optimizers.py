@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides.optimizers import NaturalGradient, ScaledAdam
-from bhpeft_pyro.inference.report import unsettled
+from bhpeft_pyro.inference.convergence import unsettled
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 # N(target, 1 / precision) per coordinate, over seven orders of magnitude

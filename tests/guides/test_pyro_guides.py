@@ -119,7 +119,7 @@ def test_what_has_no_closed_form_is_saved_but_cannot_be_a_prior(
     assert same(posterior, again)
     dependencies = [getattr(each.guide.auto, "dependencies", None) for each in (posterior, again)]  # type: ignore[union-attr]
     assert dependencies[0] == dependencies[1] != "linear"
-    with pytest.raises(GuideError, match="does not say how its posterior becomes a prior"):
+    with pytest.raises(GuideError, match="cannot be a prior: its posterior is not a Normal"):
         posterior.update(tiny_examples(8, seed=3))
 
 
@@ -129,10 +129,14 @@ def test_points_are_saved_but_neither_they_nor_extra_latents_are_a_joint_prior(
     for family in ("AutoDelta", "AutoLaplaceApproximation"):
         posterior = fitted(family, {})
         assert same(posterior, loaded(posterior, tmp_path / family))
-        with pytest.raises(GuideError, match=f"{family} is a point"):
+        with pytest.raises(
+            GuideError, match=f"{family} cannot be a prior: its posterior is not a Normal"
+        ):
             posterior.as_prior()
     wide = fitted("mvn", {}, tiny_model((), prior=hierarchical))
-    with pytest.raises(GuideError, match="AutoMultivariateNormal also holds tau"):
+    with pytest.raises(
+        GuideError, match="AutoMultivariateNormal cannot be a prior: it also covers tau"
+    ):
         wide.as_prior()
     scaled = fitted("AutoNormal", {}, tiny_model((), prior=hierarchical))
     assert scaled.update(tiny_examples(8, seed=3), **QUICK).report.steps == 2

@@ -25,8 +25,8 @@ from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
-from bhpeft_pyro.posterior import fit as fitting
-from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.posterior import rounds
+from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -224,14 +224,14 @@ def test_a_component_that_fails_leaves_those_before_it(monkeypatch: pytest.Monke
     of = tiny_model(())
     whole = fit(of=of)
     left = iter(range(2))  # fits that are still to succeed
-    optimise = fitting.optimise
+    optimise = rounds.optimise
 
     def failing(*args: Any) -> None:
         if next(left, None) is None:
             raise FitError("not finite")
         optimise(*args)
 
-    monkeypatch.setattr(fitting, "optimise", failing)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", failing)
     with pytest.raises(FitError) as error:
         fit(of=of)
     kept: Any = error.value.posterior
@@ -309,8 +309,8 @@ def test_how_much_components_disagree_is_reported() -> None:
     share = (forecast.between.mean() / forecast.epistemic.mean()).item()
     assert 0 < share < 1 and posterior.report.between == pytest.approx(share, rel=1e-4)
     text = str(posterior.report)
-    assert f"components disagree: {share:.0%} of the epistemic uncertainty" in text
-    assert "12 rows held out" in text
+    assert f"disagreement between components: {share:.0%} of the epistemic uncertainty" in text
+    assert "12 held-out rows" in text
     for number, each in enumerate(posterior.components, 1):
         report = each.report
         stopped = report.best_step

@@ -16,7 +16,8 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, SaveError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.posterior import fit as fitting
-from bhpeft_pyro.posterior.mixture import MixturePosterior, seeds
+from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.rounds import seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 FAMILIES = ["normal", "laplace"]
@@ -77,7 +78,7 @@ def test_all_components_go_on_in_another_family() -> None:
 
 
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(fitting, "start", lambda model, *args: model)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
     posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, replay=bh.Replay(10), **FIT)

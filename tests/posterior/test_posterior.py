@@ -159,7 +159,7 @@ def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
 
 def test_a_prior_for_other_sites_is_refused() -> None:
     prior = fit().as_prior()
-    with pytest.raises(PriorError, match=r"site 'adapter\.down' .* there is none"):
+    with pytest.raises(PriorError, match=r"site 'adapter\.down' .* there is no such site"):
         fit(tiny_model((*bh.presets.lora(rank=2), bh.peft.Adapter(2)), prior=prior))
     with pytest.raises(
         PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\), .* it has \(2, 2, 16\)"

@@ -208,7 +208,7 @@ def test_cut_off_altered_and_missing_files(tmp_path: Path) -> None:
     check(tensors, None, "is missing")
     check(index, whole[index][:-9], "cut off")
     check(index, b"", "cut off")
-    check(index, b"[1, 2]", "no saved posterior")
+    check(index, b"[1, 2]", "not a saved posterior")
     check(index, b"\xff\xfe\x00", "no saved posterior")
     check(index, None, "no saved posterior")
     changed = whole[index].replace(b'"temperature": 1.0', b'"temperature": 0.5')
@@ -255,8 +255,8 @@ def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
         bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
     assert all(parameter.requires_grad for parameter in other.parameters())
-    with pytest.raises(SaveError, match=r"backbone: expected.*got str"):
-        bh.Posterior.load(tmp_path, "roberta-base")  # type: ignore[arg-type]
+    with pytest.raises(SaveError, match=r"backbone: expected.*got int"):
+        bh.Posterior.load(tmp_path, 3)  # type: ignore[arg-type]
     with pytest.raises(SaveError, match="no saved posterior"):
         bh.Posterior.load(tmp_path / "posterior.json", tiny_backbone())
 

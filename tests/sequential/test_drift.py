@@ -12,7 +12,7 @@ from onehot import FIT, NOISE, WIDTH, model, solve, words
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.posterior import fit as fitting
-from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -28,7 +28,7 @@ def posterior() -> Any:
 
 def exactly(data: bh.Examples) -> bh.Posterior:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting, "optimise", solve)
+        patch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
         patch.setattr(fitting, "start", lambda *args: None)
         return bh.fit(model(), "normal", data, **FIT)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -115,7 +115,9 @@ def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
 
 
 def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
-    with pytest.raises(DataError, match=r"'sad' is none of \('angry', 'calm'\); grow=True"):
+    with pytest.raises(
+        DataError, match=r"'sad' is not among the labels \('angry', 'calm'\); grow=True"
+    ):
         head.update(NEW)
     new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
     assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
@@ -188,7 +190,7 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
 def test_a_number_far_off_is_no_new_label() -> None:
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     data = {"text": ["w5", "w6"], "label": [2, 60]}
-    with pytest.raises(DataError, match="label 60 is new, and there is no example of 3"):
+    with pytest.raises(DataError, match="label 60 is new, but there is no example of 3"):
         numbered.update(data, grow=True)
     assert numbered.grow(59).model.network.outputs == 61  # whoever wants them asks for them
 
@@ -196,8 +198,12 @@ def test_a_number_far_off_is_no_new_label() -> None:
 def test_a_new_label_is_refused_with_the_way_to_learn_it(head: bh.Posterior) -> None:
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK)
     for old, data, new in (
-        (head, NEW, "'sad' is none of"),
-        (numbered, {"text": ["w5", "w6"], "label": [0, 2]}, "label 2 is none of 0 to 1"),
+        (head, NEW, "'sad' is not among"),
+        (
+            numbered,
+            {"text": ["w5", "w6"], "label": [0, 2]},
+            "label 2 is not among the labels 0 to 1",
+        ),
     ):
         with pytest.raises(DataError, match=rf"{new}.*grow=True \(--grow\)"):
             old.update(data)

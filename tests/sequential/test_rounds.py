@@ -28,7 +28,7 @@ def in_rounds(order: tuple[int, ...], replay: Any = None, **options: Any) -> lis
 @pytest.fixture
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact posterior, so what is left to go wrong is the accounts."""
-    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(fitting, "start", lambda *args: None)
 
 
@@ -121,5 +121,5 @@ def test_bad_replay_is_refused() -> None:
         bh.Replay(0)
     with pytest.raises(ConfigError, match="by='oldest'"):
         bh.Replay(3, "oldest")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="size=48 leaves nothing of 48 examples"):
+    with pytest.raises(ConfigError, match="size=48 must be below the number of examples, 48"):
         bh.fit(model(), "normal", ROUNDS[0], replay=bh.Replay(48), **FIT)

@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {"seeds": 1, "rows": 20, "test": 4, "epochs": 1, "least"
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
     out, and the width is measured on all of them."""
-    monkeypatch.setattr(fitting, "optimise", solve)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(fitting, "needs_rows", lambda *args: False)
     monkeypatch.setattr(width, "_EXAMPLES", 1000)
 
@@ -81,7 +81,7 @@ def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) 
         with torch.no_grad():
             guide.loc["head/weight"] += len(examples)
 
-    monkeypatch.setattr(fitting, "optimise", optimise)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", optimise)
     learn = ARMS["deterministic sequential"](Setup(model, ROUNDS, None, epochs=1))
     posterior = None
     for data in ROUNDS.values():
@@ -109,7 +109,7 @@ def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
     def optimise(model: Any, guide: Any, data: Any, held_out: Any, report: Any, *_: Any) -> None:
         steps.append(report.options.max_steps)
 
-    monkeypatch.setattr(fitting, "optimise", optimise)
+    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", optimise)
     setup = Setup(model, ROUNDS, None, epochs=1)
     for arm in ("posterior as prior", "all data so far"):
         learn = ARMS[arm](setup)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.core import TyperCommand
 
 from bhpeft_pyro.cli.app import quietly, spoken_errors
-from bhpeft_pyro.cli.runs import load_backbone
 from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 from .budgets import BUDGETS

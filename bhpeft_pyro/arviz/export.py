@@ -13,6 +13,7 @@ import xarray as xr
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ..checks import COUNT, SAMPLES, SEED
 from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
@@ -94,8 +95,8 @@ def to_arviz(
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """
-    if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1")
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    max_bytes = SAMPLES("max_bytes", max_bytes)
     model, report = posterior.model, posterior.report
     examples = None
     if data is not None:

@@ -33,9 +33,6 @@ def spoken_errors() -> Iterator[None]:
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)
-    except KeyboardInterrupt:
-        say("interrupted; what was saved before is unchanged")
-        raise
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -105,8 +102,3 @@ for module in (fit, compare, predict, evaluate, update, stream, history, report)
     app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
         quietly(flat(command))
     )
-
-
-def main() -> None:
-    """Run the program."""
-    app(prog_name="bhpeft")

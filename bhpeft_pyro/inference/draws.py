@@ -13,7 +13,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import ConfigError, GuideError
+from ..checks import COUNT, SEED, check_memory
+from ..errors import GuideError
 from ..guides import Guide
 from ..guides.guide import components_of
 from ..model.model import Model
@@ -63,6 +64,9 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
         samples: S; for a mixture rounded up to equally many draws per component (`strata`).
         seed: makes the draws repeatable; the global random state does not change.
 
+    Raises:
+        ConfigError: an argument that cannot work, or more draws than there is memory for.
+
     Returns:
         Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
         Draws of a mixture are in the order of its components.
@@ -70,8 +74,9 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     Raises:
         ConfigError: `samples` is below 1.
     """
-    if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1")
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    # Twice: the parts, and the whole that they are put together to.
+    check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
     parts = list(blocks(model, guide, samples, seed))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

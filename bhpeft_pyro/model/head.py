@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ..checks import COUNT, boolean, check_fields, one_of
 from ..errors import ConfigError, DataError
 from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros
-from ..plain import make_plain
 
 __all__ = [
     "ClassifierHead",
@@ -68,9 +68,8 @@ class Head:
     principal: bool = True
 
     def __post_init__(self) -> None:
-        _check_outputs(self)
-        if self.pooling not in get_args(Pooling):
-            raise ConfigError(f"Head: pooling={self.pooling!r} is not one of {get_args(Pooling)}")
+        pooling = one_of(*get_args(Pooling))
+        check_fields(self, {"outputs": COUNT, "pooling": pooling, "principal": boolean}, "Head")
 
     def sites(self, width: int) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries."""
@@ -143,7 +142,7 @@ class ClassifierHead:
     principal: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_outputs(self)
+        check_fields(self, {"outputs": COUNT}, "ClassifierHead")
 
     def sites_on(self, backbone: PreTrainedModel, width: int) -> tuple[Site, ...]:
         """As for `Head`, in units that are measured on the backbone."""
@@ -250,13 +249,6 @@ def with_tail(backbone: PreTrainedModel, tail: Mapping[str, Tensor]) -> PreTrain
     new = copy.deepcopy(backbone, shared)
     new.load_state_dict(dict(tail), strict=False)
     return new
-
-
-def _check_outputs(head: Head | ClassifierHead) -> None:
-    make_plain(head)
-    if not isinstance(head.outputs, int) or head.outputs < 1:
-        name = type(head).__name__
-        raise ConfigError(f"{name}: outputs={head.outputs!r} must be a whole number, 1 or more")
 
 
 def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -> tuple[Site, ...]:

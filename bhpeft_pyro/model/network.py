@@ -16,6 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
@@ -50,7 +51,8 @@ class RandomPEFT(PyroModule):
 
     Raises:
         ArchitectureError: the architecture is unknown, or cannot carry one of the kinds.
-        ConfigError: an argument has the wrong type, or a kind an option that cannot work.
+        ConfigError: an argument has the wrong type, a kind an option that cannot work, or the
+            backbone weights that are not finite.
 
     >>> import torch
     >>> from bhpeft_pyro.testing import tiny_backbone
@@ -71,15 +73,14 @@ class RandomPEFT(PyroModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, PreTrainedModel):
-            raise ConfigError(
-                "backbone: expected a transformers model, such as AutoModel.from_pretrained(...), "
-                f"got {type(backbone).__name__}"
-            )
-        if not isinstance(head, Head | ClassifierHead):
-            raise ConfigError(f"head: expected a Head or a ClassifierHead, got {head!r:.60}")
+        expected = "a transformers model, such as AutoModel.from_pretrained(...)"
+        check(backbone, PreTrainedModel, "backbone", expected)
+        check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
+        check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
+        _check_weights(backbone)
         if isinstance(kinds, Kind):
             kinds = (kinds,)
+        check(kinds, Iterable | None, "kinds", "LoRA, Adapter or Prefix objects")
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer
@@ -95,6 +96,11 @@ class RandomPEFT(PyroModule):
                 for site in head.sites_on(backbone, self.attachment.hidden_size)
             ),
         )
+        if bad := [site.name for site in self.sites if not site.unit.isfinite().all()]:
+            raise ConfigError(
+                f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
+                "with dtype=torch.float32"
+            )
         self.axes: PrincipalAxes | None = None
         if head.principal:
             self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
@@ -317,6 +323,18 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
     value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
     return value.shape[0] // batch.particles, *value.shape[1:-1]
+
+
+def _check_weights(backbone: PreTrainedModel) -> None:
+    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
+    for name, weight in backbone.base_model.named_parameters():
+        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
+        if name.startswith("pooler.") or weight.is_meta or not weight.is_floating_point():
+            continue
+        if not weight.detach().sum(dtype=torch.float32).isfinite():
+            raise ConfigError(
+                f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
+            )
 
 
 def fingerprint(backbone: PreTrainedModel) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
 from .architectures import Block, architecture_of, blocks_of
@@ -170,7 +171,7 @@ def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
     """In the order in which they act: an adapter sees what LoRA did to the block it follows."""
     for kind in kinds:
         if not isinstance(kind, ORDER):
-            raise ConfigError(f"kinds must be LoRA, Adapter or Prefix objects, got {kind!r}")
+            raise ConfigError(f"kinds must be LoRA, Adapter or Prefix objects, got {shown(kind)}")
     names = [kind.name for kind in kinds]
     if len(set(names)) < len(names):
         raise ConfigError(f"kinds={names}: each kind at most once")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check
 from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
@@ -209,6 +210,7 @@ class Posterior(PosteriorState):
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
 
+        check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
         return update(

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import harmless
 from ..errors import ConfigError, SaveError
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -139,7 +140,7 @@ class History:
         ]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        root = Tree(str(self.folder))
+        root = Tree(escape(harmless(str(self.folder))))
         branches: dict[str | None, Tree] = {}
         folders = self.folders
         for id, report in self.rounds.items():
@@ -151,8 +152,8 @@ class History:
 def _line(report: FitReport, folder: str) -> str:
     parts = [f"[bold]{report.id}[/bold]"]
     if folder != report.id:
-        parts.append(f"in {escape(folder)}")
-    parts += [escape(report.name), f"{report.examples} examples"]
+        parts.append(f"in {escape(harmless(folder))}")
+    parts += [escape(harmless(report.name)), f"{report.examples} examples"]
     if report.temperature != 1:
         parts.append(f"temperature {report.temperature:g}")
     if report.keep != 1:

@@ -163,7 +163,7 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
 
 def test_bad_forgetting_is_refused() -> None:
     for options, message in (
-        ({"keep": 1.5}, r"keep=1.5 must be a number in \[0, 1\]"),
+        ({"keep": 1.5}, r"keep=1.5 must be a finite number of at least 0 and at most 1"),
         ({"keep": {"*": -0.1}}, "keep="),
         ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
         ({"floor": 2.0}, "floor=2.0"),

@@ -229,7 +229,7 @@ def read_classes(
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
                 if value not in index:
-                    raise _wrong(column, i, f"{value!r} is none of {names}")
+                    raise _wrong(column, i, f"{value!r} is not one of {names}")
             values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(

@@ -84,7 +84,7 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
     (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
     (labels("a", 1), {}, "column 'label', row 1: 1: mixed"),
-    (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is none of"),
+    (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is not one of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
     (OK, {"num_labels": 1}, "num_labels=1"),

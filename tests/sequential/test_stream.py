@@ -383,7 +383,7 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     for label, message in (
         (None, "column 'label', row 1: the label is missing"),
-        ("perhaps", r"'perhaps' is none of .*grow=True \(--grow\)"),
+        ("perhaps", r"'perhaps' is not among .*grow=True \(--grow\)"),
     ):
         bad = {"text": ["w7", "w8"], "label": ["no", label]}
         with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import runtime
 from torch import Tensor
 
 from ..errors import ConfigError, GuideError
@@ -33,6 +35,25 @@ __all__ = [
 ]
 
 _LOCK = threading.RLock()
+
+
+def _forget_other_threads() -> None:
+    """In a forked process, end what a thread was doing that held the lock and does not exist here.
+
+    Its lock would never be released, and its Pyro handlers would act on every later sample.
+    """
+    global _LOCK
+    if _LOCK.acquire(blocking=False):  # nobody's, or this thread's own
+        _LOCK.release()
+        return
+    _LOCK = threading.RLock()
+    runtime._PYRO_STACK.clear()
+    runtime._DIM_ALLOCATOR._stack.clear()
+    pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 @contextmanager

@@ -132,20 +132,23 @@ class History:
         self.folder.mkdir(parents=True, exist_ok=True)
         writer, nested = self.folder / _WRITER, self._lock.is_locked
         try:
-            self._lock.acquire(timeout=wait)
+            held = self._lock.acquire(timeout=wait)
         except Timeout:
             who = writer.read_text() if writer.exists() else ""
             raise BusyError(
                 f"history: {who or 'another process'} is writing into {self.folder}; wait until "
                 "it has ended, or use another folder"
             ) from None
-        try:
-            if not nested:
+        with held:
+            if nested:
+                yield
+                return
+            try:
                 now = datetime.now(UTC).isoformat(" ", timespec="seconds")
                 writer.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
-            yield
-        finally:
-            self._lock.release()
+                yield
+            finally:
+                writer.unlink(missing_ok=True)
 
     def add(
         self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None

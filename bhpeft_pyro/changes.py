@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 
 from .distributions import base_of
 from .errors import GuideError, PriorError
-from .guides import Guide, LaplaceGuide, latents
+from .guides import Guide, latents
 from .inference.draws import blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
@@ -255,9 +255,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
             f"shifts: the means and sds of {type(guide).__name__} are not known; expected one of "
             "bhpeft_pyro.guides"
         )
-    means, sds = guide.means(), guide.scales()
-    if isinstance(guide, LaplaceGuide) and guide.measured:  # what the next round's prior will be
-        sds = guide.unpack(guide.as_prior().normal.stddev)
+    means, sds = guide.means(), guide.prior_scales()
     found = {}
     for name, prior in _prior(posterior).items():
         mean = means[name]

@@ -16,8 +16,6 @@ from exact import WIDTH, Designed, KnownNoise
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.distributions import Covariance
-from bhpeft_pyro.guides import LowRankGuide
 
 PRIOR_SD, NOISE = 0.7, 0.5
 FIT: dict[str, Any] = {
@@ -69,24 +67,14 @@ def solve(
 ) -> None:
     """In place of `optimise`: the exact posterior under the model's prior, which is Normal."""
     assert examples.labels is not None
-    if isinstance(guide, LowRankGuide):
-        prior = guide.prior
-        mean, variance = (guide.unpack(x)["head.weight"][0] for x in (prior.loc, prior.variance))
-    else:
-        trace = pyro.poutine.trace(model.prior).get_trace(model.sites)
-        of_site = trace.nodes["head.weight"]["fn"]
-        mean, variance = of_site.mean[0], of_site.variance[0]
+    of_site = pyro.poutine.trace(model.prior).get_trace(model.sites).nodes["head.weight"]["fn"]
+    mean, variance = of_site.mean[0], of_site.variance[0]
     at = examples.tokens.ids.long() - 5
     precision = 1 / variance + at.bincount(minlength=WIDTH) / NOISE**2
     shift = mean / variance + at.bincount(examples.labels.double(), minlength=WIDTH) / NOISE**2
     guide.move({"head.weight": (shift / precision)[None].float()})
-    if isinstance(guide, LowRankGuide):
-        scales = guide.unpack(guide.prior.variance.sqrt())
-        scales["head.weight"] = precision.rsqrt()[None].float()
-        guide.covariance = Covariance.diagonal(torch.cat([x.flatten() for x in scales.values()]))
-    else:
-        with torch.no_grad():
-            guide.log_scale["head/weight"].copy_(-0.5 * precision.log()[None])
+    with torch.no_grad():
+        guide.log_scale["head/weight"].copy_(-0.5 * precision.log()[None])
 
 
 def assert_posterior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -69,7 +70,9 @@ def test_means_drawn_from_the_prior_have_moved_by_one_sd() -> None:
 
 
 def test_joint_posteriors_have_their_marginals() -> None:
-    first = bh.fit(tiny_model(()), "lowrank", tiny_examples(), max_steps=5, progress=False)
+    first = bh.fit(
+        tiny_model(()), "laplace", tiny_examples(), components=1, max_steps=5, progress=False
+    )
     second = first.update(tiny_examples(8, seed=1))
     old, new = first.sample(2000), second.sample(2000, seed=1)
     names = ("head.weight", "head.bias")
@@ -93,7 +96,10 @@ def test_points_are_infinitely_far() -> None:
 
 def test_what_has_no_closed_form_is_refused() -> None:
     report = bh.FitReport(1, "", bh.FitOptions())
-    for prior, words in ((priors.Laplace(), "is Laplace"), (priors.Hierarchical(), "also samples")):
+    for prior, words in (
+        (dist.Laplace(0.0, 1.0), "is Laplace"),
+        (priors.Hierarchical(), "also samples"),
+    ):
         model = tiny_model(KINDS, prior=prior)
         with pytest.raises(PriorError, match=words):
             shifts(bh.Posterior(model, NormalGuide(model), (report,)))

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..guides import LaplaceGuide
+from ..guides import Guide
 from ..guides.guide import is_linear
 from ..inference.passes import Feed
-from ..model.model import Model
 from ..posterior.mixture import MixturePosterior
 from .ratios import log_ratios
 
@@ -116,7 +115,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A Laplace approximation is compared with the
     posterior of the linearised network that it approximates, under the prior chosen for its width
-    (`LaplaceGuide.prior_of_width`). In a mixture each component is compared with its own
+    (`LaplaceGuide.target`). In a mixture each component is compared with its own
     posterior, and k-hat is that of all draws together.
 
     Args:
@@ -216,10 +215,8 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
 def _target(posterior: Posterior) -> dict[str, Any]:
     """The model whose posterior the guide approximates, the guide, and the temperature."""
     model, guide, temperature = posterior.model, posterior.guide, posterior.report.temperature
-    if isinstance(guide, LaplaceGuide):
-        prior = guide.prior_of_width(temperature)
-        model = Model(model.network, prior, model.likelihood)
-        guide, temperature = guide.under(prior), 1.0
+    if isinstance(guide, Guide):
+        model, guide, temperature = guide.target(model, temperature)
     return {"model": model, "guide": guide, "temperature": temperature}
 
 

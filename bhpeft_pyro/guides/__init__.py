@@ -1,16 +1,23 @@
-"""Guides: families of approximate posteriors, by one contract."""
+"""Guides: families of approximate posteriors under one contract."""
 
 from .blocks import BlockGuide
-from .budget import Budget, budget
-from .delta import DeltaGuide
+from .budget import Budget
 from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
+from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
-from .normal import NormalGuide
 from .pyro_guides import PyroGuide
-from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, check_made_for
+from .registry import (
+    COMPONENTS,
+    GUIDES,
+    PRESETS,
+    GuideLike,
+    autoguide,
+    budget,
+    check_made_for,
+)
 
 __all__ = [
     "COMPONENTS",

@@ -14,10 +14,9 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..patterns import sort_by_pattern
-from .delta import DeltaGuide
 from .guide import Guide
 from .latent import Latent, latents
-from .normal import NormalGuide
+from .mean_field import DeltaGuide, NormalGuide
 
 __all__ = ["FAMILIES", "BlockGuide", "Family"]
 
@@ -29,18 +28,18 @@ Family = str | tuple[str, Mapping[str, Any]]
 class BlockGuide(Guide):
     """q(w) = prod_b q_b(w_b): some weights are Normal, others point estimates.
 
-    A block of point estimates ("delta") has no KL. It adds minus its log prior density to the
-    loss, so it is the MAP estimate given draws of the other weights.
+    Point estimates ("delta") have no KL. They add minus their log prior density to the loss, so
+    they are MAP estimates given draws of the other weights.
 
     Args:
         model: the model whose latents it covers.
-        families: from patterns of site names to "normal" or "delta", or to a pair of such a name
-            and its options. The first pattern that matches a site holds. What a prior samples
-            besides its sites (scales, for example) is matched by its own name.
+        families: from patterns of names to "normal" or "delta", or to a pair of such a name and
+            its options. The first pattern that matches a latent is used. Latents that are not
+            sites, such as scales, are matched by their own names.
 
     Raises:
-        GuideError: an unknown family or option; a latent that no pattern matches, or a pattern
-            that matches none; or a prior that samples several sites jointly.
+        GuideError: a family or an option is unknown; no pattern matches a latent, or a pattern
+            matches none; or the prior samples several sites jointly.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> guide = BlockGuide(tiny_model(), {"lora.*.A": "normal", "*": "delta"})
@@ -128,15 +127,11 @@ class BlockGuide(Guide):
 
 
 def check_separate(guide: str, found: Sequence[Latent]) -> None:
-    """See that no latent holds several sites.
-
-    Raises:
-        GuideError: one does.
-    """
+    """Raise a GuideError if one latent contains several sites."""
     if joint := [name for latent in found for name in latent.sites]:
         raise GuideError(
-            f"guide: this prior samples {', '.join(joint)} jointly, and {guide} has a latent for "
-            "each site; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
+            f"guide: this prior samples {', '.join(joint)} jointly, and {guide} samples each site "
+            "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
             "that the prior comes from"
         )
 
@@ -159,8 +154,8 @@ def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:
             pass
         case _:
             raise GuideError(
-                f"guide: expected a family's name at {pattern!r}, or a pair of a name and a "
-                f"mapping of options, got {family!r}"
+                f"guide: got {family!r} at {pattern!r}, expected a family's name, or a pair of a "
+                "name and a mapping of options"
             )
     if name not in FAMILIES:
         raise GuideError(

@@ -1,7 +1,4 @@
-"""A hand-written guide function with `pyro.param` statements, as a module.
-
-A model's prior in the form of a guide, to draw from and to predict with.
-"""
+"""Guide functions with `pyro.param` statements as modules, and priors in the form of guides."""
 
 from __future__ import annotations
 
@@ -17,29 +14,24 @@ from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from .guide import Guide, key
-from .laplace import LaplaceGuide
 from .mixture import MixtureGuide
 
-__all__ = [
-    "FunctionGuide",
-    "prior_guide",
-    "prior_like",
-]
+__all__ = ["FunctionGuide", "prior_guide", "prior_like"]
 
 
 class FunctionGuide(nn.Module):
-    """Holds the parameters that a guide function declares, out of Pyro's global store.
+    """A guide function as a module that holds the parameters of its `pyro.param` statements.
 
-    `fit` wraps plain functions in it, so that they train with torch optimisers, are
-    copied with their posterior, and never share a parameter with another model's guide.
+    `fit` wraps functions in it. The parameters train with torch optimisers, are copied with their
+    posterior, and stay out of Pyro's global store, where another guide could share them.
 
     Args:
-        function: `guide(batch)`, sampling every latent; it is called once, with None, and has to
-            declare all of its parameters then: predictions call it so too.
+        function: `guide(batch)`, which samples every latent. It is called once with None, as
+            predictions call it too, and must declare all parameters then.
 
     Raises:
-        GuideError: a sample statement with batch dims: all dims of a weight are event dims; or,
-            later, a parameter that is declared for data alone, or that no loss depends on.
+        GuideError: a sample statement has batch dims (all dims of a weight are event dims). Later:
+            a parameter is only declared if there are data, or no loss depends on it.
 
     >>> import pyro.distributions as dist
     >>> import torch
@@ -63,7 +55,7 @@ class FunctionGuide(nn.Module):
                 )
         self._constraints = state["constraints"]
         self._names = list(state["params"])
-        # Copies: the store holds the very tensor that a function starts a parameter from.
+        # Copies, because the store holds the function's own initial tensors.
         self.parameters_ = nn.ParameterDict(
             {
                 key(name): nn.Parameter(value.detach().clone())
@@ -72,74 +64,73 @@ class FunctionGuide(nn.Module):
         )
 
     def check_trained(self) -> None:
-        """Whether every parameter had a part in a loss that has gone backwards.
+        """Check, after a backward pass, that the loss depends on every parameter.
 
         Raises:
-            GuideError: one had none.
+            GuideError: it does not.
         """
-        left = [name for name in self._names if self.parameters_[key(name)].grad is None]
-        if left:
+        unused = [name for name in self._names if self.parameters_[key(name)].grad is None]
+        if unused:
             raise GuideError(
-                f"guide: {', '.join(map(repr, left))} had no part in the loss, and would stay at "
-                "the start; a function that runs a module is not known to train its parameters: "
-                "pass the module itself"
+                f"guide: the loss does not depend on {', '.join(map(repr, unused))}, which would "
+                "not be trained; if the function calls a module, pass the module itself"
             )
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
-        """Call the function, its parameters being this module's."""
+        """Call the function with this module's parameters."""
         params = {name: self.parameters_[key(name)] for name in self._names}
         store = pyro.get_param_store()
         with store.scope({"params": params, "constraints": self._constraints}) as state:
             result: dict[str, Tensor] | None = self.function(batch)
         if late := [name for name in state["params"] if name not in params]:
             raise GuideError(
-                f"guide: it declares {', '.join(map(repr, late))} only when it is given data; "
+                f"guide: the function declares {', '.join(map(repr, late))} only if it gets data; "
                 "expected all parameters when it is called with None, as predictions call it"
             )
         return result
 
 
-class _LinearPrior(Guide):
-    """Predicts with the network linearised around given weights."""
-
-    linear = True
-
-    def __init__(self, draw: Callable[..., Any], around: Callable[[], dict[str, Tensor]]) -> None:
-        super().__init__()
-        self._draw, self._around = draw, around
-
-    def forward(self, batch: object = None) -> dict[str, Tensor]:
-        return dict(self._draw(batch))
-
-    def means(self) -> dict[str, Tensor]:
-        return self._around()
-
-
-def prior_guide(
-    model: Model, around: Callable[[], dict[str, Tensor]] | None = None
-) -> Callable[..., Any]:
-    """A model's prior in the form of a guide.
+def prior_guide(model: Model, around: Mapping[str, Tensor] | None = None) -> Callable[..., Any]:
+    """A model's prior in the form of a guide, to draw from and to predict with.
 
     Args:
         model: the model.
-        around: gives the weights around which its network is linearised; by default it is not.
+        around: weights at which the network is linearised for predictions; by default it is not.
     """
 
     def draw(batch: object = None) -> Mapping[str, Tensor]:
         return model.prior(model.sites)
 
-    return draw if around is None else _LinearPrior(draw, around)
+    return draw if around is None else _Linearised(draw, around)
 
 
 def prior_like(model: Model, guide: object) -> Callable[..., Any]:
-    """The prior of the model that a guide is a posterior of.
+    """The prior that a guide was fitted under, to predict with as the guide does.
 
-    That is of the linearised network where the guide's is, around the guide's own means; of a
-    mixture as many draws for each component.
+    Under a `linear` guide the network is linearised around the guide's means; under a mixture of
+    such guides this is a mixture too.
     """
     if isinstance(guide, MixtureGuide) and guide.linear:
         components: list[Any] = [prior_like(model, each) for each in guide.components]
         return MixtureGuide(components)
-    if isinstance(guide, LaplaceGuide):
+    if not isinstance(guide, Guide):
+        return prior_guide(model)
+    if guide.own_mode:
         model = Model(model.network, guide.own_prior(), model.likelihood)
-    return prior_guide(model, guide.means if isinstance(guide, Guide) and guide.linear else None)
+    return prior_guide(model, guide.means() if guide.linear else None)
+
+
+class _Linearised(Guide):
+    """A function that draws weights, and predictions with the network linearised at `around`."""
+
+    linear = True
+
+    def __init__(self, draw: Callable[..., Any], around: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._draw, self._around = draw, dict(around)
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        return dict(self._draw(batch))
+
+    def means(self) -> dict[str, Tensor]:
+        return self._around

@@ -17,6 +17,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import PosteriorPrior, Prior
+from .budget import Budget
 from .optimizers import adam_lr, trained
 
 __all__ = [
@@ -31,180 +32,217 @@ __all__ = [
 ]
 
 
-def key(site: str) -> str:
-    """A site's name as a torch parameter name (which may hold no dots)."""
-    return site.replace(".", "/")
-
-
 class Guide(nn.Module):
-    """An approximate posterior over a model's latents.
+    """An approximate posterior over a model's latents, which can become the next round's prior.
 
-    Called with a batch (which it may ignore), it samples every latent, as any Pyro guide does. Any
-    Pyro guide can be fitted; what a `Guide` adds is that its posterior can become a prior. It is a
-    plain torch module with its own parameters: Pyro's global store would mix them up with
-    parameters of the same names in another guide.
+    `fit` accepts any Pyro guide. A `Guide` can also be updated in rounds. To write a family of your
+    own, define:
 
-    A family of your own needs `forward`, `means`, and `distributions` or `as_prior`. The other
-    methods have defaults.
+    * `forward`, which samples every latent as any Pyro guide does;
+    * `means`, the central values;
+    * `distributions` (one per site), or `as_prior` if sites are correlated.
+
+    Everything else has a default; docs/own-guide.md has an example. A guide holds its parameters as
+    a plain torch module does: in Pyro's global store they would mix with parameters of the same
+    names in another guide.
 
     Attributes:
-        linear: whether this is a posterior of the network linearised around `means()`. Predictions
-            then use its `covariance`.
-        point: whether SVI trains a point estimate only; any width is computed afterwards.
-        joint: whether it holds correlations between sites from one round to the next.
-        own_mode: whether each guide of a mixture starts near a mode of its own, at which its prior
-            is centred (`centre`).
-        pull: weight of an earlier posterior at the next round's point estimate, by default.
-        candidates: held-out densities by width, until a width is chosen.
+        point: SVI trains a point estimate; a width, if any, is computed afterwards.
+        linear: this is a posterior of the network linearised around `means()`, and predictions use
+            `covariance`.
+        joint: it keeps correlations between sites from one round to the next.
+        own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
+            there (`centre`).
+        pull: default weight of the last posterior in the loss of a point estimate.
     """
 
-    linear: bool = False
     point: bool = False
+    linear: bool = False
     joint: bool = False
     own_mode: bool = False
     pull: float = 1.0
-    candidates: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the module; Pyro's `SVI`, which collects parameters by message, sees them."""
+        """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
         for name, parameter in self.named_parameters():
             _announce(name, parameter)
         return super().__call__(*args, **kwargs)
 
+    # What a family must define
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        """Sample every latent: site name to a tensor of shape `(*P, *site shape)`."""
+        """Sample every latent: from names to tensors of shape `(*P, *site shape)`.
+
+        Args:
+            batch: the data, which most guides ignore; None in predictions.
+        """
+        raise NotImplementedError
+
+    def means(self) -> dict[str, Tensor]:
+        """A central value of each latent, at which `predict(samples=0)` evaluates the network."""
         raise NotImplementedError
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        """The posterior as one distribution per site, detached and copied.
+        """The posterior of each latent, detached and copied.
 
         Raises:
-            GuideError: the posterior is a point estimate, or joint over several sites.
+            GuideError: the posterior is a point estimate, or sites are correlated.
         """
         raise NotImplementedError
 
     def as_prior(self) -> Prior:
-        """The posterior as a stochastic function of the sites, detached and copied.
-
-        By default one distribution per site; joint guides override this.
+        """The posterior as a prior, detached and copied; by default made of `distributions()`.
 
         Raises:
             GuideError: the posterior is a point estimate.
         """
         return PosteriorPrior(self.distributions())
 
-    def own_prior(self) -> Prior:
-        """A prior of the form that `as_prior` gives after a fit, to check before one."""
-        return self.as_prior()
+    # What it says of itself
 
-    def means(self) -> dict[str, Tensor]:
-        """A central value per site, at which `predict(samples=0)` evaluates the network."""
-        raise NotImplementedError
-
-    def move(self, values: Mapping[str, Tensor]) -> None:
-        """Set the central values. By default a guide stays where it is.
+    @classmethod
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget | None:
+        """The size of such a guide, None if unknown.
 
         Args:
-            values: per latent (others stay), of its shape.
-        """
-
-    def scales(self) -> dict[str, Tensor]:
-        """The sds per site, in unconstrained coordinates, of sites that have one."""
-        return {}
-
-    @property
-    def covariance(self) -> Covariance | None:
-        """The covariance over all weights, in the order of the sites, if the guide has one.
-
-        A `linear` guide with a covariance predicts in closed form.
+            latents: D, the number of random weights.
+            shapes: of the latent variables.
+            options: of the constructor.
         """
         return None
 
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments besides the model, as plain data; a saved guide needs
+        them."""
+        return {}
+
+    def title(self) -> str:
+        """A name for reports."""
+        return type(self).__name__
+
+    def scales(self) -> dict[str, Tensor]:
+        """The sds of latents that have one, in unconstrained coordinates."""
+        return {}
+
+    def prior_scales(self) -> dict[str, Tensor]:
+        """The sds that `as_prior` passes on to the next round."""
+        return self.scales()
+
     def points(self) -> list[str]:
-        """Latents with a point estimate in place of a distribution."""
+        """The latents with a point estimate in place of a distribution."""
         return [*self.means()] if self.point else []
 
     @property
+    def covariance(self) -> Covariance | None:
+        """The covariance of all weights, in the order of the sites. A `linear` guide that has one
+        predicts in closed form."""
+        return None
+
+    @property
     def components(self) -> Sequence[nn.Module]:
-        """The guides of a mixture; this guide alone, unless it is one."""
+        """The guides of a mixture; otherwise this guide alone."""
         return [self]
 
-    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        """The optimisers of its parameters, by default Adam.
+    def own_prior(self) -> Prior:
+        """A prior of the form that `as_prior` will have, available before a fit too. If `own_mode`,
+        the prior that this guide is fitted under."""
+        return self.as_prior()
 
-        Args:
-            options: of the fit.
-            examples: N.
-        """
-        return [Adam(trained(self), lr=adam_lr(options))]
-
-    def follow(self, model: Model) -> None:
-        """Continue with the same weights under another prior, such as the next round's. For guides
-        that keep something of their prior."""
-
-    def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
-        """Centre the prior at a start of the guide's own.
-
-        Args:
-            values: per site (elsewhere the prior's mean stays), of its shape.
+    def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
+        """The posterior that this guide approximates after a fit at a temperature.
 
         Returns:
-            The new prior, for the model; None from guides without `own_mode`.
+            The model, this guide as a guide of that model, and the temperature.
+        """
+        return model, self, temperature
+
+    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor] | None]:
+        """How a prior would predict in place of this posterior.
+
+        Args:
+            model: under that prior.
+
+        Returns:
+            The model, and the weights around which its network is linearised (None: it is not).
+        """
+        return model, None
+
+    # What moves it
+
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        """Set the central values of some latents. By default nothing happens.
+
+        Args:
+            values: by latent, of its shape.
+        """
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        """The optimisers of its parameters for a fit to so many examples; by default Adam."""
+        return [Adam(trained(self), lr=adam_lr(options))]
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        """The parameters that belong to these sites only; a fit can hold them fixed for a while."""
+        return []
+
+    def free_sds(self) -> bool:
+        """Whether `fit` may choose the initial sds (by `narrow`)."""
+        return False
+
+    def narrow(self, information: Mapping[str, Tensor]) -> None:
+        """Add information to precisions: sd <- (1 / sd^2 + information)^(-1/2).
+
+        Args:
+            information: by site, of its shape; latents that are not real-valued are unchanged.
+        """
+
+    def scale_slopes(self) -> dict[str, Tensor]:
+        """By latent, the mean gradient of the last loss with respect to the log sd, if sds are
+        trained; a report uses it to see whether they still move."""
+        return {}
+
+    # From round to round
+
+    def follow(self, model: Model) -> None:
+        """Continue with the same weights under the model's prior, such as the next round's."""
+
+    def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
+        """Centre the prior at an initial value of the guide's own, if `own_mode`.
+
+        Args:
+            values: by site, of its shape; at other sites the prior's mean is unchanged.
+
+        Returns:
+            The new prior for the model; None if it is unchanged.
         """
         return None
 
     def hold(self) -> None:
-        """Become a point estimate again, before training, if `fit` computes the width."""
+        """Become a point estimate again before training, if `fit` computes the width."""
 
     def needs_held_out(self, options: FitOptions) -> bool:
-        """Whether held-out rows choose something about it."""
+        """Whether `fit` should hold out rows to choose something about it."""
         return self.point and options.temperature is None
 
-    def free_sds(self) -> bool:
-        """Whether `fit` may choose where its sds start."""
-        return False
-
-    def narrow(self, information: Mapping[str, Tensor]) -> None:
-        """Add information to the precisions: sd <- (1 / sd^2 + information)^(-1/2).
-
-        For guides with `free_sds`; by default nothing happens.
-
-        Args:
-            information: per site (others stay), of its shape; latents that are not real stay.
-        """
-
-    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
-        """The parameters that belong to some of the sites alone."""
-        return []
-
-    def scale_slopes(self) -> dict[str, Tensor]:
-        """Per site, the mean gradient of the last loss with respect to log sd, if sds are
-        trained."""
-        return {}
-
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Append rows to sites along their first dim, independent of all other weights.
+        """Append rows to sites along their first dimension, independent of all other weights.
 
-        The guide keeps the old model's prior until `follow` gives it the new one's.
+        The guide keeps the old model's prior until `follow`.
 
         Args:
-            rows: per site the means and sds, each `(rows, *shape[1:])` of the site's shape.
+            rows: by site the means and sds, each of shape `(rows, *site shape[1:])`.
 
         Raises:
-            GuideError: this guide cannot grow.
+            GuideError: this family cannot grow.
         """
         raise GuideError(
             f"grow: {type(self).__name__} cannot get new rows of {', '.join(rows)}; expected a "
             "'normal' or 'laplace' guide for them"
         )
 
-    def title(self) -> str:
-        """A name for reports."""
-        return type(self).__name__
 
-    def options(self) -> dict[str, Any]:
-        """Constructor arguments that make an equal guide for another model, as plain data."""
-        return {}
+def key(site: str) -> str:
+    """A site's name as the name of a torch parameter, which cannot contain dots."""
+    return site.replace(".", "/")
 
 
 def _announce(name: str, parameter: nn.Parameter) -> None:
@@ -215,30 +253,33 @@ def _announce(name: str, parameter: nn.Parameter) -> None:
     message(name=name)
 
 
+# The same questions to any guide, whether it is a `Guide` or not
+
+
 def components_of(guide: object) -> Sequence[Any]:
-    """The guides of a mixture; of any other guide, the guide itself."""
+    """The guides of a mixture; otherwise the guide itself."""
     return guide.components if isinstance(guide, Guide) else [guide]
 
 
 def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
-    """The optimisers of any guide; Adam if it is not one of this package's."""
+    """The optimisers of a guide; Adam if it is not a `Guide`."""
     if isinstance(guide, Guide):
         return guide.optimizers(options, examples)
     return [Adam(trained(guide), lr=adam_lr(options))]
 
 
 def title(guide: object) -> str:
-    """A name for reports, of any guide."""
+    """A name for reports."""
     return guide.title() if isinstance(guide, Guide) else type(guide).__name__
 
 
 def is_linear(guide: object) -> bool:
-    """Whether any guide is a posterior of the network linearised around its means."""
+    """Whether a guide is a posterior of the network linearised around its means."""
     return isinstance(guide, Guide) and guide.linear
 
 
 def is_point(guide: object) -> bool:
-    """Whether SVI trains a point estimate only, of any guide."""
+    """Whether SVI trains a point estimate."""
     return isinstance(guide, Guide) and guide.point
 
 
@@ -246,7 +287,7 @@ def prior_of(model: Model, guide: nn.Module) -> Prior:
     """A fitted guide as a prior. Sites that the model's prior computes from others still are.
 
     Raises:
-        GuideError: the guide is a point estimate, or not one of this package's.
+        GuideError: the guide is a point estimate, or not a `Guide`.
     """
     if not isinstance(guide, Guide):
         name = type(guide).__name__
@@ -260,8 +301,7 @@ def prior_of(model: Model, guide: nn.Module) -> Prior:
         )
     prior = guide.as_prior()
     if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
-        made_by = model.prior
-        if isinstance(made_by, PosteriorPrior) and made_by.structure is not None:
-            made_by = made_by.structure
-        return PosteriorPrior(prior.distributions, made_by)
+        return PosteriorPrior(
+            prior.distributions, getattr(model.prior, "structure", None) or model.prior
+        )
     return prior

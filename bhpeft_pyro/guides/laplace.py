@@ -1,4 +1,4 @@
-"""Linearised Laplace approximation: a trained point, and around it the curvature of the loss."""
+"""The linearised Laplace approximation: a trained point estimate with a covariance around it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from torch.distributions import Normal, kl_divergence
 from torch.optim import Optimizer
 
 from ..data.batch import Batch
-from ..distributions import Covariance, LowRankNormal, base_of
+from ..distributions import CHUNK, Covariance, LowRankNormal, base_of
 from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import JOINT, JointPrior, unpack
+from .budget import GATHERED, Budget
 from .guide import Guide
 from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
@@ -27,37 +28,39 @@ from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 __all__ = ["LaplaceGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
+# While a covariance is computed: examples of a batch, and copies of their Jacobians.
+_EXAMPLES, _COPIES = 16, 14
 
 
 class LaplaceGuide(Guide):
-    """q(w) = N(w*, (tau P + N F)^-1) around a trained point w*, of the network linearised there.
+    """q(w) = N(w*, (tau P + N F)^-1) around a trained point estimate w*, for the network linearised
+    there.
 
-    P is the prior's precision and F the generalised Gauss-Newton matrix of one example (MacKay
-    1992; Immer, Korzepa and Bauer 2021). The leading directions of F are kept, and the diagonal of
-    the rest. Several such guides make a mixture of Laplace approximations (Eschenhagen et al.
-    2021), each around its own mode.
+    P is the prior's precision, N the number of examples, and F the generalised Gauss-Newton matrix
+    of one (MacKay 1992; Immer, Korzepa and Bauer 2021), of which the leading directions and the
+    diagonal of the rest are kept. Several such guides make a mixture of Laplace approximations
+    (Eschenhagen et al. 2021).
 
     The guide minimises a generalised variational objective (Knoblauch, Jewson and Damoulas 2022)
-    of the linearised network f(w*) + J (w - w*). The KL to the prior N(m, P^-1) is split into a
-    part that depends on the mean and one that depends on the covariance, and each has its own
-    weight:
+    of the linearised network f(w*) + J (w - w*), in which the KL to the prior N(m, P^-1) is split
+    into a part for the mean and a part for the covariance, each with a weight:
 
         N E_q[nll] + T / 2 (w* - m)' P (w* - m) + KL(N(0, S) || N(0, (tau P)^-1)).
 
-    With T = tau = 1 this is the negative ELBO. SVI at temperature T trains the point by the first
-    two terms. Given w*, the best S is known in closed form (to second order in the outputs):
-    (tau P + N F)^-1. So `fit` or `Posterior.widen` computes it; it is not trained.
+    With T = tau = 1 this is the negative ELBO. SVI at temperature T trains w* by the first two
+    terms. Given w*, the best S is (tau P + N F)^-1 to second order in the outputs, so `fit` or
+    `Posterior.widen` computes it.
 
-    T and tau affect one round and its predictions. The prior of the next round is the posterior
-    with tau = 1, N(w*, (P + N F)^-1). After R rounds the precision is
-    tau P + N_1 F_1 + ... + N_R F_R.
+    T and tau affect one round and its predictions. The next round's prior is the posterior with
+    tau = 1, so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R.
 
     Args:
-        model: its prior is Normal at every site, or an earlier posterior of this guide.
-        rank: the number of directions of F that are kept. Each takes one number a weight.
+        model: its prior is an independent Normal at every site, or an earlier posterior of this
+            family.
+        rank: the number of directions of F that are kept; each takes one number per weight.
 
     Attributes:
-        loc: (D,) the mean over all weights, in the order of the sites.
+        loc: (D,) the mean of all weights, in the order of the sites.
         prior: a Normal over the same vector.
         latent: the name under which the vector is sampled.
         measured: whether the covariance has been computed.
@@ -65,7 +68,7 @@ class LaplaceGuide(Guide):
         first_scale: (D,) sds of the first round's prior.
 
     Raises:
-        GuideError: the prior is not an independent Normal at every site, or it has observations.
+        GuideError: the prior is not an independent Normal at every site, or has observations.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -79,7 +82,8 @@ class LaplaceGuide(Guide):
     point = True
     joint = True
     own_mode = True
-    pull = 0.1  # of an approximate posterior; as in online EWC the best weight is not 1
+    candidates: Any = None  # held-out densities by width, until `fit` has chosen one
+    pull = 0.1  # as in online EWC, the best weight of an approximate posterior is below 1
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
@@ -114,12 +118,12 @@ class LaplaceGuide(Guide):
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
-        """Without a covariance it predicts with the network itself; with one, linearised."""
+        """Whether the covariance has been computed; before, the network itself predicts."""
         return bool(self.measured)
 
     @property
     def covariance(self) -> Covariance:
-        # Kept as one object, which remembers its divergence from a prior.
+        # One object is kept, because it caches its divergence from a prior.
         if self._covariance.scale is not self.scale:  # loaded, copied or moved since
             self._covariance = Covariance(self.scale, self.axes, self.ratio)
         return self._covariance
@@ -141,7 +145,7 @@ class LaplaceGuide(Guide):
         return self.unpack(pyro.sample(self.latent, dist.Delta(self.loc, event_dim=1), infer=infer))
 
     def _sites(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sites that make up a draw; under a joint prior the model makes them itself."""
+        """The sites of a draw; under a joint prior the model computes them itself."""
         return {
             name: pyro.sample(name, dist.Delta(value, event_dim=len(self._shapes[name])))
             for name, value in values.items()
@@ -157,14 +161,14 @@ class LaplaceGuide(Guide):
         if seen := evidence(model):
             raise GuideError(
                 f"LaplaceGuide: the prior has observations or factors, {', '.join(seen)}, which "
-                "are not in its covariance; expected none; for such priors use 'normal'"
+                "its covariance would leave out; for such priors use 'normal'"
             )
         self.prior = _normal(found)
         self._joint = bool(found[0].sites)
         self.latent = found[0].name if self._joint else JOINT
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        # A rating's noise scale has far to go, from the sd of the ratings to that of the errors.
+        # The noise scale starts at the sd of the ratings, far from that of the errors.
         sizes = 1 + (NOISE_STEPS - 1) * self.at(self._likelihood).to(self.loc)
         return [ScaledAdam(self.loc, sizes, adam_lr(options))]
 
@@ -190,13 +194,13 @@ class LaplaceGuide(Guide):
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
 
+    def prior_scales(self) -> dict[str, Tensor]:
+        return self.unpack(self.as_prior().normal.stddev) if self.measured else {}
+
     @torch.no_grad()
     def marginal_kl(self) -> dict[str, float]:
-        """KL to the prior of each site's marginal, in nats.
-
-        Under a prior with independent sites their sum is at most the KL: it lacks the correlations
-        between sites, where the effect of one compensates that of another.
-        """
+        """KL of each site's marginal from the prior's, in nats; correlations between sites are left
+        out."""
         prior = JointPrior(self.prior, self._shapes)
         pairs = (
             (own.marginal([name]).normal for own in (self.as_prior(), prior))
@@ -215,10 +219,10 @@ class LaplaceGuide(Guide):
         self.covariance = self.prior.covariance
 
     def spread(self, covariance: Covariance, tau: float = 1.0, noise: float = 1.0) -> None:
-        """Take a covariance.
+        """Set the covariance.
 
         Args:
-            covariance: over all weights.
+            covariance: of all weights.
             tau: the multiple of the first prior's precision in it.
             noise: a factor for the ratings' noise scale.
         """
@@ -230,36 +234,34 @@ class LaplaceGuide(Guide):
         self.measured.fill_(True)
 
     def retune(self, tau: float, noise: float = 1.0) -> None:
-        """Change tau, and multiply the ratings' noise scale by `noise`, around the same point."""
+        """Change tau, and multiply the ratings' noise scale by `noise`."""
         own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, noise**-2)
         self.spread(own, tau, noise)
 
     def own_prior(self) -> JointPrior:
-        """The prior that this guide was fitted under; components of a mixture differ in it."""
         return JointPrior(self.prior, self._shapes, self.latent)
 
-    def under(self, prior: JointPrior) -> LaplaceGuide:
-        """The same guide for a model with another prior."""
-        twin = copy.copy(self)
-        twin.prior, twin._joint, twin.latent = prior.normal, True, prior.name
-        return twin
+    def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
+        """The linearised network, at temperature 1, under the prior of this mean and covariance.
 
-    def for_predictions(self, prior: JointPrior) -> JointPrior:
-        """A prior made from this posterior, with the guide's own tau in place of 1."""
-        tau = self.tau.item()
-        covariance = retempered(prior.normal.covariance, self.first_scale, 1.0, tau)
-        return JointPrior(LowRankNormal(prior.normal.loc, covariance), self._shapes, prior.name)
-
-    def prior_of_width(self, temperature: float) -> JointPrior:
-        """The prior under which this guide is the posterior of the linearised network.
-
-        In the first round it is N(w* + T / tau (m - w*), (tau P)^-1): its pull at w* is T times
-        that of N(m, P^-1).
+        In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
+        is T times that of N(m, P^-1).
         """
         loc, own = self.loc.detach(), self.prior.covariance
         wide = retempered(own, self.first_scale, 1.0, self.tau.item())
         center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
-        return JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
+        prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
+        twin = copy.copy(self)
+        twin.prior, twin._joint = prior.normal, True
+        return Model(model.network, prior, model.likelihood), twin, 1.0
+
+    def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
+        """With this guide's tau, around the mean of the prior."""
+        start = LaplaceGuide(model)
+        loc, covariance = start.prior.loc, start.prior.covariance
+        wide = retempered(covariance, self.first_scale, 1.0, self.tau.item())
+        prior = JointPrior(LowRankNormal(loc, wide), self._shapes, start.latent)
+        return Model(model.network, prior, model.likelihood), start.unpack(loc)
 
     def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
         parts = self.unpack(self.prior.loc) | dict(values)
@@ -267,11 +269,7 @@ class LaplaceGuide(Guide):
         return self.recentre(loc, self.prior.covariance)
 
     def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
-        """Take N(loc, covariance) as the prior.
-
-        Returns:
-            The prior, for the model that the guide is to be fitted to.
-        """
+        """Make N(loc, covariance) the prior, and return it for the model."""
         normal = LowRankNormal(loc.clone(), covariance)
         self.prior, self._joint, self.first_scale = normal, True, covariance.scale.clone()
         if not self.measured:
@@ -281,8 +279,8 @@ class LaplaceGuide(Guide):
     def as_prior(self) -> JointPrior:
         if not self.measured:
             raise GuideError(
-                "this Laplace approximation is still a point estimate, which cannot be a prior: "
-                "fit it with bh.fit, or call widen(data) on its posterior"
+                "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
+                "with bh.fit, or call widen(data) on its posterior"
             )
         covariance = retempered(self.covariance, self.first_scale, self.tau.item(), 1.0)
         return JointPrior(
@@ -309,17 +307,27 @@ class LaplaceGuide(Guide):
     def options(self) -> dict[str, Any]:
         return {"rank": self.rank}
 
+    @classmethod
+    def size(
+        cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
+    ) -> Budget:
+        columns = max(2 * rank, rank + GATHERED) + _EXAMPLES
+        products = 2 * (CHUNK + 4 * columns**2)  # in double precision
+        measuring = latents * (columns + rank + _COPIES * _EXAMPLES) + products
+        kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
+        return Budget.of(latents, latents, kept + measuring)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the guide and its prior, as every module's `_apply` does."""
+        """Move or convert the prior with the guide."""
         super()._apply(fn, recurse)
         loc = fn(self.prior.loc)
-        if loc is not self.prior.loc:  # else it stays the object that the model's prior holds, too
+        if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
             covariance = self.prior.covariance.map(fn)
             self.prior = LowRankNormal(loc, covariance, validate_args=False)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load as every module does; the number of directions may differ."""
+        """Load a state whose number of directions may differ."""
         for name in _BUFFERS:
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, value.to(self.loc).clone())
@@ -329,7 +337,7 @@ class LaplaceGuide(Guide):
 def _normal(found: Sequence[Latent]) -> LowRankNormal:
     """The prior of all latents as one Normal."""
     if not found:
-        raise GuideError("LaplaceGuide: the model has no random weights; expected some")
+        raise GuideError("LaplaceGuide: the model has no random weights")
     if len(found) == 1 and isinstance(normal := found[0].prior, LowRankNormal):
         return normal
     parts = []
@@ -351,7 +359,7 @@ def retempered(
 ) -> Covariance:
     """The covariance of precision new P + times (Q - old P), given that of precision Q.
 
-    P is the first prior's precision, so Q - old P is what the data contributed.
+    P is the first prior's precision, so Q - old P is what the data have contributed.
     """
     if new == old and times == 1:
         return covariance

@@ -29,14 +29,14 @@ class Latent:
     """One latent variable, in unconstrained coordinates.
 
     Attributes:
-        name: its site.
-        support: where its values live; `biject_to(support)` maps there.
+        name: as it is sampled.
+        support: of its values; `biject_to(support)` maps to them.
         loc: where a guide starts.
         scale: the prior's sd, where a guide's sd starts.
-        prior: its distribution under the prior, given the starting values of the others.
-        unit: the site's unit, in which widths are given; 1 for what is no site.
-        is_site: whether it is a site of the model, not something the prior samples besides.
-        sites: of a joint latent the shapes of the sites it is made of, in their order.
+        prior: its distribution under the prior, given initial values of the others.
+        unit: the site's unit, in which widths are given; 1 if it is not a site.
+        is_site: whether it is a site of the model rather than, say, a scale.
+        sites: of a latent that joins several sites, their shapes in order.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Latent:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What patterns of site names are held against, those of a joint latent's sites."""
+        """The names that patterns match: of a joint latent those of its sites."""
         return tuple(self.sites) or (self.name,)
 
 
@@ -58,24 +58,23 @@ def is_real(support: Constraint | None) -> bool:
     """Whether values on this support are already unconstrained."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return isinstance(support, type(constraints.real))  # a copied guide has copies of it
+    return isinstance(support, type(constraints.real))  # a copied guide has a copy of it
 
 
 def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
-    """The latents of a model, found by running its prior once, from start to start.
+    """The latents of a model, in the order in which its prior samples them.
 
-    PEFT and head sites start at their prior's mean, or at their own `init` if it is zero (or
-    there is none); what a prior samples besides (scales, gates) starts at its median or mean. A
-    site that the prior makes out of other latents is none itself. The global random state is
-    left as it was.
+    Sites start at their prior's mean, or at their own `init` if the mean is zero or unknown; other
+    latents (scales, gates) start at their median or mean. A site that the prior computes from
+    other latents is not a latent. The global random state is unchanged.
 
     Args:
         model: the model.
         names: those asked for, a joint latent by the names of its sites; by default all.
 
     Raises:
-        PriorError: a site was sampled with independent (batch) dims: plates and mini-batches
-            need all dims of a weight to be event dims.
+        PriorError: a latent has batch dims (all dims of a weight must be event dims) or is
+            discrete, or a site is not sampled.
     """
     sites = {site.name: site for site in model.sites}
     device = model.network.device
@@ -90,7 +89,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
                 "declare its dims as events with .to_event()"
             )
         if fn.support.is_discrete:
-            raise PriorError(f"prior: the site {name!r} is discrete; guides need continuous ones")
+            raise PriorError(f"prior: the site {name!r} is discrete, expected a continuous one")
         support = fn.support
         transform = biject_to(support)
         value: Any = node["value"]
@@ -108,7 +107,7 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
 
 
 def evidence(model: Model) -> list[str]:
-    """What a prior says besides its latents: of data it has seen, or by `pyro.factor`."""
+    """Names of a prior's observations and factors."""
     sites = {site.name for site in model.sites}
     nodes: dict[str, Any] = _traced(model).nodes
     return [
@@ -120,7 +119,7 @@ def evidence(model: Model) -> list[str]:
 
 
 def _traced(model: Model) -> poutine.Trace:
-    """A run of a model's prior from start to start, the global random state left as it was."""
+    """A run of a model's prior at initial values, without a change of the global random state."""
     sites = {site.name: site for site in model.sites}
     device = model.network.device
 
@@ -140,7 +139,7 @@ def _traced(model: Model) -> poutine.Trace:
 
 
 def _start(fn: Any, site: Site) -> Tensor:
-    """The prior mean where it says something; zero would be a saddle of BA."""
+    """The prior mean, unless it is zero, a saddle point of B A."""
     try:
         mean: Tensor = fn.mean
     except NotImplementedError:
@@ -163,9 +162,9 @@ def _center(fn: Any) -> Tensor:
 
 
 def _prior_scale(fn: Any, loc: Tensor, unit: Tensor) -> Tensor:
-    """The prior's sd where there is one on the unconstrained scale; the unit if not."""
+    """The prior's sd in unconstrained coordinates; the unit if there is none."""
     base: Any = base_of(fn)
-    if isinstance(base, (Constrained, LogNormal)):  # a Normal of that scale, as every later prior
+    if isinstance(base, (Constrained, LogNormal)):  # a Normal in unconstrained coordinates
         fn = base.base_dist
     elif not is_real(fn.support):
         return unit.clone()

@@ -1,4 +1,4 @@
-"""A mixture of guides: several independent fits together."""
+"""A mixture of guides, each of an independent fit."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["MixtureGuide"]
 
 
 class MixtureGuide(Guide):
-    """q(w) = 1/R sum_r q_r(w): a deep ensemble where the components are points (Lakshminarayanan et
-    al. 2017), a mixture of posteriors where they have widths (Wilson and Izmailov 2020).
+    """q(w) = 1/K sum_k q_k(w). With point estimates this is a deep ensemble (Lakshminarayanan et
+    al. 2017), otherwise a mixture of posteriors (Wilson and Izmailov 2020).
 
     A call runs one component, chosen at random. Predictions use equally many draws of each.
 
     Args:
-        components: guides of the same model: this package's, Pyro's, or functions.
+        components: guides of the same model, at least one.
 
     Raises:
-        GuideError: there are none.
+        GuideError: there are no components.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> from bhpeft_pyro.guides import NormalGuide
@@ -64,7 +64,7 @@ class MixtureGuide(Guide):
         return drawn
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        raise GuideError("a mixture has no distribution for each site; its components do")
+        raise GuideError("a mixture has no distributions by site; its components do")
 
     def as_prior(self) -> MixturePrior:
         return MixturePrior([guide.as_prior() for guide in self._guides()])
@@ -81,7 +81,7 @@ class MixtureGuide(Guide):
         guides = [each for each in self.parts if isinstance(each, Guide)]
         if len(guides) < len(self.parts):
             raise GuideError(
-                f"a mixture of {type(self.parts[0]).__name__} has no prior and no means: "
-                "expected components that are a bhpeft_pyro.guides.Guide"
+                f"a mixture of {type(self.parts[0]).__name__} has no prior and no means; expected "
+                "components that are a bhpeft_pyro.guides.Guide"
             )
         return guides

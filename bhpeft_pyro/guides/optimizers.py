@@ -1,8 +1,8 @@
 """Optimisers for guides: natural gradients for Normals, and Adam with step sizes by weight.
 
-With one learning rate for means and sds the sds never leave their starting value. With two, steps
-of equal size on every weight spend thousands of nats of KL that the data never asked for. A
-natural-gradient step is measured in the posterior's own units, which solves both problems.
+With one learning rate for means and sds, the sds hardly leave their initial values. With two, steps
+of equal size on every weight add thousands of nats of KL without need. Natural-gradient steps are
+in units of the posterior's own sds, which solves both problems.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from ..options import FitOptions
 __all__ = ["NOISE_STEPS", "NaturalGradient", "ScaledAdam", "adam_lr", "natural_lr", "trained"]
 
 NOISE_STEPS = 10.0
-"""Step size of a point's noise scale, in those of other weights: it has far to go."""
+"""Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _ADAM_LR = 2e-3
-
-
 _TRUST = 0.2  # largest change of a log precision per step
 
 
@@ -37,16 +35,15 @@ class NaturalGradient(Optimizer):
         u   <- u - lr (dL/du) / 2
         loc <- loc - lr (dL/dloc) / P
 
-    Lin et al. stop at the second order, which keeps P positive for any step. All orders do so
-    too, and treat a noisy gradient alike in both directions: with two orders, noise alone
-    shrinks the sds (measured: a bias' sd 0.03 where it should be 0.13). Both gradients are
-    averaged over steps first (`momentum` for loc, `averaging` for u). One step moves a loc by
-    at most its own sd and a sd by at most 10 %: starting far too wide, the gradients are
-    mostly noise, and larger steps leave some sds near zero with their locs stuck far off.
+    Lin et al. stop at the second order, and then noise in the gradient shrinks the sds (measured: a
+    bias' sd of 0.03 in place of 0.13); with all orders it does not. Both gradients are first
+    averaged over steps (`momentum` for loc, `averaging` for u). One step moves a loc by at most its
+    own sd, and an sd by at most 10 %: larger steps from a start that is too wide, where gradients
+    are mostly noise, leave some sds near zero and their locs far off.
 
     Args:
         pairs: (loc, log scale) parameters of equal shape.
-        lr: the step size rho, without units; 1 jumps to the optimum of a nearby quadratic.
+        lr: the step size; 1 jumps to the optimum of a quadratic.
         momentum: exponential averaging of the gradient of loc.
         averaging: exponential averaging of the gradient of log scale.
 
@@ -83,7 +80,7 @@ class NaturalGradient(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step from the gradients at hand; parameters without one are left alone."""
+        """Update all pairs that have gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -107,13 +104,13 @@ class NaturalGradient(Optimizer):
 
 
 def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor:
-    """Exponential average, corrected for its start at zero as in Adam."""
+    """Exponential average with Adam's correction for the start at zero."""
     buffer.lerp_(gradient, 1 - decay)
     return buffer / (1 - decay**step)
 
 
 class ScaledAdam(Adam):
-    """Adam (Kingma and Ba 2015) whose step size differs from weight to weight.
+    """Adam (Kingma and Ba 2015) with a step size for each weight.
 
     Args:
         weights: (D,) the parameter.
@@ -132,7 +129,7 @@ class ScaledAdam(Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step from the gradient at hand."""
+        """Update the weights."""
         assert self.weights.grad is not None
         self.moved.grad = self.sizes * self.weights.grad
         loss = super().step(closure)
@@ -141,11 +138,7 @@ class ScaledAdam(Adam):
 
 
 def trained(guide: nn.Module) -> list[nn.Parameter]:
-    """The parameters to be fitted.
-
-    Raises:
-        GuideError: there are none.
-    """
+    """The parameters to be fitted, of which there must be some (GuideError)."""
     found = [p for p in guide.parameters() if p.requires_grad]
     if not found:
         raise GuideError("the guide has no parameters to fit")
@@ -160,9 +153,9 @@ def adam_lr(options: FitOptions) -> float:
 def natural_lr(options: FitOptions, examples: int) -> float:
     """The step size of `NaturalGradient`.
 
-    With step size rho, on batches of B out of N examples, the mean has a variance of rho N / (2 B)
-    posterior variances. So by default rho is B / N, at most 0.1. The sds of a posterior at
-    temperature T < 1 are smaller by sqrt(T), and so rho is divided by T.
+    With step size rho and batches of B out of N examples, the mean has a variance of rho N / (2 B)
+    posterior variances, so rho is B / N by default, at most 0.1. A temperature T < 1 makes the
+    posterior's sds smaller by sqrt(T), so rho is divided by T.
     """
     if options.lr is not None:
         return options.lr

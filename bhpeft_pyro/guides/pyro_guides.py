@@ -1,7 +1,4 @@
-"""Pyro's own autoguides under this package's contract: they can be saved, and become priors.
-
-What Pyro's autoguides say of their posteriors, as priors of this package.
-"""
+"""Pyro's autoguides under this package's contract: they can be saved, and become priors."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import permutations
+from math import prod
 from typing import Any
 
 import pyro
@@ -26,95 +24,25 @@ from ..distributions import Constrained, Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, checked, unpack
+from .budget import Budget
 from .guide import Guide
-from .latent import Latent, is_real, latents
+from .latent import is_real, latents
 
-__all__ = [
-    "PYROS",
-    "PyroGuide",
-    "independent",
-    "joint",
-]
+__all__ = ["PYROS", "PyroGuide"]
 
+_LARGEST = 4096  # latents of a dense covariance: 64 MiB
 
-_LARGEST = 4096  # latents of a covariance that is made whole: 64 MiB
-
-
-def independent(auto: AutoGuide, latents: Sequence[Latent]) -> dict[str, TorchDistribution] | None:
-    """A distribution for each latent, detached and copied, if they are independent Normals."""
-    shapes = {x.name: tuple(x.loc.shape) for x in latents}
-    if isinstance(auto, pyro_guides.AutoNormal):
-        pairs = [auto._get_loc_and_scale(name) for name in shapes]
-    elif isinstance(auto, pyro_guides.AutoDiagonalNormal):
-        locs, scales = (unpack(value, shapes) for value in (auto.loc, torch.as_tensor(auto.scale)))
-        pairs = [(locs[name], scales[name]) for name in shapes]
-    else:
-        return None
-    found: dict[str, TorchDistribution] = {}
-    for latent, (loc, scale) in zip(latents, pairs, strict=True):
-        normal = dist.Normal(loc.detach().clone(), scale.detach().clone()).to_event(loc.dim())
-        found[latent.name] = (
-            normal if is_real(latent.support) else Constrained(normal, latent.support)
-        )
-    return found
-
-
-def joint(auto: AutoGuide, latents: Sequence[Latent]) -> JointPrior:
-    """The posterior over all sites at once.
-
-    Args:
-        auto: a guide of all sites.
-        latents: that it covers, in their order.
-
-    Raises:
-        GuideError: a point, a family that is no Normal, latents that are no sites or not real, or
-            more of them than a covariance matrix can have.
-    """
-    name = type(auto).__name__
-    shapes = {latent.name: tuple(latent.loc.shape) for latent in latents}
-    if isinstance(auto, pyro_guides.AutoDelta | pyro_guides.AutoLaplaceApproximation):
-        raise GuideError(
-            f"{name} is a point, which has no width, so it cannot be a prior: fit 'laplace', or a "
-            "'delta' guide with a width=..."
-        )
-    if others := [x.name for x in latents if not (x.is_site and is_real(x.support))]:
-        raise GuideError(
-            f"{name} also holds {', '.join(others)}, so its posterior cannot be a prior; expected "
-            "sites of real weights alone, or 'normal' or AutoNormal"
-        )
-    size = sum(latent.loc.numel() for latent in latents)
-    if size > _LARGEST:
-        raise GuideError(
-            f"{name} of {size:,} latents cannot be a prior: its covariance would be made whole, "
-            f"for at most {_LARGEST:,}; 'laplace' passes its own on at any size"
-        )
-    if not isinstance(auto, pyro_guides.AutoContinuous) or isinstance(
-        auto, pyro_guides.AutoNormalizingFlow
-    ):
-        raise GuideError(
-            f"{name} does not say how its posterior becomes a prior; derive your guide from "
-            "bhpeft_pyro.guides.Guide and give it distributions()"
-        )
-    posterior = auto.get_posterior()
-    covariance = Covariance.dense(posterior.covariance_matrix)
-    return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), shapes)
-
-
+_NAMES = (
+    *("AutoDelta", "AutoDiagonalNormal", "AutoGaussian", "AutoIAFNormal"),
+    *("AutoLaplaceApproximation", "AutoLowRankMultivariateNormal", "AutoMultivariateNormal"),
+    *("AutoNormal", "AutoNormalizingFlow", "AutoStructured"),
+)
 PYROS: dict[str, type[AutoGuide]] = {
     "mvn": pyro_guides.AutoMultivariateNormal,
     "lowrank": pyro_guides.AutoLowRankMultivariateNormal,
     "structured": pyro_guides.AutoStructured,
     "iaf": pyro_guides.AutoIAFNormal,
-    "AutoDelta": pyro_guides.AutoDelta,
-    "AutoDiagonalNormal": pyro_guides.AutoDiagonalNormal,
-    "AutoGaussian": pyro_guides.AutoGaussian,
-    "AutoIAFNormal": pyro_guides.AutoIAFNormal,
-    "AutoLaplaceApproximation": pyro_guides.AutoLaplaceApproximation,
-    "AutoLowRankMultivariateNormal": pyro_guides.AutoLowRankMultivariateNormal,
-    "AutoMultivariateNormal": pyro_guides.AutoMultivariateNormal,
-    "AutoNormal": pyro_guides.AutoNormal,
-    "AutoNormalizingFlow": pyro_guides.AutoNormalizingFlow,
-    "AutoStructured": pyro_guides.AutoStructured,
+    **{name: getattr(pyro_guides, name) for name in _NAMES},
 }
 """Pyro's autoguides that can be made from a name and options."""
 
@@ -122,10 +50,10 @@ PYROS: dict[str, type[AutoGuide]] = {
 class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
-    It starts at our sites' own starting values (A Kaiming, B zero) rather than at Pyro's, a saddle
-    of BA, and as wide as the prior where no `init_scale` is given; but a flow starts as Pyro's do.
-    Its posterior becomes a prior by its density: independent Normals one a latent, any other Normal
-    over all weights at once. A flow cannot be a prior.
+    It starts at the sites' own initial values (A Kaiming, B zero), because Pyro's are a saddle
+    point of B A, and as wide as the prior if no `init_scale` is given; a flow starts as in Pyro.
+    The posterior becomes a prior of independent Normals, or of one Normal over all weights. A flow
+    cannot be a prior.
 
     Args:
         model: the model whose latents it covers.
@@ -133,7 +61,7 @@ class PyroGuide(Guide):
         options: of its constructor.
 
     Raises:
-        GuideError: of two latents one is named "a" and the other "a.b".
+        GuideError: the prior samples both "a" and "a.b", whose names collide in some autoguides.
 
     Attributes:
         auto: Pyro's guide itself.
@@ -147,19 +75,20 @@ class PyroGuide(Guide):
     def __init__(self, model: Model, family: str | type[AutoGuide], **options: Any) -> None:
         super().__init__()
         self.family, self._options = family, options
-        # Under a joint prior it still covers the sites, one by one.
-        own = Model(model.network, _apart(model.prior), model.likelihood)
+        prior = model.prior
+        if isinstance(prior, JointPrior):  # its sites are covered one by one
+            prior, _ = prior.independent()
+        own = Model(model.network, prior, model.likelihood)
         self._latents = latents(own)
-        run = partial(_run, own)
+        self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family
         if not issubclass(make, pyro_guides.AutoContinuous):
-            _check_names([x.name for x in self._latents], make.__name__)
-        self.auto: AutoGuide
+            _check_names([*self._shapes], make.__name__)
         if not issubclass(make, pyro_guides.AutoNormalizingFlow):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
             options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
-        self.auto = make(run, **options)
-        if not self._waits():  # Pyro's make their parameters when they are first called
+        self.auto: AutoGuide = make(partial(_run, own), **options)
+        if not self._waits():  # Pyro's guides make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
                 self.auto(None)
             if "init_scale" not in options:
@@ -168,7 +97,7 @@ class PyroGuide(Guide):
 
     @torch.no_grad()
     def _widen(self) -> None:
-        """As wide as the prior: Pyro's own 0.1 is many times that, or a small part of it."""
+        """Start as wide as the prior, where Pyro starts at 0.1."""
         constraint = getattr(self.auto, "scale_constraint", None)
         if constraint is None:
             return
@@ -176,29 +105,30 @@ class PyroGuide(Guide):
         widths = {f"scales.{x.name}": inverse(x.scale) for x in self._latents}
         whole = torch.cat([x.scale.flatten() for x in self._latents])
         if isinstance(self.auto, pyro_guides.AutoLowRankMultivariateNormal):
-            whole = whole / (1 + self.auto.cov_factor.square().sum(-1)).sqrt()  # which it adds
+            whole = whole / (1 + self.auto.cov_factor.square().sum(-1)).sqrt()  # the factor adds
         widths["scale"] = inverse(whole)
         for name, parameter in self.auto.named_parameters():
             if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
-                parameter.copy_(width.reshape(parameter.shape))  # AutoStructured has flat ones
+                parameter.copy_(width.reshape(parameter.shape))  # flat in AutoStructured
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
             drawn: dict[str, Tensor] = self.auto(batch)
             return drawn
-        # The same draw, as parts of one latent, and the same density.
+        # The same draw with the same density, as one latent.
         with poutine.block(hide_fn=_is_latent), poutine.trace() as tracer:
             values = self.auto(batch)
         nodes: list[Any] = [node for node in tracer.trace.nodes.values() if _is_latent(node)]
         density = sum(node["fn"].log_density for node in nodes)
         shapes = self._joint.shapes
-        flat = [values[k].reshape(*_batch(values[k], shape), -1) for k, shape in shapes.items()]
+        dims = {name: values[name].dim() - len(shape) for name, shape in shapes.items()}
+        flat = [values[k].reshape(*values[k].shape[:lead], -1) for k, lead in dims.items()]
         point = dist.Delta(torch.cat(flat, -1), log_density=density, event_dim=1)
         infer: Any = {"sites": shapes}
         return unpack(pyro.sample(self._joint.name, point, infer=infer), shapes)
 
     def follow(self, model: Model) -> None:
-        self._model = (model,)  # in a tuple it is no part of this module
+        self._model = (model,)  # a tuple keeps it out of the submodules
         self._joint = model.prior if isinstance(model.prior, JointPrior) else None
 
     def means(self) -> dict[str, Tensor]:
@@ -209,44 +139,112 @@ class PyroGuide(Guide):
                 center = self.auto.loc.detach().clone()
             else:
                 return dict(self.auto.median(None))
-        values = unpack(center, {x.name: tuple(x.loc.shape) for x in self._latents})
+        values = unpack(center, self._shapes)
         return {x.name: biject_to(x.support)(values[x.name]) for x in self._latents}
 
     def distributions(self) -> dict[str, TorchDistribution]:
-        with pyro.get_param_store().scope(), torch.no_grad():
-            if (found := independent(self.auto, self._latents)) is not None:
-                return found
-        raise GuideError(
-            f"{type(self.auto).__name__} has no distribution for each site, only a joint one "
-            "(as_prior)"
-        )
+        found = self._independent()
+        if found is None:
+            raise GuideError(
+                f"{type(self.auto).__name__} has no distribution for each site, only a joint one "
+                "(as_prior)"
+            )
+        return found
 
     def as_prior(self) -> Prior:
-        if self._waits():
-            raise GuideError("structured before a fit: its dependencies are found in one")
+        found = self._independent()
+        return self._as_joint() if found is None else PosteriorPrior(found)
+
+    def _independent(self) -> dict[str, TorchDistribution] | None:
+        """Independent Normals, if it has these."""
+        auto = self.auto
         with pyro.get_param_store().scope(), torch.no_grad():
-            if (found := independent(self.auto, self._latents)) is not None:
-                return PosteriorPrior(found)
-            return joint(self.auto, self._latents)
+            if isinstance(auto, pyro_guides.AutoNormal):
+                pairs = {name: auto._get_loc_and_scale(name) for name in self._shapes}
+            elif isinstance(auto, pyro_guides.AutoDiagonalNormal):
+                locs, scales = (
+                    unpack(torch.as_tensor(x), self._shapes) for x in (auto.loc, auto.scale)
+                )
+                pairs = {name: (locs[name], scales[name]) for name in self._shapes}
+            else:
+                return None
+        found: dict[str, TorchDistribution] = {}
+        for latent in self._latents:
+            loc, scale = (part.detach().clone() for part in pairs[latent.name])
+            normal = dist.Normal(loc, scale).to_event(loc.dim())
+            real = is_real(latent.support)
+            found[latent.name] = normal if real else Constrained(normal, latent.support)
+        return found
+
+    def _as_joint(self) -> JointPrior:
+        """One Normal over all sites."""
+        size = sum(map(prod, self._shapes.values()))
+        others = [x.name for x in self._latents if not (x.is_site and is_real(x.support))]
+        posterior: Any = None
+        with pyro.get_param_store().scope(), torch.no_grad():
+            if isinstance(self.auto, pyro_guides.AutoContinuous) and size <= _LARGEST:
+                posterior = self.auto.get_posterior()
+            why = None
+            if others:
+                why = f"it also covers {', '.join(others)}, which are not real-valued sites"
+            elif size > _LARGEST:
+                why = f"its covariance of {size:,} weights would be dense, for at most {_LARGEST:,}"
+            elif not hasattr(posterior, "covariance_matrix"):
+                why = "its posterior is not a Normal of known moments"
+            if why is not None:
+                raise GuideError(
+                    f"{type(self.auto).__name__} cannot be a prior: {why}; fit 'laplace' or "
+                    "'normal', or derive your guide from bhpeft_pyro.guides.Guide and give it "
+                    "distributions()"
+                )
+            covariance = Covariance.dense(posterior.covariance_matrix)
+            return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), self._shapes)
 
     def options(self) -> dict[str, Any]:
-        """As plain data.
-
-        Raises:
-            GuideError: it cannot be made again from such.
-        """
         name = self.family if isinstance(self.family, str) else self.family.__name__
-        options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}  # but a start
+        options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}
+        why = None
         if isinstance(self.family, type) and self.family is not PYROS.get(name):
-            raise _not_plain(f"{name} is none of Pyro's own")
+            why = f"{name} is none of Pyro's own"
         try:
             json.dumps(options)
         except TypeError as error:
-            raise _not_plain(f"{name} was made with {options}: {error}") from error
+            why = f"{name} was made with {options}: {error}"
+        if why is not None:
+            raise GuideError(
+                f"{why}, so it cannot be made again from plain data. {KEEP_TENSORS}; or derive it "
+                "from bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
+            )
         return {"family": name, **options}
 
+    @classmethod
+    def size(
+        cls, latents: int, shapes: Sequence[tuple[int, ...]], family: Any = None, **options: Any
+    ) -> Budget | None:
+        d, kept = latents, 0
+        match (PYROS[family] if isinstance(family, str) else family).__name__:
+            case "AutoDelta":
+                parameters = d
+            case "AutoNormal" | "AutoDiagonalNormal":
+                parameters = 2 * d
+            case "AutoLowRankMultivariateNormal":
+                parameters = d * (2 + (options.get("rank") or max(1, round(d**0.5))))
+            case "AutoMultivariateNormal":
+                parameters = d * (2 + d)
+            case "AutoStructured":  # a matrix within each latent and one between any two
+                within = sum(prod(shape) ** 2 for shape in shapes or [(d,)])
+                parameters = 2 * d + (d * d + within) // 2
+            case "AutoLaplaceApproximation":
+                parameters, kept = d, 2 * d * d  # the Hessian and its factor
+            case "AutoIAFNormal":  # by default one hidden layer of 3 D + 1 for each transform
+                hidden = sum(options.get("hidden_dim") or [3 * d + 1])
+                parameters = options.get("num_transforms", 1) * (3 * d * hidden + hidden + 2 * d)
+            case _:
+                return None
+        return Budget.of(d, parameters, kept)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PyroGuide:
-        """A new one in the same state: Pyro's would copy a run of the whole model too."""
+        """A new guide in the same state; Pyro's copy would include a run of the model."""
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             new = PyroGuide(self._model[0], self.family, **self._made_with())
         if not self._waits():
@@ -254,41 +252,27 @@ class PyroGuide(Guide):
         return new
 
     def _made_with(self) -> dict[str, Any]:
-        """The options, with those that it found by itself."""
-        found = ("conditionals", "dependencies")
-        if isinstance(self.auto, pyro_guides.AutoStructured):
-            return self._options | {name: getattr(self.auto, name) for name in found}
-        return self._options
+        """The options, with the dependencies that AutoStructured finds in its first step."""
+        if not isinstance(self.auto, pyro_guides.AutoStructured):
+            return self._options
+        found = {name: getattr(self.auto, name) for name in ("conditionals", "dependencies")}
+        return self._options | found
 
     def _waits(self) -> bool:
-        """Whether it has to see data first: which latents depend on each other in the posterior."""
+        """Whether it needs data first, to find which latents depend on each other."""
         auto = self.auto
         return isinstance(auto, pyro_guides.AutoStructured) and isinstance(auto.dependencies, str)
 
 
 def _check_names(names: Sequence[str], guide: str) -> None:
-    """Pyro keeps what it has of latent "a.b" as an attribute "b" of what it has of "a"."""
+    """Pyro keeps what belongs to latent "a.b" as an attribute "b" of what belongs to "a"."""
     for outer, inner in permutations(names, 2):
         if inner.startswith(f"{outer}."):
             rest = inner.removeprefix(f"{outer}.")
             raise GuideError(
-                f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide, as Pyro "
-                f"keeps them as attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
+                f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
+                f"attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
             )
-
-
-def _apart(prior: Prior) -> Prior:
-    """A joint prior as one of sites: what is random, and where it starts."""
-    if not isinstance(prior, JointPrior):
-        return prior
-    parts = prior.normal.mean, prior.normal.stddev
-    locs, scales = (unpack(part, prior.shapes) for part in parts)
-    return PosteriorPrior(
-        {
-            name: dist.Normal(locs[name], scales[name]).to_event(len(s))
-            for name, s in prior.shapes.items()
-        }
-    )
 
 
 def _run(model: Model, batch: Batch | None = None) -> Mapping[str, Tensor] | Tensor:
@@ -298,14 +282,3 @@ def _run(model: Model, batch: Batch | None = None) -> Mapping[str, Tensor] | Ten
 
 def _is_latent(node: Any) -> bool:
     return node["type"] == "sample" and isinstance(node["fn"], dist.Delta)
-
-
-def _batch(value: Tensor, shape: tuple[int, ...]) -> torch.Size:
-    return value.shape[: value.dim() - len(shape)]
-
-
-def _not_plain(why: str) -> GuideError:
-    return GuideError(
-        f"{why}, so it cannot be made again from plain data. {KEEP_TENSORS}; or derive it from "
-        "bhpeft_pyro.guides.Guide and update(guide='normal') before saving"
-    )

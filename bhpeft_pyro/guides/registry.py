@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -14,127 +14,32 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
 from .blocks import BlockGuide, Family, check_separate
-from .budget import budget
-from .delta import DeltaGuide
+from .budget import Budget
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
+from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
-from .normal import NormalGuide
 from .pyro_guides import PYROS, PyroGuide
 
-__all__ = [
-    "COMPONENTS",
-    "GUIDES",
-    "PRESETS",
-    "GuideLike",
-    "a_only",
-    "autoguide",
-    "check_made_for",
-    "down_only",
-]
+__all__ = ["COMPONENTS", "GUIDES", "PRESETS", "GuideLike", "autoguide", "budget", "check_made_for"]
 
-
-def check_made_for(model: Model, guide: nn.Module) -> None:
-    """Compare the sites of a guide's central values with the model's.
-
-    Pyro's guides, and guides without central values, are left to the first step, which compares
-    traces.
-
-    Raises:
-        GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
-            guide has a latent for each site.
-    """
-    if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
-        return
-    there = latents(model)
-    if isinstance(guide, NormalGuide | DeltaGuide | BlockGuide):
-        check_separate(guide.title(), there)
-    try:
-        found = {name: tuple(value.shape) for name, value in guide.means().items()}
-    except NotImplementedError:
-        return
-    shapes = {site.name: site.shape for site in model.sites}
-    sampled = {name for latent in there for name in latent.names}
-    missing = [name for name in shapes if name in sampled - found.keys()]
-    unknown = [name for name in found if name not in sampled | shapes.keys()]
-    other = [name for name, shape in shapes.items() if found.get(name, shape) != shape]
-    wrong = [
-        f"{what} {', '.join(names)}"
-        for what, names in (
-            ("it lacks", missing),
-            ("the model lacks", unknown),
-            ("other shapes of", other),
-        )
-        if names
-    ]
-    if wrong:
-        raise GuideError(
-            f"guide: this {type(guide).__name__} was made for another model: {'; '.join(wrong)}; "
-            "expected one made for the model that is fitted"
-        )
-
-
-def down_only(names: Sequence[str], width: float | None = None) -> dict[str, Family]:
-    """Normal down-projections (LoRA A, adapter, prefix encoder), as the code of the paper has it
-    (arXiv 2508.02711).
-
-    Points: up-projections, the embedding of the prefix, a prefix without encoder, and the head.
-
-    Args:
-        names: of the model's latents.
-        width: of the points, as priors of a next round (`DeltaGuide`).
-
-    Raises:
-        GuideError: there is no down-projection.
-    """
-    return _random("down only", ("*.A", "*.down"), names, width)
-
-
-def a_only(names: Sequence[str], width: float | None = None) -> dict[str, Family]:
-    """Normal LoRA A, all else a point, as in BLoB (Wang et al. 2024).
-
-    Args:
-        names, width: as for `down_only`.
-
-    Raises:
-        GuideError: there is no LoRA.
-    """
-    return _random("A only", ("lora.*.A",), names, width)
-
-
-PRESETS: dict[str, Callable[..., dict[str, Family]]] = {"down only": down_only, "A only": a_only}
-"""Ready mappings for `autoguide`, by name."""
-
-
-def _random(
-    preset: str, stems: Iterable[str], names: Sequence[str], width: float | None
-) -> dict[str, Family]:
-    # Latents that the prior has in place of a site, or for its scale, have names that go on.
-    patterns = [pattern for stem in stems for pattern in (stem, f"{stem}.*")]
-    found = [p for p in patterns if any(first_match(name, [p]) for name in names)]
-    if not found:
-        raise GuideError(
-            f"guide: {preset!r} has nothing to be random, no site is named like "
-            f"{' or '.join(stems)}; sites: {', '.join(names)}"
-        )
-    points: Family = "delta" if width is None else ("delta", {"width": width})
-    families: dict[str, Family] = dict.fromkeys(found, "normal")
-    if any(first_match(name, found) is None for name in names):
-        families["*"] = points
-    return families
-
-
-GUIDES: dict[str, Callable[..., Guide]] = {
+GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
     "laplace": LaplaceGuide,
     "normal": NormalGuide,
     "delta": DeltaGuide,
 }
 """This package's guides, by the names that `autoguide` takes."""
+PRESETS = {"down only": ("*.A", "*.down"), "A only": ("lora.*.A",)}
+"""Names of mappings in which some sites are Normal and all others point estimates.
+
+"down only" has random down-projections (LoRA A, adapter, prefix encoder), as the code of the paper
+(arXiv 2508.02711); "A only" has random LoRA A, as BLoB (Wang et al. 2024).
+"""
 COMPONENTS = {"laplace": 5}
-"""The number of components by default, where it is not one."""
+"""The default number of components where it is not one."""
 GuideLike = str | type[AutoGuide] | Mapping[str, Family]
-"""What `autoguide` makes a guide of."""
+"""What `autoguide` makes a guide from."""
 
 
 def autoguide(
@@ -153,13 +58,14 @@ def autoguide(
             mappings; or one of Pyro's autoguides (`PyroGuide`): "mvn", "lowrank", "structured" or
             "iaf", or any other by its name or class, such as "AutoDiagonalNormal".
         model: the model.
-        components: how many guides make a mixture (`MixtureGuide`), each of which `fit` starts
-            elsewhere; by default 5 of "laplace" and 1 of the others.
-        max_bytes: a guide that would take more memory during a fit is refused before it is made.
-        options: of the guide's constructor, or of the preset; a mapping holds its own.
+        components: the number of guides in a mixture (`MixtureGuide`); `fit` gives each another
+            start. By default 5 of "laplace" and 1 of the others.
+        max_bytes: a guide that would need more memory during a fit is refused before it is made.
+        options: of the guide's constructor; of "down only" and "A only" the `width` of point
+            estimates (`DeltaGuide`). A mapping contains its own.
 
     Raises:
-        GuideError: an unknown name, options the guide does not know, or a guide too large.
+        GuideError: an unknown name, options that the guide does not take, or a guide too large.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> type(autoguide("normal", tiny_model(), init_scale=0.01)).__name__
@@ -174,12 +80,13 @@ def autoguide(
     if components > 1:
         one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
         return MixtureGuide([autoguide(name, model, **one) for _ in range(components)])
+    refused = f"autoguide: {name!r} does not take {options}"
+    found = latents(model)
     if isinstance(name, str) and name in PRESETS:
-        names = [own for latent in latents(model) for own in latent.names]
-        try:
-            name, options = PRESETS[name](names, **options), {}
-        except TypeError as error:
-            raise GuideError(f"autoguide: {name!r} does not take {options}: {error}") from error
+        if options.keys() - {"width"}:
+            raise GuideError(f"{refused}; expected no option but width")
+        names = [own for latent in found for own in latent.names]
+        name, options = _preset(name, names, **options), {}
     if isinstance(name, Mapping):
         if options:
             raise GuideError(
@@ -187,26 +94,90 @@ def autoguide(
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
         return BlockGuide(model, name)
-    make: Callable[..., Guide]
-    if isinstance(name, str) and name in GUIDES:
-        make = GUIDES[name]
-    elif name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
-        make = partial(PyroGuide, family=name)
-    else:
-        known = ", ".join([*GUIDES, *PRESETS, *PYROS])
-        raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
     known_as = name if isinstance(name, str) else name.__name__
-    shapes = [tuple(latent.loc.shape) for latent in latents(model)]
-    refused = f"autoguide: {name!r} does not take {options}"
+    make, size = _made_by(name)
+    shapes = [tuple(latent.loc.shape) for latent in found]
     try:
-        size = budget(known_as, sum(map(prod, shapes)), shapes, **options)
-    except (TypeError, ValueError) as error:
-        raise GuideError(f"{refused}: {error}") from error
-    if size:
-        size.check(known_as, max_bytes)
-    try:
+        if needed := size(sum(map(prod, shapes)), shapes, **options):
+            needed.check(max_bytes)
         return make(model, **options)
     except GuideError as error:
-        raise GuideError(f"autoguide: {name!r}: {error}") from error
+        raise GuideError(f"autoguide: {known_as!r}: {error}") from error
     except (TypeError, ValueError) as error:
         raise GuideError(f"{refused}: {error}") from error
+
+
+def budget(
+    name: str, latents: int, shapes: Sequence[tuple[int, ...]] = (), **options: Any
+) -> Budget | None:
+    """The size of a guide by name, with the options of its constructor; None if it is not known.
+
+    Args:
+        name: as for `autoguide`.
+        latents: D, the number of random weights.
+        shapes: of the latent variables, on which some sizes depend; by default there is one.
+        options: of the guide.
+
+    >>> budget("normal", 1000)
+    Budget(latents=1000, parameters=2000, bytes=32000)
+    """
+    return _made_by(name)[1](latents, shapes, **options)
+
+
+def _made_by(name: Any) -> tuple[Callable[..., Guide], Callable[..., Budget | None]]:
+    """Constructor and size."""
+    if isinstance(name, str) and name in GUIDES:
+        return GUIDES[name], GUIDES[name].size
+    if name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
+        return partial(PyroGuide, family=name), partial(PyroGuide.size, family=name)
+    known = ", ".join([*GUIDES, *PRESETS, *PYROS])
+    raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
+
+
+def _preset(preset: str, names: Sequence[str], width: float | None = None) -> dict[str, Family]:
+    # What the prior samples in place of a site, or for its scale, is named "<site>.something".
+    stems = PRESETS[preset]
+    patterns = [pattern for stem in stems for pattern in (stem, f"{stem}.*")]
+    found = [p for p in patterns if any(first_match(name, [p]) for name in names)]
+    if not found:
+        raise GuideError(
+            f"guide: {preset!r} needs a site whose name matches {' or '.join(stems)}; sites: "
+            f"{', '.join(names)}"
+        )
+    families: dict[str, Family] = dict.fromkeys(found, "normal")
+    if any(first_match(name, found) is None for name in names):
+        families["*"] = "delta" if width is None else ("delta", {"width": width})
+    return families
+
+
+def check_made_for(model: Model, guide: nn.Module) -> None:
+    """Compare the sites of a guide's central values with the model's.
+
+    Guides of Pyro, and guides without central values, are checked by the first step, which compares
+    traces.
+
+    Raises:
+        GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
+            guide samples each site on its own.
+    """
+    if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
+        return
+    there = latents(model)
+    if not guide.joint:
+        check_separate(guide.title(), there)
+    try:
+        found = {name: tuple(value.shape) for name, value in guide.means().items()}
+    except NotImplementedError:
+        return
+    shapes = {site.name: site.shape for site in model.sites}
+    sampled = {name for latent in there for name in latent.names}
+    differences = {
+        "it lacks": [name for name in shapes if name in sampled - found.keys()],
+        "the model lacks": [name for name in found if name not in sampled | shapes.keys()],
+        "other shapes of": [n for n, shape in shapes.items() if found.get(n, shape) != shape],
+    }
+    if wrong := [f"{what} {', '.join(names)}" for what, names in differences.items() if names]:
+        raise GuideError(
+            f"guide: this {type(guide).__name__} was made for another model: {'; '.join(wrong)}; "
+            "expected one made for the model that is fitted"
+        )

@@ -1,4 +1,4 @@
-"""Priors: stochastic functions from sites to their tensors."""
+"""Priors: Pyro functions from sites to their tensors."""
 
 from .from_posterior import (
     JOINT,
@@ -6,8 +6,10 @@ from .from_posterior import (
     MixturePrior,
     PosteriorPrior,
     apart,
+    closed_form,
     independent_normals,
     unpack,
+    with_rows,
 )
 from .prior import Prior, PriorLike, as_prior, checked, complete
 from .scales import FunctionSpaceNormal, along, default, log_of, multiplied
@@ -29,10 +31,12 @@ __all__ = [
     "apart",
     "as_prior",
     "checked",
+    "closed_form",
     "complete",
     "default",
     "independent_normals",
     "log_of",
     "multiplied",
     "unpack",
+    "with_rows",
 ]

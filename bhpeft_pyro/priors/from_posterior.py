@@ -1,4 +1,4 @@
-"""Fitted posteriors as priors: what makes sequential updating possible."""
+"""Fitted posteriors as priors, for sequential updating."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ __all__ = [
     "Moments",
     "PosteriorPrior",
     "apart",
+    "closed_form",
     "independent_normals",
     "unpack",
+    "with_rows",
 ]
 
 JOINT = "weights"
@@ -40,12 +42,11 @@ Moments = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class PosteriorPrior:
-    """An earlier posterior with a distribution for each site, matched by name and shape.
+    """An earlier posterior with a distribution for each latent, matched by name and shape.
 
     Args:
-        distributions: one per site, as `Guide.distributions()` gives them. Latents that the earlier
-            prior had besides its sites (scales, for example) are among them.
-        structure: the earlier prior, if it computes sites from its other latents.
+        distributions: from `Guide.distributions()`: of sites, and of other latents such as scales.
+        structure: the earlier prior, if it computes sites from other latents.
 
     >>> prior = PosteriorPrior({"tau": dist.LogNormal(0., 1.)})
     >>> sorted(prior([]))
@@ -78,16 +79,17 @@ class PosteriorPrior:
         return values
 
     def independent(self) -> tuple[PosteriorPrior, float]:
-        """The nearest prior without correlations between sites, and the KL to it: itself, 0."""
+        """The nearest prior without correlations between sites, and the KL from this to it in nats:
+        itself, and 0."""
         return self, 0.0
 
     def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> PosteriorPrior:
-        """q^keep p0^(1 - keep), normalised, for some sites.
+        """The normalised q^keep p0^(1 - keep), with q this prior (`Forgetting`).
 
         Args:
-            keep: the power for each of these sites.
-            floor: then no sd is less than this share of the first prior's.
-            first: p0 at these sites.
+            keep: the power by site; other sites are unchanged.
+            floor: the least sd, as a share of the first prior's.
+            first: p0 at the sites of `keep`.
 
         Raises:
             PriorError: a site is not Normal under q.
@@ -104,12 +106,12 @@ class PosteriorPrior:
 
 
 class JointPrior:
-    """One Normal over all weights; sites are parts of its draw, matched by name and shape.
+    """One Normal over all weights, of which sites are parts, matched by name and shape.
 
     Args:
-        normal: over vectors of D weights.
-        shapes: of the sites, in the order in which they lie in a draw.
-        name: of the latent.
+        normal: of vectors of D weights.
+        shapes: of the sites, in the order of their weights in the vector.
+        name: of the latent variable.
 
     >>> normal = LowRankNormal(torch.zeros(3), Covariance.diagonal(torch.ones(3)))
     >>> sorted(JointPrior(normal, {"head.bias": (3,)})([]))
@@ -124,7 +126,7 @@ class JointPrior:
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
             _check_shape(site, self.shapes.get(site.name))
-        infer: Any = {"sites": self.shapes}  # guides have to know what the latent is made of
+        infer: Any = {"sites": self.shapes}  # for guides
         values = unpack(pyro.sample(self.name, self.normal, infer=infer), self.shapes)
         return {
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
@@ -139,7 +141,7 @@ class JointPrior:
         return {name: (means[name], sds[name]) for name in self.shapes}
 
     def marginal(self, sites: Collection[str]) -> JointPrior:
-        """The marginal of some sites, in its own order, with the correlations among them."""
+        """The marginal of some sites, with the correlations among them."""
         shapes = {name: shape for name, shape in self.shapes.items() if name in sites}
         if len(shapes) == len(self.shapes):
             return self
@@ -149,12 +151,10 @@ class JointPrior:
         return JointPrior(LowRankNormal(self.normal.loc[index], covariance), shapes, self.name)
 
     def independent(self) -> tuple[PosteriorPrior, float]:
-        """The nearest product p of independent Normals to this Normal q, in KL(q || p), and that KL
-        in nats.
+        """The independent Normals p with the least KL(q || p) from this q, and that KL in nats.
 
-        It has the means and the sds of q (moment matching, as in assumed density filtering; Opper
-        1998), so it is nowhere more certain than q. With S the covariance of q,
-        KL = (sum_i log S_ii - log det S) / 2.
+        They have the means and sds of q, as in assumed density filtering (Opper 1998). With S the
+        covariance of q, the KL is (sum_i log S_ii - log det S) / 2.
         """
         own = self.normal
         ratio = (own.stddev / own.covariance.scale).double().log().sum()
@@ -166,49 +166,32 @@ class JointPrior:
         return PosteriorPrior(found), divergence.item()
 
     def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> JointPrior:
-        """As `PosteriorPrior.tempered`, by an average of precision matrices.
-
-        Raises:
-            PriorError: sites have different powers, or there is a floor.
-        """
+        """As `PosteriorPrior.tempered`, by an average of precision matrices; sites with different
+        powers, or a floor, are a PriorError."""
         powers = {keep.get(name, 1.0) for name in self.shapes}
         if len(powers) > 1 or floor > 0:
             raise PriorError(
-                f"keep, floor: a joint posterior of {', '.join(self.shapes)} has no separate "
-                "parts; expected one number for keep, and no floor"
+                "keep, floor: this posterior is joint over all sites; expected one number for "
+                "keep, and no floor"
             )
         power = powers.pop()
         loc, sd = (torch.cat([first[name][i].flatten() for name in self.shapes]) for i in range(2))
         old, rest = self.normal.covariance, (1 - power) * sd**-2
         root = power**0.5 * old.precision_root()
         covariance = Covariance.from_precision(power * old.scale**-2 + rest, root)
-        # By its difference from the old mean, which is exact where the posterior is narrow.
+        # As a difference from the old mean, which is exact where the posterior is narrow.
         mean = self.normal.loc + covariance.apply(rest * (loc - self.normal.loc))
         return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name)
-
-    def grown(self, rows: Mapping[str, int]) -> JointPrior:
-        """A prior of independent weights with more rows at some sites, around zero and as wide as
-        the last row; itself where weights are correlated."""
-        if self.normal.covariance.rank:
-            return self
-        found = self.moments()
-        for name, count in rows.items():
-            mean, sd = found[name]
-            more = sd[-1:].expand(count, *sd.shape[1:])
-            found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
-        loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
-        shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
-        return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, self.name)
 
 
 class MixturePrior:
     """A mixture of posteriors with equal weights: a call samples from one of them, at random.
 
-    Its density is not known, so no guide is fitted under it: `update` fits each component of a
-    mixture under its own part.
+    No guide can be fitted under it, because its density is not known; `update` fits each component
+    under its own part.
 
     Args:
-        parts: the posteriors of R fits, as priors.
+        parts: the posteriors of independent fits, as priors.
 
     >>> near, far = (PosteriorPrior({"w": dist.Normal(m, 0.1)}) for m in (0.0, 9.0))
     >>> sorted(MixturePrior([near, far])([]))
@@ -217,29 +200,54 @@ class MixturePrior:
 
     def __init__(self, parts: Sequence[Prior]) -> None:
         self.parts = tuple(parts)
-        # How sites are computed from other latents is the same in all of them.
         self.structure = getattr(self.parts[0], "structure", None)
 
     def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
         return self.parts[int(torch.randint(len(self.parts), ()))](sites)
 
 
+def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
+    """An earlier posterior that can be tempered and projected; any other prior is a PriorError that
+    starts with `purpose`."""
+    if not isinstance(prior, PosteriorPrior | JointPrior):
+        raise PriorError(
+            f"{purpose}: {type(prior).__name__} has no closed form; expected an earlier posterior "
+            "of 'laplace', 'normal', or a Normal guide of Pyro"
+        )
+    return prior
+
+
+def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
+    """A prior for sites with more rows. A `JointPrior` of independent weights gets rows of mean
+    zero with the sds of the last row; others are returned as they are."""
+    if not isinstance(prior, JointPrior) or prior.normal.covariance.rank:
+        return prior
+    found = prior.moments()
+    for name, count in rows.items():
+        mean, sd = found[name]
+        more = sd[-1:].expand(count, *sd.shape[1:])
+        found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
+    loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
+    shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
+    return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, prior.name)
+
+
 def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:
     if known != site.shape:
         raise PriorError(
-            f"prior: this model's site {site.name!r} has shape {site.shape}, in the earlier "
-            f"posterior {'it has ' + str(known) if known else 'there is none'}"
+            f"prior: this model's site {site.name!r} has shape {site.shape}; in the earlier "
+            f"posterior {f'its shape is {known}' if known else 'there is no such site'}"
         )
 
 
 def apart(
     trace: poutine.Trace, take: Callable[[Any], Tensor] = itemgetter("value")
 ) -> dict[str, Tensor]:
-    """The latents of a trace without the auxiliary ones, a joint latent as its sites.
+    """The latents of a trace of a prior or a guide, without auxiliary ones, and with a joint latent
+    split into its sites.
 
     Args:
-        trace: of a prior or a guide.
-        take: from a node to what is wanted of it.
+        take: what to take from a node, by default its value.
     """
     found: dict[str, Tensor] = {}
     nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
@@ -252,7 +260,7 @@ def apart(
 
 
 def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """`(*P, D)` to a tensor `(*P, *shape)` for each of the shapes, in their order."""
+    """From `(*P, D)` to a tensor `(*P, *shape)` for each of the shapes, in order."""
     ends = [0, *accumulate(map(prod, shapes.values()))]
     return {
         name: flat[..., start:end].reshape((*flat.shape[:-1], *shape))
@@ -263,22 +271,22 @@ def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
 def independent_normals(
     prior: Prior | None, sites: Sequence[Site], names: Iterable[str], purpose: str
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and sd of the sites `names` under a prior of independent Normals.
+    """Mean and sd of some sites under a prior of independent Normals.
 
     Args:
         prior: None if it is not known.
         sites: of the model.
         names: of the sites asked for.
-        purpose: for error messages.
+        purpose: the start of error messages.
 
     Raises:
-        PriorError: the prior is unknown, or not of that kind. A prior that samples anything besides
-            the sites is refused too: the sites may depend on it.
+        PriorError: the prior is unknown, a site is not Normal, or other latents are sampled, on
+            which sites may depend.
     """
     if prior is None:
         raise PriorError(
-            f"{purpose}: the first prior is a function of your own; pass prior=... to "
-            "Posterior.load"
+            f"{purpose}: the first prior is not known, because it is your own function; pass "
+            "prior=... to Posterior.load"
         )
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         found = prior.moments()
@@ -289,7 +297,7 @@ def independent_normals(
     if others := nodes.keys() - {site.name for site in sites}:
         raise PriorError(
             f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
-            "may depend; there is a closed form for independent Normals only"
+            "may depend; expected independent Normals"
         )
     return _moments({name: node["fn"] for name, node in nodes.items()}, names, purpose)
 

@@ -1,8 +1,8 @@
-"""What a prior is, the short forms accepted for one, and checks of priors of your own.
+"""What a prior is, short forms for one, and checks.
 
-A prior is any Pyro stochastic function from the sites to their tensors. It calls `pyro.sample` once
-for each site, under the site's name, and may sample anything else besides, such as scales. A site
-that it computes from such latents is recorded by `pyro.deterministic` instead.
+A prior is a Pyro function from the sites to their tensors. It samples each site under its name, and
+may also sample other latents, such as scales. A site that it computes from such latents is recorded
+by `pyro.deterministic` instead.
 """
 
 from __future__ import annotations
@@ -27,36 +27,28 @@ from ..patterns import sort_by_pattern
 from ..peft.sites import Site
 from .scales import FunctionSpaceNormal
 
-__all__ = [
-    "Prior",
-    "PriorLike",
-    "SitePrior",
-    "as_prior",
-    "check_prior",
-    "checked",
-    "complete",
-]
+__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
 
 
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
-"""A Pyro stochastic function: from the sites to a tensor for each, by its name."""
+"""A Pyro function from the sites to their tensors, by name."""
 SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpaceNormal
-"""A distribution of each weight of a site, a function from the site to one, or a ready prior."""
+"""A distribution for each weight of a site, a function from the site to one, or a ready prior."""
 PriorLike = Prior | TorchDistribution | Mapping[str, SitePrior]
-"""A prior, or a short form of one: a distribution for all sites, or some by site pattern."""
+"""A prior or a short form: one distribution for every weight, or a prior by site pattern."""
 
 
 def as_prior(prior: PriorLike) -> Prior:
-    """A stochastic function from any accepted form.
+    """A prior from any accepted form.
 
     Args:
-        prior: a stochastic function (returned as it is); a distribution, the same and independent
-            for every weight; or a mapping from name patterns ("lora.*.B", "*") to a
-            distribution, to a function `site -> distribution`, or to a ready prior. The first
-            pattern that matches a site holds.
+        prior: a Pyro function (returned as it is); a distribution, independent for every weight;
+            or a mapping from patterns of site names ("lora.*.B", "*") to a distribution, to a
+            function `site -> distribution`, or to a ready prior. The first pattern that matches a
+            site is used.
 
     Raises:
-        PriorError: none of these forms.
+        PriorError: it is none of these.
 
     >>> import pyro.distributions as dist
     >>> from bhpeft_pyro.model.head import Head
@@ -66,15 +58,15 @@ def as_prior(prior: PriorLike) -> Prior:
     {'head.weight': (3, 8), 'head.bias': (3,)}
     """
     _refuse_class(prior)
-    if isinstance(prior, TorchDistributionMixin):  # most of Pyro's are no TorchDistribution
+    if isinstance(prior, TorchDistributionMixin):  # most of Pyro's are not a TorchDistribution
         return PatternPrior({"*": prior})
     if isinstance(prior, Mapping):
         return PatternPrior(prior)
     if callable(prior):
         return prior
     raise PriorError(
-        f"prior: expected a stochastic function, a distribution or a mapping from site patterns, "
-        f"got {type(prior).__name__}"
+        f"prior: got a {type(prior).__name__}, expected a Pyro function, a distribution or a "
+        "mapping from patterns of site names"
     )
 
 
@@ -102,7 +94,7 @@ class PatternPrior:
         values: dict[str, Tensor] = {}
         prior: object
         for pattern, prior in self.patterns.items():
-            if isinstance(prior, FunctionSpaceNormal):  # its sites may have something in common
+            if isinstance(prior, FunctionSpaceNormal):  # its sites may share a latent
                 values |= prior([site for site in sites if pattern_of[site.name] == pattern])
         for site in sites:
             if site.name not in values:
@@ -112,16 +104,16 @@ class PatternPrior:
 
 
 def spread(prior: Any, site: Site) -> TorchDistribution:
-    """One distribution over the whole of a site, its own dims kept as events."""
+    """A distribution of one weight, or of a site's last dims, as one of the whole site."""
     distribution = prior
     if not isinstance(prior, TorchDistributionMixin) and callable(prior):
         distribution = prior(site)
     if not isinstance(distribution, TorchDistributionMixin):
         raise PriorError(
-            f"prior: expected a distribution for the site {site.name!r}, "
-            f"got {type(distribution).__name__}"
+            f"prior: got a {type(distribution).__name__} for the site {site.name!r}, expected a "
+            "distribution"
         )
-    if (device := site.unit.device).type != "cpu":  # where a prior's numbers would stay
+    if (device := site.unit.device).type != "cpu":
         distribution = _moved(distribution, device)
     own = distribution.event_dim
     try:
@@ -130,7 +122,7 @@ def spread(prior: Any, site: Site) -> TorchDistribution:
         wide = distribution.expand(torch.Size(site.shape[: site.ndim - own]))
     except (RuntimeError, ValueError) as error:
         raise PriorError(
-            f"prior: a distribution of shape {tuple(distribution.shape())} cannot be spread over "
+            f"prior: a distribution of shape {tuple(distribution.shape())} cannot be expanded to "
             f"the site {site.name!r} of shape {site.shape}"
         ) from error
     return wide.to_event(site.ndim - own)
@@ -150,22 +142,22 @@ def _moved(part: Any, device: torch.device) -> Any:
 
 
 def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
-    """Call a prior and see that it returns every site, and no other shape."""
+    """Call a prior, and check that it returns every site with its shape."""
     with poutine.trace() as tracer:
         try:
             values = prior(sites)
-        except RuntimeError as error:  # torch's: shapes that do not go together
+        except RuntimeError as error:  # torch's, of shapes
             done = tracer.trace.nodes
             where = next((f"at the site {s.name!r}" for s in sites if s.name not in done), "")
             raise PriorError(
-                f"prior: it fails {where or 'after its last site'}: {error}. Under several draws "
-                "values have leading dims (*P): reshape or expand them together with these, as "
-                "docs/priors.md shows"
+                f"prior: it fails {where or 'after its last site'}: {error}. With several draws, "
+                "values have leading dims (*P), which reshape and expand must include (see "
+                "docs/priors.md)"
             ) from error
     if not isinstance(values, Mapping):
         raise PriorError(
-            f"prior: expected it to return a mapping from site names to tensors, "
-            f"got {type(values).__name__}"
+            f"prior: it returns a {type(values).__name__}, expected a mapping from site names to "
+            "tensors"
         )
     for site in sites:
         if site.name not in values:
@@ -176,8 +168,8 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
         shape = tuple(values[site.name].shape)
         if shape[len(shape) - site.ndim :] != site.shape or len(shape) < site.ndim:
             raise PriorError(
-                f"prior: shape {shape} for the site {site.name!r}, expected {site.shape}; "
-                "did you .expand(site.shape).to_event(site.ndim)?"
+                f"prior: shape {shape} for the site {site.name!r}, expected {site.shape}; is "
+                ".expand(site.shape).to_event(site.ndim) missing?"
             )
     return dict(values)
 
@@ -185,7 +177,7 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
 def complete(
     prior: Prior, sites: Sequence[Site], latents: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Latents, and the sites that a prior makes out of them: under all draws, constant or not.
+    """Latents, and the sites that a prior computes from them, all with the same leading dims.
 
     Args:
         prior: the prior; it is not run if all sites are among the latents.
@@ -212,7 +204,7 @@ def complete(
         values = checked(prior, sites)
     if unknown := tracer.trace.stochastic_nodes:
         raise PriorError(
-            f"prior: it samples {', '.join(map(repr, unknown))}, which have no value among "
+            f"prior: it samples {', '.join(map(repr, unknown))}, but there are only values of "
             f"{', '.join(latents)}"
         )
     whole = {**latents, **values}
@@ -226,15 +218,15 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
     """Run a prior once as a fit does.
 
     Args:
-        prior: any.
+        prior: the prior.
         sites: of the model.
-        vectorised: under several draws at once. Here their number is that of no dim of a site, so
-            that a value which is combined with a site along the wrong dim never goes unseen.
+        vectorised: whether with several draws at once.
 
     Raises:
         PriorError: it mixes draws up, is not of the default dtype, or has parameters, which nothing
             would train.
     """
+    # A number that is not the size of any dim: a value broadcast along the wrong dim then fails.
     dims = {size for site in sites for size in site.shape}
     draws = next(number for number in count(2) if number not in dims)
     with (
@@ -249,21 +241,20 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             values = checked(prior, sites)
         except PriorError:
             raise
-        except ValueError as error:  # Pyro's: of plates that collide, and the like
+        except ValueError as error:  # Pyro's, for example of plates that collide
             raise PriorError(
-                f"prior: {str(error).splitlines()[0]}. Expected no plates: under several draws "
-                "their dims are those of the draws; declare dims as events with .to_event()"
+                f"prior: {str(error).splitlines()[0]}. Expected no plates, whose dims collide with "
+                "those of the draws; declare dims as events with .to_event()"
             ) from error
     for site in sites:
         if (dtype := values[site.name].dtype) != torch.get_default_dtype():
             raise PriorError(
                 f"prior: the site {site.name!r} has dtype {dtype}, expected "
-                f"{torch.get_default_dtype()}: "
-                "torch.from_numpy(...).float() converts NumPy arrays"
+                f"{torch.get_default_dtype()}; torch.from_numpy(...).float() converts NumPy arrays"
             )
     if names := [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]:
         raise PriorError(
-            f"prior: {', '.join(map(repr, names))} would stay as they are, as a fit trains the "
-            "guide alone; expected pyro.sample for what is to be learnt, and plain tensors for "
-            "what is not"
+            f"prior: the parameters {', '.join(map(repr, names))} would not be trained, as a fit "
+            "trains the guide only; expected pyro.sample for what is learnt, and tensors for what "
+            "is fixed"
         )

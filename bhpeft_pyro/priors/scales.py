@@ -1,4 +1,4 @@
-"""The default prior, Normal, with scales set by the effect of the weights; tools for others."""
+"""The default prior, a Normal whose scales are set by the effect of the weights."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ from ..errors import PriorError
 from ..peft.sites import Site
 from ..plain import make_plain
 
-__all__ = [
-    "FunctionSpaceNormal",
-    "along",
-    "default",
-    "log_of",
-    "multiplied",
-]
+__all__ = ["FunctionSpaceNormal", "along", "default", "log_of", "multiplied"]
 
 
 _CHANGE, _HEAD = 0.1, 1.0
@@ -33,23 +27,21 @@ _OPEN = ("change", "head")  # may be None
 
 @dataclass(frozen=True)
 class FunctionSpaceNormal:
-    """Independent Normals whose scales mean the same on every backbone.
-
-    Subclasses change how weights vary within these scales, by `sample`.
+    """Independent Normals, with sds in the sites' units so that they mean the same on every
+    backbone.
 
     Args:
-        change: sd of the output side (LoRA B, adapter up, prefix values), in units. In fitted
-            `Coordinates` each such site of each layer moves the predictions by change^2 nats under
-            the prior; in others it changes its block's output by this fraction. None is 0.1.
-        spread: sd of the input side (LoRA A, adapter down, prefix keys) around its anchor, in
-            units.
-        head: sd of each output (logit) under the prior of the head's weights. None is 1. With both
-            `change` and `head` left at None a `laplace` guide sets the scale of every site by its
-            effect on the outputs (`inference/width.py`).
-        other: scale of the likelihood's own sites, in their units.
+        change: sd of the output side (LoRA B, adapter up, prefix values); by default 0.1. In
+            fitted `Coordinates` each such site of each layer moves the predictions by change^2
+            nats under the prior; in others it changes its block's output by this fraction.
+        spread: sd of the input side (LoRA A, adapter down, prefix keys) around its anchor.
+        head: sd of each output (logit) under the prior of the head's weights; by default 1. If
+            neither `change` nor `head` is given, a `laplace` guide sets the scale of every site by
+            its effect on the outputs.
+        other: sd of the likelihood's own sites.
 
     Raises:
-        PriorError: a number that is not positive and finite.
+        PriorError: a number is not positive and finite.
 
     >>> from bhpeft_pyro.model.head import Head
     >>> prior = FunctionSpaceNormal(head=2.0)
@@ -68,29 +60,26 @@ class FunctionSpaceNormal:
             value = getattr(self, field.name)
             if field.name in _OPEN and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and 0 < value < math.inf):
                 raise PriorError(
-                    f"{type(self).__name__}: {field.name} must be positive, got {value!r}"
-                )
-            if math.isinf(value):
-                raise PriorError(
-                    f"{type(self).__name__}: {field.name} must be finite: "
-                    "an improper prior has no draws"
+                    f"{type(self).__name__}: {field.name} must be positive and finite, "
+                    f"got {value!r}"
                 )
 
     @property
     def open(self) -> bool:
-        """Whether a `laplace` guide may set the scales of the sites."""
+        """Whether a `laplace` guide sets the scales of the sites."""
         return type(self) is FunctionSpaceNormal and self.change is None and self.head is None
 
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""
         match site.role:
-            case "input":  # of two random factors of a change, the scale is the other's
+            case "input":
                 return self.spread
             case "output":
                 return _CHANGE if self.change is None else self.change
-            case "gate":  # what it multiplies has the scale `change`
+            case "gate":  # what it multiplies has the scale `change` already
                 return _CHANGE
             case "head":
                 return _HEAD if self.head is None else self.head
@@ -98,7 +87,7 @@ class FunctionSpaceNormal:
                 return self.other
 
     def closed(self) -> Self:
-        """The same prior, with its default scales in place of None.
+        """The same prior with its default scales in place of None.
 
         >>> FunctionSpaceNormal(head=2.0).closed()
         FunctionSpaceNormal(change=0.1, spread=0.1, head=2.0, other=1.0)
@@ -121,7 +110,7 @@ class FunctionSpaceNormal:
         return {site.name: self.sample(site) for site in sites}
 
     def sample(self, site: Site) -> Tensor:
-        """Sample one site, and what its scale depends on."""
+        """Sample one site, and what its scale depends on; for subclasses."""
         return self.normal(site)
 
     def normal(self, site: Site, factor: Tensor | float = 1.0) -> Tensor:
@@ -145,7 +134,7 @@ def along(values: Tensor, site: Site, dims: Sequence[str]) -> Tensor:
 
 
 def log_of(positive: TorchDistribution) -> TorchDistribution:
-    """The distribution of the logarithm: on the real line, where Normal guides live.
+    """The distribution of the logarithm, which is real-valued as Normal guides are.
 
     >>> log_of(dist.HalfCauchy(torch.ones(3))).icdf(torch.tensor(0.5))
     tensor([0., 0., 0.])
@@ -154,11 +143,10 @@ def log_of(positive: TorchDistribution) -> TorchDistribution:
 
 
 def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
-    """A site as loc + factor * a standard Normal of its own ("<site>.standard"): non-centred.
+    """A site as loc + factor * a standard Normal ("<site>.standard"), its non-centred form.
 
-    Where data say little about single weights, as about most PEFT weights, weights and their
-    scale are nearly independent in these coordinates, so a mean-field guide may be; sampled
-    directly, each would wait for the other to move.
+    Data say little about single PEFT weights. In this form weights and their scale are then nearly
+    independent in the posterior, as a mean-field guide assumes.
 
     Args:
         factor: `(*P, *broadcastable to the site)`.

@@ -1,4 +1,4 @@
-"""Priors as plain data and tensors, for a saved posterior."""
+"""Priors as plain data and tensors, to save them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ __all__ = ["describe", "moved", "revive"]
 
 
 def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A prior as plain data and tensors; one of the user's own by its import path.
-
-    Args:
-        part: what the names of its tensors begin with.
+    """A prior as plain data and tensors whose names start with `part`; a user's own prior by its
+    import path.
 
     Raises:
-        SaveError: an earlier posterior has a latent that is no Normal in unconstrained coordinates.
+        SaveError: a latent of an earlier posterior is not Normal in unconstrained coordinates.
     """
     if _ready(type(prior).__name__) is type(prior):
         return {"kind": "ready", "class": type(prior).__name__, **asdict(prior)}, {}
@@ -51,7 +49,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for name, latent in prior.distributions.items():
             normal, supports[name] = _describe_latent(name, latent)
             tensors |= {f"{part}.{name}.loc": normal.loc, f"{part}.{name}.scale": normal.scale}
-        # The order of sites is the order of draws: with it, a seed means the same after loading.
+        # In the order of draws, so that a seed gives the same draws after loading.
         return {
             "kind": "posterior",
             "latents": list(supports.items()),
@@ -64,19 +62,16 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def revive(
     description: dict[str, Any], tensors: dict[str, Tensor], part: str, given: PriorLike | None
 ) -> Prior:
-    """The prior that was described; what is given stands for one of the user's own.
+    """The inverse of `describe`, with `given` in place of a user's own prior.
 
     Raises:
-        SaveError: it was the user's own, and none is given.
+        SaveError: it was a user's own prior, and none is given.
     """
     fields = dict(description)
     kind = fields.pop("kind")
     if kind == "ready":
-        ready = _ready(name := fields.pop("class"))
-        if ready is None:
-            raise SaveError(
-                f"path: the saved posterior uses the prior {name!r}, which is not known"
-            )
+        if (ready := _ready(name := fields.pop("class"))) is None:
+            raise SaveError(f"path: the saved posterior uses an unknown prior, {name!r}")
         return as_prior(ready(**fields))
     if kind == "joint":
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
@@ -93,7 +88,7 @@ def revive(
             distributions[name] = _revive_latent(loc, scale, support)
         return PosteriorPrior(distributions, structure and revive(structure, tensors, part, given))
     if kind != "custom":
-        raise SaveError(f"prior: the saved posterior's is of an unknown kind, {kind!r}")
+        raise SaveError(f"path: the saved posterior uses an unknown kind of prior, {kind!r}")
     if given is None:
         raise SaveError(
             f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
@@ -102,10 +97,8 @@ def revive(
 
 
 def moved(prior: Prior, change: Callable[[Tensor], Tensor]) -> Prior:
-    """The same prior of changed tensors, on another device say; itself where it has none.
-
-    One of the user's own stays as it is, and so does one that `describe` refuses.
-    """
+    """An earlier posterior with changed tensors, for example on another device; any other prior is
+    returned as it is."""
     try:
         description, tensors = describe(prior, "prior")
     except SaveError:
@@ -128,7 +121,7 @@ _SUPPORTS: dict[str, type[Constraint]] = {
 
 
 def _describe_latent(name: str, latent: TorchDistribution) -> tuple[Normal, dict[str, Any] | None]:
-    """A Normal, and the support that it is taken onto: None for the reals."""
+    """A Normal in unconstrained coordinates, and the support; None for the reals."""
     base, described = base_of(latent), None
     if isinstance(base, Constrained):
         support: Any = base.support
@@ -137,15 +130,15 @@ def _describe_latent(name: str, latent: TorchDistribution) -> tuple[Normal, dict
         known = next((key for key, cls in _SUPPORTS.items() if type(support) is cls), None)
         if known is None:
             raise SaveError(
-                f"prior: the earlier posterior's {name!r} is on the support {support}, which "
-                f"cannot be saved; expected one of {', '.join(_SUPPORTS)}"
+                f"prior: {name!r} of the earlier posterior has the support {support}, which cannot "
+                f"be saved; expected one of {', '.join(_SUPPORTS)}"
             )
         bounds = {key: torch.as_tensor(bound).tolist() for key, bound in vars(support).items()}
         described, base = {"kind": known, **bounds}, base_of(base.base_dist)
     if not isinstance(base, Normal):
         raise SaveError(
-            f"prior: the earlier posterior's {name!r} is {type(base).__name__}, which cannot be "
-            "saved; expected Normal, in unconstrained coordinates"
+            f"prior: {name!r} of the earlier posterior is {type(base).__name__}, which cannot be "
+            "saved; expected a Normal in unconstrained coordinates"
         )
     return base, described
 
@@ -166,7 +159,7 @@ def _revive_latent(
 
 
 def _ready(name: str) -> Any:
-    """A prior of this package by its class's name: never any other name in a file."""
+    """A prior of this package by the name of its class; a file can name no other code."""
     from .. import priors
 
     found = getattr(priors, name, None) if name in priors.__all__ else None

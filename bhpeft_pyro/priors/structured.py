@@ -1,6 +1,6 @@
-"""Priors whose scales are random: for 'normal' and Pyro's guides, not for 'laplace'.
+"""Priors with random scales, for 'normal' and Pyro's guides (not 'laplace').
 
-They are examples too: a prior of your own may be a function of a few such lines (docs/priors.md).
+They also serve as examples for priors of your own (docs/priors.md).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
 
 @dataclass(frozen=True)
 class Hierarchical(FunctionSpaceNormal):
-    """For 'normal' and Pyro's guides: a scale for every site, and one near it for every layer
+    """For 'normal' and Pyro's guides: a scale for every site, and one for every layer around it
     (partial pooling).
 
         log_scale   ~ N(-v, overall^2)           a site ("<site>.log_scale")
         log_layers  ~ N(log_scale, between^2)    each of its layers ("<site>.log_layers")
         weight      ~ N(loc, (sd * exp(log_layers))^2)
 
-    With v = overall^2 + between^2 the sd of a weight, the scales integrated out, is that of
-    `FunctionSpaceNormal`. Sites with layers are non-centred. The head, which the data determine
-    well, has the first scale only, and is centred.
+    With v = overall^2 + between^2 the marginal sd of a weight is that of `FunctionSpaceNormal`.
+    Sites with layers are non-centred. The head, which the data determine well, is centred and has
+    the first scale only.
 
     Args:
         overall: sd of a site's log scale.
@@ -72,9 +72,9 @@ class ARD(FunctionSpaceNormal):
         log_ranks ~ log HalfNormal(1)             ("<site>.log_ranks", layer x rank)
         column    ~ N(0, (sd * exp(log_ranks))^2)
 
-    The sd of a weight, the scales integrated out, is that of `FunctionSpaceNormal`. The half-Normal
-    has mass near 0, where a column ends up that the data do not need. Without its column of B a row
-    of A has no effect, so A needs no scales. All other sites are Normal.
+    The marginal sd of a weight is that of `FunctionSpaceNormal`. Columns that the data do not need
+    shrink towards 0, where the half-Normal has mass. A needs no scales, because a row of A has no
+    effect without its column of B. All other sites are Normal.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> trace = pyro.poutine.trace(ARD()).get_trace(tiny_model().sites)
@@ -96,19 +96,19 @@ class ARD(FunctionSpaceNormal):
 
 @dataclass(frozen=True)
 class Horseshoe(FunctionSpaceNormal):
-    """For 'normal' and Pyro's guides: a scale for every weight, with much mass at zero and heavy
-    tails up to a slab (the regularised horseshoe; Piironen and Vehtari 2017).
+    """For 'normal' and Pyro's guides: the regularised horseshoe (Piironen and Vehtari 2017), with a
+    scale for every weight that has much mass at zero and heavy tails up to a slab.
 
         log_tau   ~ log HalfCauchy(share)                 a site ("<site>.log_tau")
         log_local ~ log HalfCauchy(1)                     a weight ("<site>.log_local")
         weight    ~ N(loc, (sd * t / sqrt(1 + t^2))^2),   t = exp(log_tau + log_local)
 
-    The sds of `FunctionSpaceNormal` are the slab's: no weight is wider than that. It doubles the
-    number of latents, and depends on the coordinates: "few weights" are few axes of the Fisher
-    information in a network with fitted coordinates.
+    The sds of `FunctionSpaceNormal` are the slab's, the most that a weight can get. The number of
+    latents doubles. In a network with fitted coordinates, "few weights" are few axes of the Fisher
+    information.
 
     Args:
-        share: roughly the share of weights that are expected to matter.
+        share: roughly the expected share of weights that matter.
 
     >>> from bhpeft_pyro.model.head import Head
     >>> trace = pyro.poutine.trace(Horseshoe()).get_trace(Head(3).sites(16)[:1])
@@ -132,19 +132,19 @@ class Horseshoe(FunctionSpaceNormal):
 
 @dataclass(frozen=True)
 class Gates(FunctionSpaceNormal):
-    """For 'normal' and Pyro's guides: a gate in (0, 1) for each PEFT kind and layer, on the weights
-    that add to the layer's output (a relaxed spike and slab).
+    """For 'normal' and Pyro's guides: a gate in (0, 1) for each PEFT kind and layer, which
+    multiplies the weights of the output side (a relaxed spike and slab).
 
         logits ~ Logistic(logit(probability) / relaxation, 1 / relaxation)   ("gates.<kind>", layer)
         weight = gate * slab,   gate = sigmoid(logits),   slab ~ N(0, sd^2)
 
-    This is the binary Concrete distribution (Maddison et al. 2017): P(gate > 1/2) is `probability`
-    for any relaxation, and as that goes to 0 the gates become 0 or 1. Sites of one kind (LoRA on
-    queries and on values) share their gates. The sds of `FunctionSpaceNormal` are the slab's. Input
-    sides, head and likelihood are Normal. `to_arviz` exports the gates as `gate.<kind>`.
+    The gates have a binary Concrete distribution (Maddison et al. 2017): P(gate > 1/2) is
+    `probability`, and with a small `relaxation` gates are nearly 0 or 1. All sites of a kind (LoRA
+    on queries and on values) share their gates. The sds of `FunctionSpaceNormal` are the slab's.
+    Input sides, head and likelihood are Normal. `to_arviz` exports the gates as `gate.<kind>`.
 
     Args:
-        probability: that a layer needs a kind, before any data.
+        probability: the prior probability that a layer needs a kind.
         relaxation: the temperature of the relaxed gates.
 
     >>> from bhpeft_pyro.testing import tiny_model
@@ -182,7 +182,7 @@ class Gates(FunctionSpaceNormal):
 
 
 def gated_layers(sites: Sequence[Site]) -> dict[str, list[int]]:
-    """PEFT kind to the numbers of the layers that carry it."""
+    """The numbers of the layers that have each PEFT kind."""
     found: dict[str, set[int]] = {}
     for site in sites:
         if site.role == "output":

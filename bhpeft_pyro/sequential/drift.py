@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
-from ..guides import LaplaceGuide, MixtureGuide, prior_guide
+from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import seeded
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
@@ -227,15 +227,13 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
     Raises:
         GuideError, PriorError: there is no closed form.
     """
-    prior, model, guide = posterior.first_prior, posterior.model, posterior.guide
+    prior, model = posterior.first_prior, posterior.model
     if keep > 0:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    under = Model(model.network, prior, model.likelihood)
-    if not isinstance(guide, LaplaceGuide):
-        return under, prior_guide(under)
-    start = LaplaceGuide(under)  # refuses a prior that is not Normal
-    wide = guide.for_predictions(start.own_prior())
-    linear = Model(model.network, wide, model.likelihood)
-    return linear, prior_guide(linear, lambda: start.unpack(start.prior.loc))
+    model = Model(posterior.model.network, prior, posterior.model.likelihood)
+    around = None
+    if isinstance(posterior.guide, Guide):
+        model, around = posterior.guide.for_predictions(model)
+    return model, prior_guide(model, around)

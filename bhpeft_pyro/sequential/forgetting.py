@@ -1,27 +1,27 @@
-"""Forgetting on purpose: a prior between the last posterior and the first prior."""
+"""Forgetting: a prior between the last posterior and the first prior."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError, PriorError
+from ..errors import ConfigError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
 from ..plain import make_plain
-from ..priors import JointPrior, PosteriorPrior, Prior, independent_normals
+from ..priors import Prior, closed_form, independent_normals
 
 __all__ = ["Forgetting"]
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """The power prior p(w) = q(w)^keep p0(w)^(1 - keep) / Z, q the posterior, p0 the first prior.
+    """The power prior p(w) = q(w)^keep p0(w)^(1 - keep) / Z, with q the last posterior and p0 the
+    first prior.
 
-    As q is p0 times a likelihood, this is p0 times the likelihood to the power `keep` (the power
-    prior of Ibrahim and Chen 2000): a share `keep` of the old evidence remains. After R rounds the
-    first round's evidence counts keep^(R - 1). For independent Normals q = N(m, s^2) and
-    p0 = N(m0, s0^2), weight by weight:
+    As q is p0 times a likelihood, this is p0 times that likelihood to the power `keep` (Ibrahim and
+    Chen 2000). After R rounds the first round's evidence counts keep^(R - 1). For independent
+    Normals q = N(m, s^2) and p0 = N(m0, s0^2):
 
         1 / v = keep / s^2 + (1 - keep) / s0^2
         mean  = v (keep m / s^2 + (1 - keep) m0 / s0^2)
@@ -29,16 +29,18 @@ class Forgetting:
     For a joint Normal the precision matrices are averaged in the same way.
 
     Args:
-        keep: from 0 (start anew) to 1 (forget nothing); or a mapping from patterns of site names,
-            of which the first that matches holds; sites that none matches are kept.
-        floor: no sd is less than this share of the first prior's, so that every weight can still
-            move after many rounds.
+        keep: from 0 (start again) to 1 (forget nothing), or a mapping from patterns of site names
+            to such numbers. The first pattern that matches a site is used; sites that no pattern
+            matches are kept.
+        floor: the least sd, as a share of the first prior's, so that every weight can still move
+            after many rounds.
 
     Raises:
-        ConfigError: `keep` or `floor` out of range.
+        ConfigError: `keep` or `floor` is out of range.
 
     >>> import torch
     >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.priors import PosteriorPrior
     >>> q = {"w": dist.Normal(torch.tensor([3.0]), 0.5).to_event(1)}
     >>> p0 = {"w": dist.Normal(torch.tensor([0.0]), 1.0).to_event(1)}
     >>> site = Site("w", (1,), ("in",), torch.ones(1), lambda: torch.zeros(1))
@@ -62,24 +64,19 @@ class Forgetting:
             raise ConfigError(f"floor={self.floor!r} must be a number in [0, 1]")
 
     def share(self, site: str) -> float:
-        """How much of a site's posterior is kept."""
+        """`keep` at a site."""
         if not isinstance(self.keep, Mapping):
             return self.keep
         pattern = first_match(site, self.keep)
         return 1.0 if pattern is None else self.keep[pattern]
 
     def __call__(self, posterior: Prior, first: Prior | None, sites: Sequence[Site]) -> Prior:
-        """The next round's prior.
-
-        Args:
-            posterior: q, as `Posterior.as_prior` gives it.
-            first: p0.
-            sites: the model's.
+        """The next round's prior, from q, p0 and the model's sites.
 
         Raises:
-            ConfigError: a pattern that matches no site.
-            PriorError: p0 is unknown; q or p0 is not Normal at a site that is to be forgotten; or q
-                is joint, and sites are to be kept to different degrees.
+            ConfigError: a pattern matches no site.
+            PriorError: p0 is unknown; q or p0 is not Normal at a site with keep < 1; or q is joint
+                and `keep` differs between sites.
         """
         if isinstance(self.keep, Mapping):
             check_used((site.name for site in sites), self.keep, "keep", ConfigError)
@@ -87,9 +84,6 @@ class Forgetting:
         keep = {name: share for name, share in keep.items() if share < 1 or self.floor > 0}
         if not keep:
             return posterior
-        if not isinstance(posterior, PosteriorPrior | JointPrior):
-            raise PriorError(
-                f"keep, floor: {type(posterior).__name__} has no closed form; expected keep=1"
-            )
+        known = closed_form(posterior, "keep, floor")
         firsts = independent_normals(first, sites, keep, "keep, floor")
-        return posterior.tempered(keep, self.floor, firsts)
+        return known.tempered(keep, self.floor, firsts)

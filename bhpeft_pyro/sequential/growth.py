@@ -23,7 +23,7 @@ from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
-from ..priors import JointPrior, independent_normals
+from ..priors import independent_normals, with_rows
 
 __all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
 
@@ -31,24 +31,24 @@ _HEAD = ("head.weight", "head.bias")
 
 
 def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
-    """Add outputs for new labels, last.
+    """Append outputs for new labels to the head.
 
-    The old rows of the head, and all other weights, keep their joint posterior; the new rows have
-    the first prior. Under any draw the logits of the old labels are what they were, and so are the
-    ratios of their probabilities. The probabilities themselves make room for the new labels: with
-    K old labels of logits z and new logits u ~ prior, p(k) falls from exp(z_k) / sum exp(z) to
-    exp(z_k) / (sum exp(z) + sum exp(u)). That room is what lets new labels be learnt.
+    All weights so far keep their joint posterior; the head's new rows have the first prior. In any
+    draw the logits of the old labels are unchanged, and so are the ratios of their probabilities,
+    but each probability falls from exp(z_k) / sum exp(z) to exp(z_k) / (sum exp(z) + sum exp(u)),
+    with z the old logits and u the new ones.
 
-    It is no round: the lineage stays. `Posterior.update(..., grow=True)` does it where needed.
+    This is not a round: the lineage is unchanged. `Posterior.update(..., grow=True)` does it for
+    labels that are new in the data.
 
     Args:
-        posterior: of a `Head` with a `Categorical` likelihood and one of this package's guides,
-            under which the head is no point.
-        labels: the new names; or how many, if the labels have no names.
+        posterior: with a `Head`, a `Categorical` likelihood, and a guide in which the head is
+            random.
+        labels: the new names; or their number, if the labels have no names.
 
     Raises:
-        ConfigError: no new label, or one that is there already.
-        PriorError: the first prior is unknown, or the head's rows are not Normal under it.
+        ConfigError: there is no new label, or one is there already.
+        PriorError: the first prior is unknown, or not Normal at the head.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -65,21 +65,16 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
-    first = posterior.first_prior
-    if isinstance(first, JointPrior):
-        first = first.grown(dict.fromkeys(_HEAD, count))
+    first = with_rows(posterior.first_prior, dict.fromkeys(_HEAD, count))
     model = Model(network, first, posterior.model.likelihood)
     own = independent_normals(first, model.sites, _HEAD, "grow")
     rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset
     if coreset is not None:
-        coreset = dataclasses.replace(
-            coreset,
-            examples=_relabelled(coreset.examples, names, head.outputs),
-            guide=_grown(coreset.guide, rows),
-        )
-    # What the next round starts from is also what this one would be fitted under.
+        examples = dataclasses.replace(coreset.examples, label_names=names, num_labels=head.outputs)
+        coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
+    # The prior of the next round is also the one that this round would be fitted under.
     model = Model(network, prior_of(model, guide), model.likelihood)
     guide.follow(model)
     return posterior.replace(
@@ -92,11 +87,11 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
 
 
 def check_growing(model: Model, guide: nn.Module) -> None:
-    """Whether `grow` will work, before anything is fitted.
+    """Check before a fit that `grow` will work.
 
     Raises:
-        LikelihoodError: the head or the likelihood has no room for new labels.
-        GuideError: the guide takes no new rows.
+        LikelihoodError: the head or the likelihood cannot have new labels.
+        GuideError: the guide cannot have new rows.
     """
     _head(model)
     row = {site.name: torch.ones(1, *site.shape[1:]) for site in model.sites if site.name in _HEAD}
@@ -104,7 +99,7 @@ def check_growing(model: Model, guide: nn.Module) -> None:
 
 
 def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
-    """The labels in `data` that the head has no output for: names, or how many."""
+    """The labels in `data` without an output: their names, or their number."""
     names, likelihood = posterior.columns.label_names, posterior.model.likelihood
     count = likelihood.num_labels(posterior.model.network.outputs)
     if likelihood.kind != "class" or count is None:
@@ -121,10 +116,10 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
-    """The posterior, grown by what outputs the labels in `data` lack.
+    """The posterior with an output for every label in `data`.
 
     Raises:
-        DataError: a label is new, and it is not to `grow`; or a new number leaves a gap.
+        DataError: a label is new and `grow` is false, or new numbers have a gap.
     """
     labels = unknown_labels(posterior, data)
     if not labels:
@@ -135,11 +130,17 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
         count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
         if grow and not isinstance(data, Examples):
-            _check_gaps(_numbers(_labels(posterior, data)), count, posterior.columns.label)
+            numbers = _numbers(_labels(posterior, data))
+            if missing := set(range(count, max(numbers))) - numbers:
+                raise DataError(
+                    f"column {posterior.columns.label!r}: label {max(numbers)} is new, but there "
+                    f"is no example of {min(missing)}; expected new numbers without gaps, from "
+                    f"{count} on"
+                )
     if not grow:
         raise DataError(
-            f"data: {new} is none of {known}; grow=True (--grow) gives new labels an output of "
-            "their own"
+            f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
+            "labels"
         )
     return posterior.grow(labels)
 
@@ -153,16 +154,6 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
 
 def _numbers(values: Sequence[Any]) -> set[int]:
     return {int(value) for value in values if re.fullmatch(r"\d+", str(value))}
-
-
-def _check_gaps(numbers: set[int], count: int, column: str) -> None:
-    """A number far off is a mistake, and every one up to it would be given an output."""
-    missing = set(range(count, max(numbers))) - numbers
-    if missing:
-        raise DataError(
-            f"column {column!r}: label {max(numbers)} is new, and there is no example of "
-            f"{min(missing)}; expected new numbers without gaps, from {count} on"
-        )
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
@@ -180,9 +171,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     alike = {name.strip().casefold(): name for name in known}
     for label in labels:
         if (name := alike.get(label.strip().casefold())) is not None:
-            warnings.warn(
-                f"labels: {label!r} becomes a class of its own, beside {name!r}", stacklevel=2
-            )
+            warnings.warn(f"labels: {label!r} becomes a new class beside {name!r}", stacklevel=2)
     return (*known, *labels)
 
 
@@ -196,13 +185,9 @@ def _head(model: Model) -> Head:
 
 
 def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
-    """A copy of a guide whose head has more rows."""
+    """A copy of a guide with more rows of the head."""
     guide = copy.deepcopy(guide)
     if not isinstance(guide, Guide):
         raise GuideError(f"grow: {type(guide).__name__} is not one of this package's guides")
     guide.grow(rows)
     return guide
-
-
-def _relabelled(examples: Examples, names: tuple[str, ...] | None, count: int) -> Examples:
-    return dataclasses.replace(examples, label_names=names, num_labels=count)

@@ -1,12 +1,11 @@
-"""Another family of guides from one round to the next."""
+"""Another family of guides in a later round."""
 
 from __future__ import annotations
 
-from ..errors import PriorError
 from ..guides import Guide, GuideLike, autoguide
 from ..inference.draws import seeded
 from ..model.model import Model
-from ..priors import JointPrior, PosteriorPrior, Prior
+from ..priors import Prior, closed_form
 
 __all__ = ["in_family"]
 
@@ -17,32 +16,27 @@ def in_family(
     """A guide of another family, at the last posterior or at the nearest member of the family.
 
     Args:
-        model: the model, of whatever prior.
+        model: the model, under any prior.
         last: the last posterior as a prior.
-        family: what `autoguide` takes.
-        seed: of random starting values.
+        family: as for `autoguide`.
+        seed: of random initial values.
 
     Returns:
-        The guide; the posterior as this family can hold it, which is the next round's prior; and
-        the KL from the last posterior to that, in nats.
+        The guide; the posterior as this family can represent it, which is the next round's prior;
+        and the KL from the last posterior to it, in nats.
 
     Raises:
-        GuideError: no such family, or one that cannot follow this prior.
-        PriorError: the last posterior has no closed form in another family.
+        GuideError: the family is unknown, or cannot have this prior.
+        PriorError: the last posterior cannot be projected.
     """
-    if not isinstance(last, PosteriorPrior | JointPrior):
-        raise PriorError(
-            f"guide: the last posterior, {type(last).__name__}, has no closed form in another "
-            "family; continue with its own"
-        )
 
     def guide_under(prior: Prior) -> Guide:
         with seeded(seed):
             under = Model(model.network, prior, model.likelihood)
             return autoguide(family, under, components=1)
 
-    # Any guide can be made under independent weights, and then says whether it holds correlations.
-    alone, divergence = last.independent()
+    # A guide of any family can be made under independent weights, and says if it is joint.
+    alone, divergence = closed_form(last, "guide").independent()
     guide = guide_under(alone)
     if guide.joint:
         return guide_under(last), last, 0.0

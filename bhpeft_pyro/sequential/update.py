@@ -1,14 +1,11 @@
-"""One more round: the last posterior, maybe partly forgotten, is its prior.
-
-Replay without counting anything twice: a coreset, learnt last of all.
-"""
+"""A round: learn new data with the last posterior, partly forgotten or not, as the prior."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -30,34 +27,33 @@ from .forgetting import Forgetting
 from .growth import with_outputs_for
 from .projection import in_family
 
-__all__ = [
-    "Replay",
-    "has_learnt",
-    "refuse_known",
-    "update",
-]
-
+__all__ = ["Replay", "has_learnt", "refuse_known", "update"]
 
 By = Literal["random", "uncertain"]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A coreset of at most `size` examples (Nguyen et al. 2018, variational continual learning).
+    """A coreset: examples that every round predicts with, but passes on to the next round to be
+    learnt again (variational continual learning; Nguyen et al. 2018).
 
-    Round t has new data D and last round's coreset C. A new coreset C' is chosen out of both. The
-    posterior of all else learns what is left of them, (D and C) without C'; a copy of it then
-    learns C', and that copy is what predicts. So every example of every round is in the
-    copy's evidence exactly once, and the next round starts without C', which it may learn or keep
-    again.
+    In each round:
+
+    1. The pool is the new data and the last round's coreset.
+    2. A new coreset of `size` examples is chosen from the pool.
+    3. The guide learns the rest of the pool.
+    4. A copy of it also learns the new coreset, and that copy predicts.
+    5. The next round starts from the guide of step 3, with the new coreset in its pool.
+
+    So every example counts exactly once in the posterior that predicts.
 
     Args:
-        size: examples kept.
-        by: "random", equally likely for all; or "uncertain", those of which the last posterior
-            knows least (epistemic uncertainty; in the first round, random).
+        size: the number of examples.
+        by: how they are chosen: "random", or "uncertain" for those of the highest epistemic
+            uncertainty under the last posterior (in the first round at random).
 
     Raises:
-        ConfigError: a size below 1, another `by`.
+        ConfigError: `size` is below 1, or `by` is unknown.
 
     >>> from bhpeft_pyro.testing import tiny_examples
     >>> kept, rest = Replay(size=3).split(tiny_examples(12), seed=0)
@@ -72,25 +68,19 @@ class Replay:
         make_plain(self)
         check_count("Replay", "size", self.size)
         if self.by not in get_args(By):
-            raise ConfigError(f"Replay: by={self.by!r} is not one of 'random', 'uncertain'")
+            raise ConfigError(f"Replay: by={self.by!r} must be 'random' or 'uncertain'")
 
     def split(
         self, pool: Examples, seed: int, posterior: Posterior | None = None
     ) -> tuple[Examples, Examples]:
-        """The coreset, and the rest of the pool.
-
-        Args:
-            pool: new data and the last coreset.
-            seed: of the choice.
-            posterior: the last one.
+        """The coreset and the rest of a pool; the last posterior, if any, says what is uncertain.
 
         Raises:
-            ConfigError: nothing would be left to learn.
+            ConfigError: nothing is left to learn.
         """
         if self.size >= len(pool):
             raise ConfigError(
-                f"Replay: size={self.size} leaves nothing of {len(pool)} examples to learn; "
-                "keep fewer"
+                f"Replay: size={self.size} must be below the number of examples, {len(pool)}"
             )
         if self.by == "uncertain" and posterior is not None:
             order = posterior.predict(pool, seed=seed).epistemic.argsort(descending=True)
@@ -114,28 +104,41 @@ def update(
     grow: bool,
     again: bool,
 ) -> Posterior:
-    """See `Posterior.update`."""
-    if isinstance(data, Iterator):  # for new labels it is read twice
-        data = list(data)
-    if isinstance(posterior, MixturePosterior):
-        return _update_each(
-            posterior,
-            data,
-            validation,
-            options,
-            grow,
-            optimizer=optimizer,
-            family=family,
-            forgetting=forgetting,
-            replay=replay,
-            again=again,
-        )
+    """See `Posterior.update`. Each component of a mixture is updated on its own."""
     check_how(options, validation, optimizer)
-    # A guide that is no prior is refused before data is read.
-    prior_of(posterior.model, posterior.guide)
+    for each in posterior.components:  # refused before data are read, if it cannot be a prior
+        prior_of(each.model, each.guide)
+    if isinstance(data, Iterator):  # it is read twice
+        data = list(data)
     posterior = with_outputs_for(posterior, data, grow)
+    examples = posterior.encode(data)
+    held_out = None if validation is None else posterior.encode(validation)
+    if not again:
+        refuse_known(posterior, examples)
+    lineage = posterior.lineage
+    fitted: list[Posterior] = []
+    every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
+    for last, own in every:
+        with keeping(fitted, options, lineage):
+            start, kept, rest = _start(last, examples, held_out, own, family, forgetting, replay)
+            fitted.append(fit_round(start, rest, held_out, optimizer, kept))
+    if not isinstance(posterior, MixturePosterior):
+        return fitted[0]
+    return joined(fitted, held_out, options, lineage)
+
+
+def _start(
+    posterior: Posterior,
+    examples: Examples,
+    held_out: Examples | None,
+    options: FitOptions,
+    family: GuideLike | None,
+    forgetting: Forgetting,
+    replay: Replay | None,
+) -> tuple[Posterior, Examples | None, Examples]:
+    """A round before its fit, the coreset, and what is learnt without it."""
     model, coreset = posterior.model, posterior.coreset
-    # With replay, last round's coreset is in the pool; without, it stays learnt.
+    # With replay, the last coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
     last, projection = prior_of(model, guide), None
     if family is None:
@@ -143,11 +146,6 @@ def update(
     else:
         guide, last, projection = in_family(model, last, family, options.seed)
     prior = forgetting(last, posterior.first_prior, model.sites)
-    examples = posterior.encode(data)
-    held_out = None if validation is None else posterior.encode(validation)
-    if not again:
-        refuse_known(posterior, examples)
-    point = is_point(guide)
     report = FitReport(
         len(examples),
         examples.fingerprint,
@@ -157,13 +155,13 @@ def update(
         floor=forgetting.floor,
         projection=projection,
         pull=pull_of(guide),
-        held_out=len(held_out) if point and held_out is not None else 0,
+        held_out=len(held_out) if is_point(guide) and held_out is not None else 0,
     )
     kept = None
     if replay is not None:
         pool = examples if coreset is None else examples.concat(coreset.examples)
         report.learnt = pool.fingerprint
-        seed = options.seed + len(posterior.lineage)  # other places in every round
+        seed = options.seed + len(posterior.lineage)  # another choice in every round
         kept, examples = replay.split(pool, seed, posterior)
     start = posterior.replace(
         model=Model(model.network, prior, model.likelihood),
@@ -171,53 +169,22 @@ def update(
         lineage=(*posterior.lineage, report),
         coreset=None,
     )
-    return fit_round(start, examples, held_out, optimizer, kept)
-
-
-def _update_each(
-    mixture: MixturePosterior,
-    data: object,
-    validation: object | None,
-    options: FitOptions,
-    grow: bool,
-    **how: Any,
-) -> Posterior:
-    """Every component on its own, from data that are read once."""
-    grown = with_outputs_for(mixture, data, grow)
-    assert isinstance(grown, MixturePosterior)
-    mixture = grown
-    examples = mixture.encode(data)
-    held_out = None if validation is None else mixture.encode(validation)
-    if not how["again"]:  # the components do not know what a split was made of
-        refuse_known(mixture, examples)
-    every = zip(mixture.components, seeds(options, len(mixture.components)), strict=True)
-    components: list[Posterior] = []
-    for each, own in every:
-        with keeping(components, options, mixture.lineage):
-            components.append(
-                update(each, examples, validation=held_out, options=own, grow=False, **how)
-            )
-    return joined(components, held_out, options, mixture.lineage)
+    return start, kept, examples
 
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:
-    """Whether a round was given these very examples, or learnt them all of what it was given, or
-    all but those that it held out itself."""
+    """Whether a round has learnt these examples, but for those that it held out itself."""
     rest, _ = (examples, None) if report.split is None else examples.hold_out(report.split)
     known = (report.data, report.given)
     return examples.fingerprint in known or rest.fingerprint in known
 
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:
-    """Whether a round was given these very examples, or learnt them all of what it was given.
-
-    Raises:
-        DataError: one was.
-    """
+    """Raise a DataError if a round has learnt these examples."""
     for number, report in enumerate(posterior.lineage, 1):
         if has_learnt(report, examples):
             raise DataError(
                 f"data: round {number} ({report.id}) has learnt {report.examples} of these "
                 "examples already, and they would count twice; again=True (--again) learns them "
-                "nevertheless"
+                "again"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -12,60 +11,25 @@ from typing import Any
 
 import pytest
 import torch
-from bhpeft_pyro.inference.optimizers import WhitenedAdam
-from bhpeft_pyro.inference.options import FitOptions
 from datasets import ClassLabel, Dataset, Features, Value
+from program import bhpeft, error, read_csv, usage_error, write_csv
 from typer import BadParameter
-from typer.testing import CliRunner, Result
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli import runs
-from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.cli.options import Reading, share
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError, FitError
-from bhpeft_pyro.guides import DeltaGuide, LowRankGuide
+from bhpeft_pyro.guides import DeltaGuide, NormalGuide
+from bhpeft_pyro.guides.optimizers import ScaledAdam
+from bhpeft_pyro.options import FitOptions
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NAMES = ["good" if i % 2 else "bad" for i in range(20)]
-
-
-def bhpeft(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error(*arguments: object, code: int = 2) -> str:
-    """The one line of an error, with nothing on stdout."""
-    result = bhpeft(*arguments, code=code)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in result.output and result.stdout == ""
-    return lines[0]
-
-
-def usage_error(*arguments: object) -> str:
-    """What is said about a value that an option does not take, without the frame around it."""
-    result = bhpeft(*arguments, code=2)
-    assert "Usage: bhpeft" in result.stderr and result.stdout == ""
-    return " ".join(result.stderr.replace("│", " ").split())
-
-
-def write_csv(path: Path, **columns: Any) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-    return path
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -306,10 +270,10 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
         same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
         assert "has learnt 16 of these examples already" in error(*same)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
-    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "lowrank")
+    bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "normal")
     last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
     assert len(last.lineage) == 4
-    assert [type(each.guide) for each in last.components] == [LowRankGuide] * 2
+    assert [type(each.guide) for each in last.components] == [NormalGuide] * 2
     assert last.report.projection == 0.0
     assert "'low' is not one of" in usage_error("update", tmp_path, new, *quick, "--guide", "low")
 
@@ -319,7 +283,7 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
     bhpeft(*arguments, "--out", tmp_path / "run", "--validation", 0)
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
     steps = []
-    step = WhitenedAdam.step
+    step = ScaledAdam.step
 
     def interrupted(self, *rest):
         steps.append(1)
@@ -327,7 +291,7 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
             raise KeyboardInterrupt
         return step(self, *rest)
 
-    monkeypatch.setattr(WhitenedAdam, "step", interrupted)
+    monkeypatch.setattr(ScaledAdam, "step", interrupted)
     result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
     assert "interrupted" in result.stderr and "Traceback" not in result.output
     update = ("update", tmp_path / "run", folder / "train.csv", "--again")

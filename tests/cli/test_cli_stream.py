@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from test_cli import bhpeft, error, usage_error, write_csv
+from program import bhpeft, error, usage_error, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
@@ -213,7 +213,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         (("--batch", "fortnight"), "expected one of day, week, month, quarter, year, or a number"),
         (("--batch", 0), "or a number of rows"),
-        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal', 'lowrank', 'full'"),
+        (("--guide", "delta"), "'delta' is not one of 'laplace', 'normal'"),
         (("--tests", "x.csv"), "'x.csv' is not a share"),
     ):
         assert message in usage_error(*arguments(folder, "--by", "date", *more)), more

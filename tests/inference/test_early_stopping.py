@@ -10,7 +10,6 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import LowRankGuide
 from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -19,83 +18,6 @@ def turned(examples: bh.Examples) -> bh.Examples:
     """With the opposite labels: whatever is learnt makes these worse."""
     assert examples.labels is not None
     return replace(examples, labels=1 - examples.labels)
-
-
-@pytest.mark.parametrize("guide", ["lowrank", {"head.*": "lowrank", "*": "delta"}])
-def test_a_joint_guide_is_taken_back_with_the_covariance_that_it_had(guide: Any) -> None:
-    """Worse from the first step on, it is stopped as soon as it may be."""
-    posterior = bh.fit(
-        tiny_model(aligned=True),
-        guide,
-        tiny_examples(64),
-        validation=turned(tiny_examples(32, seed=3)),
-        max_steps=60,
-        eval_every=2,
-        patience=2,
-        progress=False,
-    )
-    report = posterior.report
-    assert report.best_step is not None
-    assert report.steps == report.best_step + 4 < 60
-    blocks = posterior.guide.blocks()  # type: ignore[operator]
-    joint = next(block for block in blocks if isinstance(block, LowRankGuide))
-    assert joint.covariance.rank > 0
-    assert "validation_nll" in report.history[1]  # looked at from the start
-
-
-def test_a_joint_guide_has_no_maximum_likelihood() -> None:
-    for guide in ("lowrank", {"head.*": "full", "*": "delta"}):
-        with pytest.raises(ConfigError, match="temperature=0 is maximum likelihood"):
-            bh.fit(tiny_model(), guide, tiny_examples(8), temperature=0.0, progress=False)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The draws that each evaluation of a fit asks for."""
-    asked: list[int] = []
-
-    def spied(model: Any, guide: Any, data: Any, samples: int, **how: Any) -> Any:
-        asked.append(samples)
-        return bh.inference.predict.predict(model, guide, data, samples, **how)
-
-    monkeypatch.setattr(optimise, "predict", spied)
-    return asked
-
-
-@pytest.mark.parametrize(
-    ("guide", "expected"), [("normal", 5), ("lowrank", 5), ("delta", 0), ("laplace", 0)]
-)
-def test_draws_of_an_evaluation_are_as_asked_for_with_one_particle(
-    guide: str, expected: int, asked: list[int]
-) -> None:
-    bh.fit(
-        tiny_model(()),
-        guide,
-        tiny_examples(8),
-        validation=tiny_examples(8, seed=1),
-        max_steps=2,
-        eval_every=1,
-        particles=1,
-        eval_samples=5,
-        components=1,
-        progress=False,
-    )
-    assert asked == [expected] * 2
-
-
-def test_a_fit_of_less_than_an_epoch_is_looked_at_once() -> None:
-    rows = tiny_examples(64)
-    posterior = bh.fit(tiny_model(()), "normal", rows, validation=rows, max_steps=2, progress=False)
-    assert ["validation_nll" in entry for entry in posterior.report.history] == [False, True]
-
-
-def test_without_patience_the_last_state_is_kept() -> None:
-    data, bad = tiny_examples(32), turned(tiny_examples(32, seed=3))
-    options: dict[str, Any] = {"max_steps": 20, "progress": False}
-    looked = bh.fit(tiny_model(()), "normal", data, validation=bad, eval_every=5, **options)
-    plain = bh.fit(tiny_model(()), "normal", data, **options)
-    for name, value in plain.guide.state_dict().items():
-        assert torch.equal(value, looked.guide.state_dict()[name])
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, *rows: list[float]) -> list[dict[str, Any]]:
@@ -111,22 +33,31 @@ def looks(monkeypatch: pytest.MonkeyPatch, *rows: list[float]) -> list[dict[str,
     return states
 
 
-def test_an_evaluation_that_is_not_finite_is_not_the_best_one(
+def test_a_fit_of_less_than_an_epoch_is_looked_at_once() -> None:
+    rows = tiny_examples(64)
+    posterior = bh.fit(tiny_model(()), "normal", rows, validation=rows, max_steps=2, progress=False)
+    assert ["validation_nll" in entry for entry in posterior.report.history] == [False, True]
+
+
+def test_patience_goes_back_to_the_best_state_and_passes_over_nan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No number is smaller than NaN, so it would be kept for good."""
-    looks(monkeypatch, [float("nan")], [0.5], [0.7], [0.9])
-    posterior = bh.fit(
-        tiny_model(()),
-        "normal",
-        tiny_examples(8),
-        validation=tiny_examples(8, seed=1),
-        max_steps=20,
-        eval_every=1,
-        patience=2,
-        progress=False,
-    )
+    states = looks(monkeypatch, [float("nan")], [0.5], [0.7], [0.9])
+    rows = tiny_examples(8)
+    options: dict[str, Any] = {"validation": rows, "eval_every": 1, "patience": 2}
+    posterior = bh.fit(tiny_model(()), "normal", rows, max_steps=20, progress=False, **options)
     assert (posterior.report.best_step, posterior.report.steps) == (2, 4)
+    assert all(torch.equal(v, states[1][k]) for k, v in posterior.guide.state_dict().items())
+
+
+def test_without_patience_the_last_state_is_kept() -> None:
+    data, bad = tiny_examples(32), turned(tiny_examples(32, seed=3))
+    options: dict[str, Any] = {"max_steps": 20, "progress": False}
+    looked = bh.fit(tiny_model(()), "normal", data, validation=bad, eval_every=5, **options)
+    plain = bh.fit(tiny_model(()), "normal", data, **options)
+    for name, value in plain.guide.state_dict().items():
+        assert torch.equal(value, looked.guide.state_dict()[name])
 
 
 # Points, of which held-out rows choose the state that is kept

@@ -165,36 +165,6 @@ def test_batches_of_any_size_give_the_loss_of_the_whole_data(
     assert error < 0.05 * expected  # or the test could not fail
 
 
-def test_batches_in_order_weighted_by_their_size_sum_to_the_whole() -> None:
-    model, guide = with_fixed_weights(None)
-    data = tiny_examples(7)
-    total = 0.0
-    with torch.no_grad():
-        for batch in data.batches(3):  # 3, 3 and 1
-            loss = bh.ELBO().differentiable_loss(model, guide, batch).item()
-            total += len(batch) / 7 * loss
-    assert total == pytest.approx(whole_loss(model, guide, data), rel=1e-4)
-
-
-def test_particles_that_share_the_batch_agree_in_expectation_with_those_that_do_not() -> None:
-    model = normal_model(())
-    guide = stirred(NormalGuide(model, init_scale=0.5))
-    whole = on_features(model, 8)
-    means, errors = [], []
-    with torch.no_grad():
-        for particles, split in ((1, False), (4, False), (4, True)):
-            elbo = bh.ELBO(particles)
-            batch = whole.split(particles) if split else whole
-            values = torch.tensor(
-                [elbo.differentiable_loss(model, guide, batch).item() for _ in range(250)]
-            )
-            means.append(values.mean().item())
-            errors.append(values.std().item() / len(values) ** 0.5)
-    for mean, error in zip(means[1:], errors[1:], strict=True):
-        assert mean == pytest.approx(means[0], abs=5 * (error**2 + errors[0] ** 2) ** 0.5)
-    assert max(errors) < 0.02 * means[0]
-
-
 @pytest.mark.parametrize("kinds", [None, ()])
 def test_accumulated_small_batches_take_the_step_of_a_large_one(kinds: Any) -> None:
     model, data = normal_model(kinds), tiny_examples(12)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, GuideError
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.model.likelihoods import (
@@ -45,8 +45,9 @@ def posterior_of(
     torch.manual_seed(5)
     guide = NormalGuide(model)
     with torch.no_grad():
-        for loc, log_scale in guide.natural_pairs():
+        for loc in guide.loc.values():
             loc.add_(0.3 * torch.randn_like(loc))
+        for log_scale in guide.log_scale.values():
             log_scale.fill_(scale).log_()
     return bh.Posterior(model, guide, ())
 
@@ -106,26 +107,6 @@ def test_multiple_choice_with_different_numbers_of_choices() -> None:
     torch.testing.assert_close(few.probabilities, forecast.probabilities, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [None, ()])
-def test_multiple_choice_is_trained_and_forecast_without_peft_too(kinds: Any) -> None:
-    data = {
-        "question": [question for question, _ in QUESTIONS],
-        "choices": [choices for _, choices in QUESTIONS],
-        "answer": [2, 0, 4, 1],
-    }
-    posterior = bh.fit(
-        tiny_model(kinds, 1, likelihood=MultipleChoice()),
-        "delta",
-        data,
-        max_steps=100,
-        batch_size=4,
-        lr=0.06,
-        temperature=0.0,
-        progress=False,
-    )
-    assert posterior.evaluate(data, samples=0)["accuracy"] == 1.0
-
-
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])
 def test_ratings_obey_the_law_of_total_variance(likelihood: Likelihood) -> None:
     posterior = posterior_of(likelihood)
@@ -162,9 +143,9 @@ def test_the_nll_is_that_of_the_likelihood_itself() -> None:
 
 def test_the_forecast_does_not_depend_on_how_it_is_computed() -> None:
     posterior = posterior_of()
-    texts = [*TEXTS] * 5  # more than one batch of examples
+    texts = [*TEXTS] * 3
     reference = posterior.predict(texts, samples=17, keep_samples=True)
-    for rows in (1, 7, 40, 10_000):
+    for rows in (3, 40, 10_000):
         other = posterior.predict(texts, samples=17, max_rows=rows, keep_samples=True)
         torch.testing.assert_close(other.samples, reference.samples, atol=1e-5, rtol=1e-4)
     back = posterior.predict(texts[::-1], samples=17)
@@ -177,15 +158,6 @@ def test_the_forecast_does_not_depend_on_how_it_is_computed() -> None:
     torch.testing.assert_close(
         alone.probabilities[0], beside_long.probabilities[0], atol=1e-5, rtol=1e-4
     )
-
-
-def test_texts_and_labels_come_back_in_order() -> None:
-    posterior = posterior_of(outputs=2)
-    labels = [0, 1, 1, 0, 1, 0, 0]
-    forecast = posterior.predict({"text": TEXTS, "label": labels}, samples=2)
-    assert list(forecast.texts) == TEXTS
-    assert forecast.labels.tolist() == labels
-    assert posterior.predict(TEXTS, samples=2).labels is None
 
 
 def test_a_seed_repeats_a_forecast_and_leaves_the_global_random_state_alone() -> None:
@@ -233,22 +205,8 @@ def test_dropout_cannot_be_on(kinds: Any) -> None:
 def test_draws_are_a_whole_number(samples: Any) -> None:
     with pytest.raises(ConfigError, match=r"samples=.* must be an integer of 0 or more"):
         posterior_of().predict(TEXTS, samples=samples)
-
-
-def test_a_guide_function_forecasts_but_has_no_central_values() -> None:
-    model = tiny_model((), prior=dist.Normal(0.0, 1.0))
-
-    def guide(batch: Any) -> None:
-        for site in model.sites:
-            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
-            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
-
-    posterior = bh.fit(model, guide, tiny_examples(16), max_steps=20, lr=0.05, progress=False)
-    forecast = posterior.predict(TEXTS, samples=18, keep_samples=True)
-    expected = brute_force(posterior, TEXTS, posterior.sample(18), "probs")
-    torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
-    with pytest.raises(GuideError, match=r"samples=0 .*FunctionGuide"):
-        posterior.predict(TEXTS, samples=0)
+    with pytest.raises(ConfigError, match="max_rows=0"):
+        posterior_of().predict(TEXTS, samples=1, max_rows=0)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -277,19 +235,6 @@ def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
     assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()
 
 
-def test_inputs_that_a_backbone_takes_are_used() -> None:
-    posterior = posterior_of()
-    (_, batch), *_ = list(tiny_examples(4).by_length(4))
-    types = torch.ones_like(batch.inputs["input_ids"])
-    weights = {name: value[None] for name, value in posterior.guide.means().items()}
-    with torch.no_grad():
-        plain = posterior.model.network(weights, batch)
-        typed = posterior.model.network(
-            weights, bh.Batch({**batch.inputs, "token_type_ids": types}, batch.labels)
-        )
-    assert not torch.allclose(plain, typed, atol=1e-3)
-
-
 def test_without_random_weights_all_draws_are_one() -> None:
     """A backbone with its own head and no PEFT weights: zero-shot use."""
     config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
@@ -304,16 +249,16 @@ def test_without_random_weights_all_draws_are_one() -> None:
     torch.testing.assert_close(forecast.probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["delta", "AutoDelta", "restarts"])
+@pytest.mark.parametrize("name", ["delta", "AutoDelta", "mixture"])
 def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(bh.presets.bh_peft(), 3)
-    guide = bh.autoguide("delta" if name == "restarts" else name, model)
+    guide = bh.autoguide("delta" if name == "mixture" else name, model)
     with pyro.get_param_store().scope():
         guide(None)  # Pyro's makes its parameters when it is first called
     for value in guide.parameters():
         value.data += 0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
     points = 1
-    if name == "restarts":
+    if name == "mixture":
         guide, points = MixtureGuide([guide, bh.autoguide("delta", model)]), 2
     ran: list[int] = []
     original = bh.RandomPEFT.forward
@@ -333,9 +278,3 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
 def tiny_examples_of(tokenizer: Any) -> bh.Examples:
     data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
     return bh.encode(data, tokenizer, kind="class", num_labels=2)
-
-
-@pytest.mark.parametrize(("name", "value"), [("samples", -1), ("max_rows", 0)])
-def test_options_that_cannot_work(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=f"{name}={value}"):
-        posterior_of().predict(TEXTS, **{"samples": 1, name: value})

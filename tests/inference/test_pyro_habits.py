@@ -14,7 +14,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError, SaveError
+from bhpeft_pyro.errors import ConfigError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import latent
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
@@ -29,7 +29,7 @@ def sampled(site: Site, sd: Tensor | float = 1.0) -> Tensor:
     return pyro.sample(site.name, wide.to_event(site.ndim))
 
 
-@pytest.mark.parametrize("name", ["normal", "laplace", "delta", {"head.*": "full", "*": "normal"}])
+@pytest.mark.parametrize("name", ["normal", "laplace", {"head.*": "delta", "*": "normal"}])
 def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
@@ -48,9 +48,7 @@ def test_svi_by_hand_trains_a_guide_and_leaves_the_store_alone(name: Any) -> Non
         assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
-@pytest.mark.parametrize(
-    "name", ["AutoNormal", "mvn", "AutoDiagonalNormal", "AutoLowRankMultivariateNormal"]
-)
+@pytest.mark.parametrize("name", ["AutoNormal", "mvn", "AutoDiagonalNormal", "lowrank"])
 def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     model = tiny_model()
     found = {x.name: x.scale for x in latent.latents(model)}
@@ -63,24 +61,12 @@ def test_pyros_guides_start_as_wide_as_the_prior(name: str) -> None:
     # At Pyro's 0.1 the KL alone would be some thirty nats an example.
     posterior = bh.fit(model, name, tiny_examples(60), epochs=2, progress=False)
     # (The factor of a low rank is drawn at random, and is no part of the prior.)
-    assert posterior.report.last("kl") < (2 if "LowRank" in name else 1)
-
-
-def test_an_init_scale_of_ones_own_is_kept() -> None:
-    guide = bh.autoguide("AutoNormal", tiny_model(()), init_scale=0.03)
-    sd = guide.auto.scales.head.bias  # type: ignore[operator, union-attr]
-    torch.testing.assert_close(sd, torch.full((2,), 0.03))
+    assert posterior.report.last("kl") < (2 if name == "lowrank" else 1)
 
 
 def plated(sites: Sites, dim: int) -> Mapping[str, Tensor]:
     with pyro.plate("layers", 2, dim=dim):
         pyro.sample("scale", dist.HalfNormal(1.0))
-    return {site.name: sampled(site) for site in sites}
-
-
-def empty_plate(sites: Sites) -> Mapping[str, Tensor]:
-    with pyro.plate("nothing", 3, dim=-4):
-        pass
     return {site.name: sampled(site) for site in sites}
 
 
@@ -103,10 +89,6 @@ def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask(
 
     with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
         bh.fit(model, guide, tiny_examples(), **QUICK)
-
-
-def test_a_plate_around_nothing_does_no_harm() -> None:
-    bh.fit(tiny_model((), prior=empty_plate), "normal", tiny_examples(), **QUICK)
 
 
 def one_scale(sites: Sites, apart: bool) -> Mapping[str, Tensor]:
@@ -149,12 +131,11 @@ def seen(sites: Sites) -> Mapping[str, Tensor]:
 
 
 @pytest.mark.parametrize(("prior", "name"), [(factored, "near zero"), (seen, "seen")])
-@pytest.mark.parametrize("guide", ["laplace", "lowrank", "full"])
-def test_joint_guides_refuse_what_their_covariance_would_leave_out(
-    prior: Callable[..., Any], name: str, guide: str
+def test_a_laplace_approximation_refuses_what_its_covariance_would_leave_out(
+    prior: Callable[..., Any], name: str
 ) -> None:
-    with pytest.raises(GuideError, match=f"observations or factors, {name}.*take 'normal'"):
-        bh.autoguide(guide, tiny_model((), prior=prior))
+    with pytest.raises(GuideError, match=f"observations or factors, {name}.*use 'normal'"):
+        bh.autoguide("laplace", tiny_model((), prior=prior))
 
 
 def test_normal_follows_a_factor() -> None:
@@ -170,7 +151,7 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
     def prior(sites: Sites) -> Mapping[str, Tensor]:
         return {s.name: sampled(s, pyro.param(f"sd.{s.name}", torch.tensor(0.5))) for s in sites}
 
-    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay.*Empirical"):
+    with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would stay"):
         bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
 
 
@@ -268,17 +249,3 @@ def test_wrong_things_are_refused_by_name() -> None:
         "clip": "1",
     }.items():
         bad(lambda: bh.fit(model, "normal", data, **{name: value}), ConfigError, f"{name}=")  # noqa: B023
-    bad(lambda: bh.autoguide("lowrank", model, rank=2.5), GuideError, "rank must be an integer")
-    bad(lambda: bh.autoguide("normal", model, init_scale=float("inf")), GuideError, "init_scale")
-    joint = bh.fit(tiny_model(()), "laplace", data, components=1, **QUICK)
-    under = bh.Model(joint.model.network, joint.as_prior())
-    for guide in ("normal", "delta"):
-        bad(lambda: bh.fit(under, guide, data, **QUICK), GuideError, "drawn jointly.*'laplace'")  # noqa: B023
-
-
-def test_a_posterior_is_not_blamed_for_another_backbone(tmp_path: Any) -> None:
-    bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK).save(tmp_path / "run")
-    with pytest.raises(SaveError, match=r"backbone: expected.*got str"):
-        bh.Posterior.load(tmp_path / "run", "roberta-base")  # type: ignore[arg-type]
-    with pytest.raises(SaveError, match="no saved posterior"):
-        bh.Posterior.load(tmp_path / "run" / "posterior.json", tiny_backbone())

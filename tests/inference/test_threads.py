@@ -1,18 +1,22 @@
-"""Several threads may predict at once, on one backbone and on several."""
+"""Several threads predict at once, on one backbone and on several; fits wait for each other."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{2 + i} w{3 + i} w{40 - i} w9" for i in range(24)]
 
@@ -62,12 +66,70 @@ def test_threads_give_what_each_gives_alone(shared: bool) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_one_posterior_serves_several_threads() -> None:
-    posterior = fit(tiny_backbone(), bh.presets.unipelt(), seed=1)
-    tasks = [
-        lambda seed=seed: posterior.predict(TEXTS, samples=5, seed=seed).probabilities
-        for seed in range(3)
-    ]
-    alone = [task() for task in tasks]
-    for expected, results in zip(alone, at_once(tasks, rounds=3), strict=True):
-        assert all(torch.equal(result, expected) for result in results)
+def state(posterior: bh.Posterior) -> list[Tensor]:
+    return list(posterior.guide.state_dict().values())
+
+
+def test_a_prediction_in_another_thread_waits_for_the_fit() -> None:
+    old = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=20, progress=False)
+    expected, new = old.predict(TEXTS).probabilities, tiny_examples(seed=1)
+    alone = state(old.update(new, max_steps=40))
+    with ThreadPoolExecutor() as pool:
+        fit = pool.submit(lambda: state(old.update(new, max_steps=40)))
+        found = old.predict(TEXTS).probabilities
+        beside = fit.result()
+    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(*pair) for pair in zip(alone, beside, strict=True))
+
+
+def test_fits_in_two_threads_are_those_of_one() -> None:
+    models, data = [tiny_model() for _ in range(6)], tiny_examples()
+
+    def fit(number: int) -> list[Tensor]:
+        options: dict[str, Any] = {"max_steps": 10, "progress": False, "seed": number % 3}
+        return state(bh.fit(models[number], "normal", data, **options))
+
+    one_by_one = [fit(number) for number in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        at_once = list(pool.map(fit, range(3, 6)))
+    for first, second in zip(one_by_one, at_once, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_forked_in_the_middle_of_a_fit_predicts_and_fits_as_ever() -> None:
+    """The lock is held, and Pyro's handlers are set, by a thread that the child does not have."""
+    old, new = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=4), tiny_examples(seed=1)
+    expected, learnt = old.predict(TEXTS).probabilities, state(old.update(new, max_steps=2))
+    fitting, forked = Event(), Event()
+
+    def prior(sites: Any) -> dict[str, Tensor]:
+        if pyro.poutine.runtime._PYRO_STACK:  # in the loss
+            fitting.set()
+            forked.wait(60)
+        return {
+            site.name: pyro.sample(
+                site.name, dist.Normal(0.0, 0.1).expand(site.shape).to_event(len(site.shape))
+            )
+            for site in sites
+        }
+
+    with ThreadPoolExecutor() as pool:
+        fit = pool.submit(
+            bh.fit, tiny_model((), prior=prior), "normal", tiny_examples(), max_steps=2
+        )
+        assert fitting.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends it if it hangs
+            try:
+                same = torch.equal(old.predict(TEXTS).probabilities, expected)
+                again = state(old.update(new, max_steps=2))
+                same &= all(torch.equal(*pair) for pair in zip(again, learnt, strict=True))
+                os._exit(0 if same else 1)
+            finally:
+                os._exit(2)
+        _, status = os.waitpid(child, 0)
+        forked.set()
+        assert len(fit.result().lineage) == 1
+    assert status == 0

@@ -10,13 +10,12 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.optim import SGD
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, PriorError
-from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
 FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
@@ -49,11 +48,6 @@ def test_the_posterior_becomes_the_prior() -> None:
     history = second.report.history
     assert history[0]["kl"] == pytest.approx(0.0, abs=1e-4)
     assert history[-1]["kl"] > 1e-3
-    # and the KL in the report is that between the two posteriors.
-    old, new = first.guide.distributions(), second.guide.distributions()
-    for name, kl in second.report.kl.items():
-        exact = kl_divergence(new[name], old[name]).item()
-        assert kl == pytest.approx(exact, rel=1e-3, abs=1e-3)
 
 
 def test_the_earlier_posterior_does_not_change() -> None:
@@ -69,29 +63,24 @@ def test_the_earlier_posterior_does_not_change() -> None:
     assert first.model is model and first.lineage is lineage
     # A prior is a snapshot: training the guide on does not move it.
     with torch.no_grad():
-        for loc, log_scale in first.guide.natural_pairs():
-            loc.add_(1.0)
-            log_scale.add_(1.0)
+        for parameter in first.guide.parameters():
+            parameter.add_(1.0)
     assert torch.equal(prior.distributions["head.weight"].base_dist.scale, scale)
     assert torch.equal(prior.distributions["head.weight"].mean, before["loc.head/weight"])
 
 
-def test_stopping_an_update_leaves_the_earlier_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_an_update_leaves_the_earlier_posterior() -> None:
+    class Interrupted(SGD):
+        def step(self, closure: Any = None) -> None:
+            super().step(closure)
+            raise KeyboardInterrupt
+
     first = fit()
     before = state(first)
     forecast = first.predict(TEXTS, samples=5)
-    step = optimise._Run._step
-
-    def interrupted(self: Any, number: int, *rest: Any) -> Any:
-        if number == 4:
-            raise KeyboardInterrupt
-        return step(self, number, *rest)
-
-    monkeypatch.setattr(optimise._Run, "_step", interrupted)
     random = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        first.update(SECOND)
-    monkeypatch.undo()
+        first.update(SECOND, optimizer=lambda found: Interrupted(found, lr=1e-3))
     assert torch.equal(torch.get_rng_state(), random)
     assert same(state(first), before)
     assert torch.equal(first.predict(TEXTS, samples=5).probabilities, forecast.probabilities)
@@ -153,16 +142,6 @@ def test_a_round_with_one_class_only_is_learnt() -> None:
     assert second.evaluate({"text": ["w7"], "label": [1]}, samples=8)["nll"] > 0
 
 
-def test_two_rounds_know_both() -> None:
-    """The second round's data alone says nothing of the word that the first was about."""
-    first = bh.fit(tiny_model(()), "normal", tiny_examples(64), max_steps=150, progress=False)
-    other = {"text": ["w48 w48", "w49 w49"] * 16, "label": [0, 1] * 16}
-    second = first.update(other)
-    assert second.evaluate(other)["accuracy"] == 1.0
-    assert first.evaluate(other)["nll"] > second.evaluate(other)["nll"] + 0.1
-    assert second.evaluate(tiny_examples(100, seed=5))["accuracy"] > 0.7
-
-
 @pytest.mark.parametrize("likelihood", [Normal(1.0, 2.0), OrderedLogistic(2)])
 def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
     kind = likelihood.kind
@@ -180,9 +159,11 @@ def test_the_likelihood_s_own_sites_are_carried_too(likelihood: Any) -> None:
 
 def test_a_prior_for_other_sites_is_refused() -> None:
     prior = fit().as_prior()
-    with pytest.raises(PriorError, match=r"no site 'adapter\.down'"):
+    with pytest.raises(PriorError, match=r"site 'adapter\.down' .* there is no such site"):
         fit(tiny_model((*bh.presets.lora(rank=2), bh.peft.Adapter(2)), prior=prior))
-    with pytest.raises(PriorError, match=r"'lora.query.A' has shape \(2, 2, 16\)"):
+    with pytest.raises(
+        PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\), .* it has \(2, 2, 16\)"
+    ):
         fit(tiny_model(bh.presets.lora(rank=3), prior=prior))
 
 
@@ -195,13 +176,3 @@ def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
         with pytest.raises(GuideError, match=message):
             posterior.update(SECOND)
         assert posterior.lineage == before
-
-
-def test_loaded_and_updated_equals_updated(tmp_path: Any) -> None:
-    first = fit()
-    first.save(tmp_path)
-    loaded = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=first.model.network.tokenizer)
-    here, there = first.update(SECOND), loaded.update(SECOND)
-    assert same(state(here), state(there))
-    assert here.report.history == there.report.history
-    assert [report.data for report in there.lineage] == [FIRST.fingerprint, SECOND.fingerprint]

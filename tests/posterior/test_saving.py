@@ -51,15 +51,13 @@ DATA: list[tuple[Likelihood, dict[str, Any]]] = [
     (Normal(1.0, 2.0), RATINGS),
     (HeteroscedasticNormal(0.5, 1.5), RATINGS),
 ]
-PRESETS: dict[str, Callable[[], Any]] = {
-    "bh_peft": bh.presets.bh_peft,
-    "mam": bh.presets.mam,
-    "unipelt": bh.presets.unipelt,
-    "lora": lambda: bh.presets.lora(rank=3, alpha=5.0),
-    "adapter": bh.presets.adapter,
-    "prefix": lambda: bh.presets.prefix(3),
-    "head_only": bh.presets.head_only,
-}
+KINDS = [
+    bh.presets.bh_peft(),
+    bh.presets.mam(),
+    bh.presets.unipelt(),
+    bh.presets.lora(rank=3, alpha=5.0),
+    bh.presets.prefix(3),
+]
 
 
 def fit(
@@ -107,11 +105,13 @@ def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
     assert again.network.head == bh.Head(2) and again.prior == fitted.model.prior
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_comes_back(preset: str, tmp_path: Path) -> None:
-    posterior = fit(kinds=PRESETS[preset]())
+@pytest.mark.parametrize("kinds", KINDS)
+def test_all_kinds_of_peft_come_back(kinds: Any, tmp_path: Path) -> None:
+    posterior = fit(kinds=kinds)
     assert posterior.save(tmp_path / "a") == tmp_path / "a"
+    random = torch.get_rng_state()
     loaded = load(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), random)
     assert loaded.model.network.kinds == posterior.model.network.kinds
     assert_same_forecast(posterior.predict(CLASSES, 17), loaded.predict(CLASSES, 17))
     assert_same_forecast(posterior.predict(CLASSES, 0), loaded.predict(CLASSES, 0))
@@ -137,15 +137,6 @@ def test_every_likelihood_comes_back_in_both_rounds(
     assert third.report.history == again.report.history
 
 
-@pytest.mark.parametrize("guide", ["normal", "lowrank", "laplace", "delta"])
-def test_guides_come_back(guide: str, tmp_path: Path) -> None:
-    posterior = fit(guide=guide)
-    posterior.save(tmp_path)
-    loaded = load(tmp_path)
-    assert type(loaded.guide) is type(posterior.guide)
-    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
-
-
 def test_a_head_of_the_backbone_s_own_comes_back(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -168,13 +159,6 @@ def test_a_head_of_the_backbone_s_own_comes_back(tmp_path: Path) -> None:
     assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
 
 
-def test_loading_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
-    fit(kinds=None).save(tmp_path)
-    before = torch.get_rng_state()
-    load(tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 # What is on the disk
 
 
@@ -194,16 +178,10 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     files = sorted(path.name for path in tmp_path.iterdir())
     assert len(files) == 2 and files[0].endswith(".safetensors") and files[1] == "posterior.json"
-    for path in tmp_path.iterdir():
-        content = path.read_bytes()
-        assert not content.startswith((b"PK", b"\x80"))  # zip (torch.save) and pickle
-    with safe_open(tmp_path / files[0], "pt") as tensors:
-        assert "guide.loc.lora/query/A" in tensors.keys()  # noqa: SIM118
-    saved = json.loads((tmp_path / "posterior.json").read_bytes())["content"]
-    assert saved["lineage"][1]["options"]["max_steps"] == 3
-    # The frozen backbone is named, not copied.
     with safe_open(tmp_path / files[0], "pt") as tensors:
         names = list(tensors.keys())
+    assert "guide.loc.lora/query/A" in names
+    # The frozen backbone is named, not copied.
     assert not [name for name in names if any(word in name for word in ("embeddings", "encoder"))]
 
 
@@ -277,6 +255,10 @@ def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
         bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
     assert all(parameter.requires_grad for parameter in other.parameters())
+    with pytest.raises(SaveError, match=r"backbone: expected.*got str"):
+        bh.Posterior.load(tmp_path, "roberta-base")  # type: ignore[arg-type]
+    with pytest.raises(SaveError, match="no saved posterior"):
+        bh.Posterior.load(tmp_path / "posterior.json", tiny_backbone())
 
 
 # Overwriting, and crashes

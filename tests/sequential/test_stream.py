@@ -280,7 +280,7 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
         ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
         ({"samples": 8}, ConfigError, "samples=8"),
         ({"keep": {"head.*": 0.5}, "guide": "laplace"}, PriorError, "keep, floor: a joint"),
-        ({"floor": 0.1, "guide": "lowrank"}, PriorError, "keep, floor: a joint"),
+        ({"floor": 0.1, "guide": "laplace"}, PriorError, "keep, floor: a joint"),
         ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
-from bhpeft_pyro.guides import LowRankGuide
+from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
@@ -24,19 +24,12 @@ NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 +
 QUICK: dict[str, Any] = {"max_steps": 8, "lr": 0.3, "progress": False}
 
 
-FAMILIES: list[Any] = [
-    "normal",
-    "lowrank",
-    "laplace",
-    "full",
-    {"head.*": "full", "*": "normal"},
-    {"head.weight": ("lowrank", {"rank": 5}), "*.A": ("delta", {"width": 0.1}), "*": "normal"},
-]
+FAMILIES: list[Any] = ["normal", "laplace", {"*.A": ("delta", {"width": 0.1}), "*": "normal"}]
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
 def old(request: pytest.FixtureRequest) -> bh.Posterior:
-    """A first round, and for joint guides a second one, whose prior is joint too."""
+    """A first round, and of other guides than "normal" a second one."""
     model = tiny_model(bh.presets.lora(rank=1), aligned=True)
     posterior = bh.fit(model, request.param, OLD, components=1, **{**QUICK, "max_steps": 2})
     if request.param == "normal":
@@ -59,19 +52,13 @@ def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def covariance(guide: Any) -> Tensor:
-    """Of all weights, in the order of the sites: (D, D)."""
-    sizes = {name: value.numel() for name, value in guide.means().items()}
-    size = sum(sizes.values())
-    places = dict(zip(sizes, torch.arange(size).split([*sizes.values()]), strict=True))
-    matrix = torch.zeros(size, size)
-    for block in guide.blocks():
-        at = torch.cat([places[name] for name in block.means()])
-        if isinstance(block, LowRankGuide):
-            eye = torch.eye(len(at))
-            matrix[at[:, None], at] = torch.stack([block.covariance.apply(row) for row in eye])
-        elif scales := block.scales():
-            matrix[at, at] = torch.cat([scales[n].flatten() for n in block.means()]).square()
-    return matrix
+    """Of all weights, in the order of the means: (D, D)."""
+    if isinstance(guide, LaplaceGuide):
+        eye = torch.eye(len(guide.loc))
+        return torch.stack([guide.covariance.apply(row) for row in eye])
+    scales = guide.scales()
+    sds = [scales.get(name, torch.zeros_like(m)).flatten() for name, m in guide.means().items()]
+    return torch.cat(sds).square().diag()
 
 
 def test_old_rows_keep_their_posterior_and_new_ones_have_the_first_prior(old: bh.Posterior) -> None:
@@ -128,7 +115,9 @@ def test_under_any_draw_old_labels_keep_their_logits(old: bh.Posterior) -> None:
 
 
 def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Posterior) -> None:
-    with pytest.raises(DataError, match=r"'sad' is none of \('angry', 'calm'\); grow=True"):
+    with pytest.raises(
+        DataError, match=r"'sad' is not among the labels \('angry', 'calm'\); grow=True"
+    ):
         head.update(NEW)
     new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
     assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
@@ -186,20 +175,6 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
         torch.testing.assert_close(prior.normal.stddev, first.normal.stddev)
 
 
-def test_a_grown_posterior_comes_back(head: bh.Posterior, tmp_path: Path) -> None:
-    grown = head.grow(["sad"])
-    grown.save(tmp_path)
-    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
-    here, there = (each.predict(OLD, 7).probabilities for each in (grown, again))
-    assert torch.equal(here, there)
-    assert again.first_prior == head.first_prior
-    here, there = (
-        each.update(NEW, keep=0.5, replay=bh.Replay(4)).predict(OLD, 7).probabilities
-        for each in (grown, again)
-    )
-    assert torch.equal(here, there)
-
-
 def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
     assert unknown_labels(head, OLD) == ()
     assert unknown_labels(head, NEW) == ("sad",)
@@ -215,7 +190,7 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
 def test_a_number_far_off_is_no_new_label() -> None:
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     data = {"text": ["w5", "w6"], "label": [2, 60]}
-    with pytest.raises(DataError, match="label 60 is new, and there is no example of 3"):
+    with pytest.raises(DataError, match="label 60 is new, but there is no example of 3"):
         numbered.update(data, grow=True)
     assert numbered.grow(59).model.network.outputs == 61  # whoever wants them asks for them
 
@@ -223,8 +198,12 @@ def test_a_number_far_off_is_no_new_label() -> None:
 def test_a_new_label_is_refused_with_the_way_to_learn_it(head: bh.Posterior) -> None:
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), components=2, **QUICK)
     for old, data, new in (
-        (head, NEW, "'sad' is none of"),
-        (numbered, {"text": ["w5", "w6"], "label": [0, 2]}, "label 2 is none of 0 to 1"),
+        (head, NEW, "'sad' is not among"),
+        (
+            numbered,
+            {"text": ["w5", "w6"], "label": [0, 2]},
+            "label 2 is not among the labels 0 to 1",
+        ),
     ):
         with pytest.raises(DataError, match=rf"{new}.*grow=True \(--grow\)"):
             old.update(data)
@@ -263,9 +242,10 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
     with pytest.raises(LikelihoodError, match="OrderedLogistic"):
         bh.fit(stars, "normal", data, **QUICK).grow(1)
-    with pytest.raises(GuideError, match=r"DeltaGuide takes no new rows of head\.weight"):
+    with pytest.raises(GuideError, match=r"DeltaGuide cannot get new rows of head\.weight"):
         bh.fit(tiny_model(()), "delta", data, **QUICK).grow(1)
     with pytest.raises(PriorError, match="also samples tau"):
         bh.fit(tiny_model((), prior=hierarchical), "normal", data, **QUICK).grow(1)
-    with pytest.raises(PriorError, match="Laplace"):
-        bh.fit(tiny_model((), prior=dist.Laplace(0.0, 1.0)), "normal", data, **QUICK).grow(1)
+    with pytest.raises(PriorError, match="StudentT"):
+        prior = dist.StudentT(3.0, 0.0, 1.0)
+        bh.fit(tiny_model((), prior=prior), "normal", data, **QUICK).grow(1)

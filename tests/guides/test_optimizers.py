@@ -1,8 +1,7 @@
-"""The natural-gradient optimiser, on losses whose gradients are known."""
+"""Optimisers of guides, on losses whose gradients are known."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides.optimizers import NaturalGradient
+from bhpeft_pyro.guides.optimizers import NaturalGradient, ScaledAdam
 from bhpeft_pyro.inference.report import unsettled
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -52,16 +51,6 @@ def test_a_step_is_that_of_the_written_out_equations() -> None:
     optimiser.step()
     torch.testing.assert_close((-2 * log_scale).exp().detach(), new_precision)
     torch.testing.assert_close(loc.detach(), new_loc)
-
-
-def test_the_step_in_precision_agrees_with_lin_et_al_to_second_order() -> None:
-    loc, log_scale = parameters(0.5, 1)
-    optimiser = NaturalGradient([(loc, log_scale)], lr=0.02, momentum=0.0, averaging=0.0)
-    loc.grad, log_scale.grad = torch.zeros(1), torch.tensor([2.0])
-    optimiser.step()
-    precision, h = 4.0, 2.0 * 4.0
-    expected = precision + 0.02 * h + (0.02 * h) ** 2 / (2 * precision)
-    assert (-2 * log_scale).exp().item() == pytest.approx(expected, rel=2e-5)
 
 
 def test_averages_are_exponential_and_corrected_for_their_start() -> None:
@@ -131,29 +120,17 @@ def test_a_pair_without_gradient_is_left_alone() -> None:
     assert (pairs[1][1] == math.log(0.1)).all()
 
 
-def test_its_state_can_be_saved_and_read_back() -> None:
-    loc, log_scale = parameters(1.0)
-    run(loc, log_scale, 5)
-    kept = [loc.detach().clone(), log_scale.detach().clone()]
-    optimisers = []
-    for _ in range(2):
-        pair = tuple(nn.Parameter(value.clone()) for value in kept)
-        optimisers.append((NaturalGradient([(pair[0], pair[1])]), pair))
-    (first, pair), (second, other) = optimisers
-    for _ in range(3):
-        first.zero_grad()
-        kl_to_target(*pair).backward()
-        first.step()
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    with torch.no_grad():
-        for to, value in zip(other, pair, strict=True):
-            to.copy_(value)
-    for optimiser, both in optimisers:
-        optimiser.zero_grad()
-        kl_to_target(*both).backward()
-        optimiser.step()
-    torch.testing.assert_close(other[0], pair[0], rtol=0, atol=0)
-    torch.testing.assert_close(other[1], pair[1], rtol=0, atol=0)
+def test_step_sizes_of_adam_differ_from_weight_to_weight() -> None:
+    """They are those of Adam on weights in units of the sizes."""
+    sizes, target = torch.tensor([1.0, 10.0, 0.5]), torch.tensor([1.0, 20.0, -3.0])
+    weights, scaled = nn.Parameter(torch.ones(3)), nn.Parameter(1 / sizes)
+    ours, theirs = ScaledAdam(weights, sizes, lr=0.1), torch.optim.Adam([scaled], lr=0.1)
+    for _ in range(20):
+        for optimiser, value in ((ours, weights), (theirs, sizes * scaled)):
+            optimiser.zero_grad()
+            (value - target).square().sum().backward()
+            optimiser.step()
+    torch.testing.assert_close(weights.detach(), (sizes * scaled).detach())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""Guides with independent weights: Normal, or point estimates (ordinary fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import biject_to
+from torch.optim import Adam, Optimizer
+
+from ..data.batch import Batch
+from ..distributions import Constrained
+from ..errors import GuideError
+from ..model.model import Model
+from ..options import FitOptions
+from .budget import Budget
+from .guide import Guide, key
+from .latent import Latent, is_real, latents
+from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
+
+__all__ = ["DeltaGuide", "NormalGuide"]
+
+
+class _Located(Guide):
+    """A guide with a location for each latent, in unconstrained coordinates."""
+
+    def __init__(self, found: Sequence[Latent]) -> None:
+        super().__init__()
+        self._supports = {latent.name: latent.support for latent in found}
+        self.loc = nn.ParameterDict()
+        for latent in found:
+            self.loc[key(latent.name)] = nn.Parameter(latent.loc)
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self._values().items()}
+
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        for name in self._supports.keys() & values.keys():
+            inverse = biject_to(self._supports[name]).inv
+            self.loc[key(name)].copy_(inverse(values[name]))
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        return [self.loc[key(name)] for name in self._supports if name in sites]
+
+    def _values(self) -> dict[str, Tensor]:
+        return {
+            name: biject_to(support)(self.loc[key(name)])
+            for name, support in self._supports.items()
+        }
+
+    def _normal(self, name: str, loc: Tensor, scale: Tensor) -> TorchDistribution:
+        normal = dist.Normal(loc, scale).to_event(loc.dim())
+        support = self._supports[name]
+        return normal if is_real(support) else Constrained(normal, support)
+
+
+class NormalGuide(_Located):
+    """q(w) = prod_i N(w_i | loc_i, scale_i^2), the paper's variational family.
+
+    Each site is sampled from a Normal (Pyro's AutoNormal samples an auxiliary site and a Delta), so
+    the KL to a Normal prior has a closed form and adds no noise to the loss. Latents that are not
+    real-valued are Normal in unconstrained coordinates.
+
+    Args:
+        model: the model whose latents it covers.
+        init_scale: the initial sd of every weight. By default sds start at the prior's, and `fit`
+            first fits the head and sets the sds of a diagonal Laplace approximation; with an
+            `init_scale` it does not.
+        names: the latents it covers; by default all.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> NormalGuide(tiny_model()).distributions()["head.bias"].event_shape
+    torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        init_scale: float | None = None,
+        names: Collection[str] | None = None,
+    ) -> None:
+        if init_scale is not None and not 0 < init_scale < torch.inf:
+            raise GuideError(f"NormalGuide: init_scale={init_scale} must be positive and finite")
+        found = latents(model, names)
+        super().__init__(found)
+        self.init_scale = init_scale
+        self.log_scale = nn.ParameterDict()
+        for latent in found:
+            scale = latent.scale if init_scale is None else torch.full_like(latent.loc, init_scale)
+            self.log_scale[key(latent.name)] = nn.Parameter(scale.log())
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        return {
+            name: pyro.sample(
+                name, self._normal(name, self.loc[key(name)], self.log_scale[key(name)].exp())
+            )
+            for name in self._supports
+        }
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        return {
+            name: self._normal(name, self.loc[key(name)].detach().clone(), scale)
+            for name, scale in self.scales().items()
+        }
+
+    def scales(self) -> dict[str, Tensor]:
+        return {name: self.log_scale[key(name)].detach().exp() for name in self._supports}
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        tables = (self.loc, self.log_scale)
+        return [table[key(name)] for table in tables for name in self._supports if name in sites]
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        pairs = [(self.loc[key(name)], self.log_scale[key(name)]) for name in self._supports]
+        return [NaturalGradient(pairs, lr=natural_lr(options, examples))]
+
+    def free_sds(self) -> bool:
+        return self.init_scale is None
+
+    @torch.no_grad()
+    def narrow(self, information: Mapping[str, Tensor]) -> None:
+        if self.init_scale is not None:
+            return
+        for name, more in information.items():
+            if is_real(self._supports.get(name)):
+                log_scale = self.log_scale[key(name)]
+                log_scale.copy_((torch.exp(-2 * log_scale) + more).log() / -2)
+
+    def scale_slopes(self) -> dict[str, Tensor]:
+        grads = {name: self.log_scale[key(name)].grad for name in self._supports}
+        return {name: grad.mean() for name, grad in grads.items() if grad is not None}
+
+    @torch.no_grad()
+    def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        for name, (means, sds) in rows.items():
+            for table, more in ((self.loc, means), (self.log_scale, sds.log())):
+                old = table[key(name)]
+                table[key(name)] = nn.Parameter(torch.cat([old, more.to(old)]))
+
+    def options(self) -> dict[str, Any]:
+        return {"init_scale": self.init_scale}
+
+    @classmethod
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
+        return Budget.of(latents, 2 * latents)
+
+
+class DeltaGuide(_Located):
+    """A point estimate: at temperature 1 MAP, at temperature 0 maximum likelihood (ordinary
+    fine-tuning).
+
+    Args:
+        model: the model whose latents it covers.
+        width: the sd, in the sites' units, of the next round's prior, a Normal around the point
+            estimate. It limits how far a round moves the weights; it is not estimated from data.
+            Without it the guide cannot become a prior.
+        names: the latents it covers; by default all.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> sorted(DeltaGuide(tiny_model())())[-2:]
+    ['lora.value.A', 'lora.value.B']
+    """
+
+    point = True
+
+    def __init__(
+        self, model: Model, width: float | None = None, names: Collection[str] | None = None
+    ) -> None:
+        if width is not None and not width > 0:
+            raise GuideError(f"DeltaGuide: width must be positive, got {width}")
+        super().__init__(latents(model, names))
+        self.width = width
+        self._likelihood = {site.name for site in model.likelihood.sites}
+        self.follow(model)
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        return {
+            name: pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
+            for name, value in self._values().items()
+        }
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        if self.width is None:
+            raise GuideError(
+                "a point estimate has no width, so it cannot be a prior: fit a 'normal' guide, or "
+                "give the 'delta' guide a width=... (the sd of the next round's prior, in the "
+                "sites' units), or continue from this estimate without a prior: "
+                "fit(posterior.model, copy.deepcopy(posterior.guide), data, temperature=0.0)"
+            )
+        locs = {name: self.loc[key(name)].detach().clone() for name in self._supports}
+        return {
+            name: self._normal(name, loc, self.width * self._units[name].to(loc))
+            for name, loc in locs.items()
+        }
+
+    def follow(self, model: Model) -> None:
+        self._units = {latent.name: latent.unit for latent in latents(model)}
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        lr = adam_lr(options)
+        noise = self.parameters_of(self._likelihood)
+        rest = self.parameters_of(self._supports.keys() - self._likelihood)
+        groups = [(noise, NOISE_STEPS * lr), (rest, lr)]
+        return [Adam(group, lr=own) for group, own in groups if group]
+
+    def options(self) -> dict[str, Any]:
+        return {"width": self.width}
+
+    @classmethod
+    def size(cls, latents: int, shapes: Sequence[tuple[int, ...]], **options: Any) -> Budget:
+        return Budget.of(latents, latents)

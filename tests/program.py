@@ -1,0 +1,45 @@
+"""Running the program `bhpeft` in this process, and files for it."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from bhpeft_pyro.cli.app import app
+
+
+def bhpeft(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def error(*arguments: object, code: int = 2) -> str:
+    """The one line of an error, with nothing on stdout."""
+    result = bhpeft(*arguments, code=code)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in result.output and result.stdout == ""
+    return lines[0]
+
+
+def usage_error(*arguments: object) -> str:
+    """What is said about a value that an option does not take, without the frame around it."""
+    result = bhpeft(*arguments, code=2)
+    assert "Usage: bhpeft" in result.stderr and result.stdout == ""
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+def write_csv(path: Path, **columns: Any) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -14,6 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import runtime
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ConfigError, GuideError
 from ..guides import Guide
@@ -27,6 +28,7 @@ __all__ = [
     "blocks",
     "completed",
     "draw",
+    "drawing",
     "point",
     "sampling",
     "seeded",
@@ -73,6 +75,51 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """`seeded`, whatever other threads do: the random state is global, and they draw from it too.
+
+    So torch's random functions get generators of this block's own. That costs a call of Python for
+    every operation, too much for a fit.
+    """
+    with seeded(seed), _OwnGenerators(seed):
+        yield
+
+
+# Those that distributions call. `randn_like` and its kind take no generator.
+_RANDOM = {
+    *(torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm),
+    *(torch.bernoulli, torch.binomial, torch.multinomial, torch.poisson),
+    *(torch._standard_gamma, torch._sample_dirichlet),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.bernoulli_),
+}
+
+
+class _OwnGenerators(TorchFunctionMode):
+    """In this thread, random functions that are given no generator get one, one per device."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM and kwargs.get("generator") is None:
+            tensors = [each for each in args if isinstance(each, Tensor)]
+            device = tensors[0].device if tensors else kwargs.get("device")
+            kwargs = {**kwargs, "generator": self._of(device)}
+        return func(*args, **kwargs)
+
+    def _of(self, device: Any) -> torch.Generator:
+        device = torch.device(device or torch.get_default_device())
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
 
 
 def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
@@ -130,7 +177,7 @@ def traces(
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
             alone(),
-            seeded(own),
+            drawing(own),
             poutine.trace() as tracer,
             pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):

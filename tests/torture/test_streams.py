@@ -62,7 +62,7 @@ def start(folder: Path, right: list[torch.Tensor], die: Callable[[], object] | N
         return pid
     code = OUTCOMES.index("error")
     try:
-        faulthandler.dump_traceback_later(HUNG, exit=True)  # with 1
+        faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__)  # 1
         time.sleep(max(0.0, moment - time.monotonic()))
         if die is not None:
             die()
@@ -71,7 +71,7 @@ def start(folder: Path, right: list[torch.Tensor], die: Callable[[], object] | N
     except BusyError as error:
         code = OUTCOMES.index("refused" if " is writing into " in str(error) else "error")
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(file=sys.__stderr__)
     finally:
         os._exit(code)
 

@@ -44,9 +44,9 @@ lint: $(VENV)/installed-dev
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
-# Thousands of random arguments and files; prints how they ended.
+# Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m torture -rP $(PARALLEL) $(ARGS)
+	$(BIN)/python -m pytest tests/torture -m torture -rP $(PARALLEL) $(ARGS)
 
 # All of them, or some: `make notebooks ARGS="priors quickstart"`.
 notebooks: $(VENV)/installed-smollm2

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArchitectureError",
     "BHPEFTError",
+    "BusyError",
     "ConfigError",
     "DataError",
     "FitError",
@@ -71,3 +72,7 @@ class FitError(BHPEFTError, RuntimeError):
 
 class SaveError(BHPEFTError, ValueError):
     """A saved posterior is damaged, altered, or belongs to another backbone."""
+
+
+class BusyError(SaveError):
+    """Another process is writing into the folder."""

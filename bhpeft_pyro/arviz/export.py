@@ -17,7 +17,7 @@ from ..checks import COUNT, SAMPLES, SEED
 from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
-from ..inference.draws import draw, seeded
+from ..inference.draws import draw, drawing
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -214,6 +214,6 @@ def _outcome(
             sample = sample.long()
         return (sample,) if labels is None else (sample, predicted.log_prob(labels))
 
-    with seeded(seed):
+    with drawing(seed):
         parts = [*passes(model, drawn(model, guide, samples, seed), feed, take)]
     return [torch.cat(part) for part in zip(*parts, strict=True)]

@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import BHPEFTError, FitError
+from ..errors import BHPEFTError, BusyError, FitError
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import say, spoken_warnings
@@ -29,7 +29,7 @@ def spoken_errors() -> Iterator[None]:
     try:
         with spoken_warnings():
             yield
-    except (FitError, OSError) as error:  # the input may be fine
+    except (FitError, BusyError, OSError) as error:  # the input may be fine
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)

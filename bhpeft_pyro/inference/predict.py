@@ -20,7 +20,7 @@ from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .draws import seeded, strata
+from .draws import drawing, strata
 from .passes import Feed, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]
@@ -114,7 +114,7 @@ def _in_closed_form(
     classes: list[ClassForecast] = []
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
-        with seeded(seed + number):  # the same for every example, whatever its batch
+        with drawing(seed + number):  # the same for every example, whatever its batch
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise)

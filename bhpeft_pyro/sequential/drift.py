@@ -15,7 +15,7 @@ from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide, MixtureGuide, prior_guide
-from ..inference.draws import seeded
+from ..inference.draws import drawing
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
@@ -190,7 +190,7 @@ def check_samples(samples: int) -> int:
 
 def _simulate(forecast: AnyForecast, seed: int) -> Tensor:
     """(S, N): for each draw of the weights one set of labels."""
-    with seeded(seed):
+    with drawing(seed):
         if isinstance(forecast, RatingForecast):
             return torch.normal(forecast.means, forecast.sds)
         assert forecast.samples is not None

@@ -118,7 +118,10 @@ def test_label_names() -> None:
     )
     named = with_(label=["no", "yes", "no", "maybe"])
     refused(
-        DataError, "'maybe' is not one of", data=named, columns=bh.Columns(label_names=["no", "yes"])
+        DataError,
+        "'maybe' is not one of",
+        data=named,
+        columns=bh.Columns(label_names=["no", "yes"]),
     )
 
 

@@ -137,8 +137,6 @@ def test_every_likelihood_comes_back_in_both_rounds(
     assert third.report.history == again.report.history
 
 
-
-
 # What is on the disk
 
 

@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import (
+    BusyError,
     ConfigError,
     DataError,
     GuideError,
@@ -203,6 +204,24 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="batches is empty"):
         run(tmp_path / "none", {})
     assert len(posterior.lineage) == 2
+
+
+def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path) -> None:
+    """Overlapping cron jobs made two branches, which no later call could continue."""
+
+    def learn(last: bh.Posterior | None, data: object) -> bh.Posterior:
+        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is writing into"):
+            run(tmp_path)
+        if last is not None:
+            return last.update(data)
+        return bh.fit(tiny_model(()), "normal", data, max_steps=2, progress=False)
+
+    options: dict[str, Any] = {"drift": False, "progress": False}
+    bh.sequential.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
+    assert len(bh.History(tmp_path / "rounds").leaves) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("record.csv", "record.json", "rounds")
+    ]
 
 
 def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:

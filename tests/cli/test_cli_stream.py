@@ -50,7 +50,7 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
     last = bh.stream(
         model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
-        label_names=("bad", "good"), seed=3, max_steps=2, batch_size=8,
+        columns=bh.Columns(label_names=("bad", "good")), seed=3, max_steps=2, batch_size=8,
         components=2, progress=False,
     )  # fmt: skip
     expected = Record.of(last).rows
@@ -198,14 +198,14 @@ def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     history = History(folder / "out" / "rounds")
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.model.network.outputs == 3
-    assert last.text.label_names == (None if numbers else ("bad", "good", "strange"))
+    assert last.columns.label_names == (None if numbers else ("bad", "good", "strange"))
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         ((), "--by: a batch of a week needs a column of dates"),
         (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
-        (("--by", "text"), "row 0: 'w6 w23 w27' is no date"),
+        (("--by", "text"), "row 0: 'w6 w23 w27' is not a date"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
         (("--by", "date", "--tests", "1%"), "0.01 is no row of any batch"),
     ):
@@ -276,7 +276,7 @@ def test_periods() -> None:
         by_period(table, "day", "hour")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="count=0"):
         by_count(table, 0)
-    with pytest.raises(DataError, match="row 1: None is no date"):
+    with pytest.raises(DataError, match="row 1: None is not a date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
 
 

@@ -11,12 +11,11 @@ import pytest
 import torch
 from counts import COUNTS, Counts
 from torch import Tensor, nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertModel
+from transformers import DistilBertConfig, DistilBertModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
-from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
@@ -25,7 +24,7 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_model, tiny_tokenizer
 
 TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23", "w30 w31", "w5 w5"]
 QUESTIONS = [
@@ -209,23 +208,16 @@ def test_draws_are_a_whole_number(samples: Any) -> None:
         posterior_of().predict(TEXTS, samples=1, max_rows=0)
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
+def test_inputs_that_a_backbone_does_not_take_are_left_out() -> None:
     class Base(DistilBertModel):
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:  # nothing else
             return super().forward(input_ids=input_ids, attention_mask=attention_mask)
 
-    class Classifier(DistilBertForSequenceClassification):
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask)
-
     config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
-    config.num_labels = 2
-    backbone = Classifier(config) if own else Base(config)
+    backbone = Base(config)
     tokenizer = tiny_tokenizer()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    head = bh.OwnHead() if own else bh.Head(2)
-    network = bh.RandomPEFT(backbone, bh.presets.lora(rank=2), head, tokenizer)
+    network = bh.RandomPEFT(backbone, bh.presets.lora(rank=2), bh.Head(2), tokenizer)
     posterior = bh.fit(
         bh.Model(network), "normal", tiny_examples_of(tokenizer), max_steps=2, progress=False
     )
@@ -233,20 +225,6 @@ def test_inputs_that_a_backbone_does_not_take_are_left_out(own: bool) -> None:
     (_, batch), *_ = list(examples.by_length(2))
     assert "token_type_ids" in batch.inputs  # otherwise this test tests nothing
     assert posterior.predict(TEXTS, samples=2).probabilities.isfinite().all()
-
-
-def test_without_random_weights_all_draws_are_one() -> None:
-    """A backbone with its own head and no PEFT weights: zero-shot use."""
-    config = DistilBertConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32)
-    backbone = DistilBertForSequenceClassification(config).eval()
-    model = bh.Model(bh.RandomPEFT(backbone, (), bh.OwnHead(), tiny_tokenizer()))
-    forecast = predict(model, lambda batch: {}, tiny_examples(5), 8, keep_samples=True)
-    with torch.no_grad():
-        expected = torch.cat(
-            [backbone(**batch.inputs).logits.softmax(-1) for batch in tiny_examples(5).batches(1)]
-        )
-    assert forecast.draws == 1
-    torch.testing.assert_close(forecast.probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["delta", "AutoDelta", "mixture"])

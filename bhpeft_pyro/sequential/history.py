@@ -14,6 +14,7 @@ from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError, SaveError
+from ..files import keep_names
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..posterior import io
@@ -98,7 +99,7 @@ class History:
         partial = self.folder / f"{report.id}{_PARTIAL}"
         io.save(posterior, partial, overwrite=True, alone=False)
         os.rename(partial, folder)
-        io.keep_names(self.folder)
+        keep_names(self.folder)
         return report.id
 
     def load(

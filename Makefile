@@ -27,7 +27,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow notebooks docs bench experiment clean
+.PHONY: demo test lint slow torture notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo $(ARGS)
@@ -43,6 +43,10 @@ lint: $(VENV)/installed-dev
 # Notebooks, the documentation build, and what else takes minutes.
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
+
+# Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
+torture: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/torture -m torture -rP $(PARALLEL) $(ARGS)
 
 # All of them, or some: `make notebooks ARGS="priors quickstart"`.
 notebooks: $(VENV)/installed-smollm2

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from .forecast import ClassForecast, RatingForecast, metrics
     from .guides import Guide, autoguide
     from .guides.optimizers import NaturalGradient
+    from .huggingface import from_peft
     from .inference.elbo import ELBO
     from .inference.report import FitReport
     from .model import likelihoods, tasks
-    from .model.head import Head
+    from .model.head import ClassifierHead, Head
     from .model.model import Model
     from .model.network import RandomPEFT
     from .options import FitOptions
@@ -37,6 +38,7 @@ _HOMES = {
     "ELBO": "inference.elbo",
     "Batch": "data.batch",
     "ClassForecast": "forecast",
+    "ClassifierHead": "model.head",
     "Columns": "data",
     "Examples": "data",
     "FitOptions": "options",
@@ -54,6 +56,7 @@ _HOMES = {
     "autoguide": "guides",
     "encode": "data",
     "fit": "posterior.fit",
+    "from_peft": "huggingface",
     "stream": "sequential",
 }
 _MODULES = {
@@ -75,6 +78,7 @@ __all__ = [
     "ELBO",
     "Batch",
     "ClassForecast",
+    "ClassifierHead",
     "Columns",
     "Examples",
     "FitOptions",
@@ -96,6 +100,7 @@ __all__ = [
     "errors",
     "fit",
     "forecast",
+    "from_peft",
     "guides",
     "likelihoods",
     "metrics",

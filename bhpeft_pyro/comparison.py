@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .checks import Number
 from .data import Columns
 from .errors import ConfigError
 from .files import write
@@ -138,8 +139,7 @@ def compare(
     ['head only', 'LoRA', 'hybrid', 'hybrid, scaled', '2 hybrids', '2 hybrids, scaled', \
 '2 components']
     """
-    if components < 2:
-        raise ConfigError(f"components={components!r} must be at least 2, to make an ensemble")
+    components = Number(least=2, whole=True)("components", components)  # to make an ensemble
     options = options or FitOptions()
     folder = Path(out)
     head = model(presets.head_only())

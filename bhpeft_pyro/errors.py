@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ArchitectureError",
     "BHPEFTError",
+    "BusyError",
     "ConfigError",
     "DataError",
     "FitError",
@@ -22,8 +23,16 @@ KEEP_TENSORS = (
 )
 
 
+_LONGEST = 2000  # characters of a message; what is shown of one value is far shorter
+
+
 class BHPEFTError(Exception):
     """The root; catch it to catch every deliberate error of the package."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = _LONGEST // 2
+        return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class ConfigError(BHPEFTError, ValueError):
@@ -63,3 +72,7 @@ class FitError(BHPEFTError, RuntimeError):
 
 class SaveError(BHPEFTError, ValueError):
     """A saved posterior is damaged, altered, or belongs to another backbone."""
+
+
+class BusyError(SaveError):
+    """Another process is writing into the folder."""

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .checks import COUNT, SAMPLES, SEED, Number, Rule, boolean, check_fields, one_of
 from .errors import ConfigError
 
 __all__ = ["FitOptions"]
 
 # The schedules of transformers that need only a number of steps.
 _SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant", "inverse_sqrt")
+_MAYBE_COUNT = Number(least=1, whole=True, none=True)
+_MAYBE_POSITIVE = Number(above=0, none=True)
+_START = Number(least=0, below=1)
+
+_RULES: dict[str, Rule] = {
+    "epochs": COUNT,
+    "max_steps": _MAYBE_COUNT,
+    "batch_size": COUNT,
+    "particles": COUNT,
+    "accumulate": COUNT,
+    "lr": _MAYBE_POSITIVE,
+    "schedule": one_of(*_SCHEDULES),
+    "warmup": _START,
+    "clip": _MAYBE_POSITIVE,
+    "temperature": Number(least=0, none=True),
+    "tau": _MAYBE_POSITIVE,
+    "kl_warmup": _START,
+    "patience": _MAYBE_COUNT,
+    "eval_every": _MAYBE_COUNT,
+    "eval_samples": SAMPLES,
+    "bf16": boolean,
+    "seed": SEED,
+    "progress": boolean,
+}
 
 
 @dataclass(frozen=True)
@@ -79,30 +103,7 @@ draw gets an equal share of the batch (for a point estimate set particles=1)
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "particles", "accumulate"):
-            value = getattr(self, name)
-            self._check(name, isinstance(value, int) and value >= 1, "an integer of at least 1")
-        for name in ("eval_samples", "seed"):
-            value = getattr(self, name)
-            self._check(name, isinstance(value, int) and value >= 0, "an integer of 0 or more")
-        for name in ("max_steps", "patience", "eval_every"):
-            value = getattr(self, name)
-            good = value is None or (isinstance(value, int) and value >= 1)
-            self._check(name, good, "an integer of at least 1, or None")
-        optional = ("lr", "clip", "temperature", "tau")
-        for name in ("warmup", "kl_warmup", *optional):
-            value = getattr(self, name)
-            none = value is None and name in optional
-            real = isinstance(value, int | float) and math.isfinite(value)
-            self._check(name, none or real, "a finite number")
-        self._check("schedule", self.schedule in _SCHEDULES, f"one of {', '.join(_SCHEDULES)}")
-        for name in ("warmup", "kl_warmup"):
-            self._check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in ("lr", "clip", "tau"):
-            value = getattr(self, name)
-            self._check(name, value is None or value > 0, "positive, or None")
-        good = self.temperature is None or self.temperature >= 0
-        self._check("temperature", good, "0 or more, or None")
+        check_fields(self, _RULES)
         if self.batch_size % self.particles:
             raise ConfigError(
                 f"batch_size={self.batch_size} must be a multiple of particles={self.particles}: "
@@ -110,21 +111,16 @@ draw gets an equal share of the batch (for a point estimate set particles=1)
                 "particles=1)"
             )
 
-    def _check(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise ConfigError(f"{name}={getattr(self, name)!r} must be {expected}")
-
     def change(self, **changes: Any) -> FitOptions:
         """These options with some changed. `epochs` without `max_steps` resets `max_steps`.
 
         Raises:
             ConfigError: an unknown name, or a value outside its range.
         """
-        known = {field.name for field in fields(self)}
-        if unknown := changes.keys() - known:
+        if unknown := changes.keys() - _RULES.keys():
             raise ConfigError(
                 f"unknown fit options {', '.join(sorted(unknown))}; known: "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(sorted(_RULES))}"
             )
         if "epochs" in changes:
             changes = {"max_steps": None, **changes}

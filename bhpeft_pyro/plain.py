@@ -1,33 +1,12 @@
-"""Dataclasses as JSON holds them: plain numbers in place of NumPy's, and the declared types."""
+"""Plain data from a file, against the types that a dataclass declares."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from functools import cache
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
-
-__all__ = ["check_types", "make_plain"]
-
-
-def make_plain(config: Any) -> None:
-    """Replace NumPy's numbers among the fields of a dataclass, frozen or not, by Python's.
-
-    >>> from dataclasses import dataclass
-    >>> @dataclass(frozen=True)
-    ... class Config:
-    ...     rank: int
-    ...     def __post_init__(self) -> None:
-    ...         make_plain(self)
-    >>> Config(np.int64(8))
-    Config(rank=8)
-    """
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, np.generic):
-            object.__setattr__(config, field.name, value.item())
+__all__ = ["check_types"]
 
 
 def check_types(config: Any) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
 from .data import Examples, encode
 from .data.batch import Batch
@@ -17,7 +23,14 @@ from .model.network import RandomPEFT
 from .peft import Kind, presets
 from .priors import PriorLike
 
-__all__ = ["tiny_backbone", "tiny_batch", "tiny_examples", "tiny_model", "tiny_tokenizer"]
+__all__ = [
+    "tiny_backbone",
+    "tiny_batch",
+    "tiny_classifier",
+    "tiny_examples",
+    "tiny_model",
+    "tiny_tokenizer",
+]
 
 
 def tiny_backbone() -> BertModel:
@@ -28,17 +41,31 @@ def tiny_backbone() -> BertModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return BertModel(
-            BertConfig(
-                vocab_size=50,
-                hidden_size=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=32,
-                max_position_embeddings=32,
-                initializer_range=0.2,
-            )
-        )
+        return BertModel(_config())
+
+
+def tiny_classifier(labels: int = 2) -> BertForSequenceClassification:
+    """The same with Hugging Face's pooler and classifier.
+
+    >>> tiny_classifier(3).config.num_labels
+    3
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(_config(num_labels=labels))
+
+
+def _config(**changes: Any) -> BertConfig:
+    return BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+        **changes,
+    )
 
 
 def tiny_model(

@@ -143,8 +143,8 @@ for name in ("laplace", "normal", "mvn"):
 
 # %% [markdown]
 # With so few rows `laplace` holds none out, so it uses the prior as we gave it. It is centred at
-# the mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters to
-# train by gradient steps; after 200 of them it is about as close as `laplace`. `normal` ignores
+# the mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters
+# to train by gradient steps; after 200 of them it is about as close as `laplace`. `normal` ignores
 # correlations between weights, so its predictions are much too wide. k-hat shows that without NUTS.
 #
 # ## Does the result depend on the initial values?
@@ -217,4 +217,5 @@ for name in ("delta", "normal", "laplace", "mvn"):
 # ## Which one to use
 #
 # Start with `laplace`. Use `normal` for heavy-tailed or hierarchical priors, and `delta` if only
-# accuracy matters; `widen` can add a covariance to it later. `bhpeft compare` compares the default with its rivals on your own data.
+# accuracy matters; `widen` can add a covariance to it later.
+# `bhpeft compare` compares the default with its rivals on your own data.

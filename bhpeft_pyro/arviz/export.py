@@ -13,10 +13,11 @@ import xarray as xr
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from ..checks import COUNT, SAMPLES, SEED
 from ..data import Examples
 from ..errors import ConfigError
 from ..guides import prior_like
-from ..inference.draws import draw, seeded
+from ..inference.draws import draw, drawing
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -94,8 +95,8 @@ def to_arviz(
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """
-    if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1")
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    max_bytes = SAMPLES("max_bytes", max_bytes)
     model, report = posterior.model, posterior.report
     examples = None
     if data is not None:
@@ -213,6 +214,6 @@ def _outcome(
             sample = sample.long()
         return (sample,) if labels is None else (sample, predicted.log_prob(labels))
 
-    with seeded(seed):
+    with drawing(seed):
         parts = [*passes(model, drawn(model, guide, samples, seed), feed, take)]
     return [torch.cat(part) for part in zip(*parts, strict=True)]

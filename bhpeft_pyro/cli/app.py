@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import BHPEFTError, FitError
+from ..errors import BHPEFTError, BusyError, FitError
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import say, spoken_warnings
@@ -29,13 +29,10 @@ def spoken_errors() -> Iterator[None]:
     try:
         with spoken_warnings():
             yield
-    except (FitError, OSError) as error:  # the input may be fine
+    except (FitError, BusyError, OSError) as error:  # the input may be fine
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)
-    except KeyboardInterrupt:
-        say("interrupted; what was saved before is unchanged")
-        raise
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
@@ -105,8 +102,3 @@ for module in (fit, compare, predict, evaluate, update, stream, history, report)
     app.command(name, help="\n\n".join(paragraphs), epilog="\n\n".join(lines))(
         quietly(flat(command))
     )
-
-
-def main() -> None:
-    """Run the program."""
-    app(prog_name="bhpeft")

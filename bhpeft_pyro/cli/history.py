@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..errors import SaveError
+from ..errors import ConfigError, SaveError
 from . import options
-from .screen import print_json, table
+from .screen import print_json, say, table
 
 _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
 _MORE = ("parent", "data", "projection", "metrics")
@@ -21,19 +21,37 @@ def history(
         Path,
         typer.Argument(help="A saved posterior, a stream, or a folder of saved posteriors."),
     ],
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROUND",
+            help="Keep the line of rounds that ends in this one (its id, or the beginning of it), "
+            "and move all others into the folder aside.",
+            show_default="all stay",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Show what each round learnt: a list for one posterior, a tree for a folder of rounds.
 
+    A stream continues only a single line of rounds. If there are branches, --keep chooses one;
+    nothing is deleted.
+
     Examples:
         bhpeft history runs/reviews-2
         bhpeft history runs/stream --json
+        bhpeft history runs/stream --keep 5f0c
     """
     from ..posterior import io
     from .runs import rounds_of
 
     tree = rounds_of(folder)
     single = io.exists(folder)
+    if keep is not None:
+        if single:
+            raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
+        for path in tree.keep_only(keep):
+            say(f"moved to {path}")
     rounds = io.read_lineage(folder) if single else tuple(tree.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")

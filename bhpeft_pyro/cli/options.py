@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from .. import names
+from ..checks import shown
 from ..errors import ConfigError
 from ..options import FitOptions
 
@@ -51,8 +52,9 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        # All scalars as text: they are parsed as on the command line.
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"--config: {path} cannot be read as YAML: {reason}") from error
     if not isinstance(content, dict):
@@ -67,8 +69,12 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
                 f"--config: {path} has {key!r}, which is not an option of {context.info_name!r}; "
                 f"expected one of {', '.join(known)}"
             )
-        if value is not None:
-            defaults[name] = str(value)
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"--config: {path}: {key}: expected a single value, got {shown(value)}"
+            )
+        if value.lower() not in ("", "~", "null"):
+            defaults[name] = value
     context.default_map = defaults
     return path
 

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..checks import harmless
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -39,7 +41,7 @@ MEANINGS = {
 
 def say(text: str) -> None:
     """Print a line to stderr, without markup and line breaks."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -59,11 +61,15 @@ def interactive() -> bool:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table to stdout; text too long for its column is cut, and None is a dash."""
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    grid = Table(
+        title=Text(harmless(title)), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+    )
     grid.collapse_padding, grid.pad_edge = True, False  # so that more fits on 80 columns
     for i, column in enumerate(columns):
         text = any(isinstance(row[i], str) for row in rows)
-        grid.add_column(column, justify="left" if text else "right", no_wrap=i == 0 or not text)
+        grid.add_column(
+            Text(harmless(column)), justify="left" if text else "right", no_wrap=i == 0 or not text
+        )
     for row in rows:
         grid.add_row(*(Text(_cell(value), no_wrap=True, overflow="ellipsis") for value in row))
     Console().print(grid, highlight=False)
@@ -94,7 +100,7 @@ def png(figure: Figure) -> bytes:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else harmless(str(value))
 
 
 def _finite(value: Any) -> Any:

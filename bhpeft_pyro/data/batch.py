@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..checks import COUNT
 from ..errors import ConfigError, DataError
 
 __all__ = ["Batch", "in_order", "shuffled"]
@@ -75,8 +76,7 @@ _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
 
 def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
     """Consecutive examples, each exactly once; the last batch may be smaller."""
-    _check_size("batch_size", batch_size)
-    return torch.arange(count).split(batch_size)
+    return torch.arange(count).split(COUNT("batch_size", batch_size, DataError))
 
 
 def shuffled(
@@ -94,8 +94,8 @@ def shuffled(
     Args:
         keys: (N,) int64 what to group by, such as lengths.
     """
-    _check_size("batch_size", batch_size)
-    _check_size("multiple_of", multiple_of)
+    batch_size = COUNT("batch_size", batch_size, DataError)
+    multiple_of = COUNT("multiple_of", multiple_of, DataError)
     if batch_size < multiple_of:
         raise DataError(
             f"batch_size={batch_size} is below multiple_of={multiple_of}: each weight draw needs "
@@ -121,8 +121,3 @@ def shuffled(
     # Within a batch the order is random again: its parts go to different weight draws.
     within = torch.rand(steps, width, generator=generator).argsort(1)
     return batches.gather(1, within).unbind(0)
-
-
-def _check_size(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise DataError(f"{name}={value!r}; expected an integer of at least 1")

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import ClassLabel
 from torch import Tensor
 
+from ..checks import Number, Rule, check_fields, shown, string
 from ..errors import ConfigError, DataError
 
 __all__ = [
@@ -67,6 +69,12 @@ class Columns:
     label_names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
+        every = ("text", "pair", "label", "question", "choices", "answer")
+        rules: dict[str, Rule] = {
+            name: string for name in every if name != "pair" or self.pair is not None
+        }
+        rules["max_length"] = Number(least=1, whole=True, none=True)
+        check_fields(self, rules, "columns")
         for names in (
             (self.text, self.pair, self.label),
             (self.question, self.choices, self.answer),
@@ -79,10 +87,11 @@ class Columns:
         classes = self.label_names
         if classes is None:
             return
-        if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-            raise ConfigError(f"label_names={classes!r}; expected a sequence of str")
+        if not isinstance(classes, Sequence | np.ndarray) or isinstance(classes, str):
+            raise ConfigError(f"label_names={shown(classes)}; expected a sequence of str")
+        classes = [string("label_names", name) for name in classes]
         if len(classes) < 2 or len(set(classes)) < len(classes):
-            raise ConfigError(f"label_names={classes!r}; expected two or more different names")
+            raise ConfigError(f"label_names={shown(classes)}; expected two or more different names")
         object.__setattr__(self, "label_names", tuple(classes))
 
     def inputs(self, kind: Kind) -> tuple[str, ...]:
@@ -116,7 +125,7 @@ def read_choices(
                 value = json.loads(value)
             except ValueError as error:
                 expected = 'is not a list; expected JSON such as ["yes", "no"]'
-                raise _wrong(column, i, f"{value!r:.60} {expected}") from error
+                raise _wrong(column, i, f"{shown(value)} {expected}") from error
         if isinstance(value, dict) and "text" in value:
             value, labels = value["text"], value.get("label")
         if not isinstance(value, list):
@@ -136,7 +145,7 @@ def _check_text(value: Any, column: str, row: int, where: str = "") -> None:
     if value is None:
         raise _wrong(column, row, f"{where}the text is missing; drop the row or fill it in")
     if not isinstance(value, str):
-        what = f"{value!r:.60} is a {type(value).__name__}"
+        what = f"{shown(value)} is a {type(value).__name__}"
         raise _wrong(column, row, f"{where}{what}; expected a str")
     if not value.strip():
         raise _wrong(column, row, f"{where}the text is empty; drop the row or fill it in")
@@ -220,7 +229,7 @@ def read_classes(
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
                 if value not in index:
-                    raise _wrong(column, i, f"{value!r} is none of {names}")
+                    raise _wrong(column, i, f"{value!r} is not one of {names}")
             values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
@@ -239,7 +248,7 @@ def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]
     for i, value in enumerate(values):
         if not re.fullmatch(r"-?\d+", value):
             until = "" if count is None else f" to {count - 1}"
-            what = f"{value!r:.60} is a name, and the classes have none"
+            what = f"{shown(value)} is a name, and the classes have none"
             raise _wrong(column, i, f"{what}; expected their numbers, 0{until}")
     return [int(value) for value in values]
 
@@ -249,7 +258,7 @@ def read_ratings(values: Sequence[Any], column: str) -> Tensor:
     # First, because one such cell makes a reader turn all the others into str.
     for i, value in enumerate(values):
         if isinstance(value, str) and not is_number(value):
-            raise _wrong(column, i, f"{value!r:.60} is not a number; expected a rating, as 3.5")
+            raise _wrong(column, i, f"{shown(value)} is not a number; expected a rating, as 3.5")
     _check_types(values, column, (float, int), "a real number", refused=bool)
     ratings = torch.tensor(values, dtype=torch.float32)
     for i in (~ratings.isfinite()).nonzero().flatten().tolist():
@@ -294,7 +303,7 @@ def _check_types(
         raise _wrong(column, missing, "the label is missing (None)")
     for i, value in enumerate(values):
         if not isinstance(value, types) or isinstance(value, refused):
-            what = f"{value!r:.60} is a {type(value).__name__}"
+            what = f"{shown(value)} is a {type(value).__name__}"
             raise _wrong(column, i, f"{what}; expected {expected}")
 
 

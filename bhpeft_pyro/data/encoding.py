@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import Number, check, one_of, shown
 from ..errors import DataError
 from .columns import (
     Columns,
@@ -91,15 +92,15 @@ def encode(
     >>> batch.choices.tolist(), batch.labels.tolist()
     ([[True, True, False], [True, True, True]], [1, 2])
     """
+    check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
+    check(columns, Columns, "columns", "bh.Columns(...)")
     names = columns.label_names
-    if kind not in get_args(Kind):
-        raise DataError(f"kind={kind!r}; expected one of {', '.join(map(repr, get_args(Kind)))}")
+    one_of(*get_args(Kind))("kind", kind, DataError)
     if kind != "class" and (names is not None or num_labels is not None):
         raise DataError(f"label_names and num_labels are for kind='class', not for kind={kind!r}")
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for kind='choice'")
-    if num_labels is not None and (type(num_labels) is not int or num_labels < 2):
-        raise DataError(f"num_labels={num_labels!r}; expected an integer of at least 2")
+    num_labels = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(f"num_labels={num_labels}, but there are {len(names)} label_names")
     pair = len(columns.inputs(kind)) == 2
@@ -152,7 +153,7 @@ def encode(
         owner = owner.repeat_interleave(counts)
     if int(tokens.lengths.min()) == 0:
         row = int(owner[tokens.lengths == 0][0])
-        raise DataError(f"row {row}: the tokenizer finds no token in {texts[row]!r:.60}")
+        raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
     if cut:
         number = len(owner[cut].unique())
         warnings.warn(
@@ -204,9 +205,8 @@ def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: boo
         limit = tokenizer.model_max_length
         return limit if limit < 10**6 else None  # "no limit" is a very large number there
     least = tokenizer.num_special_tokens_to_add(pair=pair) + (2 if pair else 1)
-    if type(max_length) is not int or max_length < least:
-        raise DataError(f"max_length={max_length!r}; expected an integer of at least {least}")
-    return max_length
+    limit = Number(least=least, whole=True)("max_length", max_length, DataError)
+    return int(limit)
 
 
 def _joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import shown
 from ..errors import DataError
 from .batch import Batch, in_order, shuffled
 from .columns import Kind
@@ -168,7 +169,7 @@ class Examples:
         """
         chosen = torch.as_tensor(indices)
         if chosen.dim() != 1 or len(chosen) == 0:
-            raise DataError(f"indices={indices!r:.60}; expected a list of one or more integers")
+            raise DataError(f"indices={shown(indices)}; expected a list of one or more integers")
         if chosen.is_floating_point() or chosen.dtype == torch.bool:
             raise DataError(f"indices are of type {chosen.dtype}; expected integers")
         chosen = chosen.long()

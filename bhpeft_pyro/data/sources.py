@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 
+from ..checks import shown
 from ..errors import DataError
 from .columns import Columns, Kind
 
@@ -43,9 +45,12 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     if isinstance(source, (str, Path)):
         source = load(source, needed)
     elif isinstance(source, pd.DataFrame):
+        _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
-        source = _from_rows(list(source), kind, columns)
+        rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
+        # What is no list came out of an array without dimensions.
+        source = _from_rows(rows if isinstance(rows, list) else [rows], kind, columns)
 
     if not isinstance(source, (Dataset, Mapping)):
         raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
@@ -77,20 +82,21 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     Raises:
         DataError: it does not exist, or cannot be read.
     """
-    path = Path(source)
+    path, called = Path(source), shown(str(source))
+    there = os.path.isfile(path)  # Path.is_file raises for a text that is too long for a name
     if path.suffix.lower() in _SUFFIXES:
-        if not path.is_file():
-            raise DataError(f"source={str(source)!r}: there is no such file")
+        if not there:
+            raise DataError(f"source={called}: no such file (a single text goes in a list)")
         try:
             return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
-        except ValueError as error:  # a DataError is one too
-            raise DataError(f"source={str(source)!r} cannot be read: {error}") from error
-    if isinstance(source, Path) or path.is_file():
-        raise DataError(f"source={str(source)!r}: expected a .csv, .json or .jsonl file")
+        except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
+            raise DataError(f"source={called} cannot be read: {error}") from error
+    if isinstance(source, Path) or there:
+        raise DataError(f"source={called}: expected a .csv, .json or .jsonl file")
     match = _HUB_NAME.fullmatch(source)
     if match is None:
         raise DataError(
-            f"source={source!r} is neither a file nor the name of a data set on the hub; expected "
+            f"source={called} is neither a file nor the name of a data set on the hub; expected "
             "'owner/name', 'owner/name:split' or 'owner/name[config]:split' "
             "(a single text goes in a list)"
         )
@@ -99,8 +105,8 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     except Exception as error:  # whatever goes wrong inside: network, syntax, split
         cause = error.__cause__ or error  # which may be hidden behind an error of its own
         raise DataError(
-            f"source={source!r} is not a file here, and cannot be loaded from the hub: "
-            f"{type(cause).__name__}: {cause}".rstrip()
+            f"source={called} is not a file here, and cannot be loaded from the hub (a single "
+            f"text goes in a list): {type(cause).__name__}: {cause}".rstrip()
         ) from error
 
 
@@ -114,7 +120,7 @@ def _read_json(path: Path) -> Dataset:
         if not part.strip():
             continue
         try:
-            found = json.loads(part)
+            found = json.loads(part, object_pairs_hook=_once)
         except ValueError as error:
             raise DataError(
                 f"line {number} is not JSON ({error}); expected an object a line, or a list of them"
@@ -129,7 +135,13 @@ def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
     """Columns of text, or of numbers if every cell is one ("007" is not)."""
     # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
     # "None" and "null" are not missing values.
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, na_values="", encoding="utf-8-sig")
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    # pandas would give a column that comes twice another name.
+    header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+    if any("\0" in name for name in header):
+        raise DataError("the header has a NUL character; expected a text file in UTF-8")
+    _check_once([name for name in header if name])
+    table = pd.read_csv(path, na_values="", **how)
     if not isinstance(table.index, pd.RangeIndex):
         raise DataError("rows have more cells than the header has names; expected commas between")
     columns = {
@@ -137,6 +149,18 @@ def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
         for name in table.columns
     }
     return Dataset.from_dict(columns)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(names: Sequence[object]) -> None:
+    """Refuse a column that is there twice, of which a reader would keep but one."""
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"column {shown(twice)} is there twice; expected different names")
 
 
 def _typed(column: pd.Series) -> list[Any]:
@@ -178,7 +202,7 @@ def _by_column(rows: Sequence[object], expected: str) -> dict[str, list[Any]]:
 
 def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(row, types):
-        raise DataError(f"source, row {i}: a {type(row).__name__} ({row!r:.60}); expected {what}")
+        raise DataError(f"source, row {i}: a {type(row).__name__} ({shown(row)}); expected {what}")
     return row
 
 
@@ -186,11 +210,20 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
     """A mapping of lists, arrays or tensors of one length."""
     lists: dict[str, list[Any]] = {}
     for name, column in columns.items():
-        if isinstance(column, (str, Mapping)) or not isinstance(column, Iterable):
+        # The views of a mapping are in its order; other sets have none.
+        unordered = isinstance(column, Set) and not isinstance(column, MappingView)
+        if unordered or isinstance(column, (str, bytes, Mapping)):
+            found: Any = None
+        elif hasattr(column, "tolist"):
+            found = column.tolist()  # a number, of an array without dimensions
+        else:
+            found = list(column) if isinstance(column, Iterable) else None
+        if not isinstance(found, list):
             raise DataError(
-                f"column {name!r} is a {type(column).__name__}; expected a list of values"
+                f"column {shown(name)} is a {type(column).__name__}; expected a list of values, in "
+                "the order of the rows"
             )
-        lists[name] = column.tolist() if hasattr(column, "tolist") else list(column)
+        lists[name] = found
     if len({len(column) for column in lists.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
         raise DataError(f"columns differ in length: {counts}")
@@ -201,6 +234,6 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         except (TypeError, ValueError, OverflowError) as error:
             known = (type(column[0]), type(None))
             odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
-            where = "" if odd is None else f", row {odd}: {column[odd]!r:.60}"
+            where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
             raise DataError(f"column {name!r}{where}: mixed or unknown types: {error}") from error
     return concatenate_datasets(tables, axis=1)

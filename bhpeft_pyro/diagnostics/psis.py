@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import SEED, Number
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import Guide
@@ -137,8 +138,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     >>> psis(fitted, data, samples=200).samples
     200
     """
-    if samples < _FEWEST:
-        raise ConfigError(f"samples={samples} must be at least {_FEWEST}")
+    samples = Number(least=_FEWEST, whole=True)("samples", samples)
+    seed = SEED("seed", seed)
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     feed = Feed(posterior.model, _training_examples(posterior, data))

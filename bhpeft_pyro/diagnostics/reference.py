@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..checks import SEED, Number
 from ..errors import ConfigError
 from ..inference.passes import Block, Feed, drawn, passes
 from ..model.model import Model
@@ -90,8 +91,7 @@ def against(
     >>> compared.error < 0.2, 0.9 < compared.ratio < 1.1
     (True, True)
     """
-    if samples < 2:
-        raise ConfigError(f"samples={samples} must be at least 2")
+    samples, seed = Number(least=2, whole=True)("samples", samples), SEED("seed", seed)
     model = posterior.model
     reference = _checked(model, draws)
     feed = Feed(model, posterior.encode(data, labelled=False))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import COUNT, INSIDE, SEED, Number, check_memory
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
@@ -84,12 +85,10 @@ def sbc(
     >>> sbc(tiny_model(()), prior, texts, replications=60).failed
     ['log likelihood']
     """
-    if replications < _FEWEST:
-        raise ConfigError(f"replications={replications} must be at least {_FEWEST}")
-    if draws < 1:
-        raise ConfigError(f"draws={draws} must be at least 1")
-    if not 0 < false_alarm < 1:
-        raise ConfigError(f"false_alarm={false_alarm} must lie between 0 and 1")
+    replications = Number(least=_FEWEST, whole=True)("replications", replications)
+    draws, seed = COUNT("draws", draws), SEED("seed", seed)
+    false_alarm = INSIDE("false_alarm", false_alarm)
+    check_memory("draws", draws, 4 * sum(site.numel for site in model.sites))
     _check_infer(infer, options)
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)
@@ -99,7 +98,8 @@ def sbc(
     prior = model.prior
     if isinstance(prior, FunctionSpaceNormal):  # scales are not to be chosen for each data set
         prior = prior.closed()
-    model = Model(_remembering(model.network), prior, model.likelihood)
+    likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
+    model = Model(_remembering(model.network), prior, likelihood)
     whole, places = Feed(model, examples), Feed(model, first)
     generator = torch.Generator().manual_seed(seed)
     ranks = []

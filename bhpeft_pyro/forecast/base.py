@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..checks import Number, one_of
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -43,8 +44,7 @@ class Forecast(ABC):
 
     def uncertainty(self, by: str = "total") -> Tensor:
         """(N,) the one of `measures` named `by`, or 1 - confidence: larger is less certain."""
-        if by not in self.measures:
-            raise ConfigError(f"by={by!r} is unknown: expected one of {', '.join(self.measures)}")
+        by = one_of(*self.measures)("by", by)
         values: Tensor = getattr(self, by)
         return 1 - values if by == "confidence" else values
 
@@ -54,8 +54,7 @@ class Forecast(ABC):
         At least one example is flagged; equally certain ones stay in order. By "total" these are
         the examples most likely to be wrong; by "epistemic", those whose labels would teach most.
         """
-        if not 0 < fraction <= 1:
-            raise ConfigError(f"fraction={fraction} must be above 0 and at most 1")
+        fraction = Number(above=0, most=1)("fraction", fraction)
         count = math.ceil(fraction * len(self) - 1e-9)  # 0.07 * 100 is a little above 7
         return self.uncertainty(by).argsort(descending=True, stable=True)[: max(count, 1)]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..checks import COUNT, Number
 from .base import Forecast
 from .classes import ClassForecast
 from .ratings import RatingForecast
@@ -134,8 +134,7 @@ class CalibrationBins:
 
 def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> CalibrationBins:
     """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017)."""
-    if bins < 1:
-        raise ConfigError(f"bins={bins} must be at least 1")
+    bins = COUNT("bins", bins)
     confidence, correct = confidence.double(), correct.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence.contiguous(), edges[1:-1])
@@ -176,9 +175,7 @@ def rejection_curve(
     [0.5, 1.0]
     """
     truth = forecast.observed(labels)
-    for fraction in fractions:
-        if not 0 <= fraction < 1:
-            raise ConfigError(f"fractions has {fraction}: each must be at least 0 and below 1")
+    fractions = [Number(least=0, below=1)("fractions", fraction) for fraction in fractions]
     risk = _kept_risk(_loss(forecast, truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, LikelihoodError
+from ..checks import INSIDE
+from ..errors import LikelihoodError
 from .base import Forecast, as_labels
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ class RatingForecast(Forecast):
 
     def quantile(self, probability: float) -> Tensor:
         """(N,) quantile of the mixture, by bisection between its components' quantiles."""
-        if not 0 < probability < 1:
-            raise ConfigError(f"probability={probability} must be above 0 and below 1")
+        probability = INSIDE("probability", probability)
         means, sds = self.means.double(), self.component_sds
         ends = means + sds * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
         lower, upper = ends.amin(0), ends.amax(0)
@@ -167,8 +167,7 @@ class RatingForecast(Forecast):
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Ends (N,), (N,) of the mixture's central interval of probability `level`."""
-        if not 0 < level < 1:
-            raise ConfigError(f"level={level} must be above 0 and below 1")
+        level = INSIDE("level", level)
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
 
     def to_dataset(self) -> Dataset:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.optim import Optimizer
 
+from ..checks import COUNT
 from ..data.batch import Batch
 from ..distributions import CHUNK, Covariance, LowRankNormal, base_of
 from ..errors import GuideError
@@ -87,9 +88,7 @@ class LaplaceGuide(Guide):
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
-        if not isinstance(rank, int) or rank < 1:
-            raise GuideError(f"LaplaceGuide: rank must be an integer of at least 1, got {rank!r}")
-        self.rank = rank
+        self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
         self.follow(model)
         self._shapes: dict[str, tuple[int, ...]] = {}
         found = latents(model)

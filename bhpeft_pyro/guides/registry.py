@@ -10,6 +10,7 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
+from ..checks import COUNT
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
@@ -75,8 +76,7 @@ def autoguide(
     """
     if components is None:
         components = COMPONENTS.get(name, 1) if isinstance(name, str) else 1
-    if not isinstance(components, int) or components < 1:
-        raise GuideError(f"autoguide: components={components!r} must be an integer of at least 1")
+    components = COUNT("autoguide: components", components, GuideError)
     if components > 1:
         one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
         return MixtureGuide([autoguide(name, model, **one) for _ in range(components)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import runtime
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from ..errors import ConfigError, GuideError
+from ..checks import COUNT, SEED, check_memory
+from ..errors import GuideError
 from ..guides import Guide
 from ..guides.guide import components_of
 from ..model.model import Model
@@ -25,6 +29,7 @@ __all__ = [
     "blocks",
     "completed",
     "draw",
+    "drawing",
     "point",
     "sampling",
     "seeded",
@@ -33,6 +38,25 @@ __all__ = [
 ]
 
 _LOCK = threading.RLock()
+
+
+def _forget_other_threads() -> None:
+    """In a forked process, end what a thread was doing that held the lock and does not exist here.
+
+    Its lock would never be released, and its Pyro handlers would act on every later sample.
+    """
+    global _LOCK
+    if _LOCK.acquire(blocking=False):  # nobody's, or this thread's own
+        _LOCK.release()
+        return
+    _LOCK = threading.RLock()
+    runtime._PYRO_STACK.clear()
+    runtime._DIM_ALLOCATOR._stack.clear()
+    pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 @contextmanager
@@ -54,6 +78,51 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """`seeded`, whatever other threads do: the random state is global, and they draw from it too.
+
+    So torch's random functions get generators of this block's own. That costs a call of Python for
+    every operation, too much for a fit.
+    """
+    with seeded(seed), _OwnGenerators(seed):
+        yield
+
+
+# Those that distributions call. `randn_like` and its kind take no generator.
+_RANDOM = {
+    *(torch.normal, torch.randn, torch.rand, torch.randint, torch.randperm),
+    *(torch.bernoulli, torch.binomial, torch.multinomial, torch.poisson),
+    *(torch._standard_gamma, torch._sample_dirichlet),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.exponential_, Tensor.cauchy_, Tensor.bernoulli_),
+}
+
+
+class _OwnGenerators(TorchFunctionMode):
+    """In this thread, random functions that are given no generator get one, one per device."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM and kwargs.get("generator") is None:
+            tensors = [each for each in args if isinstance(each, Tensor)]
+            device = tensors[0].device if tensors else kwargs.get("device")
+            kwargs = {**kwargs, "generator": self._of(device)}
+        return func(*args, **kwargs)
+
+    def _of(self, device: Any) -> torch.Generator:
+        device = torch.device(device or torch.get_default_device())
+        if device not in self.generators:
+            self.generators[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.generators[device]
+
+
 def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
@@ -63,6 +132,9 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
         samples: S; for a mixture rounded up to equally many draws per component (`strata`).
         seed: makes the draws repeatable; the global random state does not change.
 
+    Raises:
+        ConfigError: an argument that cannot work, or more draws than there is memory for.
+
     Returns:
         Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
         Draws of a mixture are in the order of its components.
@@ -70,8 +142,9 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     Raises:
         ConfigError: `samples` is below 1.
     """
-    if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1")
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    # Twice: the parts, and the whole that they are put together to.
+    check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
     parts = list(blocks(model, guide, samples, seed))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -112,7 +185,7 @@ def traces(
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
             alone(),
-            seeded(own),
+            drawing(own),
             poutine.trace() as tracer,
             pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):

@@ -28,7 +28,7 @@ from ..model.model import Model
 from .convergence import Watch, culprit
 from .draws import sampling, seeded
 from .elbo import ELBO
-from .passes import Feed
+from .passes import Feed, check_all
 from .predict import AnyForecast, predict
 from .report import FitReport
 
@@ -156,6 +156,8 @@ class _Run:
             bar.update()
             entry = self._step(step, steppers)
             if entry is None:
+                if report.skipped == 0 and self.feed.features is None:
+                    check_all(self.model, data=self.feed.examples)
                 report.skipped += 1
                 bad += 1
                 if bad >= _MAX_SKIPPED:

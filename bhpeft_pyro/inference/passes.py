@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -16,8 +17,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from ..checks import shown
 from ..data import Examples
 from ..data.batch import Batch, in_order, shuffled
+from ..errors import DataError
 from ..guides.guide import is_linear
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
@@ -30,8 +33,11 @@ __all__ = [
     "Take",
     "by_batch",
     "centre",
+    "check_all",
+    "check_rows",
     "drawn",
     "max_rows",
+    "naming_rows",
     "passes",
 ]
 
@@ -157,11 +163,68 @@ def by_batch(
     order: list[Tensor] = []
     parts: list[list[Tensor]] = []
     for indices, batch in feed.prediction(_batch_size(feed, rows)[0]):
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            parts.append([value.cpu() for value in run(batch.to(device))])
+        batch = batch.to(device)
+        try:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                values = [value.cpu() for value in run(batch)]
+        except ValueError:  # distributions take no NaN
+            check_rows(model, feed.examples, indices, batch)
+            raise
+        if any(value.isnan().any() for value in values):
+            check_rows(model, feed.examples, indices, batch)
+            raise DataError(
+                "data: under the weights that were drawn the network's outputs are not finite; "
+                "expected a guide whose fit did not diverge, or bf16=False"
+            )
+        parts.append(values)
         order.append(indices)
     back = torch.cat(order).argsort()
     return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
+
+
+def check_rows(
+    model: Model, examples: Examples, rows: Tensor, batch: Batch, what: str = "data"
+) -> None:
+    """Name a text of which the frozen transformer makes numbers that are not finite.
+
+    Args:
+        model: the model.
+        examples: all examples.
+        rows: (B,) the numbers of those in the batch.
+        batch: the batch.
+        what: the argument that they came in.
+
+    Raises:
+        DataError: there is one.
+    """
+    if batch.features is not None:
+        return
+    bad = ~model.network.features(batch.to(model.network.device)).isfinite().all(-1).cpu()
+    if batch.choices is not None:
+        bad = (bad & batch.choices.cpu()).any(-1)
+    if bad.any():
+        row = int(rows[bad].min())
+        raise DataError(
+            f"{what}, row {row}: of {shown(examples.texts[row])} the backbone makes numbers that "
+            "are not finite; drop the row, or load the backbone with dtype=torch.float32"
+        )
+
+
+def check_all(model: Model, **sources: Examples | None) -> None:
+    """`check_rows` of whole data sets, by the names of the arguments that they came in."""
+    for what, examples in sources.items():
+        for rows, batch in () if examples is None else examples.by_length(_BATCH):
+            check_rows(model, examples, rows, batch, what)  # type: ignore[arg-type]
+
+
+@contextmanager
+def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
+    """Where numbers that are not finite end a fit, name the row that is the cause, if one is."""
+    try:
+        yield
+    except (RuntimeError, ValueError):
+        check_all(model, **sources)
+        raise
 
 
 def _batch_size(feed: Feed, rows: int) -> tuple[int, int]:
@@ -274,7 +337,10 @@ class Feed:
         parts = []
         held = () if weights is None else (weights,)
         for indices, batch in self.examples.by_length(batch_size):
-            features = model.network.features(batch.to(model.network.device), *held).cpu()
+            batch = batch.to(model.network.device)
+            features = model.network.features(batch, *held).cpu()
+            if not features.isfinite().all():
+                check_rows(model, self.examples, indices, batch)
             parts.append((indices, check_features(features)))
         shape = list(parts[0][1].shape)
         shape[0] = len(self.examples)

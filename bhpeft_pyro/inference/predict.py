@@ -11,21 +11,22 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
 
+from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import base_of
-from ..errors import ConfigError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .draws import seeded, strata
+from .draws import drawing, strata
 from .passes import Feed, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
+_BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
 AnyForecast = ClassForecast | RatingForecast
 
@@ -65,13 +66,15 @@ def predict(
         bf16: autocast to bfloat16.
 
     Raises:
-        ConfigError: `samples` or `max_rows` is out of range.
+        ConfigError: an argument is out of range, or there is no memory for so many draws.
+        DataError: the backbone makes non-finite numbers of a text.
         GuideError: `samples` is 0 and the guide has no central values.
     """
-    if samples is not None and (not hasattr(samples, "__index__") or samples < 0):
-        raise ConfigError(f"samples={samples!r} must be an integer of 0 or more")
-    if max_rows < 1:
-        raise ConfigError(f"max_rows={max_rows} must be at least 1")
+    samples = Number(least=0, whole=True, none=True)("samples", samples)
+    max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
+    keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
+    examples = data.examples if isinstance(data, Feed) else data
+    check_memory("samples", samples or 0, _BYTES * len(examples) * _width(model, examples))
     feed = data if isinstance(data, Feed) else Feed(model, data)
     closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
     if closed and not keep_samples and samples != 0:
@@ -106,14 +109,12 @@ def _in_closed_form(
 ) -> AnyForecast:
     """From the moments of the linearised network's outputs, component by component."""
     examples, likelihood = feed.examples, model.likelihood
-    width = model.network.outputs
-    if examples.counts is not None:
-        width *= int(examples.counts.max())
+    width = _width(model, examples)
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[ClassForecast] = []
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
-        with seeded(seed + number):  # the same for every example, whatever its batch
+        with drawing(seed + number):  # the same for every example, whatever its batch
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise)
@@ -130,6 +131,12 @@ def _in_closed_form(
     return RatingForecast.from_draws(
         means, sds, labels=examples.labels, texts=examples.texts, **given
     )
+
+
+def _width(model: Model, examples: Examples) -> int:
+    """The most outputs that an example has."""
+    choices = 1 if examples.counts is None else int(examples.counts.max())
+    return model.network.outputs * choices
 
 
 def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:

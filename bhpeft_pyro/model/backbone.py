@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedModel,
@@ -26,7 +27,7 @@ LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
 
 
 def load_backbone(
-    name: str, device: str = "auto"
+    name: str, device: str = "auto", classifier: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a transformer and its tokenizer. No code that comes with a checkpoint is run.
 
@@ -35,6 +36,7 @@ def load_backbone(
     Args:
         name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", or "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        classifier: load a sequence classifier, for a `ClassifierHead`.
 
     Raises:
         ConfigError: there is no such model or device.
@@ -55,6 +57,7 @@ def load_backbone(
         config = AutoConfig.from_pretrained(source, **options)
         # Only the encoder of T5 and similar models.
         auto: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        auto = AutoModelForSequenceClassification if classifier else auto
         model = auto.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except ImportError as error:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
+from ..checks import COUNT, boolean, check_fields, one_of
 from ..errors import ConfigError, DataError
+from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros
-from ..plain import make_plain
 
-__all__ = ["Head", "Pooling", "check_features"]
+__all__ = [
+    "ClassifierHead",
+    "Head",
+    "Pooling",
+    "check_features",
+    "final_layer",
+    "is_causal",
+    "set_final_layer",
+    "with_tail",
+]
 
 Pooling = Literal["auto", "mean", "first", "last"]
 
@@ -55,20 +68,26 @@ class Head:
     principal: bool = True
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if not isinstance(self.outputs, int) or self.outputs < 1:
-            raise ConfigError(f"Head: outputs={self.outputs!r} must be a whole number, 1 or more")
-        if self.pooling not in get_args(Pooling):
-            raise ConfigError(f"Head: pooling={self.pooling!r} is not one of {get_args(Pooling)}")
+        pooling = one_of(*get_args(Pooling))
+        check_fields(self, {"outputs": COUNT, "pooling": pooling, "principal": boolean}, "Head")
 
     def sites(self, width: int) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries."""
-        weight, bias = (self.outputs, width), (self.outputs,)
-        unit, one, dims = torch.full((1, 1), width**-0.5), torch.ones(1), ("output", "feature")
-        return (
-            Site("head.weight", weight, dims, unit, zeros(weight, unit), role="head"),
-            Site("head.bias", bias, dims[:1], one, zeros(bias, one), role="head"),
-        )
+        return _linear_sites(self.outputs, torch.full((1, 1), width**-0.5), width)
+
+    def sites_on(self, backbone: PreTrainedModel, width: int) -> tuple[Site, ...]:
+        """The head's random tensors on a backbone whose hidden states have `width` entries."""
+        return self.sites(width)
+
+    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """What the backbone computes with after the transformer: nothing."""
+        return {}
+
+    def read(
+        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
+    ) -> Tensor:
+        """Run a backbone on R rows of inputs, for (R, D) features."""
+        return self.pool(backbone.base_model(**inputs).last_hidden_state, mask, causal)
 
     def pool(self, hidden: Tensor, mask: Tensor, causal: bool) -> Tensor:
         """(R, T, D) token states and (R, T) mask to (R, D) standardised features."""
@@ -87,9 +106,168 @@ class Head:
 
     def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-        weight, bias = weights["head.weight"], weights["head.bias"]
-        with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
-            return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
+        return _linear(features, weights)
+
+
+_SEEN: ContextVar[list[Tensor] | None] = ContextVar("bhpeft_classifier_inputs", default=None)
+
+
+@dataclass(frozen=True)
+class ClassifierHead:
+    """The last linear layer of an `AutoModelForSequenceClassification`, made random.
+
+    Up to this layer the model runs as Hugging Face wrote it. What lies between the transformer and
+    the layer (BERT's pooler, the dense layer of RoBERTa's head) stays frozen. So weights can come
+    from a Hugging Face classifier (`from_peft`) and go back to one (`Posterior.to_peft`,
+    `Posterior.merge`) without any change of the logits.
+
+    A prior scale means the same as under `Head`: with weights N(0, unit^2), each output has sd 1,
+    given the RMS of the layer's input on random tokens. A decoder's features are those of the last
+    valid token, whatever its padding token is.
+
+    Sites: "head.weight" (output, feature) and, unless the layer has no bias, "head.bias" (output,).
+
+    Args:
+        outputs: as for `Head`; the backbone's own number of labels may be another.
+
+    Raises:
+        ConfigError: `outputs` is not a whole number of at least 1; when a network is made, the
+            backbone is no sequence classifier.
+
+    >>> ClassifierHead(3)
+    ClassifierHead(outputs=3)
+    """
+
+    outputs: int
+    principal: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, {"outputs": COUNT}, "ClassifierHead")
+
+    def sites_on(self, backbone: PreTrainedModel, width: int) -> tuple[Site, ...]:
+        """As for `Head`, in units that are measured on the backbone."""
+        _, final = final_layer(backbone)
+        if _see not in final._forward_pre_hooks.values():
+            final.register_forward_pre_hook(_see)
+        ids = random_tokens(cast(PreTrainedModel, backbone.base_model)).to(backbone.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.no_grad():
+            features = self.read(backbone, inputs, inputs["attention_mask"], is_causal(backbone))
+        rms = features.square().mean().sqrt().clamp_min(1e-6)
+        unit = (rms * final.in_features**0.5).reciprocal().reshape(1, 1)
+        return _linear_sites(self.outputs, unit, final.in_features, final.bias is not None)
+
+    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """The weights between the transformer and the last layer, by their names in the backbone.
+
+        The pooler of the transformer is among them: checkpoints may lack it, and adapters may
+        train it.
+        """
+        last, inside = final_layer(backbone)[0], f"{backbone.base_model_prefix}."
+        return {
+            name: value
+            for name, value in backbone.state_dict().items()
+            if not name.startswith(f"{last}.")
+            and (not name.startswith(inside) or name.startswith(f"{inside}pooler."))
+        }
+
+    def read(
+        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
+    ) -> Tensor:
+        """Run a backbone on R rows of inputs, for (R, D) features."""
+        if causal:  # nothing is in between
+            return _at(backbone.base_model(**inputs).last_hidden_state.float(), _last(mask))
+        seen: list[Tensor] = []
+        token = _SEEN.set(seen)
+        try:
+            backbone(**inputs)
+        finally:
+            _SEEN.reset(token)
+        return seen[-1].float()
+
+    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
+        return _linear(features, weights)
+
+
+def _see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """A hook that keeps what the last layer reads; it does nothing outside `ClassifierHead`."""
+    seen = _SEEN.get()
+    if seen is not None:
+        seen.append(args[0])
+
+
+def is_causal(backbone: nn.Module) -> bool:
+    """Whether a backbone is a decoder, whose last token alone has seen the whole text."""
+    return any(getattr(module, "is_causal", False) for module in backbone.modules())
+
+
+def final_layer(backbone: PreTrainedModel) -> tuple[str, nn.Linear]:
+    """The name and the module of a sequence classifier's last linear layer.
+
+    Raises:
+        ConfigError: the backbone is no sequence classifier.
+    """
+    inside = f"{backbone.base_model_prefix}."
+    found = [
+        (name, module)
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith(inside)
+    ]
+    if not found or not type(backbone).__name__.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"backbone: {type(backbone).__name__} has no classifier; expected a model of "
+            "AutoModelForSequenceClassification.from_pretrained(...)"
+        )
+    return found[-1]
+
+
+def set_final_layer(model: PreTrainedModel, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a classifier another last layer, with as many labels as that has."""
+    name, old = final_layer(model)
+    outputs, inputs = weight.shape
+    new = nn.Linear(inputs, outputs, bias is not None).to(old.weight)
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        if bias is not None:
+            new.bias.copy_(bias)
+    model.set_submodule(name, new)
+    if model.config.num_labels != outputs:
+        model.config.num_labels = outputs
+    model.num_labels = outputs  # type: ignore[assignment]
+
+
+def with_tail(backbone: PreTrainedModel, tail: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A copy of a classifier that shares its transformer, with `tail` between that and the head.
+
+    Args:
+        backbone: stays as it is.
+        tail: values by their names in the backbone, as `ClassifierHead.tail` gives them.
+    """
+    state = backbone.state_dict(keep_vars=True)
+    shared: dict[int, Any] = {id(value): value for key, value in state.items() if key not in tail}
+    new = copy.deepcopy(backbone, shared)
+    new.load_state_dict(dict(tail), strict=False)
+    return new
+
+
+def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -> tuple[Site, ...]:
+    """The sites of a linear layer, with the sd of its weights at which each output has sd 1."""
+    shape, one, dims = (outputs, width), torch.ones(1, device=unit.device), ("output", "feature")
+    weight = Site("head.weight", shape, dims, unit, zeros(shape, unit), role="head")
+    if not biased:
+        return (weight,)
+    bias = Site("head.bias", shape[:1], dims[:1], one, zeros(shape[:1], one), role="head")
+    return weight, bias
+
+
+def _linear(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
+    weight, bias = weights["head.weight"], weights.get("head.bias")
+    with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
+        if bias is None:
+            return torch.bmm(features.float(), weight.mT)
+        return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -18,11 +19,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
+from ..checks import Number, check_fields
 from ..data.batch import Batch
 from ..data.columns import Kind
 from ..errors import LikelihoodError
 from ..peft.sites import Site, zeros
-from ..plain import make_plain
 
 __all__ = [
     "Categorical",
@@ -69,6 +70,13 @@ class Likelihood(ABC):
         Sites that are left out start as they say themselves.
         """
         return {}
+
+    def standardised(self, labels: Tensor | None) -> Self:
+        """The likelihood in the unit of (N,) labels, which `fit` gives it in the first round.
+
+        What its user has given stays. Without labels, it is as without a fit.
+        """
+        return self
 
     @abstractmethod
     def distribution(
@@ -181,11 +189,8 @@ class OrderedLogistic(Likelihood):
     outputs = 1
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        if not isinstance(self.levels, int) or self.levels < 2:
-            raise LikelihoodError(
-                f"OrderedLogistic: levels={self.levels!r} must be a whole number, 2 or more"
-            )
+        levels = Number(least=2, whole=True)
+        check_fields(self, {"levels": levels}, "OrderedLogistic", LikelihoodError)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -246,20 +251,28 @@ class MultipleChoice(Likelihood):
 class _Ratings(Likelihood):
     """Ratings whose mean is `center` + `spread` times the first output."""
 
-    center: float = 0.0
-    spread: float = 1.0
+    center: float | None = None
+    spread: float | None = None
     kind = "rating"
 
     def __post_init__(self) -> None:
-        for name in ("center", "spread"):  # NumPy's numbers could not be saved
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if not self.spread > 0:
-            raise LikelihoodError(
-                f"{type(self).__name__}: spread must be positive, got {self.spread}"
-            )
+        rules = {"center": Number(none=True), "spread": Number(above=0, none=True)}
+        check_fields(self, rules, type(self).__name__, LikelihoodError)
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return 1.0 if self.spread is None else self.spread
+
+    def standardised(self, labels: Tensor | None) -> Self:
+        if self.center is not None and self.spread is not None:
+            return self
+        given = torch.tensor([-1.0, 1.0]) if labels is None else labels.double()
+        center = given.mean().item() if self.center is None else self.center
+        spread = given.std(correction=0).item() if self.spread is None else self.spread
+        return replace(self, center=center, spread=spread or 1.0)  # ratings may all be the same
 
     def _normal(self, outputs: Tensor, noise: Tensor) -> TorchDistribution:
-        return dist.Normal(self.center + self.spread * outputs[..., 0], self.spread * noise)
+        return dist.Normal((self.center or 0.0) + self.unit * outputs[..., 0], self.unit * noise)
 
 
 @dataclass(frozen=True)
@@ -270,10 +283,11 @@ class Normal(_Ratings):
 
     Args:
         center, spread: the middle of the ratings and a typical distance from it, in the ratings'
-            own unit, so that outputs and their priors are of order one.
+            own unit, so that outputs and their priors are of order one. None is the mean and the
+            sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
 
     Raises:
-        LikelihoodError: `spread` is not positive.
+        LikelihoodError: `center` is no finite number, or `spread` no positive one.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
@@ -284,14 +298,10 @@ class Normal(_Ratings):
     outputs = 1
     constant_noise = True
 
-    @property
-    def unit(self) -> float:  # type: ignore[override]
-        return self.spread
-
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """The noise of a constant prediction: the labels' sd."""
-        sd = labels.float().std().clamp_min(1e-3 * self.spread)
-        return {"noise.log_scale": (sd / self.spread).log()}
+        sd = labels.float().std().clamp_min(1e-3 * self.unit)
+        return {"noise.log_scale": (sd / self.unit).log()}
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -314,7 +324,7 @@ class HeteroscedasticNormal(_Ratings):
         center, spread: as for `Normal`.
 
     Raises:
-        LikelihoodError: `spread` is not positive.
+        LikelihoodError: as for `Normal`.
 
     >>> HeteroscedasticNormal().distribution(torch.zeros(1, 2), {}).stddev.round(decimals=3).item()
     1.0

@@ -16,12 +16,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Site
 from .coordinates import Coordinates, PrincipalAxes
-from .head import Head, check_features
+from .head import ClassifierHead, Head, check_features, is_causal
 
 __all__ = ["RandomPEFT", "fingerprint"]
 
@@ -39,7 +40,8 @@ class RandomPEFT(PyroModule):
         backbone: any `AutoModel...` of a known architecture.
         kinds: PEFT kinds, such as `presets.lora()`, or a single one; () trains the head alone. By
             default `presets.bh_peft()`.
-        head: the random output layer.
+        head: the random output layer: a `Head`, or a `ClassifierHead` on a model that is loaded as
+            `AutoModelForSequenceClassification`.
         tokenizer: for text input; by default that of the backbone's checkpoint.
 
     Attributes:
@@ -49,7 +51,8 @@ class RandomPEFT(PyroModule):
 
     Raises:
         ArchitectureError: the architecture is unknown, or cannot carry one of the kinds.
-        ConfigError: an argument has the wrong type, or a kind an option that cannot work.
+        ConfigError: an argument has the wrong type, a kind an option that cannot work, or the
+            backbone weights that are not finite.
 
     >>> import torch
     >>> from bhpeft_pyro.testing import tiny_backbone
@@ -66,19 +69,18 @@ class RandomPEFT(PyroModule):
         self,
         backbone: PreTrainedModel,
         kinds: Sequence[Kind] | Kind | None = None,
-        head: Head = Head(2),
+        head: Head | ClassifierHead = Head(2),
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, PreTrainedModel):
-            raise ConfigError(
-                "backbone: expected a transformers model, such as AutoModel.from_pretrained(...), "
-                f"got {type(backbone).__name__}"
-            )
-        if not isinstance(head, Head):
-            raise ConfigError(f"head: expected a Head, got {head!r:.60}")
+        expected = "a transformers model, such as AutoModel.from_pretrained(...)"
+        check(backbone, PreTrainedModel, "backbone", expected)
+        check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
+        check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
+        _check_weights(backbone)
         if isinstance(kinds, Kind):
             kinds = (kinds,)
+        check(kinds, Iterable | None, "kinds", "LoRA, Adapter or Prefix objects")
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer
@@ -89,8 +91,16 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         self.sites: tuple[Site, ...] = (
             *self.coordinates.sites,
-            *(site.to(backbone.device) for site in head.sites(self.attachment.hidden_size)),
+            *(
+                site.to(backbone.device)
+                for site in head.sites_on(backbone, self.attachment.hidden_size)
+            ),
         )
+        if bad := [site.name for site in self.sites if not site.unit.isfinite().all()]:
+            raise ConfigError(
+                f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
+                "with dtype=torch.float32"
+            )
         self.axes: PrincipalAxes | None = None
         if head.principal:
             self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
@@ -149,7 +159,7 @@ class RandomPEFT(PyroModule):
     @cached_property
     def causal(self) -> bool:
         """Whether the backbone is a decoder, whose last token alone has seen the whole text."""
-        return any(getattr(module, "is_causal", False) for module in self.backbone.modules())
+        return is_causal(self.backbone)
 
     def forward(self, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Run the transformer under `weights`.
@@ -281,8 +291,7 @@ class RandomPEFT(PyroModule):
         return frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
 
     def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        output = self.backbone.base_model(**self._accepted(inputs))
-        pooled = self.head.pool(output.last_hidden_state, _mask(inputs), self.causal)
+        pooled = self.head.read(self.backbone, self._accepted(inputs), _mask(inputs), self.causal)
         return pooled if self.axes is None else self.axes(pooled)
 
 
@@ -316,11 +325,23 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     return value.shape[0] // batch.particles, *value.shape[1:-1]
 
 
+def _check_weights(backbone: PreTrainedModel) -> None:
+    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
+    for name, weight in backbone.base_model.named_parameters():
+        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
+        if name.startswith("pooler.") or weight.is_meta or not weight.is_floating_point():
+            continue
+        if not weight.detach().sum(dtype=torch.float32).isfinite():
+            raise ConfigError(
+                f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
+            )
+
+
 def fingerprint(backbone: PreTrainedModel) -> str:
     """A digest of a backbone: its configuration and a sample of every tensor that counts.
 
     Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
-    lacks them, and this package does not use them.
+    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
     """
     digest = hashlib.sha256()
     config = backbone.config.to_dict()

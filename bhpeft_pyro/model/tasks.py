@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import Number
 from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike
@@ -46,8 +47,8 @@ def ratings(
     >>> ratings(tiny_backbone(), 1, 5).likelihood
     Normal(center=3.0, spread=1.0)
     """
-    if not low < high:
-        raise LikelihoodError(f"ratings: low={low} must be below high={high}")
+    low = Number()("low", low, LikelihoodError)
+    high = Number(above=low)("high", high, LikelihoodError)
     center, spread = (low + high) / 2, (high - low) / 4
     likelihood: Likelihood = Normal(center, spread)
     if noise_by_text:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..errors import ConfigError
+from ..checks import COUNT, POSITIVE, Rule, check_fields, one_of
 from .architectures import Block
 from .binding import After, Binding
 from .kinds import (
     Kind,
     Weights,
-    check_count,
     gate_rows,
     gate_sites,
     input_unit,
@@ -65,15 +64,13 @@ class Adapter(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("adapter", "size", self.size)
-        if not self.scale > 0:
-            raise ConfigError(f"adapter: scale={self.scale} must be positive")
-        if self.placement not in PLACEMENTS:
-            raise ConfigError(f"adapter: placement={self.placement!r} must be one of {PLACEMENTS}")
-        if self.activation not in ACT2FN:
-            raise ConfigError(
-                f"adapter: activation={self.activation!r} must be one of {tuple(ACT2FN)}"
-            )
+        rules: dict[str, Rule] = {
+            "size": COUNT,
+            "scale": POSITIVE,
+            "placement": one_of(*PLACEMENTS),
+            "activation": one_of(*ACT2FN),
+        }
+        check_fields(self, rules, "adapter")
 
     def sites(self, blocks: Sequence[Block], scales: Scales) -> list[Site]:
         outputs = [block.projections["ffn_out"] for block in blocks]

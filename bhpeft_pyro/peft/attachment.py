@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
 from .architectures import Block, architecture_of, blocks_of
@@ -42,6 +43,7 @@ class Attachment:
 
     Attributes:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
+        wired: each kind with the layers that carry it.
         hidden_size: width of the base model's last hidden states.
 
     >>> from bhpeft_pyro.testing import tiny_backbone
@@ -62,7 +64,7 @@ class Attachment:
         self._token = new_token()
         self._blocks = blocks_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
-        self._wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
+        self.wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
@@ -82,17 +84,22 @@ class Attachment:
             _check_gradients(self._base, self._blocks)
         self.hidden_size = scales.hidden_size
         self.sites: tuple[Site, ...] = tuple(
-            site for kind, blocks in self._wired for site in kind.sites(blocks, scales)
+            site for kind, blocks in self.wired for site in kind.sites(blocks, scales)
         )
         shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
         self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The same kinds on a copy of the backbone, with hooks of its own."""
-        backbone = copy.deepcopy(self.backbone, memo)
-        _undo_all(copy.deepcopy(self._undo, memo))  # this one's hooks came with the copy
-        new = memo[id(self)] = type(self)(backbone, self.kinds)
+        new = memo[id(self)] = type(self)(self.bare_copy(memo), self.kinds)
         return new
+
+    def bare_copy(self, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+        """A copy of the backbone without this attachment's hooks, which come with it at first."""
+        memo = {} if memo is None else memo
+        backbone = copy.deepcopy(self.backbone, memo)
+        _undo_all(copy.deepcopy(self._undo, memo))
+        return backbone
 
     @contextmanager
     def bind(
@@ -142,7 +149,7 @@ class Attachment:
                 for block in self._blocks
                 for target in ("query", "key")
             }
-        for kind, blocks in self._wired:
+        for kind, blocks in self.wired:
             kind.wire(weights, blocks, binding)
         return binding
 
@@ -164,7 +171,7 @@ def _checked(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
     """In the order in which they act: an adapter sees what LoRA did to the block it follows."""
     for kind in kinds:
         if not isinstance(kind, ORDER):
-            raise ConfigError(f"kinds must be LoRA, Adapter or Prefix objects, got {kind!r}")
+            raise ConfigError(f"kinds must be LoRA, Adapter or Prefix objects, got {shown(kind)}")
     names = [kind.name for kind in kinds]
     if len(set(names)) < len(names):
         raise ConfigError(f"kinds={names}: each kind at most once")

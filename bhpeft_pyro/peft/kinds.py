@@ -12,14 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import boolean, check_fields
 from ..errors import ArchitectureError, ConfigError
-from ..plain import make_plain
 from .architectures import Block
 from .binding import Binding
 from .scales import Scales
 from .sites import Role, Site, projection, zeros
 
-__all__ = ["Kind", "check_count"]
+__all__ = ["Kind"]
 
 OPENING = 0.5
 """A gate's value at zero weights, and about its mean under unit weights."""
@@ -43,7 +43,7 @@ class Kind(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        make_plain(self)
+        check_fields(self, {"gated": boolean}, self.name)
         if self.layers is not None:
             try:
                 object.__setattr__(self, "layers", tuple(map(index, self.layers)))
@@ -189,9 +189,3 @@ def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor
         return gates.mean(-1)
     real = mask.to(gates.device, gates.dtype).reshape(gates.shape)
     return (gates * real).sum(-1) / real.sum(-1).clamp_min(1)
-
-
-def check_count(kind: str, argument: str, value: object, least: int = 1) -> None:
-    """Raise unless `value` is an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{kind}: {argument}={value!r} must be a whole number, {least} or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
@@ -17,7 +18,6 @@ from .kinds import (
     Kind,
     Weights,
     attention_inputs,
-    check_count,
     gate_sites,
     input_unit,
     rows,
@@ -87,9 +87,9 @@ class LoRA(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.targets, str):
+        if isinstance(self.targets, str) or not isinstance(self.targets, Iterable):
             raise ConfigError(
-                f"lora: targets={self.targets!r} must be a tuple, ({self.targets!r},)"
+                f"lora: targets={shown(self.targets)} must be a tuple, ({shown(self.targets)},)"
             )
         object.__setattr__(self, "targets", tuple(self.targets))
         unknown = [target for target in self.targets if target not in TARGETS]
@@ -97,9 +97,7 @@ class LoRA(Kind):
             raise ConfigError(
                 f"lora: targets={self.targets} must be one or more, each once, of {TARGETS}"
             )
-        check_count("lora", "rank", self.rank)
-        if not self.alpha > 0:
-            raise ConfigError(f"lora: alpha={self.alpha} must be positive")
+        check_fields(self, {"rank": COUNT, "alpha": POSITIVE}, "lora")
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         chosen = super().blocks(blocks)

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..checks import COUNT, Number, check_fields
 from ..errors import ArchitectureError
 from .architectures import Block
 from .binding import Attend, Binding, active
@@ -25,7 +26,6 @@ from .kinds import (
     Kind,
     Weights,
     attention_inputs,
-    check_count,
     gate_sites,
     rows,
     stack,
@@ -76,9 +76,8 @@ class Prefix(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("prefix", "length", self.length)
-        if self.encoder is not None:
-            check_count("prefix", "encoder", self.encoder)
+        encoder = Number(least=1, whole=True, none=True)
+        check_fields(self, {"length": COUNT, "encoder": encoder}, "prefix")
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         chosen = super().blocks(blocks)

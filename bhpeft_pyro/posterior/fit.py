@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
+from ..checks import COUNT, check, check_memory
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError
 from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
@@ -17,6 +19,7 @@ from ..guides.guide import components_of, is_point
 from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import OptimizerFactory, as_module
+from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
@@ -92,18 +95,23 @@ def fit(
             f"model: expected a bh.Model, got {type(model).__name__}; write other model structure "
             "as its prior or its likelihood (any function works with Pyro's own inference)"
         )
+    check(columns, Columns, "columns", "bh.Columns(...)")
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer)
+    check_how(options, validation, optimizer, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
             "expected a new RandomPEFT"
         )
-    count = _components(components, guide)
+    count = _components(components, guide, model)
     examples = model.encode(data, columns, new_names=True)
     columns = replace(columns, label_names=examples.label_names)
     held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
+    likelihood = model.likelihood.standardised(examples.labels)
+    if likelihood is not model.likelihood:
+        model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
     modules = [as_module(each) for each in _made(guide, model, every)]
@@ -112,6 +120,7 @@ def fit(
     point = is_point(modules[0])
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
+    named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
     if held_out is None and needs_rows(modules[0], options):
         examples, held_out = examples.hold_out(options.seed)
@@ -121,7 +130,8 @@ def fit(
     ]
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
-    model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
+    with named(unlabelled=None if texts is examples else texts):
+        model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     open_scales = is_open(model)
     fitted: list[Fitted] = []
@@ -129,7 +139,7 @@ def fit(
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
-        with seeded(own.seed):
+        with seeded(own.seed), named():
             if isinstance(module, Guide):
                 module.follow(model)
             if isinstance(module, Guide) and point:
@@ -142,13 +152,14 @@ def fit(
             if fitted and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        with keeping(fitted, options):
+        with keeping(fitted, options), named():
             posterior, candidates = fit_round(
                 posterior, rest, held_out, optimizer, kept, open_scales
             )
         posterior.first_prior = posterior.model.prior
         fitted.append((posterior, candidates))
-    return joined(fitted, held_out, options)
+    with named():
+        return joined(fitted, held_out, options)
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:
@@ -175,7 +186,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
     return model if prior is None else Model(model.network, prior, model.likelihood)
 
 
-def _components(given: int | None, guide: object) -> int:
+def _components(given: Any, guide: object, model: Model) -> int:
     """The number of components.
 
     Raises:
@@ -191,8 +202,8 @@ def _components(given: int | None, guide: object) -> int:
         return count
     if given is None:
         return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
-    if not isinstance(given, int) or given < 1:
-        raise ConfigError(f"components={given!r} must be an integer of at least 1")
+    given = COUNT("components", given)
+    check_memory("components", given, 8 * sum(site.numel for site in model.sites))
     return given
 
 

@@ -34,6 +34,7 @@ from ..errors import BHPEFTError, SaveError
 from ..files import alone_in, make_folder, size_of, write
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
+from ..model.head import ClassifierHead
 from ..priors import PriorLike
 from . import stored
 from .state import MixtureState, PosteriorState
@@ -43,6 +44,7 @@ __all__ = [
     "INDEX",
     "digest_of",
     "exists",
+    "index_of",
     "load",
     "read_index",
     "read_lineage",
@@ -91,12 +93,11 @@ def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool =
         "lineage": _described_lineage(posterior.lineage, folder, alone),
     }
     content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
-    text = json.dumps({"sha256": digest_of(content), "content": content}, indent=1)
     make_folder(folder)
     with alone_in(folder):
         _check_free(folder, overwrite)  # another process may have been faster
         write(folder / new, data)
-        write(folder / INDEX, text.encode())
+        write(folder / INDEX, index_of(content))
         for name in os.listdir(folder):  # of the save before, and of those that were killed
             if name != new and (_TENSORS.fullmatch(name) or _TEMPORARY.fullmatch(name)):
                 (folder / name).unlink(missing_ok=True)
@@ -144,13 +145,14 @@ def load(
     content, tensors = _read(folder)
     lineage = _lineage(folder, content)
     if not isinstance(backbone, PreTrainedModel):
-        name = backbone or _name_of_backbone(folder, content)
+        saved_name, classifier = _saved_backbone(folder, content)
+        name = backbone or saved_name
         if not name:
             raise SaveError(
                 f"backbone: {folder / INDEX} does not name the transformer that this posterior "
                 "was fitted on; expected the model itself: Posterior.load(path, backbone)"
             )
-        backbone, own_tokenizer = load_backbone(name, device)
+        backbone, own_tokenizer = load_backbone(name, device, classifier)
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
     try:
         return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
@@ -160,9 +162,11 @@ def load(
         raise _unknown_parts(folder, content, e) from e
 
 
-def _name_of_backbone(folder: Path, content: dict[str, Any]) -> str:
+def _saved_backbone(folder: Path, content: dict[str, Any]) -> tuple[str, bool]:
+    """The backbone's name, and whether it is one with a classifier of its own."""
     try:
-        return str(content["backbone"]["name"] or "")
+        classifier = content["head"]["class"] == ClassifierHead.__name__
+        return str(content["backbone"]["name"] or ""), classifier
     except (KeyError, TypeError) as error:
         raise _unknown_parts(folder, content, error) from error
 
@@ -320,6 +324,11 @@ def _unknown_parts(folder: Path, content: dict[str, Any], error: Exception) -> S
     return SaveError(
         f"path: {folder / INDEX} has missing or unknown parts: {error!s:.300}{_writer(content)}"
     )
+
+
+def index_of(content: Mapping[str, Any]) -> bytes:
+    """The file that holds this content, with its checksum."""
+    return json.dumps({"sha256": digest_of(content), "content": content}, indent=1).encode()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check
 from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
@@ -209,6 +210,7 @@ class Posterior(PosteriorState):
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
 
+        check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
         return update(
@@ -235,6 +237,26 @@ class Posterior(PosteriorState):
         from ..sequential.growth import grow
 
         return grow(self, labels)
+
+    def to_peft(
+        self,
+        folder: str | Path,
+        component: int | None = None,
+        *,
+        draws: int = 0,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write adapters that the `peft` library loads; see `huggingface.to_peft`."""
+        from ..huggingface import to_peft
+
+        return to_peft(self, folder, component, draws=draws, seed=seed, overwrite=overwrite)
+
+    def merge(self, component: int | None = None) -> PreTrainedModel:
+        """A plain Hugging Face classifier; see `huggingface.merge`."""
+        from ..huggingface import merge
+
+        return merge(self, component)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write to a folder: `posterior.json` and a safetensors file. Nothing is pickled.
@@ -267,7 +289,8 @@ class Posterior(PosteriorState):
         Args:
             path: the folder.
             backbone: the transformer, or its name or folder. None loads the name that was saved,
-                with `AutoModel.from_pretrained` and `trust_remote_code=False`.
+                with `AutoModel.from_pretrained` (`AutoModelForSequenceClassification` for a
+                `ClassifierHead`) and `trust_remote_code=False`.
             tokenizer: as for `RandomPEFT`; by default the one of the same name, if the backbone is
                 loaded here.
             prior: the prior function, if it was your own. After the first round it is the first

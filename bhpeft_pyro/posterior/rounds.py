@@ -13,6 +13,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
+from ..checks import shown
 from ..data import Examples
 from ..errors import ConfigError, FitError
 from ..guides import Guide
@@ -45,12 +46,17 @@ _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ..
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
-def check_how(options: FitOptions, validation: object | None, optimizer: object) -> None:
+def check_how(
+    options: FitOptions, validation: object | None, optimizer: object, replay: object
+) -> None:
     """Check what does not depend on the data.
 
     Raises:
-        ConfigError: `optimizer` is not a factory, or `patience` has no validation data.
+        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, or `patience` has no
+            validation data.
     """
+    if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
+        raise ConfigError(f"replay: expected a bh.Replay or None, got {shown(replay)}")
     if optimizer is not None and (
         not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
     ):
@@ -166,7 +172,7 @@ def joined(
 def _warn_of_scale(likelihood: Likelihood, examples: Examples) -> None:
     """Ratings in other units than the likelihood's can be learnt, but poorly."""
     if isinstance(likelihood, Normal | HeteroscedasticNormal) and examples.labels is not None:
-        away = (examples.labels - likelihood.center).abs() / likelihood.spread
+        away = (examples.labels - (likelihood.center or 0.0)).abs() / likelihood.unit
         if (most := away.max().item()) > _FAR:
             rating = examples.labels[away.argmax()].item()
             warnings.warn(

@@ -22,10 +22,9 @@ from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
-from ..model.head import Head
+from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
 from ..model.network import RandomPEFT, fingerprint
-from ..plain import check_types
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from .state import Coreset, MixtureState, PosteriorState
@@ -35,7 +34,7 @@ __all__ = ["check_savable", "describe", "revive"]
 _GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
 _KNOWN: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
-    "head": (Head,),
+    "head": (Head, ClassifierHead),
     "likelihood": [
         getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
     ],
@@ -73,7 +72,9 @@ def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
     network, parts = posterior.model.network, posterior.components
     check_savable(posterior.model)
     mixture = parts[0] is not posterior
-    fits, tensors = [], _state("network", network)
+    tail = network.head.tail(network.backbone)
+    tensors = _state("network", network) | {f"tail.{name}": each for name, each in tail.items()}
+    fits = []
     for number, part in enumerate(parts):
         fit, more = _describe_fit(part, f"{number}." if mixture else "")
         fits.append(fit)
@@ -126,10 +127,9 @@ def revive(
         for name, value in tensors.items()
     }
     kinds = tuple(_revive(peft, kind) for kind in plain["kinds"])
-    top: Head = _revive(head, plain["head"])
+    top: Head | ClassifierHead = _revive(head, plain["head"])
     likelihood = _revive(likelihoods, plain["likelihood"])
     columns = Columns(**plain["columns"])
-    check_types(columns)
     mixture = "components" in plain
     fits: list[Plain] = plain["components"] if mixture else [plain]
     for fit in fits:
@@ -143,6 +143,8 @@ def revive(
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
     _check_room((*kinds, top, likelihood), tensors, backbone)
+    if tail := _part(tensors, "tail"):
+        backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
     _load(network, tensors, "network")
     states = []

@@ -56,6 +56,8 @@ def _widened(
     guide.move(means)
     report = replace(
         copy.copy(part.report),
+        examples=len(examples),
+        data=examples.fingerprint,
         options=part.report.options.change(**changes),
         held_out=0 if held_out is None else len(held_out),
     )

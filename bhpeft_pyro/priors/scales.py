@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
@@ -14,9 +13,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
+from ..checks import Number, check_fields
 from ..errors import PriorError
 from ..peft.sites import Site
-from ..plain import make_plain
 
 __all__ = ["FunctionSpaceNormal", "along", "default", "log_of", "multiplied"]
 
@@ -55,17 +54,8 @@ class FunctionSpaceNormal:
     other: float = 1.0
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _OPEN and value is None:
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and 0 < value < math.inf):
-                raise PriorError(
-                    f"{type(self).__name__}: {field.name} must be positive and finite, "
-                    f"got {value!r}"
-                )
+        rules = {field.name: Number(above=0, none=field.name in _OPEN) for field in fields(self)}
+        check_fields(self, rules, type(self).__name__, PriorError)  # an improper one has no draws
 
     @property
     def open(self) -> bool:

@@ -7,7 +7,8 @@ from typing import get_args
 import pandas
 from datasets import Dataset
 
-from ..errors import ConfigError, DataError
+from ..checks import COUNT, one_of
+from ..errors import DataError
 from ..names import Period
 
 __all__ = ["Period", "by_count", "by_period"]
@@ -40,8 +41,7 @@ def by_period(table: Dataset, column: str, every: Period = "week") -> dict[str, 
     >>> list(by_period(table, "date", "month"))
     ['2024-02', '2024-03']
     """
-    if every not in get_args(Period):
-        raise ConfigError(f"every={every!r} is not one of {', '.join(get_args(Period))}")
+    every = one_of(*get_args(Period))("every", every)
     times = _times(table, column)
     frequency, name = _FORMATS[every]
     starts = times.dt.to_period(frequency)
@@ -65,8 +65,7 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
     >>> list(by_count(Dataset.from_dict({"text": ["a", "b", "c"]}), 2))
     ['rows 1-2', 'rows 3-3']
     """
-    if count < 1:
-        raise ConfigError(f"count={count} must be at least 1")
+    count = COUNT("count", count)
     if column is not None:
         table = table.select(_times(table, column).index)
     every = range(len(table))

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..checks import COUNT, SEED
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide, MixtureGuide, prior_guide
-from ..inference.draws import seeded
+from ..inference.draws import drawing
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
@@ -150,7 +151,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     >>> drift.surprising, 0 < drift.nll.p <= 1
     (False, True)
     """
-    check_samples(samples)
+    samples, seed = check_samples(samples), SEED("seed", seed)
     examples = posterior.encode(data, labelled=False)
     forecast = posterior.predict(examples, samples, seed=2 * seed)
     nll = None
@@ -176,18 +177,20 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     return Drift(len(examples), epistemic, known, nll, alternatives, forecast)
 
 
-def check_samples(samples: int) -> None:
+def check_samples(samples: int) -> int:
     """Raise `ConfigError` if so few draws cannot give a p-value of `_LEVEL`."""
+    samples = COUNT("samples", samples)
     if 1 / (samples + 1) > _LEVEL:
         raise ConfigError(
             f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
             f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
+    return samples
 
 
 def _simulate(forecast: AnyForecast, seed: int) -> Tensor:
     """(S, N): for each draw of the weights one set of labels."""
-    with seeded(seed):
+    with drawing(seed):
         if isinstance(forecast, RatingForecast):
             return torch.normal(forecast.means, forecast.sds)
         assert forecast.samples is not None

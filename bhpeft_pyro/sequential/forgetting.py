@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ..errors import ConfigError
+from ..checks import SHARE, check_fields, string
+from ..errors import BHPEFTError, ConfigError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
-from ..plain import make_plain
 from ..priors import Prior, closed_form, independent_normals
 
 __all__ = ["Forgetting"]
+
+
+def _keep(name: str, value: Any, error: type[BHPEFTError]) -> float | dict[str, float]:
+    if isinstance(value, Mapping):
+        return {string(name, key): SHARE(f"{name}[{key!r}]", each) for key, each in value.items()}
+    return SHARE(name, value, error)
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,7 @@ class Forgetting:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        shares = self.keep.values() if isinstance(self.keep, Mapping) else [self.keep]
-        for share in shares:
-            if not isinstance(share, int | float) or not 0 <= share <= 1:
-                raise ConfigError(f"keep={self.keep!r} must be a number in [0, 1]")
-        if not isinstance(self.floor, int | float) or not 0 <= self.floor <= 1:
-            raise ConfigError(f"floor={self.floor!r} must be a number in [0, 1]")
+        check_fields(self, {"keep": _keep, "floor": SHARE})
 
     def share(self, site: str) -> float:
         """`keep` at a site."""

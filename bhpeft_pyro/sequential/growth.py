@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import COUNT, shown
 from ..data import Examples
 from ..data.columns import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
-from ..model.head import Head
+from ..model.head import ClassifierHead, Head
 from ..model.likelihoods import Categorical
 from ..model.model import Model
 from ..model.network import RandomPEFT
@@ -60,7 +61,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     True
     """
     names = _names(posterior, labels)
-    count = labels if isinstance(labels, int) else len(labels)
+    count = len(labels) if isinstance(labels, Sequence) else int(labels)
     old, head = posterior.model.network, _head(posterior.model)
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
@@ -158,14 +159,13 @@ def _numbers(values: Sequence[Any]) -> set[int]:
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
     known = posterior.columns.label_names
-    if isinstance(labels, int):
+    if not isinstance(labels, Sequence):
         if known is not None:
-            raise ConfigError(f"labels={labels}: the labels have names; expected new names")
-        if labels < 1:
-            raise ConfigError(f"labels={labels} must be at least 1")
+            raise ConfigError(f"labels={shown(labels)}: expected new names, as the others are")
+        COUNT("labels", labels)
         return None
     if known is None:
-        raise ConfigError(f"labels={labels!r}: the labels have no names; expected a number")
+        raise ConfigError(f"labels={shown(labels)}: expected a number, as the labels have no names")
     if isinstance(labels, str) or not labels or len({*known, *labels}) < len(known) + len(labels):
         raise ConfigError(f"labels={labels!r}: expected one or more names that are not in {known}")
     alike = {name.strip().casefold(): name for name in known}
@@ -175,7 +175,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     return (*known, *labels)
 
 
-def _head(model: Model) -> Head:
+def _head(model: Model) -> Head | ClassifierHead:
     likelihood = model.likelihood
     if not isinstance(likelihood, Categorical):
         raise LikelihoodError(

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import ConfigError, SaveError
+from ..checks import harmless
+from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -25,6 +33,10 @@ from .update import has_learnt
 __all__ = ["History", "check_same", "resume"]
 
 _PARTIAL = ".partial"
+_OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
+_ASIDE = "aside"
+_LOCK, _WRITER = ".lock", ".writer"
+_WAIT = 60  # seconds that `add` waits for another process to finish a round
 _SHOWN = 4  # metrics a line
 
 
@@ -35,6 +47,8 @@ class History:
     another name and then renamed, so it appears whole, and it is never changed. It holds its own
     report; those of earlier rounds are read from the folders beside it. To move a round elsewhere,
     load it and save it there. To roll back or to branch, load an earlier round and update it.
+
+    One process at a time writes into a folder (`writing`). Any number may read.
 
     Args:
         folder: where the rounds are; made when the first is added.
@@ -52,28 +66,41 @@ class History:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._lock = FileLock(self.folder / _LOCK)
 
     @property
     def rounds(self) -> dict[str, FitReport]:
         """The reports of all rounds here by id, parents before their children, older ones first.
 
         Raises:
-            SaveError: a round is damaged.
+            SaveError: a round is damaged or here twice, or rounds are their own ancestors.
         """
-        reports = {report.id: report for _, report in self._read()}
-
-        def age(report: FitReport) -> tuple[int, str, str]:
-            generation, parent = 0, reports.get(report.parent or "")
-            while parent is not None:
-                generation, parent = generation + 1, reports.get(parent.parent or "")
-            return generation, report.created, report.id
-
-        return {report.id: report for report in sorted(reports.values(), key=age)}
+        reports = {id: report for id, (_, report) in self._read().items()}
+        sorter = TopologicalSorter[str](
+            {id: [above] if (above := r.parent) in reports else [] for id, r in reports.items()}
+        )
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            _, (*ring, _first) = error.args
+            raise SaveError(
+                f"history: in {self.folder} the rounds {', '.join(sorted(ring))} are their own "
+                "ancestors, as after copying one round over another; move them elsewhere"
+            ) from error
+        ordered = dict[str, FitReport]()
+        while sorter:
+            generation = sorter.get_ready()
+            sorter.done(*generation)
+            ordered |= {
+                id: reports[id]
+                for id in sorted(generation, key=lambda id: (reports[id].created, id))
+            }
+        return ordered
 
     @property
     def folders(self) -> dict[str, Path]:
         """The folder of each round, by id. (`add` names folders by the id; you may rename them.)"""
-        return {report.id: path for path, report in self._read()}
+        return {id: path for id, (path, _) in self._read().items()}
 
     @property
     def leaves(self) -> list[str]:
@@ -82,24 +109,74 @@ class History:
         parents = {report.parent for report in rounds.values()}
         return [id for id in rounds if id not in parents]
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that writes here, until the end of the block.
+
+        The lock is the operating system's, so it ends with its process, however that ends.
+
+        Raises:
+            BusyError: another process is writing; says which.
+
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with History(folder).writing():
+        ...     History(folder).clean()
+        Traceback (most recent call last):
+        ...
+        bhpeft_pyro.errors.BusyError: history: ...
+        """
+        with self._locked(wait=0):
+            yield
+
+    @contextmanager
+    def _locked(self, wait: float) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        writer, nested = self.folder / _WRITER, self._lock.is_locked
+        try:
+            held = self._lock.acquire(timeout=wait)
+        except Timeout:
+            who = writer.read_text() if writer.exists() else ""
+            raise BusyError(
+                f"history: {who or 'another process'} is writing into {self.folder}; wait until "
+                "it has ended, or use another folder"
+            ) from None
+        with held:
+            if nested:
+                yield
+                return
+            try:
+                now = datetime.now(UTC).isoformat(" ", timespec="seconds")
+                writer.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
+                yield
+            finally:
+                writer.unlink(missing_ok=True)
+
     def add(
         self, posterior: Posterior, name: str = "", metrics: Mapping[str, float] | None = None
     ) -> str:
         """Save a posterior's last round, with a name and metrics in its report; return its id.
 
+        Where that fails, the posterior is as it was.
+
         Raises:
+            BusyError: another process is writing into the folder, and did not end within a minute.
+            ConfigError: a metric is not a number.
             SaveError: the round is here already, or it cannot be saved.
         """
-        report = posterior.report
+        last = posterior.report
+        noted = last.metrics | _numbers(metrics or {})
+        report = replace(last, name=str(name) or last.name, metrics=noted)
         folder = self.folder / report.id
-        if folder.exists():
-            raise SaveError(f"history: {self.folder} has the round {report.id} already")
-        report.name = name or report.name
-        report.metrics |= metrics or {}
         partial = self.folder / f"{report.id}{_PARTIAL}"
-        io.save(posterior, partial, overwrite=True, alone=False)
-        os.rename(partial, folder)
-        keep_names(self.folder)
+        with self._locked(_WAIT):
+            if folder.exists():
+                raise SaveError(f"history: {self.folder} has the round {report.id} already")
+            named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
+            io.save(named, partial, overwrite=True, alone=False)
+            os.rename(partial, folder)
+            keep_names(self.folder)
+        last.name, last.metrics = report.name, report.metrics
         return report.id
 
     def load(
@@ -116,31 +193,82 @@ class History:
         Raises:
             SaveError: no such round, or several.
         """
-        found = [known for known in self.rounds if known.startswith(id)]
+        return Posterior.load(
+            self.folders[self._find(id)], backbone, tokenizer=tokenizer, prior=prior, device=device
+        )
+
+    def keep_only(self, id: str) -> list[Path]:
+        """Move rounds into the folder `aside`, all but a round and those that it continues.
+
+        What is left is a single line of rounds, which `stream` continues. Nothing is deleted: to
+        undo it, move the rounds back.
+
+        Args:
+            id: of the last round to stay, or the beginning of it.
+
+        Returns:
+            Where the others are now.
+
+        Raises:
+            BusyError: another process is writing into the folder.
+            SaveError: no such round, or several; or `aside` has a folder of that name.
+        """
+        with self.writing():
+            rounds, folders = self.rounds, self.folders
+            kept, above = set[str](), self._find(id)
+            while above in rounds:
+                kept.add(above)
+                above = rounds[above].parent or ""
+            # Children first, so that a kill leaves no round without those before it.
+            others = [folders[other] for other in reversed(rounds) if other not in kept]
+            moves = {path: self.folder / _ASIDE / path.name for path in others}
+            for goal in moves.values():
+                if goal.exists():
+                    raise SaveError(f"history: {goal} exists already; move it elsewhere first")
+            for path, goal in moves.items():
+                goal.parent.mkdir(exist_ok=True)
+                os.rename(path, goal)
+            keep_names(self.folder)
+            return list(moves.values())
+
+    def clean(self) -> None:
+        """Remove rounds that were half written when their process was killed.
+
+        Raises:
+            BusyError: another process is writing into the folder, perhaps such a round.
+        """
+        with self.writing():
+            for path in self.folder.iterdir():
+                if _OURS.fullmatch(path.name):
+                    shutil.rmtree(path)
+
+    def _find(self, id: str) -> str:
+        rounds = self.rounds
+        found = [known for known in rounds if known.startswith(id)]
         if len(found) != 1:
             which = f"{len(found)} rounds" if found else "no round"
             raise SaveError(
                 f"id: {which} in {self.folder} begin with {id!r}; there are "
-                f"{', '.join(self.rounds) or 'none'}"
+                f"{', '.join(rounds) or 'none'}"
             )
-        return Posterior.load(
-            self.folders[found[0]], backbone, tokenizer=tokenizer, prior=prior, device=device
-        )
+        return found[0]
 
-    def clean(self) -> None:
-        """Remove rounds that were half written when their process was killed."""
-        for path in self.folder.glob(f"*{_PARTIAL}"):
-            shutil.rmtree(path)
-
-    def _read(self) -> list[tuple[Path, FitReport]]:
-        return [
-            (path, io.read_report(path))
-            for path in self.folder.glob("*")
-            if io.exists(path) and path.suffix != _PARTIAL
-        ]
+    def _read(self) -> dict[str, tuple[Path, FitReport]]:
+        found = dict[str, tuple[Path, FitReport]]()
+        for path in sorted(self.folder.glob("*")):
+            if path.suffix == _PARTIAL or not io.exists(path):
+                continue
+            report = io.read_report(path)
+            if report.id in found:
+                raise SaveError(
+                    f"history: {found[report.id][0]} and {path} hold the same round, {report.id}; "
+                    "move one of them elsewhere"
+                )
+            found[report.id] = path, report
+        return found
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        root = Tree(str(self.folder))
+        root = Tree(escape(harmless(str(self.folder))))
         branches: dict[str | None, Tree] = {}
         folders = self.folders
         for id, report in self.rounds.items():
@@ -149,11 +277,24 @@ class History:
         yield root
 
 
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as plain numbers; those of NumPy and tensors of one number are converted."""
+    found = dict[str, float]()
+    for name, value in metrics.items():
+        try:
+            if not isinstance(name, str) or isinstance(value, (str, bytes)):
+                raise TypeError
+            found[name] = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"metrics: {name!r} is {value!r}; expected numbers by name") from None
+    return found
+
+
 def _line(report: FitReport, folder: str) -> str:
     parts = [f"[bold]{report.id}[/bold]"]
     if folder != report.id:
-        parts.append(f"in {escape(folder)}")
-    parts += [escape(report.name), f"{report.examples} examples"]
+        parts.append(f"in {escape(harmless(folder))}")
+    parts += [escape(harmless(report.name)), f"{report.examples} examples"]
     if report.temperature != 1:
         parts.append(f"temperature {report.temperature:g}")
     if report.keep != 1:
@@ -175,8 +316,9 @@ def resume(history: History, model: Model) -> Posterior | None:
     leaves = history.leaves
     if len(leaves) > 1:
         raise ConfigError(
-            f"folder: {history.folder} holds {len(leaves)} branches ({', '.join(leaves)}), "
-            "expected a single line of rounds"
+            f"folder: {history.folder} holds {len(leaves)} branches, which end in the rounds "
+            f"{', '.join(leaves)}; expected a single line of rounds (`bhpeft history FOLDER --keep "
+            "ROUND` keeps the one that ends in ROUND, and moves all others aside)"
         )
     if not leaves:
         return None

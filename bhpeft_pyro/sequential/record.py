@@ -77,9 +77,12 @@ class Record:
         return transfer(self.matrix, torch.tensor(untrained))
 
     def save(self, folder: Path) -> None:
-        """Write `record.json` and `record.csv`, each atomically."""
-        write(folder / "record.json", json.dumps(self.rows, indent=1).encode())
-        write(folder / "record.csv", self.table.to_csv(index=False).encode())
+        """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
+        table = self.table.to_csv(index=False)
+        for name, text in (("record.json", json.dumps(self.rows, indent=1)), ("record.csv", table)):
+            for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):  # by a `write` that was killed
+                left.unlink()
+            write(folder / name, text.encode())
 
 
 def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:

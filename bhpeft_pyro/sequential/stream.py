@@ -83,6 +83,7 @@ def stream(
         The last posterior; `Record.of` makes the table of all rounds from it.
 
     Raises:
+        BusyError: another stream is writing into the folder.
         ConfigError: the folder holds other rounds than these, or rounds of another guide.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
@@ -178,12 +179,16 @@ def prequential(
     tests = {str(name): _reusable(data) for name, data in (tests or {}).items()}
     folder = Path(folder)
     history = History(folder / "rounds")
-    history.clean()
-    posterior = resume(history, model)
-    done = () if posterior is None else posterior.lineage
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
-    with cut_once(), tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar:
+    with (
+        history.writing(),
+        cut_once(),
+        tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar,
+    ):
+        history.clean()
+        posterior = resume(history, model)
+        done = () if posterior is None else posterior.lineage
         count = 0
         for count, (called, data) in enumerate(bar, 1):
             name = str(called)  # dates and numbers too
@@ -213,15 +218,15 @@ def prequential(
                 posterior.report.given = Examples.concat(*parts).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
-    if posterior is None:
-        raise DataError("batches is empty: at least one is needed")
-    if len(posterior.lineage) > count:
-        raise ConfigError(
-            f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
-            f"{count} given"
-        )
-    Record.of(posterior).save(folder)
-    return posterior
+        if posterior is None:
+            raise DataError("batches is empty: at least one is needed")
+        if len(posterior.lineage) > count:
+            raise ConfigError(
+                f"folder: {folder} holds {len(posterior.lineage)} rounds, of more batches than the "
+                f"{count} given"
+            )
+        Record.of(posterior).save(folder)
+        return posterior
 
 
 def _reusable(data: object) -> object:

@@ -9,17 +9,17 @@ from typing import Literal, get_args
 
 import torch
 
+from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
 from ..inference.draws import sampling
 from ..inference.loop import OptimizerFactory
+from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..peft.kinds import check_count
-from ..plain import make_plain
 from ..posterior.posterior import MixturePosterior, Posterior
 from ..posterior.rounds import Fitted, check_how, fit_round, joined, keeping, pull_of, seeds
 from .forgetting import Forgetting
@@ -64,10 +64,7 @@ class Replay:
     by: By = "random"
 
     def __post_init__(self) -> None:
-        make_plain(self)
-        check_count("Replay", "size", self.size)
-        if self.by not in get_args(By):
-            raise ConfigError(f"Replay: by={self.by!r} must be 'random' or 'uncertain'")
+        check_fields(self, {"size": COUNT, "by": one_of(*get_args(By))}, "Replay")
 
     def split(
         self, pool: Examples, seed: int, posterior: Posterior | None = None
@@ -104,7 +101,7 @@ def update(
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check_how(options, validation, optimizer)
+    check_how(options, validation, optimizer, replay)
     for each in posterior.components:  # refused before data are read, if it cannot be a prior
         prior_of(each.model, each.guide)
     if isinstance(data, Iterator):  # it is read twice
@@ -118,7 +115,8 @@ def update(
     fitted: list[Fitted] = []
     every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
     for last, own in every:
-        with keeping(fitted, options, lineage):
+        rows = naming_rows(posterior.model, data=examples, validation=held_out)
+        with keeping(fitted, options, lineage), rows:
             start, kept, rest = _start(last, examples, held_out, own, family, forgetting, replay)
             fitted.append(fit_round(start, rest, held_out, optimizer, kept))
     if not isinstance(posterior, MixturePosterior):

@@ -294,7 +294,7 @@ def test_an_interrupted_fit_leaves_the_saved_round(folder, tmp_path, monkeypatch
 
     monkeypatch.setattr(ScaledAdam, "step", interrupted)
     result = bhpeft(*arguments, "--out", tmp_path / "run", "--overwrite", code=130)
-    assert "interrupted" in result.stderr and "Traceback" not in result.output
+    assert "Traceback" not in result.output
     update = ("update", tmp_path / "run", folder / "train.csv", "--again")
     bhpeft(*update, "--out", tmp_path / "two")
     steps.clear()
@@ -332,6 +332,8 @@ def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
         ("config: other.yaml", "'config'"),
         ("- 1", "no `option: value` lines"),
         ("a: [", "cannot be read as YAML"),
+        ("epochs: {}", "epochs: expected a single value"),
+        ("? [a]\n: b", "cannot be read as YAML"),
     ],
 )
 def test_a_bad_config_file_is_an_error(folder, tmp_path, content, message):
@@ -342,7 +344,7 @@ def test_a_bad_config_file_is_an_error(folder, tmp_path, content, message):
 
 def test_values_of_a_config_file_are_read_as_on_the_command_line(tmp_path):
     config = tmp_path / "fit.yaml"
-    for value in ("2.5", "[1, 2]"):
+    for value in ("2.5", "2024-13-45"):
         config.write_text(f"epochs: {value}")
         result = bhpeft("fit", "x.csv", "--out", tmp_path / "run", "--config", config, code=2)
         assert "'--epochs': Input should be a valid integer" in result.stderr

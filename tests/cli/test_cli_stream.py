@@ -82,6 +82,29 @@ def test_a_stream_is_its_last_round_until_it_branches(folder: Path) -> None:
     assert "no saved posterior" in error("evaluate", folder, folder / "news.csv")
 
 
+def test_a_branch_is_moved_aside_and_the_stream_goes_on(folder: Path) -> None:
+    options = arguments(folder, "--by", "date")
+    bhpeft(*options)
+    first, *_, last = rounds(folder)
+    history = History(folder / "out" / "rounds")
+    root = history.load(first.id, tiny_backbone(), tokenizer=tiny_tokenizer())
+    branch = history.add(root.update({"text": ["w5 w9", "w6"], "label": ["bad", "good"]}))
+    message = error(*options)
+    assert "2 branches" in message and "--keep ROUND" in message
+    assert "no round" in error("history", folder / "out", "--keep", "zzz")
+    assert "is a posterior" in error("history", history.folder / branch, "--keep", branch)
+    shown = bhpeft("history", folder / "out", "--keep", last.id[:6])
+    assert branch in shown.stderr and branch not in shown.stdout and last.id in shown.stdout
+    assert (history.folder / "aside" / branch / "posterior.json").exists()
+    bhpeft(*options)
+    assert [report.id for report in rounds(folder)][-1] == last.id
+
+
+def test_a_folder_that_another_process_writes_into_is_no_bad_input(folder: Path) -> None:
+    with History(folder / "out" / "rounds").writing():
+        assert " is writing into " in error(*arguments(folder, "--by", "date"), code=1)
+
+
 def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

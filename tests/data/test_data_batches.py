@@ -215,7 +215,7 @@ def test_batches_differ_from_epoch_to_epoch() -> None:
 def test_errors_come_at_the_call() -> None:
     examples = numbered([1, 2, 3, 4, 5])
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"batch_size": 0}, "batch_size=0; expected an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
         ({"batch_size": 2.0}, "batch_size=2.0"),
         ({"batch_size": 2, "multiple_of": 0, "shuffle": True}, "multiple_of=0"),
         (

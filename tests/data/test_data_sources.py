@@ -148,7 +148,7 @@ def test_class_label_features_carry_their_names() -> None:
     )
     assert turned.labels is not None and turned.labels.tolist() == [0, 2, 0]
     assert turned.num_labels == 3
-    with pytest.raises(DataError, match=r"row 0.*'pos' is none of"):
+    with pytest.raises(DataError, match=r"row 0.*'pos' is not one of"):
         encode(table, bert_like(), kind="class", columns=Columns(label_names=["good", "neg"]))
 
     hidden = Dataset.from_dict({"text": TEXTS[:2], "label": [-1, -1]}, features=features)

@@ -68,7 +68,7 @@ def test_numbers_as_text_are_numbers(numbered: Posterior) -> None:
 
 def test_numbers_are_names_where_names_are_numbers(stars: Posterior) -> None:
     assert read(stars, [1, 2] * 4) == read(stars, [1.0, 2.0] * 4) == [0, 1] * 4
-    with pytest.raises(DataError, match=r"row 0: '0' is none of \('1', '2'\)"):
+    with pytest.raises(DataError, match=r"row 0: '0' is not one of \('1', '2'\)"):
         read(stars, [0, 1] * 4)  # not an index
     truths = fitted(rows(["True", "False"] * 4))
     assert read(truths, [True, False] * 4) == [1, 0] * 4
@@ -83,7 +83,7 @@ def test_numbers_are_names_where_only_some_names_are_numbers() -> None:
     mixed = bh.fit(model, "normal", rows(["1", "2", "other", "1"] * 2), max_steps=2, progress=False)
     assert mixed.columns.label_names == names
     assert read(mixed, [1, 2] * 4) == read(mixed, ["1", "2"] * 4) == [0, 1] * 4
-    with pytest.raises(DataError, match=r"row 0: '0' is none of \('1', '2', 'other'\)"):
+    with pytest.raises(DataError, match=r"row 0: '0' is not one of \('1', '2', 'other'\)"):
         read(mixed, [0, 1] * 4)
 
 
@@ -91,7 +91,7 @@ def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
     assert stars.update(rows([1, 3] * 4, "w4"), grow=True).columns.label_names == ("1", "2", "3")
     known = fitted(hub(["a", "b"], [0, 1] * 4))
     new = hub(["a", "c", "b"], [1, 2] * 4)
-    with pytest.raises(DataError, match="'c' is none of"):
+    with pytest.raises(DataError, match="'c' is not among the labels"):
         known.update(new)
     grown = known.update(new, grow=True)
     assert grown.columns.label_names == ("a", "b", "c")

@@ -103,5 +103,5 @@ def test_bad_input() -> None:
     point = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
     with pytest.raises(GuideError, match="random numbers"):
         point.diagnose(data)
-    with pytest.raises(ConfigError, match="samples=10 must be at least 100"):
+    with pytest.raises(ConfigError, match="samples=10 must be an integer of at least 100"):
         point.diagnose(data, samples=10)

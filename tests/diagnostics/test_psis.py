@@ -223,7 +223,7 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
 
 def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
-    with pytest.raises(ConfigError, match="samples=99 must be at least 100"):
+    with pytest.raises(ConfigError, match="samples=99 must be an integer of at least 100"):
         psis(posterior, data, samples=99)
     with pytest.raises(DataError, match="are not the 40 that the last round was fitted to"):
         psis(posterior, data.subset(range(39)))

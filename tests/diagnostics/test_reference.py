@@ -157,5 +157,5 @@ def test_bad_input(
     draws = {name: value for name, value in draws.items() if value is not None}
     with pytest.raises(ConfigError, match=message):
         against(posterior, draws, ELSEWHERE)
-    with pytest.raises(ConfigError, match="samples=1 must be at least 2"):
+    with pytest.raises(ConfigError, match="samples=1 must be an integer of at least 2"):
         against(posterior, reference(exact, 5), ELSEWHERE, samples=1)

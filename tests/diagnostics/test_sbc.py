@@ -194,8 +194,8 @@ def test_plot() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"replications": 19}, "replications=19 must be at least 20"),
-        ({"draws": 0}, "draws=0 must be at least 1"),
+        ({"replications": 19}, "replications=19 must be an integer of at least 20"),
+        ({"draws": 0}, "draws=0 must be an integer of at least 1"),
         ({"sites": "tail.*"}, r"sites: 'tail.\*' matches no site; sites: head.weight, head.bias"),
         ({"infer": 3}, "infer: expected a guide's name or class, or a function .*, got int"),
         ({"max_steps": 3}, "options max_steps are for a guide given by name"),

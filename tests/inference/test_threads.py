@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
@@ -90,3 +94,67 @@ def test_fits_in_two_threads_are_those_of_one() -> None:
         at_once = list(pool.map(fit, range(3, 6)))
     for first, second in zip(one_by_one, at_once, strict=True):
         assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_forked_in_the_middle_of_a_fit_predicts_and_fits_as_ever() -> None:
+    """The lock is held, and Pyro's handlers are set, by a thread that the child does not have."""
+    old, new = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=4), tiny_examples(seed=1)
+    expected, learnt = old.predict(TEXTS).probabilities, state(old.update(new, max_steps=2))
+    fitting, forked = Event(), Event()
+
+    def prior(sites: Any) -> dict[str, Tensor]:
+        if pyro.poutine.runtime._PYRO_STACK:  # in the loss
+            fitting.set()
+            forked.wait(60)
+        return {
+            site.name: pyro.sample(
+                site.name, dist.Normal(0.0, 0.1).expand(site.shape).to_event(len(site.shape))
+            )
+            for site in sites
+        }
+
+    with ThreadPoolExecutor() as pool:
+        fit = pool.submit(
+            bh.fit, tiny_model((), prior=prior), "normal", tiny_examples(), max_steps=2
+        )
+        assert fitting.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)  # ends it if it hangs
+            try:
+                same = torch.equal(old.predict(TEXTS).probabilities, expected)
+                again = state(old.update(new, max_steps=2))
+                same &= all(torch.equal(*pair) for pair in zip(again, learnt, strict=True))
+                os._exit(0 if same else 1)
+            finally:
+                os._exit(2)
+        _, status = os.waitpid(child, 0)
+        forked.set()
+        assert len(fit.result().lineage) == 1
+    assert status == 0
+
+
+@pytest.mark.parametrize("guide", ["normal", "laplace", "AutoMultivariateNormal"])
+def test_torch_code_of_others_in_another_thread_does_not_change_a_forecast(guide: str) -> None:
+    posterior = bh.fit(tiny_model(), guide, tiny_examples(), max_steps=3, progress=False)
+    new = tiny_examples(20, seed=5)
+
+    def found() -> list[Tensor]:
+        forecast = posterior.predict(TEXTS, seed=7)
+        weights = posterior.sample(40, seed=7).values()
+        return [forecast.probabilities, *weights, torch.tensor(posterior.assess(new).nll.p)]  # type: ignore[union-attr]
+
+    expected, stop = found(), Event()
+
+    def foreign() -> None:
+        while not stop.is_set():
+            torch.randn(8)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(foreign)
+        try:
+            for _ in range(3):
+                assert all(torch.equal(*pair) for pair in zip(found(), expected, strict=True))
+        finally:
+            stop.set()

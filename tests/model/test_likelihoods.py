@@ -206,9 +206,11 @@ def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
 
 def test_option_errors() -> None:
     for levels in (1, 3.7, "3"):
-        with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be a whole number"):
+        with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be an integer"):
             OrderedLogistic(levels)  # type: ignore[arg-type]
-    with pytest.raises(LikelihoodError, match=r"Normal: spread must be positive, got 0\.0"):
+    with pytest.raises(
+        LikelihoodError, match=r"Normal: spread=0\.0 must be a finite number above 0"
+    ):
         Normal(spread=0.0)
-    with pytest.raises(LikelihoodError, match="HeteroscedasticNormal: spread must be positive"):
+    with pytest.raises(LikelihoodError, match=r"HeteroscedasticNormal: spread=.* must be"):
         HeteroscedasticNormal(spread=-1.0)

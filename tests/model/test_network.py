@@ -210,7 +210,9 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
 
 def test_head_errors() -> None:
     for outputs in (0, 2.0):
-        with pytest.raises(ConfigError, match=f"outputs={outputs} must be a whole number, 1 or"):
+        with pytest.raises(
+            ConfigError, match=f"outputs={outputs} must be an integer of at least 1"
+        ):
             bh.Head(outputs)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pooling='max' is not one of"):
         bh.Head(2, "max")  # type: ignore[arg-type]

@@ -66,7 +66,6 @@ CRAFTED: list[tuple[Callable[[Content], Any], str]] = [
     (lambda c: c["lineage"][0].update(options=None), "unknown parts"),
     (lambda c: c.update(lineage=5), "unknown parts"),
     (lambda c: c["lineage"][0].update(parent="../whole"), "as a round; expected an id"),
-    (lambda c: c["columns"].update(text=5), "text=5; expected str"),
     (lambda c: c.update(backbone=[]), "unknown parts"),
 ]
 

@@ -314,7 +314,7 @@ def test_how_much_components_disagree_is_reported() -> None:
     for number, each in enumerate(posterior.components, 1):
         report = each.report
         stopped = report.best_step
-        assert f"component {number}: step {stopped}, pull 0, tau {report.tau:.3g}, held" in text
+        assert f"component {number}: point estimate of step {stopped}, prior weight 0, tau" in text
 
 
 def test_components_of_a_point_are_a_deep_ensemble() -> None:

@@ -162,7 +162,7 @@ def test_a_prior_for_other_sites_is_refused() -> None:
     with pytest.raises(PriorError, match=r"site 'adapter\.down' .* there is no such site"):
         fit(tiny_model((*bh.presets.lora(rank=2), bh.peft.Adapter(2)), prior=prior))
     with pytest.raises(
-        PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\), .* it has \(2, 2, 16\)"
+        PriorError, match=r"'lora.query.A' has shape \(2, 3, 16\); .* its shape is \(2, 2, 16\)"
     ):
         fit(tiny_model(bh.presets.lora(rank=3), prior=prior))
 

@@ -137,28 +137,6 @@ def test_every_likelihood_comes_back_in_both_rounds(
     assert third.report.history == again.report.history
 
 
-def test_a_head_of_the_backbone_s_own_comes_back(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    def backbone() -> BertForSequenceClassification:
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=50,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
-        return BertForSequenceClassification(config)
-
-    kinds = bh.presets.lora(rank=2)
-    network = bh.RandomPEFT(backbone(), kinds, bh.OwnHead(), tiny_tokenizer())
-    posterior = bh.fit(bh.Model(network), "normal", CLASSES, max_steps=3, progress=False)
-    posterior.save(tmp_path)
-    loaded = bh.Posterior.load(tmp_path, backbone(), tokenizer=tiny_tokenizer())
-    assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
-
-
 # What is on the disk
 
 

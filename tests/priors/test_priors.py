@@ -71,7 +71,8 @@ def test_a_mapping_takes_ready_priors_for_their_sites_together() -> None:
     wide = FunctionSpaceNormal(change=0.3)
     mixed = {"lora.*": gates, "adapter.*": wide, "*": dist.Normal(0.0, 2.0)}
     sites = tiny_model(bh.presets.bh_peft()).sites
-    parts = {"lora": gates, "adapter": wide, "head": dist.Normal(0.0, 2.0)}
+    rest = dist.Normal(0.0, 2.0)
+    parts = {"lora": gates, "adapter": wide, "prefix": rest, "head": rest}
     torch.manual_seed(3)
     whole = poutine.trace(as_prior(mixed)).get_trace(sites)
     assert sum(name.startswith("gates.") for name in whole.stochastic_nodes) == 1  # of all LoRA

@@ -151,14 +151,14 @@ def test_gates_are_shared_by_a_kind_and_separate_by_layer() -> None:
 @pytest.mark.parametrize(
     ("prior", "options", "message"),
     [
-        (FunctionSpaceNormal, {"change": 0.0}, "Normal: change must be positive and finite, got 0"),
-        (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between must be positive"),
         (
-            priors.Horseshoe,
-            {"share": math.inf},
-            "Horseshoe: share must be positive and finite, got inf",
+            FunctionSpaceNormal,
+            {"change": 0.0},
+            "Normal: change=0.0 must be a finite number above 0",
         ),
-        (priors.ARD, {"head": math.nan}, "ARD: head must be positive and finite, got nan"),
+        (priors.Hierarchical, {"between": -1.0}, "Hierarchical: between=-1.0 must be a finite"),
+        (priors.Horseshoe, {"share": math.inf}, "Horseshoe: share=inf must be a finite"),
+        (priors.ARD, {"head": math.nan}, "ARD: head=nan must be a finite"),
         (priors.Gates, {"probability": 1.0}, "Gates: probability must be below 1, got 1"),
     ],
 )

@@ -36,5 +36,8 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
 
 @pytest.mark.parametrize("given", [{"keep": "0.9"}, {"keep": None}, {"floor": "0.1"}])
 def test_shares_are_numbers(given: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(given))}=.* must be a number in"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{next(iter(given))}.*=.* must be a finite number of at least 0 and at most 1",
+    ):
         Forgetting(**given)

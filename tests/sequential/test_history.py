@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -13,7 +18,8 @@ from rich.console import Console
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, PriorError, SaveError
+from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
+from bhpeft_pyro.posterior import io
 from bhpeft_pyro.sequential import Forgetting
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -120,9 +126,128 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) and history.rounds == {}
     id = history.add(first)
     assert torch.equal(predicted(load(history, id)), predicted(first))
-    (tmp_path / "other.partial").mkdir()
+    for name in ("0123456789ab.partial", "somebody's.partial"):
+        (tmp_path / name).mkdir()
     history.clean()
-    assert [path.name for path in tmp_path.iterdir()] == [id]
+    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert names == {id, "somebody's.partial"}  # only what `add` writes is removed
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"acc": "0.5"}, {"acc": None}, {"acc": np.ones(2)}, {1: 0.5}, {"acc": 1j}]
+)
+def test_metrics_that_are_no_numbers_change_nothing(tmp_path: Path, metrics: Any) -> None:
+    history, posterior = bh.History(tmp_path), fit()
+    with pytest.raises(ConfigError, match=r"metrics: .* expected numbers by name"):
+        history.add(posterior, "monday", metrics)
+    assert posterior.report.name == "" and posterior.report.metrics == {}
+    assert history.rounds == {}
+    history.add(posterior.update(DATA[1]))  # whose lineage has the same report
+
+
+def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
+    history, posterior = bh.History(tmp_path), fit()
+    given = {"a": np.float32(0.5), "b": torch.tensor(0.25), "c": np.int64(3), "d": 1}
+    id = history.add(posterior, metrics=given)
+    expected = {"a": 0.5, "b": 0.25, "c": 3.0, "d": 1.0}
+    assert posterior.report.metrics == history.rounds[id].metrics == expected
+    history.add(posterior.update(DATA[1]))
+
+
+def test_a_round_that_is_not_saved_leaves_its_report_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posterior = fit()
+    monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        bh.History(tmp_path).add(posterior, "monday", {"acc": 0.5})
+    assert posterior.report.name == "" and posterior.report.metrics == {}
+
+
+def rewrite(folder: Path, **changes: str) -> None:
+    """Change the report of a round, as a mistaken copy would, with a checksum that is right."""
+    content = io.read_index(folder)
+    content["lineage"][-1] |= changes
+    (folder / io.INDEX).write_bytes(io.index_of(content))
+
+
+def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
+    history, first = bh.History(tmp_path), fit()
+    second = first.update(DATA[1])
+    third = second.update(DATA[2])
+    one, two, three = (history.add(each) for each in (first, second, third))
+    rewrite(tmp_path / one, parent=two)
+    for read in (lambda: history.rounds, lambda: history.leaves, lambda: load(history, three)):
+        with pytest.raises(SaveError, match=f"{min(one, two)}, {max(one, two)} are their own"):
+            read()
+    rewrite(tmp_path / one, parent=one)
+    with pytest.raises(SaveError, match=f"the rounds {one} are their own ancestors"):
+        _ = history.rounds
+
+
+def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    history, first = bh.History(tmp_path), fit()
+    one, two = history.add(first), history.add(first.update(DATA[1]))
+    shutil.rmtree(tmp_path / one)
+    shutil.copytree(tmp_path / two, tmp_path / one)
+    for read in (lambda: history.rounds, lambda: history.folders):
+        with pytest.raises(
+            SaveError, match=f"{one} .*{two} hold the same round, {two}|{two} .*{one}"
+        ):
+            read()
+
+
+def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None:
+    history, first = bh.History(tmp_path), fit()
+    left = first.update(DATA[1])
+    right = first.update(DATA[2])
+    more = right.update(DATA[3])
+    for each in (first, left, right, more):
+        history.add(each)
+    before = files(tmp_path)
+    with pytest.raises(SaveError, match="no round"):
+        history.keep_only("zzz")
+    moved = history.keep_only(left.report.id[:8])
+    assert moved == [tmp_path / "aside" / each.report.id for each in (more, right)]
+    assert history.leaves == [left.report.id] and len(history.rounds) == 2
+    assert len(load(history, left.report.id).lineage) == 2
+    assert sorted(files(tmp_path).values()) == sorted(before.values())  # nothing is lost
+    assert history.keep_only(left.report.id) == []
+    for path in moved:
+        path.rename(tmp_path / path.name)
+    assert len(history.rounds) == 4
+    # A round before the branches, too: all that came after it goes.
+    assert len(history.keep_only(first.report.id)) == 3
+    (tmp_path / "aside" / left.report.id).rename(tmp_path / left.report.id)
+    (tmp_path / "aside" / left.report.id).mkdir()
+    with pytest.raises(SaveError, match=r"aside.* exists already"):
+        history.keep_only(first.report.id)
+
+
+def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bhpeft_pyro.sequential.history._WAIT", 0.1)
+    mine, other, first = bh.History(tmp_path), bh.History(tmp_path), fit()
+    partial = tmp_path / f"{first.report.id}.partial"
+    with mine.writing():
+        partial.mkdir()
+        writes = (
+            other.clean,
+            lambda: other.add(first),
+            lambda: other.keep_only(""),
+            lambda: run_in_thread(mine.clean),
+        )
+        for write in writes:
+            with pytest.raises(BusyError, match=rf"process {os.getpid()} on .*, since 20\d\d-"):
+                write()
+        assert partial.exists() and other.rounds == {}  # anyone may read
+        mine.add(first)  # the writer itself may
+    other.clean()
+    assert list(other.rounds) == [first.report.id]
+
+
+def run_in_thread(task: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(task).result()
 
 
 def test_the_same_data_are_refused_in_the_whole_lineage(tmp_path: Path) -> None:
@@ -163,7 +288,7 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
 
 def test_bad_forgetting_is_refused() -> None:
     for options, message in (
-        ({"keep": 1.5}, r"keep=1.5 must be a number in \[0, 1\]"),
+        ({"keep": 1.5}, r"keep=1.5 must be a finite number of at least 0 and at most 1"),
         ({"keep": {"*": -0.1}}, "keep="),
         ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
         ({"floor": 2.0}, "floor=2.0"),

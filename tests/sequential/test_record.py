@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -66,3 +68,13 @@ def test_a_record_is_a_table() -> None:
     assert record.table["nll"].isna().tolist() == [True, False]
     with pytest.raises(DataError, match="without tests"):
         _ = Record([{"batch": "a"}]).matrix
+
+
+def test_what_a_killed_save_has_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / f".{name}.{'0f' * 8}" for name in ("record.json", "record.csv")]
+    others = [tmp_path / name for name in (".record.json.mine", "record.json.bak", ".record.md")]
+    for path in (*left, *others):
+        path.touch()
+    Record([{"round": 1}]).save(tmp_path)
+    names = {"record.json", "record.csv", *(path.name for path in others)}
+    assert {path.name for path in tmp_path.iterdir()} == names

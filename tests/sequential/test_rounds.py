@@ -117,7 +117,7 @@ def test_the_most_uncertain_are_kept(exactly: None) -> None:
 
 
 def test_bad_replay_is_refused() -> None:
-    with pytest.raises(ConfigError, match="size=0 must be a whole number"):
+    with pytest.raises(ConfigError, match="size=0 must be an integer"):
         bh.Replay(0)
     with pytest.raises(ConfigError, match="by='oldest'"):
         bh.Replay(3, "oldest")  # type: ignore[arg-type]

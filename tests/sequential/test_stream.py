@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import (
+    BusyError,
     ConfigError,
     DataError,
     GuideError,
@@ -205,6 +206,24 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     assert len(posterior.lineage) == 2
 
 
+def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path) -> None:
+    """Overlapping cron jobs made two branches, which no later call could continue."""
+
+    def learn(last: bh.Posterior | None, data: object) -> bh.Posterior:
+        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is writing into"):
+            run(tmp_path)
+        if last is not None:
+            return last.update(data)
+        return bh.fit(tiny_model(()), "normal", data, max_steps=2, progress=False)
+
+    options: dict[str, Any] = {"drift": False, "progress": False}
+    bh.sequential.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
+    assert len(bh.History(tmp_path / "rounds").leaves) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("record.csv", "record.json", "rounds")
+    ]
+
+
 def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
     weeks = {
         "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
@@ -383,7 +402,7 @@ def test_what_is_wrong_with_a_batch_is_said_with_its_name(tmp_path: Path) -> Non
     good = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
     for label, message in (
         (None, "column 'label', row 1: the label is missing"),
-        ("perhaps", r"'perhaps' is none of .*grow=True \(--grow\)"),
+        ("perhaps", r"'perhaps' is not among .*grow=True \(--grow\)"),
     ):
         bad = {"text": ["w7", "w8"], "label": ["no", label]}
         with pytest.raises(DataError, match=f"batches: 'b': .*{message}"):

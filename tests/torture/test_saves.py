@@ -3,7 +3,7 @@ posterior, the one before, or an error of this package.
 
 The small runs are in the suite; for the large ones, with their counts:
 
-    python -m pytest -m torture -s tests/torture
+    python -m pytest -m torture -s tests/torture/test_saves.py
 """
 
 from __future__ import annotations

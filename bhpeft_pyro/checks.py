@@ -1,0 +1,225 @@
+"""Checks of plain arguments: a value as Python's own, or an error that says what was expected.
+
+A rule is called with the name of an argument and its value. It accepts NumPy's numbers, which JSON
+cannot hold, and gives Python's in their place.
+
+>>> import numpy as np
+>>> COUNT("epochs", np.int64(3))
+3
+>>> COUNT("epochs", 1.5)
+Traceback (most recent call last):
+    ...
+bhpeft_pyro.errors.ConfigError: epochs=1.5 must be an integer of at least 1
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BHPEFTError, ConfigError
+
+__all__ = [
+    "COUNT",
+    "INSIDE",
+    "POSITIVE",
+    "SAMPLES",
+    "SEED",
+    "SHARE",
+    "Number",
+    "Rule",
+    "boolean",
+    "check",
+    "check_fields",
+    "check_memory",
+    "harmless",
+    "one_of",
+    "shown",
+    "string",
+]
+
+Rule = Callable[..., Any]
+
+_WIDTH = 60  # characters of a value in a message
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _WIDTH
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it.
+
+    >>> shown({"a": [*range(100)]})
+    "{'a': [0, 1, 2, 3, 4, 5, ...]}"
+    """
+    try:
+        text = " ".join(_REPR.repr(value).split())
+    except Exception:  # of a class that is not ours, or an integer of thousands of digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
+
+
+def harmless(text: str) -> str:
+    r"""The text with what would control a terminal, or cannot be printed, written out.
+
+    >>> harmless("red \x1b[31m")
+    'red \\x1b[31m'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+@dataclass(frozen=True)
+class Number:
+    """The rule for a finite number; truth values and arrays are none.
+
+    Attributes:
+        least, most: the ends of its range, both allowed.
+        above, below: the same, not allowed.
+        whole: whether it is an integer.
+        none: whether None will do.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    whole: bool = False
+    none: bool = False
+
+    def __str__(self) -> str:
+        ends = {
+            "of at least": self.least,
+            "above": self.above,
+            "at most": self.most,
+            "below": self.below,
+        }
+        range_ = " and ".join(f"{word} {end:n}" for word, end in ends.items() if end is not None)
+        kind = "an integer" if self.whole else "a finite number"
+        return f"{kind} {range_}".rstrip() + ", or None" * self.none
+
+    def __call__(self, name: str, value: Any, error: type[BHPEFTError] = ConfigError) -> Any:
+        if value is None and self.none:
+            return None
+        number, kind = value, numbers.Integral if self.whole else numbers.Real
+        if not isinstance(number, bool) and isinstance(number, kind):
+            try:
+                plain: Any = int(number) if self.whole else float(number)  # type: ignore[call-overload]
+            except OverflowError:
+                plain = math.inf
+            if (self.whole or math.isfinite(plain)) and self._holds(plain):
+                return plain
+        raise error(f"{name}={shown(value)} must be {self}")
+
+    def _holds(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+COUNT = Number(least=1, whole=True)
+SAMPLES = Number(least=0, whole=True)
+SEED = Number(least=0, most=2**62, whole=True)
+POSITIVE = Number(above=0)
+SHARE = Number(least=0, most=1)
+INSIDE = Number(above=0, below=1)
+
+
+def boolean(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> bool:
+    """The rule for a truth value."""
+    kind = type(value)
+    if kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")):
+        return bool(value)
+    raise error(f"{name}={shown(value)} must be True or False")
+
+
+def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> str:
+    """The rule for a str."""
+    if isinstance(value, str):
+        return value
+    raise error(f"{name}={shown(value)} must be a str")
+
+
+def one_of(*choices: str) -> Rule:
+    """The rule for one of some str."""
+
+    def rule(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> Any:
+        if isinstance(value, str) and value in choices:
+            return value
+        raise error(f"{name}={shown(value)} must be one of {', '.join(map(repr, choices))}")
+
+    return rule
+
+
+def check(value: object, types: Any, name: str, expected: str) -> None:
+    """Raise ConfigError unless `value` is one of `types`."""
+    if not isinstance(value, types):
+        raise ConfigError(f"{name}: expected {expected}, got {shown(value)}")
+
+
+def check_fields(
+    config: Any,
+    rules: Mapping[str, Rule],
+    where: str = "",
+    error: type[BHPEFTError] = ConfigError,
+) -> None:
+    """Check fields of a dataclass, frozen or not, and make their values plain.
+
+    Args:
+        config: the instance.
+        rules: by name of a field.
+        where: what comes before the names in messages.
+        error: what to raise.
+    """
+    for name, rule in rules.items():
+        label = f"{where}: {name}" if where else name
+        object.__setattr__(config, name, rule(label, getattr(config, name), error))
+
+
+def check_memory(name: str, count: int, each: int) -> None:
+    """Refuse what this process has no memory for, before it is tried.
+
+    Args:
+        name: the argument that says how many.
+        count: how many things.
+        each: bytes that one of them takes.
+
+    Raises:
+        ConfigError: with the number of them that would fit.
+
+    >>> check_memory("samples", 10**12, 10**6)
+    Traceback (most recent call last):
+        ...
+    bhpeft_pyro.errors.ConfigError: samples=1,000,000,000,000 needs 931,322,575 GiB of memory, ...
+    """
+    there = _memory()
+    if count * each > there:
+        raise ConfigError(
+            f"{name}={count:,} needs {count * each / 2**30:,.0f} GiB of memory, and there are "
+            f"{there / 2**30:,.1f}; expected at most {there // each:,}"
+        )
+
+
+def _memory() -> float:
+    """Bytes that this process may use: the machine's, its container's, or its own limit."""
+    found = [math.inf]
+    if hasattr(os, "sysconf"):  # not on Windows
+        import resource
+
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        own, _ = resource.getrlimit(resource.RLIMIT_AS)
+        found += [own] * (own != resource.RLIM_INFINITY)
+    for file in map(Path, _LIMITS):
+        if file.is_file() and (text := file.read_text().strip()).isdecimal():
+            found.append(int(text))
+    return min(found)

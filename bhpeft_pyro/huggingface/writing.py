@@ -1,0 +1,212 @@
+"""From a posterior to adapters of the `peft` library, or to a plain classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..errors import ConfigError, SaveError
+from ..files import write
+from ..guides.guide import is_linear
+from ..inference.draws import point
+from ..model.head import ClassifierHead, final_layer, set_final_layer
+from ..model.network import RandomPEFT
+from ..peft.lora import LoRA
+from ..posterior.posterior import Posterior
+from .reading import CONFIG, Layer, check_targets, library
+
+__all__ = ["merge", "to_peft"]
+
+_TENSORS = "adapter_model.safetensors"
+
+
+def to_peft(
+    posterior: Posterior,
+    folder: str | Path,
+    component: int | None = None,
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Path:
+    """Write a posterior's weights as adapters of the `peft` library, classifier included.
+
+    `PeftModel.from_pretrained(backbone, folder)` gives the same logits, with a backbone of
+    `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
+
+    Args:
+        posterior: of LoRA alone, with a `ClassifierHead`.
+        folder: of the adapter. Several adapters are written to its folders component-0,
+            component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one by one.
+        component: of a mixture, the one to write; by default all.
+        draws: write so many draws of the weights, in place of the central values; of a mixture
+            rounded up, as many of each component.
+        seed: of the draws.
+        overwrite: replace adapters that are there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
+            no such component; draws of a linearised posterior, which are no weights of the network.
+        SaveError: there is an adapter already.
+    """
+    folder = Path(folder)
+    parts = _parts(posterior, component, "to_peft")
+    network = posterior.model.network
+    if not network.kinds:
+        raise ConfigError(
+            "to_peft: this posterior has no LoRA weights; merge() gives a plain classifier"
+        )
+    chosen: dict[str, Mapping[str, Tensor]] = {
+        f"component-{number}": _central(part) for number, part in enumerate(parts)
+    }
+    if draws:
+        whole = posterior if component is None else parts[0]
+        if any(is_linear(part.guide) for part in parts):
+            raise ConfigError(
+                f"draws={draws}: this posterior is of the network linearised around its central "
+                "values, and at a draw the network itself predicts something else; expected 0"
+            )
+        drawn = whole.sample(draws, seed)
+        count = len(next(iter(drawn.values())))
+        chosen = {
+            f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
+        }
+    places = {folder if len(chosen) == 1 else folder / name: v for name, v in chosen.items()}
+    for place in places:
+        if (place / CONFIG).exists() and not overwrite:
+            raise SaveError(f"folder: {place} holds an adapter already; pass overwrite=True")
+    for place, values in places.items():
+        _write(network, values, place)
+    return folder
+
+
+def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel:
+    """A plain Hugging Face classifier with the posterior's central values merged into its weights.
+
+    It gives the same logits, knows the names of the classes (`id2label`), and can be saved by
+    `save_pretrained`; none of this package is needed to use it.
+
+    Args:
+        posterior: of LoRA alone, or of a head alone, with a `ClassifierHead`.
+        component: of a mixture, the one to merge.
+
+    Raises:
+        ConfigError: adapter, prefix or gated weights, which are no change of the frozen weights; a
+            `Head`; a quantised backbone; several components, and none chosen.
+    """
+    parts = _parts(posterior, component, "merge")
+    if len(parts) > 1:
+        raise ConfigError(
+            f"component: the posterior has {len(parts)}, which no single model can be; expected "
+            f"0 to {len(parts) - 1}"
+        )
+    network, values = posterior.model.network, _central(parts[0])
+    model = network.attachment.bare_copy()
+    for name, (down, up, scale) in _modules(network, values).items():
+        module = model.get_submodule(name)
+        weight = module.weight
+        if not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise ConfigError(f"merge: {name} is quantised ({type(module).__name__})")
+        change = scale * up @ down
+        change = change.mT if isinstance(module, Conv1D) else change
+        weight.data = (weight.float() + change).to(weight.dtype)
+    set_final_layer(model, values["head.weight"], values.get("head.bias"))
+    names = posterior.columns.label_names
+    if names is not None:
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {label: i for i, label in enumerate(names)}
+    return model.requires_grad_(True)
+
+
+def _parts(posterior: Posterior, component: int | None, what: str) -> Sequence[Posterior]:
+    """The components to export, of a posterior that can be."""
+    network, parts = posterior.model.network, posterior.components
+    if not isinstance(network.head, ClassifierHead):
+        raise ConfigError(
+            f"{what}: a {type(network.head).__name__} pools and standardises in a way of its own; "
+            "expected a ClassifierHead on a model of AutoModelForSequenceClassification"
+        )
+    for kind in network.kinds:
+        if not isinstance(kind, LoRA) or kind.gated:
+            name = f"gated {kind.name}" if kind.gated else kind.name
+            reason = "cannot be merged into weights" if what == "merge" else "is unknown to peft"
+            raise ConfigError(f"{what}: {name} {reason}; expected LoRA alone, ungated")
+        check_targets(network.backbone, kind.targets)
+    if component is None:
+        return parts
+    if not isinstance(component, int) or not 0 <= component < len(parts):
+        raise ConfigError(f"component={component!r}; expected 0 to {len(parts) - 1}, or None")
+    return parts[component : component + 1]
+
+
+def _central(part: Posterior) -> dict[str, Tensor]:
+    return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
+
+
+def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Layer]:
+    """What LoRA does to each module, as one A, B and scale; of a fused one, all parts together."""
+    names = {module: name for name, module in network.backbone.named_modules()}
+    own = {site.name: values[site.name].unsqueeze(0) for site in network.sites}
+    weights = network.coordinates(own)
+    found: dict[str, Layer] = {}
+    for kind, blocks in network.attachment.wired:
+        assert isinstance(kind, LoRA)
+        for place, block in enumerate(blocks):
+            for target in kind.targets:
+                projection = block.projections[target]
+                a, b = (weights[f"lora.{target}.{side}"][0, place] for side in "AB")
+                after = projection.total - projection.start - projection.outputs
+                b = nn.functional.pad(b, (0, 0, projection.start, after))
+                name = names[projection.module]
+                if name in found:
+                    a = torch.cat([found[name][0], a])
+                    b = torch.cat([found[name][1], b], 1)
+                found[name] = a, b, kind.alpha / kind.rank
+    return found
+
+
+def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path) -> None:
+    """One adapter in the format of `peft`, its configuration last."""
+    peft = library()
+    backbone = network.backbone
+    modules = _modules(network, values)
+    last, inside = final_layer(backbone)[0], f"{backbone.base_model_prefix}."
+    head = {f"{last}.{site[5:]}": values[site] for site in values if site.startswith("head.")}
+    kept = dict(network.head.tail(backbone)) | head
+    tensors = {f"{name}.lora_A.weight": down for name, (down, _, _) in modules.items()}
+    tensors |= {f"{name}.lora_B.weight": up for name, (_, up, _) in modules.items()}
+    ranks = {name: len(down) for name, (down, _, _) in modules.items()}
+    alphas = {name: ranks[name] * scale for name, (_, _, scale) in modules.items()}
+    rank, alpha = next(zip(ranks.values(), alphas.values(), strict=True))
+    transposed = any(isinstance(backbone.get_submodule(name), Conv1D) for name in modules)
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        base_model_name_or_path=backbone.config._name_or_path,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(modules),
+        rank_pattern={name: own for name, own in ranks.items() if own != rank},
+        alpha_pattern={name: own for name, own in alphas.items() if own != alpha},
+        fan_in_fan_out=transposed,
+        modules_to_save=sorted(
+            {f"{inside}pooler" if key.startswith(inside) else key.split(".")[0] for key in kept}
+        ),
+    )
+    data = {f"base_model.model.{key}": value for key, value in {**tensors, **kept}.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in data.items()}
+    write(folder / _TENSORS, dump_tensors(plain, metadata={"format": "pt"}))
+    with TemporaryDirectory() as temporary:
+        config.save_pretrained(temporary)
+        write(folder / CONFIG, (Path(temporary) / CONFIG).read_bytes())

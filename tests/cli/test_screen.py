@@ -1,0 +1,41 @@
+"""Interrupts, and texts that would control the terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bhpeft_pyro.cli.screen import say, table
+
+_STOPPED = """
+import signal, sys, builtins
+real, left = builtins.__import__, [{after}]
+def slow(name, *rest):
+    left[0] -= 1
+    if left[0] == 0:
+        signal.raise_signal(signal.SIGINT)
+    return real(name, *rest)
+from bhpeft_pyro.__main__ import main
+sys.argv = ["bhpeft", "predict", "there is none", "x.csv", "--out", "y.csv"]
+builtins.__import__ = slow
+main()
+"""
+
+
+@pytest.mark.parametrize("after", [1, 40, 400, 4000])
+def test_an_interrupt_during_the_imports_is_one_line(after: int) -> None:
+    code = _STOPPED.format(after=after)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "interrupted; what was saved before is unchanged\n" and not done.stdout
+
+
+def test_texts_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bad = "\x1b[2J\x07\x9b31m\u202eabc"
+    say(bad)
+    table(bad, ("a", bad), [(bad, 1.0)])
+    output = "".join(capsys.readouterr())
+    assert "\\x1b[2J" in output
+    assert not any(sign in output for sign in "\x1b\x07\x9b\u202e")

@@ -1,0 +1,40 @@
+"""Ratings in their own units: by default a likelihood takes those of the first round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
+from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+
+TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(24)]
+
+
+def test_ratings_of_0_and_1000(tmp_path: Path) -> None:
+    data = {"text": TEXTS, "label": [1000.0 * (i % 2) for i in range(24)]}
+    model = tiny_model((), 1, likelihood=Normal())
+    posterior = bh.fit(model, "normal", data, epochs=40, progress=False)
+    low, high = posterior.predict(["w5 w11", "w6 w11"]).mean.tolist()
+    assert low < 350 and high > 650
+    own = Normal(center=500.0, spread=500.0)
+    assert posterior.model.likelihood == own and model.likelihood == Normal()
+    later = posterior.update({"text": TEXTS, "label": [3.0] * 24}, max_steps=1, progress=False)
+    assert later.model.likelihood == own
+    saved = bh.Posterior.load(
+        later.save(tmp_path / "it"), tiny_backbone(), tokenizer=tiny_tokenizer()
+    )
+    assert saved.model.likelihood == own
+
+
+@pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal])
+def test_what_is_given_stays(kind: type[Normal]) -> None:
+    labels = torch.tensor([2.0, 4.0])
+    assert kind().standardised(labels) == kind(3.0, 1.0)
+    assert kind(center=5.0).standardised(labels) == kind(5.0, 1.0)
+    assert kind(5.0, 2.0).standardised(labels) == kind(5.0, 2.0)
+    assert kind().standardised(torch.full((3,), 7.0)) == kind(7.0, 1.0)
+    assert kind().standardised(None) == kind(0.0, 1.0)

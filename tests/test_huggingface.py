@@ -1,0 +1,445 @@
+"""Adapters of the real `peft` library: in, around, and out again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.cli.runs import open_run
+from bhpeft_pyro.data import Examples
+from bhpeft_pyro.errors import (
+    ArchitectureError,
+    BHPEFTError,
+    ConfigError,
+    DataError,
+    LikelihoodError,
+    SaveError,
+)
+from bhpeft_pyro.model.head import final_layer, set_final_layer
+from bhpeft_pyro.testing import (
+    tiny_backbone,
+    tiny_classifier,
+    tiny_examples,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+peft = pytest.importorskip("peft")
+
+TYPES = [name for name in tiny.MODEL_TYPES if name != "t5"]  # whose classifier has a decoder
+# Linear layers of other sorts, which peft calls linear too.
+OTHERS = ["pre_classifier", "embeddings_project", "embedding_hidden_mapping_in", "project_.*"]
+SHARED = [r".*(query|key)_proj"]  # DeBERTa's, which project relative positions too
+TRAIN, TEST = tiny_examples(24), tiny_examples(10, seed=1)
+
+
+def classifier(
+    model_type: str = "bert", labels: int = 3, seed: int = 0, **options: Any
+) -> PreTrainedModel:
+    """The classifier as a checkpoint has it; `seed` is that of the layers that it lacks."""
+    auto = AutoModelForSequenceClassification
+    model = tiny.build(model_type, auto=auto, num_labels=labels, pad_token_id=0, **options)
+    if seed:
+        inside = f"{model.base_model_prefix}."
+        for name, value in model.named_parameters():
+            if not name.startswith(inside) or name.startswith(f"{inside}pooler"):
+                value.data = 0.3 * torch.randn(value.shape)
+    return model
+
+
+def adapted(model: PreTrainedModel, name: str = "default", **options: Any) -> Any:
+    """A `PeftModel` as training leaves it: everything that can be trained was moved."""
+    options = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 6, **options}
+    config = peft.LoraConfig(**options)
+    found = peft.get_peft_model(model, config, adapter_name=name)
+    moved(found)
+    return found.eval()
+
+
+def moved(model: Any) -> None:
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.add_(0.2 * torch.randn_like(value))
+
+
+def padded() -> dict[str, Any]:
+    inputs = tiny.inputs()
+    return inputs | {"input_ids": inputs["input_ids"] * inputs["attention_mask"]}
+
+
+def logits(model: Any, examples: Examples | None = None) -> Tensor:
+    inputs = padded() if examples is None else next(examples.batches(99)).inputs
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def ours(posterior: bh.Posterior, examples: Examples | None = None) -> Tensor:
+    inputs = padded() if examples is None else next(examples.batches(99)).inputs
+    with torch.no_grad():
+        return posterior.model.network(posterior.guide.means(), bh.Batch(dict(inputs)))
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_in_and_out_again(model_type: str, tmp_path: Path) -> None:
+    """LoRA on all linear layers: the same logits here, from peft again, and merged."""
+    without = "|".join(f".*{name}" for name in OTHERS + SHARED)
+    model = adapted(
+        classifier(model_type),
+        target_modules="all-linear",
+        exclude_modules=without,
+        use_rslora=True,
+    )
+    before = logits(model)
+    posterior = bh.from_peft(model)
+    close(ours(posterior), before)
+    assert torch.equal(logits(model), before), "the model given has changed"
+    posterior.to_peft(tmp_path)
+    again = peft.PeftModel.from_pretrained(classifier(model_type, seed=1), tmp_path).eval()
+    close(logits(again), before)
+    merged = posterior.merge()
+    close(logits(merged), before)
+    assert type(merged) is type(model.get_base_model())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in merged.modules())
+    close(ours(posterior), before)  # merging and writing leave it as it is
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "deberta-v2", "gpt2"])
+def test_folder_onto_a_checkpoint_that_lacks_the_head(model_type: str, tmp_path: Path) -> None:
+    """What the adapter has trained before the last layer comes from the adapter, and is saved."""
+    layers = ["pre_classifier"] if model_type == "distilbert" else []
+    layers += ["pooler"] if model_type in ("bert", "deberta-v2") else []
+    targets = ["c_attn"] if model_type == "gpt2" else ["query", "value", "value_proj", "q_lin"]
+    model = adapted(classifier(model_type), target_modules=targets, modules_to_save=layers)
+    before = logits(model)
+    model.save_pretrained(tmp_path / "adapter")
+    other = classifier(model_type, seed=1)
+    untouched = logits(other)
+    posterior = bh.from_peft(tmp_path / "adapter", backbone=other)
+    close(ours(posterior), before)
+    assert torch.equal(logits(other), untouched)
+    posterior.save(tmp_path / "saved")
+    loaded = bh.Posterior.load(tmp_path / "saved", other)
+    close(ours(loaded), before)
+    assert torch.equal(logits(other), untouched)
+    last = final_layer(other)[1]
+    bias = None if last.bias is None else last.bias[:2]
+    set_final_layer(other, last.weight[:2], bias)  # another number of labels does no harm
+    close(ours(bh.Posterior.load(tmp_path / "saved", other)), before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["query", "value"]},
+        {"target_modules": ["query"], "layers_to_transform": [1]},
+        {"target_modules": ["query", "value"], "rank_pattern": {"layer.0.*query": 2}},
+        {"target_modules": ["query", "key"], "alpha_pattern": {"key": 12}, "use_rslora": True},
+        {"target_modules": r".*layer\.0.*query|.*layer\.1.*value"},
+        {"target_modules": ["query", "classifier"], "task_type": None},
+        {"target_modules": ["query"], "lora_dropout": 0.5},
+    ],
+    ids=["plain", "one-layer", "ranks", "scales", "ragged", "head-by-lora", "dropout"],
+)
+def test_places_ranks_and_scales(options: dict[str, Any], tmp_path: Path) -> None:
+    model = adapted(classifier(), **options)
+    posterior = bh.from_peft(model)
+    close(ours(posterior), logits(model))
+    posterior.to_peft(tmp_path)
+    again = peft.PeftModel.from_pretrained(classifier(), tmp_path).eval()
+    close(logits(again), logits(model))
+    close(logits(posterior.merge()), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "DoRA cannot become a posterior: its magnitudes"),
+        ({"bias": "all"}, "bias='all' cannot"),
+        ({"lora_bias": True}, "lora_bias cannot"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' cannot"),
+        ({"target_modules": ["word_embeddings"]}, "LoRA on bert.embeddings.word_embeddings"),
+        ({"modules_to_save": ["position_embeddings"]}, "trains 'bert.embeddings.position_embedd"),
+        ({"trainable_token_indices": [5]}, "trains 'bert.embeddings.word_embeddings'"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(options: dict[str, Any], reason: str) -> None:
+    model = adapted(classifier(), **{"target_modules": ["query"], **options})
+    with pytest.raises((ArchitectureError, ConfigError), match=reason):
+        bh.from_peft(model)
+
+
+def test_a_folder_names_its_backbone(tmp_path: Path) -> None:
+    """As a Trainer leaves it: as many labels as were trained, the tokenizer beside the adapter."""
+    classifier("roberta", labels=2).save_pretrained(tmp_path / "base")
+    auto = AutoModelForSequenceClassification
+    base = auto.from_pretrained(tmp_path / "base", num_labels=3, ignore_mismatched_sizes=True)
+    model = adapted(base, target_modules=["query", "value"])
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    posterior = bh.from_peft(tmp_path / "adapter")
+    close(ours(posterior), logits(model))
+    assert posterior.predict(["w5 w20"]).probabilities.shape == (1, 3)
+
+
+def test_other_adapters_are_refused(tmp_path: Path) -> None:
+    other = peft.IA3Config(task_type="SEQ_CLS", target_modules=["key"], feedforward_modules=[])
+    with pytest.raises(ConfigError, match="a IA3 adapter cannot become a posterior: only LoRA"):
+        bh.from_peft(peft.get_peft_model(classifier(), other))
+    model = adapted(classifier(), target_modules=["query"])
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="unmerge_adapter"):
+        bh.from_peft(model)
+    with pytest.raises(ConfigError, match=r"folder, a peft\.PeftModel or a transformers model"):
+        bh.from_peft(3)
+    with pytest.raises(ConfigError, match=r"adapter_config\.json"):
+        bh.from_peft(tmp_path)
+    with pytest.raises(ConfigError, match="BertModel has no classifier"):
+        bh.from_peft(tiny_backbone())
+    several = classifier()
+    several.config.problem_type = "multi_label_classification"
+    with pytest.raises(LikelihoodError, match="several labels"):
+        bh.from_peft(several)
+
+
+def test_shared_projections_of_relative_positions() -> None:
+    """There, LoRA of peft changes positions as well, ours the hidden states alone."""
+    model = adapted(classifier("deberta-v2"), target_modules=["query_proj", "value_proj"])
+    with pytest.raises(ArchitectureError, match="'query' also projects relative positions"):
+        bh.from_peft(model)
+    network = bh.RandomPEFT(classifier("deberta-v2"), bh.presets.lora(), bh.ClassifierHead(3))
+    guide = bh.autoguide("delta", model := bh.Model(network))
+    posterior = bh.Posterior(model, guide, ())
+    for export in (posterior.merge, lambda: posterior.to_peft("unused")):
+        with pytest.raises(ArchitectureError, match="'query' also projects relative positions"):
+            export()
+    separate = classifier("deberta-v2", share_att_key=False)
+    model = adapted(separate, target_modules=["query_proj", "value_proj"])
+    posterior = bh.from_peft(model)
+    close(ours(posterior), logits(model))
+    close(logits(posterior.merge()), logits(model))
+
+
+def test_an_adapter_without_its_classifier_needs_one(tmp_path: Path) -> None:
+    base = classifier()
+    base.save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    model = adapted(
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"),
+        target_modules=["query", "classifier"],
+        task_type=None,
+    )
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(DataError, match="holds no weights for 'classifier'"):
+        bh.from_peft(tmp_path / "adapter", tokenizer=tiny_tokenizer())
+    posterior = bh.from_peft(tmp_path / "adapter", backbone=base, tokenizer=tiny_tokenizer())
+    close(ours(posterior), logits(model))
+
+
+def trained(labels: int = 2, **options: Any) -> Any:
+    """A `PeftModel` that peft has trained for some steps on the tiny data."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"], **options)
+    base = tiny_classifier(labels)
+    base.config.id2label = {0: "even", 1: "odd"}
+    model = peft.get_peft_model(base, config).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for batch in [*TRAIN.batches(8)] * 4:
+        loss = model(**batch.inputs, labels=batch.labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def test_width_predictions_and_rounds(tmp_path: Path) -> None:
+    """Two lines to uncertainty: the mean stays, rounds follow, and it comes back from disk."""
+    model = trained()
+    point = bh.from_peft(model, tokenizer=tiny_tokenizer())
+    posterior = bh.from_peft(
+        model, TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
+    )
+    close(ours(posterior, TEST), logits(model, TEST))
+    assert point.columns.label_names == ("even", "odd")
+    assert point.report.examples == 0 and posterior.report.examples == len(TRAIN)
+    assert posterior.report.component_nll <= posterior.report.point_nll * 1.003
+    forecast = posterior.predict(TEST)
+    assert (forecast.epistemic > 0).all() and (point.predict(TEST).epistemic.abs() < 1e-6).all()
+    posterior.save(tmp_path / "saved")
+    again = bh.Posterior.load(tmp_path / "saved", tiny_classifier(), tokenizer=tiny_tokenizer())
+    torch.testing.assert_close(again.predict(TEST).probabilities, forecast.probabilities)
+    named = {"text": ["w5 w20", "w6 w21"] * 4, "label": ["even", "odd"] * 4}
+    updated = again.update(named, max_steps=2, progress=False)
+    assert len(updated.lineage) == 2
+    with pytest.raises(DataError, match="learnt"):
+        again.update(TRAIN)
+    updated.to_peft(tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(tiny_classifier(), tmp_path / "adapter").eval()
+    close(logits(loaded, TEST), ours(updated, TEST))
+    assert updated.merge().config.id2label == {0: "even", 1: "odd"}
+
+
+def test_a_rating(tmp_path: Path) -> None:
+    model = trained_rating()
+    ratings = {
+        "text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3,
+        "label": [1.0, 4.0, 2.0, 5.0] * 3,
+    }
+    posterior = bh.from_peft(model, ratings, validation=ratings, tokenizer=tiny_tokenizer())
+    forecast = posterior.predict(ratings)
+    close(forecast.mean, logits(model, posterior.encode(ratings))[:, 0])
+    assert (forecast.epistemic > 0).all() and posterior.report.noise > 0
+
+
+def trained_rating() -> Any:
+    return adapted(tiny_classifier(1), target_modules=["query"])
+
+
+def test_a_full_classifier_gets_a_random_head() -> None:
+    model = tiny_classifier()
+    posterior = bh.from_peft(model, TRAIN, tokenizer=tiny_tokenizer())
+    assert [site.name for site in posterior.model.sites] == ["head.weight", "head.bias"]
+    close(ours(posterior, TEST), logits(model, TEST))
+    close(logits(posterior.merge(), TEST), logits(model, TEST))
+    with pytest.raises(ConfigError, match=r"no LoRA weights; merge\(\)"):
+        posterior.to_peft("unused")
+
+
+def fitted(kinds: Any = None, guide: str = "delta", **options: Any) -> bh.Posterior:
+    kinds = bh.presets.lora(rank=2) if kinds is None else kinds
+    network = bh.RandomPEFT(tiny_classifier(), kinds, bh.ClassifierHead(2), tiny_tokenizer())
+    return bh.fit(bh.Model(network), guide, TRAIN, max_steps=3, progress=False, **options)
+
+
+def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
+    posterior = fitted(guide="laplace", components=2)
+    posterior.to_peft(tmp_path)
+    model = peft.PeftModel.from_pretrained(
+        tiny_classifier(), tmp_path / "component-0", adapter_name="component-0"
+    ).eval()
+    model.load_adapter(tmp_path / "component-1", adapter_name="component-1")
+    for number, part in enumerate(posterior.components):
+        model.set_adapter(f"component-{number}")
+        close(logits(model, TEST), ours(part, TEST))
+        close(logits(posterior.merge(number), TEST), ours(part, TEST))
+    posterior.to_peft(tmp_path / "one", component=1)
+    one = peft.PeftModel.from_pretrained(tiny_classifier(), tmp_path / "one").eval()
+    close(logits(one, TEST), ours(posterior.components[1], TEST))
+    with pytest.raises(ConfigError, match="component: the posterior has 2"):
+        posterior.merge()
+    with pytest.raises(ConfigError, match="component=2; expected 0 to 1"):
+        posterior.merge(2)
+    with pytest.raises(ConfigError, match="draws=3: this posterior is of the network linearised"):
+        posterior.to_peft(tmp_path / "draws", draws=3)
+    with pytest.raises(SaveError, match="holds an adapter already"):
+        posterior.to_peft(tmp_path)
+    posterior.to_peft(tmp_path, overwrite=True)
+
+
+def test_draws_of_a_normal_guide(tmp_path: Path) -> None:
+    """In fitted coordinates: what is written are the weights themselves."""
+    posterior = fitted(guide="normal")
+    posterior.to_peft(tmp_path, draws=2, seed=5)
+    batch = next(TEST.batches(99))
+    with torch.no_grad():
+        expected = posterior.model.network(posterior.sample(2, seed=5), batch)
+    for number in range(2):
+        folder = tmp_path / f"draw-{number}"
+        model = peft.PeftModel.from_pretrained(tiny_classifier(), folder).eval()
+        close(logits(model, TEST), expected[number])
+
+
+def test_a_merged_model_is_saved_by_its_own_means(tmp_path: Path) -> None:
+    posterior = fitted()
+    posterior.merge().save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    close(logits(model, TEST), ours(posterior, TEST))
+    assert all(value.requires_grad for value in posterior.merge().parameters())
+
+
+def test_what_cannot_be_exported() -> None:
+    for kind in ("adapter", "prefix"):
+        posterior = fitted(getattr(bh.presets, kind)())
+        with pytest.raises(ConfigError, match=f"merge: {kind} cannot be merged"):
+            posterior.merge()
+        with pytest.raises(ConfigError, match=f"to_peft: {kind} is unknown to peft"):
+            posterior.to_peft("unused")
+    with pytest.raises(ConfigError, match="gated lora"):
+        fitted(bh.peft.LoRA(gated=True)).merge()
+    own = bh.fit(tiny_model(), "delta", TRAIN, max_steps=1, progress=False)
+    with pytest.raises(ConfigError, match="a Head pools and standardises"):
+        own.merge()
+
+
+def test_outputs_have_sd_one_under_units() -> None:
+    """A classifier head's unit takes the size of what it reads into account."""
+    for model_type in ("bert", "roberta", "llama"):
+        network = bh.RandomPEFT(classifier(model_type), (), bh.ClassifierHead(3))
+        sites = network.sites
+        draws = {s.name: s.unit * torch.randn(500, *s.shape) for s in sites if "weight" in s.name}
+        draws |= {s.name: torch.zeros(s.shape) for s in sites if "bias" in s.name}
+        ids = torch.randint(5, tiny.VOCABULARY, (16, 8))
+        sd = network(draws, bh.Batch({"input_ids": ids})).std(0).mean()
+        assert 0.6 < sd < 1.6, (model_type, sd)
+
+
+def test_a_decoder_without_a_padding_token_takes_batches() -> None:
+    model = classifier("llama")
+    before = logits(model)
+    model.config.pad_token_id = None
+    network = bh.RandomPEFT(model, (), bh.ClassifierHead(3))
+    weights = {"head.weight": final_layer(model)[1].weight.detach()}
+    assert [site.name for site in network.sites] == ["head.weight"]
+    close(network(weights, bh.Batch(padded())), before)
+
+
+def test_particles_see_their_own_weights() -> None:
+    """Draws that are folded into a batch give what each gives alone."""
+    network = bh.RandomPEFT(classifier("roberta"), bh.presets.lora(2), bh.ClassifierHead(3))
+    batch, draws = bh.Batch(padded()), tiny.draw(network.sites, 3, scale=0.3)
+    together = network(draws, batch)
+    for number in range(3):
+        close(together[number], network({k: v[number] for k, v in draws.items()}, batch))
+
+
+def test_new_labels_get_rows_of_the_classifier() -> None:
+    posterior = bh.from_peft(
+        tiny_classifier(), TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
+    )
+    grown = posterior.grow(1)
+    close(ours(grown, TEST)[:, :2], ours(posterior, TEST))
+    assert grown.merge().config.num_labels == 3
+
+
+def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
+    tiny_classifier().save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
+    posterior = bh.from_peft(base, TRAIN)
+    posterior.save(tmp_path / "run")
+    close(ours(bh.Posterior.load(tmp_path / "run", device="cpu"), TEST), ours(posterior, TEST))
+    close(ours(open_run(tmp_path / "run", None, "cpu"), TEST), ours(posterior, TEST))
+
+
+def test_a_head_without_a_classifier() -> None:
+    with pytest.raises(ConfigError, match="BertModel has no classifier; expected a model of"):
+        bh.RandomPEFT(tiny_backbone(), (), bh.ClassifierHead(2))
+    with pytest.raises(ConfigError, match="ClassifierHead: outputs=0"):
+        bh.ClassifierHead(0)
+
+
+def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(BHPEFTError, match=r"pip install 'bhpeft_pyro\[peft\]'"):
+        bh.from_peft(object())

@@ -13,6 +13,7 @@ import numpy as np
 from .checks import Number
 from .data import Columns
 from .errors import ConfigError
+from .files import write
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .inference.predict import AnyForecast
@@ -206,7 +207,7 @@ def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
         if any(io.exists(each) for each in folder.glob("*")):
             raise ConfigError(f"out: {folder} holds posteriors of something else; expected another")
         folder.mkdir(parents=True, exist_ok=True)
-        io.write(file, json.dumps(setup, indent=1).encode())
+        write(file, json.dumps(setup, indent=1).encode())
         return
     before = json.loads(file.read_text())
     if other := [name for name, value in setup.items() if before.get(name) != value]:

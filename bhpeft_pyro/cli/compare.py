@@ -46,9 +46,9 @@ def compare(
     """
     from ..comparison import compare as run
     from ..data.sources import load
+    from ..files import write
     from ..model.backbone import load_backbone
     from ..options import FitOptions
-    from ..posterior.io import write
     from .runs import split
     from .task import infer
 

@@ -64,7 +64,7 @@ def predict(
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
     """
     from ..data.sources import load
-    from ..posterior.io import write
+    from ..files import write
     from .runs import open_run, rows_for
 
     if flag == 0:

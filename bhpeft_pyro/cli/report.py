@@ -31,7 +31,7 @@ def report(
         bhpeft report runs/reviews --out report.html
         bhpeft report runs/reviews test.csv --out report.html
     """
-    from ..posterior.io import write
+    from ..files import write
     from .page import page
     from .runs import open_run
 

@@ -84,6 +84,7 @@ def stream(
     from .. import plots, sequential
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
+    from ..files import write
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
@@ -156,7 +157,7 @@ def stream(
     record = sequential.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
         figure = plots.stream_overview(record)
-        io.write(out / "stream.png", png(figure))
+        write(out / "stream.png", png(figure))
         plt.close(figure)
     say(f"{last.report}\nthe last posterior is in {out / 'rounds' / last.report.id}")
     _show(record, as_json)

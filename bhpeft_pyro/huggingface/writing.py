@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError, SaveError
+from ..files import write
 from ..guides.guide import is_linear
 from ..inference.draws import point
 from ..model.head import ClassifierHead, final_layer, set_final_layer
 from ..model.network import RandomPEFT
 from ..peft.lora import LoRA
-from ..posterior.io import write
 from ..posterior.posterior import Posterior
 from .reading import CONFIG, Layer, check_targets, library
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
 from ..options import FitOptions
+from ..plain import check_types
 
 __all__ = ["FitReport"]
 
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps
+_LAST = 50  # steps over which losses are averaged
 _FAR = 2.0  # factor between the temperature and 1
 
 
@@ -204,7 +206,7 @@ class FitReport:
             found += _unusual(self.temperature)
         return found
 
-    def last(self, name: str, steps: int = 50) -> float:
+    def last(self, name: str, steps: int = _LAST) -> float:
         """The mean of a history entry over the last steps.
 
         >>> history = [{"loss": 1.0}, {"loss": 3.0}]
@@ -219,10 +221,27 @@ class FitReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data."""
+        """From plain data.
+
+        Raises:
+            KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
+            ConfigError: an option has a value that it cannot have.
+        """
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])
-        return cls(**{**data, "options": options, "components": components})
+        report = cls(**{**data, "options": options, "components": components})
+        check_types(report)
+        return report
+
+    def thinned(self) -> FitReport:
+        """The same report with at most 100 steps in its history, and in those of its components.
+
+        The last 50 are all there, so that it prints the same; of those before every n-th is.
+        """
+        early, late = self.history[:-_LAST], self.history[-_LAST:]
+        every = max(1, math.ceil(len(early) / _LAST))
+        components = [report.thinned() for report in self.components]
+        return replace(self, history=[*early[::every], *late], components=components)
 
     def __str__(self) -> str:
         lines = [

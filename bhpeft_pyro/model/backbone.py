@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def load_backbone(
         ArchitectureError: transformers does not have the code of this model.
     """
     place = _device(device)
-    path = LOCAL[name]() if name in LOCAL else Path(name).expanduser()
+    # `Path.expanduser` raises for a user that there is not.
+    path = LOCAL[name]() if name in LOCAL else Path(os.path.expanduser(name))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"backbone: {name!r} is neither a file nor a folder")
     options: dict[str, Any] = {"trust_remote_code": False}
     if path.is_file():
         options["gguf_file"] = path.name

@@ -153,7 +153,7 @@ class RandomPEFT(PyroModule):
                 raise ConfigError(
                     "RandomPEFT: the backbone names no checkpoint with a tokenizer; pass tokenizer="
                 )
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return self._tokenizer
 
     @cached_property

@@ -2,7 +2,12 @@
 
 A folder holds an index with a checksum, `posterior.json`, and the file of tensors that the index
 names by its digest. The index is replaced last and atomically. After a crash at any moment the
-folder holds either the old posterior or the new one.
+folder holds either the old posterior or the new one. One process at a time writes into a folder;
+any number may read.
+
+`FORMAT` goes up when an older package would misread a file. What is added without that, such as a
+field of a report with a default, leaves it as it is. `tests/posterior/saved` has a posterior of
+each format, and each can be loaded.
 """
 
 from __future__ import annotations
@@ -10,19 +15,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import SaveError
+from .. import __version__
+from ..errors import BHPEFTError, SaveError
+from ..files import alone_in, make_folder, size_of, write
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead
@@ -35,17 +44,22 @@ __all__ = [
     "INDEX",
     "digest_of",
     "exists",
-    "keep_names",
+    "index_of",
     "load",
     "read_index",
     "read_lineage",
     "read_report",
     "save",
-    "write",
 ]
 
 FORMAT = 2
 INDEX = "posterior.json"
+
+# The names that `save` gives: nothing else in a folder is read or removed.
+_TENSORS = re.compile(r"posterior-[0-9a-f]{16}\.safetensors")
+_TEMPORARY = re.compile(r"\.posterior(\.json|-[0-9a-f]{16}\.safetensors)\.[0-9a-f]{16}")
+_LARGEST = 2**30  # bytes of an index
+_DEEPEST = 40  # levels of an index; a posterior has about ten
 
 
 def exists(folder: Path) -> bool:
@@ -59,34 +73,60 @@ def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool =
     Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
     not written again, so that the index does not grow with each round.
     """
-    index = folder / INDEX
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
-    if index.exists() and not overwrite:
-        raise SaveError(f"path: {folder} holds a posterior already; overwrite=True replaces it")
+    _check_free(folder, overwrite)
     described, tensors = stored.describe(posterior)
     # Clones: a guide and the prior made from it may share tensors, which safetensors refuses.
     data = dump_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     new = f"posterior-{digest[:16]}.safetensors"
-    reports = posterior.lineage
-    known = [i for i, r in enumerate(reports) if not alone and exists(folder.with_name(r.id))]
     content = {
         "format": FORMAT,
-        "tensors": {"file": new, "sha256": digest},
+        "written_by": {
+            "bhpeft_pyro": __version__,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+        "tensors": {"file": new, "sha256": digest, "bytes": len(data)},
         **described,
-        "lineage": [report.to_json() for report in reports[max(known, default=-1) + 1 :]],
+        "lineage": _described_lineage(posterior.lineage, folder, alone),
     }
     content = json.loads(json.dumps(content))  # as it will be read, so that digests agree
-    text = json.dumps({"sha256": digest_of(content), "content": content}, indent=1)
-    folder.mkdir(parents=True, exist_ok=True)
-    # The files of an earlier save, and of one that was interrupted (`write`).
-    old = {f.name for s in ("posterior-*.safetensors", ".posterior*") for f in folder.glob(s)}
-    write(folder / new, data)
-    write(index, text.encode())
-    for stale in old - {new}:
-        (folder / stale).unlink(missing_ok=True)
+    make_folder(folder)
+    with alone_in(folder):
+        _check_free(folder, overwrite)  # another process may have been faster
+        write(folder / new, data)
+        write(folder / INDEX, index_of(content))
+        for name in os.listdir(folder):  # of the save before, and of those that were killed
+            if name != new and (_TENSORS.fullmatch(name) or _TEMPORARY.fullmatch(name)):
+                (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if exists(folder) and not overwrite:
+        raise SaveError(f"path: {folder} holds a posterior already; overwrite=True replaces it")
+
+
+def _described_lineage(
+    reports: tuple[FitReport, ...], folder: Path, alone: bool
+) -> list[dict[str, Any]]:
+    """The reports as plain data: those of earlier rounds without most of their steps."""
+    first = 0
+    if not alone:
+        known = [i for i, r in enumerate(reports) if _holds(folder.with_name(r.id), r.id)]
+        first = max(known, default=-1) + 1
+    kept = [report.thinned() for report in reports[first:-1]] + [*reports[-1:]]
+    return [report.to_json() for report in kept]
+
+
+def _holds(folder: Path, round_id: str) -> bool:
+    """Whether a folder holds this round, and not another one or a damaged file."""
+    try:
+        return exists(folder) and read_report(folder).id == round_id
+    except SaveError:
+        return False
 
 
 def load(
@@ -102,23 +142,45 @@ def load(
             "backbone: expected the transformers model that this posterior was fitted on, or its "
             f"name, got {type(backbone).__name__}"
         )
-    content = read_index(folder)
+    content, tensors = _read(folder)
+    lineage = _lineage(folder, content)
+    if not isinstance(backbone, PreTrainedModel):
+        saved_name, classifier = _saved_backbone(folder, content)
+        name = backbone or saved_name
+        if not name:
+            raise SaveError(
+                f"backbone: {folder / INDEX} does not name the transformer that this posterior "
+                "was fitted on; expected the model itself: Posterior.load(path, backbone)"
+            )
+        backbone, own_tokenizer = load_backbone(name, device, classifier)
+        tokenizer = own_tokenizer if tokenizer is None else tokenizer
     try:
-        tensors = _read_tensors(folder / content["tensors"]["file"], content["tensors"]["sha256"])
-        lineage = _lineage(folder, content)
-        if not isinstance(backbone, PreTrainedModel):
-            name = backbone or str(content["backbone"]["name"] or "")
-            if not name:
-                raise SaveError(
-                    f"backbone: {folder / INDEX} does not name the transformer that this posterior "
-                    "was fitted on; expected the model itself: Posterior.load(path, backbone)"
-                )
-            classifier = content["head"]["class"] == ClassifierHead.__name__
-            backbone, own_tokenizer = load_backbone(name, device, classifier)
-            tokenizer = own_tokenizer if tokenizer is None else tokenizer
         return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _unknown_parts(folder, error) from error
+    except (BHPEFTError, torch.OutOfMemoryError):
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise _unknown_parts(folder, content, e) from e
+
+
+def _saved_backbone(folder: Path, content: dict[str, Any]) -> tuple[str, bool]:
+    """The backbone's name, and whether it is one with a classifier of its own."""
+    try:
+        classifier = content["head"]["class"] == ClassifierHead.__name__
+        return str(content["backbone"]["name"] or ""), classifier
+    except (KeyError, TypeError) as error:
+        raise _unknown_parts(folder, content, error) from error
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The index and the tensors that it names, which a save may replace between the two."""
+    content = read_index(folder)
+    while True:
+        try:
+            return content, _read_tensors(folder, content)
+        except FileNotFoundError as error:
+            before, content = content, read_index(folder)
+            if content == before:
+                raise SaveError(f"path: {error.filename} is missing") from None
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -129,32 +191,65 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     index = folder / INDEX
     try:
+        if size_of(index) > _LARGEST:
+            raise SaveError(f"path: {index} is larger than {_LARGEST / 2**30:g} GiB")
         saved = json.loads(index.read_bytes())
         content: dict[str, Any] = saved["content"]
-        digest = saved["sha256"]
+        known = saved["sha256"] == digest_of(content)
     except (FileNotFoundError, NotADirectoryError):
         raise SaveError(f"path: no saved posterior in {index.parent}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except SaveError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SaveError(
             f"path: {index} was cut off or is not a saved posterior: {error}"
         ) from error
-    if digest != digest_of(content):
+    if not known:
         raise SaveError(f"path: {index} was altered: its checksum does not match")
+    if not isinstance(content, dict) or not _shallow(content, _DEEPEST):
+        raise SaveError(f"path: {index} is not a saved posterior: it is no object, or too deep")
     if (found := content.get("format")) != FORMAT:
-        raise SaveError(f"path: {index} has format {found}, expected {FORMAT}")
+        raise SaveError(f"path: {index} has format {found!r}, expected {FORMAT}{_writer(content)}")
     return content
 
 
-def _read_tensors(file: Path, digest: str) -> dict[str, Tensor]:
+def _shallow(value: Any, depth: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_shallow(each, depth - 1) for each in inner)
+
+
+def _writer(content: dict[str, Any]) -> str:
+    """Which version of the package can read a file that this one cannot, as far as it says so."""
+    by = content.get("written_by")
+    version = by.get("bhpeft_pyro") if isinstance(by, dict) else None
+    if version in (None, __version__):
+        return ""
+    return (
+        f"; bhpeft_pyro {version} wrote it and can read it, and this is bhpeft_pyro {__version__}"
+    )
+
+
+def _read_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise SaveError(f"path: {file} is missing") from None
-    if hashlib.sha256(data).hexdigest() != digest:
+        named = content["tensors"]
+        name, digest, size = str(named["file"]), named["sha256"], named.get("bytes")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unknown_parts(folder, content, error) from error
+    if not _TENSORS.fullmatch(name):
+        raise SaveError(
+            f"path: {folder / INDEX} names {name!r:.60} as its tensors; expected a file beside it, "
+            "posterior-DIGEST.safetensors"
+        )
+    file = folder / name
+    whole = size in (None, size_of(file))
+    data = file.read_bytes() if whole else b""
+    if not whole or hashlib.sha256(data).hexdigest() != digest:
         raise SaveError(f"path: {file} was cut off or altered: its checksum does not match")
     try:
         return load_tensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError) as error:
         raise SaveError(f"path: {file} is not a safetensors file: {error}") from error
 
 
@@ -168,14 +263,30 @@ def read_lineage(folder: Path) -> tuple[FitReport, ...]:
 
 
 def read_report(folder: Path) -> FitReport:
-    """The report of a saved posterior's last round."""
-    return _reports(folder, read_index(folder))[-1]
+    """The report of a saved posterior's last round.
+
+    Raises:
+        SaveError: the index is missing or damaged, or its posterior has learnt no round.
+    """
+    reports = _reports(folder, read_index(folder))
+    if not reports:
+        raise SaveError(f"path: {folder} holds a posterior of no round")
+    return reports[-1]
 
 
 def _lineage(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
-    """The reports in an index, and those of earlier rounds in the folders beside it."""
+    """The reports in an index, and those of earlier rounds in the folders beside it.
+
+    Raises:
+        SaveError: a folder holds another round than its name says, or a round comes twice.
+    """
     found = _reports(folder, content)
+    _check_distinct(folder, found)
     while found and (parent := found[0].parent) is not None:
+        if not re.fullmatch(r"[\w-]+", parent):
+            raise SaveError(
+                f"path: {folder / INDEX} names {parent!r:.60} as a round; expected an id"
+            )
         beside = folder.resolve().with_name(parent)
         if not exists(beside):
             warnings.warn(
@@ -184,47 +295,42 @@ def _lineage(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
                 stacklevel=2,
             )
             break
-        found = [*_reports(beside, read_index(beside)), *found]
+        earlier = _reports(beside, read_index(beside))
+        held = earlier[-1].id if earlier else "none"
+        if held != parent:
+            raise SaveError(
+                f"path: {beside} holds round {held}, expected {parent}, which {folder} continues; "
+                "was another folder copied or renamed to it?"
+            )
+        found = [*earlier, *found]
+        _check_distinct(folder, found)
     return tuple(found)
+
+
+def _check_distinct(folder: Path, reports: list[FitReport]) -> None:
+    ids = [report.id for report in reports]
+    if twice := {each for each in ids if ids.count(each) > 1}:
+        raise SaveError(f"path: {folder} continues round {', '.join(sorted(twice))} twice")
 
 
 def _reports(folder: Path, content: dict[str, Any]) -> list[FitReport]:
     try:
         return [FitReport.from_json(report) for report in content["lineage"]]
-    except (KeyError, TypeError) as error:
-        raise _unknown_parts(folder, error) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unknown_parts(folder, content, error) from error
 
 
-def _unknown_parts(folder: Path, error: Exception) -> SaveError:
-    return SaveError(f"path: {folder / INDEX} has missing or unknown parts: {error}")
+def _unknown_parts(folder: Path, content: dict[str, Any], error: Exception) -> SaveError:
+    return SaveError(
+        f"path: {folder / INDEX} has missing or unknown parts: {error!s:.300}{_writer(content)}"
+    )
+
+
+def index_of(content: Mapping[str, Any]) -> bytes:
+    """The file that holds this content, with its checksum."""
+    return json.dumps({"sha256": digest_of(content), "content": content}, indent=1).encode()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of plain data, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name, then renamed."""
-    # `tempfile` would ignore the umask: nobody else could read its files.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    keep_names(path.parent)
-
-
-def keep_names(folder: Path) -> None:
-    """Flush new names in a folder to disk, on systems where a folder has to be flushed itself."""
-    if hasattr(os, "O_DIRECTORY"):
-        opened = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)

@@ -40,6 +40,8 @@ _KNOWN: dict[str, Sequence[type]] = {
     ],
 }
 
+_COUNTS = ("rank", "size", "length", "encoder", "outputs", "levels")  # with weights for each
+
 Plain = dict[str, Any]
 Tensors = dict[str, Tensor]
 
@@ -140,6 +142,7 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
+    _check_room((*kinds, top, likelihood), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
@@ -151,6 +154,33 @@ def revive(
         rounds = tuple(r.components[number] for r in lineage) if mixture else lineage
         states.append(PosteriorState(model, guide, rounds, columns, firsts[number], coreset))
     return MixtureState(states, lineage) if mixture else states[0]
+
+
+def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedModel) -> None:
+    """Refuse numbers for which the file has not enough weights, before there are any such."""
+    room = sum(value.numel() for value in tensors.values())
+    width = getattr(backbone.config, "hidden_size", 1)
+    for part in parts:
+        for name in _COUNTS:
+            count, of = getattr(part, name, None) or 0, 1 if name == "levels" else width
+            if count * of > room:
+                raise SaveError(
+                    f"path: the saved {type(part).__name__} has {name}={count}, and all of its "
+                    f"tensors together only {room} entries"
+                )
+
+
+def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
+    """The same for a guide."""
+    room = sum(value.numel() for value in tensors.values())
+    shapes = [site.shape for site in model.sites]
+    latents = sum(site.numel for site in model.sites)
+    size = _GUIDES[name].size(latents, shapes, **options)  # type: ignore[attr-defined]
+    if (needed := max(latents, size.parameters if size else 0)) > room:
+        raise SaveError(
+            f"path: the saved guide {name!r} has {needed} parameters, and its tensors only {room} "
+            "entries"
+        )
 
 
 def _shared(priors: Sequence[Any]) -> tuple[Any, bool]:
@@ -208,8 +238,10 @@ def _describe_fit(part: PosteriorState, prefix: str) -> tuple[Plain, Tensors]:
 def _revive_fit(
     plain: Plain, tensors: Tensors, prefix: str, model: Model
 ) -> tuple[Guide, Coreset | None]:
+    options = plain.get("guide_options", {})
+    _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
     with seeded(0):  # initial values are replaced; the global random state stays
-        guide = _GUIDES[plain["guide"]](model, **plain.get("guide_options", {}))
+        guide = _GUIDES[plain["guide"]](model, **options)
     _load(guide, tensors, f"{prefix}guide")
     guide.follow(model)
     if (kept := plain.get("coreset")) is None:

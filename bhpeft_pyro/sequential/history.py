@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import harmless
 from ..errors import BusyError, ConfigError, SaveError
+from ..files import keep_names
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..posterior import io
@@ -174,7 +175,7 @@ class History:
             named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
             io.save(named, partial, overwrite=True, alone=False)
             os.rename(partial, folder)
-            io.keep_names(self.folder)
+            keep_names(self.folder)
         last.name, last.metrics = report.name, report.metrics
         return report.id
 
@@ -227,7 +228,7 @@ class History:
             for path, goal in moves.items():
                 goal.parent.mkdir(exist_ok=True)
                 os.rename(path, goal)
-            io.keep_names(self.folder)
+            keep_names(self.folder)
             return list(moves.values())
 
     def clean(self) -> None:

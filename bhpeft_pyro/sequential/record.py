@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..posterior.io import write
+from ..files import write
 from ..posterior.posterior import Posterior
 
 __all__ = ["Record", "transfer"]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
+from bhpeft_pyro.files import write
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
@@ -33,7 +34,6 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.posterior.io import write
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUIZ = {

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from bhpeft_pyro import __version__
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.posterior.io import write
+from bhpeft_pyro.files import write
 
 __all__ = ["Run", "check_setting", "commit", "complete", "file_of", "known", "load"]
 

@@ -1,0 +1,143 @@
+"""Saves that somebody made up: nothing but the files of a posterior is read, and nothing runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
+from bhpeft_pyro.inference.report import FitReport
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.posterior.io import digest_of
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+Content = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
+    posterior = bh.fit(tiny_model(kinds), "normal", tiny_examples(), max_steps=2, progress=False)
+    return posterior.save(tmp_path_factory.mktemp("saved") / "whole")
+
+
+def load(folder: Path) -> bh.Posterior:
+    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+
+
+def rewrite(folder: Path, change: Callable[[Content], Any]) -> None:
+    """Alter the index and mend its checksum."""
+    index = folder / "posterior.json"
+    content = json.loads(index.read_bytes())["content"]
+    change(content)
+    index.write_text(json.dumps({"sha256": digest_of(content), "content": content}))
+
+
+CRAFTED: list[tuple[Callable[[Content], Any], str]] = [
+    # Other files as its tensors.
+    (lambda c: c["tensors"].update(file="/etc/passwd"), "'/etc/passwd' as its tensors"),
+    (lambda c: c["tensors"].update(file="../whole/" + c["tensors"]["file"]), "as its tensors"),
+    (lambda c: c["tensors"].update(file=3), "as its tensors"),
+    (lambda c: c["tensors"].update(bytes=7), "cut off or altered"),
+    (lambda c: c.update(tensors=[]), "unknown parts"),
+    # Numbers for which it has no weights.
+    (lambda c: c["head"].update(outputs=10**9), r"Head has outputs=1000000000, .* tensors"),
+    (lambda c: c["kinds"][0].update(rank=10**10), "LoRA has rank=10000000000"),
+    (lambda c: c["kinds"][1].update(size=10**9), "Adapter has size"),
+    (lambda c: c["kinds"][2].update(length=10**9), "Prefix has length"),
+    (
+        lambda c: c.update(guide="pyro", guide_options={"family": "lowrank", "rank": 10**9}),
+        r"guide 'pyro' has \d+ parameters",
+    ),
+    # Reports of other types.
+    (lambda c: c["lineage"][0].update(steps="many"), r"steps='many'; expected int"),
+    (lambda c: c["lineage"][0].update(history=[{"loss": []}]), "history="),
+    (lambda c: c["lineage"][0].update(metrics=[1]), "metrics="),
+    (lambda c: c["lineage"][0].update(id=None), "id=None"),
+    (lambda c: c["lineage"][0].update(options=None), "unknown parts"),
+    (lambda c: c.update(lineage=5), "unknown parts"),
+    (lambda c: c["lineage"][0].update(parent="../whole"), "as a round; expected an id"),
+    (lambda c: c.update(backbone=[]), "unknown parts"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CRAFTED)
+def test_what_does_not_fit_is_refused(
+    change: Callable[[Content], Any], message: str, whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    rewrite(folder, change)
+    with pytest.raises(SaveError, match=message):
+        load(folder)
+
+
+def test_a_deep_index_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    for depth in (50, 500, 100_000):
+        nested = "[" * depth + "]" * depth
+        digest = hashlib.sha256(nested.encode()).hexdigest()
+        (folder / "posterior.json").write_text(f'{{"sha256": "{digest}", "content": {nested}}}')
+        with pytest.raises(SaveError, match="is not a saved posterior"):
+            load(folder)
+    shutil.copy(whole / "posterior.json", folder)
+    rewrite(folder, lambda content: content.update(note=json.loads("[" * 90 + "]" * 90)))
+    with pytest.raises(SaveError, match="too deep"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["posterior.json", "*.safetensors"])
+def test_only_regular_files_are_read(name: str, whole: Path, tmp_path: Path) -> None:
+    """A FIFO waited for a writer; a device never ended."""
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    (file,) = folder.glob(name)
+    for make in (
+        lambda: os.mkfifo(file),
+        lambda: file.symlink_to("/dev/zero"),
+        lambda: file.mkdir(),
+    ):
+        file.rmdir() if file.is_dir() else file.unlink()
+        make()
+        with pytest.raises(SaveError, match="is not a regular file"):
+            load(folder)
+
+
+def test_a_backbone_is_a_file_or_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in (str(tmp_path / "pipe"), "/dev/zero"):
+        with pytest.raises(ConfigError, match=r"backbone: .* neither a file nor a folder"):
+            load_backbone(name, "cpu")
+    for name in ("~nobody-of-this-name/model", "a\0b"):
+        with pytest.raises(BHPEFTError, match="backbone"):
+            load_backbone(name, "cpu")
+
+
+def test_code_beside_a_tokenizer_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asked on the terminal whether to run it, and ran it on "y"."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    backbone = tiny_backbone()
+    backbone.config._name_or_path = str(tmp_path)
+    network = bh.RandomPEFT(backbone, (), bh.Head(2))
+    with suppress(Exception):  # there is no tokenizer in the folder
+        _ = network.tokenizer
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_report_says_which_field_is_of_another_type() -> None:
+    plain = FitReport(4, "", bh.FitOptions()).to_json()
+    assert FitReport.from_json(plain).examples == 4
+    with pytest.raises(TypeError, match=r"keep=\{'a': None\}; expected float \| dict"):
+        FitReport.from_json(plain | {"keep": {"a": None}})

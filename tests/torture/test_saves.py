@@ -1,0 +1,280 @@
+"""Saves under stress. Each run counts what came out, and accepts three things only: the right
+posterior, the one before, or an error of this package.
+
+The small runs are in the suite; for the large ones, with their counts:
+
+    python -m pytest -m torture -s tests/torture/test_saves.py
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forks import killed_at_line, start, wait
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import BHPEFTError
+from bhpeft_pyro.posterior.io import digest_of
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+TEXTS = ["w5 w20", "w6 w21"]
+BACKBONE, TOKENIZER = tiny_backbone(), tiny_tokenizer()
+RIGHT, OLD, ERROR = "right", "old state", "own error"
+
+
+def sized(small: int, large: int) -> Any:
+    """Once small, in the suite, and once large."""
+    return pytest.mark.parametrize(
+        "runs", [small, pytest.param(large, marks=pytest.mark.torture)], ids=["small", "large"]
+    )
+
+
+@pytest.fixture(scope="module")
+def posteriors() -> tuple[bh.Posterior, bh.Posterior]:
+    """Two that differ, the second a round later."""
+    kinds = (bh.peft.LoRA(rank=1), bh.peft.Prefix(1))
+    first = bh.fit(tiny_model(kinds), "normal", tiny_examples(), max_steps=3, progress=False)
+    return first, first.update(tiny_examples(12, seed=1))
+
+
+def load(folder: Path) -> bh.Posterior:
+    return bh.Posterior.load(folder, BACKBONE, tokenizer=TOKENIZER)
+
+
+def predicted(posterior: bh.Posterior) -> torch.Tensor:
+    return posterior.predict(TEXTS, samples=0).probabilities
+
+
+def which(loaded: bh.Posterior, posteriors: tuple[bh.Posterior, ...]) -> int:
+    """Which one was loaded, whole: its weights and its reports."""
+    for number, each in enumerate(posteriors):
+        own, other = each.guide.state_dict(), loaded.guide.state_dict()
+        if loaded.lineage == each.lineage and all(torch.equal(own[k], other[k]) for k in own):
+            return number
+    raise AssertionError("what was loaded is none of those that were saved")
+
+
+def report(what: str, counts: Counter[str]) -> None:
+    print(f"\n{what}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    assert not counts.keys() - {RIGHT, OLD, ERROR}, counts
+
+
+def check_usable(folder: Path, posterior: bh.Posterior) -> None:
+    """The next save works, and clears what those that were killed left."""
+    posterior.save(folder, overwrite=True)
+    names = {path.name for path in folder.iterdir()}
+    assert len(names) == 2 and "posterior.json" in names, names
+
+
+@sized(30, 1000)
+def test_a_save_is_killed_at_random_moments(
+    runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    chance, counts = random.Random(0), Counter[str]()
+    posteriors[0].save(tmp_path)
+
+    def saves() -> None:
+        while True:
+            for each in posteriors[::-1]:
+                each.save(tmp_path, overwrite=True)
+
+    for _ in range(runs):
+        child = start(saves)
+        time.sleep(chance.uniform(0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        assert wait(child) == -signal.SIGKILL
+        counts[(OLD, RIGHT)[which(load(tmp_path), posteriors)]] += 1
+    check_usable(tmp_path, posteriors[0])
+    report("killed at a random moment", counts)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@sized(7, 1)
+def test_a_save_is_killed_before_each_line(
+    runs: int, first: bool, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    """`runs` is the distance of the lines; a first save may leave nothing, but no damage."""
+    old, new = posteriors
+    folder, counts, line = tmp_path / "run", Counter[str](), 1
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not first:
+            old.save(folder)
+        killed = killed_at_line(line, lambda: new.save(folder, overwrite=True))
+        if first and not (folder / "posterior.json").exists():
+            counts[OLD] += 1
+        else:
+            found = which(load(folder), posteriors)
+            assert killed or found == 1
+            counts[(OLD, RIGHT)[found]] += 1
+        check_usable(folder, old)
+        if not killed:
+            break
+        line += runs
+    assert line > 30
+    report(f"killed before a line of a {'first' if first else 'second'} save", counts)
+
+
+@sized(10, 300)
+def test_two_write_and_two_read(
+    runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    posteriors[0].save(folder)
+
+    def writes(posterior: bh.Posterior) -> list[str]:
+        return [posterior.save(folder, overwrite=True) and RIGHT for _ in range(runs)]
+
+    def reads() -> list[str]:
+        return [(OLD, RIGHT)[which(load(folder), posteriors)] for _ in range(runs)]
+
+    work = [lambda: writes(posteriors[0]), lambda: writes(posteriors[1]), reads, reads]
+    results = [tmp_path / str(number) for number in range(len(work))]
+    children = [start(each, result) for each, result in zip(work, results, strict=True)]
+    assert [wait(child) for child in children] == [0] * len(work)
+    for what, some in (("two write", results[:2]), ("two read", results[2:])):
+        report(what, Counter(x for result in some for x in json.loads(result.read_text())))
+    check_usable(folder, posteriors[0])
+
+
+# Files that were damaged, and files that were made up
+
+
+def limited() -> None:
+    """A file that makes the program take two more GiB, or a minute, has won."""
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31))
+
+
+def outcome(folder: Path, expected: torch.Tensor | None) -> str:
+    """What loading gives; `expected` if the right forecast alone counts as right."""
+    signal.alarm(60)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = load(folder)
+            right = expected is None or torch.equal(predicted(loaded), expected)
+    except BHPEFTError:
+        return ERROR
+    except Exception as error:
+        return f"{type(error).__name__}: {error!s:.80}"
+    return RIGHT if right else "another answer"
+
+
+def damaged(chance: random.Random, data: bytes) -> bytes:
+    at, length = chance.randrange(len(data)), chance.randrange(1, 200)
+    match chance.choice(["flip", "cut", "drop", "repeat", "zero", "noise"]):
+        case "flip":
+            return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+        case "cut":
+            return data[:at]
+        case "drop":
+            return data[:at] + data[at + length :]
+        case "repeat":
+            return data[:at] + data[at : at + length] + data[at:]
+        case "zero":
+            return data[:at] + bytes(length) + data[at + length :]
+    return data[:at] + chance.randbytes(length) + data[at + length :]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container in plain data with each of its keys."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in inner:
+        yield value, key
+        if isinstance(each, dict | list):
+            yield from places(each)
+
+
+HOSTILE: list[Any] = [
+    *(None, True, -1, 0, 3, 10**9, 2**63, 10**30, 0.5, -1e300, float("nan"), float("inf")),
+    *("", "x", "x" * 10**5, "../../etc/passwd", "/dev/zero", "a\0b", "\ud800", "LoRA", "auto"),
+    *([], {}, [[]], [1, "a"], {"a": None}, {"class": "Head"}, [[[[[]]]]]),
+]
+
+
+def crafted(chance: random.Random, content: dict[str, Any]) -> dict[str, Any]:
+    """One or two values replaced, removed, renamed or put elsewhere."""
+    content = copy.deepcopy(content)
+    for _ in range(chance.choice([1, 1, 2])):
+        # As likely in a part of the model as in one of many reports.
+        inside = content[chance.choice([*content])]
+        some = inside if isinstance(inside, dict | list) and inside else content
+        holder, key = chance.choice([*places(some)])
+        match chance.choice(["replace", "replace", "replace", "remove", "rename", "exchange"]):
+            case "replace":
+                holder[key] = copy.deepcopy(chance.choice(HOSTILE))
+            case "remove":
+                del holder[key]
+            case "rename" if isinstance(holder, dict):
+                holder["other"] = holder.pop(key)
+            case _:
+                holder[key] = copy.deepcopy(chance.choice([h[k] for h, k in places(content)]))
+    return content
+
+
+def in_a_child(work: Any, result: Path) -> Counter[str]:
+    """What a child with little memory counts."""
+
+    def child() -> Any:
+        limited()
+        return work()
+
+    assert wait(start(child, result)) == 0
+    return Counter(json.loads(result.read_text()))
+
+
+@sized(100, 2000)
+def test_damaged_files(
+    runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    folder = posteriors[1].save(tmp_path / "run")
+    files = sorted(folder.iterdir())
+    whole = {file: file.read_bytes() for file in files}
+    expected = predicted(posteriors[1])
+
+    def work() -> Counter[str]:
+        chance, counts = random.Random(1), Counter[str]()
+        for _ in range(runs):
+            file = chance.choice(files)
+            file.write_bytes(damaged(chance, whole[file]))
+            counts[outcome(folder, expected)] += 1
+            file.write_bytes(whole[file])
+        return counts
+
+    report("damaged files", in_a_child(work, tmp_path / "counts"))
+
+
+@sized(200, 5000)
+def test_crafted_indices(
+    runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    """Their checksums are right, so that all that is read is in doubt."""
+    folder = posteriors[1].save(tmp_path / "run")
+    index = folder / "posterior.json"
+    content = json.loads(index.read_bytes())["content"]
+
+    def work() -> Counter[str]:
+        chance, counts = random.Random(2), Counter[str]()
+        for _ in range(runs):
+            made = json.loads(json.dumps(crafted(chance, content)))
+            index.write_text(json.dumps({"sha256": digest_of(made), "content": made}))
+            counts[outcome(folder, None)] += 1
+        return counts
+
+    report("crafted indices", in_a_child(work, tmp_path / "counts"))

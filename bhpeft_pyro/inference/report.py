@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
 
+from ..checks import check_types
 from ..options import FitOptions
-from ..plain import check_types
 
 __all__ = ["FitReport"]
 

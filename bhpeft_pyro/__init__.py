@@ -10,15 +10,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import comparison, data, errors, forecast, guides, peft, priors, sequential
-    from .data import Columns, Examples, encode
-    from .data.batch import Batch
-    from .forecast import ClassForecast, RatingForecast, metrics
-    from .guides import Guide, autoguide
-    from .guides.optimizers import NaturalGradient
+    from . import (  # noqa: F401 - the others are there without a star import
+        arviz,
+        changes,
+        comparison,
+        data,
+        diagnostics,
+        errors,
+        forecast,
+        guides,
+        inference,
+        peft,
+        plots,
+        posterior,
+        priors,
+        sequential,
+    )
+    from .data import Columns
+    from .guides import autoguide
     from .huggingface import from_peft
-    from .inference.elbo import ELBO
-    from .inference.report import FitReport
     from .model import likelihoods, tasks
     from .model.head import ClassifierHead, Head
     from .model.model import Model
@@ -26,8 +36,7 @@ if TYPE_CHECKING:
     from .options import FitOptions
     from .peft import presets
     from .posterior.fit import fit
-    from .posterior.posterior import MixturePosterior, Posterior
-    from .sequential import History, Replay
+    from .posterior.posterior import Posterior
     from .sequential.stream import stream
 
 __version__ = "0.1.0"
@@ -35,39 +44,32 @@ __version__ = "0.1.0"
 # PyTorch, Pyro and Transformers take seconds to import, and `bhpeft --help` needs none of them: so
 # each name is imported when it is first used.
 _HOMES = {
-    "ELBO": "inference.elbo",
-    "Batch": "data.batch",
-    "ClassForecast": "forecast",
     "ClassifierHead": "model.head",
     "Columns": "data",
-    "Examples": "data",
     "FitOptions": "options",
-    "FitReport": "inference.report",
-    "Guide": "guides",
     "Head": "model.head",
-    "History": "sequential",
-    "MixturePosterior": "posterior.posterior",
     "Model": "model.model",
-    "NaturalGradient": "guides.optimizers",
     "Posterior": "posterior.posterior",
     "RandomPEFT": "model.network",
-    "RatingForecast": "forecast",
-    "Replay": "sequential",
     "autoguide": "guides",
-    "encode": "data",
     "fit": "posterior.fit",
     "from_peft": "huggingface",
     "stream": "sequential",
 }
 _MODULES = {
+    "arviz": "arviz",
+    "changes": "changes",
     "comparison": "comparison",
     "data": "data",
+    "diagnostics": "diagnostics",
     "errors": "errors",
     "forecast": "forecast",
     "guides": "guides",
+    "inference": "inference",
     "likelihoods": "model.likelihoods",
-    "metrics": "forecast.metrics",
     "peft": "peft",
+    "plots": "plots",
+    "posterior": "posterior",
     "presets": "peft.presets",
     "priors": "priors",
     "sequential": "sequential",
@@ -75,35 +77,21 @@ _MODULES = {
 }
 
 __all__ = [
-    "ELBO",
-    "Batch",
-    "ClassForecast",
     "ClassifierHead",
     "Columns",
-    "Examples",
     "FitOptions",
-    "FitReport",
-    "Guide",
     "Head",
-    "History",
-    "MixturePosterior",
     "Model",
-    "NaturalGradient",
     "Posterior",
     "RandomPEFT",
-    "RatingForecast",
-    "Replay",
     "autoguide",
-    "comparison",
     "data",
-    "encode",
     "errors",
     "fit",
     "forecast",
     "from_peft",
     "guides",
     "likelihoods",
-    "metrics",
     "peft",
     "presets",
     "priors",

@@ -119,7 +119,7 @@ for guide in ("delta", "laplace", "normal", "mvn", blocks):
 network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(2, principal=False), tiny_tokenizer())
 model = bh.Model(network, dist.Normal(0.0, 1.0))
 batch = next(data.batches(len(data)))
-frozen = bh.Batch({}, batch.labels, features=network.features(batch))
+frozen = bh.data.Batch({}, batch.labels, features=network.features(batch))
 mcmc = MCMC(
     NUTS(model, jit_compile=False), num_samples=chain, warmup_steps=chain // 2, disable_progbar=True
 )

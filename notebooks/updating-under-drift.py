@@ -77,7 +77,7 @@ batches = {"more films": more_films, "tweets": tweets, "turned tweets": turned(l
 backbone = AutoModel.from_pretrained(minilm())
 model = bh.Model(bh.RandomPEFT(backbone, bh.presets.head_only(), bh.Head(2)))
 first = bh.fit(model, "normal", films, epochs=epochs, progress=False)
-history = bh.History("rounds")
+history = bh.sequential.History("rounds")
 history.add(first, name="films")
 print(first.report)
 
@@ -184,7 +184,7 @@ for report in branch.lineage:
 # example counts twice.
 
 # %%
-replay = bh.Replay(size=max(batch // 4, 2))
+replay = bh.sequential.Replay(size=max(batch // 4, 2))
 kept = bh.fit(model, "normal", films, epochs=epochs, progress=False, replay=replay)
 kept = kept.update(tweets, replay=replay)
 print(f"{len(kept.coreset.examples)} examples are kept")

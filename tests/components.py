@@ -23,7 +23,7 @@ def fit(
 
 def probabilities(posterior: bh.Posterior, samples: int = 6, **options: Any) -> Tensor:
     forecast = posterior.predict(TEXTS, samples, **options)
-    assert isinstance(forecast, bh.ClassForecast)
+    assert isinstance(forecast, bh.forecast.ClassForecast)
     return forecast.probabilities
 
 

@@ -41,7 +41,7 @@ class Designed(bh.RandomPEFT):
         super().__init__(tiny_backbone(), (), bh.Head(1, principal=False), tiny_tokenizer())
         self.table = table
 
-    def features(self, batch: bh.Batch) -> Tensor:
+    def features(self, batch: bh.data.Batch) -> Tensor:
         return self.table[batch.inputs["input_ids"][:, 0]]
 
 
@@ -70,14 +70,18 @@ def regression(network: bh.RandomPEFT, prior_sd: float = 0.7, noise: float = 0.5
     return bh.Model(network, dist.Normal(0.0, prior_sd), KnownNoise(noise))
 
 
-def ratings(network: bh.RandomPEFT, texts: list[str], seed: int, noise: float = 0.5) -> bh.Examples:
+def ratings(
+    network: bh.RandomPEFT, texts: list[str], seed: int, noise: float = 0.5
+) -> bh.data.Examples:
     """Texts with ratings from fixed true weights."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randn(WIDTH + 1, generator=torch.Generator().manual_seed(99)) * 0.5
-    blank = bh.encode(texts, network.tokenizer, kind="rating", labelled=False)
+    blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
     mean = design(network, blank) @ truth.double()
     labels = mean + noise * torch.randn(len(texts), generator=generator)
-    return bh.encode({"text": texts, "label": labels.tolist()}, network.tokenizer, kind="rating")
+    return bh.data.encode(
+        {"text": texts, "label": labels.tolist()}, network.tokenizer, kind="rating"
+    )
 
 
 def one_word_texts() -> list[str]:
@@ -95,7 +99,7 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
     ]
 
 
-def design(network: bh.RandomPEFT, data: bh.Examples) -> Tensor:
+def design(network: bh.RandomPEFT, data: bh.data.Examples) -> Tensor:
     """(N, D + 1) float64: the features and a column of ones for the bias."""
     features = network.features(next(data.batches(len(data)))).double()
     return torch.cat([features, torch.ones(len(data), 1, dtype=torch.float64)], 1)
@@ -111,7 +115,7 @@ class Exact:
     noise: float = 0.5
 
     @classmethod
-    def of(cls, model: bh.Model, data: bh.Examples, prior_sd: float = 0.7) -> Exact:
+    def of(cls, model: bh.Model, data: bh.data.Examples, prior_sd: float = 0.7) -> Exact:
         assert data.labels is not None
         noise = model.likelihood.sd  # type: ignore[attr-defined]
         return cls(design(model.network, data), data.labels.double(), prior_sd, noise)

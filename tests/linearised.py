@@ -23,14 +23,14 @@ class Linearised(bh.Model):
         super().__init__(model.network, model.prior, model.likelihood)
         self.at = {name: value.detach() for name, value in at.items()}
 
-    def predictive(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> TorchDistribution:
+    def predictive(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> TorchDistribution:
         return self.likelihood.checked(self._linear(weights, batch), weights, batch.choices)
 
-    def forward(self, batch: bh.Batch) -> Tensor:
+    def forward(self, batch: bh.data.Batch) -> Tensor:
         weights = self.prior(self.sites)
         return self.likelihood(self._linear(weights, batch), batch, weights)
 
-    def _linear(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> Tensor:
+    def _linear(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> Tensor:
         value, rows = derivative(bh.Model(self.network), self.at, batch)
         ways = []
         for site in self.network.sites:  # (S, 1, *shape)
@@ -40,7 +40,9 @@ class Linearised(bh.Model):
         return value + moved.reshape(-1, *value.shape)
 
 
-def derivative(model: bh.Model, at: Mapping[str, Tensor], batch: bh.Batch) -> tuple[Tensor, Tensor]:
+def derivative(
+    model: bh.Model, at: Mapping[str, Tensor], batch: bh.data.Batch
+) -> tuple[Tensor, Tensor]:
     """The outputs, and their derivatives by the network's weights, (all outputs, D)."""
     with torch.enable_grad():
         leaves = {s.name: at[s.name].clone().requires_grad_() for s in model.network.sites}

@@ -16,6 +16,7 @@ from exact import WIDTH, Designed, KnownNoise
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.guides import LaplaceGuide
 
 PRIOR_SD, NOISE = 0.7, 0.5
 FIT: dict[str, Any] = {
@@ -40,17 +41,17 @@ def model() -> bh.Model:
     return bh.Model(network(), prior, KnownNoise(NOISE))
 
 
-def words(count: int, seed: int) -> bh.Examples:
+def words(count: int, seed: int) -> bh.data.Examples:
     """Random words with ratings: a fixed true mean each, and noise."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(5, 5 + WIDTH, (count,), generator=generator)
     truth = torch.randn(WIDTH, generator=torch.Generator().manual_seed(99))
     labels = truth[tokens - 5] + NOISE * torch.randn(count, generator=generator)
     data = {"text": [f"w{token}" for token in tokens.tolist()], "label": labels.tolist()}
-    return bh.encode(data, network().tokenizer, kind="rating")
+    return bh.data.encode(data, network().tokenizer, kind="rating")
 
 
-def exact(parts: Sequence[tuple[bh.Examples, float]]) -> tuple[Tensor, Tensor]:
+def exact(parts: Sequence[tuple[bh.data.Examples, float]]) -> tuple[Tensor, Tensor]:
     """Mean and sd (16,) when each part's likelihood is raised to its power."""
     precision = torch.full((WIDTH,), PRIOR_SD**-2, dtype=torch.float64)
     shift = torch.zeros(WIDTH, dtype=torch.float64)
@@ -63,22 +64,34 @@ def exact(parts: Sequence[tuple[bh.Examples, float]]) -> tuple[Tensor, Tensor]:
 
 
 def solve(
-    model: bh.Model, guide: Any, examples: bh.Examples, validation: Any, report: Any, *rest: Any
+    model: bh.Model,
+    guide: Any,
+    examples: bh.data.Examples,
+    validation: Any,
+    report: Any,
+    *rest: Any,
 ) -> None:
     """In place of `optimise`: the exact posterior under the model's prior, which is Normal."""
     assert examples.labels is not None
-    of_site = pyro.poutine.trace(model.prior).get_trace(model.sites).nodes["head.weight"]["fn"]
-    mean, variance = of_site.mean[0], of_site.variance[0]
+    laplace = isinstance(guide, LaplaceGuide)  # its prior is joint, and `fit` computes its width
+    if laplace:
+        prior = guide.prior
+        mean, variance = (guide.unpack(x)["head.weight"][0] for x in (prior.loc, prior.variance))
+    else:
+        nodes = pyro.poutine.trace(model.prior).get_trace(model.sites).nodes
+        of_site = nodes["head.weight"]["fn"]
+        mean, variance = of_site.mean[0], of_site.variance[0]
     at = examples.tokens.ids.long() - 5
     precision = 1 / variance + at.bincount(minlength=WIDTH) / NOISE**2
     shift = mean / variance + at.bincount(examples.labels.double(), minlength=WIDTH) / NOISE**2
     guide.move({"head.weight": (shift / precision)[None].float()})
-    with torch.no_grad():
-        guide.log_scale["head/weight"].copy_(-0.5 * precision.log()[None])
+    if not laplace:
+        with torch.no_grad():
+            guide.log_scale["head/weight"].copy_(-0.5 * precision.log()[None])
 
 
 def assert_posterior(
-    guide: Any, parts: Sequence[tuple[bh.Examples, float]], tolerance: float = 1e-4
+    guide: Any, parts: Sequence[tuple[bh.data.Examples, float]], tolerance: float = 1e-4
 ) -> None:
     """The means in units of the sd, and the sds, are the exact ones."""
     mean, sd = exact(parts)

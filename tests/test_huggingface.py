@@ -84,7 +84,7 @@ def logits(model: Any, examples: Examples | None = None) -> Tensor:
 def ours(posterior: bh.Posterior, examples: Examples | None = None) -> Tensor:
     inputs = padded() if examples is None else next(examples.batches(99)).inputs
     with torch.no_grad():
-        return posterior.model.network(posterior.guide.means(), bh.Batch(dict(inputs)))
+        return posterior.model.network(posterior.guide.means(), bh.data.Batch(dict(inputs)))
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -390,7 +390,7 @@ def test_outputs_have_sd_one_under_units() -> None:
         draws = {s.name: s.unit * torch.randn(500, *s.shape) for s in sites if "weight" in s.name}
         draws |= {s.name: torch.zeros(s.shape) for s in sites if "bias" in s.name}
         ids = torch.randint(5, tiny.VOCABULARY, (16, 8))
-        sd = network(draws, bh.Batch({"input_ids": ids})).std(0).mean()
+        sd = network(draws, bh.data.Batch({"input_ids": ids})).std(0).mean()
         assert 0.6 < sd < 1.6, (model_type, sd)
 
 
@@ -401,13 +401,13 @@ def test_a_decoder_without_a_padding_token_takes_batches() -> None:
     network = bh.RandomPEFT(model, (), bh.ClassifierHead(3))
     weights = {"head.weight": final_layer(model)[1].weight.detach()}
     assert [site.name for site in network.sites] == ["head.weight"]
-    close(network(weights, bh.Batch(padded())), before)
+    close(network(weights, bh.data.Batch(padded())), before)
 
 
 def test_particles_see_their_own_weights() -> None:
     """Draws that are folded into a batch give what each gives alone."""
     network = bh.RandomPEFT(classifier("roberta"), bh.presets.lora(2), bh.ClassifierHead(3))
-    batch, draws = bh.Batch(padded()), tiny.draw(network.sites, 3, scale=0.3)
+    batch, draws = bh.data.Batch(padded()), tiny.draw(network.sites, 3, scale=0.3)
     together = network(draws, batch)
     for number in range(3):
         close(together[number], network({k: v[number] for k, v in draws.items()}, batch))

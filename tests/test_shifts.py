@@ -62,7 +62,7 @@ def test_means_drawn_from_the_prior_have_moved_by_one_sd() -> None:
     guide = NormalGuide(model)
     for name, value in model.prior(model.sites).items():
         guide.loc[name.replace(".", "/")].data.copy_(value)
-    posterior = bh.Posterior(model, guide, (bh.FitReport(1, "", bh.FitOptions()),))
+    posterior = bh.Posterior(model, guide, (bh.inference.FitReport(1, "", bh.FitOptions()),))
     for shift in shifts(posterior)["lora"].values():  # of 512 weights
         assert shift.moved == pytest.approx(1.0, abs=0.15)
         assert shift.narrowed == pytest.approx(1.0, abs=1e-5)
@@ -95,7 +95,7 @@ def test_points_are_infinitely_far() -> None:
 
 
 def test_what_has_no_closed_form_is_refused() -> None:
-    report = bh.FitReport(1, "", bh.FitOptions())
+    report = bh.inference.FitReport(1, "", bh.FitOptions())
     for prior, words in (
         (dist.Laplace(0.0, 1.0), "is Laplace"),
         (priors.Hierarchical(), "also samples"),

@@ -108,9 +108,9 @@ def run(
     return compared, later
 
 
-def _classes(posterior: bh.Posterior, data: object) -> bh.ClassForecast:
+def _classes(posterior: bh.Posterior, data: object) -> bh.forecast.ClassForecast:
     forecast = posterior.predict(data)
-    assert isinstance(forecast, bh.ClassForecast)
+    assert isinstance(forecast, bh.forecast.ClassForecast)
     return forecast
 
 
@@ -125,7 +125,7 @@ def _show(compared: Comparison, temperature: float) -> None:
     )
 
 
-def _doubts(forecast: bh.ClassForecast, count: int = 4) -> None:
+def _doubts(forecast: bh.forecast.ClassForecast, count: int = 4) -> None:
     """The sentences about which the weights disagree most."""
     _say("Where it is least sure of itself (epistemic uncertainty, in nats):")
     assert forecast.texts is not None

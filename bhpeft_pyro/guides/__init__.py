@@ -8,6 +8,7 @@ from .laplace import LaplaceGuide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
+from .optimizers import NaturalGradient
 from .pyro_guides import PyroGuide
 from .registry import (
     COMPONENTS,
@@ -32,6 +33,7 @@ __all__ = [
     "LaplaceGuide",
     "Latent",
     "MixtureGuide",
+    "NaturalGradient",
     "NormalGuide",
     "PyroGuide",
     "autoguide",

@@ -1,1 +1,6 @@
 """Inference: the loss, steps and the loop over them, the width of `laplace`, and prediction."""
+
+from .elbo import ELBO
+from .report import FitReport
+
+__all__ = ["ELBO", "FitReport"]

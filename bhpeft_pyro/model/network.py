@@ -184,7 +184,7 @@ class RandomPEFT(PyroModule):
         if not isinstance(batch, Batch):
             raise DataError(
                 f"batch: expected a Batch, got {type(batch).__name__}; "
-                "bh.encode(...).batches(...) makes them"
+                "bh.data.encode(...).batches(...) makes them"
             )
         folded, shape = self._fold(weights, batch.particles, batch.features is not None)
         particles = math.prod(shape)

@@ -56,7 +56,7 @@ def check_how(
             validation data.
     """
     if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
-        raise ConfigError(f"replay: expected a bh.Replay or None, got {shown(replay)}")
+        raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
     if optimizer is not None and (
         not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
     ):

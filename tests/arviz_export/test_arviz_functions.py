@@ -49,9 +49,9 @@ def left_out(exact: Exact, last: int = COUNT) -> np.ndarray:
     return np.array(found)
 
 
-def exported(exact: Exact, model: bh.Model, data: bh.Examples) -> Any:
+def exported(exact: Exact, model: bh.Model, data: bh.data.Examples) -> Any:
     """The exact posterior, as if fitted, with what it says of some of its data."""
-    report = bh.FitReport(len(exact.y), data.fingerprint, bh.FitOptions())
+    report = bh.inference.FitReport(len(exact.y), data.fingerprint, bh.FitOptions())
     posterior = bh.Posterior(model, FunctionGuide(guide_of(exact)), (report,))
     return posterior.to_arviz(data, samples=DRAWS)
 

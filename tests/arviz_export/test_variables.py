@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import pyro
 import pytest
 import torch
 from tiny import build, draw
@@ -15,7 +12,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.arviz.variables import Variable, dataset
 from bhpeft_pyro.changes import head_norms, spectra
-from bhpeft_pyro.guides import Guide, NormalGuide
+from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.model.coordinates import PrincipalAxes
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -103,13 +100,14 @@ def test_gates_are_open_as_often_as_their_probability() -> None:
     model = tiny_model(kinds, prior=priors.Gates(change=0.5))
     posterior = bh.fit(model, "normal", tiny_examples(), max_steps=20, progress=False)
     idata = posterior.to_arviz(samples=300)
-    probabilities = priors.gate_probabilities(posterior, samples=300)
-    for kind, by_layer in probabilities.items():
+    draws = posterior.sample(300)
+    for kind, layers in (("lora", [0, 1]), ("adapter", [1])):
         gate = idata.posterior[f"gate.{kind}"]
         (layer,) = gate.dims[2:]
-        assert gate[layer].values.tolist() == list(by_layer)
+        assert gate[layer].values.tolist() == layers
         share = (gate > 0.5).mean(("chain", "draw"))
-        np.testing.assert_allclose(share, list(by_layer.values()), atol=1e-6)
+        expected = (draws[f"gates.{kind}"] > 0).float().mean(0)
+        np.testing.assert_allclose(share, expected, atol=1e-6)
     assert 0.35 < float((idata.prior["gate.lora"] > 0.5).mean()) < 0.65
 
 
@@ -125,7 +123,9 @@ def test_hyper_parameters_have_their_site_s_dims(name: str) -> None:
     """Layer 1 alone has LoRA, of rank 3: neither number could be told from a shape alone."""
     prior, dims = READY[name]
     model = tiny_model((LoRA(("query",), rank=3, layers=(1,)), Prefix(2)), prior=prior)
-    posterior = bh.Posterior(model, NormalGuide(model), (bh.FitReport(1, "", bh.FitOptions()),))
+    posterior = bh.Posterior(
+        model, NormalGuide(model), (bh.inference.FitReport(1, "", bh.FitOptions()),)
+    )
     for group in ("posterior", "prior"):
         drawn = posterior.to_arviz(samples=2)[group]
         for what, expected in dims.items():
@@ -155,17 +155,6 @@ def test_dims_that_differ_get_a_name_each() -> None:
     assert found.sizes["chain"] == 2
 
 
-class Pair(Guide):
-    """Two guides, as of two components."""
-
-    def __init__(self, model: bh.Model, guides: list[Guide]) -> None:
-        super().__init__()
-        self.components = torch.nn.ModuleList(guides)
-
-    def forward(self, batch: Any = None) -> Any:
-        return self.components[int(pyro.sample("which", pyro.distributions.Bernoulli(0.5)))](batch)
-
-
 def test_components_are_chains() -> None:
     model = tiny_model(())
     guides = [NormalGuide(model, init_scale=0.1) for _ in range(2)]
@@ -173,8 +162,8 @@ def test_components_are_chains() -> None:
         guides[1].loc["head/bias"].add_(3.0)
     data = tiny_examples(6)
     posteriors = [
-        bh.Posterior(model, guide, (bh.FitReport(6, data.fingerprint, bh.FitOptions()),))
-        for guide in (Pair(model, list(guides)), *guides)
+        bh.Posterior(model, guide, (bh.inference.FitReport(6, data.fingerprint, bh.FitOptions()),))
+        for guide in (MixtureGuide(guides), *guides)
     ]
     both = posteriors[0].to_arviz(data, samples=50, sites="head.*")
     for number, posterior in enumerate(posteriors[1:]):

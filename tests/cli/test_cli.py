@@ -219,7 +219,7 @@ def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp
 
 def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     run = bh.Posterior.load(folder / "run", *_tiny(folder))
-    rounds = bh.History(tmp_path / "rounds")
+    rounds = bh.sequential.History(tmp_path / "rounds")
     first = rounds.add(run, name="monday")
     weeks = ({"text": [f"w{i} w9", f"w{i} w7"], "label": ["bad", "good"]} for i in (30, 31))
     children = [
@@ -264,7 +264,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
     assert "new classes: strange\n" in shown.stderr
     grown = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
-    assert grown.text.label_names[-1] == "strange" and grown.model.network.outputs == 3
+    assert grown.columns.label_names[-1] == "strange" and grown.model.network.outputs == 3
     assert grown.report.keep == 0.5
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it
@@ -275,7 +275,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
     assert len(last.lineage) == 4
     assert [type(each.guide) for each in last.components] == [NormalGuide] * 2
-    assert last.report.projection == 0.0
+    assert last.report.projection > 0  # the correlations that a mean-field guide cannot hold
     assert "'low' is not one of" in usage_error("update", tmp_path, new, *quick, "--guide", "low")
 
 
@@ -407,7 +407,7 @@ def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
     for name in ("quiz.csv", "quiz-predictions.csv"):
         bhpeft("evaluate", tmp_path / "run", tmp_path / name)
     data = write_csv(tmp_path / "no.csv", question=["w5"], choices=["w6, w7"], answer=[0])
-    assert "row 0: 'w6, w7' is no list of str" in error("evaluate", tmp_path / "run", data)
+    assert "row 0: 'w6, w7' is not a list" in error("evaluate", tmp_path / "run", data)
 
 
 def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
@@ -456,7 +456,7 @@ def test_what_is_not_clear_is_asked():
     ):
         with pytest.raises(DataError, match=message):
             infer(columns)
-    with pytest.raises(DataError, match="row 0: 'a' is no number"):
+    with pytest.raises(DataError, match="row 0: 'a' is not a number"):
         infer(table(text=two, label=two), Reading(task="ratings"))
     with pytest.raises(DataError, match="'answer'"):
         infer(table(question=two, choices=[two, two]), Reading(task="choices"))
@@ -500,10 +500,10 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
 def test_numbers_that_do_not_count_from_zero_are_names():
     table = Dataset.from_dict({"text": ["a", "b", "c"], "label": [10, 2, 10]})
     task = infer(table, Reading(task="classes"))
-    assert task.text.label_names == ("2", "10") and task.classes == 2
+    assert task.columns.label_names == ("2", "10") and task.classes == 2
     features = Features({"text": Value("string"), "label": ClassLabel(names=["x", "y", "z"])})
     hub = Dataset.from_dict({"text": ["a", "b"], "label": [2, 0]}, features=features)
-    assert infer(hub).text.label_names == ("x", "y", "z")
+    assert infer(hub).columns.label_names == ("x", "y", "z")
 
 
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
@@ -606,7 +606,7 @@ def test_reports(folder, posterior, tmp_path):
     arguments = ("report", folder / "run", folder / "train.csv", "--samples", 4)
     bhpeft(*arguments, "--out", page)
     html = page.read_text()
-    assert html.count("data:image/png;base64,") == 6  # four of the test, the change, the trace
+    assert html.count("data:image/png;base64,") == 5  # three of the test, the change, the trace
     assert "http" not in re.sub(r"base64,[^\"]*", "", html)  # nothing from elsewhere
     scores = posterior.evaluate(str(folder / "train.csv"), 4)
     for name, value in scores.items():

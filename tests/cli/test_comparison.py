@@ -23,25 +23,25 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 HOW = bh.FitOptions(max_steps=3, progress=False)
 
 
-def parts(data: bh.Examples) -> tuple[bh.Examples, bh.Examples, bh.Examples]:
+def parts(data: bh.data.Examples) -> tuple[bh.data.Examples, bh.data.Examples, bh.data.Examples]:
     return data.subset(range(24)), data.subset(range(24, 36)), data.subset(range(36, 48))
 
 
 @pytest.fixture(scope="module")
-def data() -> tuple[bh.Examples, bh.Examples, bh.Examples]:
+def data() -> tuple[bh.data.Examples, bh.data.Examples, bh.data.Examples]:
     return parts(tiny_examples(48))
 
 
 @pytest.fixture(scope="module")
 def made(
-    data: tuple[bh.Examples, ...], tmp_path_factory: pytest.TempPathFactory
+    data: tuple[bh.data.Examples, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Comparison, Path]:
     out = tmp_path_factory.mktemp("compared")
     return compare(tiny_model, *data, out, components=2, options=HOW), out
 
 
 def test_the_table_is_of_the_saved_posteriors(
-    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+    made: tuple[Comparison, Path], data: tuple[bh.data.Examples, ...]
 ) -> None:
     found, out = made
     table = found.table()
@@ -77,7 +77,7 @@ def test_the_posterior_is_around_the_very_points(made: tuple[Comparison, Path]) 
 
 def test_it_goes_on_where_it_was_interrupted(
     made: tuple[Comparison, Path],
-    data: tuple[bh.Examples, ...],
+    data: tuple[bh.data.Examples, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,7 +102,7 @@ def test_it_goes_on_where_it_was_interrupted(
 
 
 def test_a_comparison_made_otherwise_is_not_continued(
-    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+    made: tuple[Comparison, Path], data: tuple[bh.data.Examples, ...]
 ) -> None:
     """Its points were fitted to its training rows, and stopped by its validation rows."""
     _, out = made
@@ -121,7 +121,7 @@ def test_a_comparison_made_otherwise_is_not_continued(
 
 
 def test_other_test_rows_are_predicted_by_what_is_saved(
-    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...]
+    made: tuple[Comparison, Path], data: tuple[bh.data.Examples, ...]
 ) -> None:
     found, out = made
     train, validation, test = data
@@ -132,7 +132,7 @@ def test_other_test_rows_are_predicted_by_what_is_saved(
 
 
 def test_posteriors_of_something_else_are_not_compared(
-    made: tuple[Comparison, Path], data: tuple[bh.Examples, ...], tmp_path: Path
+    made: tuple[Comparison, Path], data: tuple[bh.data.Examples, ...], tmp_path: Path
 ) -> None:
     made[0].posteriors["LoRA"].save(tmp_path / "LoRA")
     with pytest.raises(ConfigError, match="something else"):
@@ -145,7 +145,7 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
         "text": [f"w{i} w{i + 1}" for i in range(48)],
         "label": [1 + i % 9 / 2 for i in range(48)],
     }
-    rows = bh.encode(table, tiny_tokenizer(), kind="rating")
+    rows = bh.data.encode(table, tiny_tokenizer(), kind="rating")
 
     def model(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
         return bh.tasks.ratings(tiny_backbone(), 1, 5, kinds=kinds, tokenizer=tiny_tokenizer())

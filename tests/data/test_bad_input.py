@@ -156,7 +156,7 @@ def test_texts_that_the_backbone_cannot_read_are_cut_or_refused(
         posterior.predict(long["text"])
     with pytest.raises(DataError, match=f"max_length={most + 1}: .* positions for {most} tokens"):
         bh.fit(model, "normal", long, columns=bh.Columns(max_length=most + 1))
-    encoded = bh.encode(long, tokenizer, kind="class")
+    encoded = bh.data.encode(long, tokenizer, kind="class")
     with pytest.raises(DataError, match=f"texts of {most + 1} tokens"):
         bh.fit(model, "normal", encoded)
 

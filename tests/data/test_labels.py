@@ -54,7 +54,7 @@ def test_names_are_no_numbers_by_their_order(numbered: Posterior) -> None:
     for use in (numbered.update, numbered.evaluate, numbered.diagnose):
         with pytest.raises(DataError, match="row 0: 'dog' is a name, and the classes have none"):
             use(rows(["dog", "cat"] * 4))
-    named = bh.encode(rows(["dog", "cat"] * 4), tiny_tokenizer(), kind="class")
+    named = bh.data.encode(rows(["dog", "cat"] * 4), tiny_tokenizer(), kind="class")
     with pytest.raises(DataError, match=r"\('cat', 'dog'\); expected classes without names"):
         numbered.update(named)
 
@@ -173,7 +173,7 @@ def test_classes_of_a_file_can_be_learnt(
     path.write_text("text,label\n" + "".join(f"w{i},{c}\n" for i, c in enumerate(cells, 5)))
     found = infer(load(path), Reading(task="classes"))
     assert found.columns.label_names == names
-    examples = bh.encode(path, tiny_tokenizer(), kind="class", columns=found.columns)
+    examples = bh.data.encode(path, tiny_tokenizer(), kind="class", columns=found.columns)
     assert examples.labels is not None
     order = sorted(set(cells))
     assert examples.labels.tolist() == [order.index(cell) for cell in cells]

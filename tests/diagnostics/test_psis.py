@@ -42,32 +42,34 @@ def model() -> bh.Model:
 
 
 @pytest.fixture(scope="module")
-def data(model: bh.Model) -> bh.Examples:
+def data(model: bh.Model) -> bh.data.Examples:
     return ratings(model.network, random_texts(40), seed=3, noise=2.0)
 
 
 @pytest.fixture(scope="module")
-def exact(model: bh.Model, data: bh.Examples) -> Exact:
+def exact(model: bh.Model, data: bh.data.Examples) -> Exact:
     return Exact.of(model, data)
 
 
 def posterior_of(
-    model: bh.Model, data: bh.Examples, guide: Callable[..., Any], **options: Any
+    model: bh.Model, data: bh.data.Examples, guide: Callable[..., Any], **options: Any
 ) -> bh.Posterior:
     """As if the guide had been fitted to the data."""
-    report = bh.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
+    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions(**options))
     return bh.Posterior(model, FunctionGuide(guide), (report,))
 
 
 def test_ratios_of_the_exact_posterior_are_the_evidence(
-    model: bh.Model, data: bh.Examples, exact: Exact
+    model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     # For every single draw: this holds prior, likelihood, auxiliary sites and signs to account.
     found = log_ratios(model, guide_of(exact), Feed(model, data), samples=100)
     assert (found - exact.log_evidence).abs().max() < 1e-2  # float32 densities
 
 
-def test_ratios_are_densities_one_by_one(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+def test_ratios_are_densities_one_by_one(
+    model: bh.Model, data: bh.data.Examples, exact: Exact
+) -> None:
     """A biased, narrow guide against densities written out by hand, at the same draws."""
     guide = guide_of(exact, shift=0.7, spread=0.5)
     found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)
@@ -81,7 +83,7 @@ def test_ratios_are_densities_one_by_one(model: bh.Model, data: bh.Examples, exa
     torch.testing.assert_close(found, log_p - q.log_prob(w), rtol=0, atol=2e-2)
 
 
-def test_the_exact_guide_is_good(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+def test_the_exact_guide_is_good(model: bh.Model, data: bh.data.Examples, exact: Exact) -> None:
     found = psis(posterior_of(model, data, guide_of(exact)), data)
     assert found.verdict == "good"
     assert found.effective_samples == pytest.approx(1000, rel=1e-3)
@@ -97,7 +99,7 @@ def test_the_exact_guide_is_good(model: bh.Model, data: bh.Examples, exact: Exac
     ],
 )
 def test_biased_and_narrow_guides_are_bad(
-    shift: float, spread: float, verdict: str, model: bh.Model, data: bh.Examples, exact: Exact
+    shift: float, spread: float, verdict: str, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     for seed in range(3):
         found = psis(posterior_of(model, data, guide_of(exact, shift, spread)), data, seed=seed)
@@ -144,7 +146,7 @@ def test_threshold_grows_with_the_number_of_draws() -> None:
 
 
 def test_the_tempered_posterior_is_what_a_tempered_fit_is_held_against(
-    model: bh.Model, data: bh.Examples, exact: Exact
+    model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     tempered = Exact(exact.x, exact.y, exact.prior_sd, exact.noise * 0.5**0.5)
     guide = guide_of(tempered)  # p(y | w)^2 has half the variance
@@ -165,7 +167,7 @@ def test_guides_of_every_kind_have_densities(guide: str) -> None:
     posterior = bh.fit(model, guide, data, max_steps=5, progress=False)
     found = log_ratios(model, posterior.guide, Feed(model, data), samples=2000, seed=1)
     batch = next(data.batches(12))
-    features = bh.Batch({}, batch.labels, features=model.network.features(batch))
+    features = bh.data.Batch({}, batch.labels, features=model.network.features(batch))
     with pyro.get_param_store().scope(), torch.no_grad():
         elbo = pyro.infer.Trace_ELBO(
             num_particles=2000, vectorize_particles=True, max_plate_nesting=1
@@ -192,9 +194,11 @@ def test_what_a_prior_computes_is_no_latent() -> None:
 
 def test_a_round_with_replay_is_held_against_all_that_it_learnt(model: bh.Model) -> None:
     first, second = (tiny_examples(60, seed=i) for i in (1, 2))
-    options = {"epochs": 60, "progress": False}
-    before = bh.fit(tiny_model(()), "laplace", first, components=1, replay=bh.Replay(40), **options)
-    after = before.update(second.subset(range(20)), replay=bh.Replay(5))
+    options = {"epochs": 60, "temperature": 1.0, "tau": 1.0, "progress": False}
+    before = bh.fit(
+        tiny_model(()), "laplace", first, components=1, replay=bh.sequential.Replay(40), **options
+    )
+    after = before.update(second.subset(range(20)), replay=bh.sequential.Replay(5))
     with pytest.raises(DataError, match="with those that the round before had kept"):
         psis(after, second.subset(range(20)))
     assert before.coreset is not None
@@ -221,7 +225,7 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
         psis(point, given)
 
 
-def test_bad_input(model: bh.Model, data: bh.Examples, exact: Exact) -> None:
+def test_bad_input(model: bh.Model, data: bh.data.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
     with pytest.raises(ConfigError, match="samples=99 must be an integer of at least 100"):
         psis(posterior, data, samples=99)
@@ -263,7 +267,7 @@ def unknown(batch: Any) -> None:
     ],
 )
 def test_guides_without_a_density_over_the_latents(
-    guide: Callable[..., Any], message: str, model: bh.Model, data: bh.Examples
+    guide: Callable[..., Any], message: str, model: bh.Model, data: bh.data.Examples
 ) -> None:
     with pytest.raises(GuideError, match=message):
         psis(posterior_of(model, data, guide), data)

@@ -39,12 +39,12 @@ def model() -> bh.Model:
 
 
 @pytest.fixture(scope="module")
-def data(model: bh.Model) -> bh.Examples:
+def data(model: bh.Model) -> bh.data.Examples:
     return ratings(model.network, random_texts(40), seed=3, noise=2.0)
 
 
 @pytest.fixture(scope="module")
-def exact(model: bh.Model, data: bh.Examples) -> Exact:
+def exact(model: bh.Model, data: bh.data.Examples) -> Exact:
     return Exact.of(model, data)
 
 
@@ -57,12 +57,12 @@ def reference(exact: Exact, count: int = 4000) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("shift", "spread"), [(0.0, 1.0), (1.0, 1.0), (0.0, 0.5), (0.0, 2.0)])
 def test_against_the_closed_form(
-    shift: float, spread: float, model: bh.Model, data: bh.Examples, exact: Exact
+    shift: float, spread: float, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
-    report = bh.FitReport(len(data), data.fingerprint, bh.FitOptions())
+    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions())
     guide = FunctionGuide(guide_of(exact, shift, spread))
     found = against(bh.Posterior(model, guide, (report,)), reference(exact), ELSEWHERE, 4000)
-    blank = bh.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
+    blank = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
     x = design(model.network, blank)
     sd = (x @ exact.covariance * x).sum(-1).sqrt()
     assert found.noise == pytest.approx(0.0224, abs=1e-4)
@@ -113,10 +113,10 @@ def test_a_transformer_against_nuts() -> None:
     model = tiny_model((lora,), 1, prior, KnownNoise(1.5))
     network = model.network
     texts = random_texts(12)
-    blank = bh.encode(texts, network.tokenizer, kind="rating", labelled=False)
+    blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
     truth = draw(model, prior_guide(model), 1, seed=3)
     ratings = simulated_labels(model, [Block(truth)], Feed(model, blank))[0].tolist()
-    data = bh.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
+    data = bh.data.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
     mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)
     mcmc.run(next(data.batches(len(data))))
@@ -149,9 +149,9 @@ def test_a_transformer_against_nuts() -> None:
     ],
 )
 def test_bad_input(
-    change: dict[str, Any], message: str, model: bh.Model, data: bh.Examples, exact: Exact
+    change: dict[str, Any], message: str, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
-    report = bh.FitReport(len(data), data.fingerprint, bh.FitOptions())
+    report = bh.inference.FitReport(len(data), data.fingerprint, bh.FitOptions())
     posterior = bh.Posterior(model, FunctionGuide(guide_of(exact)), (report,))
     draws = {**reference(exact, 5), **change}
     draws = {name: value for name, value in draws.items() if value is not None}

@@ -170,7 +170,7 @@ def test_labels_and_likelihood_agree() -> None:
 def test_draws_of_a_mixture_are_as_many_as_are_ranked() -> None:
     """Each component has as many, so 99 draws of two are 100."""
 
-    def both(model: bh.Model, data: bh.Examples) -> MixtureGuide:
+    def both(model: bh.Model, data: bh.data.Examples) -> MixtureGuide:
         return MixtureGuide([FunctionGuide(guide_of(Exact.of(model, data))) for _ in range(2)])
 
     found = sbc(regression_model(), both, TEXTS, sites="head.*", replications=40, draws=9)
@@ -224,7 +224,7 @@ def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
     for given in (FunctionSpaceNormal(), FunctionSpaceNormal(head=2.0), FunctionSpaceNormal(0.3)):
         seen: list[bh.Model] = []
 
-        def infer(model: bh.Model, _: bh.Examples, seen: list[bh.Model] = seen) -> Any:
+        def infer(model: bh.Model, _: bh.data.Examples, seen: list[bh.Model] = seen) -> Any:
             seen.append(model)
             return prior_guide(model)
 

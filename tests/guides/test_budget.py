@@ -61,11 +61,11 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     model = wide_model()
     texts = tiny_examples(160).texts
     rows = {"text": list(texts or ()), "label": [i % 3 for i in range(160)]}
-    examples = bh.encode(rows, model.network.tokenizer, kind="class")
+    examples = bh.data.encode(rows, model.network.tokenizer, kind="class")
     guide = LaplaceGuide(model, rank)
     size = budget("laplace", len(guide.loc), **({} if rank == 16 else {"rank": rank}))
     assert size is not None
-    report = bh.FitReport(128, "", bh.FitOptions())
+    report = bh.inference.FitReport(128, "", bh.FitOptions())
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
         widen(guide, model, learnt, held_out, report, open_scales=False)

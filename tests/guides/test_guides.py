@@ -43,7 +43,7 @@ def test_an_unknown_name_lists_the_known() -> None:
     ):
         bh.autoguide("gauss", tiny_model(()))
     for name in GUIDES:
-        assert isinstance(bh.autoguide(name, tiny_model(())), bh.Guide)
+        assert isinstance(bh.autoguide(name, tiny_model(())), bh.guides.Guide)
 
 
 def test_an_unknown_option_names_guide_and_option() -> None:
@@ -159,7 +159,7 @@ def test_the_priors_of_the_next_round_have_the_same_density() -> None:
 
 
 def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
-    def guide(batch: bh.Batch | None) -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
         scale = pyro.param("scale", torch.tensor(0.5), constraint=dist.constraints.positive)
         loc = pyro.param("a.loc", torch.zeros(2))
         pyro.sample("head.bias", dist.Normal(loc, scale).to_event(1))
@@ -183,7 +183,7 @@ def test_a_function_guide_keeps_its_parameters_and_their_constraints() -> None:
 def test_function_guides_do_not_share_what_they_start_from() -> None:
     start = torch.zeros(2)
 
-    def guide(batch: bh.Batch | None) -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
         pyro.sample("head.bias", dist.Normal(pyro.param("b", start), 0.1).to_event(1))
 
     one, other = FunctionGuide(guide), FunctionGuide(guide)
@@ -195,7 +195,7 @@ def test_function_guides_do_not_share_what_they_start_from() -> None:
 def test_a_function_guide_cannot_declare_parameters_for_data_alone() -> None:
     model = tiny_model(())
 
-    def guide(batch: bh.Batch | None) -> None:
+    def guide(batch: bh.data.Batch | None) -> None:
         for site in model.sites:
             loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
             if batch is not None:
@@ -240,14 +240,14 @@ def test_a_function_that_trains_nothing_is_refused() -> None:
     model = tiny_model(())
     module = NormalGuide(model)
 
-    def registered(batch: bh.Batch | None) -> Any:
+    def registered(batch: bh.data.Batch | None) -> Any:
         pyro.module("guide", module)
         return module(batch)
 
     with pytest.raises(GuideError, match=r"does not depend on 'guide\$\$\$loc"):
         bh.fit(model, registered, tiny_examples(8), max_steps=2, progress=False)
 
-    def half(batch: bh.Batch | None) -> None:
+    def half(batch: bh.data.Batch | None) -> None:
         pyro.param("unused", torch.zeros(2))
         for site in model.sites:
             loc = pyro.param(f"{site.name}.loc", site.init())

@@ -39,7 +39,7 @@ PLAIN: dict[str, Any] = {"progress": False}
 QUICK: dict[str, Any] = {"max_steps": 3, **PLAIN}
 
 
-def data(model: bh.Model, count: int, seed: int) -> bh.Examples:
+def data(model: bh.Model, count: int, seed: int) -> bh.data.Examples:
     return ratings(model.network, random_texts(count, seed), seed=seed, noise=NOISE)
 
 
@@ -54,7 +54,7 @@ def guide_of(posterior: bh.Posterior) -> LaplaceGuide:
 
 
 def exactly(
-    model: bh.Model, examples: bh.Examples, rank: int | None = None, **options: Any
+    model: bh.Model, examples: bh.data.Examples, rank: int | None = None, **options: Any
 ) -> bh.Posterior:
     """With as many directions as there are weights, unless a rank is given."""
     rank = rank or sum(site.numel for site in model.sites)
@@ -179,7 +179,7 @@ def places(guide: LaplaceGuide) -> dict[str, Tensor]:
     return {k: v.flatten() for k, v in guide.unpack(torch.arange(len(guide.loc))).items()}
 
 
-def jacobian_of(model: bh.Model, guide: LaplaceGuide, examples: bh.Examples) -> Tensor:
+def jacobian_of(model: bh.Model, guide: LaplaceGuide, examples: bh.data.Examples) -> Tensor:
     """(N, outputs, D), output by output."""
     value, rows = derivative(model, guide.means(), next(examples.batches(len(examples))))
     return rows.reshape(*value.shape, -1)
@@ -298,7 +298,9 @@ def test_the_mean_is_the_points(likelihood: Any) -> None:
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     posterior = bh.fit(model, "laplace", rows, components=3, max_steps=20, progress=False)
     wide, point = (posterior.predict(rows, samples) for samples in (None, 0))
-    assert isinstance(wide, bh.RatingForecast) and isinstance(point, bh.RatingForecast)
+    assert isinstance(wide, bh.forecast.RatingForecast) and isinstance(
+        point, bh.forecast.RatingForecast
+    )
     torch.testing.assert_close(wide.mean, point.mean, atol=1e-5, rtol=1e-5)
     if isinstance(likelihood, Normal):
         assert wide.within is not None and (wide.within > 0).all()
@@ -342,11 +344,13 @@ def test_widening_points_is_fitting_the_default() -> None:
 def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:
     model, rows = tiny_model(()), tiny_examples(24)
     guide = bh.autoguide("laplace", model, components=1)
-    svi = SVI(model, guide, Adam({"lr": 0.1}), bh.ELBO())
+    svi = SVI(model, guide, Adam({"lr": 0.1}), bh.inference.ELBO())
     batch = next(rows.batches(len(rows)))
     losses = [svi.step(batch) for _ in range(40)]
     assert losses[-1] < losses[0]
-    posterior = bh.Posterior(model, guide, (bh.FitReport(24, "", bh.FitOptions()),)).widen(rows)
+    posterior = bh.Posterior(
+        model, guide, (bh.inference.FitReport(24, "", bh.FitOptions()),)
+    ).widen(rows)
     assert guide_of(posterior).linear and not guide.linear
     here, there = (each.means() for each in (guide, guide_of(posterior)))
     assert all(torch.equal(here[name], there[name]) for name in here)

@@ -89,7 +89,7 @@ def test_what_starts_under_its_own_posterior_has_no_kl() -> None:
         model = bh.Model(posterior.model.network, posterior.as_prior())
         assert isinstance(posterior.guide, PyroGuide)
         posterior.guide.follow(model)
-        elbo = bh.ELBO(4)
+        elbo = bh.inference.ELBO(4)
         batch = next(tiny_examples(8).batches(8)).split(4)
         with torch.no_grad(), pyro.get_param_store().scope():
             elbo(model, posterior.guide)(batch)

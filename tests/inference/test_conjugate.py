@@ -60,7 +60,7 @@ def network() -> Designed:
 
 
 @pytest.fixture(scope="module")
-def rounds(network: Designed) -> tuple[bh.Examples, bh.Examples]:
+def rounds(network: Designed) -> tuple[bh.data.Examples, bh.data.Examples]:
     """Two rounds of unequal size; the second holds every text twice."""
     return (
         ratings(network, one_word_texts(), seed=1),
@@ -69,12 +69,12 @@ def rounds(network: Designed) -> tuple[bh.Examples, bh.Examples]:
 
 
 @pytest.fixture(scope="module")
-def first(network: Designed, rounds: tuple[bh.Examples, bh.Examples]) -> bh.Posterior:
+def first(network: Designed, rounds: tuple[bh.data.Examples, bh.data.Examples]) -> bh.Posterior:
     return bh.fit(regression(network), "normal", rounds[0], **FIT)
 
 
 def test_mean_field_meets_the_exact_posterior_where_it_can(
-    first: bh.Posterior, rounds: tuple[bh.Examples, bh.Examples]
+    first: bh.Posterior, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     exact = Exact.of(first.model, rounds[0])
     torch.testing.assert_close(exact.sd, exact.mean_field_sd)  # the design is orthogonal
@@ -82,7 +82,7 @@ def test_mean_field_meets_the_exact_posterior_where_it_can(
 
 
 def test_the_loss_at_the_exact_posterior_is_the_log_evidence(
-    network: Designed, rounds: tuple[bh.Examples, bh.Examples]
+    network: Designed, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     model, data = regression(network), rounds[0]
     exact = Exact.of(model, data)
@@ -92,16 +92,16 @@ def test_the_loss_at_the_exact_posterior_is_the_log_evidence(
             shape = guide.loc[name].shape
             guide.loc[name].copy_(exact.mean[part].reshape(shape))
             guide.log_scale[name].copy_(exact.sd[part].log().reshape(shape))
-    batch = bh.Batch({}, data.labels, size=len(data), features=exact.x[:, :16].float())
+    batch = bh.data.Batch({}, data.labels, size=len(data), features=exact.x[:, :16].float())
     with torch.no_grad():
-        loss = bh.ELBO(num_particles=20_000)(model, guide)(batch)
+        loss = bh.inference.ELBO(num_particles=20_000)(model, guide)(batch)
     # The sd of one draw's nll is that of a quadratic form of 17 weights, sqrt(17 / 2) = 3 nats
     # at most; of the mean of 20,000 draws 0.02.
     assert loss.item() == pytest.approx(-exact.log_evidence, abs=0.1)
 
 
 def test_the_loss_of_a_fit_is_the_log_evidence(
-    first: bh.Posterior, rounds: tuple[bh.Examples, bh.Examples]
+    first: bh.Posterior, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     exact = Exact.of(first.model, rounds[0])
     loss = first.report.last("loss", 200) * len(rounds[0])
@@ -118,7 +118,7 @@ def test_mean_field_on_correlated_features_has_the_exact_mean_and_conditional_sd
 
 
 def test_mini_batches_lead_to_the_same_posterior(
-    network: Designed, rounds: tuple[bh.Examples, bh.Examples]
+    network: Designed, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     # 64 examples in batches of at most 12: six of 11 or 12, some examples appear twice.
     exact = Exact.of(regression(network), rounds[1])
@@ -129,7 +129,7 @@ def test_mini_batches_lead_to_the_same_posterior(
 
 
 def test_fits_do_not_depend_on_the_initial_sd(
-    first: bh.Posterior, network: Designed, rounds: tuple[bh.Examples, bh.Examples]
+    first: bh.Posterior, network: Designed, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     from_prior = first.guide.scales()  # type: ignore[operator]
     for init_scale in (0.001, 0.1):
@@ -142,7 +142,7 @@ def test_fits_do_not_depend_on_the_initial_sd(
 
 
 def test_two_updates_equal_one_fit_on_all_the_data(
-    first: bh.Posterior, rounds: tuple[bh.Examples, bh.Examples]
+    first: bh.Posterior, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     together = Exact.of(first.model, rounds[0].concat(rounds[1]))
     posterior = first.update(rounds[1])
@@ -151,7 +151,7 @@ def test_two_updates_equal_one_fit_on_all_the_data(
 
 
 def test_an_update_on_its_own_data_again_sharpens_it(
-    first: bh.Posterior, rounds: tuple[bh.Examples, bh.Examples]
+    first: bh.Posterior, rounds: tuple[bh.data.Examples, bh.data.Examples]
 ) -> None:
     # Bayes cannot know that it has seen the data before: the precision of the data counts twice.
     exact = Exact.of(first.model, rounds[0].concat(rounds[0]))

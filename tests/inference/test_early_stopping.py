@@ -14,7 +14,7 @@ from bhpeft_pyro.inference import loop as optimise
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
-def turned(examples: bh.Examples) -> bh.Examples:
+def turned(examples: bh.data.Examples) -> bh.data.Examples:
     """With the opposite labels: whatever is learnt makes these worse."""
     assert examples.labels is not None
     return replace(examples, labels=1 - examples.labels)
@@ -140,7 +140,7 @@ def test_a_point_of_ratings_has_the_noise_of_held_out_rows() -> None:
     options: dict[str, Any] = {"max_steps": 40, "lr": 0.1, "progress": False}
     posterior = bh.fit(model, "delta", data, validation=rows, **options)
     forecast = posterior.predict(rows, 0)
-    assert isinstance(forecast, bh.RatingForecast)
+    assert isinstance(forecast, bh.forecast.RatingForecast)
     square = (forecast.mean - torch.tensor(rows["label"])).square().mean()
     noise = 2.0 * posterior.guide.means()["noise.log_scale"].exp()  # type: ignore[operator]
     assert noise.item() == pytest.approx(square.sqrt().item(), rel=1e-4)

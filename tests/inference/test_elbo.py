@@ -43,14 +43,14 @@ def stirred(guide: NormalGuide, loc_sd: float = 0.5) -> NormalGuide:
     return guide
 
 
-def on_features(model: bh.Model, examples: int) -> bh.Batch:
+def on_features(model: bh.Model, examples: int) -> bh.data.Batch:
     """The whole data as one batch, on features computed once: cheap for many draws."""
     feed = Feed(model, tiny_examples(examples))
     return next(feed.training(examples, 1, torch.Generator().manual_seed(0)))
 
 
 def spied(guide: Callable[..., Any], drawn: dict[str, Tensor]) -> Callable[..., Any]:
-    def spy(batch: bh.Batch) -> Any:
+    def spy(batch: bh.data.Batch) -> Any:
         values = guide(batch)
         drawn.update({name: value.detach() for name, value in values.items()})
         return values
@@ -58,9 +58,9 @@ def spied(guide: Callable[..., Any], drawn: dict[str, Tensor]) -> Callable[..., 
     return spy
 
 
-def nll_of_one(model: bh.Model, weights: dict[str, Tensor], batch: bh.Batch, i: int) -> Tensor:
+def nll_of_one(model: bh.Model, weights: dict[str, Tensor], batch: bh.data.Batch, i: int) -> Tensor:
     """-log p(label_i | w), an example at a time, written out."""
-    single = bh.Batch({name: value[i : i + 1] for name, value in batch.inputs.items()})
+    single = bh.data.Batch({name: value[i : i + 1] for name, value in batch.inputs.items()})
     logits = model.network(weights, single)[0]
     assert batch.labels is not None
     return torch.logsumexp(logits, 0) - logits[int(batch.labels.flatten()[i])]
@@ -85,8 +85,8 @@ def test_it_is_n_times_the_mean_nll_plus_the_kl(
     model = normal_model()
     guide = stirred(NormalGuide(model, init_scale=0.3))
     batch = tiny_batch(6)
-    batch = bh.Batch(batch.inputs, batch.labels, size=size)
-    elbo = bh.ELBO(particles, temperature)
+    batch = bh.data.Batch(batch.inputs, batch.labels, size=size)
+    elbo = bh.inference.ELBO(particles, temperature)
     drawn: dict[str, Tensor] = {}
     with torch.no_grad():
         loss = elbo.differentiable_loss(
@@ -114,10 +114,10 @@ def test_it_equals_pyros_at_the_same_seed() -> None:
     model = normal_model()
     guide = stirred(NormalGuide(model, init_scale=0.3))
     batch = tiny_batch(6)
-    batch = bh.Batch(batch.inputs, batch.labels, size=50).split(3)
+    batch = bh.data.Batch(batch.inputs, batch.labels, size=50).split(3)
     theirs = TraceMeanField_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     losses, gradients = [], []
-    for elbo in (bh.ELBO(3), theirs):
+    for elbo in (bh.inference.ELBO(3), theirs):
         guide.zero_grad()
         torch.manual_seed(7)
         loss = elbo.differentiable_loss(model, guide, batch)
@@ -138,10 +138,10 @@ def with_fixed_weights(kinds: Any) -> tuple[bh.Model, NormalGuide]:
     return model, guide
 
 
-def whole_loss(model: bh.Model, guide: NormalGuide, data: bh.Examples) -> float:
+def whole_loss(model: bh.Model, guide: NormalGuide, data: bh.data.Examples) -> float:
     with torch.no_grad():
         batch = next(data.batches(len(data)))
-        return bh.ELBO().differentiable_loss(model, guide, batch).item()
+        return bh.inference.ELBO().differentiable_loss(model, guide, batch).item()
 
 
 @pytest.mark.parametrize(("batch_size", "particles"), [(1, 1), (4, 1), (4, 2), (6, 3), (13, 1)])
@@ -152,7 +152,7 @@ def test_batches_of_any_size_give_the_loss_of_the_whole_data(
     model, guide = with_fixed_weights(())
     data = tiny_examples(13)
     feed, generator = Feed(model, data), torch.Generator().manual_seed(0)
-    elbo = bh.ELBO(particles)
+    elbo = bh.inference.ELBO(particles)
     losses = []
     with torch.no_grad():
         while len(losses) < 300:
@@ -212,7 +212,7 @@ def test_the_temperature_weighs_a_monte_carlo_kl_like_a_closed_one() -> None:
             attrgetter(name)(theirs.auto.locs).copy_(ours.loc[key(name)])
         for temperature in (0.0, 1.0, 3.0):
             torch.manual_seed(0)
-            elbo = bh.ELBO(20_000, temperature)
+            elbo = bh.inference.ELBO(20_000, temperature)
             kl[temperature] = elbo.differentiable_loss(model, theirs, batch).item()
     exact = normal_kl(ours).item()
     # log q - log p of a draw has an sd of a few nats: 0.03 for the mean of 20,000.
@@ -236,7 +236,7 @@ def test_a_latent_on_the_positive_line_counts_its_jacobian(name: str) -> None:
     """KL(LogNormal || LogNormal) is that of the Normals; a forgotten Jacobian is E[log tau] off."""
     model = tiny_model((), prior=positive_prior)
     batch = on_features(model, 2)
-    elbo = bh.ELBO(20_000)
+    elbo = bh.inference.ELBO(20_000)
     with torch.no_grad(), pyro.get_param_store().scope():
         guide: Any = bh.autoguide(name, model, init_scale=0.4)
         guide(batch)
@@ -254,7 +254,7 @@ def test_a_point_pays_minus_its_log_prior_density() -> None:
     with torch.no_grad():
         guide.loc["tau"].fill_(1.0)
     batch = next(tiny_examples(2).batches(2))
-    elbo = bh.ELBO()
+    elbo = bh.inference.ELBO()
     elbo.differentiable_loss(model, guide, batch)
     assert elbo.parts is not None
     expected = -dist.LogNormal(0.2, 0.7).log_prob(torch.tensor(1.0).exp())
@@ -269,7 +269,7 @@ def test_a_prior_that_differs_between_draws_has_a_kl_for_each() -> None:
     guide = stirred(NormalGuide(model, init_scale=0.3))
     drawn: dict[str, Tensor] = {}
     batch = next(tiny_examples(4).batches(4))
-    elbo = bh.ELBO(3)
+    elbo = bh.inference.ELBO(3)
     with torch.no_grad():
         elbo.differentiable_loss(model, spied(guide, drawn), batch)
     assert elbo.parts is not None

@@ -134,7 +134,7 @@ def test_the_nll_is_that_of_the_likelihood_itself() -> None:
     nll = -expected.mean().item()
     assert posterior.evaluate(COUNTS, 9, seed=2)["nll"] == pytest.approx(nll, rel=1e-4)
     # Of other labels only the Normals with these means and sds are known.
-    normals = bh.RatingForecast.from_draws(forecast.means, forecast.sds)
+    normals = bh.forecast.RatingForecast.from_draws(forecast.means, forecast.sds)
     other = torch.ones(12)
     assert torch.equal(forecast.with_labels(other).log_prob(), normals.log_prob(other))
     assert posterior.predict(TEXTS, samples=2).labels is None
@@ -241,7 +241,7 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
     ran: list[int] = []
     original = bh.RandomPEFT.forward
 
-    def forward(network: bh.RandomPEFT, weights: dict[str, Tensor], batch: bh.Batch) -> Tensor:
+    def forward(network: bh.RandomPEFT, weights: dict[str, Tensor], batch: bh.data.Batch) -> Tensor:
         ran.append(max(map(len, weights.values())))
         return original(network, weights, batch)
 
@@ -253,6 +253,6 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
     torch.testing.assert_close(forecast.samples, expected, atol=1e-5, rtol=1e-4)
 
 
-def tiny_examples_of(tokenizer: Any) -> bh.Examples:
+def tiny_examples_of(tokenizer: Any) -> bh.data.Examples:
     data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
-    return bh.encode(data, tokenizer, kind="class", num_labels=2)
+    return bh.data.encode(data, tokenizer, kind="class", num_labels=2)

@@ -41,21 +41,21 @@ def model() -> bh.Model:
 
 
 @pytest.fixture(scope="module")
-def data(model: bh.Model) -> bh.Examples:
+def data(model: bh.Model) -> bh.data.Examples:
     return ratings(model.network, random_texts(24), seed=3, noise=2.0)
 
 
 @pytest.fixture(scope="module")
-def exact(model: bh.Model, data: bh.Examples) -> Exact:
+def exact(model: bh.Model, data: bh.data.Examples) -> Exact:
     exact = Exact.of(model, data)
     assert (exact.sd / exact.mean_field_sd).max() > 1.5  # a mean field can be told from the truth
     return exact
 
 
 @pytest.fixture(scope="module")
-def batch(model: bh.Model, data: bh.Examples) -> bh.Batch:
+def batch(model: bh.Model, data: bh.data.Examples) -> bh.data.Batch:
     whole = next(data.batches(len(data)))
-    return bh.Batch({}, whole.labels, features=model.network.features(whole))
+    return bh.data.Batch({}, whole.labels, features=model.network.features(whole))
 
 
 def assert_near(
@@ -77,7 +77,7 @@ def assert_near(
     ],
 )
 def test_fit_with_a_guide_by_name(
-    guide: str, steps: int, full: bool | None, model: bh.Model, data: bh.Examples, exact: Exact
+    guide: str, steps: int, full: bool | None, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     posterior = bh.fit(model, guide, data, **FIT, max_steps=steps)
     draws = flat(posterior.sample(2000))
@@ -88,7 +88,7 @@ def test_fit_with_a_guide_by_name(
     assert_near(draws, exact, exact.sd if full else exact.mean_field_sd, 0.4, 0.3)
 
 
-def test_pyros_own_svi(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+def test_pyros_own_svi(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:
     with pyro.get_param_store().scope():
         guide = AutoNormal(model, init_scale=0.1)
         elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
@@ -100,7 +100,7 @@ def test_pyros_own_svi(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
     assert_near(flat(draws), exact, exact.mean_field_sd, 0.5, 0.4)
 
 
-def hand_written(batch: bh.Batch | None) -> None:
+def hand_written(batch: bh.data.Batch | None) -> None:
     for name, shape in (("head.weight", (1, WIDTH)), ("head.bias", (1,))):
         loc = pyro.param(f"{name}.loc", torch.zeros(shape))
         scale = pyro.param(
@@ -119,7 +119,7 @@ class Written(PyroModule):
             scale = PyroParam(0.3 * torch.ones(shape), dist.constraints.positive)
             setattr(self, f"{name}_scale", scale)
 
-    def forward(self, batch: bh.Batch | None) -> None:
+    def forward(self, batch: bh.data.Batch | None) -> None:
         for name in ("weight", "bias"):
             loc, scale = getattr(self, f"{name}_loc"), getattr(self, f"{name}_scale")
             pyro.sample(f"head.{name}", dist.Normal(loc, scale).to_event(loc.dim()))
@@ -127,7 +127,7 @@ class Written(PyroModule):
 
 @pytest.mark.parametrize("kind", ["function", "module"])
 def test_fit_with_a_guide_of_ones_own(
-    kind: str, model: bh.Model, data: bh.Examples, exact: Exact
+    kind: str, model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     guide = hand_written if kind == "function" else Written()
     posterior = bh.fit(model, guide, data, **FIT, max_steps=500)
@@ -138,7 +138,7 @@ def test_fit_with_a_guide_of_ones_own(
         posterior.predict(data, samples=0)
 
 
-def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:
     mcmc = MCMC(
         NUTS(model, jit_compile=False), num_samples=150, warmup_steps=80, disable_progbar=True
     )
@@ -148,7 +148,7 @@ def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.Batch, exact: Exa
 
 
 def test_parallel_predictive_equals_a_loop() -> None:
-    model, batch = tiny_model(), bh.Batch(tiny_batch(5).inputs)
+    model, batch = tiny_model(), bh.data.Batch(tiny_batch(5).inputs)
     weights = {site.name: site.unit * torch.randn(6, *site.shape) for site in model.sites}
     weights["head.weight"] *= 1e3  # logits so far apart that labels are certain
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_parallel_predictive_equals_a_loop() -> None:
 
 
 def test_predictive_from_the_prior_and_from_a_guide() -> None:
-    model, batch = tiny_model(()), bh.Batch(tiny_batch(5).inputs)
+    model, batch = tiny_model(()), bh.data.Batch(tiny_batch(5).inputs)
     found = Predictive(model, num_samples=7, parallel=True)(batch)
     assert found["label"].shape == (7, 5)
     assert found["head.weight"].std() > 0
@@ -171,7 +171,7 @@ def test_predictive_from_the_prior_and_from_a_guide() -> None:
     assert (found["label"] == 1).all()
 
 
-def test_conditioning_on_a_weight(model: bh.Model, batch: bh.Batch, exact: Exact) -> None:
+def test_conditioning_on_a_weight(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:
     values = {
         "head.weight": exact.mean[:WIDTH].float().reshape(1, WIDTH),
         "head.bias": exact.mean[WIDTH:].float(),

@@ -79,14 +79,14 @@ def test_places_of_missing_choices_do_not_shift_the_axes() -> None:
         {"question": "w20 w21", "choices": ["w22", "w23"], "answer": 1},
     ]
     network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1), tiny_tokenizer())
-    examples = bh.encode(rows, tiny_tokenizer(), kind="choice")
+    examples = bh.data.encode(rows, tiny_tokenizer(), kind="choice")
     network.align(examples.batches(2))
     plain = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1, principal=False), tiny_tokenizer())
     pooled = torch.cat(
         [
-            plain.features(bh.encode([row], tiny_tokenizer(), kind="choice").batches(1).__next__())[
-                0
-            ]
+            plain.features(
+                bh.data.encode([row], tiny_tokenizer(), kind="choice").batches(1).__next__()
+            )[0]
             for row in rows
         ]
     )

@@ -331,7 +331,7 @@ def test_unlabelled_texts_set_axes_and_coordinates(guide: str) -> None:
     few, many = tiny_examples(8), tiny_examples(48, seed=3)
     quick: Any = {"max_steps": 1, "components": 1, "progress": False}
 
-    def chosen(data: bh.Examples, unlabelled: Any = None) -> dict[str, Tensor]:
+    def chosen(data: bh.data.Examples, unlabelled: Any = None) -> dict[str, Tensor]:
         model = tiny_model(bh.presets.bh_peft(), aligned=True)
         start = {k: v.clone() for k, v in model.network.coordinates.state_dict().items()}
         bh.fit(model, guide, data, unlabelled=unlabelled, **quick)  # under random heads

@@ -157,7 +157,7 @@ def test_heteroscedastic_normal_has_a_scale_for_each_text() -> None:
 @pytest.mark.parametrize(("size", "factor"), [(None, 1.0), (8, 1.0), (80, 10.0)])
 def test_a_mini_batch_stands_for_size_examples(size: int | None, factor: float) -> None:
     model, batch = tiny_model(()), tiny_batch(8)
-    batch = bh.Batch(batch.inputs, batch.labels, size=size)
+    batch = bh.data.Batch(batch.inputs, batch.labels, size=size)
     trace = poutine.trace(model).get_trace(batch)
     trace.compute_log_prob()
     site = trace.nodes["label"]
@@ -169,7 +169,7 @@ def test_a_mini_batch_stands_for_size_examples(size: int | None, factor: float) 
 
 
 def test_without_labels_some_are_drawn() -> None:
-    batch = bh.Batch(tiny_batch(400).inputs)
+    batch = bh.data.Batch(tiny_batch(400).inputs)
     certain = {"head.weight": torch.zeros(2, 16), "head.bias": torch.tensor([0.0, 50.0])}
     labels = poutine.condition(tiny_model(()), certain)(batch)
     assert labels.shape == (400,)

@@ -129,7 +129,7 @@ def test_all_draws_at_once_are_the_draws_one_by_one(likelihood: Likelihood, data
 def test_the_closed_form_is_what_many_weight_draws_say(likelihood: Likelihood, data: Any) -> None:
     posterior = posterior_of(likelihood)
     closed, drawn = (posterior.predict(data, 4000, keep_samples=kept) for kept in (False, True))
-    if isinstance(closed, bh.RatingForecast):
+    if isinstance(closed, bh.forecast.RatingForecast):
         spread = closed.sd.max().item()
         for name in ("mean", "sd"):
             one, other = (getattr(each, name) for each in (closed, drawn))

@@ -74,14 +74,16 @@ def test_a_share_for_every_draw_or_an_error(network: bh.RandomPEFT) -> None:
     with pytest.raises(ConfigError, match="particles=4 must divide the batch of 6"):
         tiny_batch(6).split(4)
     with pytest.raises(DataError, match="neither inputs nor features"):
-        network(draw(network), bh.Batch({}))
+        network(draw(network), bh.data.Batch({}))
 
 
 @pytest.mark.parametrize("split", [1, 2])
 def test_choices_are_rows_of_their_own(split: int) -> None:
     network = tiny_model(HYBRID, outputs=1).network
     flat = tiny_batch(12)
-    nested = bh.Batch({name: value.unflatten(0, (4, 3)) for name, value in flat.inputs.items()})
+    nested = bh.data.Batch(
+        {name: value.unflatten(0, (4, 3)) for name, value in flat.inputs.items()}
+    )
     weights = draw(network, 2, 1)
     with torch.no_grad():
         found = network(weights, nested.split(split))
@@ -98,7 +100,7 @@ def test_padding_changes_nothing(network: bh.RandomPEFT) -> None:
     wide["input_ids"] = torch.where(wide["attention_mask"].bool(), wide["input_ids"], 33)
     with torch.no_grad():
         torch.testing.assert_close(
-            network(weights, bh.Batch(wide)), network(weights, batch), rtol=1e-4, atol=1e-4
+            network(weights, bh.data.Batch(wide)), network(weights, batch), rtol=1e-4, atol=1e-4
         )
 
 
@@ -146,7 +148,7 @@ def test_a_decoder_reads_a_text_alike_with_padding_on_either_side(model_type: st
         ids = functional.pad(texts, padding, value=0)
         mask = functional.pad(torch.ones_like(texts), padding, value=0)
         with torch.no_grad():
-            made.append(network(weights, bh.Batch({"input_ids": ids, "attention_mask": mask})))
+            made.append(network(weights, bh.data.Batch({"input_ids": ids, "attention_mask": mask})))
     torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)
     assert kept == [None, None]  # no keys and values for texts to come
 
@@ -163,7 +165,9 @@ def test_weights_of_another_shape_are_named(network: bh.RandomPEFT) -> None:
 
 def test_inputs_go_together(network: bh.RandomPEFT) -> None:
     ids = torch.ones(3, 5, dtype=torch.long)
-    batch = bh.Batch({"input_ids": ids, "attention_mask": ids[:, None, None].expand(3, 1, 5, 5)})
+    batch = bh.data.Batch(
+        {"input_ids": ids, "attention_mask": ids[:, None, None].expand(3, 1, 5, 5)}
+    )
     with pytest.raises(DataError, match=r"attention_mask has shape \(3, 1, 5, 5\), expected"):
         network(draw(network), batch)
 
@@ -181,17 +185,17 @@ def test_auto_pools_decoders_at_the_end_and_encoders_over_all() -> None:
 def test_features_take_the_place_of_tokens() -> None:
     network = tiny_model((), outputs=3).network
     batch, weights = tiny_batch(6), draw(network, 2, 1)
-    short = bh.Batch({}, batch.labels, features=network.features(batch))
+    short = bh.data.Batch({}, batch.labels, features=network.features(batch))
     with torch.no_grad():
         torch.testing.assert_close(network(weights, short), network(weights, batch))
         torch.testing.assert_close(
             network(weights, short.split(2)), network(weights, batch.split(2))
         )
-        nested = bh.Batch({k: v.unflatten(0, (2, 3)) for k, v in batch.inputs.items()})
+        nested = bh.data.Batch({k: v.unflatten(0, (2, 3)) for k, v in batch.inputs.items()})
         features = network.features(nested)
         assert features.shape == (2, 3, 16)
         torch.testing.assert_close(
-            network(weights, bh.Batch({}, features=features)), network(weights, nested)
+            network(weights, bh.data.Batch({}, features=features)), network(weights, nested)
         )
     assert not features.requires_grad
 
@@ -203,7 +207,7 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
     frozen = bh.RandomPEFT(network.backbone, (), network.head)
     features = network.features(batch)
     torch.testing.assert_close(features, frozen.features(batch))
-    with_features = bh.Batch({}, features=features)
+    with_features = bh.data.Batch({}, features=features)
     torch.testing.assert_close(network(weights, with_features), frozen(weights, batch))
     assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
 

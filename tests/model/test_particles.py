@@ -43,7 +43,7 @@ def test_a_single_draw_keeps_its_dim() -> None:
 @pytest.mark.parametrize("likelihood", [Normal(), OrderedLogistic(3)])
 def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[int, ...]) -> None:
     """With as many draws as examples, the noise of draw s was given to example s."""
-    model, batch = tiny_model((), 1, likelihood=likelihood), bh.Batch(tiny_batch(4).inputs)
+    model, batch = tiny_model((), 1, likelihood=likelihood), bh.data.Batch(tiny_batch(4).inputs)
     weights = draw(model.sites, *particles)
     labels = torch.tensor([0, 1, 2, 1])
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[in
 @pytest.mark.parametrize("fixed", ["head.bias", "head.weight", "lora.query.A"])
 def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> None:
     """The particle dims were those of the last site alone."""
-    model, batch = tiny_model(), bh.Batch(tiny_batch(5).inputs)
+    model, batch = tiny_model(), bh.data.Batch(tiny_batch(5).inputs)
     weights = draw(model.sites, 3, 1)
     weights = {name: 3 * value for name, value in weights.items()}  # draws that differ, and
     weights["head.weight"] *= 1e3  # logits so far apart that labels are certain
@@ -74,7 +74,7 @@ def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> N
 @pytest.mark.parametrize("particles", [(4,), (4, 1)])
 def test_the_noise_alone_may_be_random(particles: tuple[int, ...]) -> None:
     """Its particle dims were looked for in the network's sites, which need have none."""
-    model, batch = tiny_model((), 1, likelihood=Normal()), bh.Batch(tiny_batch(4).inputs)
+    model, batch = tiny_model((), 1, likelihood=Normal()), bh.data.Batch(tiny_batch(4).inputs)
     fixed, noise = draw(model.network.sites), draw(model.likelihood.sites, *particles)
     fitted = model.predictive(fixed | noise, batch)
     assert fitted.batch_shape == (4, 4)

@@ -58,7 +58,7 @@ def test_each_component_finds_a_mode_and_the_mixture_both() -> None:
     rows = {"text": ["w5"] * len(labels), "label": labels}
     prior = {"head.bias": dist.Normal(0.0, 1e-4), "*": dist.Normal(0.0, 1.0)}
     bimodal = bh.Model(network(), prior, Squared(0.5))
-    data = bh.encode(rows, bimodal.network.tokenizer, kind="rating")
+    data = bh.data.encode(rows, bimodal.network.tokenizer, kind="rating")
     options: dict[str, Any] = {**FIT, "max_steps": 200}
     posterior: Any = bh.fit(
         bimodal, "normal", data, components=4, optimizer=lambda ps: Adam(ps, lr=0.2), **options

@@ -81,9 +81,11 @@ def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
     monkeypatch.setattr(fitting, "start", lambda model, *args: model)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
-    posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, replay=bh.Replay(10), **FIT)
+    posterior: Any = bh.fit(
+        model(), "normal", rounds[0], components=2, replay=bh.sequential.Replay(10), **FIT
+    )
     for data in rounds[1:]:
-        posterior = posterior.update(data, replay=bh.Replay(10))
+        posterior = posterior.update(data, replay=bh.sequential.Replay(10))
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0) for data in rounds])
         assert len(each.coreset.examples) == 10
@@ -139,7 +141,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
             for s in sites
         }
 
-    posterior = fit(of=tiny_model((), prior=wide), replay=bh.Replay(4))
+    posterior = fit(of=tiny_model((), prior=wide), replay=bh.sequential.Replay(4))
     posterior.save(tmp_path / "a")
     with pytest.raises(SaveError, match="wide"):
         load(tmp_path / "a")
@@ -147,7 +149,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
     assert not loaded.own_priors
     for one, other in zip(loaded.components, posterior.components, strict=True):
         assert one.coreset.examples.fingerprint == other.coreset.examples.fingerprint
-    updated = (each.update(SECOND, replay=bh.Replay(4)) for each in (posterior, loaded))
+    updated = (each.update(SECOND, replay=bh.sequential.Replay(4)) for each in (posterior, loaded))
     assert torch.equal(*map(probabilities, updated))
     AutoNormal = type("AutoNormal", (pyro.infer.autoguide.AutoNormal,), {})
     with pytest.raises(SaveError, match="AutoNormal is none of Pyro's own"):
@@ -155,7 +157,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
 
 
 def test_history_keeps_rounds_of_mixtures(tmp_path: Path) -> None:
-    history = bh.History(tmp_path)
+    history = bh.sequential.History(tmp_path)
     first = fit(of=tiny_model(()))
     id = history.add(first, name="monday")
     history.add(first.update(SECOND))

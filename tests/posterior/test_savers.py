@@ -29,8 +29,8 @@ def load(folder: Path) -> bh.Posterior:
 
 
 @pytest.fixture
-def rounds(tmp_path: Path) -> tuple[bh.History, list[str]]:
-    history = bh.History(tmp_path / "rounds")
+def rounds(tmp_path: Path) -> tuple[bh.sequential.History, list[str]]:
+    history = bh.sequential.History(tmp_path / "rounds")
     posterior, ids = fit(), []
     for seed in range(3):
         if ids:
@@ -42,7 +42,9 @@ def rounds(tmp_path: Path) -> tuple[bh.History, list[str]]:
 # Rounds that are not where their names say
 
 
-def test_a_round_copied_over_another_is_refused(rounds: tuple[bh.History, list[str]]) -> None:
+def test_a_round_copied_over_another_is_refused(
+    rounds: tuple[bh.sequential.History, list[str]],
+) -> None:
     """`load` looked for the rounds before it for ever."""
     history, ids = rounds
     first, second, third = (history.folder / each for each in ids)
@@ -53,7 +55,7 @@ def test_a_round_copied_over_another_is_refused(rounds: tuple[bh.History, list[s
             load(folder)
 
 
-def test_swapped_rounds_are_refused(rounds: tuple[bh.History, list[str]]) -> None:
+def test_swapped_rounds_are_refused(rounds: tuple[bh.sequential.History, list[str]]) -> None:
     history, ids = rounds
     first, second, third = (history.folder / each for each in ids)
     first.rename(first.with_name("x"))
@@ -65,7 +67,7 @@ def test_swapped_rounds_are_refused(rounds: tuple[bh.History, list[str]]) -> Non
     assert load(second).report.id == ids[0]
 
 
-def test_a_round_comes_once(rounds: tuple[bh.History, list[str]]) -> None:
+def test_a_round_comes_once(rounds: tuple[bh.sequential.History, list[str]]) -> None:
     history, ids = rounds
     last = load(history.folder / ids[2])
     # A round that continues itself, and two that continue each other.
@@ -80,7 +82,7 @@ def test_a_round_comes_once(rounds: tuple[bh.History, list[str]]) -> None:
 
 
 def test_a_new_round_does_not_rely_on_a_folder_of_another(
-    rounds: tuple[bh.History, list[str]],
+    rounds: tuple[bh.sequential.History, list[str]],
 ) -> None:
     """It left out the reports that it took to be in that folder."""
     history, ids = rounds

@@ -169,7 +169,7 @@ def test_each_logit_has_the_sd_it_is_said_to_have() -> None:
     features = torch.nn.functional.layer_norm(torch.randn(1, 16), (16,))
     with pyro.plate("draws", 4000, dim=-2):
         weights = model.prior(model.sites)
-    logits = model.network(weights, bh.Batch({}, features=features))
+    logits = model.network(weights, bh.data.Batch({}, features=features))
     weight_part = logits - weights["head.bias"]
     assert weight_part.std().item() == pytest.approx(2.0, rel=0.05)
 
@@ -188,7 +188,7 @@ def test_a_block_changes_by_the_fraction_that_the_prior_names(kind: str, change:
     target = module if kind == "lora" else module.dense
     prior = FunctionSpaceNormal(change=change)
     ids = torch.randint(5, 50, (8, 32))
-    batch = bh.Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    batch = bh.data.Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     off = {site.name: torch.zeros(1, 1, *site.shape) for site in network.sites}
     with pyro.plate("draws", 40, dim=-2), torch.no_grad():
         weights = prior(network.sites)

@@ -42,11 +42,11 @@ class Planted(bh.RandomPEFT):
         self.sites = tuple(sites)
         self.table = hadamard(rows)[:, : sum(site.numel for site in sites)]
 
-    def features(self, batch: bh.Batch) -> Tensor:
+    def features(self, batch: bh.data.Batch) -> Tensor:
         words = batch.inputs["input_ids"] - 5
         return self.table[words[:, 0] * 45 + words[:, 1]]
 
-    def forward(self, weights: Mapping[str, Tensor], batch: bh.Batch) -> Tensor:
+    def forward(self, weights: Mapping[str, Tensor], batch: bh.data.Batch) -> Tensor:
         flat = torch.cat([weights[site.name].flatten(-site.ndim) for site in self.sites], -1)
         features = self.features(batch) if batch.features is None else batch.features
         if batch.particles > 1:
@@ -56,24 +56,26 @@ class Planted(bh.RandomPEFT):
 
 def planted(
     truth: dict[str, Tensor], sites: Sequence[Site], prior: Any, rows: int, noise: float
-) -> tuple[bh.Model, bh.Examples]:
+) -> tuple[bh.Model, bh.data.Examples]:
     """A model and ratings from true weights."""
     network = Planted(sites, rows)
     texts = [f"w{5 + i // 45} w{5 + i % 45}" for i in range(rows)]
     weights = torch.cat([truth[site.name].flatten() for site in sites])
     errors = torch.randn(rows, generator=torch.Generator().manual_seed(0))
     labels = network.table @ weights + noise * errors
-    data = bh.encode({"text": texts, "label": labels.tolist()}, network.tokenizer, kind="rating")
+    data = bh.data.encode(
+        {"text": texts, "label": labels.tolist()}, network.tokenizer, kind="rating"
+    )
     return bh.Model(network, prior, KnownNoise(noise)), data
 
 
-def fit(model: bh.Model, data: bh.Examples, **options: Any) -> bh.Posterior:
+def fit(model: bh.Model, data: bh.data.Examples, **options: Any) -> bh.Posterior:
     posterior = bh.fit(model, "normal", data, **{**FIT, "batch_size": len(data), **options})
     assert not posterior.report.unsettled
     return posterior
 
 
-def least_squares(model: bh.Model, data: bh.Examples) -> dict[str, Tensor]:
+def least_squares(model: bh.Model, data: bh.data.Examples) -> dict[str, Tensor]:
     network = model.network
     assert isinstance(network, Planted) and data.labels is not None
     flat = network.table.double().T @ data.labels.double() / len(data)

@@ -28,7 +28,8 @@ def test_every_notebook_is_tested() -> None:
 @every
 def test_no_script_hides_a_package(name: str) -> None:
     """A kernel started beside `arviz.py` would import that."""
-    assert find_spec(name) is None
+    found = find_spec(name)
+    assert found is None or found.origin is None  # a folder of tests hides nothing from a kernel
 
 
 @every

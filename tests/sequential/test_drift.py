@@ -26,14 +26,14 @@ def posterior() -> Any:
     return exactly(words(32, seed=1))
 
 
-def exactly(data: bh.Examples) -> bh.Posterior:
+def exactly(data: bh.data.Examples) -> bh.Posterior:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
         patch.setattr(fitting, "start", lambda *args: None)
         return bh.fit(model(), "normal", data, **FIT)
 
 
-def labelled(weights: torch.Tensor, seed: int) -> bh.Examples:
+def labelled(weights: torch.Tensor, seed: int) -> bh.data.Examples:
     """The batch with labels from the weights (16,)."""
     generator = torch.Generator().manual_seed(seed)
     mean = weights[BATCH.tokens.ids.long() - 5]
@@ -70,11 +70,13 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     found = posterior.assess(data, SAMPLES, seed=5)
     forecast = posterior.predict(data, SAMPLES, seed=10)
     assert found.nll is not None and data.labels is not None
-    assert found.nll.observed == pytest.approx(bh.metrics.evaluate(forecast)["nll"], rel=1e-5)
+    assert found.nll.observed == pytest.approx(
+        bh.forecast.metrics.evaluate(forecast)["nll"], rel=1e-5
+    )
     classes = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=4, progress=False)
     batch = tiny_examples(9, seed=3)
     found = classes.assess(batch, 30)
-    scores = bh.metrics.evaluate(found.forecast)
+    scores = bh.forecast.metrics.evaluate(found.forecast)
     assert found.nll is not None
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)

@@ -39,7 +39,9 @@ def old(request: pytest.FixtureRequest) -> bh.Posterior:
 
 @pytest.fixture(scope="module")
 def head() -> bh.Posterior:
-    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=bh.Replay(5), **QUICK)
+    return bh.fit(
+        tiny_model((), aligned=True), "normal", OLD, replay=bh.sequential.Replay(5), **QUICK
+    )
 
 
 def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -119,7 +121,7 @@ def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Post
         DataError, match=r"'sad' is not among the labels \('angry', 'calm'\); grow=True"
     ):
         head.update(NEW)
-    new = head.update(NEW, grow=True, replay=bh.Replay(5), max_steps=80)
+    new = head.update(NEW, grow=True, replay=bh.sequential.Replay(5), max_steps=80)
     assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
     assert len(new.lineage) == 2 and new.report.parent == head.report.id
     forecast = new.predict(["w7 w40", "w7"], samples=64)
@@ -145,7 +147,7 @@ def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_pa
 def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path: Path) -> None:
     """Each has its own: around a start of its own, with scales of its own."""
     model = tiny_model(bh.presets.lora(rank=1), aligned=True)
-    old = bh.fit(model, "laplace", OLD, components=2, replay=bh.Replay(5), **QUICK)
+    old = bh.fit(model, "laplace", OLD, components=2, replay=bh.sequential.Replay(5), **QUICK)
     grown = old.grow(["sad"]).grow(["glad"])
     assert isinstance(old, MixturePosterior) and isinstance(grown, MixturePosterior)
     for each, before in zip(grown.components, old.components, strict=True):
@@ -163,7 +165,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     assert grown.own_priors and grown.first_prior is grown.components[0].first_prior
     grown.save(tmp_path)
     again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
-    new = [each.update(NEW, keep=0.5, replay=bh.Replay(4)) for each in (grown, again)]
+    new = [each.update(NEW, keep=0.5, replay=bh.sequential.Replay(4)) for each in (grown, again)]
     assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
     # With nothing kept that is the prior of the round, new rows included.
     anew = grown.update(NEW, keep=0.0, max_steps=1)
@@ -178,7 +180,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
 def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> None:
     assert unknown_labels(head, OLD) == ()
     assert unknown_labels(head, NEW) == ("sad",)
-    assert unknown_labels(head, bh.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
+    assert unknown_labels(head, bh.data.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [3, 0]}) == 2
     assert unknown_labels(numbered, tiny_examples()) == 0

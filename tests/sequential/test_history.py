@@ -34,7 +34,7 @@ def fit(prior: Any = None) -> bh.Posterior:
     return bh.fit(tiny_model((), prior=prior), "normal", DATA[0], **QUICK)
 
 
-def load(history: bh.History, id: str, **options: Any) -> bh.Posterior:
+def load(history: bh.sequential.History, id: str, **options: Any) -> bh.Posterior:
     return history.load(id, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
 
 
@@ -47,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) -> None:
-    history = bh.History(tmp_path)
+    history = bh.sequential.History(tmp_path)
     posterior = fit()
     posteriors, ids, seen = [posterior], [history.add(posterior)], [files(tmp_path)]
     for data in DATA[1:]:
@@ -67,7 +67,7 @@ def test_earlier_rounds_never_change_and_come_back_bit_by_bit(tmp_path: Path) ->
 
 
 def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path) -> None:
-    history = bh.History(tmp_path / "rounds")
+    history = bh.sequential.History(tmp_path / "rounds")
     posterior = fit()
     sizes = []
     for data in (None, *(tiny_examples(12, seed=20 + i) for i in range(5))):
@@ -79,7 +79,7 @@ def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path)
     alone = bh.Posterior.load(
         posterior.save(tmp_path / "alone"), tiny_backbone(), tokenizer=tiny_tokenizer()
     )
-    late = bh.History(tmp_path / "late")
+    late = bh.sequential.History(tmp_path / "late")
     late.add(posterior)
     last = posterior.update(DATA[3])
     late.add(last)
@@ -95,7 +95,7 @@ def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path)
 
 
 def test_roll_back_and_branch(tmp_path: Path) -> None:
-    history = bh.History(tmp_path / "new" / "folder")
+    history = bh.sequential.History(tmp_path / "new" / "folder")
     assert history.rounds == {} and history.leaves == []
     first = fit()
     root = history.add(first, name="[monday]", metrics={"accuracy": 0.75})
@@ -119,7 +119,7 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
 
 
 def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = bh.History(tmp_path)
+    history = bh.sequential.History(tmp_path)
     first = fit()
     monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
@@ -139,7 +139,7 @@ def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.M
     "metrics", [{"acc": "0.5"}, {"acc": None}, {"acc": np.ones(2)}, {1: 0.5}, {"acc": 1j}]
 )
 def test_metrics_that_are_no_numbers_change_nothing(tmp_path: Path, metrics: Any) -> None:
-    history, posterior = bh.History(tmp_path), fit()
+    history, posterior = bh.sequential.History(tmp_path), fit()
     with pytest.raises(ConfigError, match=r"metrics: .* expected numbers by name"):
         history.add(posterior, "monday", metrics)
     assert posterior.report.name == "" and posterior.report.metrics == {}
@@ -148,7 +148,7 @@ def test_metrics_that_are_no_numbers_change_nothing(tmp_path: Path, metrics: Any
 
 
 def test_metrics_of_numpy_and_torch_are_numbers(tmp_path: Path) -> None:
-    history, posterior = bh.History(tmp_path), fit()
+    history, posterior = bh.sequential.History(tmp_path), fit()
     given = {"a": np.float32(0.5), "b": torch.tensor(0.25), "c": np.int64(3), "d": 1}
     id = history.add(posterior, metrics=given)
     expected = {"a": 0.5, "b": 0.25, "c": 3.0, "d": 1.0}
@@ -162,7 +162,7 @@ def test_a_round_that_is_not_saved_leaves_its_report_alone(
     posterior = fit()
     monkeypatch.setattr("os.rename", lambda *args: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        bh.History(tmp_path).add(posterior, "monday", {"acc": 0.5})
+        bh.sequential.History(tmp_path).add(posterior, "monday", {"acc": 0.5})
     assert posterior.report.name == "" and posterior.report.metrics == {}
 
 
@@ -175,7 +175,7 @@ def rewrite(folder: Path, **changes: str) -> None:
 
 
 def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
-    history, first = bh.History(tmp_path), fit()
+    history, first = bh.sequential.History(tmp_path), fit()
     second = first.update(DATA[1])
     third = second.update(DATA[2])
     one, two, three = (history.add(each) for each in (first, second, third))
@@ -189,7 +189,7 @@ def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
 
 
 def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
-    history, first = bh.History(tmp_path), fit()
+    history, first = bh.sequential.History(tmp_path), fit()
     one, two = history.add(first), history.add(first.update(DATA[1]))
     shutil.rmtree(tmp_path / one)
     shutil.copytree(tmp_path / two, tmp_path / one)
@@ -201,7 +201,7 @@ def test_a_round_that_is_there_twice_is_named(tmp_path: Path) -> None:
 
 
 def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None:
-    history, first = bh.History(tmp_path), fit()
+    history, first = bh.sequential.History(tmp_path), fit()
     left = first.update(DATA[1])
     right = first.update(DATA[2])
     more = right.update(DATA[3])
@@ -229,7 +229,7 @@ def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None
 
 def test_one_process_at_a_time_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bhpeft_pyro.sequential.history._WAIT", 0.1)
-    mine, other, first = bh.History(tmp_path), bh.History(tmp_path), fit()
+    mine, other, first = bh.sequential.History(tmp_path), bh.sequential.History(tmp_path), fit()
     partial = tmp_path / f"{first.report.id}.partial"
     with mine.writing():
         partial.mkdir()

@@ -72,7 +72,7 @@ def test_a_marginal_is_as_narrow_as_it_should_be() -> None:
     torch.testing.assert_close(half.ratio, torch.tensor([1e-3, 1e-3]), rtol=1e-2, atol=0)
 
 
-def data(model: bh.Model, count: int, seed: int) -> bh.Examples:
+def data(model: bh.Model, count: int, seed: int) -> bh.data.Examples:
     return ratings(model.network, random_texts(count, seed), seed=seed, noise=NOISE)
 
 
@@ -84,7 +84,9 @@ def gaussian(posterior: bh.Posterior) -> MultivariateNormal:
     return MultivariateNormal(flat(guide.means()), flat(guide.scales()).square().diag())
 
 
-def following(prior: MultivariateNormal, model: bh.Model, more: bh.Examples) -> MultivariateNormal:
+def following(
+    prior: MultivariateNormal, model: bh.Model, more: bh.data.Examples
+) -> MultivariateNormal:
     """The exact posterior of linear regression under a Normal prior."""
     x = Exact.of(model, more).x
     assert more.labels is not None
@@ -141,16 +143,18 @@ def test_any_family_starts_where_any_other_was(old: Any) -> None:
 
 
 def test_a_round_of_another_family_is_saved_forgets_and_replays(tmp_path: Path) -> None:
-    posterior = bh.fit(tiny_model(), "normal", tiny_examples(16), replay=bh.Replay(4), **QUICK)
+    posterior = bh.fit(
+        tiny_model(), "normal", tiny_examples(16), replay=bh.sequential.Replay(4), **QUICK
+    )
     for number, (new, kind) in enumerate([*FAMILIES[1:], FAMILIES[0]]):
-        options: Any = {"keep": 0.7} if number % 2 else {"replay": bh.Replay(3)}
+        options: Any = {"keep": 0.7} if number % 2 else {"replay": bh.sequential.Replay(3)}
         rows = tiny_examples(12, seed=1 + number)
         posterior = posterior.update(rows, guide=new, max_steps=2, **options)
         folder = posterior.save(tmp_path / str(number))
         again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
         assert again.report == posterior.report and again.report.projection is not None
         more, unseen = tiny_examples(12, seed=20), tiny_examples(20, seed=9)
-        here, there = (p.update(more, replay=bh.Replay(3)) for p in (posterior, again))
+        here, there = (p.update(more, replay=bh.sequential.Replay(3)) for p in (posterior, again))
         assert torch.equal(*(p.predict(unseen, 4).probabilities for p in (here, there)))
         assert type(there.guide) is kind
 

@@ -76,7 +76,7 @@ def test_a_floor_holds_the_prior_open(exactly: None) -> None:
 
 @pytest.mark.parametrize("by", ["random", "uncertain"])
 def test_replay_counts_every_example_once(by: Any, exactly: None) -> None:
-    posteriors = in_rounds((0, 1, 2, 3), bh.Replay(20, by))
+    posteriors = in_rounds((0, 1, 2, 3), bh.sequential.Replay(20, by))
     everything = [(data, 1.0) for data in ROUNDS]
     for number, posterior in enumerate(posteriors, 1):
         assert posterior.coreset is not None
@@ -92,11 +92,11 @@ def test_replay_counts_every_example_once(by: Any, exactly: None) -> None:
 
 
 def test_without_replay_the_coreset_stays_learnt(exactly: None) -> None:
-    first = bh.fit(model(), "normal", ROUNDS[0], replay=bh.Replay(20), **FIT)
+    first = bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(20), **FIT)
     second = first.update(ROUNDS[2])
     assert second.coreset is None
     assert_posterior(second.guide, [(ROUNDS[0], 1.0), (ROUNDS[2], 1.0)])
-    third = second.update(ROUNDS[3], replay=bh.Replay(20))
+    third = second.update(ROUNDS[3], replay=bh.sequential.Replay(20))
     assert_posterior(third.guide, [(ROUNDS[i], 1.0) for i in (0, 2, 3)])
 
 
@@ -106,20 +106,20 @@ def test_the_most_uncertain_are_kept(exactly: None) -> None:
     seen = tokens[tokens < 13]
     tokenizer = model().network.tokenizer
 
-    def data(tokens: torch.Tensor, label: float) -> bh.Examples:
+    def data(tokens: torch.Tensor, label: float) -> bh.data.Examples:
         rows = {"text": [f"w{t}" for t in tokens.tolist()], "label": [label] * len(tokens)}
-        return bh.encode(rows, tokenizer, kind="rating")
+        return bh.data.encode(rows, tokenizer, kind="rating")
 
     first = bh.fit(model(), "normal", data(seen, 0.2), **FIT)
-    second = first.update(data(tokens, 0.4), replay=bh.Replay(24, "uncertain"))
+    second = first.update(data(tokens, 0.4), replay=bh.sequential.Replay(24, "uncertain"))
     assert second.coreset is not None
     assert set(second.coreset.examples.texts) == {f"w{t}" for t in range(13, 21)}
 
 
 def test_bad_replay_is_refused() -> None:
     with pytest.raises(ConfigError, match="size=0 must be an integer"):
-        bh.Replay(0)
+        bh.sequential.Replay(0)
     with pytest.raises(ConfigError, match="by='oldest'"):
-        bh.Replay(3, "oldest")  # type: ignore[arg-type]
+        bh.sequential.Replay(3, "oldest")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="size=48 must be below the number of examples, 48"):
-        bh.fit(model(), "normal", ROUNDS[0], replay=bh.Replay(48), **FIT)
+        bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(48), **FIT)

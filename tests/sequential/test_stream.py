@@ -37,7 +37,7 @@ OPTIONS: dict[str, Any] = {
     "lr": 0.3,
     "samples": 20,
     "progress": False,
-    "replay": bh.Replay(4),
+    "replay": bh.sequential.Replay(4),
     "components": 2,
 }
 
@@ -109,7 +109,7 @@ def test_killed_at_every_write_no_round_is_lost_or_learnt_twice(
                 posterior = run(folder)
             except Killed:
                 kills += 1
-                rounds = bh.History(folder / "rounds").rounds
+                rounds = bh.sequential.History(folder / "rounds").rounds
                 learnt = [report.data for report in rounds.values()]
                 assert learnt == [week.fingerprint for week in WEEKS.values()][: len(learnt)]
                 continue
@@ -143,7 +143,7 @@ def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:
         "8 of 8"
     ]
     with pytest.warns(bh.data.CutWarning):  # elsewhere it is said as before
-        bh.encode(weeks["long"], tiny_tokenizer(), kind="class")
+        bh.data.encode(weeks["long"], tiny_tokenizer(), kind="class")
 
 
 def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         run(tmp_path, {"x": WEEKS["week 0"]})
     with pytest.raises(DataError, match="learnt 12 of these examples already"):
         run(tmp_path, {**dict(list(WEEKS.items())[:2]), "week 0 again": WEEKS["week 0"]})
-    bh.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
+    bh.sequential.History(tmp_path / "rounds").add(bh.fit(tiny_model(()), "normal", WEEKS["week 2"],
                                                max_steps=2, progress=False))  # fmt: skip
     with pytest.raises(ConfigError, match="2 branches"):
         run(tmp_path)
@@ -218,7 +218,7 @@ def test_a_stream_beside_another_in_one_folder_is_refused_at_once(tmp_path: Path
 
     options: dict[str, Any] = {"drift": False, "progress": False}
     bh.sequential.prequential(tiny_model(()), learn, WEEKS, tmp_path, **options)
-    assert len(bh.History(tmp_path / "rounds").leaves) == 1
+    assert len(bh.sequential.History(tmp_path / "rounds").leaves) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("record.csv", "record.json", "rounds")
     ]
@@ -248,13 +248,13 @@ def test_every_round_draws_its_coreset_anew(
 ) -> None:
     """By one seed, those at the same places of every pool would stay, or go, for ever."""
     seeds = []
-    split = bh.Replay.split
+    split = bh.sequential.Replay.split
 
-    def spied(self: bh.Replay, pool: bh.Examples, seed: int, *rest: Any) -> Any:
+    def spied(self: bh.sequential.Replay, pool: bh.data.Examples, seed: int, *rest: Any) -> Any:
         seeds.append(seed)
         return split(self, pool, seed, *rest)
 
-    monkeypatch.setattr(bh.Replay, "split", spied)
+    monkeypatch.setattr(bh.sequential.Replay, "split", spied)
     run(tmp_path)
     assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
 
@@ -307,7 +307,7 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
 def test_a_point_is_no_round_that_another_could_go_on_from(tmp_path: Path) -> None:
     with pytest.raises(GuideError, match="point"):
         run(tmp_path, guide="delta", replay=None)
-    assert not bh.History(tmp_path / "rounds").rounds
+    assert not bh.sequential.History(tmp_path / "rounds").rounds
     run(tmp_path)  # the folder is as good as new
 
 
@@ -380,7 +380,9 @@ def test_a_round_is_loaded_from_wherever_it_is(tmp_path: Path) -> None:
     posterior = bh.fit(tiny_model(()), "normal", WEEKS["week 0"], max_steps=2, progress=False)
     posterior.save(tmp_path / "monday")
     backbone = posterior.model.network.backbone
-    loaded = bh.History(tmp_path).load(posterior.report.id, backbone, tokenizer=tiny_tokenizer())
+    loaded = bh.sequential.History(tmp_path).load(
+        posterior.report.id, backbone, tokenizer=tiny_tokenizer()
+    )
     assert loaded.report.id == posterior.report.id
 
 

@@ -164,7 +164,7 @@ def test_a_file_has_all_of_an_outcome(
         assert again.forecasts.keys() == outcome.forecasts.keys()
         old, new = outcome.forecasts["test"], again.forecasts["test"]
         assert metrics.evaluate(new) == metrics.evaluate(old)
-        ratings = isinstance(new, bh.RatingForecast)
+        ratings = isinstance(new, bh.forecast.RatingForecast)
         if outcome in outcomes:
             assert new.draws == old.draws == TINY.samples
         else:  # components of ratings with one noise, and draws of all other outputs
@@ -221,9 +221,11 @@ def test_scaled_ratings_have_unit_standardised_errors_on_the_validation_rows(
     labels = 3 * torch.randn(500, generator=generator)
     means = spread * torch.randn(8, 500, generator=generator)
     own = None if within is None else torch.full((8, 500), within)
-    forecast = bh.RatingForecast.from_draws(means, torch.ones(8, 500), within=own, labels=labels)
+    forecast = bh.forecast.RatingForecast.from_draws(
+        means, torch.ones(8, 500), within=own, labels=labels
+    )
     mended = scores.scaled(Outcome({}, {"validation": forecast}, {})).forecasts["validation"]
-    assert isinstance(mended, bh.RatingForecast)
+    assert isinstance(mended, bh.forecast.RatingForecast)
     assert ((labels - mended.mean) / mended.sd).square().mean().item() == pytest.approx(1, rel=1e-4)
     torch.testing.assert_close(mended.mean, forecast.mean)
     ratio = mended.epistemic / mended.total
@@ -235,11 +237,11 @@ def test_classes_are_scaled_by_the_temperature_of_the_validation_rows() -> None:
     draws = torch.tensor([[0.9, 0.1]]).expand(1, 40, 2)
     wrong, right = torch.arange(40) % 2, torch.zeros(40, dtype=torch.long)
     made = {
-        name: bh.ClassForecast.from_draws(draws, labels=labels, keep_samples=True)
+        name: bh.forecast.ClassForecast.from_draws(draws, labels=labels, keep_samples=True)
         for name, labels in (("validation", wrong), ("test", right))
     }
     mended = scores.scaled(Outcome({}, made, {})).forecasts["test"]
-    assert isinstance(mended, bh.ClassForecast)
+    assert isinstance(mended, bh.forecast.ClassForecast)
     torch.testing.assert_close(mended.probabilities, torch.full((40, 2), 0.5), atol=0.02, rtol=0)
 
 

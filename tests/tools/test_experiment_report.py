@@ -21,7 +21,7 @@ COUNT = 40
 def outcome(name: str, draws: torch.Tensor, rows: int = 24, seed: int = 0) -> Outcome:
     """Of one method, by probabilities (N,) of the class that every text has."""
     draws = torch.stack([draws, 1 - draws], -1)[None]
-    forecast = bh.ClassForecast.from_draws(
+    forecast = bh.forecast.ClassForecast.from_draws(
         draws, labels=torch.zeros(len(draws[0]), dtype=torch.long)
     )
     setting = {"task": "t", "method": name, "rows": rows, "seed": seed, "temperature": 0.0}

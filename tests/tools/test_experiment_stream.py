@@ -301,7 +301,7 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
     """By a clock that only plain rounds, of 2 s, and those of the arms move."""
     now = [0.0]
 
-    def fit(model: Any, guide: Any, data: bh.Examples, **options: Any) -> None:
+    def fit(model: Any, guide: Any, data: bh.data.Examples, **options: Any) -> None:
         now[0] += 2.0 * len(data)
 
     def taking(seconds: float) -> Arm:

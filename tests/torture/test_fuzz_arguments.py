@@ -68,7 +68,13 @@ def odd(draw: random.Random) -> Any:
             *(pd.NA, pd.NaT, pd.Series(["w5"]), pd.DataFrame(), pd.DataFrame({"text": ["w5"]})),
             *(object(), object, len, Path("a"), Path(), Rude(), iter([]), iter(["w5"]), Ellipsis),
             *({}.keys(), {"w5": 0}.keys(), collections.UserList(["w5"]), collections.Counter("a")),
-            *(bh.Columns(), bh.FitOptions(), bh.Head(2), bh.Replay(3), bh.likelihoods.Normal()),
+            *(
+                bh.Columns(),
+                bh.FitOptions(),
+                bh.Head(2),
+                bh.sequential.Replay(3),
+                bh.likelihoods.Normal(),
+            ),
         )
     )
 
@@ -108,20 +114,20 @@ def few(draw: random.Random, names: tuple[str, ...]) -> dict[str, Any]:
 
 def encoded(draw: random.Random) -> None:
     kind = draw.choice(("class", "rating", "choice"))
-    bh.encode(source(draw), tiny_tokenizer(), kind=kind, labelled=draw.random() < 0.5)
+    bh.data.encode(source(draw), tiny_tokenizer(), kind=kind, labelled=draw.random() < 0.5)
 
 
 def encoded_in_another_way(draw: random.Random) -> None:
     names = ("tokenizer", "kind", "columns", "num_labels")
     how = {"tokenizer": tiny_tokenizer(), "kind": "class", **few(draw, names)}
-    bh.encode({"text": TEXTS, "label": LABELS}, **how)
+    bh.data.encode({"text": TEXTS, "label": LABELS}, **how)
 
 
 def made(draw: random.Random) -> None:
     what: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         (bh.FitOptions, tuple(vars(bh.FitOptions()))),
         (bh.Columns, tuple(vars(bh.Columns()))),
-        (bh.Replay, ("size", "by")),
+        (bh.sequential.Replay, ("size", "by")),
         (bh.Head, ("outputs", "pooling", "principal")),
         (bh.peft.LoRA, ("rank", "alpha", "targets", "layers", "gated")),
         (bh.peft.Adapter, ("size", "scale", "placement", "activation", "layers", "gated")),
@@ -133,7 +139,11 @@ def made(draw: random.Random) -> None:
         (bh.RandomPEFT, ("backbone", "kinds", "head", "tokenizer")),
     )
     cls, names = draw.choice(what)
-    own = {bh.Replay: {"size": 3}, bh.Head: {"outputs": 2}, bh.RandomPEFT: {"head": bh.Head(2)}}
+    own = {
+        bh.sequential.Replay: {"size": 3},
+        bh.Head: {"outputs": 2},
+        bh.RandomPEFT: {"head": bh.Head(2)},
+    }
     own[bh.likelihoods.OrderedLogistic] = {"levels": 3}
     given = {**own.get(cls, {}), **few(draw, names)}
     if cls is bh.RandomPEFT:

@@ -163,7 +163,7 @@ class Guide(nn.Module):
             model: under that prior.
 
         Returns:
-            The model, and the weights around which its network is linearised (None: it is not).
+            The model, and the weights around which its network is linearised, or None.
         """
         return model, None
 

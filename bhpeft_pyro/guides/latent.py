@@ -50,7 +50,7 @@ class Latent:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that patterns match: of a joint latent those of its sites."""
+        """The names that patterns match, which are those of its sites for a joint latent."""
         return tuple(self.sites) or (self.name,)
 
 

@@ -83,7 +83,7 @@ class Model(PyroModule):
 
     @property
     def sites(self) -> Sequence[Site]:
-        """Every random tensor: those of PEFT, head and likelihood, in this order."""
+        """Every random tensor of the PEFT kinds, the head and the likelihood, in this order."""
         own = (site.to(self.network.device) for site in self.likelihood.sites)
         return (*self.network.sites, *own)
 

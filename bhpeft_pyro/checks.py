@@ -231,20 +231,19 @@ def _memory() -> float:
 def check_types(config: Any) -> None:
     """Check that the fields of a dataclass have the types that it declares. Integers are numbers.
 
-        Raises:
-            TypeError: one has another.
+    Raises:
+        TypeError: one has another.
 
-        >>> from dataclasses import dataclass
-    from functools import cache
-        >>> @dataclass
-        ... class Config:
-        ...     name: str
-        ...     scales: dict[str, float] | None = None
-        >>> check_types(Config("one", {"a": 1}))
-        >>> check_types(Config("one", {"a": "1"}))
-        Traceback (most recent call last):
-            ...
-        TypeError: scales={'a': '1'}; expected dict[str, float] | None
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Config:
+    ...     name: str
+    ...     scales: dict[str, float] | None = None
+    >>> check_types(Config("one", {"a": 1}))
+    >>> check_types(Config("one", {"a": "1"}))
+    Traceback (most recent call last):
+        ...
+    TypeError: scales={'a': '1'}; expected dict[str, float] | None
     """
     kind: Any = type(config)
     for name, hint in _hints(kind).items():

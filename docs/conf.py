@@ -52,7 +52,10 @@ nitpick_ignore_regex = [
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|OptimizerFactory"),
     # What nobody makes by hand.
-    ("py:class", r"bhpeft_pyro\.(data\.examples\.Tokens|peft\.scales\.Scales|peft\.binding\.Binding)"),
+    (
+        "py:class",
+        r"bhpeft_pyro\.(data\.examples\.Tokens|peft\.scales\.Scales|peft\.binding\.Binding)",
+    ),
     ("py:class", r"pandas\.DataFrame|Figure"),  # imported where they are used
 ]
 

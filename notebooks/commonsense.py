@@ -57,8 +57,9 @@ from transformers import (
 )
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import metrics, plots
+from bhpeft_pyro import plots
 from bhpeft_pyro.data.assets import minilm, smollm2
+from bhpeft_pyro.forecast import metrics
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs, with a tiny random Llama as the decoder;
 # the numbers are then meaningless.

@@ -50,9 +50,8 @@ from scipy.stats import bootstrap, rankdata, zscore
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import metrics
 from bhpeft_pyro.data.assets import minilm, sentiment
-from bhpeft_pyro.forecast import RatingForecast
+from bhpeft_pyro.forecast import RatingForecast, metrics
 from bhpeft_pyro.plots.forecasts import BLUE, STYLES, VERMILLION
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.

@@ -34,8 +34,8 @@ import rich
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import metrics
 from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
+from bhpeft_pyro.forecast import metrics
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

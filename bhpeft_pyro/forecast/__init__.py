@@ -10,8 +10,9 @@ Forecasts live on the CPU and are detached; sums are taken in float64, results h
 of the draws (at least float32). In this package S counts draws, N examples and C classes.
 """
 
+from . import metrics
 from .base import Forecast
 from .classes import ClassForecast
 from .ratings import RatingForecast
 
-__all__ = ["ClassForecast", "Forecast", "RatingForecast"]
+__all__ = ["ClassForecast", "Forecast", "RatingForecast", "metrics"]

@@ -14,12 +14,13 @@ import torch
 import xarray as xr
 from counts import COUNTS, Counts
 
-from bhpeft_pyro import FitOptions, FitReport, Posterior, fit
+from bhpeft_pyro import FitOptions, Posterior, fit
 from bhpeft_pyro.arviz import export, to_arviz
 from bhpeft_pyro.arviz.export import trace
 from bhpeft_pyro.changes import changes, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.inference import FitReport
 from bhpeft_pyro.model import likelihoods
 from bhpeft_pyro.model.linearized import linear_predictives
 from bhpeft_pyro.peft import Adapter, LoRA

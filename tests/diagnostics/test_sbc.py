@@ -199,7 +199,7 @@ def test_plot() -> None:
         ({"sites": "tail.*"}, r"sites: 'tail.\*' matches no site; sites: head.weight, head.bias"),
         ({"infer": 3}, "infer: expected a guide's name or class, or a function .*, got int"),
         ({"max_steps": 3}, "options max_steps are for a guide given by name"),
-        ({"false_alarm": 1.0}, "false_alarm=1.0 must lie between 0 and 1"),
+        ({"false_alarm": 1.0}, "false_alarm=1.0 must be a finite number above 0 and below 1"),
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:

@@ -65,7 +65,7 @@ def test_type_checkers_see_the_names_that_are_imported_when_they_are_used() -> N
         for node in checked.body
         for alias in node.names  # type: ignore[attr-defined]
     }
-    assert seen == {*bhpeft_pyro.__all__} == {*bhpeft_pyro._HOMES, *bhpeft_pyro._MODULES}
+    assert seen == {*bhpeft_pyro._HOMES, *bhpeft_pyro._MODULES} >= {*bhpeft_pyro.__all__}
     for name in bhpeft_pyro.__all__:
         assert getattr(bhpeft_pyro, name) is not None and name in dir(bhpeft_pyro)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -293,7 +293,7 @@ def test_features_that_are_no_numbers_are_said_to_be_so() -> None:
         model = tiny_model((), aligned=aligned)
         with torch.no_grad():
             model.network.backbone.get_input_embeddings().weight[5] = float("nan")
-        with pytest.raises(DataError, match="features are not finite"):
+        with pytest.raises(DataError, match="numbers that are not finite"):
             bh.fit(model, "normal", tiny_examples(), progress=False)
 
 

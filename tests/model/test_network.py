@@ -218,7 +218,7 @@ def test_head_errors() -> None:
             ConfigError, match=f"outputs={outputs} must be an integer of at least 1"
         ):
             bh.Head(outputs)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="pooling='max' is not one of"):
+    with pytest.raises(ConfigError, match="pooling='max' must be one of"):
         bh.Head(2, "max")  # type: ignore[arg-type]
 
 

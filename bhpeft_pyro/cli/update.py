@@ -42,7 +42,7 @@ def update(
     Examples:
         bhpeft update runs/reviews tuesday.csv --out runs/reviews-2
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
-        bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide lowrank
+        bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
     from ..guides.guide import is_point
     from ..sequential.growth import with_outputs_for

@@ -53,6 +53,7 @@ def test_the_exact_posterior_passes() -> None:
     assert str(found).startswith("passed: 21 quantities over 100 data sets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shift", "spread", "word"),
     [(0.7, 1.0, "too high"), (-0.7, 1.0, "too low"), (0, 0.5, "too narrow"), (0, 2.0, "too wide")],
@@ -69,6 +70,7 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
     assert word in str(found) and str(found).startswith("failed")
 
 
+@pytest.mark.slow
 def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
     found = sbc(
         regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=100

@@ -25,6 +25,8 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 FIT: dict[str, Any] = {"lr": 0.1, "warmup": 0.0, "progress": False, "max_steps": 300}
 NORMAL = priors.FunctionSpaceNormal(change=1.0, head=2.0)
 
+pytestmark = pytest.mark.slow
+
 
 def site(name: str, shape: tuple[int, ...], *dims: str) -> Site:
     """A site of unit 1, of the head or of an output side."""

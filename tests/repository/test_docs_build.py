@@ -18,8 +18,9 @@ import bhpeft_pyro
 
 ROOT = Path(__file__).parents[2]
 
-# Modules at the top that a user reaches through others only; all others stand in the reference.
-INTERNAL = {"arviz", "checks", "cli", "files", "names", "patterns"}  # Posterior.to_arviz; docs/cli.md
+# Modules at the top that a user reaches through others only (`Posterior.to_arviz`, the program); all
+# others stand in the reference.
+INTERNAL = {"arviz", "checks", "cli", "files", "names", "patterns"}
 
 OFFLINE = """
 import socket, sys

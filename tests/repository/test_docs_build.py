@@ -18,8 +18,8 @@ import bhpeft_pyro
 
 ROOT = Path(__file__).parents[2]
 
-# Modules at the top that a user reaches through others only (`Posterior.to_arviz`, the program); all
-# others stand in the reference.
+# Modules at the top that users reach through others (`Posterior.to_arviz`, the program). All others
+# stand in the reference.
 INTERNAL = {"arviz", "checks", "cli", "files", "names", "patterns"}
 
 OFFLINE = """

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -75,27 +75,7 @@ class History:
         Raises:
             SaveError: a round is damaged or here twice, or rounds are their own ancestors.
         """
-        reports = {id: report for id, (_, report) in self._read().items()}
-        sorter = TopologicalSorter[str](
-            {id: [above] if (above := r.parent) in reports else [] for id, r in reports.items()}
-        )
-        try:
-            sorter.prepare()
-        except CycleError as error:
-            _, (*ring, _first) = error.args
-            raise SaveError(
-                f"history: in {self.folder} the rounds {', '.join(sorted(ring))} are their own "
-                "ancestors, as after copying one round over another; move them elsewhere"
-            ) from error
-        ordered = dict[str, FitReport]()
-        while sorter:
-            generation = sorter.get_ready()
-            sorter.done(*generation)
-            ordered |= {
-                id: reports[id]
-                for id in sorted(generation, key=lambda id: (reports[id].created, id))
-            }
-        return ordered
+        return {id: report for id, (_, report) in self._ordered().items()}
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -193,9 +173,9 @@ class History:
         Raises:
             SaveError: no such round, or several.
         """
-        return Posterior.load(
-            self.folders[self._find(id)], backbone, tokenizer=tokenizer, prior=prior, device=device
-        )
+        rounds = self._ordered()
+        path, _ = rounds[self._find(id, rounds)]
+        return Posterior.load(path, backbone, tokenizer=tokenizer, prior=prior, device=device)
 
     def keep_only(self, id: str) -> list[Path]:
         """Move rounds into the folder `aside`, all but a round and those that it continues.
@@ -214,13 +194,13 @@ class History:
             SaveError: no such round, or several; or `aside` has a folder of that name.
         """
         with self.writing():
-            rounds, folders = self.rounds, self.folders
-            kept, above = set[str](), self._find(id)
+            rounds = self._ordered()
+            kept, above = set[str](), self._find(id, rounds)
             while above in rounds:
                 kept.add(above)
-                above = rounds[above].parent or ""
+                above = rounds[above][1].parent or ""
             # Children first, so that a kill leaves no round without those before it.
-            others = [folders[other] for other in reversed(rounds) if other not in kept]
+            others = [rounds[other][0] for other in reversed(rounds) if other not in kept]
             moves = {path: self.folder / _ASIDE / path.name for path in others}
             for goal in moves.values():
                 if goal.exists():
@@ -242,8 +222,7 @@ class History:
                 if _OURS.fullmatch(path.name):
                     shutil.rmtree(path)
 
-    def _find(self, id: str) -> str:
-        rounds = self.rounds
+    def _find(self, id: str, rounds: Iterable[str]) -> str:
         found = [known for known in rounds if known.startswith(id)]
         if len(found) != 1:
             which = f"{len(found)} rounds" if found else "no round"
@@ -252,6 +231,30 @@ class History:
                 f"{', '.join(rounds) or 'none'}"
             )
         return found[0]
+
+    def _ordered(self) -> dict[str, tuple[Path, FitReport]]:
+        """Folder and report of each round, parents before their children, older ones first."""
+        found = self._read()
+        sorter = TopologicalSorter[str](
+            {id: [r.parent] if r.parent in found else [] for id, (_, r) in found.items()}
+        )
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            _, (*ring, _first) = error.args
+            raise SaveError(
+                f"history: in {self.folder} the rounds {', '.join(sorted(ring))} are their own "
+                "ancestors, as after copying one round over another; move them elsewhere"
+            ) from error
+        ordered = dict[str, tuple[Path, FitReport]]()
+        while sorter:
+            generation = sorter.get_ready()
+            sorter.done(*generation)
+            ordered |= {
+                id: found[id]
+                for id in sorted(generation, key=lambda id: (found[id][1].created, id))
+            }
+        return ordered
 
     def _read(self) -> dict[str, tuple[Path, FitReport]]:
         found = dict[str, tuple[Path, FitReport]]()
@@ -270,9 +273,8 @@ class History:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         root = Tree(escape(harmless(str(self.folder))))
         branches: dict[str | None, Tree] = {}
-        folders = self.folders
-        for id, report in self.rounds.items():
-            line = _line(report, folders[id].name)
+        for id, (path, report) in self._ordered().items():
+            line = _line(report, path.name)
             branches[id] = branches.get(report.parent, root).add(line)
         yield root
 

@@ -20,7 +20,7 @@ from .inference.draws import blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
-from .posterior.posterior import MixturePosterior, Posterior
+from .posterior.posterior import Posterior
 from .priors import unpack
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes", "spectra"]
@@ -220,9 +220,8 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     >>> {kind: list(layers) for kind, layers in shifts(fitted).items()}
     {'lora': [0, 1], 'head': [None]}
     """
-    components = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
     parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
-    for each in components:
+    for each in posterior.components:
         for site, moments in _moments(each).items():
             kind = site.split(".")[0]
             layers = next(s.layers for s in each.model.sites if s.name == site)
@@ -237,7 +236,8 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         )
         kl = torch.inf
         if (sd > 0).all():
-            kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item() / len(components)
+            kl = kl_divergence(Normal(loc, sd), Normal(loc0, sd0)).sum().item()
+            kl /= len(posterior.components)
         found.setdefault(kind, {})[number] = Shift(
             moved=((loc - loc0) / sd0).square().mean().sqrt().item(),
             narrowed=(sd / sd0).log().mean().exp().item(),

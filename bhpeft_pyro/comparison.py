@@ -171,9 +171,13 @@ def compare(
     lora = learn("LoRA", model(presets.lora()), 1)
     points = learn("points", model(presets.bh_peft()), components)
     assert isinstance(points, MixturePosterior)
-    say(f"measuring the width of {components} points")
-    wide = points.widen(rows, validation=known)
-    wide.save(folder / "posterior", overwrite=True)
+    place, network = folder / "posterior", head.network
+    if io.exists(place):
+        wide = Posterior.load(place, network.backbone, tokenizer=network.tokenizer)
+    else:
+        say(f"measuring the width of {components} points")
+        wide = points.widen(rows, validation=known)
+        wide.save(place)
     ensemble = f"{components} hybrids"
     methods = {
         "head only": head_only,

@@ -16,6 +16,7 @@ from transformers import (
 
 from .data import Examples, encode
 from .data.batch import Batch
+from .inference.draws import seeded
 from .model.head import Head
 from .model.likelihoods import Likelihood
 from .model.model import Model
@@ -39,8 +40,7 @@ def tiny_backbone() -> BertModel:
     >>> tiny_backbone().config.hidden_size
     16
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return BertModel(_config())
 
 
@@ -50,8 +50,7 @@ def tiny_classifier(labels: int = 2) -> BertForSequenceClassification:
     >>> tiny_classifier(3).config.num_labels
     3
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return BertForSequenceClassification(_config(num_labels=labels))
 
 

@@ -74,23 +74,18 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
     if network.kinds:
         weights = network.coordinates(draws)
         singular = spectra(network, weights)
-        power = {
-            branch: {layer: s.square() for layer, s in layers.items()}
-            for branch, layers in singular.items()
-        }
-        ranks = {
-            branch: {layer: p.sum(-1) ** 2 / p.square().sum(-1) for layer, p in layers.items()}
-            for branch, layers in power.items()
-        }
         for what, dims, by_branch in (
             ("change", ("layer",), sizes(network, weights)),
             ("spectrum", ("layer", "rank"), singular),
-            ("effective_rank", ("layer",), ranks),
+            ("effective_rank", ("layer",), singular),
             ("head_norm", ("layer", "head"), head_norms(network, weights)),
         ):
             for branch, by_layer in by_branch.items():
                 numbers = tuple(sorted(by_layer))
                 stacked = torch.stack([by_layer[number] for number in numbers], 1)
+                if what == "effective_rank":
+                    power = stacked.square()
+                    stacked = power.sum(-1) ** 2 / power.square().sum(-1)
                 found[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
     for kind, layers in gated_layers(model.sites).items():
         if (logits := draws.get(f"gates.{kind}")) is not None:

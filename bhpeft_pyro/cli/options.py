@@ -195,7 +195,7 @@ class Fitting:
     epochs: Annotated[int | None, _fitting("epochs", "Passes over the data")] = None
     max_steps: Annotated[int | None, _fitting("max_steps", "Steps, in place of epochs")] = None
     batch_size: Annotated[int | None, _fitting("batch_size", "Examples in a batch")] = None
-    lr: Annotated[float | None, _fitting("lr", "Learning rate of Adam")] = None
+    lr: Annotated[float | None, _fitting("lr", "Learning rate (by default the guide's own)")] = None
     temperature: Annotated[float | None, _fitting("temperature", _TEMPERATURE)] = None
     tau: Annotated[float | None, _fitting("tau", _TAU)] = None
     bf16: Annotated[bool | None, _fitting("bf16", "Use bfloat16", "--bf16/--no-bf16")] = None

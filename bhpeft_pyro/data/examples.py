@@ -129,6 +129,18 @@ class Examples:
         )
 
     @cached_property
+    def choices(self) -> Tensor | None:
+        """(N, C) which choices exist, with C the most of any example (kind "choice")."""
+        if self.counts is None:
+            return None
+        return torch.arange(int(self.counts.max())) < self.counts.unsqueeze(-1)
+
+    @property
+    def width(self) -> int:
+        """The most choices of any example; 1 for other kinds."""
+        return 1 if self.choices is None else self.choices.shape[1]
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over token ids and labels, the same for the same examples in any order."""
         owners = [1] * len(self) if self.counts is None else self.counts.tolist()

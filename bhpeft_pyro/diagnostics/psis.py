@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -143,9 +142,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     feed = Feed(posterior.model, _training_examples(posterior, data))
-    parts: Sequence[Posterior] = (posterior,)
-    if isinstance(posterior, MixturePosterior) and is_linear(posterior.guide):
-        parts = posterior.components  # each has its own linearised network
+    # Each component has its own linearised network.
+    parts = posterior.components if is_linear(posterior.guide) else (posterior,)
     share = -(-samples // len(parts))
     ratios = [
         log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))
@@ -186,6 +184,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
     Args:
         posterior, data, samples, seed: as for `psis`, whose errors it raises.
     """
+    data = posterior.encode(data)  # once for all components
     components = posterior.components if isinstance(posterior, MixturePosterior) else ()
     return Diagnosis(
         psis=psis(posterior, data, samples, seed),
@@ -200,10 +199,8 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
     Raises:
         DataError: `data` are not the last round's.
     """
-    examples: Examples = posterior.encode(data)
     report = posterior.report
-    if report.split is not None and examples.fingerprint == report.given:
-        examples, _ = examples.hold_out(report.split)
+    examples, _ = report.parted(posterior.encode(data))
     if examples.fingerprint != (report.learnt or report.data):
         replayed = ", with those that the round before had kept" if report.learnt else ""
         raise DataError(

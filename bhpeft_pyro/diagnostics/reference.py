@@ -97,8 +97,9 @@ def against(
     feed = Feed(model, posterior.encode(data, labelled=False))
     ours = predictions(model, drawn(model, posterior.guide, samples, seed), feed)
     theirs = predictions(model, [Block(reference)], feed)
-    changing = theirs.std(0) > _LEAST  # probabilities of missing choices are always 0
-    sd = theirs.std(0)[changing]
+    sd = theirs.std(0)
+    changing = sd > _LEAST  # probabilities of missing choices are always 0
+    sd = sd[changing]
     return Comparison(
         errors=(ours.mean(0) - theirs.mean(0))[changing] / sd,
         ratios=ours.std(0)[changing] / sd,

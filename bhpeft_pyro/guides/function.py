@@ -116,7 +116,7 @@ def prior_like(model: Model, guide: object) -> Callable[..., Any]:
     if not isinstance(guide, Guide):
         return prior_guide(model)
     if guide.own_mode:
-        model = Model(model.network, guide.own_prior(), model.likelihood)
+        model = model.with_prior(guide.own_prior())
     return prior_guide(model, guide.means() if guide.linear else None)
 
 

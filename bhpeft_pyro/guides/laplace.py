@@ -83,7 +83,6 @@ class LaplaceGuide(Guide):
     point = True
     joint = True
     own_mode = True
-    candidates: Any = None  # held-out densities by width, until `fit` has chosen one
     pull = 0.1  # as in online EWC, the best weight of an approximate posterior is below 1
 
     def __init__(self, model: Model, rank: int = 16) -> None:
@@ -200,14 +199,10 @@ class LaplaceGuide(Guide):
     def marginal_kl(self) -> dict[str, float]:
         """KL of each site's marginal from the prior's, in nats; correlations between sites are left
         out."""
-        prior = JointPrior(self.prior, self._shapes)
-        pairs = (
-            (own.marginal([name]).normal for own in (self.as_prior(), prior))
-            for name in self._shapes
-        )
+        own, prior = self.as_prior(), self.own_prior()
         return {
-            name: kl_divergence(*pair).item()
-            for name, pair in zip(self._shapes, pairs, strict=True)
+            name: kl_divergence(own.marginal([name]).normal, prior.marginal([name]).normal).item()
+            for name in self._shapes
         }
 
     def needs_held_out(self, options: FitOptions) -> bool:
@@ -252,7 +247,7 @@ class LaplaceGuide(Guide):
         prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
         twin = copy.copy(self)
         twin.prior, twin._joint = prior.normal, True
-        return Model(model.network, prior, model.likelihood), twin, 1.0
+        return model.with_prior(prior), twin, 1.0
 
     def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
         """With this guide's tau, around the mean of the prior."""
@@ -260,7 +255,7 @@ class LaplaceGuide(Guide):
         loc, covariance = start.prior.loc, start.prior.covariance
         wide = retempered(covariance, self.first_scale, 1.0, self.tau.item())
         prior = JointPrior(LowRankNormal(loc, wide), self._shapes, start.latent)
-        return Model(model.network, prior, model.likelihood), start.unpack(loc)
+        return model.with_prior(prior), start.unpack(loc)
 
     def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
         parts = self.unpack(self.prior.loc) | dict(values)
@@ -273,7 +268,7 @@ class LaplaceGuide(Guide):
         self.prior, self._joint, self.first_scale = normal, True, covariance.scale.clone()
         if not self.measured:
             self.covariance = covariance
-        return JointPrior(normal, self._shapes, self.latent)
+        return self.own_prior()
 
     def as_prior(self) -> JointPrior:
         if not self.measured:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import LogNormal, TorchDistribution
+from pyro.distributions import LogNormal, Normal, TorchDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..priors import checked
 
-__all__ = ["Latent", "evidence", "is_real", "latents"]
+__all__ = ["Latent", "evidence", "is_real", "latents", "normal_on"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,12 @@ def is_real(support: Constraint | None) -> bool:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return isinstance(support, type(constraints.real))  # a copied guide has a copy of it
+
+
+def normal_on(support: Constraint, loc: Tensor, scale: Tensor) -> TorchDistribution:
+    """A Normal of one event, in unconstrained coordinates, as a distribution on a support."""
+    normal = Normal(loc, scale).to_event(loc.dim())
+    return normal if is_real(support) else Constrained(normal, support)
 
 
 def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:

@@ -14,13 +14,12 @@ from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
 from ..data.batch import Batch
-from ..distributions import Constrained
 from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from .budget import Budget
 from .guide import Guide, key
-from .latent import Latent, is_real, latents
+from .latent import Latent, is_real, latents, normal_on
 from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
 
 __all__ = ["DeltaGuide", "NormalGuide"]
@@ -53,11 +52,6 @@ class _Located(Guide):
             name: biject_to(support)(self.loc[key(name)])
             for name, support in self._supports.items()
         }
-
-    def _normal(self, name: str, loc: Tensor, scale: Tensor) -> TorchDistribution:
-        normal = dist.Normal(loc, scale).to_event(loc.dim())
-        support = self._supports[name]
-        return normal if is_real(support) else Constrained(normal, support)
 
 
 class NormalGuide(_Located):
@@ -98,14 +92,14 @@ class NormalGuide(_Located):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         return {
             name: pyro.sample(
-                name, self._normal(name, self.loc[key(name)], self.log_scale[key(name)].exp())
+                name, normal_on(support, self.loc[key(name)], self.log_scale[key(name)].exp())
             )
-            for name in self._supports
+            for name, support in self._supports.items()
         }
 
     def distributions(self) -> dict[str, TorchDistribution]:
         return {
-            name: self._normal(name, self.loc[key(name)].detach().clone(), scale)
+            name: normal_on(self._supports[name], self.loc[key(name)].detach().clone(), scale)
             for name, scale in self.scales().items()
         }
 
@@ -174,10 +168,11 @@ class DeltaGuide(_Located):
     ) -> None:
         if width is not None and not width > 0:
             raise GuideError(f"DeltaGuide: width must be positive, got {width}")
-        super().__init__(latents(model, names))
+        found = latents(model, names)
+        super().__init__(found)
         self.width = width
         self._likelihood = {site.name for site in model.likelihood.sites}
-        self.follow(model)
+        self._units = {latent.name: latent.unit for latent in found}
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         return {
@@ -195,7 +190,7 @@ class DeltaGuide(_Located):
             )
         locs = {name: self.loc[key(name)].detach().clone() for name in self._supports}
         return {
-            name: self._normal(name, loc, self.width * self._units[name].to(loc))
+            name: normal_on(self._supports[name], loc, self.width * self._units[name].to(loc))
             for name, loc in locs.items()
         }
 

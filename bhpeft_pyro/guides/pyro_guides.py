@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
 from ..data.batch import Batch
-from ..distributions import Constrained, Covariance, LowRankNormal
+from ..distributions import Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, checked, unpack
 from .budget import Budget
 from .guide import Guide
-from .latent import is_real, latents
+from .latent import is_real, latents, normal_on
 
 __all__ = ["PYROS", "PyroGuide"]
 
@@ -78,7 +78,7 @@ class PyroGuide(Guide):
         prior = model.prior
         if isinstance(prior, JointPrior):  # its sites are covered one by one
             prior, _ = prior.independent()
-        own = Model(model.network, prior, model.likelihood)
+        own = model.with_prior(prior)
         self._latents = latents(own)
         self._shapes = {x.name: tuple(x.loc.shape) for x in self._latents}
         make: Any = PYROS[family] if isinstance(family, str) else family
@@ -171,9 +171,7 @@ class PyroGuide(Guide):
         found: dict[str, TorchDistribution] = {}
         for latent in self._latents:
             loc, scale = (part.detach().clone() for part in pairs[latent.name])
-            normal = dist.Normal(loc, scale).to_event(loc.dim())
-            real = is_real(latent.support)
-            found[latent.name] = normal if real else Constrained(normal, latent.support)
+            found[latent.name] = normal_on(latent.support, loc, scale)
         return found
 
     def _as_joint(self) -> JointPrior:

@@ -43,6 +43,11 @@ GuideLike = str | type[AutoGuide] | Mapping[str, Family]
 """What `autoguide` makes a guide from."""
 
 
+def default_components(guide: object) -> int:
+    """The number of components of a guide that is fitted without one being given."""
+    return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
+
+
 def autoguide(
     name: GuideLike,
     model: Model,
@@ -75,7 +80,7 @@ def autoguide(
     5
     """
     if components is None:
-        components = COMPONENTS.get(name, 1) if isinstance(name, str) else 1
+        components = default_components(name)
     components = COUNT("autoguide: components", components, GuideError)
     if components > 1:
         one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn

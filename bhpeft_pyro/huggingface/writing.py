@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save as dump_tensors
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -165,8 +165,7 @@ def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Lay
             for target in kind.targets:
                 projection = block.projections[target]
                 a, b = (weights[f"lora.{target}.{side}"][0, place] for side in "AB")
-                after = projection.total - projection.start - projection.outputs
-                b = nn.functional.pad(b, (0, 0, projection.start, after))
+                b = projection.whole(b)
                 name = names[projection.module]
                 if name in found:
                     a = torch.cat([found[name][0], a])

@@ -132,15 +132,12 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
         samples: S; for a mixture rounded up to equally many draws per component (`strata`).
         seed: makes the draws repeatable; the global random state does not change.
 
-    Raises:
-        ConfigError: an argument that cannot work, or more draws than there is memory for.
-
     Returns:
         Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
         Draws of a mixture are in the order of its components.
 
     Raises:
-        ConfigError: `samples` is below 1.
+        ConfigError: an argument that cannot work, or more draws than there is memory for.
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.

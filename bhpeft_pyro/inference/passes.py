@@ -229,8 +229,7 @@ def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
 
 def _batch_size(feed: Feed, rows: int) -> tuple[int, int]:
     """Examples per batch and choices per example, for at most `rows` sequences."""
-    counts = feed.examples.counts
-    choices = 1 if counts is None else int(counts.max())
+    choices = feed.examples.width
     return max(1, min(_BATCH, len(feed.examples), rows // choices)), choices
 
 
@@ -276,7 +275,6 @@ class Feed:
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
-        choices: (N, C) which choices exist.
     """
 
     def __init__(
@@ -289,7 +287,6 @@ class Feed:
     ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
-        self.choices: Tensor | None = None
         network = model.network
         if frozen or not network.kinds:
             self._compute(model, batch_size, weights)
@@ -324,12 +321,12 @@ class Feed:
 
     def _batch(self, indices: Tensor) -> Batch:
         assert self.features is not None
-        labels = self.examples.labels
+        labels, choices = self.examples.labels, self.examples.choices
         return Batch(
             {},
             None if labels is None else labels[indices],
             size=len(self.examples),
-            choices=None if self.choices is None else self.choices[indices],
+            choices=None if choices is None else choices[indices],
             features=self.features[indices],
         )
 
@@ -339,18 +336,12 @@ class Feed:
         for indices, batch in self.examples.by_length(batch_size):
             batch = batch.to(model.network.device)
             features = model.network.features(batch, *held).cpu()
-            if not features.isfinite().all():
+            try:
+                parts.append((indices, check_features(features)))
+            except DataError:
                 check_rows(model, self.examples, indices, batch)
-            parts.append((indices, check_features(features)))
-        shape = list(parts[0][1].shape)
-        shape[0] = len(self.examples)
-        counts = self.examples.counts
-        if counts is not None:
-            shape[1] = int(counts.max())
-            self.choices = torch.arange(shape[1]) < counts.unsqueeze(-1)
-        self.features = torch.zeros(shape)
+                raise
+        # Examples come with the most choices first, so the first batch is the widest.
+        self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
         for indices, features in parts:
-            if counts is None:
-                self.features[indices] = features
-            else:
-                self.features[indices, : features.shape[1]] = features
+            self.features[indices, : features.shape[1]] = features

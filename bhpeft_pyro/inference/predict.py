@@ -74,7 +74,8 @@ def predict(
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
     examples = data.examples if isinstance(data, Feed) else data
-    check_memory("samples", samples or 0, _BYTES * len(examples) * _width(model, examples))
+    width = model.network.outputs * examples.width
+    check_memory("samples", samples or 0, _BYTES * len(examples) * width)
     feed = data if isinstance(data, Feed) else Feed(model, data)
     closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
     if closed and not keep_samples and samples != 0:
@@ -109,7 +110,7 @@ def _in_closed_form(
 ) -> AnyForecast:
     """From the moments of the linearised network's outputs, component by component."""
     examples, likelihood = feed.examples, model.likelihood
-    width = _width(model, examples)
+    width = model.network.outputs * examples.width
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[ClassForecast] = []
     for number, (component, share) in enumerate(strata(guide, samples)):
@@ -133,12 +134,6 @@ def _in_closed_form(
     )
 
 
-def _width(model: Model, examples: Examples) -> int:
-    """The most outputs that an example has."""
-    choices = 1 if examples.counts is None else int(examples.counts.max())
-    return model.network.outputs * choices
-
-
 def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
     assert guide.covariance is not None
@@ -154,14 +149,11 @@ def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[T
 
 def _of_examples(examples: Examples) -> dict[str, Any]:
     """The fields of a class forecast that come from the examples."""
-    exist = None
-    if examples.counts is not None:
-        exist = torch.arange(int(examples.counts.max())) < examples.counts.unsqueeze(-1)
     return {
         "labels": examples.labels,
         "texts": examples.texts,
         "label_names": examples.label_names,
-        "choices": exist,
+        "choices": examples.choices,
     }
 
 

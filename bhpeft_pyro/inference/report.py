@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..checks import check_types
+from ..data import Examples
 from ..options import FitOptions
 
 __all__ = ["FitReport"]
@@ -148,6 +149,15 @@ class FitReport:
             components=list(components),
             **{name: getattr(first, name) for name in same},
         )
+
+    def parted(self, examples: Examples) -> tuple[Examples, Examples | None]:
+        """What the fit learnt of its data and what it held out of them itself; other examples, or
+        none held out, as they are."""
+        if self.split is not None:
+            rest, held_out = examples.hold_out(self.split)
+            if rest.fingerprint == self.data:
+                return rest, held_out
+        return examples, None
 
     @property
     def temperature(self) -> float:

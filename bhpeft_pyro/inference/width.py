@@ -97,7 +97,7 @@ def widen(
             prior = guide.recentre(
                 guide.prior.loc, equal_effect(model, guide, examples, options.seed)
             )
-            model = Model(model.network, prior, model.likelihood)
+            model = model.with_prior(prior)
         curvature = measured(model, guide, examples, options.seed)
         candidates, choice = None, Choice(options.tau or guide.tau.item())
         if held_out is not None:

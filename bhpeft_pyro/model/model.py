@@ -87,6 +87,10 @@ class Model(PyroModule):
         own = (site.to(self.network.device) for site in self.likelihood.sites)
         return (*self.network.sites, *own)
 
+    def with_prior(self, prior: PriorLike) -> Model:
+        """The same network and likelihood under another prior."""
+        return Model(self.network, prior, self.likelihood)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the module, as PyTorch does, with a prior that is an earlier posterior."""
         prior = moved(self.prior, fn)

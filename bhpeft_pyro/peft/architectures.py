@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import ArchitectureError
@@ -85,6 +85,12 @@ class Projection:
     def fused(self) -> bool:
         """Whether the module's output holds other projections too."""
         return self.outputs != self.total
+
+    def whole(self, up: Tensor) -> Tensor:
+        """Rows (..., outputs, r) of a map into the module's whole output: zeros in those of other
+        projections."""
+        after = self.total - self.start - self.outputs
+        return nn.functional.pad(up, (0, 0, self.start, after)) if self.fused else up
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,12 +140,9 @@ class LoRA(Kind):
             pair = (rows(weights, f"lora.{target}.{side}", binding.dtype) for side in "AB")
             for block, a, b in zip(blocks, *pair, strict=True):
                 projection = block.projections[target]
-                if projection.fused:  # zeros in the other parts' columns: one product serves all
-                    after = projection.total - projection.start - projection.outputs
-                    b = nn.functional.pad(b, (0, 0, projection.start, after))
                 downs, ups = parts.setdefault((block.number, projection.module), ([], []))
                 downs.append(a)
-                ups.append(b)
+                ups.append(projection.whole(b))  # one product serves all fused ones
         if self.gated:
             wire_gates("lora", weights, blocks, binding)
         for (number, module), (downs, ups) in parts.items():

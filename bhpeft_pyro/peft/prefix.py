@@ -116,20 +116,19 @@ class Prefix(Kind):
             sites += gate_sites("prefix", blocks, attention_inputs(blocks, scales))
         return sites
 
-    def _rows(self, weights: Weights) -> list[tuple[Tensor, Tensor]]:
+    def _rows(self, weights: Weights, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """One (keys, values), each (S, P, out), for each block."""
         if self.encoder is None:
-            values = (value.mT for value in rows(weights, "prefix.value"))
-            return list(zip(rows(weights, "prefix.key"), values, strict=True))
+            values = (value.mT for value in rows(weights, "prefix.value", dtype))
+            return list(zip(rows(weights, "prefix.key", dtype), values, strict=True))
         down, up = weights["prefix.down"].transpose(1, 2), weights["prefix.up"]
         hidden = torch.tanh(torch.bmm(weights["prefix.embedding"], down))
         flat = torch.bmm(hidden, up.flatten(1, 3).transpose(1, 2))
-        both = flat.reshape(*flat.shape[:2], *up.shape[1:4])  # (S, P, layer, kv, out)
+        both = flat.to(dtype).reshape(*flat.shape[:2], *up.shape[1:4])  # (S, P, layer, kv, out)
         return [(row[:, :, 0], row[:, :, 1]) for row in both.unbind(2)]
 
     def wire(self, weights: Weights, blocks: Sequence[Block], binding: Binding) -> None:
-        for block, (keys, values) in zip(blocks, self._rows(weights), strict=True):
-            keys, values = keys.to(binding.dtype), values.to(binding.dtype)
+        for block, (keys, values) in zip(blocks, self._rows(weights, binding.dtype), strict=True):
             binding.attend[block.attention] = self._attend(binding, keys, values, block.number)
         if self.gated:
             wire_gates("prefix", weights, blocks, binding)

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 
-from ..errors import ConfigError, DataError
+from ..checks import one_of
+from ..errors import DataError
 from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 
 if TYPE_CHECKING:
@@ -119,8 +120,7 @@ def shift_by_layer(
     """
     if not shifts:
         raise DataError("shifts is empty: there are no weights")
-    if by not in _SHIFTS:
-        raise ConfigError(f"by={by!r} must be one of {', '.join(map(repr, _SHIFTS))}")
+    by = one_of(*_SHIFTS)("by", by)
     ax = new_axes(ax)
     numbers = sorted({n for layers in shifts.values() for n in layers if n is not None})
     ticks = {number: str(number) for number in numbers}

@@ -14,8 +14,9 @@ from torch import nn
 from ..checks import COUNT, check, check_memory
 from ..data import Columns, Examples
 from ..errors import ConfigError, DataError
-from ..guides import COMPONENTS, Guide, GuideLike, autoguide, check_made_for
+from ..guides import Guide, GuideLike, autoguide, check_made_for
 from ..guides.guide import components_of, is_point
+from ..guides.registry import default_components
 from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import OptimizerFactory, as_module
@@ -183,7 +184,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
     prior = guide.centre(own)
     guide.move(own | model.likelihood.start(labels))
-    return model if prior is None else Model(model.network, prior, model.likelihood)
+    return model if prior is None else model.with_prior(prior)
 
 
 def _components(given: Any, guide: object, model: Model) -> int:
@@ -201,7 +202,7 @@ def _components(given: Any, guide: object, model: Model) -> int:
             )
         return count
     if given is None:
-        return COMPONENTS.get(guide, 1) if isinstance(guide, str) else 1
+        return default_components(guide)
     given = COUNT("components", given)
     check_memory("components", given, 8 * sum(site.numel for site in model.sites))
     return given

@@ -341,7 +341,7 @@ class MixturePosterior(Posterior):
         self.own_priors = any(each.model.prior is not prior for each in components)
         if self.own_priors:
             prior = MixturePrior([each.model.prior for each in components])
-        model = Model(first.model.network, prior, first.model.likelihood)
+        model = first.model.with_prior(prior)
         guide = MixtureGuide([each.guide for each in components])
         guide.follow(model)
         super().__init__(model, guide, lineage, first.columns, first.first_prior)

@@ -207,9 +207,7 @@ def _fit_coreset(
     report = FitReport(len(kept), kept.fingerprint, options)
     core = posterior.guide
     guide = copy.deepcopy(core)
-    model = Model(
-        posterior.model.network, prior_of(posterior.model, core), posterior.model.likelihood
-    )
+    model = posterior.model.with_prior(prior_of(posterior.model, core))
     report.pull = pull_of(guide)
     _learn(model, guide, kept, None, report, optimizer)
     if isinstance(guide, Guide):

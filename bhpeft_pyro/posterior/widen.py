@@ -14,7 +14,6 @@ from ..errors import GuideError
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
 from ..inference.width import widen as add_width
-from ..model.model import Model
 from .posterior import Posterior
 from .rounds import Fitted, is_open, joined
 
@@ -33,8 +32,8 @@ def widen(
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
     report = posterior.report
-    if held_out is None and report.split is not None and examples.fingerprint == report.given:
-        examples, held_out = examples.hold_out(report.split)
+    if held_out is None:
+        examples, held_out = report.parted(examples)
     options = report.options.change(**changes)
     wide = [_widened(part, examples, held_out, changes) for part in posterior.components]
     return joined(wide, held_out, options)
@@ -46,14 +45,12 @@ def _widened(
     point = part.guide
     assert isinstance(point, Guide)
     guide = LaplaceGuide(part.model)
-    means = point.means()
-    values = torch.cat([means[name].flatten() for name in guide.means()])
+    guide.move(point.means())
     # `fit` centres the prior at the random initial values of the input side. They are not known
     # here; the point estimate takes their place, since these projections are arbitrary anyway.
     inner = {site.name for site in part.model.sites if site.role == "input"}
-    center = torch.where(guide.at(inner), values, guide.prior.loc)
+    center = torch.where(guide.at(inner), guide.loc.detach(), guide.prior.loc)
     prior = guide.recentre(center, guide.prior.covariance)
-    guide.move(means)
     report = replace(
         copy.copy(part.report),
         examples=len(examples),
@@ -61,7 +58,7 @@ def _widened(
         options=part.report.options.change(**changes),
         held_out=0 if held_out is None else len(held_out),
     )
-    model = Model(part.model.network, prior, part.model.likelihood)
+    model = part.model.with_prior(prior)
     model, candidates = add_width(guide, model, examples, held_out, report, is_open(part.model))
     lineage = (*part.lineage[:-1], report)
     return Posterior(model, guide, lineage, part.columns, model.prior), candidates

@@ -197,9 +197,7 @@ def complete(
     """
     if all(site.name in latents for site in sites):
         return dict(latents)
-    structure = getattr(prior, "structure", None)  # of an earlier posterior
-    if structure is not None and getattr(prior, "name", None) not in latents:
-        prior = structure
+    prior = getattr(prior, "structure", None) or prior  # of an earlier posterior
     with poutine.block(), poutine.trace() as tracer, poutine.condition(data=dict(latents)):
         values = checked(prior, sites)
     if unknown := tracer.trace.stochastic_nodes:

@@ -19,7 +19,7 @@ from ..inference.draws import drawing
 from ..inference.loop import as_module
 from ..inference.predict import AnyForecast, predict
 from ..model.model import Model
-from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
 
 __all__ = ["Drift", "Signal", "assess", "check_samples"]
@@ -211,9 +211,10 @@ def _nll_with(
     posterior: Posterior, keep: float, examples: Examples, samples: int, seed: int
 ) -> float:
     """The NLL if only a part of what was learnt had been kept, by each component separately."""
-    parts = posterior.components if isinstance(posterior, MixturePosterior) else (posterior,)
     try:
-        models, guides = zip(*(_forgetful(part, keep) for part in parts), strict=True)
+        models, guides = zip(
+            *(_forgetful(part, keep) for part in posterior.components), strict=True
+        )
     except (GuideError, PriorError):
         return math.nan
     guide = guides[0] if len(guides) == 1 else MixtureGuide([*map(as_module, guides)])
@@ -234,7 +235,7 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., 
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    model = Model(posterior.model.network, prior, posterior.model.likelihood)
+    model = posterior.model.with_prior(prior)
     around = None
     if isinstance(posterior.guide, Guide):
         model, around = posterior.guide.for_predictions(model)

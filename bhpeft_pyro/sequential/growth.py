@@ -76,7 +76,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
         examples = dataclasses.replace(coreset.examples, label_names=names, num_labels=head.outputs)
         coreset = dataclasses.replace(coreset, examples=examples, guide=_grown(coreset.guide, rows))
     # The prior of the next round is also the one that this round would be fitted under.
-    model = Model(network, prior_of(model, guide), model.likelihood)
+    model = model.with_prior(prior_of(model, guide))
     guide.follow(model)
     return posterior.replace(
         model=model,

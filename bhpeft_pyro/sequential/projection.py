@@ -32,7 +32,7 @@ def in_family(
 
     def guide_under(prior: Prior) -> Guide:
         with seeded(seed):
-            under = Model(model.network, prior, model.likelihood)
+            under = model.with_prior(prior)
             return autoguide(family, under, components=1)
 
     # A guide of any family can be made under independent weights, and says if it is joint.

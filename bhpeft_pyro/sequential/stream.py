@@ -22,7 +22,7 @@ from ..inference.predict import predict
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
-from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.posterior import Posterior
 from ..posterior.stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting
@@ -124,7 +124,7 @@ def stream(
             )
             first.as_prior()  # raises before the round is saved, if it cannot be a prior
             return first
-        one = last.components[0] if isinstance(last, MixturePosterior) else last
+        one = last.components[0]
         if type(one.guide) is not type(made):
             raise ConfigError(
                 f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
@@ -211,11 +211,15 @@ def prequential(
                 else:
                     metrics = posterior.evaluate(examples, samples)
             posterior = learn(posterior, data)
-            metrics |= _scores(posterior, tests, samples, first)
-            if name in tests and not unknown_labels(posterior, tests[name]):
-                # `update` is to refuse the whole batch, with the rows held out of it.
-                parts = (_encoded(posterior, part, name) for part in (data, tests[name]))
-                posterior.report.given = Examples.concat(*parts).fingerprint
+            tested = {
+                test: posterior.encode(rows)
+                for test, rows in tests.items()
+                if not unknown_labels(posterior, rows)  # those are learnt in a later round
+            }
+            metrics |= _scores(posterior, tested, samples, first)
+            if name in tested:  # `update` is to refuse the whole batch, with these rows
+                whole = _encoded(posterior, data, name).concat(tested[name])
+                posterior.report.given = whole.fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
         if posterior is None:
@@ -262,14 +266,11 @@ def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) ->
 
 
 def _scores(
-    posterior: Posterior, tests: Mapping[str, object], samples: int, first: bool
+    posterior: Posterior, tests: Mapping[str, Examples], samples: int, first: bool
 ) -> dict[str, float]:
     """Score and NLL on each test; in the first round also the score under the prior."""
     model, found = posterior.model, dict[str, float]()
-    for name, data in tests.items():
-        if unknown_labels(posterior, data):  # learnt in a later round
-            continue
-        examples = posterior.encode(data)
+    for name, examples in tests.items():
         metrics = posterior.evaluate(examples, samples)
         found |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
         if first:

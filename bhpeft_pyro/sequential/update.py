@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ import torch
 
 from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
+from ..data.sources import read
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike
 from ..guides.guide import is_point, prior_of
@@ -18,7 +19,6 @@ from ..inference.draws import sampling
 from ..inference.loop import OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
-from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
 from ..posterior.rounds import Fitted, check_how, fit_round, joined, keeping, pull_of, seeds
@@ -104,8 +104,8 @@ def update(
     check_how(options, validation, optimizer, replay)
     for each in posterior.components:  # refused before data are read, if it cannot be a prior
         prior_of(each.model, each.guide)
-    if isinstance(data, Iterator):  # it is read twice
-        data = list(data)
+    if not isinstance(data, Examples):  # for its labels, and to be encoded
+        data = read(data, posterior.model.likelihood.kind, posterior.columns, labelled=True)
     posterior = with_outputs_for(posterior, data, grow)
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
@@ -161,7 +161,7 @@ def _start(
         seed = options.seed + len(posterior.lineage)  # another choice in every round
         kept, examples = replay.split(pool, seed, posterior)
     start = posterior.replace(
-        model=Model(model.network, prior, model.likelihood),
+        model=model.with_prior(prior),
         guide=guide,
         lineage=(*posterior.lineage, report),
         coreset=None,

@@ -19,10 +19,6 @@ from exact import (
     flat,
     guide_of,
     hierarchical,
-    own_network,
-    random_texts,
-    ratings,
-    regression,
 )
 
 import bhpeft_pyro as bh
@@ -34,21 +30,6 @@ from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
-
-
-@pytest.fixture(scope="module")
-def model() -> bh.Model:
-    return regression(own_network(), noise=2.0)
-
-
-@pytest.fixture(scope="module")
-def data(model: bh.Model) -> bh.data.Examples:
-    return ratings(model.network, random_texts(40), seed=3, noise=2.0)
-
-
-@pytest.fixture(scope="module")
-def exact(model: bh.Model, data: bh.data.Examples) -> Exact:
-    return Exact.of(model, data)
 
 
 def posterior_of(

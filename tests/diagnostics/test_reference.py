@@ -13,10 +13,7 @@ from exact import (
     KnownNoise,
     design,
     guide_of,
-    own_network,
     random_texts,
-    ratings,
-    regression,
 )
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
@@ -31,21 +28,6 @@ from bhpeft_pyro.inference.passes import Block, Feed
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(30, seed=8)
-
-
-@pytest.fixture(scope="module")
-def model() -> bh.Model:
-    return regression(own_network(), noise=2.0)
-
-
-@pytest.fixture(scope="module")
-def data(model: bh.Model) -> bh.data.Examples:
-    return ratings(model.network, random_texts(40), seed=3, noise=2.0)
-
-
-@pytest.fixture(scope="module")
-def exact(model: bh.Model, data: bh.data.Examples) -> Exact:
-    return Exact.of(model, data)
 
 
 def reference(exact: Exact, count: int = 4000) -> dict[str, Tensor]:

@@ -200,9 +200,7 @@ def prequential(
             metrics: dict[str, float] = {}
             first = posterior is None
             if posterior is not None:
-                if grow and (labels := unknown_labels(posterior, data)):
-                    posterior = posterior.grow(labels)
-                examples = _encoded(posterior, data, f"batches: {name!r}")
+                posterior, examples = _ready_for(posterior, data, name, grow)
                 if drift:
                     found = assess(posterior, examples, samples)
                     metrics = evaluate(found.forecast)
@@ -218,7 +216,7 @@ def prequential(
             }
             metrics |= _scores(posterior, tested, samples, first)
             if name in tested:  # `update` is to refuse the whole batch, with these rows
-                whole = _encoded(posterior, data, name).concat(tested[name])
+                whole = posterior.encode(data).concat(tested[name])
                 posterior.report.given = whole.fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
@@ -238,12 +236,14 @@ def _reusable(data: object) -> object:
     return list(data) if isinstance(data, Iterator) else data
 
 
-def _encoded(posterior: Posterior, data: object, what: str) -> Examples:
+def _ready_for(
+    posterior: Posterior, data: object, name: str, grow: bool
+) -> tuple[Posterior, Examples]:
     try:
-        with_outputs_for(posterior, data, grow=False)  # has the clearer error
-        return posterior.encode(data)
+        posterior = with_outputs_for(posterior, data, grow)
+        return posterior, posterior.encode(data)
     except DataError as error:
-        raise DataError(f"{what}: {error}") from error
+        raise DataError(f"batches: {name!r}: {error}") from error
 
 
 def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:

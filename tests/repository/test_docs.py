@@ -14,6 +14,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {"calibration", "data", "diagnostics", "own-guide", "priors", "updating"}  # to run
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
+pytestmark = pytest.mark.whole_start  # as a reader runs it
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 

@@ -77,7 +77,7 @@ def test_a_fit_is_the_same_fit(guide):
         model = tiny_model(aligned=True)
         if checkpointed:
             model.network.backbone.gradient_checkpointing_enable()
-        passes = count_attention(model.network.backbone, model.network.attachment)
+        passes = count_attention(model.network.attachment)
         fitted.append(bh.fit(model, guide, tiny_examples(), max_steps=10, progress=False))
         calls.append(len(passes))
     assert calls[1] >= calls[0] + 10

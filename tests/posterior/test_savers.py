@@ -204,7 +204,8 @@ def test_the_folders_above_a_new_one_are_on_the_disk(
 
 def test_earlier_rounds_are_saved_without_most_of_their_steps(tmp_path: Path) -> None:
     posterior = fit()
-    posterior.report.history = [{"step": step, "loss": 1 / step} for step in range(1, 401)]
+    last = posterior.report.history[-1]
+    posterior.report.history = [last | {"step": step, "loss": 1 / step} for step in range(1, 401)]
     posterior = posterior.update(tiny_examples(12, seed=20))
     posterior.report.history = posterior.lineage[0].history[:]
     again = load(posterior.save(tmp_path / "one"))

@@ -260,7 +260,7 @@ def test_sds_that_still_move_are_named(optimizer: Any) -> None:
 
 def test_sds_that_have_settled_are_not() -> None:
     model = tiny_model(())
-    posterior = fit(model, data=tiny_examples(24), max_steps=800, lr=0.1)
+    posterior = fit(model, data=tiny_examples(24), max_steps=400, lr=0.1)
     assert posterior.report.unsettled == []
     assert "not converged" not in str(posterior.report)
     assert posterior.report.scales["head.bias"] < 0.6  # it did learn something

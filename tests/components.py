@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,8 +28,14 @@ def probabilities(posterior: bh.Posterior, samples: int = 6, **options: Any) -> 
     return forecast.probabilities
 
 
+def state(posterior: bh.Posterior) -> dict[str, Tensor]:
+    """A copy of its guide's tensors."""
+    return {name: value.clone() for name, value in posterior.guide.state_dict().items()}
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
 def same(one: bh.Posterior, other: bh.Posterior) -> bool:
-    states = one.guide.state_dict(), other.guide.state_dict()
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(value, states[1][name]) for name, value in states[0].items()
-    )
+    return equal(one.guide.state_dict(), other.guide.state_dict())

@@ -87,6 +87,16 @@ def _same_seed() -> None:
     pyro.set_rng_seed(0)  # torch, NumPy and random
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _brief_start(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fit the head to frozen features in a few steps before a fit of Normals, which takes longer
+    than all the rest; not where `whole_start` says that something depends on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("whole_start") is None:
+            patch.setattr("bhpeft_pyro.inference.initialization._STEPS", 8)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_leaks() -> Iterator[None]:
     """Fail a test that changes global state; put it back, so that only that test fails."""

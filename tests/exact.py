@@ -84,6 +84,12 @@ def ratings(
     )
 
 
+def random_ratings(model: bh.Model, count: int, seed: int) -> bh.data.Examples:
+    """Random texts with ratings, whose noise is that of the conjugate model."""
+    noise = model.likelihood.sd  # type: ignore[attr-defined]
+    return ratings(model.network, random_texts(count, seed), seed=seed, noise=noise)
+
+
 def one_word_texts() -> list[str]:
     """The 32 texts on which `orthogonal_network` is orthogonal."""
     return [f"w{i}" for i in range(5, 37)]

@@ -290,7 +290,7 @@ def test_width_predictions_and_rounds(tmp_path: Path) -> None:
     assert updated.merge().config.id2label == {0: "even", 1: "odd"}
 
 
-def test_a_rating(tmp_path: Path) -> None:
+def test_a_rating() -> None:
     model = trained_rating()
     ratings = {
         "text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3,

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 OLD = "InferenceData" in vars(arviz)
 EXACT: dict[str, Any] = {} if OLD else {"round_to": "none"}  # of `compare`
-NOISE, COUNT, DRAWS = 2.0, 60, 2000
+NOISE, COUNT, DRAWS = 2.0, 60, 1000
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def fitted() -> dict[str, tuple[bh.Posterior, Any]]:
     found = {}
     for name, own in kinds.items():
         posterior = bh.fit(tiny_model(own), "normal", tiny_examples(), max_steps=10, progress=False)
-        found[name] = posterior, posterior.to_arviz(tiny_examples(), samples=200)
+        found[name] = posterior, posterior.to_arviz(tiny_examples(), samples=100)
     return found
 
 
@@ -120,7 +120,7 @@ def test_compare_kinds(fitted: dict[str, tuple[bh.Posterior, Any]]) -> None:
     for name, (posterior, idata) in fitted.items():
         row = table.loc[name, [column, parameters]].astype(float)
         assert row[column] == pytest.approx(elpd(arviz.loo(idata)), abs=1e-6)
-        scores = posterior.evaluate(tiny_examples(), 200)  # the same seed, so the same draws
+        scores = posterior.evaluate(tiny_examples(), 100)  # the same seed, so the same draws
         assert row[column] + row[parameters] == pytest.approx(-12 * scores["nll"], abs=1e-3)
         assert row[parameters] > 0.1
 
@@ -131,7 +131,7 @@ def test_summary_has_the_changes_of_each_layer(
     posterior, idata = fitted["hybrid"]
     names = ["change.lora.query", "change.adapter"]
     table = arviz.summary(idata, var_names=names, kind="stats", round_to=6)
-    found = changes(posterior, 200)
+    found = changes(posterior, 100)
     for name in names:
         for layer, draws in found[name.removeprefix("change.")].items():
             row = table.loc[f"{name}[{layer}]"].astype(float)

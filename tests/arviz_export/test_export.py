@@ -46,11 +46,11 @@ def idata(posterior: Posterior) -> Any:
 
 
 def test_means_and_sds_are_the_guides(posterior: Posterior) -> None:
-    many = posterior.to_arviz(samples=600, sites="head.*")
+    many = posterior.to_arviz(samples=400, sites="head.*")
     for name in ("head.weight", "head.bias"):
         expected = posterior.guide.distributions()[name]  # type: ignore[operator]
         drawn = many.posterior[name].values[0]
-        error = expected.stddev.numpy() / np.sqrt(600)
+        error = expected.stddev.numpy() / np.sqrt(400)
         np.testing.assert_array_less(np.abs(drawn.mean(0) - expected.mean.numpy()), 5 * error)
         np.testing.assert_allclose(drawn.std(0), expected.stddev.numpy(), rtol=0.15)
 
@@ -100,7 +100,7 @@ def test_predicted_labels_follow_the_probabilities(posterior: Posterior) -> None
 def test_the_prior_predicts_with_its_own_draws(posterior: Posterior) -> None:
     """Put the prior's draws back into the model: labels come up as often as they say."""
     data = tiny_examples(5, seed=4)
-    idata = posterior.to_arviz(data, samples=500, sites=["head.*", "lora.*"])
+    idata = posterior.to_arviz(data, samples=200, sites=["head.*", "lora.*"])
     weights = {
         site.name: torch.tensor(idata.prior[site.name].values[0])[:, None]
         for site in posterior.model.sites
@@ -108,8 +108,8 @@ def test_the_prior_predicts_with_its_own_draws(posterior: Posterior) -> None:
     with torch.no_grad():
         p = posterior.model.predictive(weights, next(data.batches(5))).probs[..., 1]
     labels = torch.tensor(idata.prior_predictive["label"].values[0]).float()
-    assert labels.shape == p.shape == (500, 5)
-    noise = (p * (1 - p)).sum(0).sqrt() / 500
+    assert labels.shape == p.shape == (200, 5)
+    noise = (p * (1 - p)).sum(0).sqrt() / 200
     assert ((labels - p).mean(0).abs() < 4 * noise).all()
     # Draw by draw, not only on average: probable labels are the ones drawn.
     assert torch.corrcoef(torch.stack([labels.flatten(), p.flatten()]))[0, 1] > 0.3
@@ -125,7 +125,7 @@ def linearised(model: Any, guide: Any, weights: dict[str, torch.Tensor], batch: 
 def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> None:
     data, options = tiny_examples(6), {"components": 1, "max_steps": 5, "progress": False}
     posterior = fit(tiny_model(), "laplace", data, **options)
-    idata = posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"])
+    idata = posterior.to_arviz(data, samples=200, sites=["head.*", "lora.*"])
     model, guide = posterior.model, posterior.guide
     batch = next(data.batches(6))
     for group in ("posterior", "prior"):
@@ -134,7 +134,7 @@ def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> N
         with torch.no_grad():
             p = linearised(model, guide, weights, batch).probs
         labels = torch.tensor(idata[f"{group}_predictive"]["label"].values[0]).float()
-        noise = (p[..., 0] * p[..., 1]).sum(0).sqrt() / 400
+        noise = (p[..., 0] * p[..., 1]).sum(0).sqrt() / 200
         assert ((labels - p[..., 1]).mean(0).abs() < 4 * noise).all()
     weights = {
         s.name: torch.tensor(idata.posterior[s.name].values[0])[:, None] for s in model.sites
@@ -144,9 +144,9 @@ def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> N
         plain = model.predictive(weights, batch).log_prob(batch.labels)
     np.testing.assert_allclose(idata.log_likelihood["label"].values[0], fitted, atol=1e-3)
     assert (fitted - plain).abs().max() > 0.1  # elsewhere it would not be the same
-    needed = 400 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4))
+    needed = 200 * (2 * 4 * sum(s.numel for s in model.sites) + 6 * (2 * 8 + 4))
     with pytest.raises(ConfigError, match=f"{needed:,} bytes"):
-        posterior.to_arviz(data, samples=400, sites=["head.*", "lora.*"], max_bytes=needed - 1)
+        posterior.to_arviz(data, samples=200, sites=["head.*", "lora.*"], max_bytes=needed - 1)
 
 
 def test_steps_left_out_are_gaps() -> None:
@@ -185,7 +185,7 @@ def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
     """Counts, not Normals with their means and sds: draw by draw the likelihood's own."""
     model = tiny_model(outputs=1, likelihood=Counts())
     posterior = fit(model, guide, COUNTS, components=1, max_steps=5, progress=False)
-    idata = posterior.to_arviz(COUNTS, samples=300, sites=["head.*", "lora.*"])
+    idata = posterior.to_arviz(COUNTS, samples=150, sites=["head.*", "lora.*"])
     counts = idata.posterior_predictive["label"].values[0]
     assert (counts == counts.round()).all() and counts.min() == 0
     batch = next(posterior.encode(COUNTS).batches(12))
@@ -200,9 +200,9 @@ def test_predictions_are_of_the_likelihood_itself(guide: str) -> None:
         )
     expected = poisson.log_prob(batch.labels)
     np.testing.assert_allclose(idata.log_likelihood["label"].values[0], expected, atol=1e-3)
-    error = (poisson.mean.mean(0) / 300).sqrt().numpy()
+    error = (poisson.mean.mean(0) / 150).sqrt().numpy()
     np.testing.assert_array_less(np.abs(counts.mean(0) - poisson.mean.mean(0).numpy()), 5 * error)
-    again = posterior.to_arviz(COUNTS, samples=300, sites="head.bias")
+    again = posterior.to_arviz(COUNTS, samples=150, sites="head.bias")
     np.testing.assert_array_equal(again.posterior_predictive["label"].values[0], counts)
 
 

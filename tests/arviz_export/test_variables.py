@@ -99,8 +99,8 @@ def test_gates_are_open_as_often_as_their_probability() -> None:
     kinds = (LoRA(rank=2), Adapter(2, layers=(1,)))
     model = tiny_model(kinds, prior=priors.Gates(change=0.5))
     posterior = bh.fit(model, "normal", tiny_examples(), max_steps=20, progress=False)
-    idata = posterior.to_arviz(samples=300)
-    draws = posterior.sample(300)
+    idata = posterior.to_arviz(samples=100)
+    draws = posterior.sample(100)
     for kind, layers in (("lora", [0, 1]), ("adapter", [1])):
         gate = idata.posterior[f"gate.{kind}"]
         (layer,) = gate.dims[2:]

@@ -237,7 +237,6 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
     assert first in listed and children[0] in listed and children[1] not in listed
     assert "no rounds" in error("history", tmp_path / "nothing")
-    (folder / "empty").mkdir()
     tree = bhpeft("history", folder).stdout  # posteriors side by side are a tree too
     assert f"{first}  in run" in tree and f"{first}  in" not in shown
     for place, report in ((folder, 0), (folder / "run", -1)):
@@ -258,8 +257,8 @@ def test_a_round_notes_how_good_it_was_on_held_out_rows(folder, tmp_path):
 
 def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     quick = ("--max-steps", 3, "--validation", 0, "--overwrite", "--out", tmp_path / "next")
-    new = tmp_path / "new.csv"
-    new.write_text("text,label\n" + "".join(f"w{9 + i} w40,strange\n" for i in range(8)))
+    texts = [f"w{9 + i} w40" for i in range(8)]
+    new = write_csv(tmp_path / "new.csv", text=texts, label=["strange"] * 8)
     assert "strange" in error("update", folder / "run", new, *quick)  # no such label yet
     shown = bhpeft("update", folder / "run", new, *quick, "--grow", "--keep", 0.5)
     assert "new classes: strange\n" in shown.stderr
@@ -336,7 +335,7 @@ def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
         ("? [a]\n: b", "cannot be read as YAML"),
     ],
 )
-def test_a_bad_config_file_is_an_error(folder, tmp_path, content, message):
+def test_a_bad_config_file_is_an_error(tmp_path, content, message):
     config = tmp_path / "fit.yaml"
     config.write_text(content)
     assert re.search(message, error("fit", "x.csv", "--out", tmp_path, "--config", config))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from program import read_csv, write_csv
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -34,17 +34,15 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]
     for name, word in (("reviews", "w2"), ("test", "w3"), ("tuesday", "w4"), ("week-2", "w4")):
-        with open(f"{name}.csv", "w", newline="") as file:
-            texts = [f"{text} {word}" for text in TEXTS]  # no two files are the same
-            csv.writer(file).writerows([("text", "label"), *zip(texts, labels, strict=True)])
-    Path("new.csv").write_text("text\n" + "\n".join(TEXTS))
+        texts = [f"{text} {word}" for text in TEXTS]  # no two files are the same
+        write_csv(Path(f"{name}.csv"), text=texts, label=labels)
+    write_csv(Path("new.csv"), text=TEXTS)
     rows = [{"review": t, "verdict": v} for t, v in zip(TEXTS, labels, strict=True)]
     Path("films.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     dates = [f"2024-01-{1 + i:02}" for i in range(20)]
     for name in ("news", "history"):
-        with open(f"{name}.csv", "w", newline="") as file:
-            dated = zip(dates, [f"{text} w5" for text in TEXTS], labels, strict=True)
-            csv.writer(file).writerows([("date", "text", "label"), *dated])
+        dated = [f"{text} w5" for text in TEXTS]
+        write_csv(Path(f"{name}.csv"), date=dates, text=dated, label=labels)
     for content in blocks(page, "yaml"):
         Path("fit.yaml").write_text(content)
     commands = [
@@ -57,8 +55,7 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for command in commands:
         result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
         assert result.exit_code == 0, f"{command}\n{result.output}"
-    with open("new-predictions.csv", newline="") as file:
-        flagged = [row["flagged"] for row in csv.DictReader(file)]
+    flagged = [row["flagged"] for row in read_csv(Path("new-predictions.csv"))]
     assert flagged.count("True") == 2  # 10 % of 20
 
 

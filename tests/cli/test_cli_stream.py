@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from datetime import date, timedelta
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from program import bhpeft, error, usage_error, write_csv
+from program import bhpeft, error, read_csv, usage_error, write_csv
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
@@ -62,8 +61,8 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
             assert row.get(name) == own.get(name), name
     assert [report.keep for report in rounds(folder)] == [1.0, 0.9, 0.9, 0.9]
     assert json.loads((folder / "out" / "record.json").read_text()) == found
-    with (folder / "out" / "record.csv").open(newline="") as file:
-        assert [row["batch"] for row in csv.DictReader(file)] == [row["batch"] for row in found]
+    written = read_csv(folder / "out" / "record.csv")
+    assert [row["batch"] for row in written] == [row["batch"] for row in found]
     assert (folder / "out" / "stream.png").read_bytes()[:4] == b"\x89PNG"
 
 

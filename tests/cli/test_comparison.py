@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
+import saves
 import torch
 from matplotlib.figure import Figure
 
@@ -51,7 +52,7 @@ def test_the_table_is_of_the_saved_posteriors(
         ("points", "2 hybrids"),
         ("posterior", "2 components"),
     ):
-        saved = bh.Posterior.load(out / folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+        saved = saves.load(out / folder)
         scores = saved.evaluate(data[2])
         assert table.loc[method, ["accuracy", "nll"]].tolist() == pytest.approx(
             [scores["accuracy"], scores["nll"]]

@@ -10,12 +10,12 @@ import sys
 import tarfile
 import types
 import venv
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sentences import sentences
 
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
@@ -135,9 +135,8 @@ def test_what_is_missing_is_named(
         assets.sentiment(vader.cache)
 
 
-def test_cache_follows_the_platform(
-    vader: types.SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("vader")
+def test_cache_follows_the_platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assets.sentiment()
     monkeypatch.delenv("XDG_CACHE_HOME")
@@ -149,7 +148,7 @@ def test_cache_follows_the_platform(
 
 
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that pip takes for its only index."""
     folder = tmp_path / "index"
     folder.mkdir()
@@ -158,7 +157,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    yield folder
+    return folder
 
 
 def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> None:
@@ -168,7 +167,8 @@ def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> N
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_no_network_says_what_to_do(index: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("index")
+def test_no_network_says_what_to_do(tmp_path: Path) -> None:
     """The message gives pip's own words, and a way that needs no network."""
     cache = tmp_path / "cache"
     with pytest.raises(DataError) as caught:
@@ -259,17 +259,6 @@ def test_smollm2_is_a_decoder_with_its_tokenizer() -> None:
     last = model(input_ids=ids).last_hidden_state[0, -1]
     logits = model.get_input_embeddings().weight @ last  # its own head has the same weights
     assert tokenizer.decode(logits.argmax()) == " Paris"
-
-
-def sentences(first: int, count: int = 120) -> list[dict[str, Any]]:
-    """Texts of which the first word, w`first` or the next one, tells whether they are positive."""
-    return [
-        {
-            "text": f"w{first + i % 2} w{15 + i // 35} w{15 + i % 35}",
-            "rating": 2.0 if i % 2 else -2.0,
-        }
-        for i in range(count)
-    ]
 
 
 def test_no_text_is_in_two_parts_and_none_is_neutral() -> None:

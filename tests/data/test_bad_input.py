@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -30,14 +30,13 @@ QUIZ = {"question": ["w5", "w6"], "choices": [["w7", "w8"], ["w9", "w10"]], "ans
 
 
 @pytest.fixture
-def untrained(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Red if a step of the optimiser is taken."""
 
     def step(*_args: Any) -> Any:
         pytest.fail("a step was taken")
 
     monkeypatch.setattr(optimise._Run, "_step", step)
-    yield
 
 
 def refused(

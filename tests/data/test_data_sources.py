@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from program import write_csv
 from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
@@ -60,11 +60,7 @@ def in_every_form(columns: dict[str, list[Any]], folder: Path, with_csv: bool) -
         folder / "rows.json",
     ]
     if with_csv:
-        with (folder / "ROWS.CSV").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
-        forms.append(str(folder / "ROWS.CSV"))
+        forms.append(str(write_csv(folder / "ROWS.CSV", **columns)))
     return forms
 
 

@@ -14,7 +14,7 @@ import torch
 from toy_tokenizers import WORDS, bert_like, gpt_like, texts_of
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bhpeft_pyro.data import Columns, Examples, encode, encoding
+from bhpeft_pyro.data import Columns, CutWarning, Examples, encode, encoding
 from bhpeft_pyro.data.examples import Tokens
 
 QUESTIONS = ["why was the film so long", "is the plot good", "a"]
@@ -114,7 +114,7 @@ def test_cutting_long_texts(make: Any) -> None:
     expected = [dict(tokenizer(text, truncation=True, max_length=limit)) for text in texts]
     over = sum(len(tokenizer(text)["input_ids"]) > limit for text in texts)
     assert 0 < over < 5
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(CutWarning) as caught:
         examples = encode(
             texts, tokenizer, kind="class", labelled=False, columns=Columns(max_length=limit)
         )
@@ -159,7 +159,7 @@ def test_cutting_choices_keeps_them_apart() -> None:
 def test_the_callers_tokenizer_is_left_alone(make: Any) -> None:
     tokenizer = make(padding_side="left")
     before = copy.deepcopy(tokenizer)
-    with pytest.warns(UserWarning):
+    with pytest.warns(CutWarning):
         encode(
             list(zip(QUESTIONS, CHOICES, strict=True)),
             tokenizer,
@@ -195,14 +195,14 @@ def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted)
     monkeypatch.setattr(encoding, "_CHUNK", 400)
     texts = texts_of([1 + i % 9 for i in range(1000)])
-    with pytest.warns(UserWarning):
+    with pytest.warns(CutWarning):
         pieces = encode(
             texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)
         )
     over = [sum(len(text.split()) > 6 for text in texts[k : k + 400]) for k in (0, 400, 800)]
     assert sizes == [400, over[0], 400, over[1], 200, over[2]]
     monkeypatch.setattr(encoding, "_CHUNK", 10_000)
-    with pytest.warns(UserWarning):
+    with pytest.warns(CutWarning):
         whole = encode(
             texts, bert_like(), kind="class", labelled=False, columns=Columns(max_length=8)
         )

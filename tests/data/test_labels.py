@@ -108,7 +108,8 @@ def test_a_prediction_needs_no_labels(stars: Posterior, missing: object) -> None
 
 
 def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
-    fitted(rows(["a", "b"] * 4), unlabelled=rows(["x", None] * 4))
+    posterior = fitted(rows(["a", "b"] * 4), unlabelled=rows(["x", None] * 4))
+    assert posterior.columns.label_names == ("a", "b")
 
 
 def test_what_pandas_and_numpy_hold_is_read(stars: Posterior) -> None:

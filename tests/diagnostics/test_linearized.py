@@ -41,7 +41,7 @@ def posterior() -> bh.Posterior:
         model,
         bh.autoguide("laplace", model, components=1, rank=64),
         ratings(),
-        max_steps=300,
+        max_steps=150,
         batch_size=48,
         lr=0.02,
         temperature=1.0,

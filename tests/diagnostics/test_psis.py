@@ -173,7 +173,7 @@ def test_what_a_prior_computes_is_no_latent() -> None:
     torch.testing.assert_close(found[1] - found[0], push, rtol=0, atol=1e-4)
 
 
-def test_a_round_with_replay_is_held_against_all_that_it_learnt(model: bh.Model) -> None:
+def test_a_round_with_replay_is_held_against_all_that_it_learnt() -> None:
     first, second = (tiny_examples(60, seed=i) for i in (1, 2))
     options = {"epochs": 60, "temperature": 1.0, "tau": 1.0, "progress": False}
     before = bh.fit(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from components import same
 from exact import WIDTH, Exact, flat, own_network, random_texts, ratings, regression
+from saves import load
 from torch.distributions import Normal
 from torch.optim import SGD
 
@@ -18,7 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import BlockGuide
 from bhpeft_pyro.priors import PosteriorPrior
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 NOISE, PRIOR_SD = 2.0, 0.7
 POINT_BIAS = {"head.bias": "delta", "head.weight": "normal"}
@@ -91,9 +92,7 @@ def test_two_rounds_are_saved_bit_by_bit(mixed: bh.Posterior, tmp_path: Path) ->
     posterior = mixed
     for number in range(2):
         posterior.save(tmp_path / str(number))
-        again = bh.Posterior.load(
-            tmp_path / str(number), tiny_backbone(), tokenizer=tiny_tokenizer()
-        )
+        again = load(tmp_path / str(number))
         assert same(posterior, again)
         assert isinstance(again.guide, BlockGuide) and isinstance(posterior.guide, BlockGuide)
         assert again.guide.title() == posterior.guide.title()

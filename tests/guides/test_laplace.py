@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from counts import COUNTS, Counts
-from exact import Exact, flat, hierarchical, own_network, random_texts, ratings, regression
+from exact import Exact, flat, hierarchical, own_network, random_ratings, random_texts, regression
 from linearised import centred, derivative
 from pyro.infer import SVI
 from pyro.optim import Adam
@@ -37,10 +37,6 @@ FIT: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {"progress": False}
 QUICK: dict[str, Any] = {"max_steps": 3, **PLAIN}
-
-
-def data(model: bh.Model, count: int, seed: int) -> bh.data.Examples:
-    return ratings(model.network, random_texts(count, seed), seed=seed, noise=NOISE)
 
 
 def dense(covariance: Covariance) -> Tensor:
@@ -75,7 +71,7 @@ def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds(tau: float) ->
     """The mean, the precision, and two rounds against one fit of all data; tau times the first
     prior is in the width, and goes no further."""
     model = regression(own_network(), noise=NOISE)
-    parts = [data(model, 64, 3), data(model, 48, 4)]
+    parts = [random_ratings(model, 64, 3), random_ratings(model, 48, 4)]
     first = exactly(model, parts[0], tau=tau)
     second = first.update(parts[1], tau=None)  # the width's tau stays
     for fitted, known in ((first, parts[0]), (second, parts[0].concat(parts[1]))):
@@ -93,7 +89,7 @@ def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds(tau: float) ->
 
 def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:
     model = regression(own_network(), noise=NOISE)
-    examples = data(model, 32, 3)
+    examples = random_ratings(model, 32, 3)
     report = exactly(model, examples).report
     assert report.expected_nll is not None
     elbo = -(len(examples) * report.expected_nll + sum(report.kl.values()))
@@ -103,7 +99,7 @@ def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:
 def test_the_widths_prior_is_the_best_for_held_out_rows() -> None:
     """Tau against a brute-force search in the exact posteriors; the prior given is too wide."""
     model = regression(own_network(), prior_sd=3.0, noise=NOISE)
-    examples, held_out = data(model, 24, 3), data(model, 200, 5)
+    examples, held_out = random_ratings(model, 24, 3), random_ratings(model, 200, 5)
     posterior = exactly(model, examples, tau=None, validation=held_out)
     exact = Exact.of(model, examples, prior_sd=3.0)
     shown = width._subset(held_out, width._HELD_OUT, 0)
@@ -142,7 +138,7 @@ def test_logistic_regression_has_its_gauss_newton_posterior() -> None:
 def test_low_rank_keeps_what_data_say_and_the_diagonal_of_the_rest() -> None:
     """Against the exact precision: the same diagonal, and nearly the same predictive variance."""
     model = regression(own_network(), noise=0.5)
-    examples = data(model, 64, 3)
+    examples = random_ratings(model, 64, 3)
     full, few = (exactly(model, examples, rank) for rank in (None, 4))
     precisions = [torch.linalg.inv(dense(guide_of(each).covariance)) for each in (full, few)]
     torch.testing.assert_close(
@@ -274,7 +270,7 @@ def test_a_mixture_is_tuned_together_and_its_report_says_so() -> None:
 
 def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
     model = regression(own_network(), noise=NOISE)
-    examples = data(model, 32, 3)
+    examples = random_ratings(model, 32, 3)
     guide, other = (guide_of(exactly(model, examples, tau=tau)) for tau in (1.0, 30.0))
     exact = Exact.of(model, examples)
     guide.retune(30.0)

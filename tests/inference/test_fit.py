@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from components import equal, state
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import SGD, Adam
@@ -37,14 +38,6 @@ def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) ->
     """A fit of a few steps to 16 examples."""
     options = {"data": tiny_examples(16), "max_steps": 6, "progress": False, **options}
     return bh.fit(tiny_model() if model is None else model, guide, **options)
-
-
-def state(posterior: bh.Posterior) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in posterior.guide.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 # What is trained
@@ -79,7 +72,7 @@ def test_the_backbone_is_left_alone() -> None:
     backbone = model.network.backbone
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     posterior = fit(model)
-    assert same(before, backbone.state_dict())
+    assert equal(before, backbone.state_dict())
     assert all(p.grad is None and not p.requires_grad for p in backbone.parameters())
     assert not list(pyro.get_param_store().keys())
     assert not list(model.parameters())
@@ -267,7 +260,7 @@ def test_sds_that_still_move_are_named(optimizer: Any) -> None:
 
 def test_sds_that_have_settled_are_not() -> None:
     model = tiny_model(())
-    posterior = fit(model, data=tiny_examples(24), max_steps=800, lr=0.1)
+    posterior = fit(model, data=tiny_examples(24), max_steps=400, lr=0.1)
     assert posterior.report.unsettled == []
     assert "not converged" not in str(posterior.report)
     assert posterior.report.scales["head.bias"] < 0.6  # it did learn something
@@ -349,7 +342,7 @@ def test_giving_up_names_the_site_and_keeps_the_last_good_state() -> None:
     assert isinstance(posterior, bh.Posterior)
     # The state is copied every ten steps.
     expected = state(fit_sick(Sick(10**9), max_steps=10, **STEADY))
-    assert same(state(posterior), expected)
+    assert equal(state(posterior), expected)
     assert (posterior.report.steps, posterior.report.skipped) == (17, 5)
     assert len(posterior.report.history) == 12
     likelihood.__dict__["last"] = 0

@@ -13,6 +13,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from components import equal, state
+from forks import start, wait
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -66,10 +68,6 @@ def test_threads_give_what_each_gives_alone(shared: bool) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def state(posterior: bh.Posterior) -> list[Tensor]:
-    return list(posterior.guide.state_dict().values())
-
-
 def test_a_prediction_in_another_thread_waits_for_the_fit() -> None:
     old = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=20, progress=False)
     expected, new = old.predict(TEXTS).probabilities, tiny_examples(seed=1)
@@ -79,13 +77,13 @@ def test_a_prediction_in_another_thread_waits_for_the_fit() -> None:
         found = old.predict(TEXTS).probabilities
         beside = fit.result()
     torch.testing.assert_close(found, expected)
-    assert all(torch.equal(*pair) for pair in zip(alone, beside, strict=True))
+    assert equal(alone, beside)
 
 
 def test_fits_in_two_threads_are_those_of_one() -> None:
     models, data = [tiny_model() for _ in range(6)], tiny_examples()
 
-    def fit(number: int) -> list[Tensor]:
+    def fit(number: int) -> dict[str, Tensor]:
         options: dict[str, Any] = {"max_steps": 10, "progress": False, "seed": number % 3}
         return state(bh.fit(models[number], "normal", data, **options))
 
@@ -93,7 +91,7 @@ def test_fits_in_two_threads_are_those_of_one() -> None:
     with ThreadPoolExecutor(3) as pool:
         at_once = list(pool.map(fit, range(3, 6)))
     for first, second in zip(one_by_one, at_once, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+        assert equal(first, second)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -114,25 +112,20 @@ def test_a_process_forked_in_the_middle_of_a_fit_predicts_and_fits_as_ever() -> 
             for site in sites
         }
 
+    def as_ever() -> None:
+        signal.alarm(60)  # ends it if it hangs
+        assert torch.equal(old.predict(TEXTS).probabilities, expected)
+        assert equal(state(old.update(new, max_steps=2)), learnt)
+
     with ThreadPoolExecutor() as pool:
         fit = pool.submit(
             bh.fit, tiny_model((), prior=prior), "normal", tiny_examples(), max_steps=2
         )
         assert fitting.wait(60)
-        child = os.fork()
-        if child == 0:
-            signal.alarm(60)  # ends it if it hangs
-            try:
-                same = torch.equal(old.predict(TEXTS).probabilities, expected)
-                again = state(old.update(new, max_steps=2))
-                same &= all(torch.equal(*pair) for pair in zip(again, learnt, strict=True))
-                os._exit(0 if same else 1)
-            finally:
-                os._exit(2)
-        _, status = os.waitpid(child, 0)
+        code = wait(start(as_ever))
         forked.set()
         assert len(fit.result().lineage) == 1
-    assert status == 0
+    assert code == 0
 
 
 @pytest.mark.parametrize("guide", ["normal", "laplace", "AutoMultivariateNormal"])

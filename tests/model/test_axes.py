@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.model.coordinates import PrincipalAxes
@@ -65,7 +66,7 @@ def test_the_first_round_sets_the_axes_and_later_ones_keep_them(tmp_path: Path) 
     kept = second.model.network.axes
     assert kept is not None and torch.equal(kept.matrix, matrix)
     second.save(tmp_path / "posterior")
-    loaded = bh.Posterior.load(tmp_path / "posterior", tiny_backbone(), tokenizer=tiny_tokenizer())
+    loaded = load(tmp_path / "posterior")
     texts = ["w5 w20 w21", "w6 w30"]
     assert torch.equal(
         loaded.predict(texts, 4).probabilities, second.predict(texts, 4).probabilities

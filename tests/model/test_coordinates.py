@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from memory import Memory
+from saves import load
 from torch import Tensor
 from transformers import BertModel
 
@@ -251,7 +252,7 @@ def test_a_posterior_keeps_them(preset: str, tmp_path: Path) -> None:
     after = second.model.network.coordinates
     assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
     second.save(tmp_path / "saved")
-    loaded = bh.Posterior.load(tmp_path / "saved", tiny_backbone(), tokenizer=tiny_tokenizer())
+    loaded = load(tmp_path / "saved")
     texts = ["w5 w7", "w9"]
     expected = second.predict(texts, samples=3).probabilities
     assert torch.equal(loaded.predict(texts, samples=3).probabilities, expected)
@@ -263,9 +264,7 @@ def test_coordinates_that_were_never_fitted_are_kept_too(tmp_path: Path) -> None
     first = bh.fit(model, "laplace", tiny_examples(16), **quick)
     assert not bool(model.network.coordinates.fitted)
     second = first.update(tiny_examples(16, seed=1))
-    loaded = bh.Posterior.load(
-        second.save(tmp_path / "saved"), tiny_backbone(), tokenizer=tiny_tokenizer()
-    )
+    loaded = load(second.save(tmp_path / "saved"))
     assert not bool(loaded.model.network.coordinates.fitted)
     texts = ["w5 w7", "w9"]
     expected = second.predict(texts).probabilities

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from memory import Memory
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.guides import LaplaceGuide
@@ -17,26 +15,6 @@ from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23"]
-
-
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within it took at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.live = {key: pair for key, pair in self.live.items() if not pair[0].expired()}
-        before = {x.untyped_storage()._cdata for x in tree_leaves(args) if torch.is_tensor(x)}
-        for each in tree_leaves(found):
-            if torch.is_tensor(each) and each.untyped_storage()._cdata not in before:
-                storage = each.untyped_storage()
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.bytes = max(self.bytes, sum(size for _, size in self.live.values()))
-        return found
 
 
 def posterior_of(**options: Any) -> bh.Posterior:
@@ -63,9 +41,9 @@ def test_draws_are_held_once() -> None:
     """Draws, their way from the mean, and both flattened side by side would be three copies."""
     posterior, samples = posterior_of(), 2000
     copy = samples * 4 * sum(site.numel for site in posterior.model.sites)
-    with Peak() as peak:
+    with Memory() as memory:
         posterior.predict(TEXTS, samples, keep_samples=True)
-    assert copy < peak.bytes < 1.2 * copy
+    assert copy < memory.peak < 1.2 * copy
 
 
 def test_many_draws_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +52,8 @@ def test_many_draws_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     whole = posterior.predict(TEXTS, samples, keep_samples=True)
     part = 128 * 4 * sum(site.numel for site in posterior.model.network.sites)
     monkeypatch.setattr(linear, "MAX_BYTES", part)
-    with Peak() as peak:
+    with Memory() as memory:
         parted = posterior.predict(TEXTS, samples, keep_samples=True)
     torch.testing.assert_close(parted.means, whole.means, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(parted.sds, whole.sds)
-    assert peak.bytes < 3 * part < samples / 128 * part
+    assert memory.peak < 3 * part < samples / 128 * part

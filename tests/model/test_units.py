@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_model
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(24)]
 
@@ -24,9 +25,7 @@ def test_ratings_of_0_and_1000(tmp_path: Path) -> None:
     assert posterior.model.likelihood == own and model.likelihood == Normal()
     later = posterior.update({"text": TEXTS, "label": [3.0] * 24}, max_steps=1, progress=False)
     assert later.model.likelihood == own
-    saved = bh.Posterior.load(
-        later.save(tmp_path / "it"), tiny_backbone(), tokenizer=tiny_tokenizer()
-    )
+    saved = load(later.save(tmp_path / "it"))
     assert saved.model.likelihood == own
 
 

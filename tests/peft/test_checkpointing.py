@@ -46,7 +46,7 @@ def assert_same(one, two):
         torch.testing.assert_close(two[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def count_attention(model, attachment):
+def count_attention(attachment):
     """How often the first layer's attention has run."""
     calls = []
     module = attachment._blocks[0].attention
@@ -59,7 +59,7 @@ def test_gradients_are_equal(model_type):
     # Dropout is configured; were it on in the checkpointed layers, nothing would be equal.
     model = tiny.build(model_type)
     attachment = Attachment(model, kinds_for(model_type))
-    calls = count_attention(model, attachment)
+    calls = count_attention(attachment)
     plain = gradients(model, attachment)
     assert len(calls) == 1
     model.gradient_checkpointing_enable()
@@ -77,7 +77,7 @@ def test_a_fit_is_the_same_fit(guide):
         model = tiny_model(aligned=True)
         if checkpointed:
             model.network.backbone.gradient_checkpointing_enable()
-        passes = count_attention(model.network.backbone, model.network.attachment)
+        passes = count_attention(model.network.attachment)
         fitted.append(bh.fit(model, guide, tiny_examples(), max_steps=10, progress=False))
         calls.append(len(passes))
     assert calls[1] >= calls[0] + 10
@@ -122,7 +122,7 @@ def test_two_attachments_checkpoint_side_by_side():
 def test_it_can_be_switched_off_again():
     model = tiny.build("bert")
     attachment = Attachment(model, kinds_for("bert"))
-    calls = count_attention(model, attachment)
+    calls = count_attention(attachment)
     model.gradient_checkpointing_enable()
     gradients(model, attachment)
     model.gradient_checkpointing_disable()
@@ -148,7 +148,7 @@ def test_outside_bind_the_layers_run_as_before():
     attachment = Attachment(model, kinds_for("bert"))
     model.gradient_checkpointing_enable()
     gradients(model, attachment)
-    calls = count_attention(model, attachment)
+    calls = count_attention(attachment)
     embeddings = torch.randn(4, 9, 32, requires_grad=True)
     model(inputs_embeds=embeddings, attention_mask=batch["attention_mask"])[0].sum().backward()
     assert len(calls) == 1  # Hugging Face does not checkpoint in evaluation mode
@@ -164,6 +164,6 @@ def test_the_users_own_checkpointing_outside_bind_is_as_before():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.embeddings.word_embeddings.weight.requires_grad_(True)
-    calls = count_attention(model, attachment)
+    calls = count_attention(attachment)
     model(**batch).last_hidden_state.sum().backward()
     assert len(calls) == 2

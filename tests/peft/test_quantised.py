@@ -62,7 +62,7 @@ class InferenceOnly(Int8Linear):
 
 def fit(backbone, kinds=None):
     network = bh.RandomPEFT(backbone, kinds, bh.Head(2), tiny_tokenizer())
-    return bh.fit(bh.Model(network), "normal", tiny_examples(), epochs=3, progress=False)
+    return bh.fit(bh.Model(network), "normal", tiny_examples(), epochs=8, progress=False)
 
 
 def probabilities(posterior):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from saves import load, rewrite
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
 from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.posterior.io import digest_of
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 Content = dict[str, Any]
 
@@ -28,18 +28,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = (bh.peft.LoRA(rank=2), bh.peft.Adapter(2), bh.peft.Prefix(2))
     posterior = bh.fit(tiny_model(kinds), "normal", tiny_examples(), max_steps=2, progress=False)
     return posterior.save(tmp_path_factory.mktemp("saved") / "whole")
-
-
-def load(folder: Path) -> bh.Posterior:
-    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
-
-
-def rewrite(folder: Path, change: Callable[[Content], Any]) -> None:
-    """Alter the index and mend its checksum."""
-    index = folder / "posterior.json"
-    content = json.loads(index.read_bytes())["content"]
-    change(content)
-    index.write_text(json.dumps({"sha256": digest_of(content), "content": content}))
 
 
 CRAFTED: list[tuple[Callable[[Content], Any], str]] = [

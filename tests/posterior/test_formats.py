@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from posterior.make_saved import BACKBONE, SAVED, TEXTS
+from saves import rewrite
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.posterior.io import FORMAT, digest_of
+from bhpeft_pyro.posterior.io import FORMAT, INDEX, read_index
 from bhpeft_pyro.testing import tiny_tokenizer
 
 
@@ -37,11 +39,11 @@ def test_there_is_one_of_the_present_format() -> None:
 
 def test_a_newer_format_says_which_version_can_read_it(tmp_path: Path) -> None:
     (folder,) = SAVED.glob(f"format-{FORMAT}-normal")
-    content = json.loads((folder / "posterior.json").read_bytes())["content"]
+    content = read_index(folder)
     assert set(content["written_by"]) == {"bhpeft_pyro", "torch", "transformers"}
-    content |= {"format": FORMAT + 1, "written_by": {"bhpeft_pyro": "9.8.7"}}
-    saved = {"sha256": digest_of(content), "content": content}
-    (tmp_path / "posterior.json").write_text(json.dumps(saved))
+    shutil.copy(folder / INDEX, tmp_path)
+    newer = {"format": FORMAT + 1, "written_by": {"bhpeft_pyro": "9.8.7"}}
+    rewrite(tmp_path, lambda content: content.update(newer))
     message = rf"format {FORMAT + 1}, expected {FORMAT}; bhpeft_pyro 9\.8\.7 wrote it and can read"
     with pytest.raises(SaveError, match=message):
         bh.Posterior.load(tmp_path)

@@ -10,21 +10,17 @@ import pyro.distributions as dist
 import pytest
 import torch
 from components import FIRST, SECOND, fit, probabilities, same
-from onehot import FIT, assert_posterior, model, solve, words
+from onehot import FIT, assert_posterior, exactly, model, words
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, SaveError
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.posterior.rounds import seeds
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 FAMILIES = ["normal", "laplace"]
-
-
-def load(path: Path, **options: Any) -> Any:
-    return bh.Posterior.load(path, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
 
 
 @pytest.mark.parametrize("guide", FAMILIES, ids=str)
@@ -78,8 +74,7 @@ def test_all_components_go_on_in_another_family() -> None:
 
 
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
-    monkeypatch.setattr(fitting, "start", lambda model, *args: model)
+    exactly(monkeypatch)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
     posterior: Any = bh.fit(
         model(), "normal", rounds[0], components=2, replay=bh.sequential.Replay(10), **FIT

@@ -8,30 +8,19 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from components import FIRST, SECOND, TEXTS, equal, state
 from pyro.infer.autoguide import AutoNormal
-from torch import Tensor
 from torch.optim import SGD
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
-from bhpeft_pyro.testing import tiny_examples, tiny_model
-
-TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
-FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
+from bhpeft_pyro.testing import tiny_model
 
 
 def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
     options = {"max_steps": 12, "lr": 0.3, "warmup": 0.0, "progress": False, **options}
     return bh.fit(tiny_model() if model is None else model, guide, FIRST, **options)
-
-
-def state(posterior: bh.Posterior) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in posterior.guide.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_the_posterior_becomes_the_prior() -> None:
@@ -57,8 +46,8 @@ def test_the_earlier_posterior_does_not_change() -> None:
     prior = first.as_prior()
     scale = prior.distributions["head.weight"].base_dist.scale.clone()
     second = first.update(SECOND)
-    assert same(state(first), before)
-    assert not same(state(second), before)
+    assert equal(state(first), before)
+    assert not equal(state(second), before)
     assert torch.equal(first.predict(TEXTS, samples=5).probabilities, forecast.probabilities)
     assert first.model is model and first.lineage is lineage
     # A prior is a snapshot: training the guide on does not move it.
@@ -82,10 +71,10 @@ def test_stopping_an_update_leaves_the_earlier_posterior() -> None:
     with pytest.raises(KeyboardInterrupt):
         first.update(SECOND, optimizer=lambda found: Interrupted(found, lr=1e-3))
     assert torch.equal(torch.get_rng_state(), random)
-    assert same(state(first), before)
+    assert equal(state(first), before)
     assert torch.equal(first.predict(TEXTS, samples=5).probabilities, forecast.probabilities)
     assert len(first.lineage) == 1
-    assert same(state(first.update(SECOND)), state(fit().update(SECOND)))  # and can be done again
+    assert equal(state(first.update(SECOND)), state(fit().update(SECOND)))  # and can be done again
 
 
 def test_rounds_and_options_are_handed_on() -> None:

@@ -11,21 +11,18 @@ from typing import Any
 
 import pytest
 from forks import start, wait
+from saves import load
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import files
 from bhpeft_pyro.errors import SaveError
 from bhpeft_pyro.inference.report import FitReport
 from bhpeft_pyro.posterior import io
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 def fit(steps: int = 2) -> bh.Posterior:
     return bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=steps, progress=False)
-
-
-def load(folder: Path) -> bh.Posterior:
-    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
 
 
 @pytest.fixture
@@ -206,8 +203,11 @@ def test_the_folders_above_a_new_one_are_on_the_disk(
 
 
 def test_earlier_rounds_are_saved_without_most_of_their_steps(tmp_path: Path) -> None:
-    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), max_steps=400, progress=False)
+    posterior = fit()
+    last = posterior.report.history[-1]
+    posterior.report.history = [last | {"step": step, "loss": 1 / step} for step in range(1, 401)]
     posterior = posterior.update(tiny_examples(12, seed=20))
+    posterior.report.history = posterior.lineage[0].history[:]
     again = load(posterior.save(tmp_path / "one"))
     first, before = again.lineage[0], posterior.lineage[0]
     assert len(before.history) == 400 and len(first.history) == 100

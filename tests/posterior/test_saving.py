@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from counts import COUNTS, Counts
 from pyro.infer.autoguide import AutoNormal
 from safetensors import safe_open
+from saves import load, rewrite
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -73,10 +73,6 @@ def fit(
     data = CLASSES if data is None else data
     how: dict[str, Any] = {"max_steps": 3, "lr": 0.3, "progress": False}
     return bh.fit(model, guide, data, components=components, **how)
-
-
-def load(path: Path, **options: Any) -> bh.Posterior:
-    return bh.Posterior.load(path, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
 
 
 def fields(forecast: Any) -> dict[str, Any]:
@@ -197,15 +193,6 @@ def test_cut_off_altered_and_missing_files(tmp_path: Path) -> None:
         load(tmp_path / "elsewhere")
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Alter the index and mend its checksum, as another version of the package would."""
-    index = folder / "posterior.json"
-    content = json.loads(index.read_bytes())["content"]
-    change(content)
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    index.write_text(json.dumps({"sha256": digest, "content": content}))
-
-
 def test_another_format_and_unknown_parts(tmp_path: Path) -> None:
     cases: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
         (lambda content: content.update(format=99), "format 99, expected"),
@@ -217,9 +204,9 @@ def test_another_format_and_unknown_parts(tmp_path: Path) -> None:
         (lambda content: content.update(guide="horoscope"), "horoscope"),
         (lambda content: content["prior"].update(kind="oracle"), "oracle"),
     ]
+    saved = fit().save(tmp_path / "saved")
     for number, (change, message) in enumerate(cases):
-        folder = tmp_path / str(number)
-        fit().save(folder)
+        folder = Path(shutil.copytree(saved, tmp_path / str(number)))
         rewrite(folder, change)
         with pytest.raises(SaveError, match=message):
             load(folder)
@@ -233,8 +220,6 @@ def test_another_backbone_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
         bh.Posterior.load(tmp_path, other, tokenizer=tiny_tokenizer())
     assert all(parameter.requires_grad for parameter in other.parameters())
-    with pytest.raises(SaveError, match=r"backbone: expected.*got int"):
-        bh.Posterior.load(tmp_path, 3)  # type: ignore[arg-type]
     with pytest.raises(SaveError, match="no saved posterior"):
         bh.Posterior.load(tmp_path / "posterior.json", tiny_backbone())
 

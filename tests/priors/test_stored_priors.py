@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -19,7 +20,7 @@ from bhpeft_pyro.errors import PriorError, SaveError
 from bhpeft_pyro.model.likelihoods import Likelihood, Normal
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior, Prior
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 DATA, MORE = tiny_examples(), tiny_examples(seed=1)
 RATINGS = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": [0.5, 1.5, -2.0, 1.0]}
@@ -32,8 +33,7 @@ def two_rounds(prior: Any, guide: str = "normal") -> bh.Posterior:
 
 
 def reload(posterior: bh.Posterior, folder: Path, prior: Any = None) -> bh.Posterior:
-    posterior.save(folder)
-    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), prior=prior)
+    return load(posterior.save(folder), prior=prior)
 
 
 def log_density(prior: Prior, sites: Sequence[Site], values: dict[str, Tensor]) -> float:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam
+from saves import load
 from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.distributions import HalfCauchy, HalfNormal, Normal
@@ -24,7 +25,7 @@ from bhpeft_pyro.guides import latents
 from bhpeft_pyro.inference.curvature import from_prior
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, complete
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 READY: dict[str, FunctionSpaceNormal] = {
     "hierarchical": priors.Hierarchical(),
@@ -171,8 +172,7 @@ def test_improper_numbers_are_refused(prior: Any, options: Any, message: str) ->
 
 
 def reload(posterior: bh.Posterior, folder: Path, given: Any) -> bh.Posterior:
-    posterior.save(folder)
-    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), prior=given)
+    return load(posterior.save(folder), prior=given)
 
 
 def whole_life(folder: Path, prior: Any, given: Any = None) -> None:
@@ -222,7 +222,7 @@ def test_a_prior_of_one_s_own_reparametrised_by_pyro(tmp_path: Path) -> None:
     assert "lora.query.B_decentered" in found and "lora.query.B" not in found
     whole_life(tmp_path, reparametrised, given=reparametrised)
     with pytest.raises(SaveError, match="reparametrised"):
-        bh.Posterior.load(tmp_path / "1", tiny_backbone(), tokenizer=tiny_tokenizer())
+        load(tmp_path / "1")
 
 
 def test_the_posterior_of_a_made_site_is_what_its_latents_make() -> None:

@@ -18,6 +18,7 @@ OPTIONAL = ("cleanlab", "mapie", "mlflow", "skactiveml")  # a page ends where on
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
+pytestmark = pytest.mark.whole_start  # as a reader runs it
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 

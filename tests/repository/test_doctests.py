@@ -11,6 +11,7 @@ import pytest
 import bhpeft_pyro
 import tools
 
+pytestmark = pytest.mark.whole_start  # as a reader runs them
 MODULES = sorted(
     module.name
     for package in (bhpeft_pyro, tools)

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from onehot import FIT, NOISE, WIDTH, model, solve, words
+from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -23,13 +22,12 @@ SAMPLES = 39
 @pytest.fixture(scope="module")
 def posterior() -> Any:
     """Two examples a word: what it does not know makes the labels of a word hang together."""
-    return exactly(words(32, seed=1))
+    return exact_fit(words(32, seed=1))
 
 
-def exactly(data: bh.data.Examples) -> bh.Posterior:
+def exact_fit(data: bh.data.Examples) -> bh.Posterior:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
-        patch.setattr(fitting, "start", lambda *args: None)
+        exactly(patch)
         return bh.fit(model(), "normal", data, **FIT)
 
 
@@ -93,7 +91,7 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
 def test_advice(posterior: bh.Posterior) -> None:
     truth = posterior.guide.means()["head.weight"][0]  # type: ignore[operator]
     assert posterior.assess(labelled(truth, 0), SAMPLES).advice == "update"
-    expert = exactly(words(2000, seed=1))
+    expert = exact_fit(words(2000, seed=1))
     truth = expert.guide.means()["head.weight"][0]  # type: ignore[operator]
     assert expert.assess(labelled(truth, 0), SAMPLES).advice == "keep"
     turned = expert.assess(labelled(-truth, 0), SAMPLES)

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import hierarchical
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -17,7 +18,7 @@ from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
 OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
 NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
@@ -133,7 +134,7 @@ def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Post
 def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_path: Path) -> None:
     grown = old.grow(["sad"])
     grown.save(tmp_path)
-    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(tmp_path)
     assert torch.equal(*(each.predict(OLD, 7).probabilities for each in (grown, again)))
     unseen = ["w7 w40", "w7"]
     here, there = (
@@ -164,7 +165,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     assert all(torch.equal(here[name], there[name]) for name in here if name.startswith("head."))
     assert grown.own_priors and grown.first_prior is grown.components[0].first_prior
     grown.save(tmp_path)
-    again = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = load(tmp_path)
     new = [each.update(NEW, keep=0.5, replay=bh.sequential.Replay(4)) for each in (grown, again)]
     assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
     # With nothing kept that is the prior of the round, new rows included.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyro.distributions as dist
 import pytest
+import saves
 import torch
 from exact import hierarchical
 from rich.console import Console
@@ -21,7 +20,6 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
-from bhpeft_pyro.posterior import io
 from bhpeft_pyro.sequential import Forgetting
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -76,9 +74,7 @@ def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path)
         sizes.append(index.stat().st_size)
     assert max(sizes[2:]) < 1.1 * min(sizes[2:])  # but for the digits of numbers
     # Saved by itself it is whole, and so is one whose earlier rounds were not added.
-    alone = bh.Posterior.load(
-        posterior.save(tmp_path / "alone"), tiny_backbone(), tokenizer=tiny_tokenizer()
-    )
+    alone = saves.load(posterior.save(tmp_path / "alone"))
     late = bh.sequential.History(tmp_path / "late")
     late.add(posterior)
     last = posterior.update(DATA[3])
@@ -90,7 +86,7 @@ def test_a_round_takes_the_same_room_however_many_were_before_it(tmp_path: Path)
     moved = tmp_path / "moved"
     (history.folder / posterior.report.id).rename(moved)
     with pytest.warns(UserWarning, match="the rounds before .* are not beside it"):
-        again = bh.Posterior.load(moved, tiny_backbone(), tokenizer=tiny_tokenizer())
+        again = saves.load(moved)
     assert torch.equal(predicted(again), predicted(posterior)) and len(again.lineage) == 1
 
 
@@ -166,24 +162,16 @@ def test_a_round_that_is_not_saved_leaves_its_report_alone(
     assert posterior.report.name == "" and posterior.report.metrics == {}
 
 
-def rewrite(folder: Path, **changes: str) -> None:
-    """Change the report of a round, as a mistaken copy would, with a checksum that is right."""
-    content = io.read_index(folder)
-    content["lineage"][-1] |= changes
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    (folder / io.INDEX).write_text(json.dumps({"sha256": digest, "content": content}))
-
-
 def test_rounds_that_are_their_own_ancestors_are_named(tmp_path: Path) -> None:
     history, first = bh.sequential.History(tmp_path), fit()
     second = first.update(DATA[1])
     third = second.update(DATA[2])
     one, two, three = (history.add(each) for each in (first, second, third))
-    rewrite(tmp_path / one, parent=two)
+    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=two))
     for read in (lambda: history.rounds, lambda: history.leaves, lambda: load(history, three)):
         with pytest.raises(SaveError, match=f"{min(one, two)}, {max(one, two)} are their own"):
             read()
-    rewrite(tmp_path / one, parent=one)
+    saves.rewrite(tmp_path / one, lambda content: content["lineage"][-1].update(parent=one))
     with pytest.raises(SaveError, match=f"the rounds {one} are their own ancestors"):
         _ = history.rounds
 
@@ -256,7 +244,7 @@ def run_in_thread(task: Callable[[], Any]) -> Any:
 def test_the_same_data_are_refused_in_the_whole_lineage(tmp_path: Path) -> None:
     second = fit().update(DATA[1])
     second.save(tmp_path)
-    loaded = bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer())
+    loaded = saves.load(tmp_path)
     for posterior in (second, loaded):
         for number, data in enumerate(DATA[:2], 1):
             with pytest.raises(
@@ -276,13 +264,11 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
         second = fit(prior).update(DATA[1])
         second.save(tmp_path / str(number))
         own = {} if prior is None else {"prior": prior}
-        again = bh.Posterior.load(
-            tmp_path / str(number), tiny_backbone(), tokenizer=tiny_tokenizer(), **own
-        )
+        again = saves.load(tmp_path / str(number), **own)
         here, there = (each.update(DATA[2], keep=0.3, floor=0.1) for each in (second, again))
         assert torch.equal(predicted(here), predicted(there))
     # One's own prior is needed for forgetting only.
-    again = bh.Posterior.load(tmp_path / "1", tiny_backbone(), tokenizer=tiny_tokenizer())
+    again = saves.load(tmp_path / "1")
     assert again.first_prior is None
     again.update(DATA[2])
     with pytest.raises(PriorError, match=r"pass prior=\.\.\. to Posterior.load"):

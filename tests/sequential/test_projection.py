@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from exact import Exact, flat, own_network, random_texts, ratings, regression
+from exact import Exact, flat, own_network, random_ratings, regression
+from saves import load
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import bhpeft_pyro as bh
@@ -16,7 +17,7 @@ from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import BlockGuide, LaplaceGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
 from bhpeft_pyro.sequential.projection import in_family
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 NOISE = 2.0
 FIT: dict[str, Any] = {
@@ -72,10 +73,6 @@ def test_a_marginal_is_as_narrow_as_it_should_be() -> None:
     torch.testing.assert_close(half.ratio, torch.tensor([1e-3, 1e-3]), rtol=1e-2, atol=0)
 
 
-def data(model: bh.Model, count: int, seed: int) -> bh.data.Examples:
-    return ratings(model.network, random_texts(count, seed), seed=seed, noise=NOISE)
-
-
 def gaussian(posterior: bh.Posterior) -> MultivariateNormal:
     """What a guide over the head is, in the order of `Exact`."""
     guide: Any = posterior.guide
@@ -97,8 +94,8 @@ def following(
 
 def test_laplace_takes_over_a_normal_posterior_as_it_is() -> None:
     model = regression(own_network(), noise=NOISE)
-    first = bh.fit(model, "normal", data(model, 64, 3), **FIT)
-    more = data(model, 48, 4)
+    first = bh.fit(model, "normal", random_ratings(model, 64, 3), **FIT)
+    more = random_ratings(model, 48, 4)
     second = first.update(more, guide="laplace")
     assert second.report.projection == 0.0 and "exact" in str(second.report)
     truth, now = following(gaussian(first), model, more), gaussian(second)
@@ -111,8 +108,8 @@ def test_laplace_takes_over_a_normal_posterior_as_it_is() -> None:
 
 def test_a_normal_guide_takes_over_the_marginals_of_laplace() -> None:
     model = regression(own_network(), noise=NOISE)
-    first = bh.fit(model, "laplace", data(model, 64, 3), **FIT)
-    more = data(model, 48, 4)
+    first = bh.fit(model, "laplace", random_ratings(model, 64, 3), **FIT)
+    more = random_ratings(model, 48, 4)
     second = first.update(more, guide="normal")
     q = gaussian(first)
     p = MultivariateNormal(q.mean, torch.diag(q.variance))
@@ -124,7 +121,7 @@ def test_a_normal_guide_takes_over_the_marginals_of_laplace() -> None:
     best = truth.precision_matrix.diagonal().rsqrt()  # of the nearest independent Normals
     assert ((now.mean - truth.mean) / truth.stddev).abs().max() < 0.4
     assert (now.stddev / best).log().abs().max() < 0.15
-    third = second.update(data(model, 32, 5), max_steps=3)
+    third = second.update(random_ratings(model, 32, 5), max_steps=3)
     assert isinstance(third.guide, NormalGuide) and third.report.projection is None
 
 
@@ -151,7 +148,7 @@ def test_a_round_of_another_family_is_saved_forgets_and_replays(tmp_path: Path) 
         rows = tiny_examples(12, seed=1 + number)
         posterior = posterior.update(rows, guide=new, max_steps=2, **options)
         folder = posterior.save(tmp_path / str(number))
-        again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
+        again = load(folder)
         assert again.report == posterior.report and again.report.projection is not None
         more, unseen = tiny_examples(12, seed=20), tiny_examples(20, seed=9)
         here, there = (p.update(more, replay=bh.sequential.Replay(3)) for p in (posterior, again))

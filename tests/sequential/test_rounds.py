@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from onehot import FIT, PRIOR_SD, assert_posterior, exact, model, solve, words
+from onehot import FIT, PRIOR_SD, assert_posterior, exact, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.posterior import fit as fitting
 
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
 
@@ -26,10 +25,8 @@ def in_rounds(order: tuple[int, ...], replay: Any = None, **options: Any) -> lis
 
 
 @pytest.fixture
-def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every fit ends at the exact posterior, so what is left to go wrong is the accounts."""
-    monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
-    monkeypatch.setattr(fitting, "start", lambda *args: None)
+def exact_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    exactly(monkeypatch)
 
 
 def test_rounds_with_forgetting_through_the_whole_stack() -> None:
@@ -41,22 +38,23 @@ def test_rounds_with_forgetting_through_the_whole_stack() -> None:
     assert abs(mean_ratio) < 0.08  # with nothing forgotten it would be -0.2
 
 
+@pytest.mark.usefixtures("exact_fits")
 @pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
-def test_rounds_in_any_order_equal_one_fit_on_everything(
-    order: tuple[int, ...], exactly: None
-) -> None:
+def test_rounds_in_any_order_equal_one_fit_on_everything(order: tuple[int, ...]) -> None:
     assert_posterior(in_rounds(order)[-1].guide, [(data, 1.0) for data in ROUNDS])
 
 
+@pytest.mark.usefixtures("exact_fits")
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.9])
-def test_old_evidence_counts_by_powers_of_keep(keep: float, exactly: None) -> None:
+def test_old_evidence_counts_by_powers_of_keep(keep: float) -> None:
     last = in_rounds((0, 1, 2, 3), keep=keep)[-1]
     parts = [(data, keep ** (3 - i)) for i, data in enumerate(ROUNDS)]
     assert_posterior(last.guide, parts)
     assert last.report.keep == keep
 
 
-def test_what_is_forgotten_is_chosen_by_site(exactly: None) -> None:
+@pytest.mark.usefixtures("exact_fits")
+def test_what_is_forgotten_is_chosen_by_site() -> None:
     kept, forgotten = (
         in_rounds((0, 1), keep=keep)[-1].guide for keep in ({"*.bias": 0.5}, {"*.weight": 0.5})
     )
@@ -64,7 +62,8 @@ def test_what_is_forgotten_is_chosen_by_site(exactly: None) -> None:
     assert_posterior(forgotten, [(ROUNDS[0], 0.5), (ROUNDS[1], 1.0)])
 
 
-def test_a_floor_holds_the_prior_open(exactly: None) -> None:
+@pytest.mark.usefixtures("exact_fits")
+def test_a_floor_holds_the_prior_open() -> None:
     first = bh.fit(model(), "normal", ROUNDS[2], **FIT)
     own = first.guide.scales()["head.weight"]  # type: ignore[operator]
     floor = (own.median() / PRIOR_SD).item()  # above half of the sds
@@ -74,8 +73,9 @@ def test_a_floor_holds_the_prior_open(exactly: None) -> None:
     assert second.report.floor == floor
 
 
+@pytest.mark.usefixtures("exact_fits")
 @pytest.mark.parametrize("by", ["random", "uncertain"])
-def test_replay_counts_every_example_once(by: Any, exactly: None) -> None:
+def test_replay_counts_every_example_once(by: Any) -> None:
     posteriors = in_rounds((0, 1, 2, 3), bh.sequential.Replay(20, by))
     everything = [(data, 1.0) for data in ROUNDS]
     for number, posterior in enumerate(posteriors, 1):
@@ -91,7 +91,8 @@ def test_replay_counts_every_example_once(by: Any, exactly: None) -> None:
         assert torch.equal(prior.mean, core.mean) and torch.equal(prior.variance, core.variance)
 
 
-def test_without_replay_the_coreset_stays_learnt(exactly: None) -> None:
+@pytest.mark.usefixtures("exact_fits")
+def test_without_replay_the_coreset_stays_learnt() -> None:
     first = bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(20), **FIT)
     second = first.update(ROUNDS[2])
     assert second.coreset is None
@@ -100,7 +101,8 @@ def test_without_replay_the_coreset_stays_learnt(exactly: None) -> None:
     assert_posterior(third.guide, [(ROUNDS[i], 1.0) for i in (0, 2, 3)])
 
 
-def test_the_most_uncertain_are_kept(exactly: None) -> None:
+@pytest.mark.usefixtures("exact_fits")
+def test_the_most_uncertain_are_kept() -> None:
     """Words that were never seen are those that the last posterior knows least about."""
     tokens = torch.arange(5, 21).repeat(3)
     seen = tokens[tokens < 13]

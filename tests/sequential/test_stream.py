@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from counts import COUNTS, Counts
+from program import read_csv
 from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
@@ -162,8 +162,7 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
     assert (first["test/week 2"], first["test_nll/week 2"]) == (tested["accuracy"], tested["nll"])
     # The record on disk is this one.
     assert json.loads((tmp_path / "record.json").read_text()) == record.rows
-    with (tmp_path / "record.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+    table = read_csv(tmp_path / "record.csv")
     assert [float(row["test/week 1"]) for row in table] == record.matrix[:, 1].tolist()
     assert table[0]["nll"] == "" and float(table[1]["nll"]) == second["nll"]
     untrained = torch.tensor([first[f"untrained/{name}"] for name in TESTS])
@@ -307,7 +306,9 @@ def test_what_would_cost_a_round_is_refused_before_it_is_learnt(
 
 
 def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
-    run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
+    last = run(tmp_path, tests={"t": {"text": ["w5", "w6"], "label": [1, 1]}})
+    scores = [report.metrics["test/t"] for report in last.lineage]
+    assert len(scores) == len(WEEKS) and all(0 <= score <= 1 for score in scores)
 
 
 def test_a_point_is_no_round_that_another_could_go_on_from(tmp_path: Path) -> None:

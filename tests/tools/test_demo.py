@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import arviz
 import pandas
 import pytest
+import saves
 import torch
+from sentences import sentences
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,17 +23,6 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.demo import SCALED, WIDE, Settings, main, run
 
 TINY = Settings((24, 12), validation=10, test=16, epochs=2, exported=5)
-
-
-def sentences(first: int, count: int = 120) -> list[dict[str, Any]]:
-    """Texts of which the first word, w`first` or the next one, tells whether they are positive."""
-    return [
-        {
-            "text": f"w{first + i % 2} w{15 + i // 35} w{15 + i % 35}",
-            "rating": 2.0 if i % 2 else -2.0,
-        }
-        for i in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +41,12 @@ def demo(
     return compared, dict(later), out
 
 
-def load(out: Path, number: int) -> Posterior:
-    return Posterior.load(out / f"posterior-{number}", tiny_backbone(), tokenizer=tiny_tokenizer())
-
-
 def test_numbers_are_those_of_the_saved_posteriors(
     demo: tuple[Comparison, dict[str, Posterior], Path], rounds: tuple[Round, Round]
 ) -> None:
     compared, later, out = demo
     written = pandas.read_csv(out / "table.csv", index_col="method")
-    first, second = load(out, 1), load(out, 2)
+    first, second = (saves.load(out / f"posterior-{number}") for number in (1, 2))
     for metric, value in first.evaluate(rounds[0].test).items():
         if metric in written:
             assert written.loc[WIDE, metric] == pytest.approx(value, abs=1e-6)

@@ -37,6 +37,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(width, "_EXAMPLES", 1000)
 
 
+@pytest.mark.usefixtures("exactly")
 @pytest.mark.parametrize(
     ("arm", "powers"),
     [
@@ -49,7 +50,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_an_arm_has_learnt_is_known_in_closed_form(
-    arm: str, powers: tuple[float, ...], exactly: None
+    arm: str, powers: tuple[float, ...]
 ) -> None:
     setup = Setup(model, ROUNDS, None, epochs=1)
     learn = {**ARMS, **KEEPS}[arm](setup)

@@ -299,16 +299,15 @@ def test_command_lines_and_their_files(
     monkeypatch.chdir(tmp_path)
     for number in range(times):
         draw = random.Random(number)
-        if True:
-            Path("c.yaml").write_text("\n".join(draw.choices(lines, k=2)))
-            Path("t.csv").write_text("text,label\n" + ",".join(draw.choices(cells, k=9)))
-            if draw.random() < 0.5:
-                Path("t.csv").write_text(",".join(draw.choices(cells, k=12)))
-            Path("t.jsonl").write_text("\n".join(draw.choices(json, k=2)))
-            given = [draw.choice(names), *draw.choices(words, k=draw.randrange(6))]
-            if draw.random() < 0.4:
-                given = ["fit", draw.choice(("t.csv", "t.jsonl")), "--out", "o", "--backbone", "no"]
-            result = runner.invoke(app, given)
+        Path("c.yaml").write_text("\n".join(draw.choices(lines, k=2)))
+        Path("t.csv").write_text("text,label\n" + ",".join(draw.choices(cells, k=9)))
+        if draw.random() < 0.5:
+            Path("t.csv").write_text(",".join(draw.choices(cells, k=12)))
+        Path("t.jsonl").write_text("\n".join(draw.choices(json, k=2)))
+        given = [draw.choice(names), *draw.choices(words, k=draw.randrange(6))]
+        if draw.random() < 0.4:
+            given = ["fit", draw.choice(("t.csv", "t.jsonl")), "--out", "o", "--backbone", "no"]
+        result = runner.invoke(app, given)
         assert isinstance(result.exception, SystemExit | None), (number, given, result.exception)
         assert result.exit_code in (0, 1, 2), (number, given)
         assert "\x1b[31m" not in result.output, (number, given)

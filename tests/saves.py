@@ -1,0 +1,24 @@
+"""Saved posteriors of the tiny transformer: loaded, and altered with a checksum that is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.posterior.io import INDEX, digest_of
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Alter the index and mend its checksum, as another version of the package would."""
+    index = folder / INDEX
+    content = json.loads(index.read_bytes())["content"]
+    change(content)
+    index.write_text(json.dumps({"sha256": digest_of(content), "content": content}))

@@ -45,10 +45,12 @@ _TEXT = 100  # characters of a text in a notebook
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; }
+pre { white-space: pre-wrap; }
 h2 { border-bottom: 1px solid #ccc; margin-top: 2.5rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .2rem .8rem .2rem 0; vertical-align: top; }
 th { border-bottom: 1px solid #888; }
+figcaption { font-weight: 600; }
 footer { margin-top: 3rem; color: #767676; }
 """
 
@@ -66,8 +68,8 @@ def page(title: str, body: Iterable[str]) -> str:
 def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table, with numbers to the right; without names it has no head."""
     head = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in names)
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table>\n{head and f'<tr>{head}</tr>'}\n{body}\n</table>"
+    lines = ([head] if names else []) + ["".join(map(_cell, row)) for row in rows]
+    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
 
 
 def _cell(value: object) -> str:
@@ -84,9 +86,8 @@ def image(caption: str, draw: Callable[..., Axes], height: float = 4.2) -> str:
     data, words = b64encode(png(figure)).decode(), escape(caption)
     return (
         '<figure style="display:inline-block; margin:0 1rem 1rem 0; vertical-align:top">'
-        f'<figcaption style="font-weight:600">{words}</figcaption>'
-        f'<img style="max-width:29rem; width:100%" src="data:image/png;base64,{data}" '
-        f'alt="{words}"></figure>'
+        f"<figcaption>{words}</figcaption>"
+        f'<img width="464" alt="{words}" src="data:image/png;base64,{data}"></figure>'
     )
 
 
@@ -121,7 +122,7 @@ def report_html(report: FitReport) -> str:
     changed = [f"{k}={v}" for k, v in vars(report.options).items() if v != defaults[k]]
     options = ", ".join(changed) or "the defaults"
     text = (
-        f'<pre style="white-space:pre-wrap">{escape(str(report))}</pre>'
+        f"<pre>{escape(str(report))}</pre>"
         f"<p>{report.seconds:.0f} s. Options other than the defaults: {escape(options)}.</p>"
     )
     if not report.history:
@@ -138,14 +139,16 @@ def forecast_html(forecast: Forecast) -> str:
 def least_certain(forecast: Forecast, most: int | None = None) -> str:
     """The ten least certain examples, with at most so many characters of their texts."""
     order = forecast.flag(1.0)[:_LISTED].tolist()
-    rows = forecast.to_dataset()[order]
-    rows.pop("probabilities", None)
+    found = {"row": order, **forecast.to_dataset()[order]}
     if isinstance(forecast, ClassForecast) and (names := forecast.label_names):
-        for column in {"label", "prediction"} & rows.keys():
-            rows[column] = [names[number] for number in rows[column]]
-    if most and "text" in rows:
-        rows["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in rows["text"]]
-    return table(("row", *rows), zip(order, *rows.values(), strict=True))
+        for column in {"label", "prediction"} & found.keys():
+            found[column] = [names[number] for number in found[column]]
+    if most and "text" in found:
+        found["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in found["text"]]
+    first, last = ("row", "label", "prediction"), ("text",)
+    between = (name for name in found if name not in (*first, *last, "probabilities"))
+    shown = [name for name in (*first, *between, *last) if name in found]
+    return table(shown, zip(*(found[name] for name in shown), strict=True))
 
 
 def forecast_plots(forecast: Forecast) -> str:

@@ -26,11 +26,11 @@ class Site:
         shape: its shape without particles; the first dimension is the layer where there is one.
         dims: one name for each dimension: layer, rank, in, out, position, bottleneck, kv; in the
             head, output and feature.
-        unit: the sd, broadcastable to `shape`, at which the branch this tensor belongs to has
-            unit effect if all its weights are N(0, unit^2). On the input side, the branch's inner
-            values then have RMS 1, given the RMS of the branch's real input. On the output side,
-            the branch has the RMS of the frozen output it is added to. For a prefix it is the RMS
-            of the layer's frozen keys, or values.
+        unit: the sd of its weights, broadcastable to `shape`, at which its branch is as large as
+            the frozen output that it is added to (docs/units.md). On the input side, the branch's
+            inner values then have RMS 1, given the RMS of the branch's real input. On the output
+            side, the branch has the RMS of that output. For a prefix it is the RMS of the layer's
+            frozen keys, or values.
         init: draws a starting value of `shape` for a guide's mean; the branch is (nearly) off
             there.
         layers: the layers' numbers along dimension "layer", () if there is no such dimension.

@@ -136,7 +136,7 @@ class RandomPEFT(PyroModule):
             )
         self.backbone.to(moved.device)  # type: ignore[arg-type]
         super()._apply(fn, recurse)
-        self.sites = tuple(site.to(moved.device) for site in self.sites)
+        self.sites = Sites(site.to(moved.device) for site in self.sites)
         return self
 
     @property

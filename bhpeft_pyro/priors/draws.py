@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Laplace, Normal
 from torch.distributions.transforms import Transform
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ..distributions import base_of
 from ..errors import PriorError
@@ -129,14 +130,23 @@ class _Rest(Messenger):
             return tensor
 
         with_tensors([message["fn"], message["value"]], seen)
-        value = _Outside.apply(partial(self._sample, message), self.number, *own)
+        modes = _get_current_function_mode_stack()  # which do not reach into an autograd.Function
+        call = partial(self._sample, message, modes)
+        value = _Outside.apply(call, self.number, *own)
         message.update(value=value, done=True, stop=True)
 
-    def _sample(self, message: Any, tensors: Sequence[Tensor], varies: Sequence[bool]) -> Tensor:
+    def _sample(
+        self,
+        message: Any,
+        modes: Sequence[TorchFunctionMode],
+        tensors: Sequence[Tensor],
+        varies: Sequence[bool],
+    ) -> Tensor:
         """All draws of a value, `(draws, *shape)`, by the handlers around.
 
         Args:
             message: of one draw.
+            modes: of torch functions, which are on around the prior.
             tensors: those of its distribution and of its observed value, in every draw.
             varies: which of them differ between draws, and are `(draws, *shape)`.
         """
@@ -150,7 +160,9 @@ class _Rest(Messenger):
             if any(varies):
                 fn = self._together(fn, tensors, varies)
             outer: Any = {**message, "fn": fn, "value": observed}
-            with _only_around(self), pyro.validation_enabled(self.valid):
+            with _only_around(self), pyro.validation_enabled(self.valid), ExitStack() as on:
+                for mode in modes:
+                    on.enter_context(mode)
                 apply_stack(outer)
             value = outer["value"]
         return value.expand(self.lead + shape).reshape(self.lead.numel(), *shape)
@@ -164,7 +176,7 @@ class _Rest(Messenger):
         base: Any = base_of(fn)
         if isinstance(base, (Normal, Laplace)) and every[0].shape[1:] == base.batch_shape:
             loc, scale = (tensor.unflatten(0, self.lead) for tensor in every)
-            whole = type(base)(loc, scale, validate_args=self.valid)
+            whole: Any = type(base)(loc, scale, validate_args=self.valid)
             return whole.to_event(fn.event_dim)
         parts = []
         for draw in zip(*every, strict=True):

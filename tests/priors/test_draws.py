@@ -15,6 +15,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
+from bhpeft_pyro.inference.draws import drawing
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import complete
@@ -143,6 +144,26 @@ def test_the_kl_of_weights_given_a_random_scale_stays_in_closed_form() -> None:
         assert elbo.parts is not None
         kls.append(elbo.parts.kl["lora.query.B"])
     assert torch.equal(*kls)
+
+
+def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
+    """With the generators that predictions draw by, too."""
+
+    def vectorised(sites: Sites) -> Mapping[str, Tensor]:
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        values = {}
+        for site in sites:
+            sd = tau.reshape(*tau.shape, *[1] * site.ndim) * site.unit
+            fn = dist.Normal(0.0, sd.expand(*tau.shape, *site.shape)).to_event(site.ndim)
+            values[site.name] = pyro.sample(site.name, fn)
+        return values
+
+    sites, found = tiny_model().sites, []
+    for call in (lambda: for_all_draws(one_scale, sites), lambda: vectorised(sites)):
+        torch.manual_seed(len(found))  # has no effect
+        with drawing(0), pyro.plate("draws", 4, dim=-2):
+            found.append(call())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
 def test_what_a_prior_computes_is_completed_for_each_draw() -> None:

@@ -146,7 +146,8 @@ def least_certain(forecast: Forecast, most: int | None = None) -> str:
     if most and "text" in found:
         found["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in found["text"]]
     first, last = ("row", "label", "prediction"), ("text",)
-    between = (name for name in found if name not in (*first, *last, "probabilities"))
+    left_out = {*first, *last, "total", "variance", "probabilities"}  # so that texts have room
+    between = (name for name in found if name not in left_out)
     shown = [name for name in (*first, *between, *last) if name in found]
     return table(shown, zip(*(found[name] for name in shown), strict=True))
 

@@ -60,7 +60,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
 
 
 def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
-    """What each branch adds, as a share of the frozen signal it is added to.
+    """The size of what each branch adds, as a share of the frozen output that it is added to.
 
     For LoRA and adapters it is the RMS of what B A adds to a linear layer's output, over the RMS
     of that output, for inputs of the measured RMS without a preferred direction; an adapter's

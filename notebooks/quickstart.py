@@ -81,10 +81,10 @@ def by_layer(sites):
     for site in sites:
         scale = (2.0 if site.role == "head" else 0.1) * site.unit
         if "layer" in site.dims:
-            name = f"scale.{site.name}"
-            each = pyro.sample(name, dist.LogNormal(0.0, 0.5).expand([site.shape[0]]).to_event(1))
-            scale = scale * each.reshape(*each.shape, *[1] * (site.ndim - 1))
-        normal = dist.Normal(0.0, scale.expand(*scale.shape[: -site.ndim], *site.shape))
+            layers = dist.LogNormal(0.0, 0.5).expand([site.shape[0]]).to_event(1)
+            each = pyro.sample(f"scale.{site.name}", layers)
+            scale = scale * each.reshape(-1, *[1] * (site.ndim - 1))
+        normal = dist.Normal(0.0, scale).expand(site.shape)
         values[site.name] = pyro.sample(site.name, normal.to_event(site.ndim))
     return values
 

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options
-from .screen import interactive, png, print_json, say, table
+from .screen import interactive, print_json, say, table
 
 
 def compare(
@@ -47,6 +47,7 @@ def compare(
     from ..comparison import compare as run
     from ..data.sources import load
     from ..files import write
+    from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from .runs import split

@@ -8,8 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich import box
@@ -18,9 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checks import harmless
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MEANINGS = {
     "accuracy": "share correct; higher is better",
@@ -88,13 +84,6 @@ def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 def print_json(value: Mapping[str, Any]) -> None:
     """Print JSON to stdout; numbers that are not finite, which JSON lacks, become null."""
     typer.echo(json.dumps(_finite(value), indent=1))
-
-
-def png(figure: Figure) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,7 @@ import typer
 from .. import names
 from ..errors import ConfigError, DataError
 from . import options
-from .screen import interactive, png, print_json, say, table
+from .screen import interactive, print_json, say, table
 
 if TYPE_CHECKING:
     from ..sequential import Record
@@ -85,6 +85,7 @@ def stream(
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
     from ..files import write
+    from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets

@@ -18,7 +18,7 @@ from ..errors import GuideError
 from ..inference.draws import PLATE, alone, traces
 from ..inference.passes import Block, Feed, centre, passes
 from ..model.model import Model
-from ..priors import complete
+from ..priors import checked, complete
 
 __all__ = ["log_likelihoods", "log_ratios"]
 
@@ -65,7 +65,7 @@ def log_ratios(
                 if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
             }
             with alone(), poutine.trace() as tracer, pyro.plate(PLATE, _draws(weights), dim=-2):
-                poutine.condition(model.prior, data=weights)(model.sites)
+                poutine.condition(checked, data=weights)(model.prior, model.sites)
             _check(_sites(trace), _sites(tracer.trace))
             densities.append(_log_prob(tracer.trace) - _log_prob(trace))
             yield Block(complete(model.prior, model.sites, weights), at)

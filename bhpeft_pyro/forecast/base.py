@@ -69,6 +69,11 @@ class Forecast(ABC):
             raise DataError("labels are needed: the forecast has none, and none were given")
         return known
 
+    def _repr_html_(self) -> str:
+        from ..html import forecast_html  # matplotlib is slow to import
+
+        return forecast_html(self)
+
     def _check_rows(self, *, whole: bool) -> None:
         """Check texts and labels, which may have to be whole numbers."""
         if self.texts is not None and len(self.texts) != len(self):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
+from ..priors import checked
 from .guide import Guide, key
 from .mixture import MixtureGuide
 
@@ -99,7 +100,7 @@ def prior_guide(model: Model, around: Mapping[str, Tensor] | None = None) -> Cal
     """
 
     def draw(batch: object = None) -> Mapping[str, Tensor]:
-        return model.prior(model.sites)
+        return checked(model.prior, model.sites)
 
     return draw if around is None else _Linearised(draw, around)
 

@@ -289,6 +289,11 @@ class FitReport:
             lines.append(f"prior: the last posterior in the new family of guides, {how}")
         return "\n".join([*lines, *self._sites(), *self.guards])
 
+    def _repr_html_(self) -> str:
+        from ..html import report_html  # matplotlib is slow to import
+
+        return report_html(self)
+
     def _sites(self) -> list[str]:
         width = max(map(len, [*self.scales, *self.points]), default=0)
         lines, kls = [], self.site_kl

@@ -33,7 +33,7 @@ _SIDES = ("left", "right")
 
 
 class Coordinates(nn.Module):
-    """From a site's coordinates Z, which priors and guides see, to the transformer's weights W.
+    """From a site's coordinates Z, in which priors and guides see its weights, to the weights W.
 
     The output side (LoRA's B, an adapter's up, a prefix's values) is W = left Z right', layer by
     layer. The axes are the eigenvectors of the two Kronecker factors of its Fisher information

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -15,7 +15,7 @@ from ..data.batch import Batch
 from ..data.sources import read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
-from ..peft.sites import Site
+from ..peft.sites import Sites
 from ..priors import Prior, PriorLike, as_prior, checked, default
 from ..priors.stored import moved
 from .likelihoods import Categorical, Likelihood
@@ -82,10 +82,15 @@ class Model(PyroModule):
             )
 
     @property
-    def sites(self) -> Sequence[Site]:
+    def sites(self) -> Sites:
         """Every random tensor of the PEFT kinds, the head and the likelihood, in this order."""
         own = (site.to(self.network.device) for site in self.likelihood.sites)
-        return (*self.network.sites, *own)
+        return Sites((*self.network.sites, *own))
+
+    def _repr_html_(self) -> str:
+        from ..html import model_html  # matplotlib is slow to import
+
+        return model_html(self)
 
     def with_prior(self, prior: PriorLike) -> Model:
         """The same network and likelihood under another prior."""

@@ -20,7 +20,7 @@ from ..checks import check
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
-from ..peft.sites import Site
+from ..peft.sites import Sites
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -89,13 +89,8 @@ class RandomPEFT(PyroModule):
         self._frozen = (backbone,)
         self.attachment = Attachment(backbone, self.kinds)
         self.coordinates = Coordinates(self.attachment.sites)
-        self.sites: tuple[Site, ...] = (
-            *self.coordinates.sites,
-            *(
-                site.to(backbone.device)
-                for site in head.sites_on(backbone, self.attachment.hidden_size)
-            ),
-        )
+        own = head.sites_on(backbone, self.attachment.hidden_size)
+        self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
         if bad := [site.name for site in self.sites if not site.unit.isfinite().all()]:
             raise ConfigError(
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
@@ -141,7 +136,7 @@ class RandomPEFT(PyroModule):
             )
         self.backbone.to(moved.device)  # type: ignore[arg-type]
         super()._apply(fn, recurse)
-        self.sites = tuple(site.to(moved.device) for site in self.sites)
+        self.sites = Sites(site.to(moved.device) for site in self.sites)
         return self
 
     @property

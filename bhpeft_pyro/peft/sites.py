@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Role", "Site"]
+__all__ = ["Role", "Site", "Sites"]
 
 Role = Literal["input", "output", "gate", "head", "other"]
 """What a site does in its branch: the change a branch makes is the product of its two sides."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Site:
     """Name, shape and natural scale of one random tensor.
 
@@ -26,11 +26,11 @@ class Site:
         shape: its shape without particles; the first dimension is the layer where there is one.
         dims: one name for each dimension: layer, rank, in, out, position, bottleneck, kv; in the
             head, output and feature.
-        unit: the sd, broadcastable to `shape`, at which the branch this tensor belongs to has
-            unit effect if all its weights are N(0, unit^2). On the input side, the branch's inner
-            values then have RMS 1, given the RMS of the branch's real input. On the output side,
-            the branch has the RMS of the frozen output it is added to. For a prefix it is the RMS
-            of the layer's frozen keys, or values.
+        unit: the sd of its weights, broadcastable to `shape`, at which its branch is as large as
+            the frozen output that it is added to (docs/units.md). On the input side, the branch's
+            inner values then have RMS 1, given the RMS of the branch's real input. On the output
+            side, the branch has the RMS of that output. For a prefix it is the RMS of the layer's
+            frozen keys, or values.
         init: draws a starting value of `shape` for a guide's mean; the branch is (nearly) off
             there.
         layers: the layers' numbers along dimension "layer", () if there is no such dimension.
@@ -44,6 +44,8 @@ class Site:
     >>> site = Site("head.bias", (3,), ("output",), torch.ones(1), lambda: torch.zeros(3))
     >>> site.ndim, site.numel
     (1, 3)
+    >>> site
+    <Site head.bias: output 3, role other, unit 1>
     """
 
     name: str
@@ -65,6 +67,21 @@ class Site:
         """Number of weights."""
         return math.prod(self.shape)
 
+    @property
+    def sizes(self) -> str:
+        """The dimensions with their sizes, in words."""
+        pairs = zip(self.dims, self.shape, strict=True)
+        return " x ".join(f"{dim} {size}" for dim, size in pairs) or "a scalar"
+
+    @property
+    def unit_range(self) -> str:
+        """The unit, or its least and largest value, in words."""
+        least, most = (f"{value:.3g}" for value in self.unit.aminmax())
+        return least if least == most else f"{least} to {most}"
+
+    def __repr__(self) -> str:
+        return f"<Site {self.name}: {self.sizes}, role {self.role}, unit {self.unit_range}>"
+
     def to(self, device: torch.device) -> Site:
         """The same site with its tensors on `device`."""
         if self.unit.device == device:
@@ -74,6 +91,18 @@ class Site:
         return replace(
             self, unit=self.unit.to(device), init=lambda: init().to(device), anchor=anchor
         )
+
+
+class Sites(tuple[Site, ...]):
+    """Sites in order. Printed, they are a line each; a notebook shows them as a table."""
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self))
+
+    def _repr_html_(self) -> str:
+        from ..html import sites_html  # matplotlib is slow to import
+
+        return sites_html(self)
 
 
 def projection(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -73,6 +73,11 @@ class Posterior(PosteriorState):
             return f"{type(self).__name__}(no round, {kind})"
         return f"{type(self).__name__}(round {len(self.lineage)}, {kind})\n{self.report}"
 
+    def _repr_html_(self) -> str:
+        from ..html import posterior_html  # matplotlib is slow to import
+
+        return posterior_html(self)
+
     def encode(self, data: object, *, labelled: bool = True) -> Examples:
         """Read and tokenise data as the training data were; see `data.encode`."""
         return self.model.encode(data, self.columns, labelled=labelled)

@@ -12,7 +12,7 @@ from .from_posterior import (
     with_rows,
 )
 from .prior import Prior, PriorLike, as_prior, checked, complete
-from .scales import FunctionSpaceNormal, along, default, log_of, multiplied
+from .scales import FunctionSpaceNormal, default
 from .structured import ARD, Gates, Hierarchical, Horseshoe
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "PosteriorPrior",
     "Prior",
     "PriorLike",
-    "along",
     "apart",
     "as_prior",
     "checked",
@@ -35,8 +34,6 @@ __all__ = [
     "complete",
     "default",
     "independent_normals",
-    "log_of",
-    "multiplied",
     "unpack",
     "with_rows",
 ]

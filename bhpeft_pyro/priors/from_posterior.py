@@ -53,11 +53,19 @@ class PosteriorPrior:
     ['tau']
     """
 
+    vectorised = True
+
     def __init__(
         self, distributions: Mapping[str, TorchDistribution], structure: Prior | None = None
     ) -> None:
         self.distributions = dict(distributions)
         self.structure = structure
+
+    def __repr__(self) -> str:
+        count = sum(latent.event_shape.numel() for latent in self.distributions.values())
+        return f"an earlier posterior of {count:,} independent weights: " + ", ".join(
+            self.distributions
+        )
 
     def covers(self, sites: Sequence[Site]) -> bool:
         """Whether every site has a distribution of its own."""
@@ -118,6 +126,8 @@ class JointPrior:
     ['head.bias']
     """
 
+    vectorised = True
+
     def __init__(
         self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]], name: str = JOINT
     ) -> None:
@@ -132,6 +142,12 @@ class JointPrior:
             name: pyro.deterministic(name, value, event_dim=len(self.shapes[name]))
             for name, value in values.items()
         }
+
+    def __repr__(self) -> str:
+        count, rank = len(self.normal.loc), self.normal.covariance.rank
+        return f"an earlier posterior of {count:,} weights with rank {rank}: " + ", ".join(
+            self.shapes
+        )
 
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and sd of each site."""
@@ -198,9 +214,14 @@ class MixturePrior:
     ['w']
     """
 
+    vectorised = True
+
     def __init__(self, parts: Sequence[Prior]) -> None:
         self.parts = tuple(parts)
         self.structure = getattr(self.parts[0], "structure", None)
+
+    def __repr__(self) -> str:
+        return f"a mixture of {len(self.parts)}, the first of them {self.parts[0]!r}"
 
     def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
         return self.parts[int(torch.randint(len(self.parts), ()))](sites)

@@ -7,10 +7,8 @@ by `pyro.deterministic` instead.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import count
 from typing import Any
 
 import pyro
@@ -19,12 +17,11 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.distributions.transforms import Transform
 
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
 from ..peft.sites import Site
+from .draws import for_all_draws, with_tensors
 from .scales import FunctionSpaceNormal
 
 __all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
@@ -87,6 +84,12 @@ class PatternPrior:
         for value in patterns.values():
             _refuse_class(value)
         self.patterns = dict(patterns)
+        ready = (value for value in patterns.values() if isinstance(value, FunctionSpaceNormal))
+        self.vectorised = all(value.vectorised for value in ready)  # all else is independent
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name!r}: {prior}" for name, prior in self.patterns.items())
+        return f"{{{parts}}}"
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         names = (site.name for site in sites)
@@ -114,7 +117,7 @@ def spread(prior: Any, site: Site) -> TorchDistribution:
             "distribution"
         )
     if (device := site.unit.device).type != "cpu":
-        distribution = _moved(distribution, device)
+        distribution = with_tensors(distribution, lambda tensor: tensor.to(device))
     own = distribution.event_dim
     try:
         if own > site.ndim or distribution.event_shape != site.shape[site.ndim - own :]:
@@ -128,31 +131,17 @@ def spread(prior: Any, site: Site) -> TorchDistribution:
     return wide.to_event(site.ndim - own)
 
 
-def _moved(part: Any, device: torch.device) -> Any:
-    """A distribution, or a part of one, with its tensors on a device."""
-    if isinstance(part, Tensor):
-        return part.to(device)
-    if isinstance(part, list):
-        return [_moved(each, device) for each in part]
-    if isinstance(part, (Distribution, Transform)):
-        twin = copy.copy(part)
-        vars(twin).update((name, _moved(value, device)) for name, value in vars(part).items())
-        return twin
-    return part
-
-
 def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
     """Call a prior, and check that it returns every site with its shape."""
     with poutine.trace() as tracer:
         try:
-            values = prior(sites)
+            values = for_all_draws(prior, sites)
         except RuntimeError as error:  # torch's, of shapes
             done = tracer.trace.nodes
             where = next((f"at the site {s.name!r}" for s in sites if s.name not in done), "")
             raise PriorError(
-                f"prior: it fails {where or 'after its last site'}: {error}. With several draws, "
-                "values have leading dims (*P), which reshape and expand must include (see "
-                "docs/priors.md)"
+                f"prior: it fails {where or 'after its last site'}: {error}. Priors run under "
+                "torch.vmap, which cannot branch on a value (see docs/priors.md)"
             ) from error
     if not isinstance(values, Mapping):
         raise PriorError(
@@ -221,19 +210,16 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
         vectorised: whether with several draws at once.
 
     Raises:
-        PriorError: it mixes draws up, is not of the default dtype, or has parameters, which nothing
-            would train.
+        PriorError: it fails, is not of the default dtype, or has parameters, which nothing would
+            train.
     """
-    # A number that is not the size of any dim: a value broadcast along the wrong dim then fails.
-    dims = {size for site in sites for size in site.shape}
-    draws = next(number for number in count(2) if number not in dims)
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),
         torch.no_grad(),
         pyro.get_param_store().scope(),
         poutine.block(),
         poutine.trace() as tracer,
-        pyro.plate("draws", draws, dim=-2) if vectorised else nullcontext(),
+        pyro.plate("draws", 2, dim=-2) if vectorised else nullcontext(),
     ):
         try:
             values = checked(prior, sites)

@@ -62,6 +62,11 @@ class FunctionSpaceNormal:
         """Whether a `laplace` guide sets the scales of the sites."""
         return type(self) is FunctionSpaceNormal and self.change is None and self.head is None
 
+    @property
+    def vectorised(self) -> bool:
+        """Whether it handles the dims of draws itself; a subclass need not."""
+        return type(self) is FunctionSpaceNormal
+
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""
         match site.role:

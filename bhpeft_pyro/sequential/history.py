@@ -38,10 +38,11 @@ _ASIDE = "aside"
 _LOCK, _WRITER = ".lock", ".writer"
 _WAIT = 60  # seconds that `add` waits for another process to finish a round
 _SHOWN = 4  # metrics a line
+_WIDE = 160  # characters a line, when it is printed
 
 
 class History:
-    """The rounds of one or more lineages, a tree: `rich.print(history)` shows it.
+    """The rounds of one or more lineages, a tree: `print(history)` shows it.
 
     A round is a folder named by its id, which `Posterior.load` reads too. It is written under
     another name and then renamed, so it appears whole, and it is never changed. It holds its own
@@ -269,6 +270,15 @@ class History:
                 )
             found[report.id] = path, report
         return found
+
+    def __repr__(self) -> str:
+        return f"History({str(self.folder)!r})"
+
+    def __str__(self) -> str:
+        console = Console(width=_WIDE, color_system=None)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         root = Tree(escape(harmless(str(self.folder))))

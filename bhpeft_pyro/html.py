@@ -1,0 +1,184 @@
+"""What notebooks show, and the parts of the page that `bhpeft report` writes: HTML that needs
+nothing from elsewhere. Every text in it is escaped."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from html import escape
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import plots
+from .forecast import ClassForecast, Forecast
+from .guides.guide import title
+from .inference.report import FitReport
+from .options import FitOptions
+from .peft.sites import Site
+
+if TYPE_CHECKING:
+    from .model.model import Model
+    from .posterior.posterior import Posterior
+
+__all__ = [
+    "forecast_html",
+    "forecast_plots",
+    "image",
+    "least_certain",
+    "model_html",
+    "page",
+    "png",
+    "posterior_facts",
+    "posterior_html",
+    "report_html",
+    "sites_html",
+    "table",
+]
+
+_LISTED = 10  # rows of a forecast
+_TEXT = 100  # characters of a text in a notebook
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
+pre { white-space: pre-wrap; }
+h2 { border-bottom: 1px solid #ccc; margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { padding: .2rem .8rem .2rem 0; vertical-align: top; }
+th { border-bottom: 1px solid #888; }
+figcaption { font-weight: 600; }
+footer { margin-top: 3rem; color: #767676; }
+"""
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole document."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table, with numbers to the right; without names it has no head."""
+    head = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in names)
+    lines = ([head] if names else []) + ["".join(map(_cell, row)) for row in rows]
+    return "<table>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</table>"
+
+
+def _cell(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    side = "right" if isinstance(value, int | float) else "left"
+    return f'<td style="text-align:{side}">{escape(text)}</td>'
+
+
+def image(caption: str, draw: Callable[..., Axes], height: float = 4.2) -> str:
+    """A plot with its caption, as a PNG inside the text."""
+    # Not by pyplot, which keeps a global list of figures and may open windows.
+    figure = Figure(figsize=(5.4, height), layout="constrained")
+    draw(ax=figure.subplots())
+    data, words = b64encode(png(figure)).decode(), escape(caption)
+    return (
+        '<figure style="display:inline-block; margin:0 1rem 1rem 0; vertical-align:top">'
+        f"<figcaption>{words}</figcaption>"
+        f'<img width="464" alt="{words}" src="data:image/png;base64,{data}"></figure>'
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=110, format="png")
+    return buffer.getvalue()
+
+
+def sites_html(sites: Sequence[Site]) -> str:
+    """A row for each site."""
+    rows = [(site.name, site.sizes, site.numel, site.role, site.unit_range) for site in sites]
+    return table(("site", "dims", "weights", "role", "unit"), rows)
+
+
+def model_html(model: Model) -> str:
+    """What a model is made of, and its sites."""
+    facts = _model_facts(model) | {"prior": str(model.prior)}
+    return table((), facts.items()) + sites_html(model.sites)
+
+
+def posterior_html(posterior: Posterior) -> str:
+    """What a posterior is of, and the report of its last round."""
+    facts = table((), posterior_facts(posterior).items())
+    return facts + (report_html(posterior.report) if posterior.lineage else "")
+
+
+def report_html(report: FitReport) -> str:
+    """A report as it is printed, the options that were changed, and the trace of the fit."""
+    defaults = vars(FitOptions()) | {"progress": report.options.progress}
+    changed = [f"{k}={v}" for k, v in vars(report.options).items() if v != defaults[k]]
+    options = ", ".join(changed) or "the defaults"
+    text = (
+        f"<pre>{escape(str(report))}</pre>"
+        f"<p>{report.seconds:.0f} s. Options other than the defaults: {escape(options)}.</p>"
+    )
+    if not report.history:
+        return text
+    return text + image("ELBO trace", partial(plots.elbo_trace, report.history))
+
+
+def forecast_html(forecast: Forecast) -> str:
+    """A forecast as it is printed, its least certain examples, and its plots."""
+    words = f"<pre>{escape(repr(forecast))}</pre><p>The least certain; rows count from 0:</p>"
+    return words + least_certain(forecast, _TEXT) + forecast_plots(forecast)
+
+
+def least_certain(forecast: Forecast, most: int | None = None) -> str:
+    """The ten least certain examples, with at most so many characters of their texts."""
+    order = forecast.flag(1.0)[:_LISTED].tolist()
+    found = {"row": order, **forecast.to_dataset()[order]}
+    if isinstance(forecast, ClassForecast) and (names := forecast.label_names):
+        for column in {"label", "prediction"} & found.keys():
+            found[column] = [names[number] for number in found[column]]
+    if most and "text" in found:
+        found["text"] = [t if len(t) <= most else f"{t[: most - 3]}..." for t in found["text"]]
+    first, last = ("row", "label", "prediction"), ("text",)
+    left_out = {*first, *last, "total", "variance", "probabilities"}  # so that texts have room
+    between = (name for name in found if name not in left_out)
+    shown = [name for name in (*first, *between, *last) if name in found]
+    return table(shown, zip(*(found[name] for name in shown), strict=True))
+
+
+def forecast_plots(forecast: Forecast) -> str:
+    """The plots of a forecast; without labels, of its uncertainty alone."""
+    found: dict[str, Callable[..., Axes]] = {}
+    if forecast.labels is not None:
+        if isinstance(forecast, ClassForecast):
+            found["Reliability"] = plots.reliability
+        found["Quality of the rest when the least certain are rejected"] = plots.rejection
+    found["Epistemic and aleatoric uncertainty"] = plots.epistemic_aleatoric
+    return "\n".join(image(words, partial(draw, forecast)) for words, draw in found.items())
+
+
+def posterior_facts(posterior: Posterior) -> Mapping[str, str]:
+    """What a posterior is of."""
+    names, parts = posterior.columns.label_names, posterior.components
+    guide = title(parts[0].guide)
+    facts = _model_facts(posterior.model) | {
+        "guide": guide if parts[0] is posterior else f"{len(parts)} x {guide}",
+        "rounds": str(len(posterior.lineage)),
+    }
+    return facts | ({"classes": ", ".join(names)} if names else {})
+
+
+def _model_facts(model: Model) -> dict[str, str]:
+    network = model.network
+    return {
+        "backbone": network.backbone.config._name_or_path or "unnamed",
+        "PEFT": ", ".join(kind.name for kind in network.kinds) or "none, only the head",
+        "random weights": f"{sum(site.numel for site in model.sites):,}",
+        "likelihood": str(model.likelihood),
+    }

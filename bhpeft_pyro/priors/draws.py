@@ -1,0 +1,262 @@
+"""Priors are written for one draw, and run here for all draws at once.
+
+A guide gives every latent leading dims of draws, `(*P, *shape)`. `torch.vmap` hides them from the
+prior, which so sees one draw; the Pyro handlers around it (plates, replay, trace) see all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine.messenger import Messenger, block_messengers
+from pyro.poutine.runtime import apply_stack
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution, Laplace, Normal
+from torch.distributions.transforms import Transform
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from ..distributions import base_of
+from ..errors import PriorError
+from ..peft.sites import Site
+
+if TYPE_CHECKING:
+    from .prior import Prior
+
+__all__ = ["for_all_draws", "with_tensors"]
+
+
+def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
+    """Call a prior such that every value has the leading dims of draws.
+
+    The dims are those of the first value that has any, whether a plate gives them or a handler that
+    supplies values. What the prior sampled up to there is kept, and the prior starts again. A prior
+    with the attribute `vectorised` handles the dims itself.
+
+    >>> import pyro.distributions as dist
+    >>> from bhpeft_pyro.model.head import Head
+    >>> def prior(sites):
+    ...     tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    ...     return {s.name: pyro.sample(s.name, dist.Normal(0.0, tau).expand(s.shape).to_event())
+    ...             for s in sites}
+    >>> with pyro.plate("draws", 7, dim=-2):
+    ...     for_all_draws(prior, Head(3).sites(8))["head.weight"].shape
+    torch.Size([7, 1, 3, 8])
+    """
+    if getattr(prior, "vectorised", False):
+        return prior(sites)
+    first = _First()
+    try:
+        with first:
+            return prior(sites)
+    except _LeadingDims as found:
+        lead = found.dims
+    valid = is_validation_enabled()
+
+    def one(number: Tensor) -> Mapping[str, Tensor]:
+        # Validation would branch on values, which vmap hides.
+        with _Rest(number, lead, first.known, valid), pyro.validation_enabled(False):
+            return prior(sites)
+
+    values = torch.vmap(one, randomness="different")(torch.arange(lead.numel()))
+    return {name: value.unflatten(0, lead) for name, value in values.items()}
+
+
+class _LeadingDims(Exception):
+    """A value has leading dims."""
+
+    def __init__(self, dims: torch.Size) -> None:
+        super().__init__(dims)
+        self.dims = dims
+
+
+class _First(Messenger):
+    """Stops a prior at the first value that has leading dims, and keeps the values up to there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: dict[str, Tensor] = {}
+        self._shape = torch.Size()
+
+    def _pyro_sample(self, message: Any) -> None:
+        if not site_is_subsample(message):
+            self._shape = message["fn"].shape()
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if site_is_subsample(message):
+            return
+        value = self.known[message["name"]] = message["value"]
+        if dims := value.shape[: value.dim() - len(self._shape)]:
+            raise _LeadingDims(dims)
+
+
+class _Rest(Messenger):
+    """Shows one draw of each value to the prior inside, and all draws to the handlers around it.
+
+    Args:
+        number: of the draw, under vmap.
+        lead: P, the dims of the draws.
+        known: values that have been sampled.
+        valid: whether distributions validate their arguments.
+    """
+
+    def __init__(
+        self, number: Tensor, lead: torch.Size, known: Mapping[str, Tensor], valid: bool
+    ) -> None:
+        super().__init__()
+        self.number, self.lead, self.known, self.valid = number, lead, known, valid
+
+    def _pyro_sample(self, message: Any) -> None:
+        if site_is_subsample(message):
+            return
+        if plates := ", ".join(repr(frame.name) for frame in message["cond_indep_stack"]):
+            raise PriorError(
+                f"prior: the site {message['name']!r} is in the plate {plates}, whose dim would "
+                "collide with those of the draws. Expected no plates; declare dims as events with "
+                ".to_event()"
+            )
+        own: list[Tensor] = []
+
+        def seen(tensor: Tensor) -> Tensor:
+            own.append(tensor)
+            return tensor
+
+        with_tensors([message["fn"], message["value"]], seen)
+        modes = _get_current_function_mode_stack()  # which do not reach into an autograd.Function
+        call = partial(self._sample, message, modes)
+        value = _Outside.apply(call, self.number, *own)
+        message.update(value=value, done=True, stop=True)
+
+    def _sample(
+        self,
+        message: Any,
+        modes: Sequence[TorchFunctionMode],
+        tensors: Sequence[Tensor],
+        varies: Sequence[bool],
+    ) -> Tensor:
+        """All draws of a value, `(draws, *shape)`, by the handlers around.
+
+        Args:
+            message: of one draw.
+            modes: of torch functions, which are on around the prior.
+            tensors: those of its distribution and of its observed value, in every draw.
+            varies: which of them differ between draws, and are `(draws, *shape)`.
+        """
+        fn, observed = message["fn"], message["value"]
+        shape = fn.shape()
+        if (value := self.known.get(message["name"])) is None:
+            if observed is not None:
+                *tensors, observed = tensors
+                *varies, apart = varies
+                observed = observed.unflatten(0, self.lead) if apart else observed
+            if any(varies):
+                fn = self._together(fn, tensors, varies)
+            outer: Any = {**message, "fn": fn, "value": observed}
+            with _only_around(self), pyro.validation_enabled(self.valid), ExitStack() as on:
+                for mode in modes:
+                    on.enter_context(mode)
+                apply_stack(outer)
+            value = outer["value"]
+        return value.expand(self.lead + shape).reshape(self.lead.numel(), *shape)
+
+    def _together(self, fn: Any, tensors: Sequence[Tensor], varies: Sequence[bool]) -> Any:
+        """The distributions of all draws as one, of batch shape `(*P, *batch)`."""
+        every = [
+            tensor if apart else tensor.expand(self.lead.numel(), *tensor.shape)
+            for tensor, apart in zip(tensors, varies, strict=True)
+        ]
+        base: Any = base_of(fn)
+        if isinstance(base, (Normal, Laplace)) and every[0].shape[1:] == base.batch_shape:
+            loc, scale = (tensor.unflatten(0, self.lead) for tensor in every)
+            whole: Any = type(base)(loc, scale, validate_args=self.valid)
+            return whole.to_event(fn.event_dim)
+        parts = []
+        for draw in zip(*every, strict=True):
+            own = iter(draw)
+            parts.append(with_tensors(fn, lambda _, own=own: next(own)))  # type: ignore[misc]
+        return _Draws(parts, self.lead)
+
+
+class _Draws(TorchDistribution):
+    """One distribution for each draw, as one of batch shape `(*P, *batch)`."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, parts: Sequence[Any], lead: torch.Size) -> None:
+        first = parts[0]
+        self.parts, self.lead, self.has_rsample = parts, lead, first.has_rsample
+        super().__init__(lead + first.batch_shape, first.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.parts[0].support
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        draws = torch.stack([part(sample_shape) for part in self.parts], len(sample_shape))
+        return draws.unflatten(len(sample_shape), self.lead)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        own = value.expand(self.shape()).flatten(0, len(self.lead) - 1)
+        found = [part.log_prob(each) for part, each in zip(self.parts, own, strict=True)]
+        return torch.stack(found).unflatten(0, self.lead)
+
+
+class _Outside(torch.autograd.Function):
+    """Calls a function of tensors of all draws where vmap knows those of one draw."""
+
+    @staticmethod
+    def forward(call: Any, number: Tensor, *tensors: Tensor) -> Any:
+        raise NotImplementedError("only under vmap")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        raise NotImplementedError("only under vmap")
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, call: Any, number: Tensor, *tensors: Tensor) -> Any:
+        _, _, *own = dims
+        whole = [
+            tensor if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(tensors, own, strict=True)
+        ]
+        return call(whole, [dim is not None for dim in own]), 0
+
+
+@contextmanager
+def _only_around(messenger: Messenger) -> Iterator[None]:
+    """Pyro's handlers without this one and those inside it."""
+    inside = False
+
+    def inner(other: Messenger) -> bool:  # asked from the outermost handler inwards
+        nonlocal inside
+        inside = inside or other is messenger
+        return inside
+
+    with block_messengers(inner):
+        yield
+
+
+def with_tensors(
+    part: Any, change: Callable[[Tensor], Tensor], made: dict[int, Any] | None = None
+) -> Any:
+    """A distribution, or a part of one, with other tensors."""
+    made = {} if made is None else made  # a transform and its inverse hold each other
+    if id(part) in made:
+        return made[id(part)]
+    if isinstance(part, Tensor):
+        return change(part)
+    if isinstance(part, list):
+        return [with_tensors(each, change, made) for each in part]
+    if isinstance(part, (Distribution, Transform)):
+        twin = made[id(part)] = copy.copy(part)
+        vars(twin).update((k, with_tensors(v, change, made)) for k, v in vars(part).items())
+        return twin
+    return part

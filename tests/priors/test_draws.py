@@ -1,0 +1,185 @@
+"""Priors that are written for one draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.reparam import LocScaleReparam
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import PriorError
+from bhpeft_pyro.inference.draws import drawing
+from bhpeft_pyro.inference.elbo import ELBO
+from bhpeft_pyro.peft.sites import Site
+from bhpeft_pyro.priors import complete
+from bhpeft_pyro.priors.draws import for_all_draws
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
+
+Sites = Sequence[Site]
+QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
+
+
+def normal(site: Site, sd: Tensor | float) -> Tensor:
+    fn = dist.Normal(0.0, sd * site.unit).expand(site.shape).to_event()
+    return pyro.sample(site.name, fn)
+
+
+def one_scale(sites: Sites) -> Mapping[str, Tensor]:
+    tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+    return {site.name: normal(site, tau) for site in sites}
+
+
+def by_layer(sites: Sites) -> Mapping[str, Tensor]:
+    values = {}
+    for site in sites:
+        fn = dist.LogNormal(torch.zeros(site.shape[0]), 0.5).to_event(1)
+        scale = pyro.sample(f"scale.{site.name}", fn)
+        values[site.name] = normal(site, scale.reshape(-1, *[1] * (site.ndim - 1)))
+    return values
+
+
+def reparametrised(sites: Sites) -> Mapping[str, Tensor]:
+    with poutine.reparam(config={"lora.query.B": LocScaleReparam(0.0)}):
+        return one_scale(sites)
+
+
+def other_families(sites: Sites) -> Mapping[str, Tensor]:
+    shares = pyro.sample("shares", dist.Dirichlet(torch.ones(2)))
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1 + shares[0]))
+    values = {}
+    for site in sites:
+        tail = dist.StudentT(4.0, 0.0, rate * site.unit).expand(site.shape).to_event()
+        values[site.name] = pyro.sample(site.name, tail)
+    joint = dist.MultivariateNormal(torch.zeros(2), scale_tril=torch.eye(2) * rate)
+    pyro.sample("joint", joint)
+    pyro.sample("seen", dist.Normal(values["head.bias"].sum(), rate), obs=torch.tensor(0.5))
+    with poutine.scale(scale=torch.tensor(3.0)):
+        pyro.factor("near zero", -values["head.bias"].square().sum())
+    pyro.deterministic("double", 2 * rate)
+    return values
+
+
+PRIORS = {f.__name__: f for f in (one_scale, by_layer, reparametrised, other_families)}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("lead", [(5, 1), (3,)])
+def test_each_draw_has_the_density_and_gradient_that_it_has_alone(
+    name: str, lead: tuple[int, ...]
+) -> None:
+    prior, sites = PRIORS[name], tiny_model().sites
+    with pyro.plate("draws", lead[0], dim=-len(lead)):
+        trace = poutine.trace(for_all_draws).get_trace(prior, sites)
+    latents = {
+        name: node["value"].detach().requires_grad_()
+        for name, node in trace.iter_stochastic_nodes()
+    }
+
+    def density(call: Callable[..., Any], data: dict[str, Tensor]) -> poutine.Trace:
+        found = poutine.trace(poutine.condition(call, data=data)).get_trace(prior, sites)
+        found.compute_log_prob()
+        return found
+
+    with pyro.plate("draws", lead[0], dim=-len(lead)):
+        together = density(for_all_draws, latents)
+    total = together.log_prob_sum()
+    gradients = torch.autograd.grad(total, list(latents.values()))
+    alone = []
+    for number in range(lead[0]):
+        own = {key: value.flatten(0, len(lead) - 1)[number] for key, value in latents.items()}
+        alone.append(density(lambda prior, sites: prior(sites), own))
+    for key, node in together.nodes.items():
+        if node["type"] == "sample" and key != "draws":
+            expected = torch.stack([each.nodes[key]["log_prob"] for each in alone])
+            torch.testing.assert_close(node["log_prob"].reshape(-1), expected)
+            value = torch.stack([each.nodes[key]["value"] for each in alone])
+            torch.testing.assert_close(
+                node["value"].expand(*lead, *value.shape[1:]).flatten(0, len(lead) - 1), value
+            )
+    expected = torch.autograd.grad(
+        sum(each.log_prob_sum() for each in alone), list(latents.values())
+    )
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_draws_differ_and_follow_their_own_scale() -> None:
+    """With seven rows in a dim and seven draws, no draw may get the scale of another."""
+    site = bh.Head(7).sites(400)[0]
+    with pyro.plate("draws", 7, dim=-2):
+        trace = poutine.trace(for_all_draws).get_trace(one_scale, [site])
+    tau, value = trace.nodes["tau"]["value"], trace.nodes[site.name]["value"] / site.unit
+    assert tau.unique().numel() == 7
+    torch.testing.assert_close(value.std((-1, -2)), tau, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", ["one_scale", "by_layer", "other_families"])
+def test_a_fit_with_several_particles(name: str) -> None:
+    model = tiny_model(prior=PRIORS[name])
+    posterior = bh.fit(model, "normal", tiny_examples(12), particles=4, **QUICK)
+    assert posterior.sample(3)["lora.query.B"].shape == (3, 2, 16, 2)
+    again = posterior.update(tiny_examples(8, seed=1))
+    assert again.predict(["w5 w20"], samples=3).probabilities.isfinite().all()
+
+
+def test_the_kl_of_weights_given_a_random_scale_stays_in_closed_form() -> None:
+    """The loss of a guide that does not depend on tau is the same whatever weights it draws."""
+    model = tiny_model(prior=one_scale)
+
+    def guide(batch: object) -> None:
+        pyro.sample("tau", dist.Delta(torch.tensor(0.5)))
+        for site in model.sites:
+            zero = torch.zeros(site.shape)
+            pyro.sample(site.name, dist.Normal(zero, 0.1 * site.unit).to_event())
+
+    elbo, kls = ELBO(num_particles=3), []
+    for _ in range(2):
+        elbo.loss(model, guide, tiny_batch(6).split(3))
+        assert elbo.parts is not None
+        kls.append(elbo.parts.kl["lora.query.B"])
+    assert torch.equal(*kls)
+
+
+def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
+    """With the generators that predictions draw by, too."""
+
+    def vectorised(sites: Sites) -> Mapping[str, Tensor]:
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        values = {}
+        for site in sites:
+            sd = tau.reshape(*tau.shape, *[1] * site.ndim) * site.unit
+            fn = dist.Normal(0.0, sd.expand(*tau.shape, *site.shape)).to_event(site.ndim)
+            values[site.name] = pyro.sample(site.name, fn)
+        return values
+
+    sites, found = tiny_model().sites, []
+    for call in (lambda: for_all_draws(one_scale, sites), lambda: vectorised(sites)):
+        torch.manual_seed(len(found))  # has no effect
+        with drawing(0), pyro.plate("draws", 4, dim=-2):
+            found.append(call())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
+
+
+def test_what_a_prior_computes_is_completed_for_each_draw() -> None:
+    def made(sites: Sites) -> Mapping[str, Tensor]:
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        return {s.name: pyro.deterministic(s.name, tau.expand(s.shape)) for s in sites}
+
+    sites = tiny_model().sites
+    whole = complete(made, sites, {"tau": torch.tensor([[2.0], [3.0]])})
+    assert torch.equal(whole["head.bias"], torch.tensor([[[2.0, 2.0]], [[3.0, 3.0]]]))
+
+
+def test_a_prior_that_branches_on_a_value_is_refused_with_the_reason() -> None:
+    def branching(sites: Sites) -> Mapping[str, Tensor]:
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        return {site.name: normal(site, 1.0 if tau > 1 else tau) for site in sites}
+
+    with pytest.raises(PriorError, match="cannot branch on a value"):
+        bh.fit(tiny_model((), prior=branching), "normal", tiny_examples(), particles=2, **QUICK)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -23,7 +22,7 @@ from ..data.batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
-from ..priors import JointPrior, PosteriorPrior, Prior, checked, unpack
+from ..priors import JointPrior, PosteriorPrior, Prior, unpack
 from .budget import Budget
 from .guide import Guide
 from .latent import is_real, latents, normal_on
@@ -87,7 +86,7 @@ class PyroGuide(Guide):
         if not issubclass(make, pyro_guides.AutoNormalizingFlow):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
             options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
-        self.auto: AutoGuide = make(partial(_run, own), **options)
+        self.auto: AutoGuide = make(own, **options)
         if not self._waits():  # Pyro's guides make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
                 self.auto(None)
@@ -271,11 +270,6 @@ def _check_names(names: Sequence[str], guide: str) -> None:
                 f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
                 f"attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
             )
-
-
-def _run(model: Model, batch: Batch | None = None) -> Mapping[str, Tensor] | Tensor:
-    """What Pyro's guides trace: without data the prior alone."""
-    return checked(model.prior, model.sites) if batch is None else model(batch)
 
 
 def _is_latent(node: Any) -> bool:

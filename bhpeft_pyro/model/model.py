@@ -168,8 +168,13 @@ class Model(PyroModule):
         outputs = self.network(weights, batch)
         return self.likelihood.checked(outputs, weights, batch.choices)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Sample the weights, run the transformer under them, observe the labels."""
+    def forward(self, batch: Batch | None = None) -> Tensor | Mapping[str, Tensor]:
+        """Sample the weights, run the transformer under them, observe the labels.
+
+        Without a batch, sample the weights alone: what Pyro's guides trace for a prediction.
+        """
         weights = checked(self.prior, self.sites)
+        if batch is None:
+            return weights
         outputs = self.network(weights, batch)
         return self.likelihood(outputs, batch, weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -93,6 +93,19 @@ class PyroGuide(Guide):
             if "init_scale" not in options:
                 self._widen()
         self.follow(model)
+
+    @classmethod
+    def of(cls, model: Model, auto: AutoGuide) -> Guide | AutoGuide:
+        """An autoguide that Pyro has trained on this model, as a `PyroGuide` if it can be made
+        again from its class."""
+        if type(auto) not in PYROS.values():
+            return auto
+        guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
+        try:
+            guide.auto.load_state_dict(auto.state_dict())
+        except RuntimeError:  # other sizes, such as those of a flow
+            return auto
+        return guide
 
     @torch.no_grad()
     def _widen(self) -> None:

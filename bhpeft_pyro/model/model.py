@@ -21,7 +21,7 @@ from ..priors.stored import moved
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 
-__all__ = ["Model"]
+__all__ = ["Model", "check_model"]
 
 
 class Model(PyroModule):
@@ -178,3 +178,17 @@ class Model(PyroModule):
             return weights
         outputs = self.network(weights, batch)
         return self.likelihood(outputs, batch, weights)
+
+
+def check_model(model: object) -> None:
+    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose.
+
+    Raises:
+        ConfigError: it is another thing.
+    """
+    if type(model) is not Model:
+        raise ConfigError(
+            f"model: expected a bh.Model itself, got {type(model).__name__}; write other model "
+            "structure as its prior or its likelihood (any function works with Pyro's own "
+            "inference)"
+        )

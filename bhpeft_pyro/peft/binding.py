@@ -86,6 +86,8 @@ class Binding:
 
 _NOTHING: Mapping[int, Binding] = MappingProxyType({})
 _ACTIVE: ContextVar[Mapping[int, Binding]] = ContextVar("bhpeft_active", default=_NOTHING)
+
+
 def new_token() -> int:
     """Another number for each attachment, in all processes: a pickled one keeps its own."""
     return uuid4().int

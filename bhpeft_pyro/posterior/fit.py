@@ -22,7 +22,7 @@ from ..inference.initialization import align, may_start, own_start, scatter, sta
 from ..inference.loop import Callback, OptimizerFactory, as_module
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
-from ..model.model import Model
+from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
@@ -103,11 +103,7 @@ def fit(
     >>> posterior.report.steps
     3
     """
-    if type(model) is not Model:  # what a subclass adds would be lost in the next round
-        raise ConfigError(
-            f"model: expected a bh.Model itself, got {type(model).__name__}; write other model structure "
-            "as its prior or its likelihood (any function works with Pyro's own inference)"
-        )
+    check_model(model)
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)

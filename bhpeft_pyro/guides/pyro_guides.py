@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
@@ -85,7 +86,12 @@ class PyroGuide(Guide):
             _check_names([*self._shapes], make.__name__)
         if not issubclass(make, pyro_guides.AutoNormalizingFlow):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
-            options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
+
+            def start(site: dict[str, Any]) -> Tensor:
+                known = starts.get(site["name"])  # not of a site that poutine.reparam replaces
+                return init_to_mean(site) if known is None else known
+
+            options = {"init_loc_fn": start, **options}
         self.auto: AutoGuide = make(own, **options)
         if not self._waits():  # Pyro's guides make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():

@@ -99,7 +99,7 @@ def test_draws_become_a_prior_of_their_moments() -> None:
 
     model = tiny_model((), prior=prior)
     draws = {**draws_of(model), "scale": torch.rand(40) + 0.5}
-    posterior = bh.Posterior.from_draws(model, draws)
+    posterior = bh.Posterior.from_draws(model, draws, tiny_examples(9))
     found = posterior.as_prior().distributions  # type: ignore[attr-defined]
     torch.testing.assert_close(found["head.bias"].mean, draws["head.bias"].mean(0))
     torch.testing.assert_close(found["head.bias"].stddev, draws["head.bias"].std(0))
@@ -158,7 +158,7 @@ def test_a_function_s_parameters_come_from_pyro_s_store() -> None:
             loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
             pyro.sample(site.name, dist.Delta(loc, event_dim=site.ndim))
 
-    with pytest.raises(GuideError, match="store has no 'head.weight.loc'"):
+    with pytest.raises(GuideError, match=r"store has no 'head.weight.loc'"):
         bh.Posterior.of(model, guide)
     trained(model, guide)
     posterior = bh.Posterior.of(model, guide)
@@ -173,9 +173,9 @@ def test_a_subclass_of_a_model_is_refused() -> None:
             return super().forward(batch)
 
     model = Own(tiny_model(()).network)
-    with pytest.raises(ConfigError, match="expected a bh.Model itself, got Own"):
+    with pytest.raises(ConfigError, match=r"expected a bh.Model itself, got Own"):
         bh.fit(model, "normal", tiny_examples(), **QUICK)
-    with pytest.raises(ConfigError, match="expected a bh.Model itself, got Own"):
+    with pytest.raises(ConfigError, match=r"expected a bh.Model itself, got Own"):
         bh.Posterior.of(model, bh.autoguide("normal", model))
 
 

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
@@ -75,7 +74,7 @@ def test_what_makes_no_sense_beside_a_prior(first: bh.Posterior) -> None:
     data, wide = tiny_examples(9, seed=3), dist.Normal(0.0, 1.0)
     with pytest.raises(ConfigError, match="prior: expected no keep"):
         first.update(data, prior=wide, keep=0.5, **QUICK)
-    with pytest.raises(PriorError, match="no tensor for the site 'head.weight'"):
+    with pytest.raises(PriorError, match=r"no tensor for the site 'head.weight'"):
         first.update(data, prior=lambda sites: {}, **QUICK)
 
 

@@ -125,6 +125,7 @@ class Posterior(PosteriorState):
         Raises:
             GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
 
+        >>> import torch
         >>> from bhpeft_pyro.testing import tiny_model
         >>> model = tiny_model(())
         >>> draws = {site.name: torch.randn(20, *site.shape) for site in model.sites}

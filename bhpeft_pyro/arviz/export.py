@@ -14,9 +14,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..checks import COUNT, SAMPLES, SEED
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import ConfigError
-from ..guides import prior_like
+from ..guides import prior_guide, prior_like
+from ..guides.guide import components_of
 from ..inference.draws import draw, drawing
 from ..inference.passes import Feed, drawn, passes
 from ..inference.report import FitReport
@@ -51,7 +52,7 @@ _STEPS = {
 
 
 def to_arviz(
-    posterior: Posterior,
+    posterior: Posterior | Model,
     data: object | None = None,
     *,
     samples: int = 100,
@@ -71,8 +72,10 @@ def to_arviz(
     linear guide the prior, too, predicts with the linearised network; for a mixture, with each
     component's, in turn.
 
+    Of a model, before any fit, the export has the groups of its prior and of the data.
+
     Args:
-        posterior: the posterior.
+        posterior: the posterior, or a model.
         data: as for `Posterior.predict`.
         samples: S, draws per chain.
         sites: patterns of variables' names, such as "lora.*" or "change.*"; by default all of at
@@ -97,45 +100,42 @@ def to_arviz(
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
-    model, report = posterior.model, posterior.report
-    examples = None
-    if data is not None:
-        examples = posterior.encode(data, labelled=False)
-    # Components come from independent fits and count alike.
-    chains: Sequence[Any] = getattr(posterior.guide, "components", (posterior.guide,))
-    one = draw(model, chains[0], 1, seed)
-    known = variables(posterior, {name: value[:, 0] for name, value in one.items()})
+    chains: Sequence[Any]
+    if isinstance(posterior, Model):
+        model, columns, chains, prior = posterior, Columns(), (), prior_guide(posterior)
+    else:
+        model, columns = posterior.model, posterior.columns
+        # Components come from independent fits and count alike.
+        chains, prior = components_of(posterior.guide), prior_like(model, posterior.guide)
+    examples = None if data is None else model.encode(data, columns, labelled=False)
+    guides = [*chains, prior]
+    one = draw(model, guides[0], 1, seed)
+    known = variables(model, {name: value[:, 0] for name, value in one.items()})
     chosen = [name for name, each in known.items() if each.numel <= SMALL]
     if sites is not None:
         chosen = matching(known, sites, "sites")
-    numbers = (len(chains) + 1) * sum(known[name].numel for name in chosen)
+    numbers = len(guides) * sum(known[name].numel for name in chosen)
     needed = samples * _FLOAT * numbers
     if examples is not None:  # labels of guides and prior, and log-likelihoods
-        each = _INTEGER * (len(chains) + 1) + _FLOAT * len(chains)
+        each = _INTEGER * len(guides) + _FLOAT * len(chains)
         needed += samples * len(examples) * each
     if needed > max_bytes:
         raise ConfigError(
             f"sites, samples={samples}: {needed:,} bytes needed, but max_bytes={max_bytes:,}; take "
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
-    guides = [*chains, prior_like(model, posterior.guide)]
-    *drawn_chains, prior = [
-        chosen_draws(posterior, guide, chosen, samples, seed + i) for i, guide in enumerate(guides)
+    *drawn_chains, drawn_prior = [
+        chosen_draws(model, guide, chosen, samples, seed + i) for i, guide in enumerate(guides)
     ]
-    names = posterior.columns.label_names
-    groups = {
-        "posterior": dataset(
-            drawn_chains,
-            names,
-            left_out=", ".join(name for name in known if name not in chosen),
-            guide=type(posterior.guide).__name__,
-            round=len(posterior.lineage),
-            temperature=report.temperature,
-            examples=report.examples,
-        ),
-        "prior": dataset([prior], names),
-        "sample_stats": trace(report),
-    }
+    names = columns.label_names
+    left_out = ", ".join(name for name in known if name not in chosen)
+    groups = {"prior": dataset([drawn_prior], names, left_out=left_out)}
+    if not isinstance(posterior, Model):
+        report = posterior.report
+        about = {"guide": type(posterior.guide).__name__, "round": len(posterior.lineage)}
+        about |= {"temperature": report.temperature, "examples": report.examples}
+        own = dataset(drawn_chains, names, left_out=left_out, **about)
+        groups = {"posterior": own, **groups, "sample_stats": trace(report)}
     if examples is not None:
         groups |= _predictions(model, guides, examples, samples, seed)
     for group in groups.values():
@@ -193,12 +193,14 @@ def _predictions(
         _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
     ]
     groups = {
-        "posterior_predictive": group([labels for labels, *_ in chains]),
         "prior_predictive": group([prior[0]]),
         "constant_data": of_examples(text=np.array(examples.texts, dtype=object)),
     }
-    if examples.labels is not None:
+    if chains:
+        groups["posterior_predictive"] = group([labels for labels, *_ in chains])
+    if chains and examples.labels is not None:
         groups["log_likelihood"] = group([fit for _, fit in chains])
+    if examples.labels is not None:
         groups["observed_data"] = of_examples(label=examples.labels.numpy())
     return groups
 

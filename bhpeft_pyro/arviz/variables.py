@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from torch import Tensor
 
 from ..changes import head_norms, sizes, spectra
 from ..inference.draws import blocks
+from ..model.model import Model
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
-
-if TYPE_CHECKING:
-    from ..posterior.posterior import Posterior
 
 __all__ = ["Variable", "chosen_draws", "dataset", "variables"]
 
@@ -51,7 +49,7 @@ class Variable:
         return self.values[0].numel()
 
 
-def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
+def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
     """Everything that draws of the latents and sites contain, by name.
 
     Besides the draws themselves these are:
@@ -65,10 +63,10 @@ def variables(posterior: Posterior, draws: Mapping[str, Tensor]) -> dict[str, Va
       principal axis of the features; axis 0 is the one along which texts differ most.
 
     Args:
-        posterior: the posterior.
+        model: the model.
         draws: (S, *shape) by name, of the posterior or its prior.
     """
-    model, network = posterior.model, posterior.model.network
+    network = model.network
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}
     if network.kinds:
@@ -109,12 +107,12 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
 
 
 def chosen_draws(
-    posterior: Posterior, guide: Callable[..., Any], chosen: Sequence[str], samples: int, seed: int
+    model: Model, guide: Callable[..., Any], chosen: Sequence[str], samples: int, seed: int
 ) -> dict[str, Variable]:
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []
-    for block in blocks(posterior.model, guide, samples, seed):
-        drawn = variables(posterior, {name: value[:, 0] for name, value in block.items()})
+    for block in blocks(model, guide, samples, seed):
+        drawn = variables(model, {name: value[:, 0] for name, value in block.items()})
         parts.append(
             {name: replace(drawn[name], values=drawn[name].values.cpu()) for name in chosen}
         )

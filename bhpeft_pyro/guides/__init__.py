@@ -2,6 +2,7 @@
 
 from .blocks import BlockGuide
 from .budget import Budget
+from .draws import DrawsGuide
 from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
@@ -27,6 +28,7 @@ __all__ = [
     "BlockGuide",
     "Budget",
     "DeltaGuide",
+    "DrawsGuide",
     "FunctionGuide",
     "Guide",
     "GuideLike",

@@ -64,6 +64,21 @@ class FunctionGuide(nn.Module):
             }
         )
 
+    def load_store(self) -> None:
+        """Take the parameters that Pyro's SVI has trained, from the global store.
+
+        Raises:
+            GuideError: one of them is not there.
+        """
+        trained = pyro.get_param_store().get_state()["params"]
+        if missing := [name for name in self._names if name not in trained]:
+            raise GuideError(
+                f"guide: Pyro's store has no {', '.join(map(repr, missing))}; expected a guide "
+                "that SVI has trained"
+            )
+        for name in self._names:
+            self.parameters_[key(name)].data.copy_(trained[name])
+
     def check_trained(self) -> None:
         """Check, after a backward pass, that the loss depends on every parameter.
 

@@ -298,6 +298,7 @@ def prior_of(model: Model, guide: nn.Module) -> Prior:
                 if isinstance(guide, AutoGuide)
                 else "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
             )
+            + ", or give update(..., prior=...) the next prior"
         )
     prior = guide.as_prior()
     if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):

@@ -56,7 +56,7 @@ class Latent:
 
 def is_real(support: Constraint | None) -> bool:
     """Whether values on this support are already unconstrained."""
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return isinstance(support, type(constraints.real))  # a copied guide has a copy of it
 

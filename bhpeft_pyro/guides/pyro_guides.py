@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -16,6 +15,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import init_to_mean
 from torch import Tensor
 from torch.distributions import biject_to, transform_to
 
@@ -23,7 +23,7 @@ from ..data.batch import Batch
 from ..distributions import Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
-from ..priors import JointPrior, PosteriorPrior, Prior, checked, unpack
+from ..priors import JointPrior, PosteriorPrior, Prior, unpack
 from .budget import Budget
 from .guide import Guide
 from .latent import is_real, latents, normal_on
@@ -86,14 +86,32 @@ class PyroGuide(Guide):
             _check_names([*self._shapes], make.__name__)
         if not issubclass(make, pyro_guides.AutoNormalizingFlow):
             starts = {x.name: biject_to(x.support)(x.loc) for x in self._latents}
-            options = {"init_loc_fn": lambda site: starts[site["name"]], **options}
-        self.auto: AutoGuide = make(partial(_run, own), **options)
+
+            def start(site: dict[str, Any]) -> Tensor:
+                known = starts.get(site["name"])  # not of a site that poutine.reparam replaces
+                return init_to_mean(site) if known is None else known
+
+            options = {"init_loc_fn": start, **options}
+        self.auto: AutoGuide = make(own, **options)
         if not self._waits():  # Pyro's guides make their parameters when they are first called
             with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
                 self.auto(None)
             if "init_scale" not in options:
                 self._widen()
         self.follow(model)
+
+    @classmethod
+    def of(cls, model: Model, auto: AutoGuide) -> Guide | AutoGuide:
+        """An autoguide that Pyro has trained on this model, as a `PyroGuide` if it can be made
+        again from its class."""
+        if type(auto) not in PYROS.values():
+            return auto
+        guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
+        try:
+            guide.auto.load_state_dict(auto.state_dict())
+        except RuntimeError:  # other sizes, such as those of a flow
+            return auto
+        return guide
 
     @torch.no_grad()
     def _widen(self) -> None:
@@ -271,11 +289,6 @@ def _check_names(names: Sequence[str], guide: str) -> None:
                 f"{guide}: the prior samples {outer!r} and {inner!r}, whose names collide as "
                 f"attributes; rename the second, for example to {f'{rest}.{outer}'!r}"
             )
-
-
-def _run(model: Model, batch: Batch | None = None) -> Mapping[str, Tensor] | Tensor:
-    """What Pyro's guides trace: without data the prior alone."""
-    return checked(model.prior, model.sites) if batch is None else model(batch)
 
 
 def _is_latent(node: Any) -> bool:

@@ -85,7 +85,8 @@ def autoguide(
     if components > 1:
         one = {"components": 1, "max_bytes": max_bytes, **options}  # they are fitted in turn
         return MixtureGuide([autoguide(name, model, **one) for _ in range(components)])
-    refused = f"autoguide: {name!r} does not take {options}"
+    known_as = name.__name__ if isinstance(name, type) else name
+    refused = f"autoguide: {known_as!r} does not take {options}"
     found = latents(model)
     if isinstance(name, str) and name in PRESETS:
         if options.keys() - {"width"}:
@@ -99,7 +100,6 @@ def autoguide(
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
         return BlockGuide(model, name)
-    known_as = name if isinstance(name, str) else name.__name__
     make, size = _made_by(name)
     shapes = [tuple(latent.loc.shape) for latent in found]
     try:
@@ -109,7 +109,8 @@ def autoguide(
     except GuideError as error:
         raise GuideError(f"autoguide: {known_as!r}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise GuideError(f"{refused}: {error}") from error
+        why = refused if options else f"autoguide: {known_as!r} needs more than a model"
+        raise GuideError(f"{why}: {error}") from error
 
 
 def budget(

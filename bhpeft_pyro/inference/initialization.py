@@ -7,6 +7,7 @@ the first steps diverge.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -56,6 +57,12 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
             labels. Without it, heads are random, with outputs of sd 1.
     """
     coordinates = model.network.coordinates
+    if wide := coordinates.wide:
+        warnings.warn(
+            f"backbone: {', '.join(wide)} are wider than {coordinates.widest:,} and keep their own "
+            "coordinates, in which weights are more correlated than a mean-field guide can be",
+            stacklevel=2,
+        )
     if coordinates.fitted or not coordinates.outer:
         return
     inner, outer = coordinates.inner, coordinates.outer

@@ -32,10 +32,12 @@ from .passes import Feed, check_all
 from .predict import AnyForecast, predict
 from .report import FitReport
 
-__all__ = ["OptimizerFactory", "as_module", "optimise"]
+__all__ = ["Callback", "OptimizerFactory", "as_module", "optimise"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
+Callback = Callable[[dict[str, float]], object]
+"""Gets a copy of each step's entry of `FitReport.history`."""
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
 _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
@@ -48,6 +50,7 @@ def optimise(
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None = None,
+    callback: Callback | None = None,
 ) -> None:
     """Fit the guide's parameters in place, with `report.options`, and fill in the report.
 
@@ -57,13 +60,14 @@ def optimise(
         validation: held-out rows, for early stopping or to choose the state that is kept.
         report: of the fit.
         optimizer: by default those of the guide.
+        callback: called after each step.
 
     Raises:
         FitError: the loss was not finite for five steps in a row; the guide is in its last good
             state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
-    _Run(model, guide, feed, validation, report, optimizer).run()
+    _Run(model, guide, feed, validation, report, optimizer, callback).run()
 
 
 @dataclass
@@ -86,6 +90,7 @@ class _Run:
         validation: Examples | None,
         report: FitReport,
         optimizer: OptimizerFactory | None,
+        callback: Callback | None,
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
         self.options = options = report.options
@@ -104,7 +109,7 @@ class _Run:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
         self.elbo = ELBO(self.particles, self.temperature)
         self.loss: ELBOModule = self.elbo(model, guide)
-        self.optimizer = optimizer
+        self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.best: _Best | None = None
         self.watch = Watch(guide)
@@ -175,11 +180,15 @@ class _Run:
             for scheduler in schedulers:
                 scheduler.step()
             last = self.selects and step == self.steps
+            stops = False
             if self.validation is not None and (last or step % self.eval_every == 0):
                 rows = self._evaluate()
                 entry["validation_nll"] = rows.mean().item()
-                if self._stops(step, rows):
-                    break
+                stops = self._stops(step, rows)
+            if self.callback is not None:
+                self.callback({**entry})
+            if stops:
+                break
         if not report.history:
             raise FitError(
                 f"the loss was not finite at any of {self.steps} steps, first at "

@@ -258,6 +258,8 @@ class FitReport:
             f"{self.steps} steps on {self.examples} examples at temperature "
             f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
         ]
+        if not self.steps:
+            lines[0] = f"fitted elsewhere to {self.examples or 'unknown'} examples"
         if self.components:
             lines[0] = f"{len(self.components)} components, {lines[0]}"
         if self.history:
@@ -266,7 +268,7 @@ class FitReport:
             lines.append(f"{self.held_out} held-out rows for early stopping and the width")
         if self.tau is not None:
             lines.append(self._width())
-        for number, report in enumerate(self.components, 1):
+        for number, report in enumerate(self.components if self.steps else (), 1):
             if report.tau is not None:
                 lines.append(f"  component {number}: {report._width()}")
                 continue

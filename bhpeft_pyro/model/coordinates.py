@@ -21,8 +21,6 @@ __all__ = ["Coordinates", "PrincipalAxes"]
 # The least variance of an axis of the features, as a share of the mean: directions that no training
 # text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
 _LEAST = 0.01
-# Axes take layers * width^2 numbers for each site; wider sites keep their own coordinates.
-_WIDEST = 2048
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
 # Less sensitivity along a direction of the input, as a share of the largest, is a rounding error.
@@ -57,7 +55,11 @@ class Coordinates(nn.Module):
     Attributes:
         sites: the same in these coordinates.
         fitted: whether the axes are set.
+        widest: the largest width of a site with axes, which take layers * width^2 numbers.
+        wide: names of the output sides that are wider.
     """
+
+    widest = 2048
 
     def __init__(self, sites: Sequence[Site]) -> None:
         super().__init__()
@@ -65,11 +67,9 @@ class Coordinates(nn.Module):
         self.fitted: Tensor
         self.sites = tuple(map(_centred, sites))
         self._inner = tuple(site for site in sites if site.anchor is not None)
-        self._outer = tuple(
-            site
-            for site in sites
-            if site.role == "output" and site.dims[1] == "out" and site.shape[1] <= _WIDEST
-        )
+        outer = [site for site in sites if site.role == "output" and site.dims[1] == "out"]
+        self._outer = tuple(site for site in outer if site.shape[1] <= self.widest)
+        self.wide = tuple(site.name for site in outer if site.shape[1] > self.widest)
         for site in self._inner:
             assert site.anchor is not None
             self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())

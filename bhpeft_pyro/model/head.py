@@ -216,8 +216,8 @@ def final_layer(backbone: PreTrainedModel) -> tuple[str, nn.Linear]:
     ]
     if not found or not type(backbone).__name__.endswith("ForSequenceClassification"):
         raise ConfigError(
-            f"backbone: {type(backbone).__name__} has no classifier; expected a model of "
-            "AutoModelForSequenceClassification.from_pretrained(...)"
+            f"backbone: {type(backbone).__name__} is not a sequence classifier; expected a model "
+            "of AutoModelForSequenceClassification.from_pretrained(...)"
         )
     return found[-1]
 

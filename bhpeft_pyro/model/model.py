@@ -21,7 +21,7 @@ from ..priors.stored import moved
 from .likelihoods import Categorical, Likelihood
 from .network import RandomPEFT
 
-__all__ = ["Model"]
+__all__ = ["Model", "check_model"]
 
 
 class Model(PyroModule):
@@ -173,8 +173,27 @@ class Model(PyroModule):
         outputs = self.network(weights, batch)
         return self.likelihood.checked(outputs, weights, batch.choices)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Sample the weights, run the transformer under them, observe the labels."""
+    def forward(self, batch: Batch | None = None) -> Tensor | Mapping[str, Tensor]:
+        """Sample the weights, run the transformer under them, observe the labels.
+
+        Without a batch, sample the weights alone: what Pyro's guides trace for a prediction.
+        """
         weights = checked(self.prior, self.sites)
+        if batch is None:
+            return weights
         outputs = self.network(weights, batch)
         return self.likelihood(outputs, batch, weights)
+
+
+def check_model(model: object) -> None:
+    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose.
+
+    Raises:
+        ConfigError: it is another thing.
+    """
+    if type(model) is not Model:
+        raise ConfigError(
+            f"model: expected a bh.Model itself, got {type(model).__name__}; write other model "
+            "structure as its prior or its likelihood (any function works with Pyro's own "
+            "inference)"
+        )

@@ -74,6 +74,8 @@ class RandomPEFT(PyroModule):
     ) -> None:
         super().__init__()
         expected = "a transformers model, such as AutoModel.from_pretrained(...)"
+        if isinstance(getattr(backbone, "_orig_mod", None), PreTrainedModel):
+            expected += "; from a compiled one, its _orig_mod: hooks break what torch.compile made"
         check(backbone, PreTrainedModel, "backbone", expected)
         check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
         check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")

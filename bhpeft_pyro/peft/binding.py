@@ -13,9 +13,9 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import ismethod
-from itertools import count
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,11 @@ class Binding:
 
 _NOTHING: Mapping[int, Binding] = MappingProxyType({})
 _ACTIVE: ContextVar[Mapping[int, Binding]] = ContextVar("bhpeft_active", default=_NOTHING)
-new_token = count().__next__
+
+
+def new_token() -> int:
+    """Another number for each attachment, in all processes: a pickled one keeps its own."""
+    return uuid4().int
 
 
 def active() -> Mapping[int, Binding]:

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -87,10 +88,12 @@ class Site:
         if self.unit.device == device:
             return self
         anchor = None if self.anchor is None else self.anchor.to(device)
-        init = self.init
-        return replace(
-            self, unit=self.unit.to(device), init=lambda: init().to(device), anchor=anchor
-        )
+        init = partial(_moved, self.init, device)
+        return replace(self, unit=self.unit.to(device), init=init, anchor=anchor)
+
+
+def _moved(init: Callable[[], Tensor], device: torch.device) -> Tensor:
+    return init().to(device)
 
 
 class Sites(tuple[Site, ...]):
@@ -113,15 +116,22 @@ def projection(name: str, shape: tuple[int, ...]) -> Tensor:
 
 def zeros(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
     """An `init` of zeros, on the device of `unit`."""
-    return lambda: torch.zeros(shape, device=unit.device)
+    return partial(torch.zeros, shape, device=unit.device)
 
 
 def kaiming(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
     """An `init` from U(-1/sqrt(in), 1/sqrt(in)), as `torch.nn.Linear` has it; `in` comes last."""
-    bound = shape[-1] ** -0.5
-    return lambda: torch.empty(shape, device=unit.device).uniform_(-bound, bound)
+    return partial(_uniform, shape, shape[-1] ** -0.5, unit.device)
+
+
+def _uniform(shape: tuple[int, ...], bound: float, device: torch.device) -> Tensor:
+    return torch.empty(shape, device=device).uniform_(-bound, bound)
 
 
 def normal(shape: tuple[int, ...], sd: Tensor) -> Callable[[], Tensor]:
     """An `init` from N(0, sd^2), with `sd` broadcastable to `shape`."""
-    return lambda: torch.randn(shape, device=sd.device) * sd
+    return partial(_scaled, shape, sd)
+
+
+def _scaled(shape: tuple[int, ...], sd: Tensor) -> Tensor:
+    return torch.randn(shape, device=sd.device) * sd

@@ -19,14 +19,23 @@ from ..guides.guide import components_of, is_point
 from ..guides.registry import default_components
 from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
-from ..inference.loop import OptimizerFactory, as_module
+from ..inference.loop import Callback, OptimizerFactory, as_module
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
-from ..model.model import Model
+from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import Fitted, check_how, fit_round, is_open, joined, keeping, seeds
+from .rounds import (
+    Fitted,
+    check_how,
+    fit_round,
+    is_open,
+    joined,
+    keeping,
+    of_component,
+    seeds,
+)
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -48,6 +57,7 @@ def fit(
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
+    callback: Callback | None = None,
     replay: Replay | None = None,
     components: int | None = None,
     **changes: Any,
@@ -73,6 +83,8 @@ def fit(
         options: how to fit; single options can be given by name instead (`epochs=5`).
         optimizer: a function from parameters to a torch optimiser. By default `NaturalGradient` for
             Normal guides and Adam for all others.
+        callback: a function that is called after each step with a dict of numbers: "component"
+            (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...).
         replay: keep a coreset, as in `Posterior.update`.
         components: K independent fits with different seeds and initial values, as one
             `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.
@@ -91,15 +103,11 @@ def fit(
     >>> posterior.report.steps
     3
     """
-    if not isinstance(model, Model):
-        raise ConfigError(
-            f"model: expected a bh.Model, got {type(model).__name__}; write other model structure "
-            "as its prior or its likelihood (any function works with Pyro's own inference)"
-        )
+    check_model(model)
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer, replay)
+    check_how(options, validation, optimizer, replay, callback)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -136,7 +144,7 @@ def fit(
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     open_scales = is_open(model)
     fitted: list[Fitted] = []
-    for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
+    for number, (module, own, (kept, rest)) in enumerate(zip(modules, every, splits, strict=True)):
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
@@ -154,8 +162,9 @@ def fit(
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
         with keeping(fitted, options), named():
+            told = of_component(callback, number)
             posterior, candidates = fit_round(
-                posterior, rest, held_out, optimizer, kept, open_scales
+                posterior, rest, held_out, optimizer, kept, open_scales, told
             )
         posterior.first_prior = posterior.model.prior
         fitted.append((posterior, candidates))

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike, MixtureGuide
+from ..guides import (
+    DrawsGuide,
+    FunctionGuide,
+    GuideLike,
+    MixtureGuide,
+    PyroGuide,
+    check_made_for,
+)
 from ..guides.guide import prior_of, title
 from ..inference.draws import draw
-from ..inference.loop import OptimizerFactory
+from ..inference.loop import Callback, OptimizerFactory, as_module
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
-from ..model.model import Model
+from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
 from . import io
@@ -47,6 +56,88 @@ class Posterior(PosteriorState):
             not passed to `load`.
         coreset: what replay keeps, if anything.
     """
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        guide: nn.Module | Callable[..., Any],
+        data: object | None = None,
+        columns: Columns = Columns(),
+    ) -> Posterior:
+        """A posterior of a guide that `fit` has not trained, but for example Pyro's `SVI`.
+
+        Args:
+            model: the model that the guide was trained on.
+            guide: any guide. A function's parameters are taken from Pyro's global store. One of
+                Pyro's autoguides becomes a `guides.PyroGuide`, with a copy of its parameters, so
+                that it can be saved and updated.
+            data: what it has learnt, for the report, the names of the classes, and so that an
+                update does not learn them again.
+            columns: how data are read.
+
+        Raises:
+            ConfigError: `model` or `guide` is none.
+            GuideError: the guide has no parameters, or was made for another model.
+
+        >>> from bhpeft_pyro.guides import NormalGuide
+        >>> from bhpeft_pyro.testing import tiny_model
+        >>> model = tiny_model()
+        >>> Posterior.of(model, NormalGuide(model)).predict(["w5 w6"]).probabilities.shape
+        torch.Size([1, 2])
+        """
+        check_model(model)
+        made: nn.Module = as_module(guide)
+        if isinstance(made, FunctionGuide):
+            made.load_store()
+        elif isinstance(made, AutoGuide):
+            made = PyroGuide.of(model, made)
+        check_made_for(model, made)
+        report = FitReport(0, "", FitOptions())
+        if data is not None:
+            examples = model.encode(data, columns, new_names=True)
+            columns = replace(columns, label_names=examples.label_names)
+            report = FitReport(len(examples), examples.fingerprint, FitOptions())
+        return Posterior(model, made, (report,), columns, model.prior)
+
+    @classmethod
+    def from_draws(
+        cls,
+        model: Model,
+        draws: Mapping[str, Tensor],
+        data: object | None = None,
+        columns: Columns = Columns(),
+        *,
+        chains: bool = False,
+    ) -> Posterior:
+        """A posterior of draws of any sampler: NUTS, SGLD, importance resampling.
+
+        Its `as_prior` is independent Normals with the draws' means and sds; `update` needs a
+        `guide` to train, such as "normal".
+
+        Args:
+            model: the model that was sampled.
+            draws: for each latent `(S, *shape)`, as `MCMC.get_samples()` returns.
+            data, columns: as for `of`.
+            chains: the draws are `(C, S, *shape)`, of C chains, as
+                `get_samples(group_by_chain=True)` returns; each becomes a component.
+
+        Raises:
+            GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
+
+        >>> import torch
+        >>> from bhpeft_pyro.testing import tiny_model
+        >>> model = tiny_model(())
+        >>> draws = {site.name: torch.randn(20, *site.shape) for site in model.sites}
+        >>> Posterior.from_draws(model, draws).predict(["w5 w6"]).probabilities.shape
+        torch.Size([1, 2])
+        """
+        if not chains:
+            return cls.of(model, DrawsGuide.of(model, draws), data, columns)
+        count = len(next(iter(draws.values())))
+        every = [{name: value[i] for name, value in draws.items()} for i in range(count)]
+        parts = [cls.from_draws(model, each, data, columns) for each in every]
+        return MixturePosterior.joined(parts, parts[0].report.options)
 
     @property
     def components(self) -> tuple[Posterior, ...]:
@@ -181,7 +272,9 @@ class Posterior(PosteriorState):
         validation: object | None = None,
         options: FitOptions | None = None,
         optimizer: OptimizerFactory | None = None,
+        callback: Callback | None = None,
         guide: GuideLike | None = None,
+        prior: PriorLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
         floor: float = 0.0,
         replay: Replay | None = None,
@@ -195,10 +288,13 @@ class Posterior(PosteriorState):
         not given are those of the last round; without `validation`, `patience` is dropped.
 
         Args:
-            data, validation, options, optimizer: as for `fit`.
+            data, validation, options, optimizer, callback: as for `fit`.
             guide: another family for this round and later ones, by the name or mapping that `fit`
                 takes. The prior is then this posterior if the family can represent it, or else the
                 nearest member of the family. `FitReport.projection` is the KL between the two.
+            prior: a prior of your own in place of this posterior, for example a mixture of it and
+                something wide (docs/priors.md). The guide goes on from where it is, whatever its
+                family; with `guide`, a new one starts at that prior. Components share it.
             keep: forget on purpose (`sequential.Forgetting`): the prior is proportional to
                 q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
                 one per pattern of site names ("lora.*"); other sites are kept.
@@ -209,7 +305,9 @@ class Posterior(PosteriorState):
 
         Raises:
             DataError: the data cannot be used, or an earlier round learnt them.
-            GuideError: the guide is a point estimate, or one of the guides is not of this package.
+            ConfigError: `prior` comes with `keep` or `floor`.
+            GuideError: the guide is a point estimate, or one of the guides is not of this package
+                and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
         """
         from ..sequential.forgetting import Forgetting
@@ -224,7 +322,9 @@ class Posterior(PosteriorState):
             validation=validation,
             options=(options or self.report.options).change(**changes),
             optimizer=optimizer,
+            callback=callback,
             family=guide,
+            prior=prior,
             forgetting=Forgetting(keep, floor),
             replay=replay,
             grow=grow,

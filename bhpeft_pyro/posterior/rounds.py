@@ -19,7 +19,7 @@ from ..errors import ConfigError, FitError
 from ..guides import Guide
 from ..guides.guide import is_linear, prior_of
 from ..inference.candidates import Candidates
-from ..inference.loop import OptimizerFactory, optimise
+from ..inference.loop import Callback, OptimizerFactory, optimise
 from ..inference.report import FitReport
 from ..inference.width import refine, settle
 from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal
@@ -35,6 +35,7 @@ __all__ = [
     "is_open",
     "joined",
     "keeping",
+    "of_component",
     "pull_of",
     "seeds",
 ]
@@ -47,13 +48,17 @@ _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
 def check_how(
-    options: FitOptions, validation: object | None, optimizer: object, replay: object
+    options: FitOptions,
+    validation: object | None,
+    optimizer: object,
+    replay: object,
+    callback: object,
 ) -> None:
     """Check what does not depend on the data.
 
     Raises:
-        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, or `patience` has no
-            validation data.
+        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function, or
+            `patience` has no validation data.
     """
     if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
         raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
@@ -63,6 +68,10 @@ def check_how(
         raise ConfigError(
             f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
             "a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
+        )
+    if callback is not None and not callable(callback):
+        raise ConfigError(
+            f"callback: expected a function of a step's record or None, got {shown(callback)}"
         )
     if options.patience and validation is None:
         raise ConfigError(
@@ -83,6 +92,13 @@ def is_open(model: Model) -> bool:
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
     """The options of each component: the seed given, then others far from it."""
     return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
+
+
+def of_component(callback: Callback | None, number: int) -> Callback | None:
+    """A callback whose records also say which component they are of, from 0."""
+    if callback is None:
+        return None
+    return lambda record: callback({"component": number, **record})
 
 
 @contextmanager
@@ -106,6 +122,7 @@ def fit_round(
     optimizer: OptimizerFactory | None = None,
     kept: Examples | None = None,
     open_scales: bool = False,
+    callback: Callback | None = None,
 ) -> Fitted:
     """Fit a round's guide in place under its model's prior, with the options of its last report.
 
@@ -114,6 +131,7 @@ def fit_round(
         examples, validation, optimizer: as for `fit`.
         kept: the coreset, which a copy of the guide learns after the rest.
         open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
+        callback: as for `fit`, but for this component.
 
     Returns:
         The same posterior, or with a coreset another that has learnt it too; and the densities of
@@ -126,11 +144,11 @@ def fit_round(
     _warn_of_scale(posterior.model.likelihood, examples)
     try:
         posterior.model, candidates = _learn(
-            posterior.model, guide, examples, validation, report, optimizer, open_scales
+            posterior.model, guide, examples, validation, report, optimizer, callback, open_scales
         )
         if kept is None:
             return posterior, candidates
-        return _fit_coreset(posterior, kept, optimizer), None
+        return _fit_coreset(posterior, kept, optimizer, callback), None
     except FitError as error:
         error.posterior = posterior
         raise
@@ -189,18 +207,22 @@ def _learn(
     validation: Examples | None,
     report: FitReport,
     optimizer: OptimizerFactory | None,
+    callback: Callback | None,
     open_scales: bool = False,
 ) -> tuple[Model, Candidates | None]:
     """Fit a guide and compute its width, if it has one that is not trained; see `refine`."""
     if isinstance(guide, Guide):
         guide.follow(model)
         guide.hold()
-    optimise(model, guide, examples, validation, report, optimizer)
+    optimise(model, guide, examples, validation, report, optimizer, callback)
     return refine(guide, model, examples, validation, report, open_scales)
 
 
 def _fit_coreset(
-    posterior: Posterior, kept: Examples, optimizer: OptimizerFactory | None
+    posterior: Posterior,
+    kept: Examples,
+    optimizer: OptimizerFactory | None,
+    callback: Callback | None,
 ) -> Posterior:
     """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
     options = replace(posterior.report.options, patience=None)
@@ -209,7 +231,7 @@ def _fit_coreset(
     guide = copy.deepcopy(core)
     model = posterior.model.with_prior(prior_of(posterior.model, core))
     report.pull = pull_of(guide)
-    _learn(model, guide, kept, None, report, optimizer)
+    _learn(model, guide, kept, None, report, optimizer, callback)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

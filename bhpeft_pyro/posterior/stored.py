@@ -18,7 +18,7 @@ from .. import peft
 from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
-from ..guides import GUIDES, BlockGuide, Guide, PyroGuide
+from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
@@ -31,7 +31,12 @@ from .state import Coreset, MixtureState, PosteriorState
 
 __all__ = ["check_savable", "describe", "revive"]
 
-_GUIDES: dict[str, Callable[..., Guide]] = {**GUIDES, "blocks": BlockGuide, "pyro": PyroGuide}
+_GUIDES: dict[str, Callable[..., Guide]] = {
+    **GUIDES,
+    "blocks": BlockGuide,
+    "draws": DrawsGuide,
+    "pyro": PyroGuide,
+}
 _KNOWN: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
     "head": (Head, ClassifierHead),

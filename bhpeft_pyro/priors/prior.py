@@ -225,16 +225,23 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             values = checked(prior, sites)
         except PriorError:
             raise
-        except ValueError as error:  # Pyro's, for example of plates that collide
-            raise PriorError(
-                f"prior: {str(error).splitlines()[0]}. Expected no plates, whose dims collide with "
-                "those of the draws; declare dims as events with .to_event()"
-            ) from error
+        except ValueError as error:
+            why = str(error).split("\n")[0].rstrip(": ")
+            advice = (
+                ". Expected no plates, whose dims collide with those of the draws; declare dims as "
+                "events with .to_event()"
+            )
+            raise PriorError(f"prior: {why}{advice if 'collide' in why else ''}") from error
+    if (default := torch.get_default_dtype()) != torch.float32:
+        raise PriorError(
+            f"prior: torch's default dtype is {default}, expected torch.float32, in which weights "
+            "are sampled: torch.set_default_dtype(torch.float32)"
+        )
     for site in sites:
-        if (dtype := values[site.name].dtype) != torch.get_default_dtype():
+        if (dtype := values[site.name].dtype) != default:
             raise PriorError(
-                f"prior: the site {site.name!r} has dtype {dtype}, expected "
-                f"{torch.get_default_dtype()}; torch.from_numpy(...).float() converts NumPy arrays"
+                f"prior: the site {site.name!r} has dtype {dtype}, expected {default}; "
+                "torch.from_numpy(...).float() converts NumPy arrays"
             )
     if names := [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]:
         raise PriorError(

@@ -13,15 +13,26 @@ from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
-from ..guides import GuideLike
+from ..guides import GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import sampling
-from ..inference.loop import OptimizerFactory
+from ..inference.draws import sampling, seeded
+from ..inference.loop import Callback, OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from ..posterior.rounds import Fitted, check_how, fit_round, joined, keeping, pull_of, seeds
+from ..posterior.rounds import (
+    Fitted,
+    check_how,
+    fit_round,
+    joined,
+    keeping,
+    of_component,
+    pull_of,
+    seeds,
+)
+from ..priors import Prior, PriorLike, as_prior
+from ..priors.prior import check_prior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 from .projection import in_family
@@ -94,16 +105,21 @@ def update(
     validation: object | None,
     options: FitOptions,
     optimizer: OptimizerFactory | None,
+    callback: Callback | None,
     family: GuideLike | None,
+    prior: PriorLike | None,
     forgetting: Forgetting,
     replay: Replay | None,
     grow: bool,
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check_how(options, validation, optimizer, replay)
-    for each in posterior.components:  # refused before data are read, if it cannot be a prior
-        prior_of(each.model, each.guide)
+    check_how(options, validation, optimizer, replay, callback)
+    if prior is not None and forgetting != Forgetting():
+        raise ConfigError("prior: expected no keep and no floor, which make a prior of their own")
+    own = None if prior is None else as_prior(prior)
+    for each in posterior.components if own is None else ():
+        prior_of(each.model, each.guide)  # refused before data are read, if it cannot be one
     if not isinstance(data, Examples):  # for its labels, and to be encoded
         data = read(data, posterior.model.likelihood.kind, posterior.columns, labelled=True)
     posterior = with_outputs_for(posterior, data, grow)
@@ -111,14 +127,20 @@ def update(
     held_out = None if validation is None else posterior.encode(validation)
     if not again:
         refuse_known(posterior, examples)
+    if own is not None:
+        vectorised = options.particles > 1 and not is_point(posterior.guide)
+        check_prior(own, posterior.model.sites, vectorised)
     lineage = posterior.lineage
     fitted: list[Fitted] = []
     every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
-    for last, own in every:
+    for number, (last, how) in enumerate(every):
         rows = naming_rows(posterior.model, data=examples, validation=held_out)
         with keeping(fitted, options, lineage), rows:
-            start, kept, rest = _start(last, examples, held_out, own, family, forgetting, replay)
-            fitted.append(fit_round(start, rest, held_out, optimizer, kept))
+            start, kept, rest = _start(
+                last, examples, held_out, how, family, own, forgetting, replay
+            )
+            told = of_component(callback, number)
+            fitted.append(fit_round(start, rest, held_out, optimizer, kept, callback=told))
     if not isinstance(posterior, MixturePosterior):
         return fitted[0][0]
     return joined(fitted, held_out, options, lineage)
@@ -130,6 +152,7 @@ def _start(
     held_out: Examples | None,
     options: FitOptions,
     family: GuideLike | None,
+    own: Prior | None,
     forgetting: Forgetting,
     replay: Replay | None,
 ) -> tuple[Posterior, Examples | None, Examples]:
@@ -137,11 +160,14 @@ def _start(
     model, coreset = posterior.model, posterior.coreset
     # With replay, the last coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
-    last, projection = prior_of(model, guide), None
+    last, projection = prior_of(model, guide) if own is None else own, None
     if family is None:
         guide = copy.deepcopy(guide)
-    else:
+    elif own is None:
         guide, last, projection = in_family(model, last, family, options.seed)
+    else:
+        with seeded(options.seed):
+            guide = autoguide(family, model.with_prior(own), components=1)
     prior = forgetting(last, posterior.first_prior, model.sites)
     report = FitReport(
         len(examples),

@@ -357,3 +357,18 @@ def _groups(idata: Any) -> set[str]:
     if isinstance(idata, xr.DataTree):
         return set(idata.children)
     return set(idata.groups())
+
+
+def test_a_model_is_exported_before_any_fit() -> None:
+    model, data = tiny_model(()), tiny_examples(12)
+    exported = to_arviz(model, data, samples=400, seed=3)
+    assert exported.observed_data["label"].shape == (12,)
+    assert not any(hasattr(exported, name) for name in ("posterior", "log_likelihood"))
+    weights = {
+        name: torch.from_numpy(exported.prior[name].values[0]) for name in exported.prior.data_vars
+    }
+    drawn = {site.name: weights[site.name] for site in model.sites}
+    with torch.no_grad():
+        expected = model.predictive(drawn, next(data.batches(12))).probs[..., 1].mean(0)
+    found = exported.prior_predictive["label"].values[0].mean(0)
+    assert abs(found - expected.numpy()).max() < 0.12  # 400 labels: five standard errors

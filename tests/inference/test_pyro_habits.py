@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.contrib.easyguide import EasyGuide
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam.strategies import AutoReparam
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -89,6 +93,65 @@ def test_a_plate_where_the_draws_are_is_refused_under_a_guide_that_does_not_ask(
 
     with pytest.raises(PriorError, match=r'"layers" and "draws", collide.*Expected no plates'):
         bh.fit(model, guide, tiny_examples(), **QUICK)
+
+
+def test_an_error_of_a_prior_is_told_as_it_is() -> None:
+    def mistaken(sites: Sites) -> Mapping[str, Tensor]:
+        raise ValueError("my own message")
+
+    with pytest.raises(PriorError, match=r"^prior: my own message$"):
+        bh.fit(tiny_model((), prior=mistaken), "normal", tiny_examples(), **QUICK)
+
+
+def test_a_double_default_dtype_is_refused_by_its_name() -> None:
+    model = tiny_model(())
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(PriorError, match=r"default dtype is torch.float64, expected torch.fl"):
+            bh.fit(model, "normal", tiny_examples(), **QUICK)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_easy_guide_in_a_function() -> None:
+    """As docs/own-guide.md says: its prototype is a run of the model without data."""
+    model = tiny_model(())
+
+    class Easy(EasyGuide):
+        def guide(self, batch: object) -> None:
+            for site in model.sites:
+                loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+                pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    easy = Easy(model)
+    posterior = bh.fit(model, lambda batch: easy(batch), tiny_examples(), **QUICK)
+    assert any(value.any() for value in posterior.guide.state_dict().values())
+
+
+def test_standard_normal_latents_converge_under_pyro_s_own_guide() -> None:
+    examples = tiny_examples(16)
+    batch = next(examples.batches(16))
+
+    def losses(prior: Any, **options: Any) -> list[float]:
+        pyro.set_rng_seed(0)
+        with pyro.get_param_store().scope():
+            model = tiny_model(prior=prior)
+            elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+            guide = AutoNormal(model, **options)
+            svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.03}), elbo)
+            return [float(svi.step(batch)) for _ in range(60)]
+
+    standard = poutine.reparam(bh.priors.default(), AutoReparam(centered=0.0))
+    found, plain = losses(standard, init_scale=1.0), losses(bh.priors.default())
+    assert sum(found[-10:]) / 10 < 2 * math.log(2) * 16  # all texts even: log 2 nats each
+    assert sum(plain[-10:]) > 20 * sum(found[-10:])
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", "mvn"])
+def test_pyro_s_guides_by_name_under_a_reparameterised_prior(name: str) -> None:
+    standard = poutine.reparam(bh.priors.default(), AutoReparam(centered=0.0))
+    posterior = bh.fit(tiny_model((), prior=standard), name, tiny_examples(), **QUICK)
+    assert posterior.sample(3)["head.bias"].shape == (3, 2)
 
 
 def one_scale(sites: Sites, apart: bool) -> Mapping[str, Tensor]:
@@ -225,6 +288,8 @@ def test_wrong_things_are_refused_by_name() -> None:
         lambda: bh.RandomPEFT("roberta-base"), ConfigError, "backbone: expected.*got 'roberta-base'"
     )  # type: ignore[arg-type]
     bad(lambda: bh.RandomPEFT(tiny_backbone(), (), 2), ConfigError, "head: expected a Head.*2")  # type: ignore[arg-type]
+    compiled: Any = torch.compile(tiny_backbone(), backend="eager")
+    bad(lambda: bh.RandomPEFT(compiled), ConfigError, "its _orig_mod.*got OptimizedModule")
     assert bh.RandomPEFT(tiny_backbone(), bh.peft.LoRA(), Head(2)).kinds == (bh.peft.LoRA(),)
     bad(lambda: bh.Model(network, likelihoods.Categorical()), PriorError, "goes to likelihood=")  # type: ignore[arg-type]
     bad(

@@ -18,6 +18,7 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.inference.curvature import diagonal, scores
 from bhpeft_pyro.inference.initialization import _eigen, align
+from bhpeft_pyro.model import coordinates
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
 
@@ -403,3 +404,9 @@ def test_the_leading_directions_of_few_rows_are_not_those_of_rounding_errors() -
         (truth @ vectors[:, 1:]).abs(), torch.eye(3).double(), atol=1e-3, rtol=0
     )
     assert strength[0] < 1e-9 * strength[-1]
+
+
+def test_a_fit_says_which_sites_are_too_wide_for_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinates.Coordinates, "widest", 8)  # below the tiny backbone's width
+    with pytest.warns(UserWarning, match=r"lora.query.B.* wider than 8"):
+        bh.fit(tiny_model(), "normal", tiny_examples(12), max_steps=2, progress=False)

@@ -1,0 +1,126 @@
+"""Draws of a sampler, such as NUTS or SGLD, under the contract of a guide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.constraints import Constraint
+from torch.optim import Optimizer
+
+from ..data.batch import Batch
+from ..errors import GuideError
+from ..model.model import Model
+from ..options import FitOptions
+from ..priors import unpack
+from .budget import Budget
+from .guide import Guide, key
+from .latent import latents, normal_on
+
+__all__ = ["DrawsGuide"]
+
+
+class DrawsGuide(Guide):
+    """S joint draws of all latents, each with probability 1 / S. There is nothing to train.
+
+    As a prior it is independent Normals with the means and sds of the draws, in unconstrained
+    coordinates: of all independent Normals the nearest in KL(q || p).
+
+    Args:
+        model: the model whose latents were sampled.
+        samples: S, at least 2. The draws are zero until `of` or a saved file sets them.
+
+    >>> from bhpeft_pyro.testing import tiny_model
+    >>> model = tiny_model(())
+    >>> draws = {site.name: torch.randn(50, *site.shape) for site in model.sites}
+    >>> guide = DrawsGuide.of(model, draws)
+    >>> torch.equal(guide.means()["head.bias"], draws["head.bias"].mean(0))
+    True
+    """
+
+    def __init__(self, model: Model, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+        self._supports: dict[str, tuple[Constraint, tuple[int, ...]]] = {}
+        for latent in latents(model):
+            parts = latent.sites or {latent.name: tuple(latent.loc.shape)}
+            for name, shape in parts.items():
+                support = constraints.real if latent.sites else latent.support
+                self._supports[name] = support, shape
+                self.register_buffer(key(name), latent.loc.new_zeros(samples, *shape))
+
+    @classmethod
+    def of(cls, model: Model, draws: Mapping[str, Tensor]) -> DrawsGuide:
+        """From draws `(S, *shape)` of each latent; sites that the prior computes are left out.
+
+        Raises:
+            GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
+        """
+        given = dict(draws)
+        for latent in latents(model):
+            if latent.sites and latent.name in given:  # all sites in one vector
+                given |= unpack(given.pop(latent.name), latent.sites)
+        guide = cls(model, max((len(value) for value in given.values() if value.dim()), default=0))
+        own, sites = guide._supports, {site.name for site in model.sites}
+        missing, unknown = own.keys() - given.keys(), given.keys() - own.keys() - sites
+        if missing or unknown or guide.samples < 2:
+            raise GuideError(
+                f"draws: expected 2 or more of {', '.join(own)}; got {guide.samples}"
+                + (f", none of {', '.join(sorted(missing))}" if missing else "")
+                + (f", the unknown {', '.join(sorted(unknown))}" if unknown else "")
+            )
+        for name, (support, shape) in own.items():
+            value = torch.as_tensor(given[name]).detach()
+            if value.shape != (wanted := (guide.samples, *shape)):
+                raise GuideError(f"draws: {name!r} has shape {(*value.shape,)}, expected {wanted}")
+            if not (support.check(value).all() and value.isfinite().all()):
+                raise GuideError(f"draws: {name!r} has values that are not finite or impossible")
+            guide.get_buffer(key(name)).copy_(value)
+        return guide
+
+    def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        values = self._values()
+        start = next(iter(values.values())).new_zeros(())
+        which = dist.Uniform(start, start + self.samples)
+        index = pyro.sample("draw", which, infer={"is_auxiliary": True}).long()
+        index = index.clamp_max(self.samples - 1)  # by rounding it may be S
+        return {
+            name: pyro.sample(name, dist.Delta(value[index], event_dim=value.dim() - 1))
+            for name, value in values.items()
+        }
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: self.get_buffer(key(name)) for name in self._supports}
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value.mean(0) for name, value in self._values().items()}
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        found = {}
+        for name, value in self._values().items():
+            support, _ = self._supports[name]
+            free = biject_to(support).inv(value)
+            sd = free.std(0).clamp_min(torch.finfo(free.dtype).tiny)
+            found[name] = normal_on(support, free.mean(0), sd)
+        return found
+
+    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
+        raise GuideError(
+            "draws cannot be trained: expected another family for the next round, such as "
+            "update(data, guide='normal')"
+        )
+
+    def options(self) -> dict[str, Any]:
+        return {"samples": self.samples}
+
+    @classmethod
+    def size(
+        cls, latents: int, shapes: Sequence[tuple[int, ...]], samples: int = 1, **options: Any
+    ) -> Budget:
+        return Budget.of(latents, samples * latents)

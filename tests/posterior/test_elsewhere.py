@@ -1,0 +1,198 @@
+"""Posteriors of guides and draws that `fit` did not make."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
+from torch import Tensor
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.guides import DrawsGuide, PyroGuide
+from bhpeft_pyro.testing import (
+    tiny_backbone,
+    tiny_batch,
+    tiny_examples,
+    tiny_model,
+    tiny_tokenizer,
+)
+
+QUICK: dict[str, Any] = {"max_steps": 3, "progress": False}
+
+
+def draws_of(model: bh.Model, samples: int = 40, chains: int = 0) -> dict[str, Tensor]:
+    lead = (chains, samples) if chains else (samples,)
+    return {site.name: site.unit + torch.randn(*lead, *site.shape) for site in model.sites}
+
+
+def trained(model: bh.Model, guide: Any, steps: int = 30) -> Any:
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(steps):
+        svi.step(tiny_batch(16))
+    return guide
+
+
+@pytest.fixture(autouse=True)
+def _store() -> Any:
+    pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
+def test_draws_of_nuts_predict_as_their_mean_over_draws(tmp_path: Path) -> None:
+    model, data = tiny_model(()), tiny_examples(12)
+    mcmc = MCMC(NUTS(model, max_tree_depth=3), num_samples=6, warmup_steps=3, disable_progbar=True)
+    mcmc.run(next(data.batches(12)))
+    draws = mcmc.get_samples()
+    posterior = bh.Posterior.from_draws(model, draws, data)
+    with torch.no_grad():
+        exact = model.predictive(draws, next(data.batches(12))).probs.mean(0)
+    found = posterior.predict(data, samples=4000).probabilities
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0)
+    posterior.save(tmp_path / "p")
+    again = bh.Posterior.load(tmp_path / "p", tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert torch.equal(again.predict(data).probabilities, posterior.predict(data).probabilities)
+    with pytest.raises(DataError, match="learnt 12 of these"):
+        posterior.update(data, guide="normal", **QUICK)
+
+
+def test_every_draw_is_taken_whole() -> None:
+    model = tiny_model(())
+    draws = draws_of(model, 5)
+    drawn = bh.Posterior.from_draws(model, draws).sample(64)
+    every = {float(value[0]): number for number, value in enumerate(draws["head.bias"])}
+    which = [every[float(value[0])] for value in drawn["head.bias"]]
+    assert set(which) == set(range(5))
+    assert torch.equal(drawn["head.weight"], draws["head.weight"][which])
+
+
+def test_chains_are_chains_and_a_mixture() -> None:
+    model = tiny_model(())
+    draws = draws_of(model, 20, chains=2)
+    draws["head.bias"][1] += 100
+    posterior = bh.Posterior.from_draws(model, draws, chains=True)
+    exported = posterior.to_arviz(samples=10).posterior["head.bias"]
+    assert exported.sizes["chain"] == 2
+    assert (exported.mean(["draw", "output"]).values > 50).tolist() == [False, True]
+    assert "2 components, fitted elsewhere" in str(posterior)
+
+
+def test_draws_become_a_prior_of_their_moments() -> None:
+    def prior(sites: Any) -> dict[str, Tensor]:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        wide = {
+            s.name: scale.reshape(*scale.shape, *[1] * s.ndim).expand(*scale.shape, *s.shape)
+            for s in sites
+        }
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, wide[s.name]).to_event(s.ndim))
+            for s in sites
+        }
+
+    model = tiny_model((), prior=prior)
+    draws = {**draws_of(model), "scale": torch.rand(40) + 0.5}
+    posterior = bh.Posterior.from_draws(model, draws, tiny_examples(9))
+    found = posterior.as_prior().distributions  # type: ignore[attr-defined]
+    torch.testing.assert_close(found["head.bias"].mean, draws["head.bias"].mean(0))
+    torch.testing.assert_close(found["head.bias"].stddev, draws["head.bias"].std(0))
+    assert found["scale"].base_dist.loc == pytest.approx(draws["scale"].log().mean().item())
+    updated = posterior.update(tiny_examples(9, seed=5), guide="normal", **QUICK)
+    assert updated.report.parent == posterior.report.id
+    with pytest.raises(GuideError, match=r"draws cannot be trained.*guide='normal'"):
+        posterior.update(tiny_examples(9, seed=5), **QUICK)
+    with pytest.raises(GuideError, match="no density"):
+        posterior.diagnose(tiny_examples(9), samples=100)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("head.bias"), r"none of head.bias"),
+        (lambda d: d.update(other=torch.zeros(40)), "unknown other"),
+        (lambda d: d.update({"head.bias": torch.zeros(40, 3)}), r"\(40, 3\), expected \(40, 2\)"),
+        (lambda d: d["head.bias"].fill_(torch.nan), "not finite"),
+    ],
+)
+def test_wrong_draws_are_refused(change: Callable[[Any], object], message: str) -> None:
+    model = tiny_model(())
+    draws = draws_of(model)
+    change(draws)
+    with pytest.raises(GuideError, match=message):
+        bh.Posterior.from_draws(model, draws)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        autoguide.AutoNormal,
+        autoguide.AutoMultivariateNormal,
+        lambda model: autoguide.AutoLowRankMultivariateNormal(model, rank=2),
+    ],
+)
+def test_a_guide_that_pyro_trained_is_saved_and_updated(family: Any, tmp_path: Path) -> None:
+    model, data = tiny_model(()), tiny_examples(12)
+    guide = trained(model, family(model))
+    posterior = bh.Posterior.of(model, guide, data)
+    assert isinstance(posterior.guide, PyroGuide)
+    for name, value in guide.median().items():
+        assert torch.equal(posterior.guide.means()[name], value)
+    posterior.save(tmp_path / "p")
+    again = bh.Posterior.load(tmp_path / "p", tiny_backbone(), tokenizer=tiny_tokenizer())
+    assert again.evaluate(data) == posterior.evaluate(data)
+    assert len(posterior.update(tiny_examples(9, seed=5), **QUICK).lineage) == 2
+
+
+def test_a_function_s_parameters_come_from_pyro_s_store() -> None:
+    model = tiny_model(())
+
+    def guide(batch: object) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Delta(loc, event_dim=site.ndim))
+
+    with pytest.raises(GuideError, match=r"store has no 'head.weight.loc'"):
+        bh.Posterior.of(model, guide)
+    trained(model, guide)
+    posterior = bh.Posterior.of(model, guide)
+    pyro.param("head.bias.loc").data.fill_(9.0)  # later training of the function's own
+    assert 0 < posterior.sample(1)["head.bias"].abs().max() < 9
+
+
+def test_a_subclass_of_a_model_is_refused() -> None:
+    class Own(bh.Model):
+        def forward(self, batch: Any = None) -> Any:
+            pyro.factor("own", torch.zeros(()))
+            return super().forward(batch)
+
+    model = Own(tiny_model(()).network)
+    with pytest.raises(ConfigError, match=r"expected a bh.Model itself, got Own"):
+        bh.fit(model, "normal", tiny_examples(), **QUICK)
+    with pytest.raises(ConfigError, match=r"expected a bh.Model itself, got Own"):
+        bh.Posterior.of(model, bh.autoguide("normal", model))
+
+
+def test_a_posterior_is_pickled() -> None:
+    """As spawned processes need it, for example the chains of NUTS."""
+    posterior = bh.fit(tiny_model(), "normal", tiny_examples(12), **QUICK)
+    again = pickle.loads(pickle.dumps(posterior))
+    assert again.evaluate(tiny_examples(9)) == posterior.evaluate(tiny_examples(9))
+    other = bh.RandomPEFT(again.model.network.backbone, head=bh.Head(2))
+    assert other.attachment._token != posterior.model.network.attachment._token
+
+
+def test_draws_under_the_prior_of_a_joint_posterior() -> None:
+    model = tiny_model(())
+    joint = bh.fit(model, "laplace", tiny_examples(12), components=1, **QUICK)
+    model = model.with_prior(joint.as_prior())
+    draws = draws_of(model, 6)
+    whole = torch.cat([value.flatten(1) for value in draws.values()], 1)
+    apart, together = (DrawsGuide.of(model, each).means() for each in (draws, {"weights": whole}))
+    assert torch.equal(apart["head.weight"], together["head.weight"])

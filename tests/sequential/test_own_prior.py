@@ -1,0 +1,132 @@
+"""Rounds under a prior of one's own, and with a guide of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, GuideError, PriorError
+from bhpeft_pyro.guides.latent import latents
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+
+QUICK: dict[str, Any] = {"max_steps": 8, "progress": False}
+
+
+def robust(posterior: bh.Posterior) -> dict[str, Any]:
+    """0.9 the old posterior + 0.1 the wide, weight by weight."""
+    old = posterior.as_prior().distributions  # type: ignore[attr-defined]
+
+    def mixture(site: Any) -> Any:
+        loc, sd = old[site.name].mean, old[site.name].stddev
+        parts = dist.Normal(
+            torch.stack([loc, 0 * loc], -1), torch.stack([sd, 0 * sd + site.unit], -1)
+        )
+        weights = torch.tensor([0.9, 0.1]).expand(*site.shape, 2)
+        return dist.MixtureSameFamily(dist.Categorical(weights), parts)
+
+    return {"*": mixture}
+
+
+@pytest.fixture(scope="module")
+def first() -> bh.Posterior:
+    return bh.fit(tiny_model(()), "normal", tiny_examples(24), **QUICK)
+
+
+def test_a_robust_mixture_is_the_next_prior(first: bh.Posterior, tmp_path: Path) -> None:
+    prior = robust(first)
+    second = first.update(tiny_examples(9, seed=3), prior=prior, **QUICK)
+    assert [report.id for report in second.lineage[:-1]] == [first.report.id]
+    assert second.report.parent == first.report.id
+    site = first.model.sites[0]
+    density = prior["*"](site).log_prob(torch.zeros(site.shape)).sum()
+    found = second.model.prior.patterns["*"](site).log_prob(torch.zeros(site.shape)).sum()  # type: ignore[attr-defined]
+    assert density == found
+    third = second.update(tiny_examples(9, seed=4), **QUICK)  # its own posterior again
+    history = bh.sequential.History(tmp_path)
+    for each in (first, second, third):
+        history.add(each)
+    again = bh.Posterior.load(
+        tmp_path / second.report.id, tiny_backbone(), prior=prior, tokenizer=tiny_tokenizer()
+    )
+    assert again.evaluate(tiny_examples(9)) == second.evaluate(tiny_examples(9))
+
+
+def test_a_mixture_of_real_parts_is_real(first: bh.Posterior) -> None:
+    """Its sd is known then, from which guides start and to which reports compare."""
+    prior = robust(first)
+    model = first.model.with_prior(prior)
+    for latent, site in zip(latents(model), model.sites, strict=True):
+        torch.testing.assert_close(latent.scale, prior["*"](site).stddev)
+    second = first.update(tiny_examples(9, seed=3), prior=prior, **QUICK)
+    assert isinstance(
+        second.as_prior().distributions["head.bias"].base_dist,  # type: ignore[attr-defined]
+        dist.Normal,
+    )
+
+
+def test_what_makes_no_sense_beside_a_prior(first: bh.Posterior) -> None:
+    data, wide = tiny_examples(9, seed=3), dist.Normal(0.0, 1.0)
+    with pytest.raises(ConfigError, match="prior: expected no keep"):
+        first.update(data, prior=wide, keep=0.5, **QUICK)
+    with pytest.raises(PriorError, match=r"no tensor for the site 'head.weight'"):
+        first.update(data, prior=lambda sites: {}, **QUICK)
+
+
+@pytest.mark.parametrize("guide", [None, "laplace", "mvn"])
+def test_another_family_under_a_prior_of_one_s_own(first: bh.Posterior, guide: Any) -> None:
+    prior = bh.priors.FunctionSpaceNormal(change=0.2, head=0.5)
+    second = first.update(tiny_examples(9, seed=3), prior=prior, guide=guide, **QUICK)
+    assert second.model.prior is prior or guide == "laplace"
+    assert len(second.lineage) == 2
+
+
+def test_components_share_the_prior() -> None:
+    both = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=2, **QUICK)
+    wide = dist.Normal(0.0, 0.5)
+    again = both.update(tiny_examples(9, seed=3), prior=wide, **QUICK)
+    assert len(again.components) == 2
+    assert [len(each.lineage) for each in again.components] == [2, 2]
+
+
+def test_a_guide_function_in_rounds() -> None:
+    model = tiny_model(())
+
+    def guide(batch: object) -> None:
+        for site in model.sites:
+            loc = pyro.param(f"{site.name}.loc", torch.zeros(site.shape))
+            pyro.sample(site.name, dist.Normal(loc, 0.1).to_event(site.ndim))
+
+    first = bh.fit(model, guide, tiny_examples(24), **QUICK)
+    with pytest.raises(GuideError, match=r"FunctionGuide does not say.*update\(\.\.\., prior="):
+        first.update(tiny_examples(9, seed=3), **QUICK)
+    prior = bh.Posterior.from_draws(model, first.sample(200)).as_prior()
+    second = first.update(tiny_examples(9, seed=3), prior=prior, **QUICK)
+    before, after = (each.guide.state_dict() for each in (first, second))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert second.report.parent == first.report.id
+
+
+def test_a_callback_sees_every_step_and_changes_nothing(first: bh.Posterior) -> None:
+    seen: list[dict[str, float]] = []
+
+    def note(record: dict[str, float]) -> None:
+        seen.append({**record})
+        record.clear()
+
+    examples = tiny_examples(24)
+    fitted = bh.fit(tiny_model(()), "delta", examples, components=2, callback=note, **QUICK)
+    assert [each["component"] for each in seen] == [0] * 8 + [1] * 8
+    histories = [entry for part in fitted.components for entry in part.report.history]
+    assert [{k: v for k, v in each.items() if k != "component"} for each in seen] == histories
+    seen.clear()
+    first.update(tiny_examples(9, seed=3), callback=note, **QUICK)
+    assert len(seen) == 8
+    with pytest.raises(ConfigError, match="callback: expected a function"):
+        first.update(tiny_examples(9, seed=3), callback="wandb", **QUICK)  # type: ignore[arg-type]

@@ -35,8 +35,13 @@ import matplotlib.pyplot as plt
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments,
-    logging, set_seed,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    logging,
+    set_seed,
 )  # fmt: skip
 
 import bhpeft_pyro as bh

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
 from ..data import Columns, Kind
-from ..data.columns import is_number, name_of, read_ratings
+from ..data.classes import name_of
+from ..data.columns import is_number, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model

@@ -56,8 +56,9 @@ def predict(
     """Predict new text, and flag the least certain predictions.
 
     The file has the data's columns, and for classes prediction, probability, epistemic and
-    aleatoric uncertainty (nats) and flagged; for ratings prediction, sd, the ends of the 90 %
-    interval, epistemic and aleatoric variance and flagged.
+    aleatoric uncertainty (nats) and flagged; for several labels the same, with a list of those that
+    are more probable than not, and the probability of each; for ratings prediction, sd, the ends of
+    the 90 % interval, epistemic and aleatoric variance and flagged.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
@@ -79,8 +80,10 @@ def predict(
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
-    if by in _OF_CLASSES and posterior.model.likelihood.kind == "rating":
-        raise ConfigError(f"--by: got {by!r} for ratings; expected total, epistemic or aleatoric")
+    kind = posterior.model.likelihood.kind
+    if by in _OF_CLASSES and kind in ("labels", "rating"):
+        what = "labels" if kind == "labels" else "ratings"
+        raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     rows = rows_for(posterior, data, labelled=False)
     examples = posterior.model.encode_texts(rows, posterior.columns)
     forecast = posterior.predict(examples, samples, seed=draw_seed)
@@ -104,12 +107,20 @@ def predict(
 
 def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
     """The columns of a forecast by name."""
-    from ..forecast import ClassForecast
+    from ..forecast import ClassForecast, LabelsForecast
 
+    columns: dict[str, list[Any]]
     if isinstance(forecast, ClassForecast):
         columns = {
             "prediction": forecast.predicted,
             "probability": _digits(forecast.confidence),
+        }
+    elif isinstance(forecast, LabelsForecast):
+        called = forecast.label_names or [str(k) for k in range(forecast.count)]
+        rows = [_digits(row) for row in forecast.probabilities]
+        columns = {
+            "prediction": [*forecast.predicted],
+            "probability": [dict(zip(called, row, strict=True)) for row in rows],
         }
     else:
         lower, upper = forecast.interval(0.9)

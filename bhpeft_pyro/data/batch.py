@@ -61,7 +61,10 @@ class Batch:
                 f"particles={particles} must divide the batch of {count} examples: "
                 "each weight draw gets an equal share of the batch"
             )
-        labels = None if self.labels is None else self.labels.unflatten(0, (particles, -1))
+        labels = self.labels
+        if labels is not None:  # which may be shared out already
+            each = labels.numel() // count
+            labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
         extra = {name: values.reshape(particles, -1) for name, values in self.extra.items()}
         return replace(self, labels=labels, extra=extra, particles=particles)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..data.batch import Batch
 from ..distributions import Covariance, exact
-from .likelihoods.likelihood import NO_EXTRA, Extra
+from .likelihoods.likelihood import Extra
 from .model import Model
 
 __all__ = [
@@ -51,7 +51,7 @@ class Outputs:
     mean: Tensor
     shape: tuple[int, ...]
     choices: Tensor | None
-    extra: Extra = NO_EXTRA
+    extra: Extra = field(default_factory=dict)
 
     def labels(self, values: Tensor) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""

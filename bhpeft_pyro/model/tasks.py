@@ -1,4 +1,4 @@
-"""The paper's three tasks as ready recipes: ratings, categories and multiple choice.
+"""The paper's three tasks as ready recipes (ratings, categories and multiple choice), and labels.
 
 Each gives a `Model` with the hybrid of LoRA, adapter and prefix, a random head of the right size
 and the likelihood that goes with it. For anything else, build the `Model` yourself.
@@ -15,11 +15,18 @@ from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike
 from .head import Head
-from .likelihoods import Categorical, HeteroscedasticNormal, Likelihood, MultipleChoice, Normal
+from .likelihoods import (
+    Categorical,
+    HeteroscedasticNormal,
+    Likelihood,
+    MultiLabel,
+    MultipleChoice,
+    Normal,
+)
 from .model import Model
 from .network import RandomPEFT
 
-__all__ = ["categories", "multiple_choice", "ratings"]
+__all__ = ["categories", "multi_label", "multiple_choice", "ratings"]
 
 
 def ratings(
@@ -81,6 +88,28 @@ def categories(
     """
     head = Head(num_labels)
     return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, Categorical())
+
+
+def multi_label(
+    backbone: PreTrainedModel,
+    num_labels: int,
+    *,
+    kinds: Sequence[Kind] | None = None,
+    prior: PriorLike | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Model:
+    """Any number of `num_labels` labels for each text.
+
+    Args:
+        backbone: the transformer.
+        num_labels: the number of labels.
+        kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
+
+    >>> from bhpeft_pyro.testing import tiny_backbone
+    >>> multi_label(tiny_backbone(), 3).likelihood
+    MultiLabel()
+    """
+    return Model(RandomPEFT(backbone, kinds, Head(num_labels), tokenizer), prior, MultiLabel())
 
 
 def multiple_choice(

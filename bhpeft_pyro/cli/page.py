@@ -20,7 +20,7 @@ from ..guides.guide import title
 from ..inference.report import FitReport
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from .predict import predictions
+from .predict import predictions, readable
 from .runs import rows_for
 from .screen import MEANINGS, png
 
@@ -98,8 +98,9 @@ def _of_posterior(posterior: Posterior) -> dict[str, str]:
 def _test(posterior: Posterior, data: str, samples: int | None, seed: int) -> dict[str, Any]:
     rows = rows_for(posterior, data, labelled=True)
     forecast = posterior.predict(posterior.encode(rows), samples, seed=seed)
-    columns = predictions(forecast)
-    labels = rows[posterior.columns.target(posterior.model.likelihood.kind)][:]
+    columns = readable(predictions(forecast))
+    target = posterior.columns.target(posterior.model.likelihood.kind)
+    labels = readable({target: rows[target][:]})[target]
     order = forecast.flag(1.0)[:_LISTED].tolist()
     metrics = evaluate(forecast).items()
     drawn = _OF_CLASSES | _OF_ALL if isinstance(forecast, ClassForecast) else _OF_ALL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -98,6 +99,7 @@ def predict(
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
         texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(rows)]
+        columns = readable(columns)
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
@@ -133,6 +135,15 @@ def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
     return columns | {
         "epistemic": _digits(forecast.epistemic),
         "aleatoric": _digits(forecast.aleatoric),
+    }
+
+
+def readable(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns for people: lists of labels as text, and no probabilities by label."""
+    several = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
+    return {
+        name: [", ".join(map(str, v)) if isinstance(v, list) else v for v in values]
+        for name, values in several.items()
     }
 
 

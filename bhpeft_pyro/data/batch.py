@@ -65,7 +65,8 @@ class Batch:
         if labels is not None:  # which may be shared out already
             each = labels.numel() // count
             labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
-        extra = {name: values.reshape(particles, -1) for name, values in self.extra.items()}
+        shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
+        extra = {name: values.reshape(shape) for name, values in self.extra.items()}
         return replace(self, labels=labels, extra=extra, particles=particles)
 
     def to(self, device: torch.device | str) -> Batch:

@@ -67,8 +67,10 @@ class Task:
         if self.name == "choices":
             return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
         if self.name in ("classes", "labels"):
-            recipe = tasks.categories if self.name == "classes" else tasks.multi_label
-            return recipe(backbone, self.classes, kinds=kinds, tokenizer=tokenizer)
+            several = self.name == "labels"
+            return tasks.categories(
+                backbone, self.classes, several=several, kinds=kinds, tokenizer=tokenizer
+            )
         return tasks.ratings(
             backbone,
             *self.scale,

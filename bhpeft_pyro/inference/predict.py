@@ -83,7 +83,7 @@ def predict(
         count = _OUTPUTS if samples is None else samples
         return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
     samples = _WEIGHTS if samples is None else samples
-    take = _taking(model, samples, seed)
+    take = _quantities(model, samples, seed)
     draws = drawn(model, guide, samples, seed)
     parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
     values = [torch.cat(part) for part in parts]
@@ -106,7 +106,7 @@ def _in_closed_form(
     width = model.network.outputs * examples.width
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[Any] = []
-    draw = _taking(model, samples, seed)
+    draw = _quantities(model, samples, seed)
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
         with drawing(seed + number):  # the same for every example, whatever its batch
@@ -169,7 +169,7 @@ def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Se
     return (base.probs.float(),)
 
 
-def _taking(model: Model, samples: int, seed: int) -> Take:
+def _quantities(model: Model, samples: int, seed: int) -> Take:
     """What a forecast needs of the labels' distribution under each of `samples` draws."""
     if model.likelihood.kind != "rating":
         return _probabilities

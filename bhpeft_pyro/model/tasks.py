@@ -1,4 +1,4 @@
-"""The paper's three tasks as ready recipes (ratings, categories and multiple choice), and labels.
+"""The paper's three tasks as ready recipes: ratings, categories and multiple choice.
 
 Each gives a `Model` with the hybrid of LoRA, adapter and prefix, a random head of the right size
 and the likelihood that goes with it. For anything else, build the `Model` yourself.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number
+from ..checks import Number, boolean
 from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike
@@ -26,7 +26,7 @@ from .likelihoods import (
 from .model import Model
 from .network import RandomPEFT
 
-__all__ = ["categories", "multi_label", "multiple_choice", "ratings"]
+__all__ = ["categories", "multiple_choice", "ratings"]
 
 
 def ratings(
@@ -68,6 +68,7 @@ def categories(
     backbone: PreTrainedModel,
     num_labels: int,
     *,
+    several: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -77,6 +78,7 @@ def categories(
     Args:
         backbone: the transformer.
         num_labels: the number of categories.
+        several: whether a text may have any number of them, instead of one.
         kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
@@ -87,29 +89,8 @@ def categories(
     torch.Size([1, 2])
     """
     head = Head(num_labels)
-    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, Categorical())
-
-
-def multi_label(
-    backbone: PreTrainedModel,
-    num_labels: int,
-    *,
-    kinds: Sequence[Kind] | None = None,
-    prior: PriorLike | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Model:
-    """Any number of `num_labels` labels for each text.
-
-    Args:
-        backbone: the transformer.
-        num_labels: the number of labels.
-        kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
-
-    >>> from bhpeft_pyro.testing import tiny_backbone
-    >>> multi_label(tiny_backbone(), 3).likelihood
-    MultiLabel()
-    """
-    return Model(RandomPEFT(backbone, kinds, Head(num_labels), tokenizer), prior, MultiLabel())
+    likelihood = MultiLabel() if boolean("several", several) else Categorical()
+    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
 
 
 def multiple_choice(

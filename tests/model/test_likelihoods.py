@@ -284,7 +284,7 @@ def test_a_function_of_the_outputs() -> None:
         network,
         likelihood=bh.likelihoods.Function(
             lambda outputs, extra: dist.Poisson(extra["hours"] * outputs[..., 0].exp()),
-            reads=("hours",),
+            columns=("hours",),
         ),
     )
     weights = {"head.weight": torch.randn(4, 1, 1, 16), "head.bias": torch.randn(4, 1, 1)}

@@ -37,7 +37,7 @@ class _Counts(Likelihood):
             string(f"{name}: exposure", self.exposure, LikelihoodError)
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
         return () if self.exposure is None else (self.exposure,)
 
     def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:

@@ -47,6 +47,9 @@ class Likelihood(ABC):
             noise that no output changes. Under Normal weights they are then Normal themselves,
             and predictions have a closed form.
         unit: the size of an output of 1 in the labels' own unit.
+        columns: further columns of numbers that it reads, such as an exposure or a rater.
+            `distribution` gets them by name as its argument `extra`; they broadcast against
+            `outputs[..., 0]`.
 
     >>> class Counts(Likelihood):
     ...     kind, outputs = "rating", 1
@@ -60,15 +63,7 @@ class Likelihood(ABC):
     outputs: int | None = None
     constant_noise: bool = False
     unit: float = 1.0
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Further columns of the data that it reads, numbers such as an exposure or a rater.
-
-        `distribution` gets them as its argument `extra`: by name (B,), or (S, B/S) where S draws
-        share the batch, which both broadcast against `outputs[..., 0]`.
-        """
-        return ()
+    columns: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -193,10 +188,9 @@ class Function(Likelihood):
     own, derive from `Likelihood`.
 
     Args:
-        function: from `(*P, B, outputs)` to a distribution of batch shape `(*P, B)`; with `reads`,
-            its second argument are these columns by name.
-        kind: what a label is, as for `Likelihood`.
-        reads: further columns of the data, numbers each.
+        function: from `(*P, B, outputs)` to a distribution of batch shape `(*P, B)`. If there are
+            `columns`, they are its second argument, by name.
+        kind, columns: as for `Likelihood`.
 
     >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))
     >>> waits.distribution(torch.zeros(7, 5, 1), {}).mean.shape
@@ -205,11 +199,7 @@ class Function(Likelihood):
 
     function: Callable[..., TorchDistribution]
     kind: Kind = "rating"
-    reads: tuple[str, ...] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.reads
+    columns: tuple[str, ...] = ()
 
     def distribution(
         self,
@@ -218,4 +208,4 @@ class Function(Likelihood):
         choices: Tensor | None = None,
         extra: Extra = NO_EXTRA,
     ) -> TorchDistribution:
-        return self.function(outputs, extra) if self.reads else self.function(outputs)
+        return self.function(outputs, extra) if self.columns else self.function(outputs)

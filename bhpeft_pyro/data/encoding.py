@@ -97,7 +97,9 @@ def encode(
     names = columns.label_names
     one_of(*get_args(Kind))("kind", kind, DataError)
     if kind not in ("class", "labels") and (names is not None or num_labels is not None):
-        raise DataError(f"label_names and num_labels are for classes, not for kind={kind!r}")
+        raise DataError(
+            f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
+        )
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for kind='choice'")
     num_labels = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)

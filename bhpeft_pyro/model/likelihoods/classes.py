@@ -133,9 +133,6 @@ class MultiLabel(Likelihood):
 
     kind = "labels"
 
-    def num_labels(self, outputs: int) -> int | None:
-        return outputs
-
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:

@@ -51,6 +51,7 @@ class Likelihood(ABC):
             `distribution` gets them by name as its argument `extra`; they broadcast against
             `outputs[..., 0]`.
 
+    >>> import pyro.distributions as dist
     >>> class Counts(Likelihood):
     ...     kind, outputs = "rating", 1
     ...     def distribution(self, outputs, weights, choices=None):
@@ -103,11 +104,12 @@ class Likelihood(ABC):
         """
 
     def num_labels(self, outputs: int) -> int | None:
-        """The number of classes when the head gives `outputs` numbers; None if it is not known.
+        """The number of classes or labels when the head gives `outputs` numbers; None if it is not
+        known.
 
-        By default one output for each class, if there are several.
+        By default one output for each, if there are several.
         """
-        return outputs if self.kind == "class" and outputs > 1 else None
+        return outputs if self.kind in ("class", "labels") and outputs > 1 else None
 
     def of(
         self,
@@ -192,6 +194,7 @@ class Function(Likelihood):
             `columns`, they are its second argument, by name.
         kind, columns: as for `Likelihood`.
 
+    >>> import pyro.distributions as dist
     >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))
     >>> waits.distribution(torch.zeros(7, 5, 1), {}).mean.shape
     torch.Size([7, 5])

@@ -59,3 +59,18 @@ def derivative(
         ]
     flat = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     return value.detach(), flat
+
+
+def centred(model: bh.Model, rows: Tensor, batch: bh.data.Batch) -> Tensor:
+    """What `jacobian` gives for the network's outputs, of (all outputs, D) derivatives: under a
+    softmax those of each output less the mean over the example's outputs, which leaves every
+    probability as it is. (B, outputs, D); of choices that do not exist, zero."""
+    found = rows.reshape(len(batch), -1, rows.shape[1]).clone()
+    if model.likelihood.softmax:
+        for i, of_one in enumerate(found):
+            there = torch.ones(len(of_one), dtype=torch.bool)
+            if batch.choices is not None:
+                there = batch.choices[i]
+            of_one[there] -= of_one[there].mean(0)
+            of_one[~there] = 0
+    return found

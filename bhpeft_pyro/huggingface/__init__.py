@@ -1,10 +1,18 @@
-"""Hugging Face in and out: adapters of the `peft` library, and plain classifiers.
+"""Hugging Face in and out: adapters of the `peft` library, plain classifiers, and the hub.
 
-All of it rests on `ClassifierHead`: the model runs as Hugging Face wrote it, and LoRA weights and
-the last linear layer mean the same on both sides.
+Adapters and classifiers rest on `ClassifierHead`: the model runs as Hugging Face wrote it, and LoRA
+weights and the last linear layer mean the same on both sides.
 """
 
+from .hub import from_pretrained, push_to_hub, save_pretrained
 from .reading import from_peft
 from .writing import merge, to_peft
 
-__all__ = ["from_peft", "merge", "to_peft"]
+__all__ = [
+    "from_peft",
+    "from_pretrained",
+    "merge",
+    "push_to_hub",
+    "save_pretrained",
+    "to_peft",
+]

@@ -209,8 +209,9 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
     """A prior under which every site of the network has the same effect on the outputs.
 
     The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
-    the sum averaged over outputs and examples. So the prior sd of an output of the linearised
-    network is 1. The likelihood's own sites keep their scales.
+    the sum averaged over examples and over outputs (under a softmax over the contrasts between
+    them, one less). So the prior sd of an output of the linearised network is 1. The likelihood's
+    own sites keep their scales.
 
     Returns:
         The diagonal covariance over all D weights.
@@ -224,7 +225,7 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
         outputs, rows = jacobian(model, means, batch.to(model.network.device))
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
-        count += inside.shape[0] * inside.shape[1]
+        count += len(inside) * (inside.shape[1] - model.likelihood.softmax)
     effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
     effects = {name: effect for name, effect in effects.items() if name not in own and effect > 0}
     scales = [

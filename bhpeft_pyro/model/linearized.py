@@ -99,7 +99,9 @@ def symmetric_noise(draws: int, size: int) -> Tensor:
 def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outputs, Tensor]:
     """The outputs at `at` and their derivative by all weights, example by example.
 
-    It takes one forward pass, and one backward pass for each of the network's outputs.
+    It takes one forward pass, and one backward pass for each of the network's outputs. Under a
+    softmax only differences between outputs matter. There the derivative is that of the centred
+    outputs (less their mean), which takes one backward pass less.
 
     Args:
         model: the model.
@@ -118,6 +120,8 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
         shape = tuple(outputs.shape[2:])
         flat = outputs.reshape(count, -1)
         sums = flat.sum(0).unbind()
+        if model.likelihood.softmax:
+            sums = tuple(each - sums[0] for each in sums[1:])
     rows = []
     for total in sums:
         gradients = torch.autograd.grad(
@@ -125,6 +129,8 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
         )
         rows.append(torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1).float())
     network = torch.stack(rows, 1)
+    if model.likelihood.softmax:
+        network = _centred(network, batch.choices)
     own = [at[site.name].flatten() for site in model.likelihood.sites]
     extra = torch.cat(own) if own else network.new_zeros(0)
     mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
@@ -138,6 +144,20 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
             1,
         )
     return Outputs(model, mean, shape, batch.choices, batch.extra), network
+
+
+def _centred(differences: Tensor, choices: Tensor | None) -> Tensor:
+    """(B, C, D) derivatives of the outputs less their mean, over the choices that exist.
+
+    Args:
+        differences: (B, C - 1, D), of each output but the first less the first.
+        choices: (B, C) bool; None if all exist.
+    """
+    rows = functional.pad(differences, (0, 0, 1, 0))
+    if choices is None:
+        return rows - rows.mean(1, keepdim=True)
+    there = choices.unsqueeze(-1).to(rows)
+    return there * (rows - (there * rows).sum(1, keepdim=True) / there.sum(1, keepdim=True))
 
 
 def output_moments(

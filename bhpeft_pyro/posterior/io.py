@@ -5,8 +5,8 @@ names by its digest. The index is replaced last and atomically. After a crash at
 folder holds either the old posterior or the new one. One process at a time writes into a folder;
 any number may read.
 
-`FORMAT` goes up when a file would be misread by another version of the package; that version refuses
-it. What is added without that, such as a field of a report with a default, leaves it as it is:
+`FORMAT` goes up when another version of the package would misread a file; that version refuses it.
+What is added without that, such as a field of a report with a default, leaves it as it is:
 `tests/posterior/saved` has posteriors of earlier commits.
 """
 

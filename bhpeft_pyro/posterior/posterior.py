@@ -258,6 +258,25 @@ class Posterior(PosteriorState):
 
         return merge(self, component)
 
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """`save`, with a model card; see `huggingface.save_pretrained`."""
+        from ..huggingface import save_pretrained
+
+        return save_pretrained(self, folder, overwrite)
+
+    @staticmethod
+    def from_pretrained(name: str | Path, *args: Any, **options: Any) -> Posterior:
+        """`load`, also from the Hugging Face hub; see `huggingface.from_pretrained`."""
+        from ..huggingface import from_pretrained
+
+        return from_pretrained(name, *args, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub; see `huggingface.push_to_hub`."""
+        from ..huggingface import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write to a folder: `posterior.json` and a safetensors file. Nothing is pickled.
 

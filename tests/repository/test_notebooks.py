@@ -15,6 +15,7 @@ PRINTED = {
     "updating-under-drift": ("keep 0.5", "with replay"),
     "reading-a-posterior": ("change.lora.query", "layer 5", "round 2 of LaplaceGuide"),
     "ratings": ("in 90 % interval", "raters' sd and aleatoric sd", "AUROC of epistemic"),
+    "trained-adapter": ("posterior  accuracy", "go to a person", "AUROC", "largest difference"),
     "commonsense": ("MiniLM, encoder", "decoder", "likeliest", "AUROC"),
 }
 

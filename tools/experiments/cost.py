@@ -38,7 +38,7 @@ from .budgets import Budget
 from .job import Load
 from .methods import GUIDES, PEFT, Method, dropout
 from .results import commit, complete, load
-from .tables import Table
+from .tables import Table, distinct
 
 __all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "peak_bytes", "ratios", "svi_step"]
 
@@ -153,13 +153,12 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
             head = {"method": name, "fits": str(fits), "passes a prediction": str(passes)}
             records.append(head | result["methods"][measured])
     batch_size, length, rounds = budget.timed
-    commits = "/".join(dict.fromkeys(result["commit"] for result in results))
     note = (
-        f"Commit {commits}; {backbone}, {CLASSES} classes; {batch_size} texts of {length} "
-        f"tokens a step. Steps are timed in turn with those of {_PEER}: medians of {rounds} "
-        "ratios. Memory is the peak of the tensors of two steps, with the frozen weights. An "
-        "ensemble's step is one member's, and a step of the default guide one component's; "
-        "each component predicts in one pass forwards and one backwards for each class. "
+        f"Commit {distinct(results, 'commit')}; {backbone}, {CLASSES} classes; {batch_size} texts "
+        f"of {length} tokens a step. Steps are timed in turn with those of {_PEER}: medians of "
+        f"{rounds} ratios. Memory is the peak of the tensors of two steps, with the frozen weights. "
+        "An ensemble's step is one member's, and a step of the default guide one component's; "
+        "each component predicts in one pass forwards and one backwards for each class but one. "
         f"Mean ± standard error over {len(results)} measurements."
     )
     return Table.over_seeds("cost", ["method", "fits", "passes a prediction"], records, note)
@@ -169,7 +168,7 @@ def _passes(method: Method, budget: Budget) -> int:
     if method.inference == "deterministic":
         return 1
     if GUIDES.get(method.inference) == "laplace":
-        return 1 + CLASSES
+        return CLASSES
     return budget.samples
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .methods import Method
 from .outcome import Outcome
 from .scores import Score, scaled
 from .significance import fits_p, holm, permutation_p
-from .tables import Table
+from .tables import Table, distinct
 
 __all__ = ["tables"]
 
@@ -99,9 +100,7 @@ def _tested(lines: Sequence[_Line]) -> dict[str, dict[Key, float]]:
 def _note(facts: Sequence[Mapping[str, Any]], tested: bool) -> str:
     """Where the numbers come from."""
 
-    def all_of(name: str) -> str:
-        return "/".join(dict.fromkeys(str(each[name]) for each in facts))
-
+    all_of = partial(distinct, facts)
     text = (
         f"Commit {all_of('commit')}; {all_of('backbone')}; {all_of('rows')} rows of "
         f"{all_of('source')}, {all_of('validation')} validation and {all_of('test')} test rows, "

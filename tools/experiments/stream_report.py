@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bhpeft_pyro.plots import score_matrix
 from bhpeft_pyro.sequential import Record
 
-from .tables import Table
+from .tables import Table, distinct
 
 __all__ = ["average", "curves", "matrices", "summary", "tables"]
 
@@ -24,8 +24,11 @@ def tables(results: Sequence[Result], cost: Mapping[str, float]) -> list[Table]:
     """The summary of each arm, each batch before it was learnt, and what a round costs."""
     first = results[0]
     setting = ("preset", "rows", "test", "epochs", "samples")
-    note = f"Commit {'/'.join(dict.fromkeys(each['commit'] for each in results))}"
-    note = ", ".join([note, *(f"{name} {first[name]}" for name in setting)]) + "."
+    facts = [
+        f"Commit {distinct(results, 'commit')}",
+        *(f"{name} {first[name]}" for name in setting),
+    ]
+    note = ", ".join(facts) + "."
     records = [{"arm": each["arm"], **summary(each)} for each in results]
     made = [Table.over_seeds(first["protocol"], ["arm"], records, note)]
     for metric in ("accuracy", "nll"):

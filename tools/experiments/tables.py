@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-__all__ = ["Table", "publish"]
+__all__ = ["Table", "distinct", "publish"]
+
+
+def distinct(facts: Iterable[Mapping[str, Any]], name: str) -> str:
+    """The values of one fact, each once.
+
+    >>> distinct([{"commit": "a"}, {"commit": "b"}, {"commit": "a"}], "commit")
+    'a/b'
+    """
+    return "/".join(dict.fromkeys(str(each[name]) for each in facts))
 
 
 @dataclass(frozen=True)

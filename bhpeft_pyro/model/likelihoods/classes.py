@@ -27,7 +27,7 @@ class Categorical(Likelihood):
     [0.25, 0.25, 0.25, 0.25]
     """
 
-    kind = "class"
+    kind, softmax = "class", True
 
     def num_labels(self, outputs: int) -> int | None:
         return outputs
@@ -107,7 +107,7 @@ class MultipleChoice(Likelihood):
     [[0.5, 0.5, 0.0]]
     """
 
-    kind = "choice"
+    kind, softmax = "choice", True
     outputs = 1
 
     def distribution(

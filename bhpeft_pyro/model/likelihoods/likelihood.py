@@ -47,6 +47,8 @@ class Likelihood(ABC):
             noise that no output changes. Under Normal weights they are then Normal themselves,
             and predictions have a closed form.
         unit: the size of an output of 1 in the labels' own unit.
+        softmax: whether only differences between the outputs matter, those of classes or of
+            choices. Derivatives by the weights then take one backward pass less.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
             `distribution` gets them by name as its argument `extra`; they broadcast against
             `outputs[..., 0]`.
@@ -64,6 +66,7 @@ class Likelihood(ABC):
     outputs: int | None = None
     constant_noise: bool = False
     unit: float = 1.0
+    softmax: bool = False
     columns: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,150 @@
+"""Posteriors on the Hugging Face hub, with a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from transformers import PreTrainedModel
+
+from .. import __version__
+from ..files import write
+from ..guides.guide import title
+from ..posterior.posterior import Posterior
+
+__all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
+
+_FILES = ["posterior.json", "posterior-*.safetensors"]
+_PIPELINES = {"class": "text-classification", "rating": "text-classification", "choice": None}
+_TEMPLATE = Path(__file__).with_name("card.md")
+
+
+def card(posterior: Posterior, repo: str) -> ModelCard:
+    """A model card: what the posterior is of, what it has learnt, how good it is, how to load it.
+
+    Args:
+        posterior: any that can be saved.
+        repo: where it is, a folder or "user/name".
+
+    >>> from bhpeft_pyro import fit
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=1, progress=False)
+    >>> print(card(posterior, "me/reviews").data.library_name)
+    bhpeft_pyro
+    """
+    network, part = posterior.model.network, posterior.components[0]
+    kind = posterior.model.likelihood.kind
+    name = network.backbone.config._name_or_path
+    on_hub = bool(name) and not Path(name).exists()
+    metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
+    data = ModelCardData(
+        library_name="bhpeft_pyro",
+        base_model=name if on_hub else None,
+        pipeline_tag=_PIPELINES.get(kind),
+        tags=["bayesian", "uncertainty", "peft", "pyro"],
+        metrics=sorted({each.rpartition("/")[2] for each in metrics}) or None,
+    )
+    many = len(posterior.components)
+    facts: dict[str, Any] = {
+        "repo": repo,
+        "needs": "" if name else ", backbone, tokenizer=tokenizer",
+        "backbone": name if on_hub else type(network.backbone).__name__,
+        "peft": ", ".join(each.name for each in network.kinds) or "no PEFT weights",
+        "weights": f"{sum(site.numel for site in posterior.model.sites):,}",
+        "likelihood": str(posterior.model.likelihood),
+        "guide": f"{many} x {title(part.guide)}" if many > 1 else title(part.guide),
+        "labels": ", ".join(posterior.columns.label_names or ()),
+        "version": __version__,
+        "rounds": posterior.lineage,
+        "metrics": list(metrics.items()),
+    }
+    return ModelCard.from_template(data, template_path=str(_TEMPLATE), **facts)
+
+
+def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = False) -> Path:
+    """`Posterior.save`, and a model card as README.md beside it.
+
+    Args:
+        posterior: what is saved.
+        folder: where.
+        overwrite: replace a posterior that is there, and its card.
+
+    Raises:
+        SaveError: as for `Posterior.save`.
+    """
+    folder = posterior.save(folder, overwrite)
+    write(folder / "README.md", str(card(posterior, str(folder))).encode())
+    return folder
+
+
+def push_to_hub(
+    posterior: Posterior,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload posterior",
+) -> str:
+    """Upload the posterior and its model card, as one commit.
+
+    Args:
+        posterior: what is uploaded.
+        repo_id: "user/name"; it is created if there is none. An older posterior in it is replaced.
+        private: for a new repository; by default as your account or organisation sets it.
+        token: by default the one you logged in with.
+        commit_message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        SaveError: as for `Posterior.save`.
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses it.
+    """
+    api = HfApi(token=token, library_name="bhpeft_pyro", library_version=__version__)
+    with TemporaryDirectory() as folder:
+        posterior.save(folder)
+        card(posterior, repo_id).save(Path(folder) / "README.md")
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            allow_patterns=[*_FILES, "README.md"],
+            delete_patterns=_FILES[1],
+        )
+    return str(done.commit_url)
+
+
+def from_pretrained(
+    name: str | Path,
+    backbone: PreTrainedModel | str | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    **options: Any,
+) -> Posterior:
+    """`Posterior.load` of a folder, or of a repository on the hub.
+
+    Args:
+        name: a folder, or "user/name".
+        revision: branch, tag or commit of the repository.
+        token: by default the one you logged in with.
+        backbone, options: as for `Posterior.load`.
+
+    Raises:
+        SaveError: as for `Posterior.load`.
+        huggingface_hub.errors.HfHubHTTPError: there is no such repository, or it can't be reached.
+    """
+    if not Path(name).is_dir():
+        name = snapshot_download(
+            str(name),
+            revision=revision,
+            token=token,
+            allow_patterns=_FILES,
+            library_name="bhpeft_pyro",
+            library_version=__version__,
+        )
+    return Posterior.load(name, backbone, **options)

@@ -73,6 +73,8 @@ def table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, list):  # several labels
+        value = ", ".join(map(str, value))
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     side = "right" if isinstance(value, int | float) else "left"
     return f'<td style="text-align:{side}">{escape(text)}</td>'

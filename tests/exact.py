@@ -37,8 +37,8 @@ class KnownNoise(Likelihood):
 class Designed(bh.RandomPEFT):
     """A head on features looked up by a text's first word: any design matrix one likes."""
 
-    def __init__(self, table: Tensor) -> None:
-        super().__init__(tiny_backbone(), (), bh.Head(1, principal=False), tiny_tokenizer())
+    def __init__(self, table: Tensor, outputs: int = 1) -> None:
+        super().__init__(tiny_backbone(), (), bh.Head(outputs, principal=False), tiny_tokenizer())
         self.table = table
 
     def features(self, batch: bh.data.Batch) -> Tensor:

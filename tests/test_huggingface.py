@@ -19,7 +19,6 @@ from bhpeft_pyro.errors import (
     BHPEFTError,
     ConfigError,
     DataError,
-    LikelihoodError,
     SaveError,
 )
 from bhpeft_pyro.model.head import final_layer, set_final_layer
@@ -193,6 +192,20 @@ def test_a_folder_names_its_backbone(tmp_path: Path) -> None:
     assert posterior.predict(["w5 w20"]).probabilities.shape == (1, 3)
 
 
+def test_a_model_of_several_labels_comes_in_and_goes_out() -> None:
+    model = adapted(classifier(), target_modules=["query", "value"])
+    model.config.problem_type = "multi_label_classification"
+    data = {"text": ["w5 w20", "w6 w21"] * 4, "label": [["LABEL_0", "LABEL_2"], []] * 4}
+    names = {"columns": bh.Columns(label_names=["LABEL_0", "LABEL_1", "LABEL_2"])}
+    posterior = bh.from_peft(model, data, tokenizer=tiny_tokenizer(), **names)
+    close(ours(posterior), logits(model))
+    assert posterior.model.likelihood == bh.likelihoods.MultiLabel()
+    assert posterior.predict(["w5 w20"]).by_label("epistemic").shape == (1, 3)
+    merged = posterior.merge()
+    close(logits(merged), logits(model))
+    assert merged.config.problem_type == "multi_label_classification"
+
+
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
     other = peft.IA3Config(task_type="SEQ_CLS", target_modules=["key"], feedforward_modules=[])
     with pytest.raises(ConfigError, match="a IA3 adapter cannot become a posterior: only LoRA"):
@@ -207,10 +220,6 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
         bh.from_peft(tmp_path)
     with pytest.raises(ConfigError, match="BertModel has no classifier"):
         bh.from_peft(tiny_backbone())
-    several = classifier()
-    several.config.problem_type = "multi_label_classification"
-    with pytest.raises(LikelihoodError, match="several labels"):
-        bh.from_peft(several)
 
 
 def test_shared_projections_of_relative_positions() -> None:

@@ -38,7 +38,7 @@ SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 
 _FLOAT, _INTEGER = 4, 8  # bytes
-_DIMS = ("chain", "draw", "example")
+_DIMS = ("chain", "draw", "example", "output")  # the last one for several labels
 
 _STEPS = {
     "loss": "negative ELBO (nats per example)",
@@ -117,7 +117,8 @@ def to_arviz(
     numbers = len(guides) * sum(known[name].numel for name in chosen)
     needed = samples * _FLOAT * numbers
     if examples is not None:  # labels of guides and prior, and log-likelihoods
-        each = _INTEGER * len(guides) + _FLOAT * len(chains)
+        several = model.network.outputs if examples.kind == "labels" else 1
+        each = _INTEGER * len(guides) * several + _FLOAT * len(chains)
         needed += samples * len(examples) * each
     if needed > max_bytes:
         raise ConfigError(
@@ -182,12 +183,18 @@ def _predictions(
 
     def group(values: Sequence[Tensor]) -> xr.Dataset:
         stacked = torch.stack([*values]).numpy()
-        coords = {dim: range(n) for dim, n in zip(_DIMS, stacked.shape, strict=True)}
-        return xr.Dataset({"label": (_DIMS, stacked)}, coords)
+        dims = _DIMS[: stacked.ndim]
+        coords: dict[str, Any] = {dim: range(n) for dim, n in zip(dims, stacked.shape, strict=True)}
+        return xr.Dataset({"label": (dims, stacked)}, coords | named(dims))
 
-    def of_examples(**values: Any) -> xr.Dataset:
-        arrays = {name: ("example", value) for name, value in values.items()}
-        return xr.Dataset(arrays, {"example": range(len(examples))})
+    def of_examples(**values: np.ndarray) -> xr.Dataset:
+        arrays = {name: (_DIMS[2 : 2 + value.ndim], value) for name, value in values.items()}
+        coords: dict[str, Any] = {"example": range(len(examples))}
+        return xr.Dataset(arrays, coords | named(arrays["label"][0] if "label" in arrays else ()))
+
+    def named(dims: Sequence[str]) -> dict[str, Any]:
+        names = examples.label_names if "output" in dims else None
+        return {} if names is None else {"output": [*names]}
 
     *chains, prior = [
         _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
@@ -208,11 +215,11 @@ def _predictions(
 def _outcome(
     model: Model, guide: Callable[..., Any], feed: Feed, samples: int, seed: int
 ) -> list[Tensor]:
-    """(S, N) labels, and log-likelihoods if the examples are labelled."""
+    """(S, N) labels, (S, N, K) if several, and log-likelihoods if the examples are labelled."""
 
     def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
         sample = predicted.sample()
-        if model.likelihood.kind != "rating":
+        if model.likelihood.kind != "rating":  # classes, choices, or whether a text has a label
             sample = sample.long()
         return (sample,) if labels is None else (sample, predicted.log_prob(labels))
 

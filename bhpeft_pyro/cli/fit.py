@@ -23,8 +23,8 @@ def fit(
 ) -> None:
     """Fit a posterior to labelled text, and save it.
 
-    The data has columns text and label (classes by name or number, or real-valued ratings), or
-    question, choices and answer.
+    The data has columns text and label (classes by name or number, lists of several labels, or
+    real-valued ratings), or question, choices and answer.
 
     Examples:
         bhpeft fit reviews.csv --backbone minilm --out runs/reviews

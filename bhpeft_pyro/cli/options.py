@@ -163,7 +163,9 @@ class Reading:
     ] = None
     label_column: Annotated[
         str | None,
-        typer.Option(help="The column to predict.", show_default="label, rating, stars or score"),
+        typer.Option(
+            help="The column to predict.", show_default="label, labels, rating, stars or score"
+        ),
     ] = None
     noise_by_text: Annotated[
         bool, typer.Option("--noise-by-text", help="Ratings: estimate a noise scale for each text.")

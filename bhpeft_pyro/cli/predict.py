@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,8 +57,9 @@ def predict(
     """Predict new text, and flag the least certain predictions.
 
     The file has the data's columns, and for classes prediction, probability, epistemic and
-    aleatoric uncertainty (nats) and flagged; for ratings prediction, sd, the ends of the 90 %
-    interval, epistemic and aleatoric variance and flagged.
+    aleatoric uncertainty (nats) and flagged; for several labels the same, with a list of those that
+    are more probable than not, and the probability of each; for ratings prediction, sd, the ends of
+    the 90 % interval, epistemic and aleatoric variance and flagged.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
@@ -79,8 +81,10 @@ def predict(
     if out.exists() and not overwrite:
         raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
-    if by in _OF_CLASSES and posterior.model.likelihood.kind == "rating":
-        raise ConfigError(f"--by: got {by!r} for ratings; expected total, epistemic or aleatoric")
+    kind = posterior.model.likelihood.kind
+    if by in _OF_CLASSES and kind in ("labels", "rating"):
+        what = "labels" if kind == "labels" else "ratings"
+        raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     rows = rows_for(posterior, data, labelled=False)
     examples = posterior.model.encode_texts(rows, posterior.columns)
     forecast = posterior.predict(examples, samples, seed=draw_seed)
@@ -95,6 +99,7 @@ def predict(
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
         texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(rows)]
+        columns = readable(columns)
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
@@ -104,12 +109,20 @@ def predict(
 
 def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
     """The columns of a forecast by name."""
-    from ..forecast import ClassForecast
+    from ..forecast import ClassForecast, LabelsForecast
 
+    columns: dict[str, list[Any]]
     if isinstance(forecast, ClassForecast):
         columns = {
             "prediction": forecast.predicted,
             "probability": _digits(forecast.confidence),
+        }
+    elif isinstance(forecast, LabelsForecast):
+        called = forecast.label_names or [str(k) for k in range(forecast.count)]
+        rows = [_digits(row) for row in forecast.probabilities]
+        columns = {
+            "prediction": [*forecast.predicted],
+            "probability": [dict(zip(called, row, strict=True)) for row in rows],
         }
     else:
         lower, upper = forecast.interval(0.9)
@@ -122,6 +135,15 @@ def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
     return columns | {
         "epistemic": _digits(forecast.epistemic),
         "aleatoric": _digits(forecast.aleatoric),
+    }
+
+
+def readable(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Columns for people: lists of labels as text, and no probabilities by label."""
+    several = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
+    return {
+        name: [", ".join(map(str, v)) if isinstance(v, list) else v for v in values]
+        for name, values in several.items()
     }
 
 

@@ -20,7 +20,9 @@ from ..checks import harmless
 
 MEANINGS = {
     "accuracy": "share correct; higher is better",
+    "hamming": "share of wrong labels; lower is better",
     "f1": "macro F1; higher is better",
+    "f1_micro": "F1 of all labels together; higher is better",
     "nll": "in nats; lower is better",
     "brier": "from 0 to 2; lower is better",
     "ece": "calibration error; lower is better",

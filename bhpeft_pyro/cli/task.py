@@ -1,4 +1,4 @@
-"""What a table is used for: classes, ratings or multiple choice."""
+"""What a table is used for: classes, labels, ratings or multiple choice."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
 from ..data import Columns, Kind
-from ..data.columns import is_number, name_of, read_ratings
+from ..data.classes import name_of, read_labels
+from ..data.columns import is_number, read_ratings
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
 from ..peft import Kind as PEFT
 from .options import Reading
 
-_KINDS: dict[names.Task, Kind] = {"classes": "class", "ratings": "rating", "choices": "choice"}
+_KINDS: dict[names.Task, Kind] = {
+    "classes": "class",
+    "labels": "labels",
+    "ratings": "rating",
+    "choices": "choice",
+}
 _RATINGS = ("rating", "stars", "score")
-_LABELS = ("label", *_RATINGS)
+_LABELS = ("label", "labels", *_RATINGS)
 _SHOWN = 12
 _PLAIN = Reading()
 
@@ -30,9 +36,9 @@ class Task:
     """What is to be predicted from which columns.
 
     Attributes:
-        name: "classes", "ratings" or "choices".
+        name: "classes", "labels", "ratings" or "choices".
         columns: how the table is read, with the names of the classes if they have any.
-        classes: the number of classes.
+        classes: the number of classes or labels.
         scale: the lowest and the highest rating.
         noise_by_text: whether ratings get a noise scale for each text.
     """
@@ -49,9 +55,9 @@ class Task:
         head = f"{self.name}: {columns.target(kind)!r} from {inputs!r}"
         if self.name == "ratings":
             return f"{head}, between {self.scale[0]:g} and {self.scale[1]:g}"
-        if self.name == "classes":
+        if self.name in ("classes", "labels"):
             called = self.columns.label_names or [str(k) for k in range(self.classes)]
-            return f"{head}, {self.classes} classes ({_few(called)})"
+            return f"{head}, {self.classes} {self.name} ({_few(called)})"
         return head
 
     def model(
@@ -60,8 +66,11 @@ class Task:
         """The model for the task, with PEFT weights of some kinds."""
         if self.name == "choices":
             return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
-        if self.name == "classes":
-            return tasks.categories(backbone, self.classes, kinds=kinds, tokenizer=tokenizer)
+        if self.name in ("classes", "labels"):
+            several = self.name == "labels"
+            return tasks.categories(
+                backbone, self.classes, several=several, kinds=kinds, tokenizer=tokenizer
+            )
         return tasks.ratings(
             backbone,
             *self.scale,
@@ -108,6 +117,9 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
     if name == "classes":
         return _classes(task, values, feature)
+    if name == "labels":
+        _, called, count = read_labels(values, label, feature, None, None, new_names=True)
+        return replace(task, classes=count, columns=replace(columns, label_names=called))
     read_ratings(values, label)
     scale = float(min(values)), float(max(values))
     if scale[0] == scale[1]:
@@ -129,6 +141,8 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
 def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
     if isinstance(feature, ClassLabel) or isinstance(values[0], bool):
         return "classes"
+    if isinstance(values[0], list) or str(values[0]).startswith("["):  # in a CSV file
+        return "labels"
     # Most of them, as one cell that is not a number turns the whole column into text.
     if label in _RATINGS and 2 * sum(map(is_number, values)) > len(values):
         return "ratings"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ class Batch:
         inputs: tensors for the transformer (`input_ids`, `attention_mask`, ...), each (B, T), or
             (B, C, T) for multiple choice with C choices an example. May be empty if `features`
             are given.
-        labels: (B,) class or choice indices (int64) or ratings (float); None when predicting.
+        labels: (B,) class or choice indices (int64) or ratings (float), or (B, K) several labels
+            (float, 0 or 1); None when predicting.
         size: N, the number of examples in the data set this mini-batch is drawn from; the
             likelihood is scaled by N / B. None means that the batch is the data set.
         choices: (B, C) bool, True where a choice exists (multiple choice only).
         features: (B, D) or (B, C, D) pooled features of the frozen transformer. They replace
             `inputs`, and PEFT weights have no effect on them.
+        extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
 
@@ -42,6 +44,7 @@ class Batch:
     choices: Tensor | None = None
     features: Tensor | None = None
     particles: int = 1
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B, the number of examples, however many particles share them."""
@@ -50,15 +53,21 @@ class Batch:
         return next(iter(self.inputs.values())).shape[0]
 
     def split(self, particles: int) -> Batch:
-        """Share the examples out over `particles` weight draws; labels become (S, B/S)."""
+        """Share the examples out over `particles` weight draws; labels and extra columns become
+        (S, B/S)."""
         count = len(self)
         if particles < 1 or count % particles:
             raise ConfigError(
                 f"particles={particles} must divide the batch of {count} examples: "
                 "each weight draw gets an equal share of the batch"
             )
-        labels = None if self.labels is None else self.labels.reshape(particles, -1)
-        return replace(self, labels=labels, particles=particles)
+        labels = self.labels
+        if labels is not None:  # which may be shared out already
+            each = labels.numel() // count
+            labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
+        shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
+        extra = {name: values.reshape(shape) for name, values in self.extra.items()}
+        return replace(self, labels=labels, extra=extra, particles=particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -68,6 +77,7 @@ class Batch:
             labels=None if self.labels is None else self.labels.to(device),
             choices=None if self.choices is None else self.choices.to(device),
             features=None if self.features is None else self.features.to(device),
+            extra={name: values.to(device) for name, values in self.extra.items()},
         )
 
 

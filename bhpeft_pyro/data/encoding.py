@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
 from ..errors import DataError
+from .classes import read_classes, read_labels
 from .columns import (
     Columns,
     Kind,
     check_texts,
     read_answers,
     read_choices,
-    read_classes,
     read_ratings,
     unlabelled,
 )
@@ -72,7 +72,7 @@ def encode(
             list of texts or of (question, choices) pairs; or `Examples`, which are checked and
             returned as they are.
         tokenizer: the backbone's.
-        kind: "class", "rating" or "choice".
+        kind: "class", "labels", "rating" or "choice".
         columns: how the source is read.
         num_labels: number of classes, if they have no names; by default the largest plus 1.
         labelled: whether labels are required. If not, they are used if every row has one.
@@ -96,8 +96,10 @@ def encode(
     check(columns, Columns, "columns", "bh.Columns(...)")
     names = columns.label_names
     one_of(*get_args(Kind))("kind", kind, DataError)
-    if kind != "class" and (names is not None or num_labels is not None):
-        raise DataError(f"label_names and num_labels are for kind='class', not for kind={kind!r}")
+    if kind not in ("class", "labels") and (names is not None or num_labels is not None):
+        raise DataError(
+            f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
+        )
     if kind == "choice" and columns.pair is not None:
         raise DataError(f"columns.pair={columns.pair!r} is not for kind='choice'")
     num_labels = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
@@ -136,6 +138,10 @@ def encode(
             second = check_texts(table[columns.pair][:], columns.pair)
         if kind == "rating" and values is not None:
             labels = read_ratings(values, target)
+        elif kind == "labels" and values is not None:
+            labels, names, num_labels = read_labels(
+                values, target, table.features[target], names, num_labels, new_names
+            )
         elif values is not None:
             open_ended = names is None and num_labels is None
             labels, names, num_labels = read_classes(
@@ -170,6 +176,7 @@ def encode(
         num_labels=num_labels if names is None else len(names),
         counts=counts,
         probe=_probe(tokenizer),
+        extra={name: read_ratings(table[name][:], name, "number") for name in columns.extra},
     )
 
 
@@ -195,6 +202,8 @@ def _check_compatible(
     if names is not None and own is not None and names != own:
         raise DataError(f"source has the classes {own}; expected {names}")
     count = len(names) if names is not None else num_labels
+    if missing := [name for name in columns.extra if name not in examples.extra]:
+        raise DataError(f"source was encoded without the column {missing[0]!r}; encode it again")
     if count is not None and (examples.num_labels or 0) > count:
         raise DataError(f"source has {examples.num_labels} classes; expected {count}")
 

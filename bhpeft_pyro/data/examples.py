@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,14 +81,16 @@ class Examples:
     """N tokenised examples; made by `encode`.
 
     Attributes:
-        kind: "class", "rating" or "choice".
+        kind: "class", "labels", "rating" or "choice".
         tokens: the token ids; one sequence an example, or one a choice.
-        labels: (N,) int64 classes or answers, float32 ratings; None if there are none.
+        labels: (N,) int64 classes or answers, float32 ratings; (N, K) float32 for kind "labels", 1
+            where a text has a label; None if there are none.
         texts: the N texts (questions for "choice"), to show.
         label_names: names of the classes, where they have any.
-        num_labels: number of classes (kind "class" with labels or names).
+        num_labels: number of classes (kinds "class" and "labels", with labels or names).
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
+        extra: further columns of numbers by name, each (N,) float32.
 
     >>> from bhpeft_pyro.data import encode
     >>> from bhpeft_pyro.testing import tiny_tokenizer
@@ -109,6 +111,7 @@ class Examples:
     num_labels: int | None
     counts: Tensor | None
     probe: tuple[int, ...]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """N."""
@@ -151,6 +154,7 @@ class Examples:
             parts["types"] = self.tokens.types.split(spans)
         if self.labels is not None:
             parts["labels"] = self.labels.split(1)
+        parts |= {f"extra {name}": values.split(1) for name, values in self.extra.items()}
         digests = []
         for example in zip(*parts.values(), strict=True):
             digest = hashlib.sha256()
@@ -197,6 +201,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
             counts=None if self.counts is None else self.counts[chosen],
+            extra={name: values[chosen] for name, values in self.extra.items()},
         )
 
     def concat(self, *others: Examples) -> Examples:
@@ -212,6 +217,7 @@ class Examples:
                 "label_names": other.label_names == self.label_names,
                 "tokenizer": other.probe == self.probe and other.tokens.pad == self.tokens.pad,
                 "presence of labels": (other.labels is None) == (self.labels is None),
+                "extra columns": other.extra.keys() == self.extra.keys(),
             }
             wrong = [name for name, agrees in same.items() if not agrees]
             if wrong:
@@ -230,6 +236,7 @@ class Examples:
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
             counts=_cat([part.counts for part in parts]),
+            extra={name: torch.cat([part.extra[name] for part in parts]) for name in self.extra},
         )
 
     def batches(
@@ -296,6 +303,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[indices],
             size=len(self),
             choices=present,
+            extra={name: values[indices] for name, values in self.extra.items()},
         )
 
 
@@ -315,6 +323,7 @@ def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
     parts = (examples, examples.tokens)
     values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
     del values["tokens"]
+    values |= {f"extra.{name}": value for name, value in values.pop("extra").items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return {name: value for name, value in values.items() if name not in tensors}, tensors
 
@@ -325,4 +334,6 @@ def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
     values: dict[str, Any] = {**plain, **tensors}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
-    return Examples(tokens=tokens, **values)
+    extra = {name: values.pop(name) for name in [*values] if name.startswith("extra.")}
+    extra = {name.removeprefix("extra."): value for name, value in extra.items()}
+    return Examples(tokens=tokens, extra=extra, **values)

@@ -38,12 +38,12 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     Raises:
         DataError: the source cannot be read, is empty, lacks a column, or mixes types.
     """
-    needed, target = columns.inputs(kind), columns.target(kind)
+    needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
     if isinstance(source, DatasetDict):
         splits = ", ".join(map(repr, source))
         raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = load(source, needed)
+        source = load(source, columns.inputs(kind))
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}

@@ -24,8 +24,8 @@ _LEAST = 1e-9  # the sd of a prediction that no draw changes
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A posterior's predictions of N examples (class probabilities, means of ratings) compared
-    with those of reference draws.
+    """A posterior's predictions of N examples (probabilities of classes or labels, means of
+    ratings) compared with those of reference draws.
 
     Attributes:
         errors: (M,) differences of the means, in the reference's sds; M is N times the number of
@@ -108,13 +108,15 @@ def against(
 
 
 def predictions(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
-    """(S, N, K) float64: class probabilities under each draw, or with K = 1 means of ratings."""
-    rating = model.likelihood.kind == "rating"
+    """(S, N, K) float64: probabilities of classes or labels under each draw, or with K = 1 means of
+    ratings."""
+    kind = model.likelihood.kind
+    classes = kind in ("class", "choice")
     parts = passes(
-        model, draws, feed, lambda predicted, _: (predicted.mean if rating else predicted.probs,)
+        model, draws, feed, lambda predicted, _: (predicted.probs if classes else predicted.mean,)
     )
     values = torch.cat([part.double() for (part,) in parts])
-    return values.unsqueeze(-1) if rating else values
+    return values.unsqueeze(-1) if kind == "rating" else values
 
 
 def _checked(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:

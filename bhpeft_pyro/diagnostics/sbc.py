@@ -176,7 +176,7 @@ def _simulate(
 
 def simulated_labels(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
     """(S, N) labels: one set drawn from the likelihood under each of the draws."""
-    kind = torch.float32 if model.likelihood.kind == "rating" else torch.int64
+    kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
     parts = passes(model, draws, feed, lambda predicted, _: (predicted.sample().to(kind),))
     return torch.cat([part for (part,) in parts])
 

@@ -1,4 +1,4 @@
-"""What forecasts of classes and of ratings share."""
+"""What forecasts of classes, of labels and of ratings share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Forecast(ABC):
     """A predictive distribution for each of N examples.
 
     Attributes:
-        labels: (N,) the observed labels, or None.
+        labels: (N,) the observed labels, (N, K) if each text may have K of them, or None.
         texts: the N texts, or None.
     """
 
@@ -63,7 +63,7 @@ class Forecast(ABC):
         return replace(self, labels=as_labels(labels))
 
     def observed(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
-        """(N,) the given labels, once checked, or else the forecast's own."""
+        """The given labels, once checked, or else the forecast's own."""
         known = self.labels if labels is None else self.with_labels(labels).labels
         if known is None:
             raise DataError("labels are needed: the forecast has none, and none were given")
@@ -74,13 +74,13 @@ class Forecast(ABC):
 
         return forecast_html(self)
 
-    def _check_rows(self, *, whole: bool) -> None:
-        """Check texts and labels, which may have to be whole numbers."""
+    def _check_rows(self, *, whole: bool, shape: tuple[int, ...] | None = None) -> None:
+        """Check texts and labels, of shape (N,) by default, which may have to be whole numbers."""
         if self.texts is not None and len(self.texts) != len(self):
             raise DataError(f"texts has {len(self.texts)} entries for {len(self)} examples")
         if self.labels is None:
             return
-        check_shape("labels", self.labels, (len(self),))
+        check_shape("labels", self.labels, shape or (len(self),))
         if whole and self.labels.is_floating_point():
             raise DataError(
                 f"labels must be whole numbers (class indices), got {self.labels.dtype}"
@@ -96,7 +96,7 @@ class Forecast(ABC):
         return columns | {name: getattr(self, name).tolist() for name in names}
 
 
-def as_labels(labels: Tensor | Sequence[float] | None) -> Tensor | None:
+def as_labels(labels: Tensor | Sequence[Any] | None) -> Tensor | None:
     """Labels as a tensor on the CPU."""
     if labels is None:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import COUNT, Number
 from .base import Forecast
 from .classes import ClassForecast
+from .labels import LabelsForecast
 from .ratings import RatingForecast
 
 __all__ = [
@@ -41,9 +42,15 @@ def evaluate(
     bins; `aurc` (Geifman and El-Yaniv 2017), ranked by confidence; and the mean
     `mutual_information`. For multiple choice a class is a position.
 
+    Several labels: `accuracy`, the share of texts of which every label is right (subset accuracy);
+    `hamming`, that of wrong labels; `f1` (macro: the mean over the labels that occur) and
+    `f1_micro` (of all labels together), all at the forecast's threshold; `nll`, summed over labels
+    taken one by one; `brier` and `ece` of the probabilities that a text has a label; `aurc` of the
+    share of wrong labels, ranked by total uncertainty; `mutual_information`, summed over labels.
+
     Ratings: `mse` and `mae` of the mean; `nll` and `crps` of the mixture; and `coverage_90`, the
     share of labels within the 90 % interval. Under a likelihood that is not Normal, the `nll` is
-    exact for the forecast's own labels; all else is that of Normals with its means and sds.
+    exact for the forecast's own labels, and `crps` and `coverage_90` are of draws.
 
     >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6]]])
     >>> scores = evaluate(ClassForecast.from_draws(draws), [0, 0])
@@ -55,6 +62,8 @@ def evaluate(
     truth = forecast.observed()
     if isinstance(forecast, ClassForecast):
         return _evaluate_classes(forecast, truth)
+    if isinstance(forecast, LabelsForecast):
+        return _evaluate_labels(forecast, truth)
     assert isinstance(forecast, RatingForecast)
     error = forecast.mean.double() - truth.double()
     return {
@@ -74,6 +83,9 @@ def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> 
     """
     if isinstance(forecast, ClassForecast):
         return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
+    if isinstance(forecast, LabelsForecast):
+        pairs = nlls(forecast.pairs, forecast.observed(labels).flatten().long())
+        return pairs.reshape(-1, forecast.count).sum(-1)
     assert isinstance(forecast, RatingForecast)
     return -forecast.log_prob(labels).double()
 
@@ -88,18 +100,37 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
     classwise = [
         calibration_bins(probabilities[:, k], one_hot[:, k]).expected_error for k in range(classes)
     ]
-    # F1 = 2 TP / (2 TP + FP + FN), for each class that occurs.
-    occurs = (one_hot + guessed).sum(0)
-    f1 = 2 * (one_hot * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
     return {
         "accuracy": correct.double().mean().item(),
-        "f1": f1.mean().item(),
+        "f1": _macro_f1(one_hot, guessed),
         "nll": nlls(forecast, labels).mean().item(),
         "brier": (probabilities - one_hot).square().sum(-1).mean().item(),
         "ece": bins.expected_error,
         "classwise_ece": sum(classwise) / classes,
         "mce": bins.maximum_error,
         "aurc": aurc(_loss(forecast, labels), forecast.uncertainty("confidence")),
+        "mutual_information": forecast.epistemic.double().mean().item(),
+    }
+
+
+def _macro_f1(truth: Tensor, guessed: Tensor) -> float:
+    """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1."""
+    occurs = (truth + guessed).sum(0)
+    return (2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]).mean().item()
+
+
+def _evaluate_labels(forecast: LabelsForecast, labels: Tensor) -> dict[str, float]:
+    truth, guessed = labels.double(), forecast.label.double()
+    p, wrong = forecast.probabilities.double(), _loss(forecast, labels)
+    return {
+        "accuracy": (wrong == 0).double().mean().item(),
+        "hamming": wrong.mean().item(),
+        "f1": _macro_f1(truth, guessed),
+        "f1_micro": _macro_f1(truth.reshape(-1, 1), guessed.reshape(-1, 1)),
+        "nll": nlls(forecast, labels).mean().item(),
+        "brier": (p - truth).square().mean().item(),
+        "ece": calibration_bins(p.flatten(), truth.flatten()).expected_error,
+        "aurc": aurc(wrong, forecast.total),
         "mutual_information": forecast.epistemic.double().mean().item(),
     }
 
@@ -167,8 +198,8 @@ def rejection_curve(
     """Quality of what is kept when the least certain are rejected (BH-PEFT's rejection curve).
 
     Returns:
-        The rejected fractions (K,) and, of the examples kept, accuracy or MSE (K,). At least one
-        example is kept; equally certain ones count as if in random order.
+        The rejected fractions (K,) and, of the examples kept, accuracy, share of right labels or
+        MSE (K,). At least one example is kept; equally certain ones count as if in random order.
 
     >>> draws = torch.tensor([[[0.9, 0.1], [0.9, 0.1]], [[0.9, 0.1], [0.1, 0.9]]])
     >>> rejection_curve(ClassForecast.from_draws(draws), [0, 1], fractions=[0.0, 0.5])[1].tolist()
@@ -180,7 +211,7 @@ def rejection_curve(
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
     score = risk[torch.tensor(kept) - 1]
-    if isinstance(forecast, ClassForecast):
+    if not isinstance(forecast, RatingForecast):
         score = 1 - score
     return torch.tensor(list(fractions), dtype=torch.float64), score
 
@@ -200,10 +231,16 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
 def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
     """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
 
-    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture. It has
-    the unit of the ratings; smaller is better.
+    In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture; of
+    `outcomes`, if there are any, the same over them. It has the unit of the ratings; smaller is
+    better.
     """
     truth = forecast.observed(labels)
+    if (drawn := forecast.sorted_outcomes) is not None:
+        count = drawn.shape[1]
+        places = 2 * torch.arange(1, count + 1, dtype=torch.float64) - count - 1
+        away = (drawn - truth.double().unsqueeze(-1)).abs().mean(-1)
+        return away - (drawn @ places) / count**2
     means, sds = forecast.means.double(), forecast.component_sds
     score = _mean_absolute(means - truth.double(), sds).mean(0)
     spread = torch.zeros_like(score)
@@ -247,8 +284,10 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
 
 
 def _loss(forecast: Forecast, labels: Tensor) -> Tensor:
-    """(N,) 0-1 loss of the predicted class, or squared error of the mean rating."""
+    """(N,) 0-1 loss of the predicted class, share of wrong labels, or squared error of the mean."""
     if isinstance(forecast, ClassForecast):
         return (forecast.label != labels).double()
+    if isinstance(forecast, LabelsForecast):
+        return (forecast.label != labels.bool()).double().mean(-1)
     assert isinstance(forecast, RatingForecast)
     return (forecast.mean.double() - labels.double()).square()

@@ -1,10 +1,11 @@
-"""Forecasts of ratings: a mixture of Normals for each example."""
+"""Forecasts of ratings and other numbers: a mixture of Normals, or draws, for each example."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,9 @@ _BISECTIONS = 80  # halves any bracket down to rounding in float64
 class RatingForecast(Forecast):
     """A forecast of ratings: a mixture of S Normals for each example; made by `from_draws`.
 
+    Under a likelihood that is not Normal, such as of counts, `outcomes` are drawn from it, and
+    quantiles, intervals and the CRPS are those of these draws.
+
     `total`, `aleatoric` and `epistemic` are variances and add up by the law of total variance,
     Var(y) = E[Var(y | w)] + Var(E[y | w]) over weights w. Each of the S parts is a draw of the
     weights, or a component of the posterior under which the mean is itself Normal.
@@ -35,7 +39,8 @@ class RatingForecast(Forecast):
         sds: (S, N) the standard deviations of the ratings' noise, all positive.
         within: (S, N) variances of the parts' means, if these are Normal; None for draws.
         densities: (S, N) log density of the labels under each draw's own likelihood, if that is not
-            Normal. `log_prob` of these labels is then exact; all else is that of the Normals.
+            Normal. `log_prob` of these labels is then exact; that of others is of the Normals.
+        outcomes: (S, N, R) labels drawn from each draw's own likelihood, if that is not Normal.
 
     >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
     >>> forecast.mean, forecast.epistemic, forecast.aleatoric
@@ -49,6 +54,7 @@ class RatingForecast(Forecast):
     sds: Tensor
     within: Tensor | None = None
     densities: Tensor | None = None
+    outcomes: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_rows(whole=False)
@@ -63,6 +69,7 @@ class RatingForecast(Forecast):
         labels: Tensor | Sequence[float] | None = None,
         texts: Sequence[str] | None = None,
         densities: Tensor | None = None,
+        outcomes: Tensor | None = None,
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
@@ -95,6 +102,7 @@ class RatingForecast(Forecast):
             labels=as_labels(labels),
             texts=texts,
             densities=densities,
+            outcomes=None if outcomes is None else kept(outcomes),
         )
 
     def __len__(self) -> int:
@@ -154,8 +162,11 @@ class RatingForecast(Forecast):
         return self._rounded(components.logsumexp(0) - math.log(self.draws))
 
     def quantile(self, probability: float) -> Tensor:
-        """(N,) quantile of the mixture, by bisection between its components' quantiles."""
+        """(N,) quantile of the mixture, by bisection between its components' quantiles; of draws,
+        the least that has this share of them at or below it."""
         probability = INSIDE("probability", probability)
+        if (drawn := self.sorted_outcomes) is not None:
+            return self._rounded(drawn[:, math.ceil(probability * drawn.shape[1] - 1e-9) - 1])
         means, sds = self.means.double(), self.component_sds
         ends = means + sds * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
         lower, upper = ends.amin(0), ends.amax(0)
@@ -164,6 +175,13 @@ class RatingForecast(Forecast):
             below = torch.special.ndtr((middle - means) / sds).mean(0) < probability
             lower, upper = torch.where(below, middle, lower), torch.where(below, upper, middle)
         return self._rounded(upper)
+
+    @cached_property
+    def sorted_outcomes(self) -> Tensor | None:
+        """(N, S R) float64, all of `outcomes` in ascending order."""
+        if self.outcomes is None:
+            return None
+        return self.outcomes.double().transpose(0, 1).flatten(1).sort(-1).values
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Ends (N,), (N,) of the mixture's central interval of probability `level`."""

@@ -17,7 +17,7 @@ from ..posterior.posterior import Posterior
 __all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
 
 _FILES = ["posterior.json", "posterior-*.safetensors"]
-_PIPELINES = {"class": "text-classification", "rating": "text-classification", "choice": None}
+_PIPELINE = "text-classification"  # the hub counts ratings and several labels among these
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -42,7 +42,7 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=name if on_hub else None,
-        pipeline_tag=_PIPELINES.get(kind),
+        pipeline_tag=None if kind == "choice" else _PIPELINE,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted({each.rpartition("/")[2] for each in metrics}) or None,
     )

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns
-from ..errors import ArchitectureError, ConfigError, DataError, LikelihoodError
+from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
 from ..inference.draws import sampling, seeded
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
-from ..model.likelihoods import Categorical, Likelihood, Normal
+from ..model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..options import FitOptions
@@ -102,7 +102,7 @@ def from_peft(
     if final.bias is not None:
         values["head.bias"] = final.bias
     model = Model(network, likelihood=likelihood)
-    if columns.label_names is None and likelihood.kind == "class":
+    if columns.label_names is None and likelihood.kind in ("class", "labels"):
         columns = replace(columns, label_names=_label_names(adapter))
     with seeded(0):
         guide = DeltaGuide(model)
@@ -259,9 +259,7 @@ def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
 
 def _likelihood(model: PreTrainedModel, outputs: int) -> Likelihood:
     if getattr(model.config, "problem_type", None) == "multi_label_classification":
-        raise LikelihoodError(
-            "adapter: its model gives a text several labels; expected one label, or a rating"
-        )
+        return MultiLabel()
     return Categorical() if outputs > 1 else Normal(0.0, 1.0)
 
 

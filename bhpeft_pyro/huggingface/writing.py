@@ -125,6 +125,8 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
     if names is not None:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {label: i for i, label in enumerate(names)}
+    if posterior.model.likelihood.kind == "labels":
+        model.config.problem_type = "multi_label_classification"
     return model.requires_grad_(True)
 
 

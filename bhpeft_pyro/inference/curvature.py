@@ -15,7 +15,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 from ..data.batch import Batch
 from ..distributions import leading
@@ -54,8 +54,15 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
     For K classes these are K - 1 contrasts. The K scores g_k = sqrt(p_k) grad log p_k would do, but
     sum_k sqrt(p_k) g_k = 0, so a reflection that takes sqrt(p) to the last axis makes the last one
     zero. For a Normal: the mean in sds, and sqrt(2) times the log sd, whose scores are independent.
-    For any other distribution: log p of a draw.
+    For several labels: those of each label. For any other distribution: log p of a draw.
     """
+    if isinstance(predictive, Independent):
+        inner = every(predictive.base_dist)
+        return [
+            part
+            for each in inner
+            for part in each.flatten(-predictive.reinterpreted_batch_ndims).unbind(-1)
+        ]
     if predictive.has_enumerate_support:
         logs = predictive.log_prob(predictive.enumerate_support())
         roots = (0.5 * logs.detach()).exp()

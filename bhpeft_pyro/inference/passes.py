@@ -328,6 +328,7 @@ class Feed:
             size=len(self.examples),
             choices=None if choices is None else choices[indices],
             features=self.features[indices],
+            extra={name: values[indices] for name, values in self.examples.extra.items()},
         )
 
     def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:

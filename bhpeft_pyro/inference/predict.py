@@ -15,20 +15,21 @@ from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import base_of
-from ..forecast import ClassForecast, RatingForecast
+from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
 from .draws import drawing, strata
-from .passes import Feed, by_batch, drawn, passes
+from .passes import Feed, Take, by_batch, drawn, passes
 
 __all__ = ["AnyForecast", "predict"]
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
+_OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
 _BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
-AnyForecast = ClassForecast | RatingForecast
+AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
 
 def predict(
@@ -61,8 +62,8 @@ def predict(
             the outputs.
         max_rows: the largest number of sequences per pass of the transformer; bounds memory.
         seed: the same seed gives the same forecast.
-        keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities,
-            or `(S, N)` means of ratings.
+        keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities
+            of classes or labels, or `(S, N)` means of ratings.
         bf16: autocast to bfloat16.
 
     Raises:
@@ -82,21 +83,13 @@ def predict(
         count = _OUTPUTS if samples is None else samples
         return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
     samples = _WEIGHTS if samples is None else samples
-    rating = model.likelihood.kind == "rating"
-    take = _moments if rating else _probabilities
+    take = _quantities(model, samples, seed)
     draws = drawn(model, guide, samples, seed)
-    parts = passes(model, draws, feed, take, rows=max_rows, bf16=bf16)
-    if rating:
-        means, sds, *densities = (torch.cat(part) for part in zip(*parts, strict=True))
-        labels, texts = feed.examples.labels, feed.examples.texts
-        return RatingForecast.from_draws(
-            means, sds, labels=labels, texts=texts, densities=densities[0] if densities else None
-        )
-    return ClassForecast.from_draws(
-        torch.cat([probabilities for (probabilities,) in parts]),
-        keep_samples=keep_samples,
-        **_of_examples(feed.examples),
-    )
+    parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
+    values = [torch.cat(part) for part in parts]
+    if model.likelihood.kind == "rating":
+        return _ratings(values, examples)
+    return _classes(values[0], examples, keep_samples)
 
 
 def _in_closed_form(
@@ -112,57 +105,85 @@ def _in_closed_form(
     examples, likelihood = feed.examples, model.likelihood
     width = model.network.outputs * examples.width
     ratings: list[tuple[Tensor, ...]] = []
-    classes: list[ClassForecast] = []
+    classes: list[Any] = []
+    draw = _quantities(model, samples, seed)
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
         with drawing(seed + number):  # the same for every example, whatever its batch
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
-        take = partial(_read, model, component, noise)
+        take = partial(_read, model, component, noise, draw)
         values = by_batch(model, feed, take, rows=max_rows, bf16=bf16)
         if likelihood.kind == "rating":
             ratings.append(values)
         else:
-            classes.append(ClassForecast.from_draws(values[0], **_of_examples(examples)))
+            classes.append(_classes(values[0], examples))
     if classes:
-        return ClassForecast.mixed(classes)
-    means, sds, *more = (torch.cat(part) for part in zip(*ratings, strict=True))
-    what = "within" if likelihood.constant_noise else "densities"
-    given = {what: more[0]} if more else {}
+        mixed: AnyForecast = type(classes[0]).mixed(classes)
+        return mixed
+    joined = [torch.cat(part) for part in zip(*ratings, strict=True)]
+    if not likelihood.constant_noise:
+        return _ratings(joined, examples)
+    means, sds, within = joined
     return RatingForecast.from_draws(
-        means, sds, labels=examples.labels, texts=examples.texts, **given
+        means, sds, within=within, labels=examples.labels, texts=examples.texts
     )
 
 
-def _read(model: Model, guide: Guide, noise: Tensor, batch: Batch) -> Sequence[Tensor]:
+def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
     assert guide.covariance is not None
     outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
         return center.mean[None], center.stddev[None], outputs.mean_variance(covariance)[None]
-    distribution = outputs.labels(outputs.draws(covariance, noise))
-    if model.likelihood.kind == "rating":
-        return _moments(distribution, batch.labels)
-    return _probabilities(distribution, batch.labels)
+    return draw(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
 
 
-def _of_examples(examples: Examples) -> dict[str, Any]:
-    """The fields of a class forecast that come from the examples."""
-    return {
+def _classes(
+    probabilities: Tensor, examples: Examples, keep_samples: bool = False
+) -> ClassForecast | LabelsForecast:
+    given: dict[str, Any] = {
         "labels": examples.labels,
         "texts": examples.texts,
         "label_names": examples.label_names,
-        "choices": examples.choices,
+        "keep_samples": keep_samples,
     }
+    if examples.kind == "labels":
+        return LabelsForecast.from_draws(probabilities, **given)
+    return ClassForecast.from_draws(probabilities, choices=examples.choices, **given)
 
 
-def _moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-    moments = distribution.mean.float(), distribution.stddev.float()
-    if labels is None or isinstance(base_of(distribution), Normal):  # the moments are enough
-        return moments
-    return *moments, distribution.log_prob(labels).float()
+def _ratings(values: Sequence[Tensor], examples: Examples) -> RatingForecast:
+    """From means and sds, and from outcomes and densities if there are any."""
+    means, sds, *more = values
+    names = ("outcomes", "densities")
+    given: dict[str, Any] = dict(zip(names, more, strict=False))
+    return RatingForecast.from_draws(
+        means, sds, labels=examples.labels, texts=examples.texts, **given
+    )
 
 
 def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-    return (distribution.probs.float(),)
+    base: Any = base_of(distribution)
+    return (base.probs.float(),)
+
+
+def _quantities(model: Model, samples: int, seed: int) -> Take:
+    """What a forecast needs of the labels' distribution under each of `samples` draws."""
+    if model.likelihood.kind != "rating":
+        return _probabilities
+    seeds = torch.Generator().manual_seed(seed)
+    each = -(-_OUTCOMES // max(samples, 1))
+
+    def moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+        found = [distribution.mean.float(), distribution.stddev.float()]
+        if isinstance(base_of(distribution), Normal):  # the moments are enough
+            return found
+        with drawing(int(torch.randint(2**62, (), generator=seeds))):
+            found.append(distribution.sample(torch.Size((each,))).movedim(0, -1).float())
+        if labels is not None:
+            found.append(distribution.log_prob(labels).float())
+        return found
+
+    return moments

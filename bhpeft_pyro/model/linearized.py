@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ..data.batch import Batch
 from ..distributions import Covariance, exact
+from .likelihoods.likelihood import Extra
 from .model import Model
 
 __all__ = [
@@ -43,13 +44,14 @@ class Outputs:
         model: the model.
         mean: (B, E) at the weights that the network is linearised around.
         shape: of the network's outputs for one example: (outputs,), or (C, outputs) for C choices.
-        choices: as the batch's.
+        choices, extra: as the batch's.
     """
 
     model: Model
     mean: Tensor
     shape: tuple[int, ...]
     choices: Tensor | None
+    extra: Extra = field(default_factory=dict)
 
     def labels(self, values: Tensor) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*S, B)`, at values `(*S, B, E)`."""
@@ -62,7 +64,7 @@ class Outputs:
             for site, part in zip(self.model.likelihood.sites, own, strict=True)
         }
         outputs = network.reshape(*lead, *self.shape)
-        return self.model.likelihood.distribution(outputs, weights, self.choices)
+        return self.model.likelihood.of(outputs, weights, self.choices, self.extra)
 
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:
         """(S, B, E) values of Normals with this mean.
@@ -143,7 +145,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
             ],
             1,
         )
-    return Outputs(model, mean, shape, batch.choices), network
+    return Outputs(model, mean, shape, batch.choices, batch.extra), network
 
 
 def _centre(rows: Tensor, choices: Tensor | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
+import torch
 from pyro.distributions import TorchDistribution
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -18,7 +19,7 @@ from ..peft.architectures import positions_of
 from ..peft.sites import Sites
 from ..priors import Prior, PriorLike, as_prior, checked, default
 from ..priors.stored import moved
-from .likelihoods import Categorical, Likelihood
+from .likelihoods import Categorical, Function, Likelihood
 from .network import RandomPEFT
 
 __all__ = ["Model", "check_model"]
@@ -39,8 +40,8 @@ class Model(PyroModule):
         network: the frozen transformer and its sites.
         prior: a stochastic function of the sites or one of its short forms (`priors.as_prior`);
             by default `priors.default()`.
-        likelihood: the distribution of the labels, given the network's outputs; by default
-            `likelihoods.Categorical()`.
+        likelihood: the distribution of the labels, given the network's outputs, or a function of
+            these to one (`likelihoods.Function`); by default `likelihoods.Categorical()`.
 
     Raises:
         ConfigError: `network` is not a `RandomPEFT`.
@@ -61,13 +62,15 @@ class Model(PyroModule):
         self,
         network: RandomPEFT,
         prior: PriorLike | None = None,
-        likelihood: Likelihood | None = None,
+        likelihood: Likelihood | Callable[[Tensor], TorchDistribution] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, RandomPEFT):
             raise ConfigError(f"network: expected a RandomPEFT, got {type(network).__name__}")
         if isinstance(prior, Likelihood):
             raise PriorError(f"prior: got {prior}; a likelihood goes to likelihood=")
+        if callable(likelihood) and not isinstance(likelihood, Likelihood | type):
+            likelihood = Function(likelihood)
         if not isinstance(likelihood, Likelihood | None):
             raise LikelihoodError(
                 f"likelihood: expected an instance of a Likelihood, got {likelihood!r:.60}"
@@ -122,7 +125,7 @@ class Model(PyroModule):
         Raises:
             DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens.
         """
-        return encode(
+        examples = encode(
             data,
             self.network.tokenizer,
             kind=self.likelihood.kind,
@@ -131,20 +134,43 @@ class Model(PyroModule):
             labelled=labelled,
             new_names=new_names,
         )
+        self._check_support(examples, columns.label)
+        return examples
+
+    def _check_support(self, examples: Examples, column: str) -> None:
+        """Refuse a number that no label can be under the likelihood, such as a count of 2.5."""
+        labels, device = examples.labels, self.network.device
+        if labels is None or examples.kind != "rating":
+            return
+        weights = {site.name: site.init() for site in self.likelihood.sites}
+        outputs = torch.zeros(len(labels), self.network.outputs, device=device)
+        extra = {name: values.to(device) for name, values in examples.extra.items()}
+        support: Any = self.likelihood.checked(outputs, weights, extra=extra).support
+        possible = support.check(labels.to(device)).expand(len(labels))
+        if not possible.all():
+            row = int((~possible).nonzero()[0])
+            raise DataError(
+                f"column {column!r}, row {row}: {labels[row]:g} has probability 0 under "
+                f"{self.likelihood}; expected {support}"
+            )
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
         """`encode` the texts alone: labels are not looked at."""
         if not isinstance(data, Examples):
             kind = self.likelihood.kind
-            data = read(data, kind, columns, labelled=False).select_columns([*columns.inputs(kind)])
+            columns = self.limited(columns, data)
+            table = read(data, kind, columns, labelled=False)
+            data = table.select_columns([*columns.inputs(kind), *columns.extra])
         return replace(self.encode(data, columns, labelled=False), labels=None)
 
     def limited(self, columns: Columns, data: object) -> Columns:
-        """`columns` with a `max_length` that the backbone can read.
+        """`columns` with those that the likelihood reads, and a `max_length` that the backbone can.
 
         Raises:
             DataError: they ask for more than that.
         """
+        extra = tuple(dict.fromkeys((*columns.extra, *self.likelihood.columns)))
+        columns = replace(columns, extra=extra)
         limit, most = columns.max_length, positions_of(self.network.backbone.base_model)
         if most is None:
             return columns
@@ -171,7 +197,7 @@ class Model(PyroModule):
             LikelihoodError: the likelihood's distribution has another batch shape.
         """
         outputs = self.network(weights, batch)
-        return self.likelihood.checked(outputs, weights, batch.choices)
+        return self.likelihood.checked(outputs, weights, batch.choices, batch.extra)
 
     def forward(self, batch: Batch | None = None) -> Tensor | Mapping[str, Tensor]:
         """Sample the weights, run the transformer under them, observe the labels.

@@ -10,12 +10,19 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number
+from ..checks import Number, boolean
 from ..errors import LikelihoodError
 from ..peft import Kind
 from ..priors import PriorLike
 from .head import Head
-from .likelihoods import Categorical, HeteroscedasticNormal, Likelihood, MultipleChoice, Normal
+from .likelihoods import (
+    Categorical,
+    HeteroscedasticNormal,
+    Likelihood,
+    MultiLabel,
+    MultipleChoice,
+    Normal,
+)
 from .model import Model
 from .network import RandomPEFT
 
@@ -61,6 +68,7 @@ def categories(
     backbone: PreTrainedModel,
     num_labels: int,
     *,
+    several: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -70,6 +78,7 @@ def categories(
     Args:
         backbone: the transformer.
         num_labels: the number of categories.
+        several: whether a text may have any number of them, instead of one.
         kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
@@ -80,7 +89,8 @@ def categories(
     torch.Size([1, 2])
     """
     head = Head(num_labels)
-    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, Categorical())
+    likelihood = MultiLabel() if boolean("several", several) else Categorical()
+    return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
 
 
 def multiple_choice(

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from ..errors import ConfigError, LikelihoodError
-from ..forecast import ClassForecast, Forecast
+from ..forecast import ClassForecast, Forecast, LabelsForecast, RatingForecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
 __all__ = ["epistemic_aleatoric", "new_axes", "rejection", "reliability"]
@@ -21,6 +21,12 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
 )  # fmt: skip
 STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE), "osD^v", strict=True))
+
+_QUALITY: dict[type[Forecast], str] = {
+    ClassForecast: "accuracy",
+    LabelsForecast: "right labels",
+    RatingForecast: "MSE",
+}
 
 
 def new_axes(ax: Axes | None) -> Axes:
@@ -74,12 +80,13 @@ def rejection(
     *,
     by: str = "total",
 ) -> Axes:
-    """Accuracy (or MSE) of the rest when the 0, 10, ... 90 % least certain are rejected.
+    """Accuracy of the rest when the 0, 10, ... 90 % least certain are rejected; of several labels
+    the share that is right, of ratings the MSE.
 
     Several named forecasts of the same kind can be compared; `labels` are those of all of them.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
-    kinds = {isinstance(forecast, ClassForecast) for forecast in named.values()}
+    kinds = {type(forecast) for forecast in named.values()}
     if len(kinds) != 1:
         raise ConfigError("forecasts must be one or more, all of classes or all of ratings")
     curves = {name: rejection_curve(each, labels, by=by) for name, each in named.items()}
@@ -87,7 +94,7 @@ def rejection(
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):
         ax.plot((100 * fractions).numpy(), scores.numpy(), color=colour, marker=marker, label=name)
-    quality = "accuracy" if kinds == {True} else "MSE"
+    quality = _QUALITY[kinds.pop()]
     words = by if by in ("variance", "confidence") else f"{by} uncertainty"
     ax.set(xlabel=f"rejected by {words} (%)", ylabel=f"{quality} of the examples kept")
     if isinstance(forecasts, Mapping):
@@ -106,7 +113,7 @@ def epistemic_aleatoric(
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}
-    if isinstance(forecast, ClassForecast):
+    if not isinstance(forecast, RatingForecast):
         ax.set_xlabel("aleatoric uncertainty: expected entropy (nats)")
         ax.set_ylabel("epistemic uncertainty: mutual information (nats)")
     else:

@@ -115,10 +115,11 @@ def fit(
         )
     count = _components(components, guide, model)
     examples = model.encode(data, columns, new_names=True)
-    columns = replace(columns, label_names=examples.label_names)
+    extra = model.limited(columns, examples).extra
+    columns = replace(columns, label_names=examples.label_names, extra=extra)
     held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
-    likelihood = model.likelihood.standardised(examples.labels)
+    likelihood = model.likelihood.standardised(examples.labels, examples.extra)
     if likelihood is not model.likelihood:
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)

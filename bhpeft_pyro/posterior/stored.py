@@ -41,7 +41,9 @@ _KNOWN: dict[str, Sequence[type]] = {
     "kinds": (peft.LoRA, peft.Adapter, peft.Prefix),
     "head": (Head, ClassifierHead),
     "likelihood": [
-        getattr(likelihoods, name) for name in likelihoods.__all__ if name != "Likelihood"
+        getattr(likelihoods, name)
+        for name in likelihoods.__all__
+        if name not in ("Function", "Likelihood")
     ],
 }
 

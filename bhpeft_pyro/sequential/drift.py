@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checks import COUNT, SEED
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
-from ..forecast import ClassForecast, RatingForecast
+from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import drawing
 from ..inference.loop import as_module
@@ -189,16 +189,22 @@ def check_samples(samples: int) -> int:
 
 
 def _simulate(forecast: AnyForecast, seed: int) -> Tensor:
-    """(S, N): for each draw of the weights one set of labels."""
+    """(S, N), or (S, N, K) for several labels: for each draw of the weights one set of labels."""
+    if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
+        return forecast.outcomes[..., 0]
     with drawing(seed):
         if isinstance(forecast, RatingForecast):
             return torch.normal(forecast.means, forecast.sds)
         assert forecast.samples is not None
+        if isinstance(forecast, LabelsForecast):
+            return torch.bernoulli(forecast.samples)
         return torch.distributions.Categorical(probs=forecast.samples).sample()
 
 
 def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
-    """(...) mean NLL of labels (..., N)."""
+    """(...) mean NLL of labels (..., N), or (..., N, K)."""
+    if isinstance(forecast, LabelsForecast):
+        return forecast.count * _nll(forecast.pairs, labels.flatten(-2))
     if isinstance(forecast, ClassForecast):
         logs = forecast.log_probabilities.expand(*labels.shape, -1)
         return -logs.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1).mean(-1)

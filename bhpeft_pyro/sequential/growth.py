@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import COUNT, shown
 from ..data import Examples
-from ..data.columns import by_name
+from ..data.classes import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -19,9 +20,13 @@ from bhpeft_pyro.model.likelihoods import (
     Categorical,
     HeteroscedasticNormal,
     Likelihood,
+    MultiLabel,
     MultipleChoice,
+    NegativeBinomial,
     Normal,
     OrderedLogistic,
+    Poisson,
+    StudentT,
 )
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_model, tiny_tokenizer
 
@@ -204,7 +209,128 @@ def test_classes_of_ones_own_are_counted_by_the_outputs() -> None:
         bh.fit(model, "normal", {"text": ["w5", "w6"], "label": [0, 2]}, progress=False)
 
 
+def test_several_labels_are_independent_given_the_weights() -> None:
+    outputs, labels = torch.randn(3, 5, 4), torch.randint(0, 2, (5, 4)).float()
+    found = log_prob(MultiLabel(), outputs, labels)
+    signs = (2 * labels - 1).numpy()
+    expected = special.log_expit(signs * outputs.numpy()).sum(-1)
+    torch.testing.assert_close(found, torch.from_numpy(expected))
+    assert MultiLabel().num_labels(4) == 4
+
+
+def test_student_t_is_in_units_of_spread_around_center() -> None:
+    outputs, ratings, log_scale = (
+        torch.randn(2, 5, 1),
+        3 + torch.randn(5),
+        torch.tensor([[-0.5], [0.3]]),
+    )
+    found = log_prob(StudentT(3.0, 2.0, df=5.0), outputs, ratings, {"noise.log_scale": log_scale})
+    middle, scale = 3 + 2 * outputs[..., 0].numpy(), 2 * log_scale.exp().numpy()
+    expected = stats.t.logpdf(ratings.numpy(), 5.0, middle, scale)
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_counts_grow_with_their_exposure(split: int) -> None:
+    outputs, counts = torch.randn(split, 6 // split, 1), torch.arange(6.0)
+    hours = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0, 7.0])
+    batch = bh.data.Batch({"input_ids": torch.ones(6, 1)}, counts, extra={"hours": hours}).split(
+        split
+    )
+    rates = (0.7 + outputs[..., 0].numpy()).ravel()
+    means = hours.numpy() * np.exp(rates)
+    found = Poisson(0.7, "hours").checked(outputs, {}, extra=batch.extra).log_prob(batch.labels)
+    expected = torch.from_numpy(stats.poisson.logpmf(counts.numpy(), means))
+    torch.testing.assert_close(found.flatten(), expected.float(), rtol=1e-4, atol=1e-4)
+    own = {"dispersion.log": torch.tensor(-0.4)}
+    likelihood = NegativeBinomial(0.7, "hours")
+    found = likelihood.checked(outputs, own, extra=batch.extra).log_prob(batch.labels)
+    size = math.exp(0.4)
+    expected = torch.from_numpy(stats.nbinom.logpmf(counts.numpy(), size, size / (size + means)))
+    torch.testing.assert_close(found.flatten(), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_counts_far_out_are_finite() -> None:
+    for output in (-500.0, 500.0):
+        outputs = torch.full((1, 1), output)
+        for likelihood, own in (
+            (Poisson(), {}),
+            (NegativeBinomial(), {"dispersion.log": torch.tensor(300.0)}),
+        ):
+            fit = likelihood.distribution(outputs, own)
+            assert fit.log_prob(torch.tensor([3.0])).isfinite().all() and fit.stddev > 0
+    wide = {"noise.log_scale": torch.tensor(-500.0)}
+    assert StudentT().distribution(torch.zeros(1, 1), wide).stddev > 0
+
+
+def test_the_unit_of_counts_is_their_mean_rate() -> None:
+    counts, hours = torch.tensor([2.0, 4.0, 6.0]), torch.tensor([1.0, 1.0, 4.0])
+    assert Poisson().standardised(counts).center == pytest.approx(math.log(4))
+    exposed = Poisson(exposure="hours").standardised(counts, {"hours": hours})
+    assert exposed.center == pytest.approx(math.log(2)) and exposed.exposure == "hours"
+    assert Poisson(1.5).standardised(counts) == Poisson(1.5)
+    assert Poisson().standardised(torch.zeros(3)).center == 0.0
+    assert NegativeBinomial().standardised(None).center == 0.0
+
+
+def test_a_function_of_the_outputs() -> None:
+    """Alone, and with a column of the data, against the ready Poisson."""
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1), tiny_tokenizer())
+    table = {"text": ["w5", "w6", "w7"], "label": [0, 2, 1], "hours": [1.0, 2.0, 0.5]}
+    ready = bh.Model(network, likelihood=Poisson(0.0))
+    own = bh.Model(network, likelihood=lambda outputs: dist.Poisson(outputs[..., 0].exp()))
+    with_hours = bh.Model(network, likelihood=Poisson(0.0, "hours"))
+    own_hours = bh.Model(
+        network,
+        likelihood=bh.likelihoods.Function(
+            lambda outputs, extra: dist.Poisson(extra["hours"] * outputs[..., 0].exp()),
+            columns=("hours",),
+        ),
+    )
+    weights = {"head.weight": torch.randn(4, 1, 1, 16), "head.bias": torch.randn(4, 1, 1)}
+    for one, other in ((ready, own), (with_hours, own_hours)):
+        values = []
+        for model in (one, other):
+            batch = next(model.encode(table).batches(3))
+            values.append(model.predictive(weights, batch).log_prob(batch.labels))
+        torch.testing.assert_close(*values)
+        assert values[0].shape == (4, 3)
+    batch = bh.data.Batch({"input_ids": torch.ones(2, 1, dtype=torch.long)})
+    with pytest.raises(LikelihoodError, match="reads the column 'hours', and the batch has no ext"):
+        own_hours.predictive(weights, batch)
+    with pytest.raises(LikelihoodError, match="expected an instance of a Likelihood"):
+        bh.Model(network, likelihood=Poisson)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", [-1.0, 2.5])
+def test_a_label_that_cannot_be_is_named_before_a_fit(label: float) -> None:
+    table = {"text": ["w5", "w6", "w7"], "label": [0.0, label, 1.0]}
+    model = tiny_model((), 1, likelihood=Poisson())
+    with pytest.raises(
+        DataError, match=f"'label', row 1: {label:g} has probability 0 under Poisson"
+    ):
+        model.encode(table)
+    assert tiny_model((), 1, likelihood=StudentT()).encode(table).labels is not None
+
+
+def test_a_distribution_of_another_kind_is_an_error() -> None:
+    for kind, function, expected in (
+        ("labels", lambda z: dist.Bernoulli(logits=z[..., 0]), r"dist.Bernoulli\(...\).to_event"),
+        ("class", lambda z: dist.Bernoulli(logits=z[..., 0]), "dist.Categorical over the classes"),
+        ("rating", lambda z: dist.Normal(z, 1.0).to_event(1), "a distribution of one number"),
+    ):
+        likelihood = bh.likelihoods.Function(function, kind)  # type: ignore[arg-type]
+        with pytest.raises(LikelihoodError, match=expected):
+            likelihood.checked(torch.zeros(5, 2), {})
+
+
 def test_option_errors() -> None:
+    with pytest.raises(LikelihoodError, match=r"StudentT: df=2\.0 must be a finite number above 2"):
+        StudentT(df=2.0)
+    with pytest.raises(LikelihoodError, match="Poisson: exposure=3 must be a str"):
+        Poisson(exposure=3)  # type: ignore[arg-type]
+    with pytest.raises(LikelihoodError, match="the exposure 'hours' must be above 0, got 0"):
+        Poisson(exposure="hours").of(torch.zeros(1, 1), {}, extra={"hours": torch.zeros(1)})
     for levels in (1, 3.7, "3"):
         with pytest.raises(LikelihoodError, match=f"levels={levels!r} must be an integer"):
             OrderedLogistic(levels)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bhpeft_pyro.errors import SaveError
-from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 from bhpeft_pyro.inference.predict import AnyForecast
 
 __all__ = ["Outcome"]
@@ -45,6 +45,7 @@ class Outcome:
         tensors: dict[str, Tensor] = {}
         for part, forecast in self.forecasts.items():
             named: dict[str, Tensor | None] = {"labels": forecast.labels}
+            assert not isinstance(forecast, LabelsForecast)  # no task has several labels a text
             if isinstance(forecast, RatingForecast):
                 named |= {"means": forecast.means, "sds": forecast.sds, "within": forecast.within}
             elif forecast.samples is None:

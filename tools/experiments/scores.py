@@ -59,6 +59,7 @@ def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
     if isinstance(forecast, ClassForecast):
         assert isinstance(validation, ClassForecast)
         return forecast.tempered(validation)[0]
+    assert isinstance(forecast, RatingForecast)
     assert isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
     factor, mean = error.square().mean().sqrt(), forecast.mean
@@ -140,6 +141,7 @@ def losses(forecast: AnyForecast) -> dict[str, Tensor]:
     labels, nll = forecast.observed(), nlls(forecast)
     if isinstance(forecast, ClassForecast):
         return {"accuracy": (forecast.label != labels).double(), "nll": nll}
+    assert isinstance(forecast, RatingForecast)
     return {"mse": (forecast.mean.double() - labels.double()).square(), "nll": nll}
 
 

@@ -1,0 +1,160 @@
+"""Classes in a table: one a text by name or number, or any number of them a text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import ClassLabel
+from torch import Tensor
+
+from ..checks import shown
+from ..errors import DataError
+from .columns import as_list, check_types, is_number, wrong
+
+__all__ = ["by_name", "name_of", "read_classes", "read_labels"]
+
+
+def name_of(value: Any) -> str:
+    """The name of a class that a file has as a number or truth value.
+
+    >>> name_of(3.0), name_of(True)
+    ('3', 'True')
+    """
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
+    """Labels by the names of the classes, where there are names and the labels determine them.
+
+    A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
+    truth values where all names are truth values. Other numbers are indices.
+    """
+    own = feature.names if isinstance(feature, ClassLabel) else None
+    if names is None or (own is not None and tuple(own) == tuple(names)):
+        return list(values)
+    if own is not None:
+        valid = range(len(own))
+        return [own[value] if value in valid else value for value in values]
+    if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
+        # A reader may have made 1.1 of "1.10", the class's name in another file.
+        known = {float(name): name for name in names if is_number(name)}
+        return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
+    return list(values)
+
+
+def _name_among(known: Mapping[float, str], value: float) -> Any:
+    if value != value:
+        return value
+    return name_of(value) if isinstance(value, bool) else known.get(value, name_of(value))
+
+
+def read_classes(
+    values: Sequence[Any],
+    column: str,
+    feature: object,
+    names: Sequence[str] | None,
+    num_labels: int | None,
+    new_names: bool,
+) -> tuple[Tensor, tuple[str, ...] | None, int]:
+    """(N,) int64 class indices, the names of the classes, and their number.
+
+    If `names` are not given and `new_names` are allowed, they come from a `ClassLabel` feature or
+    from the strings in the column (sorted).
+    """
+    if isinstance(feature, ClassLabel):
+        _check_range(values, column, len(feature.names))
+        if names is None and new_names:
+            names = feature.names
+    values = by_name(values, feature, names)
+    check_types(values, column, (int, str), 'an integer or a str; kind="rating" is real')
+    if isinstance(values[0], str):
+        empty = next((i for i, value in enumerate(values) if not value.strip()), None)
+        if empty is not None:
+            raise wrong(column, empty, "the label is empty")
+        if names is None and not new_names:
+            values = _numbers(values, column, num_labels)
+        else:
+            names = tuple(names or sorted(set(values)))
+            index = {name: k for k, name in enumerate(names)}
+            for i, value in enumerate(values):
+                if value not in index:
+                    raise wrong(column, i, f"{value!r} is not one of {names}")
+            values = [index[value] for value in values]
+    if names is not None and num_labels not in (None, len(names)):
+        raise DataError(
+            f"num_labels={num_labels}, but column {column!r} has the {len(names)} classes "
+            f"{tuple(names)}; label_names says which there are"
+        )
+    count = len(names) if names is not None else num_labels
+    _check_range(values, column, count)
+    labels = torch.tensor(values, dtype=torch.int64)
+    names = None if names is None else tuple(names)
+    return labels, names, int(labels.max()) + 1 if count is None else count
+
+
+def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
+    """Indices that a file has as text."""
+    for i, value in enumerate(values):
+        if not re.fullmatch(r"-?\d+", value):
+            until = "" if count is None else f" to {count - 1}"
+            what = f"{shown(value)} is a name, and the classes have none"
+            raise wrong(column, i, f"{what}; expected their numbers, 0{until}")
+    return [int(value) for value in values]
+
+
+def read_labels(
+    values: Sequence[Any],
+    column: str,
+    feature: object,
+    names: Sequence[str] | None,
+    num_labels: int | None,
+    new_names: bool,
+) -> tuple[Tensor, tuple[str, ...] | None, int]:
+    """(N, K) float32: 1 where a text has a label; the names of the labels, and their number.
+
+    A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Of a list of
+    `ClassLabel` it is a list of indices. Other arguments are those of `read_classes`.
+    """
+    cells = [as_list(value, column, i) for i, value in enumerate(values)]
+    check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, ClassLabel):
+        cells = [[*map(inner.int2str, cell)] for cell in cells]
+        names = inner.names if names is None and new_names else names
+    kinds = {type(each) for cell in cells for each in cell}
+    if kinds == {str} or (names is not None and not kinds):
+        if names is None and not new_names:
+            raise DataError(f"column {column!r} has names, and the labels of this model have none")
+        names = tuple(names or sorted({each for cell in cells for each in cell}))
+        known = set(names)
+        for i, cell in enumerate(cells):
+            if unknown := [each for each in cell if each not in known]:
+                raise wrong(column, i, f"{unknown[0]!r} is not one of {names}")
+        cells = [[int(name in cell) for name in names] for cell in cells]
+    count = len(names) if names is not None else num_labels or len(cells[0])
+    if num_labels not in (None, count):
+        raise DataError(
+            f"num_labels={num_labels}, but column {column!r} has the {count} labels {names}; "
+            "label_names says which there are"
+        )
+    if count < 2:
+        raise DataError(f"column {column!r}: {count} labels; expected two or more")
+    for i, cell in enumerate(cells):
+        if len(cell) != count or any(each not in (0, 1) for each in cell):
+            expected = f"names of labels, or {count} numbers 0 or 1"
+            raise wrong(column, i, f"{shown(cell)}; expected a list of {expected}")
+    labels = torch.tensor(cells, dtype=torch.float32)
+    return labels, None if names is None else tuple(names), count
+
+
+def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
+    for i, value in enumerate(values):
+        if value < 0 or (count is not None and value >= count):
+            limit = "0 or more" if count is None else f"0 to {count - 1}"
+            hint = "; label_names=(...) is for classes whose numbers are their names"
+            if value == -1:
+                hint = " (-1 marks rows without a label: use labelled=False)"
+            raise wrong(column, i, f"label {value}; expected {limit}{hint}")

@@ -1,0 +1,192 @@
+"""Forecasts of several labels a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, LikelihoodError
+from .base import Forecast, as_labels
+from .classes import ClassForecast
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["LabelsForecast"]
+
+Measure = Literal["epistemic", "aleatoric", "total"]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LabelsForecast(Forecast):
+    """A forecast of several labels a text; made by `from_draws`.
+
+    `total`, `aleatoric` and `epistemic` are sums over the K labels, of the entropies in nats that
+    `by_label` has one by one: each pair of a text and a label is a forecast of two classes.
+
+    Attributes:
+        pairs: the forecast of the N K pairs, of the classes "has not" and "has".
+        count: K.
+        label_names: names of the K labels, or None.
+        threshold: () or (K,) the probability above which a label is predicted.
+
+    >>> draws = torch.tensor([[[0.9, 0.2, 0.5]], [[0.9, 0.6, 0.5]]])  # 2 draws, 1 text, 3 labels
+    >>> forecast = LabelsForecast.from_draws(draws, label_names=["sport", "money", "art"])
+    >>> forecast.predicted
+    [['sport']]
+    >>> [round(value, 3) for value in forecast.by_label("epistemic")[0].tolist()]
+    [0.0, 0.086, 0.0]
+    """
+
+    pairs: ClassForecast
+    count: int
+    label_names: Sequence[str] | None = None
+    threshold: Tensor
+
+    def __post_init__(self) -> None:
+        self._check_rows(whole=False, shape=(len(self), self.count))
+        if self.labels is not None and not ((self.labels == 0) | (self.labels == 1)).all():
+            raise DataError("labels must be 0 or 1, one for each label")
+        if self.label_names is not None and len(self.label_names) != self.count:
+            raise DataError(
+                f"label_names has {len(self.label_names)} names for {self.count} labels"
+            )
+
+    @classmethod
+    def from_draws(
+        cls,
+        probabilities: Tensor,
+        *,
+        labels: Tensor | Sequence[Sequence[float]] | None = None,
+        texts: Sequence[str] | None = None,
+        label_names: Sequence[str] | None = None,
+        keep_samples: bool = False,
+    ) -> LabelsForecast:
+        """The mixture of S draws' probabilities (S, N, K) that a text has a label.
+
+        Raises:
+            LikelihoodError: `probabilities` is not such a tensor.
+            DataError: `labels`, `texts` or `label_names` do not match it.
+        """
+        if probabilities.dim() != 3:
+            raise LikelihoodError(
+                f"probabilities must be (S, N, K), got shape {tuple(probabilities.shape)}"
+            )
+        both = torch.stack([1 - probabilities, probabilities], -1).flatten(1, 2)
+        return cls(
+            pairs=ClassForecast.from_draws(both, keep_samples=keep_samples),
+            count=probabilities.shape[2],
+            threshold=torch.tensor(0.5),
+            labels=as_labels(labels),
+            texts=texts,
+            label_names=label_names,
+        )
+
+    @classmethod
+    def mixed(cls, components: Sequence[LabelsForecast]) -> LabelsForecast:
+        """The equal-weight mixture of forecasts of the same texts, by equally many draws."""
+        pairs = ClassForecast.mixed([each.pairs for each in components])
+        return replace(components[0], pairs=pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs) // self.count
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(N, K) E[p], the mean of the draws' probabilities that a text has a label."""
+        return self.pairs.probabilities[:, 1].reshape(-1, self.count)
+
+    def by_label(self, measure: Measure) -> Tensor:
+        """(N, K) the uncertainty of each label, in nats."""
+        values: Tensor = getattr(self.pairs, measure)
+        return values.reshape(-1, self.count)
+
+    @property
+    def total(self) -> Tensor:
+        """(N,) entropy of E[p], summed over labels."""
+        return self.by_label("total").sum(-1)
+
+    @property
+    def aleatoric(self) -> Tensor:
+        """(N,) mean of the draws' entropies, summed over labels."""
+        return self.by_label("aleatoric").sum(-1)
+
+    @property
+    def epistemic(self) -> Tensor:
+        """(N,) total - aleatoric."""
+        return self.by_label("epistemic").sum(-1)
+
+    @property
+    def between(self) -> Tensor | None:
+        """(N,) the part of `epistemic` that is disagreement between components, if known."""
+        between = self.pairs.between
+        return None if between is None else between.reshape(-1, self.count).sum(-1)
+
+    @property
+    def samples(self) -> Tensor | None:
+        """(S, N, K) the draws, if kept."""
+        draws = self.pairs.samples
+        return None if draws is None else draws[..., 1].unflatten(1, (-1, self.count))
+
+    @property
+    def label(self) -> Tensor:
+        """(N, K) bool, the labels predicted: those more probable than the threshold."""
+        return self.probabilities > self.threshold
+
+    @property
+    def predicted(self) -> list[list[str]] | list[list[int]]:
+        """For each text the labels predicted, by name, or by number if they have no names."""
+        return self._named(self.label)
+
+    def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
+        """The same forecast, with another threshold for all labels, or one for each (K,)."""
+        given = torch.as_tensor(threshold, dtype=torch.float32)
+        if given.shape not in ((), (self.count,)) or not ((given >= 0) & (given <= 1)).all():
+            raise DataError(
+                f"threshold={threshold}; expected a number in 0..1, or {self.count} of them"
+            )
+        return replace(self, threshold=given)
+
+    def best_threshold(self) -> Tensor:
+        """(K,) thresholds with the highest F1 of each label; for other texts than these.
+
+        They lie midway between probabilities; for a label that no text has it is 1.
+        """
+        truth, found = self.observed().double(), []
+        for p, has in zip(self.probabilities.double().T, truth.T, strict=True):
+            values, order = p.sort(descending=True)
+            right = has[order].cumsum(0)
+            # F1 = 2 TP / (predicted + there are), if the most probable 1, 2, ... N have the label.
+            f1 = 2 * right / (torch.arange(1, len(p) + 1) + has.sum())
+            lower = torch.cat([values[1:], values.new_zeros(1)])
+            f1[values == lower] = -1.0  # equal ones cannot be told apart
+            best = int(f1.argmax())
+            found.append((values[best] + lower[best]) / 2 if has.any() else torch.ones_like(p[0]))
+        return torch.stack(found).float()
+
+    def to_dataset(self) -> Dataset:
+        """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""
+        from datasets import Dataset  # slow to import, and seldom needed
+
+        columns = self._columns(*self.measures, "probabilities")
+        if self.labels is not None:
+            columns["label"] = self._named(self.labels == 1)
+        columns["prediction"] = self.predicted
+        return Dataset.from_dict(columns)
+
+    def __repr__(self) -> str:
+        return (
+            f"LabelsForecast: {len(self)} texts, {self.count} labels, {self.pairs.draws} draws\n"
+            f"  labels predicted per text {self.label.double().sum(-1).mean():.2f}\n"
+            f"  mean uncertainty (nats) {self.total.mean():.4f} = "
+            f"{self.aleatoric.mean():.4f} aleatoric + {self.epistemic.mean():.4f} epistemic"
+        )
+
+    def _named(self, there: Tensor) -> list[list[str]] | list[list[int]]:
+        numbers: list[list[int]] = [row.nonzero().flatten().tolist() for row in there]
+        names = self.label_names
+        return numbers if names is None else [[names[k] for k in row] for row in numbers]

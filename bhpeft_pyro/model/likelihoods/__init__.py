@@ -1,0 +1,25 @@
+"""Likelihoods: from a network's outputs to a distribution over labels.
+
+Each is a small class with `outputs` (how many numbers the head must give for each example), `sites`
+(its own random tensors, real-valued, with a prior like any other) and
+`distribution(outputs, weights)`.
+"""
+
+from .classes import Categorical, MultiLabel, MultipleChoice, OrderedLogistic
+from .counts import NegativeBinomial, Poisson
+from .likelihood import Function, Likelihood
+from .ratings import HeteroscedasticNormal, Normal, StudentT
+
+__all__ = [
+    "Categorical",
+    "Function",
+    "HeteroscedasticNormal",
+    "Likelihood",
+    "MultiLabel",
+    "MultipleChoice",
+    "NegativeBinomial",
+    "Normal",
+    "OrderedLogistic",
+    "Poisson",
+    "StudentT",
+]

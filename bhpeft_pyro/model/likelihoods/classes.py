@@ -1,0 +1,139 @@
+"""Classes, ordered classes, several labels a text, and multiple choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.nn import functional
+
+from ...checks import Number, check_fields
+from ...errors import LikelihoodError
+from ...peft.sites import Site, zeros
+from .likelihood import Likelihood
+
+__all__ = ["Categorical", "MultiLabel", "MultipleChoice", "OrderedLogistic"]
+
+
+@dataclass(frozen=True)
+class Categorical(Likelihood):
+    """Classes, by the softmax of one output for each class.
+
+    >>> Categorical().distribution(torch.zeros(2, 4), {}).probs[0].tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
+
+    kind, softmax = "class", True
+
+    def num_labels(self, outputs: int) -> int | None:
+        return outputs
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        return dist.Categorical(logits=outputs)
+
+
+@dataclass(frozen=True)
+class OrderedLogistic(Likelihood):
+    """Ordered classes such as stars: one output, compared with learnt cutpoints.
+
+    P(label <= k) = sigmoid(cutpoint_k - output): the proportional-odds model (McCullagh 1980). The
+    site "cutpoints" (levels - 1,) holds their centre and the logarithms of the steps between them,
+    which keeps them in order; a prior around 0 favours neither end.
+
+    Args:
+        levels: the number of classes, 0 to levels - 1 in their order.
+
+    Raises:
+        LikelihoodError: `levels` is not a whole number of at least 2.
+
+    >>> likelihood = OrderedLogistic(3)
+    >>> weights = {"cutpoints": torch.tensor([0.0, 0.6931472])}
+    >>> likelihood.cutpoints(weights).round(decimals=4).tolist()
+    [-1.0, 1.0]
+    """
+
+    levels: int
+    kind = "class"
+    outputs = 1
+
+    def __post_init__(self) -> None:
+        levels = Number(least=2, whole=True)
+        check_fields(self, {"levels": levels}, "OrderedLogistic", LikelihoodError)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        shape, unit = (self.levels - 1,), torch.ones(1)
+        # Equal shares for an output of 0 would need logit-spaced cutpoints; unit steps centred
+        # on 0 are near enough to start from.
+        return (Site("cutpoints", shape, ("label",), unit, zeros(shape, unit)),)
+
+    def num_labels(self, outputs: int) -> int | None:
+        return self.levels
+
+    def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """`(*P, levels - 1)`, increasing."""
+        raw = weights["cutpoints"]
+        places = functional.pad(raw[..., 1:].exp().cumsum(-1), (1, 0))
+        return raw[..., :1] + places - places.mean(-1, keepdim=True)
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        above = self.cutpoints(weights) - outputs[..., :1]
+        # P(l < x < u) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)): in logarithms, as a difference of
+        # probabilities near 1 is 0 and has no gradient.
+        ends = torch.zeros_like(above[..., :1])
+        below_upper = torch.cat([functional.logsigmoid(above), ends], -1)
+        above_lower = torch.cat([ends, functional.logsigmoid(-above)], -1)
+        steps = weights["cutpoints"][..., 1:].exp()
+        width = (-torch.expm1(-steps)).clamp_min(torch.finfo(steps.dtype).tiny).log()
+        logits = below_upper + above_lower + functional.pad(width, (1, 1))
+        return dist.Categorical(logits=logits)
+
+
+@dataclass(frozen=True)
+class MultipleChoice(Likelihood):
+    """The right one of C texts: one output for each, and the softmax over those that exist.
+
+    >>> scores = torch.tensor([[[0.], [0.], [5.]]])
+    >>> exist = torch.tensor([[True, True, False]])
+    >>> MultipleChoice().distribution(scores, {}, exist).probs.tolist()
+    [[0.5, 0.5, 0.0]]
+    """
+
+    kind, softmax = "choice", True
+    outputs = 1
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        scores = outputs[..., 0]
+        if choices is not None:
+            # Draws that share the batch out hold B/S examples each.
+            exist = choices.reshape(-1, *scores.shape[-2:]) if scores.dim() > 2 else choices
+            scores = scores.masked_fill(~exist, -torch.inf)
+        return dist.Categorical(logits=scores)
+
+
+@dataclass(frozen=True)
+class MultiLabel(Likelihood):
+    """Any number of labels a text: one output for each label, the logit that the text has it.
+
+    Given the weights, labels are independent.
+
+    >>> MultiLabel().distribution(torch.zeros(2, 4), {}).mean[0].tolist()
+    [0.5, 0.5, 0.5, 0.5]
+    """
+
+    kind = "labels"
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        return dist.Bernoulli(logits=outputs).to_event(1)

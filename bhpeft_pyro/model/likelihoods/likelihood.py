@@ -1,0 +1,217 @@
+"""What every likelihood defines, and one from a function."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Self
+
+import pyro
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution
+
+from ...data.batch import Batch
+from ...data.columns import Kind
+from ...distributions import base_of
+from ...errors import LikelihoodError
+from ...peft.sites import Site
+
+__all__ = ["NO_EXTRA", "Extra", "Function", "Likelihood"]
+
+Extra = Mapping[str, Tensor]
+"""Further columns of the data by name, each (B,), or (S, B/S) where S draws share the batch."""
+
+NO_EXTRA: Extra = MappingProxyType({})
+
+
+_KINDS: dict[Kind, tuple[type, str]] = {
+    "class": (Categorical, "dist.Categorical over the classes (of two too: with Head(2))"),
+    "choice": (Categorical, "dist.Categorical over the choices"),
+    "labels": (Bernoulli, "dist.Bernoulli(...).to_event(1) over the labels"),
+    "rating": (Distribution, "a distribution of one number"),
+}
+
+
+class Likelihood(ABC):
+    """p(label | outputs, own weights). For one of your own, derive and define `distribution`.
+
+    Attributes:
+        kind: what a label is: "class", "labels" (any number of them), "rating" (a number) or
+            "choice" (the right one of several texts).
+        outputs: how many outputs it needs from the head; None: any number.
+        constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
+            noise that no output changes. Under Normal weights they are then Normal themselves,
+            and predictions have a closed form.
+        unit: the size of an output of 1 in the labels' own unit.
+        softmax: whether only differences between the outputs matter, those of classes or of
+            choices. Derivatives by the weights then take one backward pass less.
+        columns: further columns of numbers that it reads, such as an exposure or a rater.
+            `distribution` gets them by name as its argument `extra`; they broadcast against
+            `outputs[..., 0]`.
+
+    >>> import pyro.distributions as dist
+    >>> class Counts(Likelihood):
+    ...     kind, outputs = "rating", 1
+    ...     def distribution(self, outputs, weights, choices=None):
+    ...         return dist.Poisson(outputs[..., 0].exp())
+    >>> Counts().distribution(torch.zeros(7, 5, 1), {}).batch_shape  # 7 draws, 5 examples
+    torch.Size([7, 5])
+    """
+
+    kind: Kind
+    outputs: int | None = None
+    constant_noise: bool = False
+    unit: float = 1.0
+    softmax: bool = False
+    columns: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The likelihood's own random tensors."""
+        return ()
+
+    def start(self, labels: Tensor) -> dict[str, Tensor]:
+        """Starting values of its sites for a point estimate, given (N,) labels.
+
+        Sites that are left out start as they say themselves.
+        """
+        return {}
+
+    def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
+        """The likelihood in the unit of (N,) labels, which `fit` gives it in the first round.
+
+        What its user has given stays. Without labels, it is as without a fit. `extra` has the
+        columns of the data, (N,) each.
+        """
+        return self
+
+    @abstractmethod
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        """The distribution of the labels.
+
+        Args:
+            outputs: `(*P, B, outputs)`, or `(*P, B, C, outputs)` for C choices, with any particle
+                dims P.
+            weights: for each of its own sites `(*P, 1, *site.shape)`, or `site.shape` alone.
+            choices: (B, C) bool, True where a choice exists; None if all do.
+
+        Returns:
+            A distribution of batch shape `(*P, B)`: over classes or choices a `dist.Categorical`,
+            over K labels a `dist.Bernoulli` of event shape (K,).
+        """
+
+    def num_labels(self, outputs: int) -> int | None:
+        """The number of classes or labels when the head gives `outputs` numbers; None if it is not
+        known.
+
+        By default one output for each, if there are several.
+        """
+        return outputs if self.kind in ("class", "labels") and outputs > 1 else None
+
+    def of(
+        self,
+        outputs: Tensor,
+        weights: Mapping[str, Tensor],
+        choices: Tensor | None = None,
+        extra: Extra = NO_EXTRA,
+    ) -> TorchDistribution:
+        """`distribution`, with those of the extra columns that it reads.
+
+        Raises:
+            LikelihoodError: one of them is missing.
+        """
+        if not self.columns:
+            return self.distribution(outputs, weights, choices)
+        if missing := [name for name in self.columns if name not in extra]:
+            raise LikelihoodError(
+                f"{type(self).__name__}: it reads the column {missing[0]!r}, and the batch has "
+                f"{', '.join(map(repr, extra)) or 'no extra columns'}"
+            )
+        own: dict[str, Any] = {"extra": {name: extra[name] for name in self.columns}}
+        return self.distribution(outputs, weights, choices, **own)
+
+    def checked(
+        self,
+        outputs: Tensor,
+        weights: Mapping[str, Tensor],
+        choices: Tensor | None = None,
+        extra: Extra = NO_EXTRA,
+    ) -> TorchDistribution:
+        """`distribution`, after a check that it has one label for each example.
+
+        Its own weights may be `(*P, *shape)` or, as `distribution` gets them, `(*P, 1, *shape)`.
+
+        Raises:
+            LikelihoodError: the batch shape is another, or the distribution is not of the kind.
+        """
+        expected = outputs.shape[: -2 if self.kind == "choice" else -1]
+        own = dict(weights)
+        for site in self.sites:
+            value = weights[site.name]
+            lead = tuple(value.shape[: value.dim() - site.ndim])
+            if lead and (len(lead) < len(expected) or lead[-1] != 1):
+                lead = (*lead, 1)  # the place of the examples
+                own[site.name] = value.reshape(*lead, *site.shape)
+            expected = torch.broadcast_shapes(expected, lead)
+        distribution = self.of(outputs, own, choices, extra)
+        if distribution.batch_shape != expected:
+            raise LikelihoodError(
+                f"{type(self).__name__}: its distribution has batch shape "
+                f"{tuple(distribution.batch_shape)}, expected (*P, B) = {tuple(expected)} for "
+                f"outputs of shape {tuple(outputs.shape)}; did you take outputs[..., 0]?"
+            )
+        what, expected_kind = _KINDS[self.kind]
+        events = len(distribution.event_shape)
+        if not isinstance(base_of(distribution), what) or events != (self.kind == "labels"):
+            raise LikelihoodError(
+                f"{type(self).__name__}: its distribution is {type(distribution).__name__}; "
+                f"expected {expected_kind}, which kind={self.kind!r} has"
+            )
+        return distribution
+
+    def __call__(self, outputs: Tensor, batch: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+        """Observe the batch's labels, scaled to the whole data set (N / B), or sample some."""
+        distribution = self.checked(outputs, weights, batch.choices, batch.extra)
+        shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
+        size = len(batch) if batch.size is None else batch.size
+        subsample = torch.arange(shown, device=outputs.device)
+        with pyro.plate("data", size, subsample=subsample, dim=-1):
+            return pyro.sample("label", distribution, obs=batch.labels)
+
+
+@dataclass(frozen=True)
+class Function(Likelihood):
+    """Labels by a function from outputs to any of Pyro's distributions.
+
+    `Model(network, likelihood=function)` makes one of the function alone. For random weights of its
+    own, derive from `Likelihood`.
+
+    Args:
+        function: from `(*P, B, outputs)` to a distribution of batch shape `(*P, B)`. If there are
+            `columns`, they are its second argument, by name.
+        kind, columns: as for `Likelihood`.
+
+    >>> import pyro.distributions as dist
+    >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))
+    >>> waits.distribution(torch.zeros(7, 5, 1), {}).mean.shape
+    torch.Size([7, 5])
+    """
+
+    function: Callable[..., TorchDistribution]
+    kind: Kind = "rating"
+    columns: tuple[str, ...] = ()
+
+    def distribution(
+        self,
+        outputs: Tensor,
+        weights: Mapping[str, Tensor],
+        choices: Tensor | None = None,
+        extra: Extra = NO_EXTRA,
+    ) -> TorchDistribution:
+        return self.function(outputs, extra) if self.columns else self.function(outputs)

@@ -1,0 +1,155 @@
+"""Ratings: real numbers with Normal noise, or with a few that are far off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.nn import functional
+
+from ...checks import Number, check_fields
+from ...errors import LikelihoodError
+from ...peft.sites import Site, zeros
+from .likelihood import NO_EXTRA, Extra, Likelihood
+
+__all__ = ["HeteroscedasticNormal", "Normal", "StudentT"]
+
+_MOST = 20.0  # of a log scale: under a wide posterior it would become 0
+
+
+@dataclass(frozen=True)
+class _Ratings(Likelihood):
+    """Ratings whose mean is `center` + `spread` times the first output."""
+
+    center: float | None = None
+    spread: float | None = None
+    kind = "rating"
+
+    def __post_init__(self) -> None:
+        rules = {"center": Number(none=True), "spread": Number(above=0, none=True)}
+        check_fields(self, rules, type(self).__name__, LikelihoodError)
+
+    @property
+    def unit(self) -> float:  # type: ignore[override]
+        return 1.0 if self.spread is None else self.spread
+
+    def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
+        if self.center is not None and self.spread is not None:
+            return self
+        given = torch.tensor([-1.0, 1.0]) if labels is None else labels.double()
+        center = given.mean().item() if self.center is None else self.center
+        spread = given.std(correction=0).item() if self.spread is None else self.spread
+        return replace(self, center=center, spread=spread or 1.0)  # ratings may all be the same
+
+    def _normal(self, outputs: Tensor, noise: Tensor) -> TorchDistribution:
+        return dist.Normal((self.center or 0.0) + self.unit * outputs[..., 0], self.unit * noise)
+
+
+@dataclass(frozen=True)
+class _OneScale(_Ratings):
+    """Ratings with one noise scale, spread * exp(s) with s the site "noise.log_scale" ()."""
+
+    outputs = 1
+
+    def start(self, labels: Tensor) -> dict[str, Tensor]:
+        """The noise of a constant prediction: the labels' sd."""
+        sd = labels.float().std().clamp_min(1e-3 * self.unit)
+        return {"noise.log_scale": (sd / self.unit).log()}
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        unit = torch.tensor(1.0)
+        return (Site("noise.log_scale", (), (), unit, zeros((), unit)),)
+
+
+@dataclass(frozen=True)
+class Normal(_OneScale):
+    """Ratings with one learnt noise scale for all texts.
+
+    mean = center + spread * output, sd = spread * exp(s) with s the site "noise.log_scale" ().
+
+    Args:
+        center, spread: the middle of the ratings and a typical distance from it, in the ratings'
+            own unit, so that outputs and their priors are of order one. None is the mean and the
+            sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
+
+    Raises:
+        LikelihoodError: `center` is no finite number, or `spread` no positive one.
+
+    >>> fit = Normal(center=3., spread=2.).distribution(
+    ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
+    >>> fit.mean.item(), fit.stddev.item()
+    (3.0, 2.0)
+    """
+
+    constant_noise = True
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        return self._normal(outputs, weights["noise.log_scale"].exp())
+
+
+@dataclass(frozen=True)
+class HeteroscedasticNormal(_Ratings):
+    """Ratings with a noise scale for each text, which a second output gives.
+
+    mean = center + spread * output_0; sd is spread at output_1 = 0 and grows with output_1.
+
+    Args:
+        center, spread: as for `Normal`.
+
+    Raises:
+        LikelihoodError: as for `Normal`.
+
+    >>> HeteroscedasticNormal().distribution(torch.zeros(1, 2), {}).stddev.round(decimals=3).item()
+    1.0
+    """
+
+    outputs = 2
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
+        return self._normal(outputs, functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4)
+
+
+@dataclass(frozen=True)
+class StudentT(_OneScale):
+    """Ratings of which a few are far off: Student's t, with one learnt scale for all texts.
+
+    center + spread * output is the middle, and the scale is spread * exp(s) with s the site
+    "noise.log_scale" ().
+
+    Args:
+        center, spread: as for `Normal`.
+        df: the degrees of freedom, above 2 so that there is an sd; 4 has far heavier tails than a
+            Normal, 30 hardly any.
+
+    Raises:
+        LikelihoodError: as for `Normal`; or `df` is not above 2.
+
+    >>> fit = StudentT(center=3., spread=2.).distribution(
+    ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
+    >>> fit.mean.item(), round(fit.stddev.item(), 3)
+    (3.0, 2.828)
+    """
+
+    df: float = 4.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, {"df": Number(above=2)}, "StudentT", LikelihoodError)
+
+    def distribution(
+        self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
+    ) -> TorchDistribution:
+        middle = (self.center or 0.0) + self.unit * outputs[..., 0]
+        scale = weights["noise.log_scale"].clamp(-_MOST, _MOST).exp()
+        return dist.StudentT(self.df, middle, self.unit * scale)

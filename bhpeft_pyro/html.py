@@ -4,7 +4,7 @@ nothing from elsewhere. Every text in it is escaped."""
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
 from io import BytesIO
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from . import plots
 from .forecast import ClassForecast, Forecast
-from .guides.guide import title
 from .inference.report import FitReport
 from .options import FitOptions
 from .peft.sites import Site
@@ -32,7 +31,6 @@ __all__ = [
     "model_html",
     "page",
     "png",
-    "posterior_facts",
     "posterior_html",
     "report_html",
     "sites_html",
@@ -108,13 +106,13 @@ def sites_html(sites: Sequence[Site]) -> str:
 
 def model_html(model: Model) -> str:
     """What a model is made of, and its sites."""
-    facts = _model_facts(model) | {"prior": str(model.prior)}
+    facts = model.facts | {"prior": str(model.prior)}
     return table((), facts.items()) + sites_html(model.sites)
 
 
 def posterior_html(posterior: Posterior) -> str:
     """What a posterior is of, and the report of its last round."""
-    facts = table((), posterior_facts(posterior).items())
+    facts = table((), posterior.facts.items())
     return facts + (report_html(posterior.report) if posterior.lineage else "")
 
 
@@ -163,24 +161,3 @@ def forecast_plots(forecast: Forecast) -> str:
         found["Quality of the rest when the least certain are rejected"] = plots.rejection
     found["Epistemic and aleatoric uncertainty"] = plots.epistemic_aleatoric
     return "\n".join(image(words, partial(draw, forecast)) for words, draw in found.items())
-
-
-def posterior_facts(posterior: Posterior) -> Mapping[str, str]:
-    """What a posterior is of."""
-    names, parts = posterior.columns.label_names, posterior.components
-    guide = title(parts[0].guide)
-    facts = _model_facts(posterior.model) | {
-        "guide": guide if parts[0] is posterior else f"{len(parts)} x {guide}",
-        "rounds": str(len(posterior.lineage)),
-    }
-    return facts | ({"classes": ", ".join(names)} if names else {})
-
-
-def _model_facts(model: Model) -> dict[str, str]:
-    network = model.network
-    return {
-        "backbone": network.backbone.config._name_or_path or "unnamed",
-        "PEFT": ", ".join(kind.name for kind in network.kinds) or "none, only the head",
-        "random weights": f"{sum(site.numel for site in model.sites):,}",
-        "likelihood": str(model.likelihood),
-    }

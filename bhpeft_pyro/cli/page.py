@@ -26,7 +26,7 @@ def page(posterior: Posterior, run: Path, data: str | None, samples: int | None,
     """
 
     def body() -> Iterator[str]:
-        yield html.table((), html.posterior_facts(posterior).items())
+        yield html.table((), posterior.facts.items())
         if data is not None:
             yield from _test(posterior, data, samples, seed)
         if posterior.model.network.kinds:

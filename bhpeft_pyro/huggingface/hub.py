@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from .. import __version__
 from ..files import write
-from ..guides.guide import title
 from ..posterior.posterior import Posterior
 
 __all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
@@ -34,31 +33,24 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     >>> print(card(posterior, "me/reviews").data.library_name)
     bhpeft_pyro
     """
-    network, part = posterior.model.network, posterior.components[0]
-    kind = posterior.model.likelihood.kind
-    name = network.backbone.config._name_or_path
+    name = posterior.model.network.backbone.config._name_or_path
     on_hub = bool(name) and not Path(name).exists()
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=name if on_hub else None,
-        pipeline_tag=None if kind == "choice" else _PIPELINE,
+        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else _PIPELINE,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted({each.rpartition("/")[2] for each in metrics}) or None,
     )
-    many = len(posterior.components)
+    backbone = name if on_hub else type(posterior.model.network.backbone).__name__
     facts: dict[str, Any] = {
         "repo": repo,
         "needs": "" if name else ", backbone, tokenizer=tokenizer",
-        "backbone": name if on_hub else type(network.backbone).__name__,
-        "peft": ", ".join(each.name for each in network.kinds) or "no PEFT weights",
-        "weights": f"{sum(site.numel for site in posterior.model.sites):,}",
-        "likelihood": str(posterior.model.likelihood),
-        "guide": f"{many} x {title(part.guide)}" if many > 1 else title(part.guide),
-        "labels": ", ".join(posterior.columns.label_names or ()),
-        "version": __version__,
+        "backbone": backbone,
+        "facts": posterior.facts | {"backbone": backbone, "bhpeft_pyro": __version__},
         "rounds": posterior.lineage,
-        "metrics": list(metrics.items()),
+        "metrics": metrics,
     }
     return ModelCard.from_template(data, template_path=str(_TEMPLATE), **facts)
 

@@ -90,6 +90,17 @@ class Model(PyroModule):
         own = (site.to(self.network.device) for site in self.likelihood.sites)
         return Sites((*self.network.sites, *own))
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is made of, in words: backbone, PEFT kinds, random weights and likelihood."""
+        network = self.network
+        return {
+            "backbone": network.backbone.config._name_or_path or "unnamed",
+            "PEFT": ", ".join(kind.name for kind in network.kinds) or "none, only the head",
+            "random weights": f"{sum(site.numel for site in self.sites):,}",
+            "likelihood": str(self.likelihood),
+        }
+
     def _repr_html_(self) -> str:
         from ..html import model_html  # matplotlib is slow to import
 

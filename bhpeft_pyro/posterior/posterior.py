@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
-from ..data import Columns, Examples
+from ..data import Examples
 from ..errors import ConfigError
 from ..forecast.metrics import evaluate
-from ..guides import (
-    DrawsGuide,
-    FunctionGuide,
-    GuideLike,
-    MixtureGuide,
-    PyroGuide,
-    check_made_for,
-)
+from ..guides import GuideLike, MixtureGuide
 from ..guides.guide import prior_of, title
 from ..inference.draws import draw
-from ..inference.loop import Callback, OptimizerFactory, as_module
+from ..inference.loop import Callback, OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
-from ..model.model import Model, check_model
+from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
 from . import io
@@ -57,87 +48,21 @@ class Posterior(PosteriorState):
         coreset: what replay keeps, if anything.
     """
 
-    @classmethod
+    @staticmethod
     def of(
-        cls,
-        model: Model,
-        guide: nn.Module | Callable[..., Any],
-        data: object | None = None,
-        columns: Columns = Columns(),
+        model: Model, guide: nn.Module | Callable[..., Any], *args: Any, **how: Any
     ) -> Posterior:
-        """A posterior of a guide that `fit` has not trained, but for example Pyro's `SVI`.
+        """A posterior of a guide that `fit` has not trained; see `posterior.elsewhere.of`."""
+        from .elsewhere import of
 
-        Args:
-            model: the model that the guide was trained on.
-            guide: any guide. A function's parameters are taken from Pyro's global store. One of
-                Pyro's autoguides becomes a `guides.PyroGuide`, with a copy of its parameters, so
-                that it can be saved and updated.
-            data: what it has learnt, for the report, the names of the classes, and so that an
-                update does not learn them again.
-            columns: how data are read.
+        return of(model, guide, *args, **how)
 
-        Raises:
-            ConfigError: `model` or `guide` is none.
-            GuideError: the guide has no parameters, or was made for another model.
+    @staticmethod
+    def from_draws(model: Model, draws: Mapping[str, Tensor], *args: Any, **how: Any) -> Posterior:
+        """A posterior of draws of any sampler; see `posterior.elsewhere.from_draws`."""
+        from .elsewhere import from_draws
 
-        >>> from bhpeft_pyro.guides import NormalGuide
-        >>> from bhpeft_pyro.testing import tiny_model
-        >>> model = tiny_model()
-        >>> Posterior.of(model, NormalGuide(model)).predict(["w5 w6"]).probabilities.shape
-        torch.Size([1, 2])
-        """
-        check_model(model)
-        made: nn.Module = as_module(guide)
-        if isinstance(made, FunctionGuide):
-            made.load_store()
-        elif isinstance(made, AutoGuide):
-            made = PyroGuide.of(model, made)
-        check_made_for(model, made)
-        report = FitReport(0, "", FitOptions())
-        if data is not None:
-            examples = model.encode(data, columns, new_names=True)
-            columns = replace(columns, label_names=examples.label_names)
-            report = FitReport(len(examples), examples.fingerprint, FitOptions())
-        return Posterior(model, made, (report,), columns, model.prior)
-
-    @classmethod
-    def from_draws(
-        cls,
-        model: Model,
-        draws: Mapping[str, Tensor],
-        data: object | None = None,
-        columns: Columns = Columns(),
-        *,
-        chains: bool = False,
-    ) -> Posterior:
-        """A posterior of draws of any sampler: NUTS, SGLD, importance resampling.
-
-        Its `as_prior` is independent Normals with the draws' means and sds; `update` needs a
-        `guide` to train, such as "normal".
-
-        Args:
-            model: the model that was sampled.
-            draws: for each latent `(S, *shape)`, as `MCMC.get_samples()` returns.
-            data, columns: as for `of`.
-            chains: the draws are `(C, S, *shape)`, of C chains, as
-                `get_samples(group_by_chain=True)` returns; each becomes a component.
-
-        Raises:
-            GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
-
-        >>> import torch
-        >>> from bhpeft_pyro.testing import tiny_model
-        >>> model = tiny_model(())
-        >>> draws = {site.name: torch.randn(20, *site.shape) for site in model.sites}
-        >>> Posterior.from_draws(model, draws).predict(["w5 w6"]).probabilities.shape
-        torch.Size([1, 2])
-        """
-        if not chains:
-            return cls.of(model, DrawsGuide.of(model, draws), data, columns)
-        count = len(next(iter(draws.values())))
-        every = [{name: value[i] for name, value in draws.items()} for i in range(count)]
-        parts = [cls.from_draws(model, each, data, columns) for each in every]
-        return MixturePosterior.joined(parts, parts[0].report.options)
+        return from_draws(model, draws, *args, **how)
 
     @property
     def components(self) -> tuple[Posterior, ...]:
@@ -155,14 +80,20 @@ class Posterior(PosteriorState):
             raise ConfigError("this posterior has no report: its guide was not fitted by bh.fit")
         return self.lineage[-1]
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What it is of, in words: those of the model, the guide, the rounds and the classes."""
+        names, parts = self.columns.label_names, self.components
+        guide = title(parts[0].guide)
+        guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
+        found = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
+        return found | ({"classes": ", ".join(names)} if names else {})
+
     def __repr__(self) -> str:
-        parts = self.components
-        kind = title(parts[0].guide)
-        if parts[0] is not self:
-            kind = f"{len(parts)} x {kind}"
+        kind, guide = type(self).__name__, self.facts["guide"]
         if not self.lineage:
-            return f"{type(self).__name__}(no round, {kind})"
-        return f"{type(self).__name__}(round {len(self.lineage)}, {kind})\n{self.report}"
+            return f"{kind}(no round, {guide})"
+        return f"{kind}(round {len(self.lineage)}, {guide})\n{self.report}"
 
     def _repr_html_(self) -> str:
         from ..html import posterior_html  # matplotlib is slow to import

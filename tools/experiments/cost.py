@@ -156,7 +156,7 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
     note = (
         f"Commit {distinct(results, 'commit')}; {backbone}, {CLASSES} classes; {batch_size} texts "
         f"of {length} tokens a step. Steps are timed in turn with those of {_PEER}: medians of "
-        f"{rounds} ratios. Memory is the peak of the tensors of two steps, frozen weights included. "
+        f"{rounds} ratios. Memory is that of the frozen weights, and at most of a step's tensors. "
         "An ensemble's step is one member's, and a step of the default guide one component's; "
         "each component predicts in one pass forwards and one backwards for each class but one. "
         f"Mean ± standard error over {len(results)} measurements."

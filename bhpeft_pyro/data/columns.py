@@ -84,10 +84,12 @@ class Columns:
                 raise ConfigError(
                     f"columns: {', '.join(map(repr, given))} must be different columns"
                 )
-        classes = self.label_names
+        classes: Any = self.label_names
         if classes is None:
             return
-        if not isinstance(classes, Sequence | np.ndarray) or isinstance(classes, str):
+        if isinstance(classes, np.ndarray):
+            classes = classes.tolist()  # which is no list if it has no dimensions
+        if not isinstance(classes, Sequence) or isinstance(classes, str):
             raise ConfigError(f"label_names={shown(classes)}; expected a sequence of str")
         classes = [string("label_names", name) for name in classes]
         if len(classes) < 2 or len(set(classes)) < len(classes):

@@ -6,8 +6,8 @@ folder holds either the old posterior or the new one. One process at a time writ
 any number may read.
 
 `FORMAT` goes up when a file would be misread by another version of the package; that version
-refuses it. What is added without that, such as a field of a report with a default, leaves it as it is:
-`tests/posterior/saved` has posteriors of earlier commits.
+refuses it. What is added without that, such as a field of a report with a default, leaves it as it
+is: `tests/posterior/saved` has posteriors of earlier commits.
 """
 
 from __future__ import annotations

@@ -114,18 +114,14 @@ def mounted(folder: Path) -> bool:
     return subprocess.run(mount, capture_output=True).returncode == 0
 
 
-def until_enough(
-    shortage: Shortage, folder: Path, step: int, attempt: Callable[[Shortage, int], str]
+def attempts(
+    shortage: Shortage, folder: Path, sizes: range, attempt: Callable[[Shortage, int], str]
 ) -> Counter[str] | None:
-    """Ever more of what is short, until an attempt succeeds twice."""
+    """Ever more of what is short; None if it cannot be made so here."""
     folder.mkdir()
     if shortage is small_disk and not mounted(folder):
         return None
-    counts, size = Counter[str](), 1
-    while counts[RIGHT] < 2:
-        counts[attempt(shortage, size)] += 1
-        size += step
-    return counts
+    return Counter(attempt(shortage, size) for size in sizes)
 
 
 SHORTAGES = pytest.mark.parametrize("shortage", [short_files, failing_call, small_disk])
@@ -168,11 +164,13 @@ def test_saves_on_a_full_disk(
         assert len(list(folder.iterdir())) == 2
         return ERROR
 
-    counts = in_a_child(lambda: until_enough(shortage, disk, runs, attempt), tmp_path / "counts")
+    counts = in_a_child(
+        lambda: attempts(shortage, disk, range(1, 16, runs), attempt), tmp_path / "counts"
+    )
     if counts is None:
         pytest.skip("no file system may be mounted here")
     report(f"saves, {shortage.__name__}", Counter(counts))
-    assert counts[ERROR]
+    assert counts[ERROR] and counts[RIGHT]
 
 
 @SHORTAGES
@@ -204,11 +202,13 @@ def test_streams_on_a_full_disk(runs: int, shortage: Shortage, tmp_path: Path) -
         assert names == {"rounds", "record.json", "record.csv"}
         return found
 
-    counts = in_a_child(lambda: until_enough(shortage, disk, runs, attempt), tmp_path / "counts")
+    counts = in_a_child(
+        lambda: attempts(shortage, disk, range(1, 64, runs), attempt), tmp_path / "counts"
+    )
     if counts is None:
         pytest.skip("no file system may be mounted here")
     report(f"streams, {shortage.__name__}", Counter(counts))
-    assert counts[ERROR]
+    assert counts[ERROR] and counts[RIGHT]
 
 
 # Memory

@@ -32,8 +32,8 @@ class FunctionGuide(nn.Module):
 
     Raises:
         GuideError: it cannot be called with None, or a sample statement has batch dims (all dims of
-            a weight are event dims). Later:
-            a parameter is only declared if there are data, or no loss depends on it.
+            a weight are event dims). Later: a parameter is only declared if there are data, or no
+            loss depends on it.
 
     >>> import pyro.distributions as dist
     >>> import torch

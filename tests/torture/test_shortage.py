@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 import json
 import os
 import resource
@@ -250,6 +251,7 @@ def test_too_little_memory(runs: int, posteriors: tuple[bh.Posterior, ...], tmp_
     forecast = old.predict(["w5 w9"], 2).probabilities
 
     def attempt(name: str, left: int) -> str:
+        faulthandler.disable()  # or pytest's prints a page for each process that ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Rust's last words
         taken = starve(left)
         try:

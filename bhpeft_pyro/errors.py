@@ -39,8 +39,8 @@ class BHPEFTError(Exception):
         return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
-# In messages of PyTorch's allocators, and of oneDNN, which computes in blocks of its own.
-_TOO_LITTLE = ("allocate memory", "out of memory", "could not create a primitive")
+# In messages of allocators: PyTorch's, oneDNN's and that of C++.
+_TOO_LITTLE = ("allocate memory", "out of memory", "could not create a primitive", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..checks import COUNT
+from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
@@ -99,6 +99,10 @@ def autoguide(
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
         return BlockGuide(model, name)
+    if not isinstance(name, str | type):
+        raise GuideError(
+            f"autoguide: expected a guide's name or class, or a mapping, got {shown(name)}"
+        )
     known_as = name if isinstance(name, str) else name.__name__
     make, size = _made_by(name)
     shapes = [tuple(latent.loc.shape) for latent in found]

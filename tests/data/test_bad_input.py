@@ -293,6 +293,8 @@ def test_networks() -> None:
         tiny_model(bh.presets.lora(rank=17))
     with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of whole numbers"):
         bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"kinds: expected a tuple of LoRA.*, got tensor\(3\)"):
+        tiny_model(torch.tensor(3))  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
         tiny_model((), 2, likelihood=OrderedLogistic(3))
     with pytest.raises(ConfigError, match="outputs=0 must be an integer of at least 1"):

@@ -30,9 +30,11 @@ def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str)
     ['lora.query.A']
     """
     names = [*names]
-    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
-        patterns = [patterns]
-    patterns = [string(argument, pattern) for pattern in patterns]
+    try:
+        given = [patterns] if isinstance(patterns, str) else [*patterns]
+    except TypeError:
+        given = [patterns]  # which is no str, as the rule says
+    patterns = [string(argument, pattern) for pattern in given]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")

@@ -330,5 +330,5 @@ def test_arguments_of_a_posterior(posterior: bh.Posterior) -> None:
             posterior.to_arviz(sites=sites)  # type: ignore[arg-type]
     with pytest.raises(GuideError, match=r"guide's name or class, or a mapping, got 0\.5"):
         posterior.update(tiny_examples(seed=5), guide=0.5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"^labels=100,000,.* expected at most \d"):
+    with pytest.raises(ConfigError, match=r"^labels=1,000,000,.* expected at most \d"):
         posterior.grow(10**20)

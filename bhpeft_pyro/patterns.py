@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from .checks import string
 from .errors import BHPEFTError, ConfigError
@@ -31,7 +32,7 @@ def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str)
     """
     names = [*names]
     try:
-        given = [patterns] if isinstance(patterns, str) else [*patterns]
+        given: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
     except TypeError:
         given = [patterns]  # which is no str, as the rule says
     patterns = [string(argument, pattern) for pattern in given]

@@ -207,6 +207,7 @@ def check_memory(name: str, count: int, each: int) -> None:
     """
     there = _memory()
     if count * each > there:
+        count = min(count, 10**18)  # nobody reads more digits, and Python may refuse to print them
         raise ConfigError(
             f"{name}={count:,} needs {count * each / 2**30:,.0f} GiB of memory, and there are "
             f"{there / 2**30:,.1f}; expected at most {there // each:,}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "ArchitectureError",
     "BHPEFTError",
@@ -13,6 +15,8 @@ __all__ = [
     "LikelihoodError",
     "PriorError",
     "SaveError",
+    "WriteError",
+    "is_out_of_memory",
 ]
 
 
@@ -35,6 +39,18 @@ class BHPEFTError(Exception):
         return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
+# In messages of allocators: PyTorch's, oneDNN's and that of C++.
+_TOO_LITTLE = ("allocate memory", "out of memory", "could not create a primitive", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was too little: PyTorch has an error of that name for GPUs alone."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _TOO_LITTLE)
+    )
+
+
 class ConfigError(BHPEFTError, ValueError):
     """An option has a value that cannot work (a rank above the width, an unknown name)."""
 
@@ -44,7 +60,15 @@ class ArchitectureError(BHPEFTError, ValueError):
 
 
 class DataError(BHPEFTError, ValueError):
-    """The data cannot be used: empty, a column missing, a label out of range."""
+    """The data cannot be used: empty, a column missing, a label out of range.
+
+    `rows` are those of which the backbone makes numbers that are not finite, all of them; else
+    empty. Without them the data can be used.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class PriorError(BHPEFTError, ValueError):
@@ -76,3 +100,7 @@ class SaveError(BHPEFTError, ValueError):
 
 class BusyError(SaveError):
     """Another process is writing into the folder."""
+
+
+class WriteError(SaveError, OSError):
+    """The disk is full, there is no permission, or a name is too long."""

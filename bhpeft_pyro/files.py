@@ -11,28 +11,48 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import SaveError
+from .errors import SaveError, WriteError
 
-__all__ = ["alone_in", "keep_names", "make_folder", "size_of", "write"]
+__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write"]
 
 _LOCK = ".posterior.lock"
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say what could not be written, and why.
+
+    Raises:
+        WriteError: in place of an OSError.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"path: cannot write {path}: {error.strerror or error}") from error
+
+
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name, then renamed."""
+    """Write a file atomically: under a temporary name, then renamed.
+
+    Raises:
+        WriteError: the disk is full, or it cannot be written for another reason.
+    """
     # `tempfile` would ignore the umask: nobody else could read its files.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    keep_names(path.parent)
+    with naming(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        keep_names(path.parent)
 
 
 def keep_names(folder: Path) -> None:

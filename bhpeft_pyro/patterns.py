@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
+from .checks import string
 from .errors import BHPEFTError, ConfigError
 
 __all__ = ["check_used", "first_match", "matching", "sort_by_pattern"]
@@ -23,12 +25,17 @@ def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str)
     """The names that match one of the patterns, in their order.
 
     Raises:
-        ConfigError: a pattern matches no name.
+        ConfigError: a pattern matches no name, or is no str.
 
     >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
     ['lora.query.A']
     """
-    names, patterns = [*names], [patterns] if isinstance(patterns, str) else [*patterns]
+    names = [*names]
+    try:
+        given: list[Any] = [patterns] if isinstance(patterns, str) else [*patterns]
+    except TypeError:
+        given = [patterns]  # which is no str, as the rule says
+    patterns = [string(argument, pattern) for pattern in given]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(f"{argument}: {pattern!r} matches no site; sites: {', '.join(names)}")

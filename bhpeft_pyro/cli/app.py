@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import BHPEFTError, BusyError, FitError
+from ..errors import BHPEFTError, BusyError, FitError, is_out_of_memory
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import say, spoken_warnings
@@ -33,6 +33,11 @@ def spoken_errors() -> Iterator[None]:
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first, *_ = str(error).splitlines() or [""]
+        _fail(MemoryError(f"not enough memory. {first}"), 1)
 
 
 def _fail(error: Exception, code: int) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from . import options
 from .screen import say, table
 
@@ -46,6 +46,13 @@ def predict(
         ),
     ] = None,
     show: Annotated[int, typer.Option(help="How many rows to show on the screen.", min=0)] = 5,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave rows empty of which the backbone makes numbers that are not finite.",
+        ),
+    ] = False,
     samples: options.Samples = None,
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
@@ -87,23 +94,31 @@ def predict(
         raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
     rows = rows_for(posterior, data, labelled=False)
     examples = posterior.model.encode_texts(rows, posterior.columns)
-    forecast = posterior.predict(examples, samples, seed=draw_seed)
+    kept = list(range(len(rows)))
+    try:
+        forecast = posterior.predict(examples, samples, seed=draw_seed)
+    except DataError as error:
+        kept = sorted({*kept} - {*error.rows})
+        if not (skip_bad and error.rows and kept):
+            raise
+        say(f"note: no prediction for {len(error.rows)} rows. {error}")
+        forecast = posterior.predict(examples.subset(kept), samples, seed=draw_seed)
     columns = predictions(forecast)
     flagged = forecast.flag(flag, by).tolist()
+    named = columns | {"flagged": [i in flagged for i in range(len(kept))]}
+    predicted = {row: {name: each[i] for name, each in named.items()} for i, row in enumerate(kept)}
     # The data's cells are written as they are in the file, not as numbers that were read.
-    records = [
-        row | {name: values[i] for name, values in columns.items()} | {"flagged": i in flagged}
-        for i, row in enumerate(load(data, None).to_list())
-    ]
+    given, none = load(data, None).to_list(), dict.fromkeys(named)
+    records = [row | predicted.get(i, none) for i, row in enumerate(given)]
     write(out, (_csv(records) if out.suffix == ".csv" else _json_lines(records)).encode())
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
-        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(rows)]
+        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(kept)]
         columns = readable(columns)
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
-            [(i, *(values[i] for values in columns.values()), texts[i]) for i in shown],
+            [(kept[i], *(values[i] for values in columns.values()), texts[i]) for i in shown],
         )
 
 

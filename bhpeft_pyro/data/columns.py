@@ -104,7 +104,9 @@ class Columns:
 
 
 def _strings(name: str, values: object) -> tuple[str, ...]:
-    if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str):
+    if isinstance(values, np.ndarray):
+        values = values.tolist()  # which is no list if it has no dimensions
+    if not isinstance(values, Sequence) or isinstance(values, str):
         raise ConfigError(f"{name}={shown(values)}; expected a sequence of str")
     return tuple(string(name, value) for value in values)
 

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
+from ..checks import shown
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
@@ -31,8 +32,9 @@ class FunctionGuide(nn.Module):
             predictions call it too, and must declare all parameters then.
 
     Raises:
-        GuideError: a sample statement has batch dims (all dims of a weight are event dims). Later:
-            a parameter is only declared if there are data, or no loss depends on it.
+        GuideError: it cannot be called with None, or a sample statement has batch dims (all dims of
+            a weight are event dims). Later: a parameter is only declared if there are data, or no
+            loss depends on it.
 
     >>> import pyro.distributions as dist
     >>> import torch
@@ -46,7 +48,10 @@ class FunctionGuide(nn.Module):
         super().__init__()
         self.function = function
         with pyro.get_param_store().scope() as state, poutine.block(), poutine.trace() as tracer:
-            function(None)
+            try:
+                function(None)
+            except TypeError as error:
+                raise GuideError(f"guide: calling {shown(function)} with None: {error}") from error
         for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
             fn: Any = node["fn"]
             if shape := tuple(fn.batch_shape):

@@ -10,7 +10,7 @@ from typing import Any
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from ..checks import COUNT
+from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
@@ -79,6 +79,10 @@ def autoguide(
     >>> len(autoguide("laplace", tiny_model()).components)
     5
     """
+    if not isinstance(name, str | type | Mapping):
+        raise GuideError(
+            f"autoguide: expected a guide's name or class, or a mapping, got {shown(name)}"
+        )
     if components is None:
         components = default_components(name)
     components = COUNT("autoguide: components", components, GuideError)

@@ -50,6 +50,7 @@ def _forget_other_threads() -> None:
         _LOCK.release()
         return
     _LOCK = threading.RLock()
+    # Private, but handlers leave Pyro's stack only by the `with` blocks of the lost thread.
     runtime._PYRO_STACK.clear()
     runtime._DIM_ALLOCATOR._stack.clear()
     pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from ..checks import check, shown
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, FitError
@@ -145,7 +146,7 @@ class _Run:
 
         options, report = self.options, self.report
         if self.optimizer is not None:
-            steppers = [self.optimizer(trained(self.guide))]
+            steppers = [_made(self.optimizer, trained(self.guide))]
         else:
             steppers = optimizers(self.guide, options, len(self.feed.examples))
         warmup = int(options.warmup * self.steps)
@@ -312,6 +313,15 @@ def _worse(rows: Tensor, best: Tensor) -> bool:
     return bool(away.mean() > 2 * away.std() / len(away) ** 0.5)
 
 
+def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    try:
+        made = optimizer(parameters)
+    except TypeError as error:
+        raise ConfigError(f"optimizer: {shown(optimizer)} of parameters: {error}") from error
+    check(made, Optimizer, "optimizer", "a function from parameters to a torch optimiser")
+    return made
+
+
 def as_module(guide: object) -> nn.Module:
     """A guide as a module: itself, or a hand-written function wrapped in one.
 
@@ -322,4 +332,4 @@ def as_module(guide: object) -> nn.Module:
         return guide
     if callable(guide):
         return FunctionGuide(guide)
-    raise ConfigError(f"guide: expected a guide's name, a module or a function, got {guide!r}")
+    raise ConfigError(f"guide: expected a guide's name, a module or a function, got {shown(guide)}")

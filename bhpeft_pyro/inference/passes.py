@@ -185,7 +185,8 @@ def by_batch(
 def check_rows(
     model: Model, examples: Examples, rows: Tensor, batch: Batch, what: str = "data"
 ) -> None:
-    """Name a text of which the frozen transformer makes numbers that are not finite.
+    """Name the texts of which the frozen transformer makes numbers that are not finite, if a batch
+    has one.
 
     Args:
         model: the model.
@@ -197,24 +198,34 @@ def check_rows(
     Raises:
         DataError: there is one.
     """
-    if batch.features is not None:
-        return
-    bad = ~model.network.features(batch.to(model.network.device)).isfinite().all(-1).cpu()
-    if batch.choices is not None:
-        bad = (bad & batch.choices.cpu()).any(-1)
-    if bad.any():
-        row = int(rows[bad].min())
-        raise DataError(
-            f"{what}, row {row}: of {shown(examples.texts[row])} the backbone makes numbers that "
-            "are not finite; drop the row, or load the backbone with dtype=torch.float32"
-        )
+    if batch.features is None and _bad_rows(model, rows, batch):
+        check_all(model, **{what: examples})
 
 
 def check_all(model: Model, **sources: Examples | None) -> None:
-    """`check_rows` of whole data sets, by the names of the arguments that they came in."""
+    """Name all such texts of whole data sets, by the names of the arguments that they came in."""
     for what, examples in sources.items():
-        for rows, batch in () if examples is None else examples.by_length(_BATCH):
-            check_rows(model, examples, rows, batch, what)  # type: ignore[arg-type]
+        if examples is None:
+            continue
+        batches = examples.by_length(_BATCH)
+        bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
+        if bad:
+            first, others = bad[0], bad[1:4]
+            more = f" (and of rows {', '.join(map(str, others))}{' ...' * (len(bad) > 4)})"
+            raise DataError(
+                f"{what}, row {first}: of {shown(examples.texts[first])}{more if others else ''} "
+                "the backbone makes numbers that are not finite; drop the row, or load the "
+                "backbone with dtype=torch.float32",
+                rows=bad,
+            )
+
+
+def _bad_rows(model: Model, rows: Tensor, batch: Batch) -> list[int]:
+    bad = ~model.network.features(batch.to(model.network.device)).isfinite().all(-1).cpu()
+    if batch.choices is not None:
+        bad = (bad & batch.choices.cpu()).any(-1)
+    found: list[int] = rows[bad].tolist()
+    return found
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class RandomPEFT(PyroModule):
         _check_weights(backbone)
         if isinstance(kinds, Kind):
             kinds = (kinds,)
-        check(kinds, Iterable | None, "kinds", "LoRA, Adapter or Prefix objects")
+        check(kinds, Sequence | None, "kinds", "a tuple of LoRA, Adapter or Prefix objects")
         self.kinds = tuple(presets.bh_peft() if kinds is None else kinds)
         self.head = head
         self._tokenizer = tokenizer

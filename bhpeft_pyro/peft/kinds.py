@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import boolean, check_fields
+from ..checks import boolean, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import Block
 from .binding import Binding
@@ -49,7 +49,7 @@ class Kind(ABC):
                 object.__setattr__(self, "layers", tuple(map(index, self.layers)))
             except TypeError:
                 raise ConfigError(
-                    f"{self.name}: layers={self.layers!r} must be a tuple of whole numbers, "
+                    f"{self.name}: layers={shown(self.layers)} must be a tuple of whole numbers, "
                     "or None for all"
                 ) from None
 
@@ -66,7 +66,7 @@ class Kind(ABC):
         numbers = sorted({n % count for n in self.layers if -count <= n < count})
         if not numbers or len(numbers) < len(self.layers):
             raise ConfigError(
-                f"{self.name}: layers={self.layers} must name some of the {count} layers, "
+                f"{self.name}: layers={shown(self.layers)} must name some of the {count} layers, "
                 f"{-count} to {count - 1}, each once"
             )
         return tuple(blocks[n] for n in numbers)

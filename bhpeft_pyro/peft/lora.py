@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -87,7 +87,7 @@ class LoRA(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.targets, str) or not isinstance(self.targets, Iterable):
+        if isinstance(self.targets, str) or not isinstance(self.targets, Sequence):
             raise ConfigError(
                 f"lora: targets={shown(self.targets)} must be a tuple, ({shown(self.targets)},)"
             )
@@ -95,7 +95,7 @@ class LoRA(Kind):
         unknown = [target for target in self.targets if target not in TARGETS]
         if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
             raise ConfigError(
-                f"lora: targets={self.targets} must be one or more, each once, of {TARGETS}"
+                f"lora: targets={shown(self.targets)} must be one or more, each once, of {TARGETS}"
             )
         check_fields(self, {"rank": COUNT, "alpha": POSITIVE}, "lora")
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
-from ..errors import BHPEFTError, SaveError
+from ..errors import BHPEFTError, SaveError, is_out_of_memory
 from ..files import alone_in, make_folder, size_of, write
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
@@ -115,8 +115,10 @@ def _described_lineage(
     """The reports as plain data: those of earlier rounds without most of their steps."""
     first = 0
     if not alone:
-        known = [i for i, r in enumerate(reports) if _holds(folder.with_name(r.id), r.id)]
-        first = max(known, default=-1) + 1
+        # The last one that is beside it leads to those before it, so that they need not be read.
+        numbers = range(len(reports), 0, -1)
+        ids = {number: reports[number - 1].id for number in numbers}
+        first = next((n for n in numbers if _holds(folder.with_name(ids[n]), ids[n])), 0)
     kept = [report.thinned() for report in reports[first:-1]] + [*reports[-1:]]
     return [report.to_json() for report in kept]
 
@@ -156,9 +158,11 @@ def load(
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
     try:
         return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
-    except (BHPEFTError, torch.OutOfMemoryError):
+    except BHPEFTError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        if is_out_of_memory(e):
+            raise
         raise _unknown_parts(folder, content, e) from e
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checks import check
 from ..data import Examples
 from ..errors import ConfigError
+from ..files import naming
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, MixtureGuide
 from ..guides.guide import prior_of, title
@@ -323,8 +324,11 @@ class Posterior(PosteriorState):
         Raises:
             SaveError: the folder holds a posterior already, or the guide, prior or likelihood
                 cannot be described.
+            WriteError: the disk is full, or it cannot be written for another reason; what was
+                there before is unchanged.
         """
-        return io.save(self, Path(path), overwrite)
+        with naming(Path(path)):
+            return io.save(self, Path(path), overwrite)
 
     @classmethod
     def load(

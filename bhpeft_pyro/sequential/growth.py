@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import COUNT, shown
+from ..checks import COUNT, check_memory, shown
 from ..data import Examples
 from ..data.classes import by_name
 from ..data.sources import read
@@ -162,7 +162,8 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     if not isinstance(labels, Sequence):
         if known is not None:
             raise ConfigError(f"labels={shown(labels)}: expected new names, as the others are")
-        COUNT("labels", labels)
+        rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
+        check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
         return None
     if known is None:
         raise ConfigError(f"labels={shown(labels)}: expected a number, as the labels have no names")

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import harmless
 from ..errors import BusyError, ConfigError, SaveError
-from ..files import keep_names
+from ..files import keep_names, naming
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..posterior import io
@@ -112,23 +112,26 @@ class History:
 
     @contextmanager
     def _locked(self, wait: float) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)
         writer, nested = self.folder / _WRITER, self._lock.is_locked
-        try:
-            held = self._lock.acquire(timeout=wait)
-        except Timeout:
-            who = writer.read_text() if writer.exists() else ""
-            raise BusyError(
-                f"history: {who or 'another process'} is writing into {self.folder}; wait until "
-                "it has ended, or use another folder"
-            ) from None
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                held = self._lock.acquire(timeout=wait)
+            except Timeout:
+                who = writer.read_text() if writer.exists() else ""
+                raise BusyError(
+                    f"history: {who or 'another process'} is writing into {self.folder}; wait "
+                    "until it has ended, or use another folder"
+                ) from None
         with held:
             if nested:
                 yield
                 return
             try:
                 now = datetime.now(UTC).isoformat(" ", timespec="seconds")
-                writer.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now},")
+                who = f"process {os.getpid()} on {socket.gethostname()}, since {now},"
+                with naming(writer):
+                    writer.write_text(who)
                 yield
             finally:
                 writer.unlink(missing_ok=True)
@@ -144,6 +147,7 @@ class History:
             BusyError: another process is writing into the folder, and did not end within a minute.
             ConfigError: a metric is not a number.
             SaveError: the round is here already, or it cannot be saved.
+            WriteError: the disk is full, or it cannot be written for another reason.
         """
         last = posterior.report
         noted = last.metrics | _numbers(metrics or {})
@@ -154,9 +158,10 @@ class History:
             if folder.exists():
                 raise SaveError(f"history: {self.folder} has the round {report.id} already")
             named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
-            io.save(named, partial, overwrite=True, alone=False)
-            os.rename(partial, folder)
-            keep_names(self.folder)
+            with naming(folder):
+                io.save(named, partial, overwrite=True, alone=False)
+                os.rename(partial, folder)
+                keep_names(self.folder)
         last.name, last.metrics = report.name, report.metrics
         return report.id
 

@@ -8,6 +8,7 @@ import re
 from html import unescape
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -418,6 +419,29 @@ def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
     assert len(read_csv(out)) == 5
 
 
+def test_rows_that_the_backbone_cannot_read_are_left_empty_when_asked(
+    folder, tmp_path, monkeypatch
+):
+    whole = bh.Posterior.predict
+
+    def predict(self, examples, *args, **options):
+        if bad := [i for i, text in enumerate(examples.texts) if text == "w33"]:
+            raise DataError("data, row 0: numbers that are not finite", bad)
+        return whole(self, examples, *args, **options)
+
+    monkeypatch.setattr(bh.Posterior, "predict", predict)
+    data = write_csv(tmp_path / "new.csv", text=["w33", "w5 w9", "w33", "w6"])
+    command = ("predict", folder / "run", data)
+    assert "row 0" in error(*command)
+    result = bhpeft(*command, "--skip-bad", "--flag", "100%")
+    assert "no prediction for 2 rows. data, row 0" in result.stderr
+    rows = read_csv(tmp_path / "new-predictions.csv")
+    assert [row["text"] for row in rows] == ["w33", "w5 w9", "w33", "w6"]
+    assert [row["flagged"] for row in rows] == ["", "True", "", "True"]
+    assert rows[0]["prediction"] == "" and rows[1]["prediction"] != ""
+    assert {line.split()[0] for line in result.stdout.strip().splitlines()[-2:]} == {"1", "3"}
+
+
 def test_an_unknown_uncertainty_is_refused(folder, tmp_path):
     predict = ("predict", folder / "run", "nowhere.csv", "--out", tmp_path / "y.csv")
     assert "'x' is not one of" in usage_error(*predict, "--by", "x")
@@ -561,8 +585,12 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE)
     monkeypatch.setattr(bh.Posterior, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
     assert "full" in error(*fit, "--out", tmp_path / "run", code=1)
+    evaluate = ("evaluate", folder / "run", folder / "train.csv")
+    for few in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory\n\n")):
+        monkeypatch.setattr(bh.Posterior, "evaluate", Mock(side_effect=few))
+        assert "not enough memory" in error(*evaluate, code=1)
     monkeypatch.setattr(bh.Posterior, "evaluate", lambda *_, **__: 1 / 0)
-    result = bhpeft("evaluate", folder / "run", folder / "train.csv", code=1)
+    result = bhpeft(*evaluate, code=1)
     assert isinstance(result.exception, ZeroDivisionError)  # a bug keeps its traceback
     monkeypatch.undo()
 

@@ -229,6 +229,16 @@ def test_guides_of_another_model(name: str) -> None:
         bh.fit(wider, bh.autoguide(name, lora), GOOD, progress=False)
 
 
+def test_functions_that_make_no_optimizer_or_guide() -> None:
+    for made, message in ((lambda _: 4, "optimizer: .*, got 4"), (object, "takes no arguments")):
+        with pytest.raises(ConfigError, match=message):
+            bh.fit(tiny_model(()), "normal", GOOD, optimizer=made, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(GuideError, match=r"^guide: calling Head\(.* with None: .*missing"):
+        bh.fit(tiny_model(()), bh.Head(2), GOOD, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^components=1,000,.* expected at most \d"):
+        bh.fit(tiny_model(()), "normal", GOOD, components=10**5000, progress=False)
+
+
 def expanded(change: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     def prior(sites: Any) -> dict[str, Any]:
         return {site.name: pyro.sample(site.name, change(site)) for site in sites}
@@ -282,6 +292,8 @@ def test_networks() -> None:
         tiny_model(bh.presets.lora(rank=17))
     with pytest.raises(ConfigError, match=r"lora: layers=3 must be a tuple of whole numbers"):
         bh.peft.LoRA(layers=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"kinds: expected a tuple of LoRA.*, got tensor\(3\)"):
+        tiny_model(torch.tensor(3))  # type: ignore[arg-type]
     with pytest.raises(LikelihoodError, match="outputs=1, got 2"):
         tiny_model((), 2, likelihood=OrderedLogistic(3))
     with pytest.raises(ConfigError, match="outputs=0 must be an integer of at least 1"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pytest
 from datasets import Dataset, DatasetDict
 from tokenizers.normalizers import Replace
@@ -251,7 +252,12 @@ def test_columns_are_different_ones() -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["a"], "two or more"), (["a", "a"], "different names"), ("ab", "expected a sequence of str")],
+    [
+        (["a"], "two or more"),
+        (["a", "a"], "different names"),
+        ("ab", "expected a sequence of str"),
+        (numpy.array("ab"), "expected a sequence of str"),
+    ],
 )
 def test_label_names(names: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

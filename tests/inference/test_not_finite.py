@@ -42,6 +42,22 @@ def test_the_row_is_named(kinds: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in posterior.sample(3).items())
 
 
+def test_the_error_has_all_rows_so_that_the_others_can_be_predicted() -> None:
+    posterior = bh.fit(model(bh.presets.lora(rank=2)), "normal", GOOD, **QUICK)
+    # 40 rows are two batches; the first that fails is not the one with row 1.
+    texts = ["w5", "w6 w33", *["w5 w9 w8"] * 30, "w6 w33 w8 w9 w10", *["w5"] * 7]
+    named = r"data, row 1: of 'w6 w33' \(and of rows 32\) the backbone"
+    with pytest.raises(DataError, match=named) as caught:
+        posterior.predict(texts)
+    assert caught.value.rows == (1, 32)
+    kept = [i for i in range(len(texts)) if i not in caught.value.rows]
+    forecast = posterior.predict([texts[i] for i in kept])
+    assert len(forecast) == len(texts) - 2
+    with pytest.raises(DataError) as caught:
+        posterior.predict([])
+    assert caught.value.rows == ()
+
+
 def test_a_damaged_backbone_is_refused_when_the_network_is_made() -> None:
     backbone = tiny_backbone()
     backbone.encoder.layer[1].output.dense.weight.data[3, 2] = torch.nan

@@ -141,6 +141,8 @@ def test_layers_of_differing_width_are_an_error_unless_left_out():
         (lambda: LoRA(("query", "keys")), "lora: targets=.*keys"),
         (lambda: LoRA(("query", "query")), "lora: targets="),
         (lambda: LoRA("query"), r"lora: targets='query' must be a tuple"),
+        (lambda: LoRA(torch.tensor(3)), r"lora: targets=tensor\(3\) must be a tuple"),
+        (lambda: LoRA(layers=10**5000), "lora: layers=<int> must be a tuple of whole numbers"),
         (lambda: LoRA(rank=0), "lora: rank=0"),
         (lambda: LoRA(rank=2.0), "lora: rank=2.0"),
         (lambda: LoRA(layers=(0.5,)), r"lora: layers=\(0.5,\) must be a tuple of whole numbers"),

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import bhpeft_pyro as bh
 from bhpeft_pyro import checks, diagnostics
 from bhpeft_pyro.cli.app import app
-from bhpeft_pyro.errors import BHPEFTError
+from bhpeft_pyro.errors import BHPEFTError, ConfigError, GuideError
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 SMALL, LARGE = 200, 10_000
@@ -321,3 +321,13 @@ def test_every_rule_shows_what_came() -> None:
         if isinstance(rule, checks.Number):
             with pytest.raises(BHPEFTError, match=r"^what=<Rude .*> must be "):
                 rule("what", Rude())
+
+
+def test_arguments_of_a_posterior(posterior: bh.Posterior) -> None:
+    for sites in (0.5, [None], torch.tensor(1)):
+        with pytest.raises(ConfigError, match=r"^sites=.* must be a str"):
+            posterior.to_arviz(sites=sites)  # type: ignore[arg-type]
+    with pytest.raises(GuideError, match=r"guide's name or class, or a mapping, got 0\.5"):
+        posterior.update(tiny_examples(seed=5), guide=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^labels=1,000,000,.* expected at most \d"):
+        posterior.grow(10**20)

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 import torch
 from forks import killed_at_line, start, wait
+from outcomes import ERROR, OLD, RIGHT, report, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError
@@ -33,14 +34,6 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 
 TEXTS = ["w5 w20", "w6 w21"]
 BACKBONE, TOKENIZER = tiny_backbone(), tiny_tokenizer()
-RIGHT, OLD, ERROR = "right", "old state", "own error"
-
-
-def sized(small: int, large: int) -> Any:
-    """Once small, in the suite, and once large."""
-    return pytest.mark.parametrize(
-        "runs", [small, pytest.param(large, marks=pytest.mark.torture)], ids=["small", "large"]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +59,6 @@ def which(loaded: bh.Posterior, posteriors: tuple[bh.Posterior, ...]) -> int:
         if loaded.lineage == each.lineage and all(torch.equal(own[k], other[k]) for k in own):
             return number
     raise AssertionError("what was loaded is none of those that were saved")
-
-
-def report(what: str, counts: Counter[str]) -> None:
-    print(f"\n{what}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
-    assert not counts.keys() - {RIGHT, OLD, ERROR}, counts
 
 
 def check_usable(folder: Path, posterior: bh.Posterior) -> None:

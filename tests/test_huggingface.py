@@ -218,7 +218,7 @@ def test_other_adapters_are_refused(tmp_path: Path) -> None:
         bh.from_peft(3)
     with pytest.raises(ConfigError, match=r"adapter_config\.json"):
         bh.from_peft(tmp_path)
-    with pytest.raises(ConfigError, match="BertModel has no classifier"):
+    with pytest.raises(ConfigError, match="BertModel is not a sequence classifier"):
         bh.from_peft(tiny_backbone())
 
 
@@ -442,7 +442,9 @@ def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
 
 
 def test_a_head_without_a_classifier() -> None:
-    with pytest.raises(ConfigError, match="BertModel has no classifier; expected a model of"):
+    with pytest.raises(
+        ConfigError, match="BertModel is not a sequence classifier; expected a model of"
+    ):
         bh.RandomPEFT(tiny_backbone(), (), bh.ClassifierHead(2))
     with pytest.raises(ConfigError, match="ClassifierHead: outputs=0"):
         bh.ClassifierHead(0)

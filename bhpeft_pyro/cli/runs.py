@@ -9,7 +9,7 @@ from typing import TypeVar
 from datasets import Dataset
 
 from ..data import Examples
-from ..data.classes import by_name
+from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
 from ..posterior import io

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
 from ..data import Columns, Kind
-from ..data.classes import name_of, read_labels
 from ..data.columns import is_number, read_ratings
+from ..data.labels import name_of, read_labels
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model

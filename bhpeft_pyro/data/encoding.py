@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
 from ..errors import DataError
-from .classes import read_classes, read_labels
 from .columns import (
     Columns,
     Kind,
@@ -26,6 +25,7 @@ from .columns import (
     unlabelled,
 )
 from .examples import Examples, Tokens
+from .labels import read_classes, read_labels
 from .sources import read
 
 __all__ = ["CutWarning", "cut_once", "encode"]

@@ -91,7 +91,7 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
             return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
         except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
             raise DataError(f"source={called} cannot be read: {error}") from error
-    if isinstance(source, Path) or there:
+    if isinstance(source, Path) or os.path.exists(path):  # of a folder, all files would be read
         raise DataError(f"source={called}: expected a .csv, .json or .jsonl file")
     match = _HUB_NAME.fullmatch(source)
     if match is None:

@@ -13,7 +13,7 @@ of the draws (at least float32). In this package S counts draws, N examples and 
 from . import metrics
 from .base import Forecast
 from .classes import ClassForecast
-from .labels import LabelsForecast
+from .multilabel import LabelsForecast
 from .ratings import RatingForecast
 
 __all__ = ["ClassForecast", "Forecast", "LabelsForecast", "RatingForecast", "metrics"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import COUNT, Number
 from .base import Forecast
 from .classes import ClassForecast
-from .labels import LabelsForecast
+from .multilabel import LabelsForecast
 from .ratings import RatingForecast
 
 __all__ = [

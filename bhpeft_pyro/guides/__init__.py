@@ -2,7 +2,7 @@
 
 from .blocks import BlockGuide
 from .budget import Budget
-from .draws import DrawsGuide
+from .empirical import DrawsGuide
 from .function import FunctionGuide, prior_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
 from ..peft.sites import Site
-from .draws import for_all_draws, with_tensors
 from .scales import FunctionSpaceNormal
+from .vectorised import for_all_draws, with_tensors
 
 __all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import COUNT, check_memory, shown
 from ..data import Examples
-from ..data.classes import by_name
+from ..data.labels import by_name
 from ..data.sources import read
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide

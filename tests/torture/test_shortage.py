@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,9 @@ def mounted(folder: Path) -> bool:
 
 
 def attempts(
-    shortage: Shortage, folder: Path, sizes: range, attempt: Callable[[Shortage, int], str]
+    shortage: Shortage, folder: Path, sizes: Iterable[int], attempt: Callable[[Shortage, int], str]
 ) -> Counter[str] | None:
-    """Ever more of what is short; None if it cannot be made so here."""
+    """Ever more of what is short, at last enough; None if it cannot be made so here."""
     folder.mkdir()
     if shortage is small_disk and not mounted(folder):
         return None
@@ -166,7 +166,7 @@ def test_saves_on_a_full_disk(
         return ERROR
 
     counts = in_a_child(
-        lambda: attempts(shortage, disk, range(1, 16, runs), attempt), tmp_path / "counts"
+        lambda: attempts(shortage, disk, [*range(1, 16, runs), 500], attempt), tmp_path / "counts"
     )
     if counts is None:
         pytest.skip("no file system may be mounted here")
@@ -204,7 +204,7 @@ def test_streams_on_a_full_disk(runs: int, shortage: Shortage, tmp_path: Path) -
         return found
 
     counts = in_a_child(
-        lambda: attempts(shortage, disk, range(1, 64, runs), attempt), tmp_path / "counts"
+        lambda: attempts(shortage, disk, [*range(1, 64, runs), 500], attempt), tmp_path / "counts"
     )
     if counts is None:
         pytest.skip("no file system may be mounted here")

@@ -5,10 +5,10 @@ Each is a small class with `outputs` (how many numbers the head must give for ea
 `distribution(outputs, weights)`.
 """
 
-from .classes import Categorical, MultiLabel, MultipleChoice, OrderedLogistic
+from .categorical import Categorical, MultiLabel, MultipleChoice, OrderedLogistic
 from .counts import NegativeBinomial, Poisson
 from .likelihood import Function, Likelihood
-from .ratings import HeteroscedasticNormal, Normal, StudentT
+from .normal import HeteroscedasticNormal, Normal, StudentT
 
 __all__ = [
     "Categorical",

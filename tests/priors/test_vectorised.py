@@ -19,7 +19,7 @@ from bhpeft_pyro.inference.draws import drawing
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import complete
-from bhpeft_pyro.priors.draws import for_all_draws
+from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 Sites = Sequence[Site]

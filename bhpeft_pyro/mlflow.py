@@ -149,8 +149,11 @@ def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[
         name = network.backbone.config._name_or_path
         save_backbone = not name or Path(name).exists()
     # Any text would do, but for choices: in a cell they are a list in JSON.
-    inputs = posterior.columns.inputs(posterior.model.likelihood.kind)
-    example = pd.DataFrame({name: ['["yes", "no"]'] for name in inputs})
+    likelihood = posterior.model.likelihood
+    cells: dict[str, list[Any]] = {
+        name: ['["yes", "no"]'] for name in posterior.columns.inputs(likelihood.kind)
+    }
+    example = pd.DataFrame(cells | {name: [1.0] for name in likelihood.columns})
     with TemporaryDirectory() as temporary:
         folder = posterior.save(Path(temporary) / "posterior")
         if save_backbone:

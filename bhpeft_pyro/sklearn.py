@@ -140,7 +140,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         """Learn more texts, with the posterior as the prior (`Posterior.update`).
 
         Args:
-            X, y: as for `fit`. Texts that were learnt before are refused: they would count twice.
+            X, y: as for `fit`. A batch that was learnt before is refused: it would count twice.
             classes: all classes there will be. The first call, unless after `fit`, needs them.
         """
         first = not hasattr(self, "posterior_")

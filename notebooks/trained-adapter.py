@@ -149,7 +149,7 @@ for i in after.flag(0.01).tolist():
 # %% [markdown]
 # ## New data, and back to peft
 #
-# The posterior from the films is the prior for the tweets, so that the films are not forgotten.
+# The posterior from the films is the prior for the tweets, so that less of the films is forgotten.
 # `to_peft` writes the mean of the result as an ordinary adapter, with the last layer.
 
 # %%

@@ -30,7 +30,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "pyro-support.md"
 HEAD = """# What works of Pyro
 
 `tests/repository/test_pyro_support.py` tries each line and fails if this page says something else.
-"Fails" is an error of Pyro's or torch's own, "refused" one of this package's. How to use what works
+Of an autoguide, "result" has what works: `bh.fit`, `save`, `update`; the notes quote the error of
+what does not, then say what to do. "Refused" is an error of this package's. How to use what works
 is on [coming from Pyro](from-pyro.md).
 """
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
@@ -46,7 +47,8 @@ NOTES = {
     "AutoCallable": "give `fit` the function itself",
     "AutoDiscreteParallel": "weights are continuous",
     "AutoGuideList": "a mapping from site patterns to families does this",
-    "AutoLaplaceApproximation": "its mode only; by hand, its covariance under `sdpa_kernel(MATH)`",
+    "AutoLaplaceApproximation": "`fit` finds the mode only; for the covariance call "
+    "`laplace_approximation` under `sdpa_kernel(SDPBackend.MATH)`",
     "AutoNormalizingFlow": "with a function that makes its transform",
     "reparam": "of the prior, with AutoReparam",
     "lift": "of a prior's parameters: they are samples then",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def compare(
     folder = Path(out)
     head = model(presets.head_only())
     rows = head.encode(data, columns, new_names=True)
-    columns = replace(columns, label_names=rows.label_names)
+    columns = head.columns_of(rows, columns)
     known, tested = (head.encode(given, columns) for given in (validation, test))
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
     _check_setup(folder, setup | asdict(options.change(progress=True)))

@@ -153,7 +153,8 @@ def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[
     cells: dict[str, list[Any]] = {
         name: ['["yes", "no"]'] for name in posterior.columns.inputs(likelihood.kind)
     }
-    example = pd.DataFrame(cells | {name: [1.0] for name in likelihood.columns})
+    extra = {*posterior.columns.extra, *likelihood.columns}
+    example = pd.DataFrame(cells | {name: [1.0] for name in sorted(extra)})
     with TemporaryDirectory() as temporary:
         folder = posterior.save(Path(temporary) / "posterior")
         if save_backbone:

@@ -111,6 +111,11 @@ def test_a_folder_has_a_card_that_the_hub_understands(
     assert len(bh.Posterior.from_pretrained(folder).components) == 2
     with pytest.raises(SaveError, match="overwrite=True"):
         posterior.save_pretrained(folder)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("mine")
+    with pytest.raises(SaveError, match=r"README.md is there already"):
+        posterior.save_pretrained(tmp_path / "notes")
+    assert [file.name for file in (tmp_path / "notes").iterdir()] == ["README.md"]
 
 
 def test_a_backbone_of_the_hub_is_named_in_the_card(

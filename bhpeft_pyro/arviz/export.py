@@ -101,13 +101,16 @@ def to_arviz(
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
     chains: Sequence[Any]
+    fresh = isinstance(posterior, Model)
     if isinstance(posterior, Model):
         model, columns, chains, prior = posterior, Columns(), (), prior_guide(posterior)
     else:
         model, columns = posterior.model, posterior.columns
         # Components come from independent fits and count alike.
         chains, prior = components_of(posterior.guide), prior_like(model, posterior.guide)
-    examples = None if data is None else model.encode(data, columns, labelled=False)
+    examples = None
+    if data is not None:
+        examples = model.encode(data, columns, labelled=False, new_names=fresh)
     guides = [*chains, prior]
     one = draw(model, guides[0], 1, seed)
     known = variables(model, {name: value[:, 0] for name, value in one.items()})

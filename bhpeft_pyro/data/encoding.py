@@ -142,6 +142,8 @@ def encode(
             labels, names, num_labels = read_labels(
                 values, target, table.features[target], names, num_labels, new_names
             )
+            if labelled and num_labels < 2:
+                raise DataError(f"column {target!r}: {num_labels} labels; expected two or more")
         elif values is not None:
             open_ended = names is None and num_labels is None
             labels, names, num_labels = read_classes(

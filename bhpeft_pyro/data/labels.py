@@ -140,8 +140,6 @@ def read_labels(
             f"num_labels={num_labels}, but column {column!r} has the {count} labels {names}; "
             "label_names says which there are"
         )
-    if count < 2:
-        raise DataError(f"column {column!r}: {count} labels; expected two or more")
     for i, cell in enumerate(cells):
         if len(cell) != count or any(each not in (0, 1) for each in cell):
             expected = f"names of labels, or {count} numbers 0 or 1"

@@ -195,9 +195,11 @@ def _quantities(
 ) -> tuple[tuple[str, ...], Tensor]:
     """Names of the Q quantities, and their values (S, Q) under S draws."""
     predicted = predictions(model, draws, places)
-    if (classes := predicted.shape[-1]) > 1:
-        predicted = predicted[..., 1:]  # the first class's probability follows from the others
-    whats = ["mean"] if classes == 1 else [f"p({k})" for k in range(1, classes)]
+    shown = range(predicted.shape[-1])
+    if model.likelihood.kind in ("class", "choice"):
+        shown = shown[1:]  # the first one's probability follows from the others
+    predicted = predicted[..., shown.start :]
+    whats = ["mean"] if model.likelihood.kind == "rating" else [f"p({k})" for k in shown]
     names = ["log likelihood"]
     names += [f"{what} at {text!r:.40}" for text in places.examples.texts for what in whats]
     columns = [log_likelihoods(model, draws, feed).unsqueeze(-1), predicted.flatten(1)]

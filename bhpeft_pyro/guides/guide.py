@@ -205,6 +205,10 @@ class Guide(nn.Module):
     def follow(self, model: Model) -> None:
         """Continue with the same weights under the model's prior, such as the next round's."""
 
+    def begin_anew(self, model: Model) -> None:
+        """Continue with the same weights under a prior that no earlier round has led to."""
+        self.follow(model)
+
     def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
         """Centre the prior at an initial value of the guide's own, if `own_mode`.
 

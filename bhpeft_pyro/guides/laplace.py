@@ -165,6 +165,12 @@ class LaplaceGuide(Guide):
         self._joint = bool(found[0].sites)
         self.latent = found[0].name if self._joint else JOINT
 
+    @torch.no_grad()
+    def begin_anew(self, model: Model) -> None:
+        self.follow(model)
+        self.first_scale = self.prior.covariance.scale.clone()
+        self.tau.fill_(1.0)
+
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         # The noise scale starts at the sd of the ratings, far from that of the errors.
         sizes = 1 + (NOISE_STEPS - 1) * self.at(self._likelihood).to(self.loc)

@@ -106,10 +106,10 @@ class PyroGuide(Guide):
         again from its class."""
         if type(auto) not in PYROS.values():
             return auto
-        guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
         try:
+            guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
             guide.auto.load_state_dict(auto.state_dict())
-        except RuntimeError:  # other sizes, such as those of a flow
+        except (RuntimeError, TypeError):  # other sizes, or options that cannot be guessed
             return auto
         return guide
 

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..errors import SaveError
 from ..files import write
 from ..posterior.posterior import Posterior
 
@@ -64,11 +65,14 @@ def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = 
         overwrite: replace a posterior that is there, and its card.
 
     Raises:
-        SaveError: as for `Posterior.save`.
+        SaveError: as for `Posterior.save`; or there is a README.md.
     """
-    folder = posterior.save(folder, overwrite)
-    write(folder / "README.md", str(card(posterior, str(folder))).encode())
-    return folder
+    readme = Path(folder) / "README.md"
+    if readme.exists() and not overwrite:
+        raise SaveError(f"folder: {readme} is there already; pass overwrite=True")
+    posterior.save(folder, overwrite)
+    write(readme, str(card(posterior, str(folder))).encode())
+    return readme.parent
 
 
 def push_to_hub(

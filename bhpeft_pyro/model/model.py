@@ -196,6 +196,12 @@ class Model(PyroModule):
             limit = most if encoded else min(most, tokenizer.model_max_length)
         return replace(columns, max_length=limit)
 
+    def columns_of(self, examples: Examples, columns: Columns) -> Columns:
+        """`columns` by which more data are read as these: with the names of the classes, and the
+        columns that the likelihood reads."""
+        extra = self.limited(columns, examples).extra
+        return replace(columns, label_names=examples.label_names, extra=extra)
+
     def predictive(self, weights: Mapping[str, Tensor], batch: Batch) -> TorchDistribution:
         """The distribution of the labels, of batch shape `(*P, B)`, under given weights.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..data import Columns
 from ..guides import DrawsGuide, FunctionGuide, PyroGuide, check_made_for
+from ..guides.guide import components_of
 from ..inference.loop import as_module
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
@@ -54,10 +54,13 @@ def of(
     elif isinstance(made, AutoGuide):
         made = PyroGuide.of(model, made)
     check_made_for(model, made)
+    if len(guides := components_of(made)) > 1:
+        parts = [of(model, part, data, columns) for part in guides]
+        return MixturePosterior.joined(parts, parts[0].report.options)
     report = FitReport(0, "", FitOptions())
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
-        columns = replace(columns, label_names=examples.label_names)
+        columns = model.columns_of(examples, columns)
         report = FitReport(len(examples), examples.fingerprint, FitOptions())
     return Posterior(model, made, (report,), columns, model.prior)
 

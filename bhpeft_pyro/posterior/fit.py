@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +74,7 @@ def fit(
             estimates ("laplace", "delta") are stopped early on it, and it chooses the width of
             "laplace". Without it, a fifth of `data` is held out for this if there are at least 50
             rows.
-        unlabelled: as `data`, but only the texts are read. They determine the head's axes and the
+        unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones. By default these come
             from `data`; if it is small, the coordinates are poor.
         columns: how the data are read: the names of their columns, where texts are cut, and the
@@ -115,8 +114,7 @@ def fit(
         )
     count = _components(components, guide, model)
     examples = model.encode(data, columns, new_names=True)
-    extra = model.limited(columns, examples).extra
-    columns = replace(columns, label_names=examples.label_names, extra=extra)
+    columns = model.columns_of(examples, columns)
     held_out = None if validation is None else model.encode(validation, columns)
     _check_classes(examples, columns.label)
     likelihood = model.likelihood.standardised(examples.labels, examples.extra)

@@ -20,6 +20,7 @@ from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
 from .prior import Prior, checked, complete
+from .vectorised import for_all_draws
 
 __all__ = [
     "JOINT",
@@ -224,7 +225,7 @@ class MixturePrior:
         return f"a mixture of {len(self.parts)}, the first of them {self.parts[0]!r}"
 
     def __call__(self, sites: Sequence[Site]) -> Mapping[str, Tensor]:
-        return self.parts[int(torch.randint(len(self.parts), ()))](sites)
+        return for_all_draws(self.parts[int(torch.randint(len(self.parts), ()))], sites)
 
 
 def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:

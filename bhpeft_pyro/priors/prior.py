@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
@@ -84,8 +85,10 @@ class PatternPrior:
         for value in patterns.values():
             _refuse_class(value)
         self.patterns = dict(patterns)
-        ready = (value for value in patterns.values() if isinstance(value, FunctionSpaceNormal))
-        self.vectorised = all(value.vectorised for value in ready)  # all else is independent
+        self.vectorised = all(
+            getattr(value, "vectorised", isinstance(value, Distribution))
+            for value in patterns.values()
+        )
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name!r}: {prior}" for name, prior in self.patterns.items())

@@ -20,6 +20,7 @@ from ..peft.sites import Site
 __all__ = ["FunctionSpaceNormal", "along", "default", "log_of", "multiplied"]
 
 
+_PACKAGE = __name__.rpartition(".")[0]
 _CHANGE, _HEAD = 0.1, 1.0
 _OPEN = ("change", "head")  # may be None
 
@@ -64,8 +65,8 @@ class FunctionSpaceNormal:
 
     @property
     def vectorised(self) -> bool:
-        """Whether it handles the dims of draws itself; a subclass need not."""
-        return type(self) is FunctionSpaceNormal
+        """Whether it handles the dims of draws itself, as those of this package do."""
+        return type(self).__module__.startswith(_PACKAGE)
 
     def scale(self, site: Site) -> float:
         """The prior sd of a site, in its units."""

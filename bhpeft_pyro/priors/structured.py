@@ -44,7 +44,6 @@ class Hierarchical(FunctionSpaceNormal):
     ['head.weight.log_scale', 'head.weight', 'head.bias.log_scale', 'head.bias']
     """
 
-    vectorised = True
     overall: float = 0.5
     between: float = 0.5
 
@@ -83,8 +82,6 @@ class ARD(FunctionSpaceNormal):
     ['lora.query.B.log_ranks', 'lora.value.B.log_ranks']
     """
 
-    vectorised = True
-
     def sample(self, site: Site) -> Tensor:
         dims = next((dims for dims in _COLUMNS if {*dims} <= {*site.dims}), None)
         if dims is None or site.role != "output":
@@ -119,7 +116,6 @@ class Horseshoe(FunctionSpaceNormal):
     ['head.weight.log_tau', 'head.weight.log_local', 'head.weight.standard']
     """
 
-    vectorised = True
     share: float = 0.1
 
     def sample(self, site: Site) -> Tensor:
@@ -157,7 +153,6 @@ class Gates(FunctionSpaceNormal):
     torch.Size([2])
     """
 
-    vectorised = True
     probability: float = 0.5
     relaxation: float = 0.5
 

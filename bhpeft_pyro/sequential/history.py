@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -24,6 +24,7 @@ from ..checks import harmless
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, naming
 from ..inference.report import FitReport
+from ..model.likelihoods import Likelihood
 from ..model.model import Model
 from ..posterior import io
 from ..posterior.posterior import Posterior
@@ -345,7 +346,7 @@ def resume(history: History, model: Model) -> Posterior | None:
     for what, given, found in (
         ("PEFT weights", network.kinds, there.network.kinds),
         ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
-        ("likelihood", repr(model.likelihood), repr(there.likelihood)),
+        ("likelihood", repr(_standardised(model, there)), repr(there.likelihood)),
     ):
         if given != found:
             raise ConfigError(
@@ -353,6 +354,17 @@ def resume(history: History, model: Model) -> Posterior | None:
                 "use the same model, or another folder"
             )
     return last
+
+
+def _standardised(model: Model, there: Model) -> Likelihood:
+    """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
+    given: Any = model.likelihood
+    left_open = [name for name, value in vars(given).items() if value is None]
+    if not left_open or type(given) is not type(there.likelihood):
+        return model.likelihood
+    found: dict[str, Any] = {name: getattr(there.likelihood, name) for name in left_open}
+    filled: Any = replace(given, **found)
+    return cast(Likelihood, filled)
 
 
 def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:

@@ -13,7 +13,7 @@ from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
-from ..guides import GuideLike, autoguide
+from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
 from ..inference.draws import sampling, seeded
 from ..inference.loop import Callback, OptimizerFactory
@@ -121,7 +121,8 @@ def update(
     for each in posterior.components if own is None else ():
         prior_of(each.model, each.guide)  # refused before data are read, if it cannot be one
     if not isinstance(data, Examples):  # for its labels, and to be encoded
-        data = read(data, posterior.model.likelihood.kind, posterior.columns, labelled=True)
+        columns = posterior.model.limited(posterior.columns, data)
+        data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
     posterior = with_outputs_for(posterior, data, grow)
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
@@ -163,6 +164,8 @@ def _start(
     last, projection = prior_of(model, guide) if own is None else own, None
     if family is None:
         guide = copy.deepcopy(guide)
+        if own is not None and isinstance(guide, Guide):
+            guide.begin_anew(model.with_prior(own))
     elif own is None:
         guide, last, projection = in_family(model, last, family, options.seed)
     else:

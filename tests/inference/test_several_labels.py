@@ -190,3 +190,22 @@ def test_the_unit_of_the_labels_is_checked_and_kept() -> None:
     assert posterior.model.likelihood == StudentT(2.0, 1.0)
     with pytest.warns(UserWarning, match="500 is 498 spreads from the centre of StudentT"):
         posterior.update({"text": ["w5"], "label": [500.0]}, **QUICK)
+
+
+def test_a_stream_is_tested_on_texts_of_one_label(tmp_path: Path) -> None:
+    rows = {"text": ["w5 w20", "w6 w21"] * 6, "label": [["a"], ["a", "b"]] * 6}
+    test = {"text": ["w5 w9", "w7 w8"], "label": [["a"], []]}
+    model = tiny_model((), 2, likelihood=MultiLabel())
+    options: dict[str, Any] = {"max_steps": 1, "progress": False, "guide": "normal"}
+    last = bh.stream(model, {"x": rows}, tmp_path, tests={"t": test}, **options)
+    assert "test/t" in last.report.metrics
+
+
+def test_calibration_ranks_every_label() -> None:
+    """No probability follows from the others."""
+    from bhpeft_pyro.diagnostics import sbc
+    from bhpeft_pyro.guides import prior_guide
+
+    model = tiny_model((), 3, likelihood=MultiLabel())
+    found = sbc(model, lambda m, _: prior_guide(m), ["w5 w20", "w6 w21"], replications=20, draws=9)
+    assert sum("p(0)" in name for name in found.names) == len({"w5 w20", "w6 w21"})

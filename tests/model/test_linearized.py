@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from linearised import Linearised, centred, derivative
@@ -146,3 +147,12 @@ def test_the_cost_does_not_depend_on_the_number_of_draws() -> None:
     for samples in (2, 4000):
         posterior.predict(TEXTS, samples)
     assert len(passes) == 2
+
+
+def test_a_subclass_of_a_softmax_may_be_none() -> None:
+    class Sigmoids(Categorical):
+        def distribution(self, outputs: Tensor, weights: Any, choices: Any = None) -> Any:
+            return dist.Categorical(probs=outputs.sigmoid())
+
+    assert Categorical().softmax
+    assert not Sigmoids().softmax

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
-from bhpeft_pyro.guides import DrawsGuide, PyroGuide
+from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
+from bhpeft_pyro.model.likelihoods import Poisson
 from bhpeft_pyro.testing import (
     tiny_backbone,
     tiny_batch,
@@ -196,3 +197,31 @@ def test_draws_under_the_prior_of_a_joint_posterior() -> None:
     whole = torch.cat([value.flatten(1) for value in draws.values()], 1)
     apart, together = (DrawsGuide.of(model, each).means() for each in (draws, {"weights": whole}))
     assert torch.equal(apart["head.weight"], together["head.weight"])
+
+
+def test_a_mixture_of_guides_becomes_a_mixture_of_posteriors(tmp_path: Path) -> None:
+    model = tiny_model(())
+    guide = MixtureGuide([NormalGuide(model), NormalGuide(model)])
+    posterior = bh.Posterior.of(model, guide, tiny_examples())
+    assert len(posterior.components) == 2
+    later = posterior.update(tiny_examples(9, seed=4), **QUICK)
+    assert len(later.components) == 2
+    assert posterior.save(tmp_path / "saved").exists()
+
+
+def test_further_columns_are_read_in_rounds_too() -> None:
+    counts = {"text": ["w5 w20", "w6 w21"] * 4, "label": [0, 2] * 4, "hours": [1.0, 2.0] * 4}
+    model = tiny_model((), 1, likelihood=Poisson(exposure="hours"))
+    posterior = bh.Posterior.of(model, NormalGuide(model), counts)
+    later = posterior.update({**counts, "text": ["w7 w20", "w8 w21"] * 4}, **QUICK)
+    assert later.columns.extra == ("hours",)
+
+
+def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
+    model = tiny_model(())
+
+    def transform(size: int) -> Any:
+        return pyro.distributions.transforms.affine_autoregressive(size, hidden_dims=[40])
+
+    guide = trained(model, autoguide.AutoNormalizingFlow(model, transform), steps=1)
+    assert bh.Posterior.of(model, guide).guide is guide

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
-from bhpeft_pyro.inference.draws import drawing
+from bhpeft_pyro.guides import prior_guide
+from bhpeft_pyro.inference.draws import draw, drawing
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import complete
+from bhpeft_pyro.priors import MixturePrior, complete
 from bhpeft_pyro.priors.vectorised import for_all_draws
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -183,3 +184,23 @@ def test_a_prior_that_branches_on_a_value_is_refused_with_the_reason() -> None:
 
     with pytest.raises(PriorError, match="cannot branch on a value"):
         bh.fit(tiny_model((), prior=branching), "normal", tiny_examples(), particles=2, **QUICK)
+
+
+class OwnHierarchical(bh.priors.Hierarchical):
+    def sample(self, site: Site) -> Tensor:
+        return normal(site, pyro.sample(f"{site.name}.tau", dist.HalfNormal(1.0)))
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        MixturePrior([one_scale, one_scale]),
+        {"*": lambda site: dist.Normal(0.0, pyro.sample(f"{site.name}.tau", dist.HalfNormal(1.0)))},
+        OwnHierarchical(),
+    ],
+    ids=["mixture", "by site", "subclass"],
+)
+def test_parts_of_ready_priors_are_written_for_one_draw_too(prior: Any) -> None:
+    model = tiny_model((), prior=prior)
+    drawn = draw(model, prior_guide(model), 5)
+    assert drawn["head.weight"].shape == (5, 1, 2, 16)

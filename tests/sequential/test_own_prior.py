@@ -130,3 +130,14 @@ def test_a_callback_sees_every_step_and_changes_nothing(first: bh.Posterior) -> 
     assert len(seen) == 8
     with pytest.raises(ConfigError, match="callback: expected a function"):
         first.update(tiny_examples(9, seed=3), callback="wandb", **QUICK)  # type: ignore[arg-type]
+
+
+def test_the_width_of_laplace_is_that_of_a_fit_under_the_new_prior() -> None:
+    """Whatever the first prior was: its precision is in the covariance no longer."""
+    old = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=1, **QUICK)
+    data, narrow = tiny_examples(24, seed=3), dist.Normal(0.0, 0.01)
+    later = old.update(data, prior=narrow, tau=4.0, **QUICK)
+    sds = later.guide.covariance.variance.sqrt()  # type: ignore[union-attr]
+    assert sds.max() <= 0.0051  # 0.01 / sqrt(tau), where data say nothing more
+    wide = old.update(tiny_examples(80, seed=3), prior=dist.Normal(0.0, 2.0), **QUICK)
+    assert wide.report.negative_elbo < 1e3

@@ -460,3 +460,14 @@ def test_rows_that_a_first_round_holds_out_itself_are_known_too(
             last.update(week)
     monkeypatch.setattr(bh.Posterior, "update", None)  # would be called
     assert run(tmp_path, weeks, replay=None).lineage == last.lineage
+
+
+def test_a_stream_of_ratings_in_their_own_unit_goes_on(tmp_path: Path) -> None:
+    """The first round has set the likelihood's unit; the model given leaves it open."""
+    rows = {"text": ["w5 w20", "w6 w21"] * 6, "label": [100.0, 300.0] * 6}
+    more = {"text": ["w7 w20", "w8 w21"] * 6, "label": [120.0, 280.0] * 6}
+    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "samples": 19, "progress": False}
+    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal())
+    bh.stream(model, {"a": rows}, tmp_path, **options)
+    last = bh.stream(model, {"a": rows, "b": more}, tmp_path, **options)
+    assert len(last.lineage) == 2

@@ -27,7 +27,12 @@ class Categorical(Likelihood):
     [0.25, 0.25, 0.25, 0.25]
     """
 
-    kind, softmax = "class", True
+    kind = "class"
+
+    @property
+    def softmax(self) -> bool:  # type: ignore[override]
+        """Whether only differences between outputs matter; not of any subclass."""
+        return type(self) is Categorical
 
     def num_labels(self, outputs: int) -> int | None:
         return outputs
@@ -107,8 +112,13 @@ class MultipleChoice(Likelihood):
     [[0.5, 0.5, 0.0]]
     """
 
-    kind, softmax = "choice", True
+    kind = "choice"
     outputs = 1
+
+    @property
+    def softmax(self) -> bool:  # type: ignore[override]
+        """As for `Categorical`."""
+        return type(self) is MultipleChoice
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None

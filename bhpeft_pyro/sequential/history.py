@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -360,11 +360,12 @@ def _standardised(model: Model, there: Model) -> Likelihood:
     """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
     given: Any = model.likelihood
     left_open = [name for name, value in vars(given).items() if value is None]
-    if not left_open or type(given) is not type(there.likelihood):
+    if not left_open or type(model.likelihood) is not type(there.likelihood):
         return model.likelihood
-    found: dict[str, Any] = {name: getattr(there.likelihood, name) for name in left_open}
-    filled: Any = replace(given, **found)
-    return cast(Likelihood, filled)
+    found: Likelihood = replace(
+        given, **{name: getattr(there.likelihood, name) for name in left_open}
+    )
+    return found
 
 
 def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:

@@ -50,7 +50,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|pathlib|torch|nn|pyro|transformers|datasets|numpy|matplotlib)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
-    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|OptimizerFactory"),
+    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide"),
+    ("py:class", r"OptimizerFactory|Callback"),
     # What nobody makes by hand.
     (
         "py:class",

@@ -134,7 +134,7 @@ class LabelsForecast(Forecast):
 
     @property
     def label(self) -> Tensor:
-        """(N, K) bool, the labels predicted: those more probable than the threshold."""
+        """(N, K) bool, the labels that are more probable than the threshold."""
         return self.probabilities > self.threshold
 
     @property

@@ -97,7 +97,7 @@ def push_to_hub(
 
     Raises:
         SaveError: as for `Posterior.save`.
-        huggingface_hub.errors.HfHubHTTPError: the hub refuses it.
+        OSError: the hub refuses it (a `huggingface_hub.errors.HfHubHTTPError`).
     """
     api = HfApi(token=token, library_name="bhpeft_pyro", library_version=__version__)
     with TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def from_pretrained(
 
     Raises:
         SaveError: as for `Posterior.load`.
-        huggingface_hub.errors.HfHubHTTPError: there is no such repository, or it can't be reached.
+        OSError: there is no such repository, or it can't be reached.
     """
     if not Path(name).is_dir():
         name = snapshot_download(

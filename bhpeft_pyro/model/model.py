@@ -92,7 +92,7 @@ class Model(PyroModule):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What it is made of, in words: backbone, PEFT kinds, random weights and likelihood."""
+        """Backbone, PEFT kinds, number of random weights and likelihood, in words."""
         network = self.network
         return {
             "backbone": network.backbone.config._name_or_path or "unnamed",

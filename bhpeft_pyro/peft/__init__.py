@@ -7,7 +7,7 @@ from .attachment import Attachment
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix
-from .sites import Site
+from .sites import Site, Sites
 
 __all__ = [
     "Adapter",
@@ -18,6 +18,7 @@ __all__ = [
     "Part",
     "Prefix",
     "Site",
+    "Sites",
     "presets",
     "register_architecture",
 ]

@@ -83,7 +83,7 @@ class Posterior(PosteriorState):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What it is of, in words: those of the model, the guide, the rounds and the classes."""
+        """Those of the model, the guide, the number of rounds and the classes, in words."""
         names, parts = self.columns.label_names, self.components
         guide = title(parts[0].guide)
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"

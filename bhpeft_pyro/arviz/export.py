@@ -63,8 +63,8 @@ def to_arviz(
     """Draws of a posterior, and what they predict, in ArviZ's form.
 
     Groups: `posterior` and `prior`, with one variable per site, dims `(chain, draw, *site dims)`,
-    and what a person can read in the weights (`variables`); `sample_stats`, the last round's trace (dim
-    `step`) and the KL of each site (nats, dim `site`). With data also `posterior_predictive`,
+    and what a person can read in the weights (`variables`); `sample_stats`, the last round's trace
+    (dim `step`) and the KL of each site (nats, dim `site`). With data also `posterior_predictive`,
     `prior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
     `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw s of the weights.
 

@@ -26,8 +26,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from .errors import BHPEFTError, ConfigError
 
 __all__ = [
@@ -156,9 +154,9 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
     raise error(f"{name}={shown(value)} must be a str")
 
 
-def strings(name: str, values: object, error: type[BHPEFTError] = ConfigError) -> tuple[str, ...]:
+def strings(name: str, values: Any, error: type[BHPEFTError] = ConfigError) -> tuple[str, ...]:
     """The rule for a sequence of str."""
-    if isinstance(values, np.ndarray):
+    if type(values).__module__ == "numpy":  # which is slow to import
         values = values.tolist()  # which is no list if it has no dimensions
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise error(f"{name}={shown(values)}; expected a sequence of str")

@@ -191,7 +191,8 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
         check_memory("data: rows", rows, _DRAWN * each * max(samples, 1))
         with drawing(int(torch.randint(2**62, (), generator=seeds))):
             outcomes = distribution.sample(torch.Size((each,))).movedim(0, -1).float()
-        if not (outcomes.isnan().any() or (mean + sd).isfinite().all()):
+        finite = (mean + sd).isfinite().all()
+        if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():
             raise LikelihoodError(
                 f"{type(model.likelihood).__name__}: the mean and stddev of its "
                 f"{type(base).__name__} are not finite; expected a distribution that has both"

@@ -159,7 +159,7 @@ class Model(PyroModule):
             own = (site.to(device) for site in self.likelihood.sites)
             weights = {site.name: site.init() + value for site in own}
             outputs = torch.full((len(labels[rows]), self.network.outputs), value, device=device)
-            extra = {name: column[rows].to(device) for name, column in examples.extra.items()}
+            extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
             return self.likelihood.checked(outputs, weights, extra=extra).support
 
         every = slice(None)

@@ -78,7 +78,7 @@ class Posterior(PosteriorState):
             ConfigError: there is none: this posterior was made with an empty `lineage`.
         """
         if not self.lineage:
-            raise ConfigError("this posterior has no report: its guide was not fitted by bh.fit")
+            raise ConfigError("this posterior has no report: it was made with an empty lineage")
         return self.lineage[-1]
 
     @property

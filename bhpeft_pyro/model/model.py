@@ -162,10 +162,10 @@ class Model(PyroModule):
             extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
             return self.likelihood.checked(outputs, weights, extra=extra).support
 
-        every = slice(None)
-        if _bounds(support(every)) != _bounds(support(every, 1.0)):
+        whole = support(slice(None))
+        if _bounds(whole) != _bounds(support(slice(None), 1.0)):
             return  # it depends on the outputs, as a Pareto's does
-        possible = support(every).check(labels.to(device)).expand(len(labels))
+        possible = whole.check(labels.to(device)).expand(len(labels))
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(

@@ -19,7 +19,7 @@ import numbers
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,7 @@ __all__ = [
     "one_of",
     "shown",
     "string",
+    "strings",
 ]
 
 Rule = Callable[..., Any]
@@ -151,6 +152,15 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
     if isinstance(value, str):
         return value
     raise error(f"{name}={shown(value)} must be a str")
+
+
+def strings(name: str, values: Any, error: type[BHPEFTError] = ConfigError) -> tuple[str, ...]:
+    """The rule for a sequence of str."""
+    if type(values).__module__ == "numpy":  # which is slow to import
+        values = values.tolist()  # which is no list if it has no dimensions
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise error(f"{name}={shown(values)}; expected a sequence of str")
+    return tuple(string(name, value, error) for value in values)
 
 
 def one_of(*choices: str) -> Rule:

@@ -151,7 +151,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
             return self._start(texts, y, classes)
         if classes is not None and not np.array_equal(unique_labels(classes), self.classes_):
             raise ConfigError(f"classes={classes}: expected {self.classes_}, as in the first call")
-        return self._learn(texts, [*map(str, y)])
+        return self._learn(texts, _named(y, self.classes_))
 
     def predict(self, X: Any) -> np.ndarray:
         """(N,) the most probable classes."""
@@ -167,7 +167,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
         found = unique_labels(classes)
         if len(found) < 2:
             raise DataError(f"y: the only class is {found[0]}; expected at least two classes")
-        self._learn(texts, [*map(str, y)], Categorical(), [*map(str, found)])
+        self._learn(texts, _named(y, found), Categorical(), [*map(str, found)])
         self.classes_ = found
         return self
 
@@ -192,6 +192,14 @@ class BayesianTextRegressor(RegressorMixin, _TextEstimator):
         forecast = self._forecast(X)
         mean = forecast.mean.double().numpy()
         return (mean, forecast.sd.double().numpy()) if return_std else mean
+
+
+def _named(y: np.ndarray, classes: np.ndarray) -> list[str]:
+    """The names of the classes of y, where 1.0 and 1 are the same class."""
+    names = dict(zip(classes.tolist(), map(str, classes), strict=True))
+    if unknown := [each for each in y.tolist() if each not in names]:
+        raise DataError(f"y: {unknown[0]!r} is not among the classes {classes.tolist()}")
+    return [names[each] for each in y.tolist()]
 
 
 def _texts(X: np.ndarray) -> list[str]:

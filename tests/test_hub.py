@@ -128,3 +128,13 @@ def test_a_backbone_of_the_hub_is_named_in_the_card(
     monkeypatch.setattr(config, "_name_or_path", "")
     card = hub.card(posterior, "me/reviews")
     assert 'from_pretrained("me/reviews", backbone, tokenizer=tokenizer)' in card.text
+
+
+def test_the_card_names_no_metric_of_a_stream(
+    posterior: bh.Posterior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {"test/monday": 0.5, "drift/nll_p": 0.1, "accuracy": 0.6, "held_out/nll": 0.25}
+    monkeypatch.setattr(posterior.report, "metrics", metrics)
+    card = hub.card(posterior, "me/reviews")
+    assert card.data.to_dict()["metrics"] == ["accuracy", "nll"]
+    assert "| test/monday | 0.5 |" in card.text

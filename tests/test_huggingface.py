@@ -454,3 +454,17 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(BHPEFTError, match=r"pip install 'bhpeft_pyro\[peft\]'"):
         bh.from_peft(object())
+
+
+def test_several_labels_go_out_only_where_the_backbone_says_so(tmp_path: Path) -> None:
+    backbone = tiny_classifier()
+    network = bh.RandomPEFT(backbone, bh.presets.lora(2), bh.ClassifierHead(2), tiny_tokenizer())
+    model = bh.Model(network, likelihood=bh.likelihoods.MultiLabel())
+    rows = {"text": ["w5", "w6", "w7"] * 4, "label": [[0, 1], [1, 1], [0, 0]] * 4}
+    posterior = bh.fit(model, "delta", rows, max_steps=2, progress=False)
+    with pytest.raises(ConfigError, match=r"to_peft: .* several labels; .* problem_type=.*merge"):
+        posterior.to_peft(tmp_path)
+    backbone.config.problem_type = "multi_label_classification"
+    posterior.to_peft(tmp_path)
+    again = bh.from_peft(tmp_path, backbone=backbone, tokenizer=tiny_tokenizer())
+    assert again.model.likelihood == bh.likelihoods.MultiLabel()

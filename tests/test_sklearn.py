@@ -134,7 +134,7 @@ def test_partial_fit_is_an_update(folder: str) -> None:
     assert classifier.posterior_.report.parent == first.report.id
     with pytest.raises(DataError, match="has learnt 1 of these"):
         classifier.partial_fit(TEXTS[30:31], ["so-so"])
-    with pytest.raises(DataError, match="'new' is not among the labels"):
+    with pytest.raises(DataError, match="y: 'new' is not among the classes"):
         classifier.partial_fit(TEXTS[31:], ["new"] * 9)
     with pytest.raises(ConfigError, match="as in the first call"):
         classifier.partial_fit(TEXTS[31:], CLASSES[31:], classes=["good", "bad"])
@@ -195,3 +195,13 @@ def test_pipelines_and_searches(folder: str) -> None:
     search.fit(pd.DataFrame({"review": TEXTS}), CLASSES)
     assert search.best_params_ == {"bayesiantextclassifier__epochs": 8}
     assert search.predict_proba(pd.DataFrame({"review": TEXTS})).shape == (len(TEXTS), 2)
+
+
+def test_classes_are_the_same_as_floats(folder: str) -> None:
+    classifier = BayesianTextClassifier(folder, **QUICK)
+    classifier.partial_fit(TEXTS[:20], NUMBERS[:20].astype(float), classes=[0, 1])
+    classifier.partial_fit(TEXTS[20:30], NUMBERS[20:30].astype(float))
+    assert classifier.classes_.tolist() == [0, 1]
+    assert classifier.posterior_.columns.label_names == ("0", "1")
+    with pytest.raises(DataError, match=r"y: 2.0 is not among the classes \[0, 1\]$"):
+        classifier.partial_fit(TEXTS[30:], [2.0] * 10)

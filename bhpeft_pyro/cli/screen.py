@@ -24,7 +24,7 @@ MEANINGS = {
     "f1": "macro F1; higher is better",
     "f1_micro": "F1 of all labels together; higher is better",
     "nll": "in nats; lower is better",
-    "brier": "from 0 to 2; lower is better",
+    "brier": "squared probability error; lower is better",
     "ece": "calibration error; lower is better",
     "classwise_ece": "the same by class; lower is better",
     "mce": "largest calibration gap; lower is better",

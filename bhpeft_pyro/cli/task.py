@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -141,7 +142,7 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
 def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
     if isinstance(feature, ClassLabel) or isinstance(values[0], bool):
         return "classes"
-    if isinstance(values[0], list) or str(values[0]).startswith("["):  # in a CSV file
+    if _is_list(values[0]):
         return "labels"
     # Most of them, as one cell that is not a number turns the whole column into text.
     if label in _RATINGS and 2 * sum(map(is_number, values)) > len(values):
@@ -156,6 +157,14 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
         f"column {label!r} has whole numbers from {min(values)} to {max(values)}: "
         "choose --task classes or --task ratings"
     )
+
+
+def _is_list(value: object) -> bool:
+    """Whether a cell is a list, in a CSV file as JSON."""
+    try:
+        return isinstance(json.loads(value) if isinstance(value, str) else value, list)
+    except ValueError:
+        return False
 
 
 def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:

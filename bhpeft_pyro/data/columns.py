@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import Number, Rule, check_fields, shown, string
+from ..checks import Number, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
 
 __all__ = [
@@ -75,7 +74,7 @@ class Columns:
         }
         rules["max_length"] = Number(least=1, whole=True, none=True)
         check_fields(self, rules, "columns")
-        object.__setattr__(self, "extra", _strings("extra", self.extra))
+        object.__setattr__(self, "extra", strings("extra", self.extra))
         for names in (
             (self.text, self.pair, self.label, *self.extra),
             (self.question, self.choices, self.answer),
@@ -87,7 +86,7 @@ class Columns:
                 )
         if self.label_names is None:
             return
-        classes = _strings("label_names", self.label_names)
+        classes = strings("label_names", self.label_names)
         if len(classes) < 2 or len(set(classes)) < len(classes):
             raise ConfigError(f"label_names={shown(classes)}; expected two or more different names")
         object.__setattr__(self, "label_names", classes)
@@ -101,14 +100,6 @@ class Columns:
     def target(self, kind: Kind) -> str:
         """The column to predict."""
         return self.answer if kind == "choice" else self.label
-
-
-def _strings(name: str, values: object) -> tuple[str, ...]:
-    if isinstance(values, np.ndarray):
-        values = values.tolist()  # which is no list if it has no dimensions
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ConfigError(f"{name}={shown(values)}; expected a sequence of str")
-    return tuple(string(name, value) for value in values)
 
 
 def check_texts(values: Sequence[Any], column: str) -> list[str]:

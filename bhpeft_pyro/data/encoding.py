@@ -206,8 +206,12 @@ def _check_compatible(
     count = len(names) if names is not None else num_labels
     if missing := [name for name in columns.extra if name not in examples.extra]:
         raise DataError(f"source was encoded without the column {missing[0]!r}; encode it again")
-    if count is not None and (examples.num_labels or 0) > count:
-        raise DataError(f"source has {examples.num_labels} classes; expected {count}")
+    found = examples.num_labels
+    if found is None or count is None:
+        return
+    if found > count or (kind == "labels" and found != count):
+        what = "labels" if kind == "labels" else "classes"
+        raise DataError(f"source has {found} {what}; expected {count}")
 
 
 def _limit(tokenizer: PreTrainedTokenizerBase, max_length: int | None, pair: bool) -> int | None:

@@ -208,13 +208,15 @@ class Examples:
         """These examples, then those of `others`; all or none have labels.
 
         Raises:
-            DataError: another kind, other label names, another tokenizer.
+            DataError: another kind, other label names, another number of labels (kind "labels"),
+                another tokenizer, other extra columns.
         """
         parts = (self, *others)
         for other in others:
             same = {
                 "kind": other.kind == self.kind,
                 "label_names": other.label_names == self.label_names,
+                "num_labels": self.kind != "labels" or other.num_labels == self.num_labels,
                 "tokenizer": other.probe == self.probe and other.tokens.pad == self.tokens.pad,
                 "presence of labels": (other.labels is None) == (self.labels is None),
                 "extra columns": other.extra.keys() == self.extra.keys(),

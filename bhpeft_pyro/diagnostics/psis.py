@@ -197,9 +197,14 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
     """The examples that the last round was fitted to, without those that it held out.
 
     Raises:
-        DataError: `data` are not the last round's.
+        DataError: `data` are not the last round's, or these are not known.
     """
     report = posterior.report
+    if not report.data:
+        raise DataError(
+            "data: it is not known what this posterior has learnt; expected one that was made with "
+            "its data, as by Posterior.from_draws(model, draws, data)"
+        )
     examples, _ = report.parted(posterior.encode(data))
     if examples.fingerprint != (report.learnt or report.data):
         replayed = ", with those that the round before had kept" if report.learnt else ""

@@ -37,12 +37,13 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     name = posterior.model.network.backbone.config._name_or_path
     on_hub = bool(name) and not Path(name).exists()
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
+    scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=name if on_hub else None,
         pipeline_tag=None if posterior.model.likelihood.kind == "choice" else _PIPELINE,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
-        metrics=sorted({each.rpartition("/")[2] for each in metrics}) or None,
+        metrics=sorted(each for each in scores if "/" not in each) or None,
     )
     backbone = name if on_hub else type(posterior.model.network.backbone).__name__
     facts: dict[str, Any] = {

@@ -56,7 +56,8 @@ def to_peft(
 
     Raises:
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
-            no such component; draws of a linearised posterior, which are no weights of the network.
+            several labels a text, and a backbone whose config does not say so (`problem_type`); no
+            such component; draws of a linearised posterior, which are no weights of the network.
         SaveError: there is an adapter already.
     """
     folder = Path(folder)
@@ -65,6 +66,13 @@ def to_peft(
     if not network.kinds:
         raise ConfigError(
             "to_peft: this posterior has no LoRA weights; merge() gives a plain classifier"
+        )
+    several = "multi_label_classification"
+    kind = posterior.model.likelihood.kind
+    if kind == "labels" and network.backbone.config.problem_type != several:
+        raise ConfigError(
+            f"to_peft: an adapter does not say that a text may have several labels; expected a "
+            f"backbone whose config has problem_type={several!r}; merge() gives one"
         )
     chosen: dict[str, Mapping[str, Tensor]] = {
         f"component-{number}": _central(part) for number, part in enumerate(parts)

@@ -64,7 +64,11 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
             for part in each.flatten(-predictive.reinterpreted_batch_ndims).unbind(-1)
         ]
     if predictive.has_enumerate_support:
-        logs = predictive.log_prob(predictive.enumerate_support())
+        try:
+            outcomes = predictive.enumerate_support()
+        except NotImplementedError:  # a Binomial whose examples differ in their number of trials
+            return sampled(predictive)
+        logs = predictive.log_prob(outcomes)
         roots = (0.5 * logs.detach()).exp()
         # An impossible outcome, such as a choice that does not exist, has no gradient.
         logs = logs.masked_fill(roots == 0, 0.0)

@@ -15,6 +15,7 @@ from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import base_of
+from ..errors import LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.guide import components_of, is_linear
@@ -27,6 +28,7 @@ __all__ = ["AnyForecast", "predict"]
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
 _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
+_DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
 _BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
@@ -70,6 +72,7 @@ def predict(
         ConfigError: an argument is out of range, or there is no memory for so many draws.
         DataError: the backbone makes non-finite numbers of a text.
         GuideError: `samples` is 0 and the guide has no central values.
+        LikelihoodError: the likelihood's distribution has no finite mean and stddev.
     """
     samples = Number(least=0, whole=True, none=True)("samples", samples)
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
@@ -83,7 +86,7 @@ def predict(
         count = _OUTPUTS if samples is None else samples
         return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
     samples = _WEIGHTS if samples is None else samples
-    take = _quantities(model, samples, seed)
+    take = _quantities(model, samples, seed, len(examples))
     draws = drawn(model, guide, samples, seed)
     parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
     values = [torch.cat(part) for part in parts]
@@ -106,7 +109,7 @@ def _in_closed_form(
     width = model.network.outputs * examples.width
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[Any] = []
-    draw = _quantities(model, samples, seed)
+    draw = _quantities(model, samples, seed, len(examples))
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
         with drawing(seed + number):  # the same for every example, whatever its batch
@@ -169,21 +172,33 @@ def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Se
     return (base.probs.float(),)
 
 
-def _quantities(model: Model, samples: int, seed: int) -> Take:
-    """What a forecast needs of the labels' distribution under each of `samples` draws."""
+def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
+    """What a forecast of so many rows needs of the labels' distribution under each of `samples`
+    draws."""
     if model.likelihood.kind != "rating":
         return _probabilities
     seeds = torch.Generator().manual_seed(seed)
     each = -(-_OUTCOMES // max(samples, 1))
 
     def moments(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-        found = [distribution.mean.float(), distribution.stddev.float()]
-        if isinstance(base_of(distribution), Normal):  # the moments are enough
-            return found
+        base = base_of(distribution)
+        try:
+            mean, sd = distribution.mean.float(), distribution.stddev.float()
+        except NotImplementedError:
+            mean = sd = torch.tensor(torch.nan)
+        if isinstance(base, Normal):  # the moments are enough
+            return mean, sd
+        check_memory("data: rows", rows, _DRAWN * each * max(samples, 1))
         with drawing(int(torch.randint(2**62, (), generator=seeds))):
-            found.append(distribution.sample(torch.Size((each,))).movedim(0, -1).float())
-        if labels is not None:
-            found.append(distribution.log_prob(labels).float())
-        return found
+            outcomes = distribution.sample(torch.Size((each,))).movedim(0, -1).float()
+        finite = (mean + sd).isfinite().all()
+        if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():
+            raise LikelihoodError(
+                f"{type(model.likelihood).__name__}: the mean and stddev of its "
+                f"{type(base).__name__} are not finite; expected a distribution that has both"
+            )
+        if labels is None:
+            return mean, sd, outcomes
+        return mean, sd, outcomes, distribution.log_prob(labels).float()
 
     return moments

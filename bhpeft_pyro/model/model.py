@@ -153,16 +153,24 @@ class Model(PyroModule):
         labels, device = examples.labels, self.network.device
         if labels is None or examples.kind != "rating":
             return
-        weights = {site.name: site.init() for site in self.likelihood.sites}
-        outputs = torch.zeros(len(labels), self.network.outputs, device=device)
-        extra = {name: values.to(device) for name, values in examples.extra.items()}
-        support: Any = self.likelihood.checked(outputs, weights, extra=extra).support
-        possible = support.check(labels.to(device)).expand(len(labels))
+
+        def support(rows: slice, value: float = 0.0) -> Any:
+            """The support of some rows' labels where the network's outputs are all `value`."""
+            own = (site.to(device) for site in self.likelihood.sites)
+            weights = {site.name: site.init() + value for site in own}
+            outputs = torch.full((len(labels[rows]), self.network.outputs), value, device=device)
+            extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
+            return self.likelihood.checked(outputs, weights, extra=extra).support
+
+        whole = support(slice(None))
+        if _bounds(whole) != _bounds(support(slice(None), 1.0)):
+            return  # it depends on the outputs, as a Pareto's does
+        possible = whole.check(labels.to(device)).expand(len(labels))
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(
                 f"column {column!r}, row {row}: {labels[row]:g} has probability 0 under "
-                f"{self.likelihood}; expected {support}"
+                f"{self.likelihood}; expected {support(slice(row, row + 1))}"
             )
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
@@ -226,6 +234,11 @@ class Model(PyroModule):
             return weights
         outputs = self.network(weights, batch)
         return self.likelihood(outputs, batch, weights)
+
+
+def _bounds(support: object) -> list[Any]:
+    """The bounds of a support that are tensors, as lists."""
+    return [bound.tolist() for bound in vars(support).values() if isinstance(bound, Tensor)]
 
 
 def check_model(model: object) -> None:

@@ -75,10 +75,10 @@ class Posterior(PosteriorState):
         """The report of the last round.
 
         Raises:
-            ConfigError: there is none, because `fit` did not make this posterior.
+            ConfigError: there is none: this posterior was made with an empty `lineage`.
         """
         if not self.lineage:
-            raise ConfigError("this posterior has no report: its guide was not fitted by bh.fit")
+            raise ConfigError("this posterior has no report: it was made with an empty lineage")
         return self.lineage[-1]
 
     @property
@@ -220,7 +220,8 @@ class Posterior(PosteriorState):
         not given are those of the last round; without `validation`, `patience` is dropped.
 
         Args:
-            data, validation, options, optimizer, callback: as for `fit`.
+            data, validation, options, optimizer, callback: as for `fit`. With `replay`, the
+                callback is not called while the coreset is learnt.
             guide: another family for this round and later ones, by the name or mapping that `fit`
                 takes. The prior is then this posterior if the family can represent it, or else the
                 nearest member of the family. `FitReport.projection` is the KL between the two.
@@ -352,8 +353,9 @@ class Posterior(PosteriorState):
                 `ClassifierHead`) and `trust_remote_code=False`.
             tokenizer: as for `RandomPEFT`; by default the one of the same name, if the backbone is
                 loaded here.
-            prior: the prior function, if it was your own. After the first round it is the first
-                round's, and only forgetting and new labels need it.
+            prior: the prior function, if it was your own: the last round's, if it had one by
+                `update(prior=...)`. Otherwise it is the first round's, which after that round only
+                forgetting and new labels need.
             device: for a backbone that is loaded here: "cpu", "cuda", or "auto" for a GPU if there
                 is one.
 

@@ -131,7 +131,7 @@ def fit_round(
         examples, validation, optimizer: as for `fit`.
         kept: the coreset, which a copy of the guide learns after the rest.
         open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
-        callback: as for `fit`, but for this component.
+        callback: as for `fit`, but for this component; not called while the coreset is learnt.
 
     Returns:
         The same posterior, or with a coreset another that has learnt it too; and the densities of
@@ -148,7 +148,7 @@ def fit_round(
         )
         if kept is None:
             return posterior, candidates
-        return _fit_coreset(posterior, kept, optimizer, callback), None
+        return _fit_coreset(posterior, kept, optimizer), None
     except FitError as error:
         error.posterior = posterior
         raise
@@ -224,7 +224,6 @@ def _fit_coreset(
     posterior: Posterior,
     kept: Examples,
     optimizer: OptimizerFactory | None,
-    callback: Callback | None,
 ) -> Posterior:
     """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
     options = replace(posterior.report.options, patience=None)
@@ -233,7 +232,7 @@ def _fit_coreset(
     guide = copy.deepcopy(core)
     model = posterior.model.with_prior(prior_of(posterior.model, core))
     report.pull = pull_of(guide)
-    _learn(model, guide, kept, None, report, optimizer, callback)
+    _learn(model, guide, kept, None, report, optimizer, None)
     if isinstance(guide, Guide):
         guide.follow(posterior.model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

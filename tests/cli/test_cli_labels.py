@@ -62,3 +62,9 @@ def test_evaluate_and_report(folder: Path) -> None:
     bhpeft("report", folder / "run", folder / "train.csv", "--out", page)
     text = page.read_text()
     assert "art, sport" in text and "share of wrong labels" in text
+
+
+def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", text=TEXTS, label=["[spam]", "ham"] * 6)
+    task = infer(load(tmp_path / "train.csv"), Reading())
+    assert str(task) == "classes: 'label' from 'text', 2 classes ([spam], ham)"

@@ -138,3 +138,12 @@ def test_bad_extra_columns_are_named() -> None:
         Columns(extra=["label"])
     with pytest.raises(ConfigError, match="extra='hours'; expected a sequence of str"):
         Columns(extra="hours")
+
+
+def test_examples_with_another_number_of_labels_are_refused() -> None:
+    two, three = read([row[:2] for row in MATRIX]), read(MATRIX)
+    with pytest.raises(DataError, match="source has 2 labels; expected 3"):
+        encode(two, tiny_tokenizer(), kind="labels", num_labels=3)
+    assert encode(three, tiny_tokenizer(), kind="labels", num_labels=3) is three
+    with pytest.raises(DataError, match="differ in num_labels"):
+        three.concat(two)

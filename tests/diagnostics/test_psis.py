@@ -259,3 +259,11 @@ def test_a_delta_guide_is_a_point() -> None:
     posterior = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
     with pytest.raises(GuideError, match=r"draws 0 random numbers for latents of 34"):
         psis(posterior, data)
+
+
+def test_data_that_are_not_known_cannot_be_compared() -> None:
+    model = tiny_model(())
+    draws = {site.name: torch.randn(20, *site.shape) for site in model.sites}
+    posterior = bh.Posterior.from_draws(model, draws)
+    with pytest.raises(DataError, match="data: it is not known what this posterior has learnt"):
+        posterior.diagnose(tiny_examples())

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro import checks
+from bhpeft_pyro.errors import ConfigError, LikelihoodError
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
+    Function,
     HeteroscedasticNormal,
     Likelihood,
     MultipleChoice,
@@ -256,3 +258,36 @@ def test_the_draws_of_a_point_take_one_pass(name: str, monkeypatch: pytest.Monke
 def tiny_examples_of(tokenizer: Any) -> bh.data.Examples:
     data = {"text": ["w5 w9", "w6 w9 w10", "w5 w20", "w6"], "label": [0, 1, 0, 1]}
     return bh.data.encode(data, tokenizer, kind="class", num_labels=2)
+
+
+NUMBERS = {"text": [f"w{5 + i % 2} w{10 + i}" for i in range(12)], "label": [0, 1, 2] * 4}
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_distribution_without_moments_is_named(guide: str) -> None:
+    model = tiny_model((), 1, likelihood=lambda o: dist.Cauchy(o[..., 0], 1.0))
+    posterior = bh.fit(model, guide, NUMBERS, max_steps=2, progress=False)
+    with pytest.raises(LikelihoodError, match="mean and stddev of its Cauchy are not finite"):
+        posterior.predict(NUMBERS)
+
+
+def test_memory_for_labels_that_are_drawn_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model((), 1, likelihood=lambda o: dist.Poisson(o[..., 0].exp()))
+    posterior = bh.fit(model, "normal", NUMBERS, max_steps=2, progress=False)
+    monkeypatch.setattr(checks, "_memory", lambda: 300_000)  # of 12,000 labels in float64, less
+    with pytest.raises(ConfigError, match=r"data: rows=12 needs .*; expected at most 10"):
+        posterior.predict(NUMBERS)
+    assert len(posterior.predict(NUMBERS["text"][:8])) == 8
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_numbers_of_tries_that_differ(guide: str) -> None:
+    """Their outcomes cannot be enumerated together."""
+    tries = Function(
+        lambda o, extra: dist.Binomial(extra["tries"], logits=o[..., 0]), columns=("tries",)
+    )
+    data = NUMBERS | {"tries": [2, 3, 4] * 4}
+    posterior = bh.fit(
+        tiny_model((), 1, likelihood=tries), guide, data, max_steps=2, progress=False
+    )
+    assert (posterior.predict(data).mean < torch.tensor(data["tries"])).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyro
@@ -18,6 +19,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, LikelihoodError
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
+    Function,
     HeteroscedasticNormal,
     Likelihood,
     MultiLabel,
@@ -28,6 +30,7 @@ from bhpeft_pyro.model.likelihoods import (
     Poisson,
     StudentT,
 )
+from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_model, tiny_tokenizer
 
 
@@ -340,3 +343,46 @@ def test_option_errors() -> None:
         Normal(spread=0.0)
     with pytest.raises(LikelihoodError, match=r"HeteroscedasticNormal: spread=.* must be"):
         HeteroscedasticNormal(spread=-1.0)
+
+
+def ratings(label: list[float], **extra: list[float]) -> dict[str, Any]:
+    return {"text": ["w5", "w6", "w7"], "label": label, **extra}
+
+
+def test_a_support_that_the_outputs_move_is_not_checked_and_one_of_the_data_is() -> None:
+    model = tiny_model((), 1, likelihood=lambda o: dist.Pareto(o[..., 0].exp(), 3.0))
+    assert model.encode(ratings([0.1, 0.5, 2.0])).labels is not None  # at 0 all are above 1
+    shares = Function(
+        lambda o, extra: dist.Binomial(extra["tries"], logits=o[..., 0]), columns=["tries"]
+    )
+    model = tiny_model((), 1, likelihood=shares)
+    assert model.encode(ratings([2, 3, 4], tries=[2, 5, 9])).labels is not None
+    with pytest.raises(DataError, match=r"row 1: 6 has probability 0 .*=tensor\(\[5\.\]\)\)$"):
+        model.encode(ratings([2, 6, 4], tries=[2, 5, 9]))
+
+
+def test_the_own_weights_of_a_likelihood_are_on_the_networks_device() -> None:
+    seen: list[str] = []
+
+    class Own(Likelihood):
+        kind, outputs = "rating", 1
+        sites = (Site("own", (2,), ("part",), torch.ones(()), lambda: torch.zeros(2)),)
+
+        def distribution(self, outputs: Tensor, weights: Any, choices: Any = None) -> Any:
+            seen.extend(each.device.type for each in (outputs, weights["own"]))
+            raise InterruptedError  # nothing can be read on this device
+
+    model = tiny_model((), 1, likelihood=Own()).to("meta")
+    with pytest.raises(InterruptedError):
+        model.encode(ratings([1.0, 2.0, 3.0]))
+    assert seen == ["meta", "meta"]
+
+
+def test_bad_arguments_of_a_function() -> None:
+    function = lambda outputs: dist.Poisson(outputs[..., 0].exp())  # noqa: E731
+    with pytest.raises(LikelihoodError, match="Function: columns='hours'; expected a sequence of"):
+        Function(function, columns="hours")  # type: ignore[arg-type]
+    with pytest.raises(LikelihoodError, match="Function: kind='count' must be one of 'class'"):
+        Function(function, "count")  # type: ignore[arg-type]
+    with pytest.raises(LikelihoodError, match="Function: expected a function, got 3"):
+        Function(3)  # type: ignore[arg-type]

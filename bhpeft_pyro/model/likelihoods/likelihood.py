@@ -14,6 +14,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
 
+from ...checks import check_fields, one_of, shown, strings
 from ...data.batch import Batch
 from ...data.columns import Kind
 from ...distributions import base_of
@@ -194,8 +195,12 @@ class Function(Likelihood):
 
     Args:
         function: from `(*P, B, outputs)` to a distribution of batch shape `(*P, B)`. If there are
-            `columns`, they are its second argument, by name.
+            `columns`, they are its second argument, by name. Predictions need a distribution with
+            finite `mean` and `stddev`.
         kind, columns: as for `Likelihood`.
+
+    Raises:
+        LikelihoodError: `function` is none, `kind` is unknown, or `columns` are no sequence of str.
 
     >>> import pyro.distributions as dist
     >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))
@@ -206,6 +211,12 @@ class Function(Likelihood):
     function: Callable[..., TorchDistribution]
     kind: Kind = "rating"
     columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise LikelihoodError(f"Function: expected a function, got {shown(self.function)}")
+        rules = {"kind": one_of(*_KINDS), "columns": strings}
+        check_fields(self, rules, "Function", LikelihoodError)
 
     def distribution(
         self,

@@ -83,7 +83,8 @@ def fit(
         optimizer: a function from parameters to a torch optimiser. By default `NaturalGradient` for
             Normal guides and Adam for all others.
         callback: a function that is called after each step with a dict of numbers: "component"
-            (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...).
+            (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...). It is not
+            called while a coreset is learnt.
         replay: keep a coreset, as in `Posterior.update`.
         components: K independent fits with different seeds and initial values, as one
             `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.

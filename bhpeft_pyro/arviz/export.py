@@ -117,6 +117,8 @@ def to_arviz(
     chosen = [name for name, each in known.items() if each.numel <= SMALL]
     if sites is not None:
         chosen = matching(known, sites, "sites")
+    if not chosen:
+        raise ConfigError("sites: no variable is chosen; expected a pattern, such as 'head.*'")
     numbers = len(guides) * sum(known[name].numel for name in chosen)
     needed = samples * _FLOAT * numbers
     if examples is not None:  # labels of guides and prior, and log-likelihoods

@@ -372,3 +372,8 @@ def test_a_model_is_exported_before_any_fit() -> None:
         expected = model.predictive(drawn, next(data.batches(12))).probs[..., 1].mean(0)
     found = exported.prior_predictive["label"].values[0].mean(0)
     assert abs(found - expected.numpy()).max() < 0.12  # 400 labels: five standard errors
+
+
+def test_no_variable_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match="sites: no variable is chosen"):
+        to_arviz(tiny_model(()), samples=2, sites=[])

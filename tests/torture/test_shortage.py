@@ -115,14 +115,26 @@ def mounted(folder: Path) -> bool:
     return subprocess.run(mount, capture_output=True).returncode == 0
 
 
-def attempts(
-    shortage: Shortage, folder: Path, sizes: Iterable[int], attempt: Callable[[Shortage, int], str]
-) -> Counter[str] | None:
-    """Ever more of what is short, at last enough; None if it cannot be made so here."""
-    folder.mkdir()
-    if shortage is small_disk and not mounted(folder):
-        return None
-    return Counter(attempt(shortage, size) for size in sizes)
+def check(
+    what: str,
+    shortage: Shortage,
+    folder: Path,
+    sizes: Iterable[int],
+    attempt: Callable[[Shortage, int], str],
+) -> None:
+    """Ever more of what is short, at last enough: both an error and the right answer come out."""
+
+    def attempts() -> Counter[str] | None:
+        folder.mkdir()
+        if shortage is small_disk and not mounted(folder):
+            return None
+        return Counter(attempt(shortage, size) for size in (*sizes, 500))
+
+    counts = in_a_child(attempts, folder.with_name("counts"))
+    if counts is None:
+        pytest.skip("no file system may be mounted here")
+    report(f"{what}, {shortage.__name__}", Counter(counts))
+    assert counts[ERROR] and counts[RIGHT]
 
 
 SHORTAGES = pytest.mark.parametrize("shortage", [short_files, failing_call, small_disk])
@@ -165,13 +177,7 @@ def test_saves_on_a_full_disk(
         assert len(list(folder.iterdir())) == 2
         return ERROR
 
-    counts = in_a_child(
-        lambda: attempts(shortage, disk, [*range(1, 16, runs), 500], attempt), tmp_path / "counts"
-    )
-    if counts is None:
-        pytest.skip("no file system may be mounted here")
-    report(f"saves, {shortage.__name__}", Counter(counts))
-    assert counts[ERROR] and counts[RIGHT]
+    check("saves", shortage, disk, range(1, 16, runs), attempt)
 
 
 @SHORTAGES
@@ -203,13 +209,7 @@ def test_streams_on_a_full_disk(runs: int, shortage: Shortage, tmp_path: Path) -
         assert names == {"rounds", "record.json", "record.csv"}
         return found
 
-    counts = in_a_child(
-        lambda: attempts(shortage, disk, [*range(1, 64, runs), 500], attempt), tmp_path / "counts"
-    )
-    if counts is None:
-        pytest.skip("no file system may be mounted here")
-    report(f"streams, {shortage.__name__}", Counter(counts))
-    assert counts[ERROR] and counts[RIGHT]
+    check("streams", shortage, disk, range(1, 64, runs), attempt)
 
 
 # Memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -49,17 +50,27 @@ class _Counts(Likelihood):
         rate = labels.double().sum() / exposure.double().sum()
         return replace(self, center=rate.log().item() if rate > 0 else 0.0)
 
-    def _mean(self, outputs: Tensor, extra: Extra) -> Tensor:
+    def distribution(
+        self,
+        outputs: Tensor,
+        weights: Mapping[str, Tensor],
+        choices: Tensor | None = None,
+        extra: Extra = NO_EXTRA,
+    ) -> TorchDistribution:
         mean = ((self.center or 0.0) + outputs[..., 0].clamp(-_MOST, _MOST)).exp()
         if self.exposure is None:
-            return mean
+            return self._around(mean, weights)
         exposure = extra[self.exposure]
         if not (exposure > 0).all():
             raise LikelihoodError(
                 f"{type(self).__name__}: the exposure {self.exposure!r} must be above 0, got "
                 f"{exposure.min():g}"
             )
-        return mean * exposure
+        return self._around(mean * exposure, weights)
+
+    @abstractmethod
+    def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
+        """The counts with this mean."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +91,8 @@ class Poisson(_Counts):
     [1.0, 3.0]
     """
 
-    def distribution(
-        self,
-        outputs: Tensor,
-        weights: Mapping[str, Tensor],
-        choices: Tensor | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> TorchDistribution:
-        return dist.Poisson(self._mean(outputs, extra))
+    def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
+        return dist.Poisson(mean)
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,6 @@ class NegativeBinomial(_Counts):
         unit = torch.tensor(1.0)
         return (Site("dispersion.log", (), (), unit, zeros((), unit)),)
 
-    def distribution(
-        self,
-        outputs: Tensor,
-        weights: Mapping[str, Tensor],
-        choices: Tensor | None = None,
-        extra: Extra = NO_EXTRA,
-    ) -> TorchDistribution:
-        mean = self._mean(outputs, extra)
+    def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
         dispersion = weights["dispersion.log"].clamp(-_MOST, _MOST)
         return dist.NegativeBinomial((-dispersion).exp(), logits=mean.log() + dispersion)

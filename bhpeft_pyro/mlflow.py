@@ -22,8 +22,8 @@ from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
 from . import __version__
-from .cli.predict import predictions
 from .errors import ConfigError
+from .model.backbone import shared_name
 from .posterior.posterior import Posterior
 
 __all__ = ["get_default_pip_requirements", "load_model", "log_model", "save_model"]
@@ -129,7 +129,7 @@ class _Predictor:
         self.posterior = posterior
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame(predictions(self.posterior.predict(table)))
+        return pd.DataFrame(self.posterior.predict(table).summary())
 
     def get_raw_model(self) -> Posterior:
         return self.posterior
@@ -146,8 +146,7 @@ def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[
     """Arguments of MLflow's functions, while the files are there."""
     network, report = posterior.model.network, posterior.report
     if save_backbone is None:
-        name = network.backbone.config._name_or_path
-        save_backbone = not name or Path(name).exists()
+        save_backbone = shared_name(network.backbone) is None
     # Any text would do, but for choices: in a cell they are a list in JSON.
     likelihood = posterior.model.likelihood
     cells: dict[str, list[Any]] = {

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ..errors import ConfigError, DataError
 from . import options
 from .screen import say, table
-
-if TYPE_CHECKING:
-    from ..inference.predict import AnyForecast
 
 _SUFFIXES = (".csv", ".jsonl")
 _OF_CLASSES = ("variance", "confidence")
@@ -103,7 +99,7 @@ def predict(
             raise
         say(f"note: no prediction for {len(error.rows)} rows. {error}")
         forecast = posterior.predict(examples.subset(kept), samples, seed=draw_seed)
-    columns = predictions(forecast)
+    columns = forecast.summary()
     flagged = forecast.flag(flag, by).tolist()
     named = columns | {"flagged": [i in flagged for i in range(len(kept))]}
     predicted = {row: {name: each[i] for name, each in named.items()} for i, row in enumerate(kept)}
@@ -114,57 +110,13 @@ def predict(
     say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
         texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(kept)]
-        columns = readable(columns)
+        # Not the probabilities of each of several labels.
+        columns = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
             [(kept[i], *(values[i] for values in columns.values()), texts[i]) for i in shown],
         )
-
-
-def predictions(forecast: AnyForecast) -> dict[str, list[Any]]:
-    """The columns of a forecast by name."""
-    from ..forecast import ClassForecast, LabelsForecast
-
-    columns: dict[str, list[Any]]
-    if isinstance(forecast, ClassForecast):
-        columns = {
-            "prediction": forecast.predicted,
-            "probability": _digits(forecast.confidence),
-        }
-    elif isinstance(forecast, LabelsForecast):
-        called = forecast.label_names or [str(k) for k in range(forecast.count)]
-        rows = [_digits(row) for row in forecast.probabilities]
-        columns = {
-            "prediction": [*forecast.predicted],
-            "probability": [dict(zip(called, row, strict=True)) for row in rows],
-        }
-    else:
-        lower, upper = forecast.interval(0.9)
-        columns = {
-            "prediction": _digits(forecast.mean),
-            "sd": _digits(forecast.sd),
-            "lower_90": _digits(lower),
-            "upper_90": _digits(upper),
-        }
-    return columns | {
-        "epistemic": _digits(forecast.epistemic),
-        "aleatoric": _digits(forecast.aleatoric),
-    }
-
-
-def readable(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Columns for people: lists of labels as text, and no probabilities by label."""
-    several = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
-    return {
-        name: [", ".join(map(str, v)) if isinstance(v, list) else v for v in values]
-        for name, values in several.items()
-    }
-
-
-def _digits(values: Any) -> list[float]:
-    """As many digits as float32 has."""
-    return [float(f"{value:.7g}") for value in values.tolist()]
 
 
 def _beside(data: str) -> Path:

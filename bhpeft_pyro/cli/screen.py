@@ -91,6 +91,8 @@ def print_json(value: Mapping[str, Any]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, list):  # several labels
+        value = ", ".join(map(str, value))
     return f"{value:.3f}" if isinstance(value, float) else harmless(str(value))
 
 

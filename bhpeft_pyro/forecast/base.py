@@ -17,7 +17,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Forecast", "as_labels", "check_shape"]
+__all__ = ["Forecast", "as_labels", "check_shape", "digits"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -88,12 +88,22 @@ class Forecast(ABC):
         if not self.labels.isfinite().all():
             raise DataError("labels must be finite")
 
+    def summary(self) -> dict[str, list[Any]]:
+        """The columns that `bhpeft predict` writes, as plain values; those of all kinds come last.
+        Numbers have as many digits as float32 has."""
+        return {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+
     def _columns(self, *names: str) -> dict[str, Any]:
         """Text and label, where known, as they are shown; and the attributes `names`."""
         columns: dict[str, Any] = {} if self.texts is None else {"text": list(self.texts)}
         if self.labels is not None:
             columns["label"] = self.labels.tolist()
         return columns | {name: getattr(self, name).tolist() for name in names}
+
+
+def digits(values: Tensor) -> list[float]:
+    """As many digits as float32 has."""
+    return [float(f"{value:.7g}") for value in values.tolist()]
 
 
 def as_labels(labels: Tensor | Sequence[Any] | None) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels, check_shape
+from .base import Forecast, as_labels, check_shape, digits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -219,6 +219,10 @@ class ClassForecast(Forecast):
             choices=self.choices,
         )
         return mended, temperature
+
+    def summary(self) -> dict[str, list[Any]]:
+        own = {"prediction": self.predicted, "probability": digits(self.confidence)}
+        return own | super().summary()
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels
+from .base import Forecast, as_labels, digits
 from .classes import ClassForecast
 
 if TYPE_CHECKING:
@@ -167,6 +167,11 @@ class LabelsForecast(Forecast):
             best = int(f1.argmax())
             found.append((values[best] + lower[best]) / 2 if has.any() else torch.ones_like(p[0]))
         return torch.stack(found).float()
+
+    def summary(self) -> dict[str, list[Any]]:
+        called = self.label_names or [str(k) for k in range(self.count)]
+        rows = [dict(zip(called, digits(row), strict=True)) for row in self.probabilities]
+        return {"prediction": [*self.predicted], "probability": rows, **super().summary()}
 
     def to_dataset(self) -> Dataset:
         """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""

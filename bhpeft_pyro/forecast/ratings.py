@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..checks import INSIDE
 from ..errors import LikelihoodError
-from .base import Forecast, as_labels
+from .base import Forecast, as_labels, digits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -187,6 +187,11 @@ class RatingForecast(Forecast):
         """Ends (N,), (N,) of the mixture's central interval of probability `level`."""
         level = INSIDE("level", level)
         return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+
+    def summary(self) -> dict[str, list[Any]]:
+        lower, upper = self.interval(0.9)
+        own = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
+        return {name: digits(values) for name, values in own.items()} | super().summary()
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""

@@ -16,6 +16,7 @@ from ..model.model import Model
 from ..patterns import first_match
 from .blocks import BlockGuide, Family, check_separate
 from .budget import Budget
+from .function import FunctionGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
@@ -158,6 +159,18 @@ def _preset(preset: str, names: Sequence[str], width: float | None = None) -> di
     if any(first_match(name, found) is None for name in names):
         families["*"] = "delta" if width is None else ("delta", {"width": width})
     return families
+
+
+def trained_by_pyro(guide: nn.Module, model: Model) -> nn.Module:
+    """A guide that Pyro has trained on this model: a function's parameters are taken from Pyro's
+    store, and an autoguide becomes one that can be saved, if it can be made again.
+
+    Raises:
+        GuideError: the store lacks a parameter.
+    """
+    if isinstance(guide, FunctionGuide):
+        guide.load_store()
+    return PyroGuide.of(model, guide) if isinstance(guide, AutoGuide) else guide
 
 
 def check_made_for(model: Model, guide: nn.Module) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from .. import __version__
 from ..errors import SaveError
 from ..files import write
+from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
 __all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
@@ -34,21 +35,21 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     >>> print(card(posterior, "me/reviews").data.library_name)
     bhpeft_pyro
     """
-    name = posterior.model.network.backbone.config._name_or_path
-    on_hub = bool(name) and not Path(name).exists()
+    network = posterior.model.network.backbone
+    name = shared_name(network)
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
-        base_model=name if on_hub else None,
+        base_model=name,
         pipeline_tag=None if posterior.model.likelihood.kind == "choice" else _PIPELINE,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(each for each in scores if "/" not in each) or None,
     )
-    backbone = name if on_hub else type(posterior.model.network.backbone).__name__
+    backbone = name or type(network).__name__
     facts: dict[str, Any] = {
         "repo": repo,
-        "needs": "" if name else ", backbone, tokenizer=tokenizer",
+        "needs": "" if network.config._name_or_path else ", backbone, tokenizer=tokenizer",
         "backbone": backbone,
         "facts": posterior.facts | {"backbone": backbone, "bhpeft_pyro": __version__},
         "rounds": posterior.lineage,

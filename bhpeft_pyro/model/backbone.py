@@ -20,7 +20,7 @@ from transformers import (
 from ..data import assets
 from ..errors import ArchitectureError, ConfigError
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "shared_name"]
 
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
@@ -72,6 +72,12 @@ def load_backbone(
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
     return model.to(place), tokenizer
+
+
+def shared_name(backbone: PreTrainedModel) -> str | None:
+    """The name by which a backbone can be loaded elsewhere; None for a folder or one without."""
+    name: str = backbone.config._name_or_path
+    return None if not name or Path(name).exists() else name
 
 
 def _device(name: str) -> torch.device:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from ..data import Columns
-from ..guides import DrawsGuide, FunctionGuide, PyroGuide, check_made_for
+from ..guides import DrawsGuide, check_made_for
 from ..guides.guide import components_of
+from ..guides.registry import trained_by_pyro
 from ..inference.loop import as_module
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
@@ -48,11 +48,7 @@ def of(
     torch.Size([1, 2])
     """
     check_model(model)
-    made: nn.Module = as_module(guide)
-    if isinstance(made, FunctionGuide):
-        made.load_store()
-    elif isinstance(made, AutoGuide):
-        made = PyroGuide.of(model, made)
+    made = trained_by_pyro(as_module(guide), model)
     check_made_for(model, made)
     if len(guides := components_of(made)) > 1:
         parts = [of(model, part, data, columns) for part in guides]

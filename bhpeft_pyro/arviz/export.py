@@ -101,7 +101,6 @@ def to_arviz(
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
     chains: Sequence[Any]
-    fresh = isinstance(posterior, Model)
     if isinstance(posterior, Model):
         model, columns, chains, prior = posterior, Columns(), (), prior_guide(posterior)
     else:
@@ -110,7 +109,7 @@ def to_arviz(
         chains, prior = components_of(posterior.guide), prior_like(model, posterior.guide)
     examples = None
     if data is not None:
-        examples = model.encode(data, columns, labelled=False, new_names=fresh)
+        examples = model.encode(data, columns, labelled=False, new_names=not chains)
     guides = [*chains, prior]
     one = draw(model, guides[0], 1, seed)
     known = variables(model, {name: value[:, 0] for name, value in one.items()})

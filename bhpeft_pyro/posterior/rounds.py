@@ -22,7 +22,8 @@ from ..inference.candidates import Candidates
 from ..inference.loop import Callback, OptimizerFactory, optimise
 from ..inference.report import FitReport
 from ..inference.width import refine, settle
-from ..model.likelihoods import HeteroscedasticNormal, Likelihood, Normal, StudentT
+from ..model.likelihoods import Likelihood
+from ..model.likelihoods.normal import Ratings
 from ..model.model import Model
 from ..options import FitOptions
 from .posterior import MixturePosterior, Posterior
@@ -191,7 +192,7 @@ def _warn_of_scale(likelihood: Likelihood, examples: Examples) -> None:
     """Ratings in other units than the likelihood's can be learnt, but poorly."""
     if examples.labels is None:
         return
-    if isinstance(likelihood, Normal | HeteroscedasticNormal | StudentT):
+    if isinstance(likelihood, Ratings):
         away = (examples.labels - (likelihood.center or 0.0)).abs() / likelihood.unit
         if (most := away.max().item()) > _FAR:
             rating = examples.labels[away.argmax()].item()

@@ -7,7 +7,7 @@ from ..inference.draws import seeded
 from ..model.model import Model
 from ..priors import Prior, closed_form
 
-__all__ = ["in_family"]
+__all__ = ["guide_under", "in_family"]
 
 
 def in_family(
@@ -30,14 +30,16 @@ def in_family(
         PriorError: the last posterior cannot be projected.
     """
 
-    def guide_under(prior: Prior) -> Guide:
-        with seeded(seed):
-            under = model.with_prior(prior)
-            return autoguide(family, under, components=1)
-
     # A guide of any family can be made under independent weights, and says if it is joint.
     alone, divergence = closed_form(last, "guide").independent()
-    guide = guide_under(alone)
+    guide = guide_under(model, alone, family, seed)
     if guide.joint:
-        return guide_under(last), last, 0.0
+        return guide_under(model, last, family, seed), last, 0.0
     return guide, alone, divergence
+
+
+def guide_under(model: Model, prior: Prior, family: GuideLike, seed: int) -> Guide:
+    """A new guide of a family under a prior."""
+    with seeded(seed):
+        guide: Guide = autoguide(family, model.with_prior(prior), components=1)
+    return guide

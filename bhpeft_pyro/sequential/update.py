@@ -13,9 +13,9 @@ from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
-from ..guides import Guide, GuideLike, autoguide
+from ..guides import Guide, GuideLike
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import sampling, seeded
+from ..inference.draws import sampling
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
@@ -35,7 +35,7 @@ from ..priors import Prior, PriorLike, as_prior
 from ..priors.prior import check_prior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
-from .projection import in_family
+from .projection import guide_under, in_family
 
 __all__ = ["Replay", "has_learnt", "refuse_known", "update"]
 
@@ -169,8 +169,7 @@ def _start(
     elif own is None:
         guide, last, projection = in_family(model, last, family, options.seed)
     else:
-        with seeded(options.seed):
-            guide = autoguide(family, model.with_prior(own), components=1)
+        guide = guide_under(model, own, family, options.seed)
     prior = forgetting(last, posterior.first_prior, model.sites)
     report = FitReport(
         len(examples),

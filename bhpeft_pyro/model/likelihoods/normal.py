@@ -17,13 +17,13 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
 
-__all__ = ["HeteroscedasticNormal", "Normal", "StudentT"]
+__all__ = ["HeteroscedasticNormal", "Normal", "Ratings", "StudentT"]
 
 _MOST = 20.0  # of a log scale: under a wide posterior it would become 0
 
 
 @dataclass(frozen=True)
-class _Ratings(Likelihood):
+class Ratings(Likelihood):
     """Ratings whose mean is `center` + `spread` times the first output."""
 
     center: float | None = None
@@ -51,7 +51,7 @@ class _Ratings(Likelihood):
 
 
 @dataclass(frozen=True)
-class _OneScale(_Ratings):
+class _OneScale(Ratings):
     """Ratings with one noise scale, spread * exp(s) with s the site "noise.log_scale" ()."""
 
     outputs = 1
@@ -96,7 +96,7 @@ class Normal(_OneScale):
 
 
 @dataclass(frozen=True)
-class HeteroscedasticNormal(_Ratings):
+class HeteroscedasticNormal(Ratings):
     """Ratings with a noise scale for each text, which a second output gives.
 
     mean = center + spread * output_0; sd is spread at output_1 = 0 and grows with output_1.

@@ -10,7 +10,6 @@ import numpy as np
 import pandas
 import torch
 import xarray as xr
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..checks import COUNT, SAMPLES, SEED
@@ -19,7 +18,8 @@ from ..errors import ConfigError
 from ..guides import prior_guide, prior_like
 from ..guides.guide import components_of
 from ..inference.draws import draw, drawing
-from ..inference.passes import Feed, drawn, passes
+from ..inference.passes import Feed, drawn
+from ..inference.predict import simulate
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..patterns import matching
@@ -200,9 +200,11 @@ def _predictions(
         names = examples.label_names if "output" in dims else None
         return {} if names is None else {"output": [*names]}
 
-    *chains, prior = [
-        _outcome(model, guide, feed, samples, seed + i) for i, guide in enumerate(guides)
-    ]
+    outcomes = []
+    for own, guide in enumerate(guides, seed):
+        with drawing(own):
+            outcomes.append(simulate(model, drawn(model, guide, samples, own), feed))
+    *chains, prior = outcomes
     groups = {
         "prior_predictive": group([prior[0]]),
         "constant_data": of_examples(text=np.array(examples.texts, dtype=object)),
@@ -214,19 +216,3 @@ def _predictions(
     if examples.labels is not None:
         groups["observed_data"] = of_examples(label=examples.labels.numpy())
     return groups
-
-
-def _outcome(
-    model: Model, guide: Callable[..., Any], feed: Feed, samples: int, seed: int
-) -> list[Tensor]:
-    """(S, N) labels, (S, N, K) if several, and log-likelihoods if the examples are labelled."""
-
-    def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
-        sample = predicted.sample()
-        if model.likelihood.kind != "rating":  # classes, choices, or whether a text has a label
-            sample = sample.long()
-        return (sample,) if labels is None else (sample, predicted.log_prob(labels))
-
-    with drawing(seed):
-        parts = [*passes(model, drawn(model, guide, samples, seed), feed, take)]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -19,7 +19,8 @@ from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
 from ..inference.draws import blocks, seeded
 from ..inference.initialization import align
-from ..inference.passes import Block, Feed, drawn, passes
+from ..inference.passes import Block, Feed, drawn
+from ..inference.predict import simulate
 from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..patterns import matching
@@ -166,19 +167,12 @@ def _simulate(
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for number, block in enumerate(blocks(model, prior_guide(model), 2 * replications, seed)):
             with seeded(seed + number):
-                simulated = simulated_labels(model, [Block(block)], feed)
-            for i, labels in enumerate(simulated):
+                every, *_ = simulate(model, [Block(block)], feed)
+            for i, labels in enumerate(every):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:
                     yield {name: value[i : i + 1] for name, value in block.items()}, labels
 
     return islice(tries(), replications)
-
-
-def simulated_labels(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
-    """(S, N) labels: one set drawn from the likelihood under each of the draws."""
-    kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
-    parts = passes(model, draws, feed, lambda predicted, _: (predicted.sample().to(kind),))
-    return torch.cat([part for (part,) in parts])
 
 
 def _inferred(

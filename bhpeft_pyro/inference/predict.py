@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,9 +22,9 @@ from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
 from .draws import drawing, strata
-from .passes import Feed, Take, by_batch, drawn, passes
+from .passes import Block, Feed, Take, by_batch, drawn, passes
 
-__all__ = ["AnyForecast", "predict"]
+__all__ = ["AnyForecast", "predict", "simulate"]
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
 _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
@@ -202,3 +202,23 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
         return mean, sd, outcomes, distribution.log_prob(labels).float()
 
     return moments
+
+
+def simulate(model: Model, draws: Iterable[Block], feed: Feed) -> list[Tensor]:
+    """Labels drawn from the likelihood, one set of them under each of S draws of the weights.
+
+    Args:
+        model, draws: as for `passes`.
+        feed: N examples.
+
+    Returns:
+        (S, N) labels of the examples' own type, (S, N, K) if a text has several; and, if the
+        examples have labels, the (S, N) log density of these.
+    """
+    kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
+
+    def take(predicted: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
+        sample = predicted.sample().to(kind)
+        return (sample,) if labels is None else (sample, predicted.log_prob(labels))
+
+    return [torch.cat(part) for part in zip(*passes(model, draws, feed, take), strict=True)]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..checks import COUNT, SEED
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
+from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import drawing
 from ..inference.loop import as_module
-from ..inference.predict import AnyForecast, predict
+from ..inference.passes import Feed, drawn, passes
+from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
 from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
@@ -61,9 +64,7 @@ class Drift:
         examples: N.
         epistemic: mean epistemic uncertainty: mutual information in nats, or a variance (ratings).
         known: the share of the total uncertainty that is not epistemic.
-        nll: minus the log evidence per example under the posterior (None without labels). Counts
-            and other numbers that are not Normal are judged by Normals with each draw's mean and
-            sd, so their NLL is not that of `evaluate`.
+        nll: minus the log evidence per example under the posterior (None without labels).
         alternatives: the NLL if half of what was learnt had been forgotten, or all of it: under
             the priors with keep = 0.5 and 0; nan where there is no closed form. Empty if the data
             are not surprising.
@@ -159,15 +160,21 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
-        other = posterior.predict(examples, samples, seed=2 * seed + 1, keep_samples=True)
-        simulated = _nll(forecast, _simulate(other, seed))
-        observed = _nll(forecast, examples.labels)
-        as_large = int((simulated >= observed).sum())
+        others = drawn(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        with drawing(seed):
+            labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
+        sets = torch.cat([examples.labels.unsqueeze(0), labels])
+        if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
+            found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
+        else:
+            found = _nll(forecast, sets)
+        observed, expected = found[0], found[1:]
+        as_large = int((expected >= observed).sum())
         nll = Signal(
             observed.item(),
-            simulated.mean().item(),
-            simulated.std().item(),
-            p=(1 + as_large) / (1 + len(simulated)),
+            expected.mean().item(),
+            expected.std().item(),
+            p=(1 + as_large) / (1 + len(expected)),
         )
         if nll.p <= _LEVEL:
             alternatives = {
@@ -190,19 +197,6 @@ def check_samples(samples: int) -> int:
     return samples
 
 
-def _simulate(forecast: AnyForecast, seed: int) -> Tensor:
-    """(S, N), or (S, N, K) for several labels: for each draw of the weights one set of labels."""
-    if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
-        return forecast.outcomes[..., 0]
-    with drawing(seed):
-        if isinstance(forecast, RatingForecast):
-            return torch.normal(forecast.means, forecast.sds)
-        assert forecast.samples is not None
-        if isinstance(forecast, LabelsForecast):
-            return torch.bernoulli(forecast.samples)
-        return torch.distributions.Categorical(probs=forecast.samples).sample()
-
-
 def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
     """(...) mean NLL of labels (..., N), or (..., N, K)."""
     if isinstance(forecast, LabelsForecast):
@@ -213,6 +207,25 @@ def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
     rows = labels.reshape(-1, len(forecast))
     found = torch.stack([-forecast.log_prob(row).double().mean() for row in rows])
     return found.reshape(labels.shape[:-1])
+
+
+def _mixture_nll(
+    posterior: Posterior, examples: Examples, labels: Tensor, samples: int, seed: int
+) -> Tensor:
+    """(M,) mean NLL of sets of labels (M, N) under a likelihood of which no forecast has the form.
+
+    The predictive distribution is the mixture over the draws of the weights.
+    """
+    feed = Feed(posterior.model, replace(examples, labels=labels.T))
+
+    def take(predicted: TorchDistribution, each: Tensor | None) -> Sequence[Tensor]:
+        assert each is not None  # (B, M)
+        return (predicted.log_prob(each.T.unsqueeze(1)).movedim(0, -1),)
+
+    draws = drawn(posterior.model, posterior.guide, samples, seed)
+    found = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
+    logs = torch.stack([part.logsumexp(0) for part in found]).logsumexp(0)
+    return (math.log(sum(map(len, found))) - logs).mean(0)
 
 
 def _nll_with(
@@ -227,8 +240,7 @@ def _nll_with(
         return math.nan
     guide = guides[0] if len(guides) == 1 else MixtureGuide([*map(as_module, guides)])
     forecast = predict(models[0], guide, examples, samples, seed=2 * seed)
-    assert examples.labels is not None
-    return _nll(forecast, examples.labels).item()
+    return nlls(forecast).double().mean().item()
 
 
 def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., Any]]:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
-from bhpeft_pyro.diagnostics.sbc import simulated_labels
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Block, Feed
+from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(30, seed=8)
@@ -97,7 +97,7 @@ def test_a_transformer_against_nuts() -> None:
     texts = random_texts(12)
     blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
     truth = draw(model, prior_guide(model), 1, seed=3)
-    ratings = simulated_labels(model, [Block(truth)], Feed(model, blank))[0].tolist()
+    ratings = simulate(model, [Block(truth)], Feed(model, blank))[0][0].tolist()
     data = bh.data.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
     mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)

@@ -20,11 +20,11 @@ from bhpeft_pyro.diagnostics import Calibration, sbc
 from bhpeft_pyro.diagnostics.ranks import band, uniform
 from bhpeft_pyro.diagnostics.ratios import log_likelihoods
 from bhpeft_pyro.diagnostics.reference import predictions
-from bhpeft_pyro.diagnostics.sbc import simulated_labels
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Block, Feed
+from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.posterior.rounds import is_open
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -161,7 +161,7 @@ def test_labels_and_likelihood_agree() -> None:
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
     p = predictions(model, [Block(weights)], feed)[0]
-    drawn = simulated_labels(model, [Block(many)], feed)
+    drawn, *_ = simulate(model, [Block(many)], feed)
     share = torch.nn.functional.one_hot(drawn, 3).double().mean(0)
     assert (share - p).abs().max() < 4.5 * 0.5 / 4000**0.5
     known = log_likelihoods(model, [Block(weights)], feed)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.inference.curvature import every
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.model.likelihoods import MultiLabel, NegativeBinomial, Poisson, StudentT
-from bhpeft_pyro.sequential.drift import _simulate
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 NAMES = ("art", "money", "sport")
@@ -161,17 +161,31 @@ def test_counts_with_an_exposure(kind: Any, guide: str, tmp_path: Path) -> None:
         assert torch.equal(again.predict(data).mean, newer.predict(data).mean)
 
 
-def test_drift_is_judged_by_labels_of_the_likelihood() -> None:
-    counter = model(Poisson(exposure="hours"))
-    posterior = bh.fit(counter, "normal", counts(), max_steps=40, progress=False)
-    forecast = posterior.predict(counts(), 64, keep_samples=True)
-    simulated = _simulate(forecast, 0)
-    assert simulated.shape == (64, 60) and (simulated == simulated.round()).all()
-    assert (simulated >= 0).all()
-    torch.testing.assert_close(simulated.mean(), forecast.mean.mean(), rtol=0.1, atol=0)
-    other = {**counts(), "label": [30] * 60}
-    assert posterior.assess(counts(), 20).nll.p > 0.05  # type: ignore[union-attr]
-    assert posterior.assess(other, 20).surprising
+def test_drift_is_judged_by_the_likelihood() -> None:
+    counter, data = model(Poisson(exposure="hours")), counts()
+    posterior = bh.fit(counter, "normal", data, max_steps=40, progress=False)
+    found = posterior.assess(data, 20).nll
+    assert found is not None and found.p > 0.05
+    assert posterior.assess({**data, "label": [30] * 60}, 20).surprising
+    # The same mixture of Poissons by hand, for the labels as they are and for simulated ones.
+    examples = posterior.encode(data)
+    batch = Feed(posterior.model, examples).whole()
+    with torch.no_grad():
+        rates, others = [
+            posterior.model.predictive(posterior.sample(20, seed=seed), batch).mean
+            for seed in (0, 1)
+        ]
+    assert examples.labels is not None
+
+    def nll(labels: torch.Tensor) -> torch.Tensor:
+        logs = torch.distributions.Poisson(rates).log_prob(labels).double()
+        return (math.log(20) - logs.logsumexp(0)).mean(-1)
+
+    assert found.observed == pytest.approx(nll(examples.labels).item(), rel=1e-5)
+    torch.manual_seed(0)
+    expected = torch.stack([nll(torch.poisson(others)[i]) for _ in range(50) for i in range(20)])
+    error = 4 * found.sd * (1 / 20 + 1 / 1000) ** 0.5
+    assert found.expected == pytest.approx(expected.mean().item(), abs=error)
 
 
 def test_outcomes_of_different_batches_are_independent() -> None:

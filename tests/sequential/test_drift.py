@@ -11,6 +11,9 @@ from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.inference.draws import drawing
+from bhpeft_pyro.inference.passes import Feed, drawn
+from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -78,7 +81,9 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     assert found.nll is not None
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)
-    simulated = drift._simulate(classes.predict(batch, 30, seed=1, keep_samples=True), 0)
+    draws = drawn(classes.model, classes.guide, 30, 1)
+    with drawing(0):
+        simulated, *_ = simulate(classes.model, draws, Feed(classes.model, batch))
     values = []
     for labels in simulated:
         chosen = found.forecast.probabilities[range(9), labels]  # type: ignore[union-attr]

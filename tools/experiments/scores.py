@@ -98,7 +98,8 @@ def uncertainty(outcome: Outcome) -> list[Score]:
         (at,) = rejection_curve(forecast, by=by, fractions=[1 - _KEPT])[1].tolist()
         values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
         what = "accuracy" if classes else "MSE"
-        found.append(Score(f"{task}: {what} when so many are rejected", values, by))
+        if all(values != other.values for other in found):  # under constant noise they are equal
+            found.append(Score(f"{task}: {what} when so many are rejected", values, by))
     if isinstance(forecast, RatingForecast):
         found.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Value, load_dataset
 
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.sources import load
@@ -145,6 +145,8 @@ def _rows(
     table = table.select(sorted(first.values()))
     if kept is not None:
         table = table.select([i for i, label in enumerate(table[task.target][:]) if kept(label)])
+        # A ClassLabel would name the classes that are left out, too.
+        table = table.cast_column(task.target, Value("int64"))
     return table.select(torch.randperm(len(table), generator=generator).tolist())
 
 

@@ -43,7 +43,7 @@ class Task:
 
     Attributes:
         source: a JSON lines file of the data folder, without its ending; without a folder, a
-            data set on the hub, as in "ag_news:train".
+            data set on the hub, as in "fancyzhx/ag_news:train".
         outputs: numbers the head gives.
         likelihood: makes the likelihood.
         columns: where the rows keep what.

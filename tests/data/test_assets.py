@@ -294,7 +294,7 @@ def test_altered_parts_of_mpnet_are_refused(
         mpnet.parts[1].write_bytes(first)
     else:  # in an archive that is whole
         monkeypatch.setitem(assets._MPNET_SHA256, "model.safetensors", "0" * 64)
-    with pytest.raises(DataError, match="in the packages of MPNet is not the one.*part-005==0.0.1"):
+    with pytest.raises(DataError, match=r"packages of MPNet is not the one.*part-005==0.0.1"):
         assets.mpnet(mpnet.cache)
     left = [path.name for path in (mpnet.cache / "all-mpnet-base-v2").iterdir()]
     assert "model.safetensors" not in left and {*left} <= mpnet.files.keys()

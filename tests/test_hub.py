@@ -125,6 +125,9 @@ def test_a_backbone_of_the_hub_is_named_in_the_card(
     monkeypatch.setattr(config, "_name_or_path", "someone/encoder")
     card = hub.card(posterior, "me/reviews")
     assert card.data.to_dict()["base_model"] == "someone/encoder"
+    monkeypatch.setattr(config, "_name_or_path", "minilm")  # it comes from PyPI
+    data = hub.card(posterior, "me/reviews").data.to_dict()
+    assert data["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
     monkeypatch.setattr(config, "_name_or_path", "")
     card = hub.card(posterior, "me/reviews")
     assert 'from_pretrained("me/reviews", backbone, tokenizer=tokenizer)' in card.text

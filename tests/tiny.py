@@ -26,6 +26,7 @@ MODEL_TYPES = (
     "gemma2",
     "gemma3_text",
     "t5",
+    "mpnet",
     "deberta-v2",
 )
 CAUSAL = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -41,6 +42,7 @@ _DECODER = {**_ENCODER, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id":
 _OPTIONS: dict[str, dict[str, Any]] = {
     "roberta": {"pad_token_id": 1},
     "xlm-roberta": {"pad_token_id": 1},
+    "mpnet": {"pad_token_id": 1},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
     "electra": {"embedding_size": 16},
     "albert": {"embedding_size": 16, "num_hidden_groups": 1},

@@ -84,7 +84,7 @@ def listed(names: Any) -> str:
     return ", ".join(get_args(names))
 
 
-_DATA = "A .csv, .json or .jsonl file, or a data set on the hub, such as ag_news:test."
+_DATA = "A .csv, .json or .jsonl file, or a data set on the hub, as fancyzhx/ag_news:test."
 _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
@@ -149,8 +149,8 @@ class Reading:
     """The backbone, and what the columns of a table are for."""
 
     backbone: Annotated[
-        str, typer.Option(help="The transformer: a name on the hub, a folder, minilm or smollm2.")
-    ] = "roberta-base"
+        str, typer.Option(help="The transformer: a hub name, a folder, minilm, mpnet or smollm2.")
+    ] = "FacebookAI/roberta-base"
     task: Annotated[
         names.Task | None,
         typer.Option(help="What to predict.", show_default="from columns and labels"),

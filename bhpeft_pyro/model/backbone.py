@@ -23,7 +23,7 @@ from ..errors import ArchitectureError, ConfigError
 __all__ = ["load_backbone", "shared_name"]
 
 # Names of models from PyPI: a folder, or a GGUF file.
-LOCAL = {"minilm": assets.minilm, "smollm2": assets.smollm2}
+LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
 
 
 def load_backbone(
@@ -34,7 +34,8 @@ def load_backbone(
     A posterior that is saved with it keeps `name`; folders and files as absolute paths.
 
     Args:
-        name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", or "smollm2".
+        name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", "mpnet", or
+            "smollm2".
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         classifier: load a sequence classifier, for a `ClassifierHead`.
 
@@ -65,7 +66,7 @@ def load_backbone(
     except OSError as error:
         raise ConfigError(
             f"backbone: {name!r} is not a folder with a model and cannot be loaded from the hub "
-            f"({str(error).splitlines()[0]}); 'minilm' and 'smollm2' come from PyPI"
+            f"({str(error).splitlines()[0]}); {', '.join(map(repr, LOCAL))} come from PyPI"
         ) from error
     except (ValueError, KeyError) as error:
         raise ArchitectureError(f"backbone: {name!r}: {str(error).splitlines()[0]}") from error

@@ -67,6 +67,9 @@ class Attachment:
         self._blocks = blocks_of(self._base)
         self._architecture = architecture_of(self._base.config.model_type)
         self.wired = tuple((kind, kind.blocks(self._blocks)) for kind in self.kinds)
+        function = self._architecture.rewritten
+        rewritten = {block.attention: function for block in self._blocks if function}
+        self._claimed = self._base.config, self._token, rewritten
         self._prefixed = any(isinstance(kind, Prefix) for kind in self.kinds)
         if self._prefixed and not self._architecture.prefix:
             raise ArchitectureError(
@@ -77,8 +80,8 @@ class Attachment:
         self._undo: list[Callable[[], None]] = []
         self._finalizer = weakref.finalize(self, _undo_all, self._undo)
         if self._prefixed:
-            claim(self._base.config, self._token)
-            self._undo.append(partial(release, self._base.config, self._token))
+            claim(*self._claimed)
+            self._undo.append(partial(release, *self._claimed))
         backbone.requires_grad_(False)
         backbone.eval()
         scales = measure(self._base, self._blocks, attention=self._prefixed)
@@ -135,7 +138,7 @@ class Attachment:
         """
         self.check_mode()
         if self._prefixed:
-            claim(self._base.config, self._token)  # in case the implementation was set meanwhile
+            claim(*self._claimed)  # in case the implementation was set meanwhile
         if states is not None and not self.constant:
             raise ConfigError("states: all layers have to run here; expected None")
         with self._in_force(self._binding(weights, attention_mask, states)):

@@ -7,6 +7,7 @@ thread, so one thread never sees another's weights.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar, Token
@@ -26,7 +27,15 @@ from transformers import Cache
 
 from ..errors import ConfigError
 
-__all__ = ["Binding", "LayerForward", "activate", "active", "install", "new_token"]
+__all__ = [
+    "AssignedForward",
+    "Binding",
+    "LayerForward",
+    "activate",
+    "active",
+    "install",
+    "new_token",
+]
 
 Before = Callable[[Tensor], Tensor | None]
 """Gets a module's input, may return another to use instead."""
@@ -168,41 +177,50 @@ def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tens
     return output
 
 
-class LayerForward:
+class AssignedForward(ABC):
+    """A module's `forward` that may do something else than the usual one, under a binding.
+
+    Hooks cannot replace what a module computes, so `forward` is assigned, as Accelerate does it. A
+    class, not a closure, so that copying or pickling the backbone takes the module along.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.forward: Callable[..., Any] = module.forward
+        module.forward = self
+
+    def remove(self) -> None:
+        """Take it off its module, unless something else was put there since."""
+        if self.module.forward is not self:
+            return
+        if ismethod(self.forward):  # the class's, which shows again
+            del self.module.forward
+        else:
+            self.module.forward = self.forward
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes."""
+
+
+class LayerForward(AssignedForward):
     """A layer's `forward` that is the usual one unless a binding is in force.
 
     Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
     `gradient_checkpointing_enable()` has set its flag. Hugging Face's own checkpointing cannot
     serve: it needs training mode, which would turn dropout on, and it would recompute the layer, in
-    the backward pass, after `bind` was left. Hooks cannot replace what a layer computes, so
-    `forward` is assigned, as Accelerate does it. Re-entrant checkpointing is out: it does not see
+    the backward pass, after `bind` was left. Re-entrant checkpointing is out: it does not see
     weights that are not arguments of the layer.
-
-    A class, not a closure, so that copying or pickling the backbone takes the layer along.
     """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self.forward: Callable[..., Any] = layer.forward
-        layer.forward = self
-
-    def remove(self) -> None:
-        """Take it off its layer, unless something else was put there since."""
-        if self.layer.forward is not self:
-            return
-        if ismethod(self.forward):  # the class's, which shows again
-            del self.layer.forward
-        else:
-            self.layer.forward = self.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bindings = active()
-        bound = [binding for binding in bindings.values() if self.layer in binding.layers]
+        bound = [binding for binding in bindings.values() if self.module in binding.layers]
         for binding in bound:
-            if self.layer in binding.skipped:
-                beside = binding.skipped[self.layer]
+            if self.module in binding.skipped:
+                beside = binding.skipped[self.module]
                 return args[0] if beside is None else (args[0], *beside)
-        if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.layer)):
+        if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.module)):
             return self.forward(*args, **kwargs)
         # A recomputation would write to a key/value cache a second time, so there is none.
         args = tuple(None if isinstance(x, Cache) else x for x in args)

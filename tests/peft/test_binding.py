@@ -104,24 +104,28 @@ def test_an_error_inside_bind_ends_the_binding():
     assert torch.equal(run(model, batch), frozen)
 
 
-def test_a_deleted_attachment_leaves_nothing_behind():
-    batch, model = tiny.inputs(), tiny.build("llama")
+@pytest.mark.parametrize("model_type", ["llama", "mpnet"])
+def test_a_deleted_attachment_leaves_nothing_behind(model_type):
+    batch, model = tiny.inputs(), tiny.build(model_type)
+    attention = model.config._attn_implementation
     frozen, before = run(model, batch), hooks(model)
-    first, second = Attachment(model, KINDS), Attachment(model, (Prefix(2),))
+    # whichever was attached first is deleted first
+    second, first = Attachment(model, (Prefix(2),)), Attachment(model, KINDS)
     weights = tiny.draw(first.sites)
     expected = bound(first, weights, batch)
     assert hooks(model) > before
-    assert model.config._attn_implementation == "bhpeft_sdpa"
+    assert model.config._attn_implementation == f"bhpeft_{attention}"
     gone = weakref.ref(second)
     with first.bind(weights, batch["attention_mask"]):
         del second
         assert gone() is None  # by reference counting alone
         assert torch.equal(run(model, batch), expected)
-    assert model.config._attn_implementation == "bhpeft_sdpa"
+    assert model.config._attn_implementation == f"bhpeft_{attention}"
     del first
     assert hooks(model) == before
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == attention
     assert torch.equal(run(model, batch), frozen)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_bound_weights_are_freed_with_the_binding():
@@ -144,8 +148,9 @@ def test_a_failed_attachment_leaves_nothing_behind():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_copied_or_pickled_backbone_is_free_of_the_binding():
-    batch, model = tiny.inputs(), tiny.build("bert")
+@pytest.mark.parametrize("model_type", ["bert", "mpnet"])
+def test_a_copied_or_pickled_backbone_is_free_of_the_binding(model_type):
+    batch, model = tiny.inputs(), tiny.build(model_type)
     frozen = run(model, batch)
     attachment = Attachment(model, KINDS)
     for layer in model.encoder.layer:  # the flag alone: Hugging Face's way adds a local function
@@ -216,7 +221,7 @@ def test_models_with_a_head(auto, model_type):
     assert torch.equal(bound(alone, weights, batch), hidden)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "modernbert"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "llama", "t5", "mpnet", "modernbert"])
 @pytest.mark.parametrize("how", ["bfloat16", "float16", "autocast"])
 def test_half_precision(model_type, how):
     batch = tiny.inputs()

@@ -48,7 +48,7 @@ def experiment(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, minilm or smollm2.",
+            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2.",
             show_default="the budget's",
         ),
     ] = None,

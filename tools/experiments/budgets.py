@@ -120,19 +120,19 @@ _FULL = {
         test="stanfordnlp/sst2:validation",
     ),
     "AG News": Task(
-        "fancyzhang/ag_news:train", 4, Categorical, max_length=128, test="fancyzhang/ag_news:test"
+        "fancyzhx/ag_news:train", 4, Categorical, max_length=128, test="fancyzhx/ag_news:test"
     ),
     "CommonsenseQA": Task(
         "tau/commonsense_qa:train", 1, MultipleChoice, _CSQA, test="tau/commonsense_qa:validation"
     ),
     "three topics": Task(
-        "fancyzhang/ag_news:train",
+        "fancyzhx/ag_news:train",
         3,
         Categorical,
         max_length=128,
-        test="fancyzhang/ag_news:test",
+        test="fancyzhx/ag_news:test",
         classes=3,
-        shifts={"to an unseen topic": Shift("fancyzhang/ag_news:test", label=3)},
+        shifts={"to an unseen topic": Shift("fancyzhx/ag_news:test", label=3)},
     ),
 }
 
@@ -152,7 +152,7 @@ _TINY = {
 
 BUDGETS = {
     "full": Budget(
-        backbone="roberta-base",
+        backbone="FacebookAI/roberta-base",
         tasks=_FULL,
         plan={
             "tasks": ("Drugs.com", "IMDB", "SST-2", "AG News", "CommonsenseQA"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Value, load_dataset
 
 from bhpeft_pyro.data import Columns
 from bhpeft_pyro.data.sources import load
@@ -43,7 +43,7 @@ class Task:
 
     Attributes:
         source: a JSON lines file of the data folder, without its ending; without a folder, a
-            data set on the hub, as in "ag_news:train".
+            data set on the hub, as in "fancyzhx/ag_news:train".
         outputs: numbers the head gives.
         likelihood: makes the likelihood.
         columns: where the rows keep what.
@@ -145,6 +145,8 @@ def _rows(
     table = table.select(sorted(first.values()))
     if kept is not None:
         table = table.select([i for i, label in enumerate(table[task.target][:]) if kept(label)])
+        # A ClassLabel would name the classes that are left out, too.
+        table = table.cast_column(task.target, Value("int64"))
     return table.select(torch.randperm(len(table), generator=generator).tolist())
 
 

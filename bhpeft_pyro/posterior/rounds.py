@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import torch
 from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checks import shown
+from ..checks import check, shown
 from ..data import Examples
+from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError
 from ..guides import Guide
 from ..guides.guide import is_linear, prior_of
@@ -26,23 +30,34 @@ from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
 from ..model.model import Model
 from ..options import FitOptions
+from .jobs import in_workers
 from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
 __all__ = [
-    "Fitted",
+    "Start",
     "check_how",
+    "fit_components",
     "fit_round",
     "is_open",
     "joined",
-    "keeping",
-    "of_component",
     "pull_of",
     "seeds",
 ]
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A component before its fit: its posterior with the guide's initial values, what it learns,
+    and the coreset, which a copy of the guide learns after the rest."""
+
+    posterior: Posterior
+    examples: Examples
+    kept: Examples | None = None
+
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
@@ -54,13 +69,27 @@ def check_how(
     optimizer: object,
     replay: object,
     callback: object,
+    executor: object,
 ) -> None:
     """Check what does not depend on the data.
 
     Raises:
-        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function, or
-            `patience` has no validation data.
+        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function,
+            `executor` no `Executor`, or `patience` has no validation data.
+        ProcessError: the options are others in another process.
     """
+    agree("options", repr(options.change(progress=False)))
+    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
+    if callback is not None and executor is not None:
+        raise ConfigError("callback: an executor's workers cannot call it; expected None")
+    if executor is not None and world() > 1:
+        raise ConfigError("executor: the ranks share the components out already; expected None")
+    pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
+    if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
+        raise ConfigError(
+            "executor: forked processes hang in torch if it uses several threads; expected "
+            'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+        )
     if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
         raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
     if optimizer is not None and (
@@ -95,61 +124,97 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
     return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
 
 
-def of_component(callback: Callback | None, number: int) -> Callback | None:
-    """A callback whose records also say which component they are of, from 0."""
-    if callback is None:
-        return None
-    return lambda record: callback({"component": number, **record})
+def fit_components(
+    starts: Sequence[Start],
+    held_out: Examples | None,
+    options: FitOptions,
+    optimizer: OptimizerFactory | None = None,
+    callback: Callback | None = None,
+    executor: Executor | None = None,
+    open_scales: bool = False,
+    lineage: tuple[FitReport, ...] = (),
+) -> Posterior:
+    """Fit components, one after the other or in the workers of an executor, and join them.
 
+    Args:
+        starts: one per component.
+        held_out, optimizer, open_scales: as for `fit_round`.
+        options: those given for all of them.
+        callback, executor: as for `fit`.
+        lineage: the reports of a mixture's rounds before.
 
-@contextmanager
-def keeping(
-    fitted: Sequence[Fitted], options: FitOptions, lineage: tuple[FitReport, ...] = ()
-) -> Iterator[None]:
-    """If a fit fails, attach the components `fitted` before it to the error as its `posterior`."""
+    Raises:
+        FitError: with the fitted components, or else the last good state of the one that failed.
+    """
+    _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
+    one = partial(fit_round, held_out=held_out, optimizer=optimizer, open_scales=open_scales)
+    away = 0 if executor is None else len(starts)
+    if executor is None and world() > 1 and callback is None:
+        executor = Ranks()  # as many for each; what is left is fitted by all of them together
+        away = len(starts) // world() * world()
+    each: Iterator[Fitted] = (
+        one(start, callback=callback and partial(_tell, callback, number))
+        for number, start in enumerate(starts[away:], away)
+    )
+    if executor is not None and away:
+        known = []
+        for start in starts[:away]:
+            last, model = start.posterior, start.posterior.model
+            known.append((model.network, model.prior, last.first_prior, start.examples, held_out))
+            last.report.options = last.report.options.change(progress=False)
+        bar = options.progress and is_main()
+        each = chain(in_workers(executor, one, starts[:away], known, bar), each)
+    fitted: list[Fitted] = []
     try:
-        yield
+        for component in each:
+            fitted.append(component)
     except FitError as error:
         if fitted:
             components = [posterior for posterior, _ in fitted]
             error.posterior = MixturePosterior.joined(components, options, lineage)
         raise
+    posterior = joined(fitted, held_out, options, lineage)
+    posterior.report.id = gathered(posterior.report.id)[0]  # each rank has made its own
+    return posterior
+
+
+def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
+    callback({"component": component, **record})
 
 
 def fit_round(
-    posterior: Posterior,
-    examples: Examples,
-    validation: Examples | None = None,
+    start: Start,
+    held_out: Examples | None = None,
     optimizer: OptimizerFactory | None = None,
-    kept: Examples | None = None,
-    open_scales: bool = False,
     callback: Callback | None = None,
+    open_scales: bool = False,
 ) -> Fitted:
-    """Fit a round's guide in place under its model's prior, with the options of its last report.
+    """Fit a component's guide in place under its model's prior.
 
-    Args:
-        posterior: the round as it starts.
-        examples, validation, optimizer: as for `fit`.
-        kept: the coreset, which a copy of the guide learns after the rest.
-        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
-        callback: as for `fit`, but for this component; not called while the coreset is learnt.
-
-    Returns:
-        The same posterior, or with a coreset another that has learnt it too; and the densities of
-        the held-out rows at each width, for `joined`.
+    `callback` is not called while the coreset is learnt. A prior with `open_scales` leaves the
+    scales of the sites to a Laplace approximation.
 
     Raises:
         FitError: with the last good state.
     """
+    posterior = start.posterior
     guide, report = posterior.guide, posterior.report
-    _warn_of_scale(posterior.model.likelihood, examples)
     try:
         posterior.model, candidates = _learn(
-            posterior.model, guide, examples, validation, report, optimizer, callback, open_scales
+            posterior.model,
+            guide,
+            start.examples,
+            held_out,
+            report,
+            optimizer,
+            callback,
+            open_scales,
         )
-        if kept is None:
+        if open_scales:
+            posterior.first_prior = posterior.model.prior
+        if start.kept is None:
             return posterior, candidates
-        return _fit_coreset(posterior, kept, optimizer), None
+        return _fit_coreset(posterior, start.kept, optimizer), None
     except FitError as error:
         error.posterior = posterior
         raise
@@ -218,7 +283,9 @@ def _learn(
         guide.follow(model)
         guide.hold()
     optimise(model, guide, examples, validation, report, optimizer, callback)
-    return refine(guide, model, examples, validation, report, open_scales)
+    model, candidates = refine(guide, model, examples, validation, report, open_scales)
+    same(guide, trained=True)
+    return model, candidates
 
 
 def _fit_coreset(

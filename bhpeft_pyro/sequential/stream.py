@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
+from ..distributed import agree, is_main
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
@@ -46,6 +48,7 @@ def stream(
     *,
     guide: GuideLike = "laplace",
     components: int | None = None,
+    executor: Executor | None = None,
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
@@ -70,7 +73,8 @@ def stream(
         batches: data by name, in order of time: a mapping, or pairs. After a restart, names and
             data must be the same.
         folder: for the results; `rounds/` in it is a `History`.
-        guide, components: as for `fit`, which learns the first batch; `update` learns the others.
+        guide, components, executor: as for `fit`, which learns the first batch; `update` learns
+            the others.
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
             each batch, in the same order, `Record.transfer` works too.
         unlabelled, columns, options, changes: as for `fit`. If the first
@@ -111,17 +115,10 @@ def stream(
             forgetting(made.own_prior(), model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
+        how: Any = {"options": chosen, "replay": replay, "executor": executor}
         if last is None:
-            first = fit(
-                model,
-                guide,
-                data,
-                unlabelled=unlabelled,
-                columns=columns,
-                options=chosen,
-                replay=replay,
-                components=components,
-            )
+            start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
+            first = fit(model, guide, data, **start, **how)
             first.as_prior()  # raises before the round is saved, if it cannot be a prior
             return first
         one = last.components[0]
@@ -130,9 +127,7 @@ def stream(
                 f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
                 "same guide, or another folder"
             )
-        return last.update(
-            data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow, again=again
-        )
+        return last.update(data, keep=keep, floor=floor, grow=grow, again=again, **how)
 
     return prequential(
         model, learn, batches, folder, tests=tests, grow=grow, samples=samples, progress=progress
@@ -184,11 +179,12 @@ def prequential(
     with (
         history.writing(),
         cut_once(),
-        tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar,
+        tqdm(pairs, "stream", total, disable=not (progress and is_main()), unit="round") as bar,
     ):
         history.clean()
         posterior = resume(history, model)
         done = () if posterior is None else posterior.lineage
+        agree("folder", *(report.id for report in done))
         count = 0
         for count, (called, data) in enumerate(bar, 1):
             name = str(called)  # dates and numbers too

@@ -1,0 +1,118 @@
+"""Components as jobs of a `concurrent.futures.Executor`: processes, Dask, Ray.
+
+A job takes bytes and returns bytes. Functions that a worker cannot import, such as those of a
+notebook, are pickled by value; what the caller has anyway is pickled as a number. So the
+transformer does not come back with every component, and all components share the caller's.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+from traceback import format_exc
+from typing import Any, TypeVar
+
+import cloudpickle
+from tqdm.auto import tqdm
+
+from ..errors import BHPEFTError, ConfigError, FitError
+from ..inference.draws import sampling, unlocked
+
+__all__ = ["in_workers"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _Pickler(cloudpickle.Pickler):
+    numbers: dict[int, int]
+
+    def persistent_id(self, value: object) -> int | None:
+        return self.numbers.get(id(value))
+
+
+class _Unpickler(pickle.Unpickler):
+    known: Sequence[object]
+
+    def persistent_load(self, number: int) -> object:
+        return self.known[number]
+
+
+def _pickled(value: object, known: Sequence[object] = ()) -> bytes:
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.numbers = {id(each): number for number, each in enumerate(known)}
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _unpickled(data: bytes, known: Sequence[object] = ()) -> Any:
+    unpickler = _Unpickler(io.BytesIO(data))
+    unpickler.known = known
+    return unpickler.load()
+
+
+def in_workers(
+    executor: Executor,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    known: Sequence[Sequence[object]],
+    progress: bool,
+) -> Iterator[Result]:
+    """The results of a function of each item, in order, from the workers of an executor.
+
+    Args:
+        known: for each item, objects within it that a result need not copy. Those that all items
+            have at the same place are pickled once.
+
+    Raises:
+        ConfigError: something cannot be pickled, or the executor takes no jobs.
+        FitError: after the last result: the first FitError of `function`, or that a worker ended.
+    """
+    shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
+    futures: list[Future[bytes]] = []
+    failed: FitError | None = None
+    try:
+        try:
+            job = partial(_job, _pickled((function, shared)))
+            for pair in zip(items, known, strict=True):
+                futures.append(executor.submit(job, _pickled(pair, shared)))
+        except Exception as error:  # of the objects' own code, or of the executor
+            raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
+        shown = tqdm(futures, desc="fit", unit="component", disable=not progress)
+        for number, future in enumerate(shown):
+            try:
+                with unlocked():
+                    data = future.result()
+            except Exception as error:  # each executor has its own
+                ended = f"component {number + 1} of {len(items)}: its worker failed: {error!r}"
+                failed = failed or FitError(ended)
+                continue
+            result = _unpickled(data, [*shared, *known[number]])
+            if isinstance(result, FitError):
+                failed = failed or result
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                yield result
+    finally:
+        for future in futures:
+            future.cancel()
+    if failed is not None:
+        raise failed
+
+
+def _job(common: bytes, own: bytes) -> bytes:
+    function, shared = _unpickled(common)
+    item, known = _unpickled(own, shared)
+    try:
+        with sampling():  # workers may be threads
+            result = function(item)
+    except Exception as error:
+        if not isinstance(error, BHPEFTError):
+            error.add_note(f"In the worker:\n{format_exc()}")
+        result = error
+    return _pickled(result, [*shared, *known])

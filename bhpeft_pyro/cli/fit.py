@@ -24,7 +24,8 @@ def fit(
     """Fit a posterior to labelled text, and save it.
 
     The data has columns text and label (classes by name or number, lists of several labels, or
-    real-valued ratings), or question, choices and answer.
+    real-valued ratings), tokens and ner_tags (lists of words and of their labels), or question,
+    choices and answer.
 
     Examples:
         bhpeft fit reviews.csv --backbone minilm --out runs/reviews
@@ -54,7 +55,7 @@ def fit(
         lambda file: model.encode(load(file), task.columns),
     )
     where = f"{reading.backbone}, {model.network.device}"
-    say(f"fitting {preset} on {where}, to {len(train)} rows")
+    say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
     posterior = learn(
         model,
         guide,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import COUNT
 from ..errors import ConfigError, DataError
 
-__all__ = ["Batch", "in_order", "shuffled"]
+__all__ = ["Batch", "in_order", "in_rows", "shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,8 @@ class Batch:
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
         weight: another factor of the likelihood, for a batch that is an uneven `share`.
+        spans: None; or, where examples are words, (B, 3) int64: the row of `inputs` that a word is
+            in, and where its tokens begin and end there. Words of a sentence share a row.
 
     >>> batch = Batch({"input_ids": torch.ones(4, 3, dtype=torch.long)}, torch.zeros(4), size=100)
     >>> len(batch), batch.split(2).labels.shape
@@ -50,11 +52,14 @@ class Batch:
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     weight: float = 1.0
+    spans: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of examples, however many particles share them."""
         if self.features is not None:
             return self.features.shape[0]
+        if self.spans is not None:
+            return len(self.spans)
         return next(iter(self.inputs.values())).shape[0]
 
     def split(self, particles: int) -> Batch:
@@ -72,7 +77,28 @@ class Batch:
             labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
-        return replace(self, labels=labels, extra=extra, particles=particles)
+        inputs, states, spans = self.inputs, self.states, self.spans
+        if spans is not None:  # draws have equally many rows, so some read a few more than they see
+            own = [in_rows(share) for share in spans.chunk(particles)]
+            most = max(len(rows) for rows, _ in own)
+            at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in own])
+            inputs = {name: value[at] for name, value in inputs.items()}
+            states = None if states is None else states[at]
+            spans = torch.cat(
+                [
+                    share + torch.tensor([s * most, 0, 0]).to(share)
+                    for s, (_, share) in enumerate(own)
+                ]
+            )
+        return replace(
+            self,
+            inputs=inputs,
+            states=states,
+            spans=spans,
+            labels=labels,
+            extra=extra,
+            particles=particles,
+        )
 
     def share(self, number: int, of: int) -> Batch:
         """One of `of` parts of a batch that was split: every `of`-th example of each draw.
@@ -90,13 +116,20 @@ class Batch:
             return self
         own = torch.arange(number, each, of)
         rows = (torch.arange(self.particles).unsqueeze(1) * each + own).flatten()
+        inputs, states, spans = self.inputs, self.states, self.spans
+        if spans is None:
+            inputs = {name: value[rows] for name, value in inputs.items()}
+            states = None if states is None else states[rows]
+        else:  # `split` leaves out the sentences without a word of this part
+            spans = spans[rows]
         return replace(
             self,
-            inputs={name: value[rows] for name, value in self.inputs.items()},
+            inputs=inputs,
+            states=states,
+            spans=spans,
             labels=None if self.labels is None else self.labels.flatten(0, 1)[rows],
             choices=None if self.choices is None else self.choices[rows],
             features=None if self.features is None else self.features[rows],
-            states=None if self.states is None else self.states[rows],
             extra={name: values.flatten()[rows] for name, values in self.extra.items()},
             size=len(self) if self.size is None else self.size,
             weight=of * len(own) / each,
@@ -112,7 +145,15 @@ class Batch:
             features=None if self.features is None else self.features.to(device),
             states=None if self.states is None else self.states.to(device),
             extra={name: values.to(device) for name, values in self.extra.items()},
+            spans=None if self.spans is None else self.spans.to(device),
         )
+
+
+def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
+    """The R different numbers in the first column, (R,), and the spans with their places among
+    these."""
+    rows, own = spans[:, 0].unique(return_inverse=True)
+    return rows, torch.cat([own.unsqueeze(1), spans[:, 1:]], 1)
 
 
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding
@@ -124,7 +165,11 @@ def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def shuffled(
-    keys: Tensor, batch_size: int, multiple_of: int, generator: torch.Generator | None
+    keys: Tensor,
+    batch_size: int,
+    multiple_of: int,
+    generator: torch.Generator | None,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """One epoch of random batches, with examples of similar length together.
 
@@ -137,6 +182,9 @@ def shuffled(
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.
+        groups: (N,) int64 examples that go together, such as the words of a sentence: whole groups
+            are shuffled, and cut only where batches end. That their order then begins anywhere,
+            even within a group, makes every example equally likely at every place.
     """
     batch_size = COUNT("batch_size", batch_size, DataError)
     multiple_of = COUNT("multiple_of", multiple_of, DataError)
@@ -149,7 +197,11 @@ def shuffled(
     steps = -(-count // (batch_size - batch_size % multiple_of))
     width = multiple_of * -(-count // (steps * multiple_of))
     total = steps * width
-    order = torch.randperm(count, generator=generator)
+    if groups is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        order = torch.rand(int(groups.max()) + 1, generator=generator)[groups].argsort(stable=True)
+        order = order.roll(int(torch.randint(count, (), generator=generator)))
     # The repeated examples are those of the first batch, so no batch holds one twice
     # (unless the data set is smaller than a batch).
     order = order.repeat(-(-total // count))[:total]
@@ -163,5 +215,9 @@ def shuffled(
 
     batches = batches[torch.randperm(steps, generator=generator)]
     # Within a batch the order is random again: its parts go to different weight draws.
-    within = torch.rand(steps, width, generator=generator).argsort(1)
+    if groups is None:
+        places = torch.rand(steps, width, generator=generator)
+    else:
+        places = torch.rand(int(groups.max()) + 1, generator=generator)[groups[batches]]
+    within = places.argsort(dim=1, stable=True)
     return batches.gather(1, within).unbind(0)

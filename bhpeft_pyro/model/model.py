@@ -140,6 +140,7 @@ class Model(PyroModule):
             data,
             self.network.tokenizer,
             kind=self.likelihood.kind,
+            each_word=self.network.head.each_word,
             columns=self.limited(columns, data),
             num_labels=self.likelihood.num_labels(self.network.outputs),
             labelled=labelled,
@@ -169,8 +170,8 @@ class Model(PyroModule):
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(
-                f"column {column!r}, row {row}: {labels[row]:g} has probability 0 under "
-                f"{self.likelihood}; expected {support(slice(row, row + 1))}"
+                f"column {column!r}, row {examples.rows[row]}: {labels[row]:g} has probability 0 "
+                f"under {self.likelihood}; expected {support(slice(row, row + 1))}"
             )
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:

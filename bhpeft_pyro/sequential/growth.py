@@ -16,6 +16,7 @@ from ..checks import COUNT, check_memory, shown
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
+from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -150,7 +151,12 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     columns = posterior.columns
     table = read(data, "class", columns, labelled=True)
     label = columns.label
-    return by_name(table[label][:], table.features[label], columns.label_names)
+    values, feature = table[label][:], table.features[label]
+    if posterior.model.network.head.each_word:
+        sentences = read_words(table[columns.text][:], columns.text)
+        values, _ = labelled_words(values, label, sentences, needed=True)
+        feature = feature.feature
+    return by_name(values, feature, columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:

@@ -17,11 +17,11 @@ from ..checks import shown
 from ..errors import ArchitectureError, ConfigError
 from .adapter import Adapter
 from .architectures import Block, architecture_of, blocks_of
-from .binding import Binding, CheckpointedForward, activate, install, new_token, wants_checkpointing
+from .binding import Binding, LayerForward, activate, install, new_token, wants_checkpointing
 from .kinds import Kind
 from .lora import LoRA
 from .prefix import Prefix, claim, release
-from .scales import measure
+from .scales import measure, random_tokens
 from .sites import Site
 
 __all__ = ["Attachment"]
@@ -45,6 +45,8 @@ class Attachment:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
         wired: each kind with the layers that carry it.
         hidden_size: width of the base model's last hidden states.
+        constant: the number of layers below the first that carries PEFT weights, if their result
+            can be kept (`constant_states`); otherwise 0.
 
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> backbone = tiny_backbone()
@@ -87,7 +89,12 @@ class Attachment:
             site for kind, blocks in self.wired for site in kind.sites(blocks, scales)
         )
         shapes = {site.name: torch.empty(1, *site.shape, device="meta") for site in self.sites}
+        lowest = min((block.number for _, blocks in self.wired for block in blocks), default=0)
+        self.constant = lowest if all(b.layer in scales.beside for b in self._blocks) else 0
+        self._beside = scales.beside
         self._undo += [handle.remove for handle in install(self._binding(shapes, None))]
+        if not self._can_skip():
+            self.constant = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The same kinds on a copy of the backbone, with hooks of its own."""
@@ -103,7 +110,10 @@ class Attachment:
 
     @contextmanager
     def bind(
-        self, weights: Mapping[str, Tensor], attention_mask: Tensor | None = None
+        self,
+        weights: Mapping[str, Tensor],
+        attention_mask: Tensor | None = None,
+        states: Tensor | None = None,
     ) -> Iterator[None]:
         """Run the backbone under these weights: `with attachment.bind(weights, mask): ...`.
 
@@ -116,17 +126,64 @@ class Attachment:
                 particle r // (R // S).
             attention_mask: (R, T), over which gates average; gated kinds need it if there is
                 padding. The backbone gets its own mask as usual.
+            states: (R, T, hidden), what `constant_states` gives for these rows; the layers below
+                the first with PEFT weights are then skipped.
 
         Raises:
-            ConfigError: the backbone is in training mode, or weights are missing or misshapen.
+            ConfigError: the backbone is in training mode, weights are missing or misshapen, or no
+                layers can be skipped.
         """
         self.check_mode()
         if self._prefixed:
             claim(self._base.config, self._token)  # in case the implementation was set meanwhile
-        for layer in (block.layer for block in self._blocks):
-            if wants_checkpointing(layer) and not isinstance(layer.forward, CheckpointedForward):
-                self._undo.append(CheckpointedForward(layer).remove)
-        with activate(self._binding(weights, attention_mask)):
+        if states is not None and not self.constant:
+            raise ConfigError("states: all layers have to run here; expected None")
+        with self._in_force(self._binding(weights, attention_mask, states)):
+            yield
+
+    def constant_states(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(R, T, hidden) what the first layer with PEFT weights gets, whatever the weights are.
+
+        Args:
+            inputs: keyword arguments of the base model, for R rows. Its layers from that one on are
+                skipped.
+        """
+        self.check_mode()
+        seen: list[Tensor] = []
+        skipped = {b.layer: self._beside[b.layer] for b in self._blocks[self.constant :]}
+        binding = Binding(
+            self._token, self._base, 1, None, layers=frozenset(skipped), skipped=skipped
+        )
+        binding.add_before(self._blocks[self.constant].layer, seen.append)
+        with torch.no_grad(), self._in_force(binding):
+            self._base(**inputs)
+        return seen[0]
+
+    def _can_skip(self) -> bool:
+        """Whether the transformer computes the same without its constant layers.
+
+        Some may use the lower layers' results in other ways than through the layers above them.
+        """
+        if not self.constant:
+            return False
+        ids = random_tokens(self._base).to(self._base.device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        weights = {site.name: torch.zeros(1, *site.shape).to(ids.device) for site in self.sites}
+        outputs = []
+        with torch.no_grad():
+            for states in (None, self.constant_states(inputs)):
+                with self.bind(weights, inputs["attention_mask"], states):
+                    outputs.append(self._base(**inputs)[0])
+        return torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
+
+    @contextmanager
+    def _in_force(self, binding: Binding) -> Iterator[None]:
+        """`activate`, for layers that are skipped or checkpointed too."""
+        for layer in binding.layers:
+            needed = layer in binding.skipped or wants_checkpointing(layer)
+            if needed and not isinstance(layer.forward, LayerForward):
+                self._undo.append(LayerForward(layer).remove)
+        with activate(binding):
             yield
 
     def check_mode(self) -> None:
@@ -134,7 +191,9 @@ class Attachment:
         if self._base.training:
             raise ConfigError("the backbone is in training mode: call backbone.eval()")
 
-    def _binding(self, weights: Mapping[str, Tensor], mask: Tensor | None) -> Binding:
+    def _binding(
+        self, weights: Mapping[str, Tensor], mask: Tensor | None, states: Tensor | None = None
+    ) -> Binding:
         particles = self._particles(weights)
         if mask is not None and mask.ndim != 2:
             raise ConfigError(f"attention_mask must be (rows, tokens), got {tuple(mask.shape)}")
@@ -149,6 +208,11 @@ class Attachment:
                 for block in self._blocks
                 for target in ("query", "key")
             }
+        if self.constant:
+            binding.add_before(self._blocks[self.constant].layer, lambda _: states)
+        if states is not None:
+            below = self._blocks[: self.constant]
+            binding.skipped = {block.layer: self._beside[block.layer] for block in below}
         for kind, blocks in self.wired:
             kind.wire(weights, blocks, binding)
         return binding

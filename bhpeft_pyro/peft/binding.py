@@ -26,10 +26,10 @@ from transformers import Cache
 
 from ..errors import ConfigError
 
-__all__ = ["Binding", "CheckpointedForward", "activate", "active", "install", "new_token"]
+__all__ = ["Binding", "LayerForward", "activate", "active", "install", "new_token"]
 
-Before = Callable[[Tensor], None]
-"""Sees a module's input."""
+Before = Callable[[Tensor], Tensor | None]
+"""Gets a module's input, may return another to use instead."""
 After = Callable[[Tensor, Tensor], Tensor]
 """Gets a module's input and output, returns the output to use instead."""
 Attend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -47,6 +47,8 @@ class Binding:
         mask: (R, T), 1 or True for real tokens, or None if all are.
         dtype: what the transformer computes in; weights are cast to it once, stacked.
         layers: the layers on which gradient checkpointing has to bring this binding back.
+        skipped: layers that hand on their input instead of computing, with what they return beside
+            it (`Scales.beside`).
         before, after, attend: what to do at a module's input, at its output, in attention.
         content: for modules that also project other things than hidden states (DeBERTa's
             relative positions), the attention module whose input they must get to count.
@@ -60,6 +62,7 @@ class Binding:
     mask: Tensor | None
     dtype: torch.dtype = torch.float32
     layers: frozenset[nn.Module] = frozenset()
+    skipped: Mapping[nn.Module, tuple[object, ...] | None] = field(default_factory=dict)
     before: dict[nn.Module, list[Before]] = field(default_factory=dict)
     after: dict[nn.Module, list[After]] = field(default_factory=dict)
     attend: dict[nn.Module, Attend] = field(default_factory=dict)
@@ -148,11 +151,13 @@ def _note(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         binding.scratch[module] = args[0]
 
 
-def _before(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+def _before(token: int, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     binding = active().get(token)
     if binding is not None and _hidden_states(binding, module, args[0]):
         for function in binding.before.get(module, ()):
-            function(args[0])
+            other = function(args[0])
+            args = args if other is None else (other, *args[1:])
+    return args
 
 
 def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -163,10 +168,11 @@ def _after(token: int, module: nn.Module, args: tuple[Tensor, ...], output: Tens
     return output
 
 
-class CheckpointedForward:
+class LayerForward:
     """A layer's `forward` that is the usual one unless a binding is in force.
 
-    Under a binding it checkpoints the layer if `gradient_checkpointing_enable()` has set its flag.
+    Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
+    `gradient_checkpointing_enable()` has set its flag.
     Hugging Face's own checkpointing cannot serve: it needs training mode, which would turn dropout
     on, and it would recompute the layer, in the backward pass, after `bind` was left. Hooks cannot
     replace what a layer computes, so `forward` is assigned, as Accelerate does it. Re-entrant
@@ -191,7 +197,11 @@ class CheckpointedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bindings = active()
-        bound = any(self.layer in binding.layers for binding in bindings.values())
+        bound = [binding for binding in bindings.values() if self.layer in binding.layers]
+        for binding in bound:
+            if self.layer in binding.skipped:
+                beside = binding.skipped[self.layer]
+                return args[0] if beside is None else (args[0], *beside)
         if not (bound and torch.is_grad_enabled() and wants_checkpointing(self.layer)):
             return self.forward(*args, **kwargs)
         # A recomputation would write to a key/value cache a second time, so there is none.

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import Block, Projection
-from .binding import Binding, activate, install, new_token
+from .binding import Binding, activate, active, install, new_token
 
 __all__ = ["Scales", "measure"]
 
@@ -20,11 +21,18 @@ ROWS, LENGTH = 8, 32
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors."""
+    """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors.
+
+    Attributes:
+        beside: what each layer returns beside the hidden states: None if it returns them alone,
+            otherwise the rest of a tuple. Left out are layers that run more than once or return
+            other tensors, such as T5's position bias.
+    """
 
     device: torch.device
     hidden_size: int
     rms: Mapping[tuple[nn.Module, str | int], Tensor]
+    beside: Mapping[nn.Module, tuple[object, ...] | None]
 
     def inputs(self, projection: Projection) -> Tensor:
         """RMS of the projection's input."""
@@ -56,12 +64,20 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         square = x.detach().float().square().mean().to(device)
         squares.setdefault((module, what), []).append(square)
 
+    returned: dict[nn.Module, list[tuple[Any, ...]]] = {}
+
     def after(projection: Projection, x: Tensor, output: Tensor) -> Tensor:
         if x.shape[0] > 1:  # one row is shared by all texts (DeBERTa's relative positions)
             start, stop = projection.start, projection.start + projection.outputs
             record(projection.module, "inputs", x)
             record(projection.module, start, output[..., start:stop])
         return output
+
+    def note(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if binding.token in active():  # in this thread
+            beside = output[1:] if isinstance(output, tuple) else None
+            known = args and not any(isinstance(each, Tensor) for each in beside or ())
+            returned.setdefault(layer, []).append((beside,) if known else ())
 
     def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         record(module, "keys", key)
@@ -75,6 +91,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         if attention:
             binding.attend[block.attention] = partial(attend, block.attention)
     handles = install(binding)
+    handles += [block.layer.register_forward_hook(note) for block in blocks]
     try:
         with torch.no_grad(), activate(binding):
             ids = random_tokens(base).to(device)
@@ -83,7 +100,8 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         for handle in handles:
             handle.remove()
     rms = {key: torch.stack(s).mean().sqrt().clamp_min(1e-6) for key, s in squares.items()}
-    return Scales(device, output[0].shape[-1], rms)
+    beside = {layer: runs[0][0] for layer, runs in returned.items() if len(runs) == 1 and runs[0]}
+    return Scales(device, output[0].shape[-1], rms, beside)
 
 
 def random_tokens(base: PreTrainedModel) -> Tensor:

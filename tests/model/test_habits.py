@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import distributions
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import GUIDES, Guide
-from bhpeft_pyro.peft.binding import CheckpointedForward, active
+from bhpeft_pyro.peft.binding import LayerForward, active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior
 from bhpeft_pyro.priors.prior import spread
@@ -93,7 +93,7 @@ def test_a_copied_network_has_hooks_of_its_own_and_takes_them_away() -> None:
     assert hooks(both[0]) == 0 < hooks(backbone)
     assert both[0].config._attn_implementation == "sdpa"
     assert backbone.config._attn_implementation == "bhpeft_sdpa"
-    ours = [isinstance(each.encoder.layer[0].forward, CheckpointedForward) for each in both]
+    ours = [isinstance(each.encoder.layer[0].forward, LayerForward) for each in both]
     assert ours == [False, True]
 
 

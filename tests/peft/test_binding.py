@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from bhpeft_pyro.errors import ArchitectureError, ConfigError
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix, presets
-from bhpeft_pyro.peft.binding import CheckpointedForward
+from bhpeft_pyro.peft.binding import LayerForward
 
 KINDS = (LoRA(rank=3), Adapter(size=4), Prefix(3))
 
@@ -151,7 +151,7 @@ def test_a_copied_or_pickled_backbone_is_free_of_the_binding():
     for layer in model.encoder.layer:  # the flag alone: Hugging Face's way adds a local function
         layer.gradient_checkpointing = True
     bound(attachment, tiny.draw(attachment.sites), batch)  # puts its own forward on the layers
-    assert all(isinstance(layer.forward, CheckpointedForward) for layer in model.encoder.layer)
+    assert all(isinstance(layer.forward, LayerForward) for layer in model.encoder.layer)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)

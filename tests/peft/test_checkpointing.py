@@ -10,7 +10,7 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.peft import Adapter, Attachment, LoRA, Prefix
-from bhpeft_pyro.peft.binding import CheckpointedForward
+from bhpeft_pyro.peft.binding import LayerForward
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 CAPABLE = [t for t in tiny.MODEL_TYPES if t != "albert"]  # Hugging Face has none for ALBERT
@@ -116,7 +116,7 @@ def test_two_attachments_checkpoint_side_by_side():
     del one
     assert_same(plain[1], gradients(model, two))
     del two
-    assert not any(isinstance(layer.forward, CheckpointedForward) for layer in model.h)
+    assert not any(isinstance(layer.forward, LayerForward) for layer in model.h)
 
 
 def test_it_can_be_switched_off_again():

@@ -29,6 +29,8 @@ class Batch:
         choices: (B, C) bool, True where a choice exists (multiple choice only).
         features: (B, D) or (B, C, D) pooled features of the frozen transformer. They replace
             `inputs`, and PEFT weights have no effect on them.
+        states: (B, T, D) or (B, C, T, D) the hidden states of `inputs` at the first layer with PEFT
+            weights (`RandomPEFT.constant_states`); the layers below it are then not run.
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
@@ -43,6 +45,7 @@ class Batch:
     size: int | None = None
     choices: Tensor | None = None
     features: Tensor | None = None
+    states: Tensor | None = None
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -77,6 +80,7 @@ class Batch:
             labels=None if self.labels is None else self.labels.to(device),
             choices=None if self.choices is None else self.choices.to(device),
             features=None if self.features is None else self.features.to(device),
+            states=None if self.states is None else self.states.to(device),
             extra={name: values.to(device) for name, values in self.extra.items()},
         )
 

@@ -52,18 +52,23 @@ class Tokens:
         types = None if self.types is None else self.types[at]
         return Tokens(self.ids[at], types, lengths, self.pad, self.pad_type)
 
+    def places(self, rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where in `ids` the tokens of the sequences `rows` (...) are, padded on the right, and
+        which of them are no padding: (..., T) both. Where `present` (...) is False all are."""
+        lengths = self.lengths[rows]
+        if present is not None:
+            lengths = lengths * present
+        offsets = torch.arange(int(lengths.max()))
+        real = offsets < lengths.unsqueeze(-1)
+        return (self.starts[rows].unsqueeze(-1) + offsets).masked_fill(~real, 0), real
+
     def padded(self, rows: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
         """The transformer's inputs for the sequences `rows` (...), padded on the right: (..., T).
 
         Where `present` (...) is False the row is a dummy of padding with its first token visible,
         as attention over no token at all would be NaN.
         """
-        lengths = self.lengths[rows]
-        if present is not None:
-            lengths = lengths * present
-        offsets = torch.arange(int(lengths.max()))
-        real = offsets < lengths.unsqueeze(-1)
-        at = (self.starts[rows].unsqueeze(-1) + offsets).masked_fill(~real, 0)
+        at, real = self.places(rows, present)
         mask = real.long()
         if present is not None:
             mask[..., 0] = 1
@@ -248,6 +253,7 @@ class Examples:
         shuffle: bool = False,
         generator: torch.Generator | None = None,
         multiple_of: int = 1,
+        states: Tensor | None = None,
     ) -> Iterator[Batch]:
         """One pass over the data.
 
@@ -262,6 +268,7 @@ class Examples:
             generator: for the shuffling; torch's global one by default.
             multiple_of: with `shuffle`, the number of weight draws that share each batch, which
                 must divide its size.
+            states: (total, D) one vector for each token of `tokens`, for `Batch.states`.
 
         Raises:
             DataError: the sizes cannot work. Raised at the call, not at the first batch.
@@ -270,16 +277,19 @@ class Examples:
             plan = shuffled(self._keys, batch_size, multiple_of, generator)
         else:
             plan = in_order(len(self), batch_size)
-        return (self._batch(indices) for indices in plan)
+        return (self._batch(indices, states) for indices in plan)
 
-    def by_length(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
+    def by_length(
+        self, batch_size: int, states: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
 
         For prediction, with hardly any padding: `out[indices] = outputs` restores the order.
+        `states` are as for `batches`.
         """
         plan = in_order(len(self), batch_size)
         order = self._keys.argsort(descending=True, stable=True)
-        return ((order[at], self._batch(order[at])) for at in plan)
+        return ((order[at], self._batch(order[at], states)) for at in plan)
 
     @property
     def _keys(self) -> Tensor:
@@ -298,13 +308,17 @@ class Examples:
         present = choice < counts
         return (first + choice).masked_fill(~present, 0), present
 
-    def _batch(self, indices: Tensor) -> Batch:
+    def _batch(self, indices: Tensor, states: Tensor | None) -> Batch:
         rows, present = self._rows(indices)
+        if states is not None:
+            at, real = self.tokens.places(rows, present)
+            states = states[at].masked_fill_(~real.unsqueeze(-1), 0)
         return Batch(
             inputs=self.tokens.padded(rows, present),
             labels=None if self.labels is None else self.labels[indices],
             size=len(self),
             choices=present,
+            states=states,
             extra={name: values[indices] for name, values in self.extra.items()},
         )
 

@@ -1,6 +1,6 @@
 """Passes of bounded size: many weight draws, many examples.
 
-`Feed` makes the batches, and computes the output of a frozen transformer only once.
+`Feed` makes the batches, and computes only once what no PEFT weight has an effect on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from torch.nn import functional
 from ..checks import shown
 from ..data import Examples
 from ..data.batch import Batch, in_order, shuffled
+from ..data.examples import Tokens
 from ..errors import DataError
 from ..guides.guide import is_linear
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
+from ..model.network import RandomPEFT
 from .draws import completed, point, strata
 
 __all__ = [
@@ -50,6 +52,7 @@ _Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 _BATCH = 32  # examples per pass of a single draw
 _MAX_ROWS = 64  # sequences per pass of the transformer
 _MAX_FEATURES = 2**16  # the same if its features are known
+_MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +278,9 @@ class Feed:
     """Training and prediction batches of a data set.
 
     Without PEFT weights the transformer's features never change. They are computed once, so that a
-    head-only fit costs no more than the head.
+    head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
+    hidden states below them never change. These too are computed once, unless they would take more
+    than 1 GiB: then all layers are run each time.
 
     Args:
         model: the model.
@@ -286,6 +291,8 @@ class Feed:
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
+        states: (total, D) the hidden states of each token of `examples.tokens` at the first layer
+            with PEFT weights; None if they are not computed once.
     """
 
     def __init__(
@@ -298,9 +305,12 @@ class Feed:
     ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
+        self.states: Tensor | None = None
         network = model.network
         if frozen or not network.kinds:
             self._compute(model, batch_size, weights)
+        else:
+            self.states = _constant_states(network, examples.tokens, batch_size)
 
     def whole(self) -> Batch:
         """All examples as one batch, if features are computed."""
@@ -314,7 +324,11 @@ class Feed:
             yield from (
                 batch.split(particles)
                 for batch in self.examples.batches(
-                    batch_size, shuffle=True, generator=generator, multiple_of=particles
+                    batch_size,
+                    shuffle=True,
+                    generator=generator,
+                    multiple_of=particles,
+                    states=self.states,
                 )
             )
             return
@@ -325,7 +339,7 @@ class Feed:
     def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Batches with every example once, and their indices."""
         if self.features is None:
-            yield from self.examples.by_length(batch_size)
+            yield from self.examples.by_length(batch_size, self.states)
             return
         for indices in in_order(len(self.examples), batch_size):
             yield indices, self._batch(indices)
@@ -357,3 +371,18 @@ class Feed:
         self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
         for indices, features in parts:
             self.features[indices, : features.shape[1]] = features
+
+
+@torch.inference_mode(False)  # they enter passes with gradients
+def _constant_states(network: RandomPEFT, tokens: Tokens, batch_size: int) -> Tensor | None:
+    """The `states` of a `Feed`."""
+    total, states = int(tokens.lengths.sum()), None
+    for rows in tokens.lengths.argsort(descending=True).split(batch_size):
+        own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
+        if own is None or total * own[0, 0].nbytes > _MAX_STATES:
+            return None
+        if states is None:
+            states = own.new_empty(total, own.shape[-1], device="cpu")
+        at, real = tokens.places(rows)
+        states[at[real]] = own.cpu()[real]
+    return states

@@ -193,7 +193,11 @@ class RandomPEFT(PyroModule):
             outputs = self.head(_shared(batch.features, batch, particles), folded)
         else:
             inputs = _rows(batch, particles)
-            with self.attachment.bind(folded, _mask(inputs)):
+            states = batch.states
+            if states is not None:
+                rows = _shared(states.flatten(-2), batch, particles).flatten(0, 1)
+                states = rows.unflatten(-1, states.shape[-2:])
+            with self.attachment.bind(folded, _mask(inputs), states):
                 outputs = self.head(self._pooled(inputs).unflatten(0, (particles, -1)), folded)
         return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
@@ -213,6 +217,15 @@ class RandomPEFT(PyroModule):
                 folded, _ = self._fold(weights)
                 bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
             return self._pooled(inputs).reshape(*_examples(batch), -1)
+
+    def constant_states(self, batch: Batch) -> Tensor | None:
+        """(B, T, D) or (B, C, T, D) for `Batch.states`; None if there is no layer below the first
+        with PEFT weights, or the architecture does not allow to keep its result."""
+        if not self.attachment.constant:
+            return None
+        whole = batch.split(1)
+        states = self.attachment.constant_states(self._accepted(_rows(whole, 1)))
+        return states.unflatten(0, _examples(whole))
 
     def align(self, batches: Iterable[Batch]) -> None:
         """Take the head's principal axes from these texts, unless it has some already.

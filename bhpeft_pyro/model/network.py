@@ -219,8 +219,10 @@ class RandomPEFT(PyroModule):
             return self._pooled(inputs).reshape(*_examples(batch), -1)
 
     def constant_states(self, batch: Batch) -> Tensor | None:
-        """(B, T, D) or (B, C, T, D) for `Batch.states`; None if there is no layer below the first
-        with PEFT weights, or the architecture does not allow to keep its result."""
+        """(B, T, D) or (B, C, T, D) for `Batch.states`.
+
+        None if the lowest layer has PEFT weights, or the layers hand on more than hidden states.
+        """
         if not self.attachment.constant:
             return None
         whole = batch.split(1)

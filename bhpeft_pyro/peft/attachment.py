@@ -45,8 +45,8 @@ class Attachment:
         sites: all random tensors: LoRA's, the adapter's, the prefix's.
         wired: each kind with the layers that carry it.
         hidden_size: width of the base model's last hidden states.
-        constant: the number of layers below the first that carries PEFT weights, if their result
-            can be kept (`constant_states`); otherwise 0.
+        constant: the number of layers below the first with PEFT weights; 0 if what they compute
+            cannot be kept (`constant_states`).
 
     >>> from bhpeft_pyro.testing import tiny_backbone
     >>> backbone = tiny_backbone()
@@ -160,25 +160,25 @@ class Attachment:
         return seen[0]
 
     def _can_skip(self) -> bool:
-        """Whether the transformer computes the same without its constant layers.
+        """Whether the transformer computes the same without its constant layers, on random tokens.
 
-        Some may use the lower layers' results in other ways than through the layers above them.
+        It may use what they compute in other ways than through the layers above them.
         """
         if not self.constant:
             return False
         ids = random_tokens(self._base).to(self._base.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         weights = {site.name: torch.zeros(1, *site.shape).to(ids.device) for site in self.sites}
-        outputs = []
+        kept, outputs = self.constant_states(inputs), []
         with torch.no_grad():
-            for states in (None, self.constant_states(inputs)):
+            for states in (None, kept):
                 with self.bind(weights, inputs["attention_mask"], states):
                     outputs.append(self._base(**inputs)[0])
-        return torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
+        return kept.shape[:-1] == ids.shape and torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
 
     @contextmanager
     def _in_force(self, binding: Binding) -> Iterator[None]:
-        """`activate`, for layers that are skipped or checkpointed too."""
+        """Put a binding in force, also on layers that are skipped or checkpointed."""
         for layer in binding.layers:
             needed = layer in binding.skipped or wants_checkpointing(layer)
             if needed and not isinstance(layer.forward, LayerForward):

@@ -47,8 +47,8 @@ class Binding:
         mask: (R, T), 1 or True for real tokens, or None if all are.
         dtype: what the transformer computes in; weights are cast to it once, stacked.
         layers: the layers on which gradient checkpointing has to bring this binding back.
-        skipped: layers that hand on their input instead of computing, with what they return beside
-            it (`Scales.beside`).
+        skipped: layers that return their input, and beside it what `Scales.beside` says, instead of
+            computing.
         before, after, attend: what to do at a module's input, at its output, in attention.
         content: for modules that also project other things than hidden states (DeBERTa's
             relative positions), the attention module whose input they must get to count.
@@ -172,11 +172,11 @@ class LayerForward:
     """A layer's `forward` that is the usual one unless a binding is in force.
 
     Under a binding it computes nothing if the layer is to be skipped, and checkpoints the layer if
-    `gradient_checkpointing_enable()` has set its flag.
-    Hugging Face's own checkpointing cannot serve: it needs training mode, which would turn dropout
-    on, and it would recompute the layer, in the backward pass, after `bind` was left. Hooks cannot
-    replace what a layer computes, so `forward` is assigned, as Accelerate does it. Re-entrant
-    checkpointing is out: it does not see weights that are not arguments of the layer.
+    `gradient_checkpointing_enable()` has set its flag. Hugging Face's own checkpointing cannot
+    serve: it needs training mode, which would turn dropout on, and it would recompute the layer, in
+    the backward pass, after `bind` was left. Hooks cannot replace what a layer computes, so
+    `forward` is assigned, as Accelerate does it. Re-entrant checkpointing is out: it does not see
+    weights that are not arguments of the layer.
 
     A class, not a closure, so that copying or pickling the backbone takes the layer along.
     """

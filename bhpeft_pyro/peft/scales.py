@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architectures import Block, Projection
-from .binding import Binding, activate, active, install, new_token
+from .binding import Binding, activate, install, new_token
 
 __all__ = ["Scales", "measure"]
 
@@ -25,8 +25,8 @@ class Scales:
 
     Attributes:
         beside: what each layer returns beside the hidden states: None if it returns them alone,
-            otherwise the rest of a tuple. Left out are layers that run more than once or return
-            other tensors, such as T5's position bias.
+            otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias
+            of positions, are left out.
     """
 
     device: torch.device
@@ -64,7 +64,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         square = x.detach().float().square().mean().to(device)
         squares.setdefault((module, what), []).append(square)
 
-    returned: dict[nn.Module, list[tuple[Any, ...]]] = {}
+    beside: dict[nn.Module, tuple[object, ...] | None] = {}
 
     def after(projection: Projection, x: Tensor, output: Tensor) -> Tensor:
         if x.shape[0] > 1:  # one row is shared by all texts (DeBERTa's relative positions)
@@ -74,10 +74,9 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         return output
 
     def note(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if binding.token in active():  # in this thread
-            beside = output[1:] if isinstance(output, tuple) else None
-            known = args and not any(isinstance(each, Tensor) for each in beside or ())
-            returned.setdefault(layer, []).append((beside,) if known else ())
+        rest = output[1:] if isinstance(output, tuple) else None
+        if args and not any(isinstance(each, Tensor) for each in rest or ()):
+            beside[layer] = rest
 
     def attend(module: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         record(module, "keys", key)
@@ -100,7 +99,6 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
         for handle in handles:
             handle.remove()
     rms = {key: torch.stack(s).mean().sqrt().clamp_min(1e-6) for key, s in squares.items()}
-    beside = {layer: runs[0][0] for layer, runs in returned.items() if len(runs) == 1 and runs[0]}
     return Scales(device, output[0].shape[-1], rms, beside)
 
 

@@ -1,4 +1,4 @@
-"""Layers below the first with PEFT weights are run once, and everything is as if they always ran."""
+"""Layers below the first with PEFT weights run once, and all is as if they always ran."""
 
 from __future__ import annotations
 

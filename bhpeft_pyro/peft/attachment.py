@@ -174,7 +174,8 @@ class Attachment:
             for states in (None, kept):
                 with self.bind(weights, inputs["attention_mask"], states):
                     outputs.append(self._base(**inputs)[0])
-        return kept.shape[:-1] == ids.shape and torch.allclose(*outputs, rtol=1e-4, atol=1e-5)
+        whole, upper = outputs
+        return kept.shape[:-1] == ids.shape and torch.allclose(whole, upper, rtol=1e-4, atol=1e-5)
 
     @contextmanager
     def _in_force(self, binding: Binding) -> Iterator[None]:

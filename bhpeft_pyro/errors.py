@@ -63,12 +63,14 @@ class DataError(BHPEFTError, ValueError):
     """The data cannot be used: empty, a column missing, a label out of range.
 
     `rows` are those of which the backbone makes numbers that are not finite, all of them; else
-    empty. Without them the data can be used.
+    empty. Without them the data can be used. `cell` is the column, the row and what is wrong there,
+    where one cell is at fault.
     """
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
+        self.cell: tuple[str, int, str] | None = None
 
 
 class PriorError(BHPEFTError, ValueError):

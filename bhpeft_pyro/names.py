@@ -7,7 +7,7 @@ from typing import Literal
 
 __all__ = ["Family", "GuideName", "Period", "Preset", "Task"]
 
-Task = Literal["classes", "labels", "ratings", "choices"]
+Task = Literal["classes", "labels", "words", "ratings", "choices"]
 """What a table may be used for."""
 
 Preset = Literal["adapter", "bh_peft", "head_only", "lora", "mam", "prefix", "unipelt"]

@@ -54,7 +54,7 @@ def fit(
         lambda file: model.encode(load(file), task.columns),
     )
     where = f"{reading.backbone}, {model.network.device}"
-    say(f"fitting {preset} on {where}, to {len(train)} rows")
+    say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
     posterior = learn(
         model,
         guide,

@@ -44,13 +44,15 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
 
 
 def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:
-    """Rows to learn from, and a random share held out; None if that is no row, or all."""
-    count = round(share * len(rows))
-    if not 0 < count < len(rows):
+    """Rows to learn from, and a random share held out; None if that is no row, or all. Sentences
+    stay whole."""
+    every = rows.rows.unique().tolist() if isinstance(rows, Examples) else range(len(rows))
+    count = round(share * len(every))
+    if not 0 < count < len(every):
         return rows, None
-    numbers = Dataset.from_dict({"row": range(len(rows))})
+    numbers = Dataset.from_dict({"row": every})
     parts = numbers.train_test_split(test_size=count, seed=seed)
-    pick = rows.subset if isinstance(rows, Examples) else rows.select
+    pick = rows.of_rows if isinstance(rows, Examples) else rows.select
     return pick(parts["train"]["row"][:]), pick(parts["test"]["row"][:])
 
 
@@ -73,9 +75,10 @@ def split(
             raise DataError(f"{option} {given}: {error}") from error
     train, held_out = hold_out(examples, given, seed)
     if given and held_out is None:
+        rows = len(examples.rows.unique())
         raise DataError(
-            f"{option}: {given:.3g} of {len(examples)} rows is {round(given * len(examples))}; "
-            "expected another share, or 0 for none"
+            f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}; expected another "
+            "share, or 0 for none"
         )
     return train, held_out
 
@@ -147,4 +150,4 @@ def finish(
         print_json({"round": len(posterior.lineage), **known, **scores})
     elif held_out is not None:
         titles = {name.replace("_", " "): values for name, values in scores.items()}
-        show_metrics(f"{len(held_out)} held-out rows", titles)
+        show_metrics(f"{len(held_out)} held-out {held_out.unit}", titles)

@@ -137,6 +137,7 @@ def stream(
             rows,
             model.network.tokenizer,
             kind=model.likelihood.kind,
+            each_word=model.network.head.each_word,
             columns=model.limited(whole.columns, rows),
         )
         last = sequential.stream(

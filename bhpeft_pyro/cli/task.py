@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, List
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
 from ..data import Columns, Kind
-from ..data.columns import is_number, read_ratings
+from ..data.columns import is_number, read_ratings, wrong
 from ..data.labels import name_of, read_labels
+from ..data.words import labelled_words, naming_words, read_words
 from ..errors import DataError
 from ..model import tasks
 from ..model.model import Model
@@ -23,11 +24,13 @@ from .options import Reading
 _KINDS: dict[names.Task, Kind] = {
     "classes": "class",
     "labels": "labels",
+    "words": "class",
     "ratings": "rating",
     "choices": "choice",
 }
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
+_TAGS = ("tags", "ner_tags")
 _SHOWN = 12
 _PLAIN = Reading()
 
@@ -37,7 +40,7 @@ class Task:
     """What is to be predicted from which columns.
 
     Attributes:
-        name: "classes", "labels", "ratings" or "choices".
+        name: "classes", "labels", "words", "ratings" or "choices".
         columns: how the table is read, with the names of the classes if they have any.
         classes: the number of classes or labels.
         scale: the lowest and the highest rating.
@@ -56,9 +59,10 @@ class Task:
         head = f"{self.name}: {columns.target(kind)!r} from {inputs!r}"
         if self.name == "ratings":
             return f"{head}, between {self.scale[0]:g} and {self.scale[1]:g}"
-        if self.name in ("classes", "labels"):
+        if self.classes:
             called = self.columns.label_names or [str(k) for k in range(self.classes)]
-            return f"{head}, {self.classes} {self.name} ({_few(called)})"
+            what = "labels" if self.name == "labels" else "classes"
+            return f"{head}, {self.classes} {what} ({_few(called)})"
         return head
 
     def model(
@@ -67,10 +71,14 @@ class Task:
         """The model for the task, with PEFT weights of some kinds."""
         if self.name == "choices":
             return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
-        if self.name in ("classes", "labels"):
-            several = self.name == "labels"
+        if self.classes:
             return tasks.categories(
-                backbone, self.classes, several=several, kinds=kinds, tokenizer=tokenizer
+                backbone,
+                self.classes,
+                several=self.name == "labels",
+                each_word=self.name == "words",
+                kinds=kinds,
+                tokenizer=tokenizer,
             )
         return tasks.ratings(
             backbone,
@@ -98,7 +106,8 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
         if missing := [column for column in needed if column not in there]:
             raise DataError(f"choices need a column {missing[0]!r}; columns there: {_few(there)}")
         return Task("choices", quiz)
-    labels = [column for column in _LABELS if column in there]
+    words = name == "words" or (not name and isinstance(table.features.get("tokens"), List))
+    labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
     label = _column("label", reading.label_column, labels, there)
     texts = [
         column
@@ -106,16 +115,22 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
         if getattr(feature, "dtype", "") in ("string", "large_string")
         and column not in (label, pair)
     ]
-    text = _column("text", reading.text_column, ["text"] if "text" in there else texts, there)
+    usual = [column for column in ("tokens" if words else "text", "text") if column in there]
+    text = _column("text", reading.text_column, usual[:1] or texts, there)
     if pair is not None:
         _column("pair", pair, [], there)
     values, feature = table[label][:], table.features[label]
     missing_row = next((i for i, value in enumerate(values) if value is None), None)
     if missing_row is not None:
         raise DataError(f"column {label!r}, row {missing_row}: the label is missing")
-    name = name or _guess(values, label, feature)
+    name = name or ("words" if words else _guess(values, label, feature))
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
+    if name == "words":
+        sentences = read_words(table[text][:], text)
+        values, kept = labelled_words(values, label, sentences, needed=True)
+        with naming_words(sentences, kept):
+            return _classes(task, values or (), getattr(feature, "feature", None))
     if name == "classes":
         return _classes(task, values, feature)
     if name == "labels":
@@ -171,9 +186,7 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     label = task.columns.label
     for row, value in enumerate(values):
         if not isinstance(value, (int, float, str)):
-            raise DataError(
-                f"column {label!r}, row {row}: expected an integer or a str, got {value!r:.60}"
-            )
+            raise wrong(label, row, f"expected an integer or a str, got {value!r:.60}")
     found = set(values)
     if len(found) < 2:
         raise DataError(

@@ -71,7 +71,7 @@ def update(
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
     point = is_point(before.guide) if guide is None else guide in options.POINTS
-    say(f"round {len(before.lineage) + 1}: fitting to {len(train)} rows")
+    say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
     after = start.update(
         train,
         validation=held_out if how.patience or point else None,

@@ -32,6 +32,8 @@ class Batch:
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
+        spans: None; or, where examples are words, (B, 3) int64: the row of `inputs` that a word is
+            in, and where its tokens begin and end there. Words of a sentence share a row.
 
     >>> batch = Batch({"input_ids": torch.ones(4, 3, dtype=torch.long)}, torch.zeros(4), size=100)
     >>> len(batch), batch.split(2).labels.shape
@@ -45,11 +47,14 @@ class Batch:
     features: Tensor | None = None
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    spans: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of examples, however many particles share them."""
         if self.features is not None:
             return self.features.shape[0]
+        if self.spans is not None:
+            return len(self.spans)
         return next(iter(self.inputs.values())).shape[0]
 
     def split(self, particles: int) -> Batch:
@@ -67,7 +72,17 @@ class Batch:
             labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
-        return replace(self, labels=labels, extra=extra, particles=particles)
+        inputs, spans = self.inputs, self.spans
+        if spans is not None:  # draws have equally many rows, so some read a few more than they see
+            own = [share[:, 0].unique(return_inverse=True) for share in spans.chunk(particles)]
+            most = max(len(rows) for rows, _ in own)
+            at = torch.stack([rows[torch.arange(most) % len(rows)] for rows, _ in own])
+            inputs = {name: value[at.flatten()] for name, value in inputs.items()}
+            row = torch.cat([s * most + rows for s, (_, rows) in enumerate(own)])
+            spans = torch.cat([row.unsqueeze(1), spans[:, 1:]], 1)
+        return replace(
+            self, inputs=inputs, spans=spans, labels=labels, extra=extra, particles=particles
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -78,6 +93,7 @@ class Batch:
             choices=None if self.choices is None else self.choices.to(device),
             features=None if self.features is None else self.features.to(device),
             extra={name: values.to(device) for name, values in self.extra.items()},
+            spans=None if self.spans is None else self.spans.to(device),
         )
 
 
@@ -90,7 +106,11 @@ def in_order(count: int, batch_size: int) -> tuple[Tensor, ...]:
 
 
 def shuffled(
-    keys: Tensor, batch_size: int, multiple_of: int, generator: torch.Generator | None
+    keys: Tensor,
+    batch_size: int,
+    multiple_of: int,
+    generator: torch.Generator | None,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """One epoch of random batches, with examples of similar length together.
 
@@ -103,6 +123,9 @@ def shuffled(
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.
+        groups: (N,) int64 examples that go together, such as the words of a sentence: whole groups
+            are shuffled, and cut only where batches end. That their order then begins anywhere,
+            even within a group, makes every example equally likely at every place.
     """
     batch_size = COUNT("batch_size", batch_size, DataError)
     multiple_of = COUNT("multiple_of", multiple_of, DataError)
@@ -115,7 +138,11 @@ def shuffled(
     steps = -(-count // (batch_size - batch_size % multiple_of))
     width = multiple_of * -(-count // (steps * multiple_of))
     total = steps * width
-    order = torch.randperm(count, generator=generator)
+    if groups is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        order = torch.rand(int(groups.max()) + 1, generator=generator)[groups].argsort(stable=True)
+        order = order.roll(int(torch.randint(count, (), generator=generator)))
     # The repeated examples are those of the first batch, so no batch holds one twice
     # (unless the data set is smaller than a batch).
     order = order.repeat(-(-total // count))[:total]
@@ -129,5 +156,9 @@ def shuffled(
 
     batches = batches[torch.randperm(steps, generator=generator)]
     # Within a batch the order is random again: its parts go to different weight draws.
-    within = torch.rand(steps, width, generator=generator).argsort(1)
+    if groups is None:
+        places = torch.rand(steps, width, generator=generator)
+    else:
+        places = torch.rand(int(groups.max()) + 1, generator=generator)[groups[batches]]
+    within = places.argsort(dim=1, stable=True)
     return batches.gather(1, within).unbind(0)

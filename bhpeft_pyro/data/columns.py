@@ -18,6 +18,7 @@ __all__ = [
     "Columns",
     "Kind",
     "as_list",
+    "check_text",
     "check_texts",
     "check_types",
     "is_number",
@@ -39,9 +40,10 @@ class Columns:
     """How a table is read.
 
     Attributes:
-        text: the column of the text (all kinds but "choice").
+        text: the column of the text (all kinds but "choice"), or of the list of words.
         pair: the column of a second text that is read after the first (premise and hypothesis).
-        label: the column of the class, of the list of classes, or of the rating.
+        label: the column of the class, of the list of classes, or of the rating; of a list of
+            them, one for each word, where words are labelled.
         question: the column of the question (kind "choice").
         choices: that of 2 to 8 answers: a list of str, or `{"text": [...], "label": [...]}`.
         answer: that of the right choice: its index, its text, or its entry in `label`.
@@ -105,7 +107,7 @@ class Columns:
 def check_texts(values: Sequence[Any], column: str) -> list[str]:
     """The values, if all of them are str that are not blank."""
     for i, value in enumerate(values):
-        _check_text(value, column, i)
+        check_text(value, column, i)
     return list(values)
 
 
@@ -127,7 +129,7 @@ def read_choices(
         if labels is not None and len(labels) != len(value):
             raise wrong(column, i, f"{len(value)} texts but {len(labels)} labels")
         for k, text in enumerate(value):
-            _check_text(text, column, i, f"choice {k}: ")
+            check_text(text, column, i, f"choice {k}: ")
         texts.append(value)
         names.append(labels)
     return texts, names
@@ -144,7 +146,8 @@ def as_list(value: Any, column: str, row: int) -> Any:
         raise wrong(column, row, f"{shown(value)} {expected}") from error
 
 
-def _check_text(value: Any, column: str, row: int, where: str = "") -> None:
+def check_text(value: Any, column: str, row: int, where: str = "") -> None:
+    """One text, which is a str that is not blank."""
     if value is None:
         raise wrong(column, row, f"{where}the text is missing; drop the row or fill it in")
     if not isinstance(value, str):
@@ -225,4 +228,6 @@ def check_types(
 
 
 def wrong(column: str, row: int, problem: str) -> DataError:
-    return DataError(f"column {column!r}, row {row}: {problem}")
+    error = DataError(f"column {column!r}, row {row}: {problem}")
+    error.cell = column, row, problem
+    return error

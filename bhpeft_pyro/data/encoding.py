@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, get_args
 
@@ -27,6 +27,7 @@ from .columns import (
 from .examples import Examples, Tokens
 from .labels import read_classes, read_labels
 from .sources import read
+from .words import labelled_words, naming_words, read_words, tokenise_words
 
 __all__ = ["CutWarning", "cut_once", "encode"]
 
@@ -57,6 +58,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     *,
     kind: Kind,
+    each_word: bool = False,
     columns: Columns = Columns(),
     num_labels: int | None = None,
     labelled: bool = True,
@@ -69,10 +71,13 @@ def encode(
             "owner/name:test" (by default train; slices such as "owner/name:train[:1000]" work) and
             a configuration "owner/name[config]:split"; a `datasets.Dataset`; a path to a .csv,
             .json or .jsonl file; a mapping of lists; a list of dicts; with `labelled=False` also a
-            list of texts or of (question, choices) pairs; or `Examples`, which are checked and
+            list of texts, of lists of words or of (question, choices) pairs; or `Examples`, which are checked and
             returned as they are.
         tokenizer: the backbone's.
         kind: "class", "labels", "rating" or "choice".
+        each_word: whether every word has a label. The text is then a list of words, or a str that
+            is split at white space, and each word becomes an example. Words whose label is None or
+            -100 are left out; without `labelled`, labels are used if every word has one.
         columns: how the source is read.
         num_labels: number of classes, if they have no names; by default the largest plus 1.
         labelled: whether labels are required. If not, they are used if every row has one.
@@ -100,15 +105,18 @@ def encode(
         raise DataError(
             f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
         )
-    if kind == "choice" and columns.pair is not None:
-        raise DataError(f"columns.pair={columns.pair!r} is not for kind='choice'")
+    if each_word and kind == "choice":
+        raise DataError("each_word is not for kind='choice'")
+    if (each_word or kind == "choice") and columns.pair is not None:
+        what = "each_word=True" if each_word else f"{kind=}"
+        raise DataError(f"columns.pair={columns.pair!r} is not for {what}")
     num_labels = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(f"num_labels={num_labels}, but there are {len(names)} label_names")
     pair = len(columns.inputs(kind)) == 2
     limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
     if isinstance(source, Examples):
-        _check_compatible(source, tokenizer, kind, columns, num_labels, labelled)
+        _check_compatible(source, tokenizer, kind, each_word, columns, num_labels, labelled)
         if names is None and source.label_names is not None and not new_names:
             raise DataError(
                 f"source has the classes {source.label_names}; expected classes without names"
@@ -123,52 +131,53 @@ def encode(
 
     labels: Tensor | None = None
     counts: Tensor | None = None
+    words: Tensor | None = None
     second: list[str] | None = None
-    texts = check_texts(table[columns.inputs(kind)[0]][:], columns.inputs(kind)[0])
-    first = texts
-    if kind == "choice":
-        choices, marks = read_choices(table[columns.choices][:], columns.choices)
-        counts = torch.tensor([len(options) for options in choices])
-        first = [q for q, options in zip(texts, choices, strict=True) for _ in options]
-        second = list(chain.from_iterable(choices))
-        if values is not None:
-            labels = read_answers(values, target, choices, marks)
+    extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
+    text, feature = columns.inputs(kind)[0], table.features.get(target)
+    cells: AbstractContextManager[None] = nullcontext()
+    if each_word:
+        sentences = read_words(table[text][:], text)
+        values, kept = labelled_words(values, target, sentences, labelled)
+        whole = [*chain.from_iterable(sentences)]
+        texts = [whole[i] for i in kept]
+        cells, feature = naming_words(sentences, kept), getattr(feature, "feature", None)
     else:
-        if columns.pair is not None:
+        texts = first = check_texts(table[text][:], text)
+        if kind == "choice":
+            choices, marks = read_choices(table[columns.choices][:], columns.choices)
+            counts = torch.tensor([len(options) for options in choices])
+            first = [q for q, options in zip(texts, choices, strict=True) for _ in options]
+            second = list(chain.from_iterable(choices))
+        elif columns.pair is not None:
             second = check_texts(table[columns.pair][:], columns.pair)
-        if kind == "rating" and values is not None:
-            labels = read_ratings(values, target)
-        elif kind == "labels" and values is not None:
-            labels, names, num_labels = read_labels(
-                values, target, table.features[target], names, num_labels, new_names
+    if values is not None and kind == "choice":
+        labels = read_answers(values, target, choices, marks)
+    elif values is not None:
+        with cells:
+            labels, names, num_labels = _read_labels(
+                values, target, feature, kind, names, num_labels, labelled, new_names
             )
-            if labelled and num_labels < 2:
-                raise DataError(f"column {target!r}: {num_labels} labels; expected two or more")
-        elif values is not None:
-            open_ended = names is None and num_labels is None
-            labels, names, num_labels = read_classes(
-                values, target, table.features[target], names, num_labels, new_names
-            )
-            if labelled and open_ended and len(labels.unique()) == 1:
-                raise DataError(
-                    f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
-                    "expected at least two classes"
-                )
 
-    tokens, cut = _tokenise(tokenizer, first, second, limit)
-    owner = torch.arange(len(texts))
-    if counts is not None:
-        owner = owner.repeat_interleave(counts)
-    if int(tokens.lengths.min()) == 0:
-        row = int(owner[tokens.lengths == 0][0])
-        raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
-    if cut:
-        number = len(owner[cut].unique())
-        warnings.warn(
-            f"{number} of {len(texts)} texts are longer than {limit} tokens and were cut",
-            CutWarning,
-            stacklevel=2,
-        )
+    if each_word:
+        tokens, every = tokenise_words(tokenizer, sentences, limit, text)
+        words = every[kept]
+        extra = {name: value[words[:, 3]] for name, value in extra.items()}
+    else:
+        tokens, cut = _tokenise(tokenizer, first, second, limit)
+        owner = torch.arange(len(texts))
+        if counts is not None:
+            owner = owner.repeat_interleave(counts)
+        if int(tokens.lengths.min()) == 0:
+            row = int(owner[tokens.lengths == 0][0])
+            raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
+        if cut:
+            number = len(owner[cut].unique())
+            warnings.warn(
+                f"{number} of {len(texts)} texts are longer than {limit} tokens and were cut",
+                CutWarning,
+                stacklevel=2,
+            )
     return Examples(
         kind=kind,
         tokens=tokens,
@@ -178,14 +187,42 @@ def encode(
         num_labels=num_labels if names is None else len(names),
         counts=counts,
         probe=_probe(tokenizer),
-        extra={name: read_ratings(table[name][:], name, "number") for name in columns.extra},
+        extra=extra,
+        words=words,
     )
+
+
+def _read_labels(
+    values: Sequence[Any],
+    column: str,
+    feature: object,
+    kind: Kind,
+    names: Sequence[str] | None,
+    num_labels: int | None,
+    labelled: bool,
+    new_names: bool,
+) -> tuple[Tensor, Sequence[str] | None, int | None]:
+    """The labels of all examples, the names of the classes, and their number."""
+    if kind == "rating":
+        return read_ratings(values, column), None, None
+    open_ended = names is None and num_labels is None
+    read_them = read_labels if kind == "labels" else read_classes
+    labels, names, count = read_them(values, column, feature, names, num_labels, new_names)
+    if labelled and kind == "labels" and count < 2:
+        raise DataError(f"column {column!r}: {count} labels; expected two or more")
+    if labelled and kind == "class" and open_ended and len(labels.unique()) == 1:
+        raise DataError(
+            f"column {column!r}: all {len(labels)} labels are {values[0]!r}; "
+            "expected at least two classes"
+        )
+    return labels, names, count
 
 
 def _check_compatible(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
+    each_word: bool,
     columns: Columns,
     num_labels: int | None,
     labelled: bool,
@@ -193,6 +230,10 @@ def _check_compatible(
     """Refuse examples that were encoded in another way than is asked for."""
     if examples.kind != kind:
         raise DataError(f"source holds examples of kind={examples.kind!r}; expected {kind!r}")
+    if (examples.words is not None) != each_word:
+        raise DataError(
+            f"source was encoded with each_word={not each_word}; expected each_word={each_word}"
+        )
     if examples.probe != _probe(tokenizer):
         raise DataError("source was encoded with another tokenizer; encode the texts again")
     if labelled and examples.labels is None:
@@ -236,14 +277,6 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (len(tokenizer), *ids)
 
 
-def _padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token's id, or the end-of-text token's (GPT-2, Llama), or 0: it is masked anyway."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
-
-
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -277,9 +310,7 @@ def _tokenise(
         )
         return dict(encoded)
 
-    ids: list[Tensor] = []
-    types: list[Tensor] = []
-    lengths: list[int] = []
+    parts: list[Tokens] = []
     cut: list[int] = []
     for start in range(0, len(texts), _CHUNK):
         chunk = range(start, min(start + _CHUNK, len(texts)))
@@ -292,20 +323,5 @@ def _tokenise(
                 for i, row in zip(over, shorter[name], strict=True):
                     rows[i - start] = row
         cut += over
-        lengths += [len(row) for row in encoded["input_ids"]]
-        ids.append(_flat(encoded["input_ids"]))
-        if "token_type_ids" in encoded:
-            types.append(_flat(encoded["token_type_ids"]))
-
-    tokens = Tokens(
-        ids=torch.cat(ids),
-        types=torch.cat(types) if types else None,
-        lengths=torch.tensor(lengths),
-        pad=_padding_id(tokenizer),
-        pad_type=int(tokenizer.pad_token_type_id),
-    )
-    return tokens, cut
-
-
-def _flat(rows: list[list[int]]) -> Tensor:
-    return torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int32)
+        parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
+    return Tokens.joined(parts), cut

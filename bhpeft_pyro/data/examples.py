@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..checks import shown
 from ..errors import DataError
@@ -38,6 +40,34 @@ class Tokens:
     lengths: Tensor
     pad: int
     pad_type: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None,
+    ) -> Tokens:
+        """Sequences as a tokenizer gives them; padding, which is masked, may have any id."""
+        # GPT-2 and Llama pad with their end-of-text token.
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return cls(
+            ids=_flat(ids),
+            types=None if types is None else _flat(types),
+            lengths=torch.tensor([len(row) for row in ids]),
+            pad=next(int(pad) for pad in pads if pad is not None),
+            pad_type=int(tokenizer.pad_token_type_id),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The sequences of all parts, which pad alike."""
+        return replace(
+            parts[0],
+            ids=torch.cat([part.ids for part in parts]),
+            types=_cat([part.types for part in parts]),
+            lengths=torch.cat([part.lengths for part in parts]),
+        )
 
     @cached_property
     def starts(self) -> Tensor:
@@ -91,6 +121,8 @@ class Examples:
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
         extra: further columns of numbers by name, each (N,) float32.
+        words: None; or, where examples are words, (N, 4) int64: the number of the word's sequence,
+            where its tokens begin and end there, and the number of its sentence.
 
     >>> from bhpeft_pyro.data import encode
     >>> from bhpeft_pyro.testing import tiny_tokenizer
@@ -112,18 +144,31 @@ class Examples:
     counts: Tensor | None
     probe: tuple[int, ...]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    words: Tensor | None = None
 
     def __len__(self) -> int:
         """N."""
         return len(self.texts)
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """(N,) int64 the row of the data that each example is of: its own, or its sentence's."""
+        return torch.arange(len(self)) if self.words is None else self.words[:, 3]
+
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
         return f"Examples({len(self)} of kind {self.kind!r}, {what})"
 
+    @property
+    def unit(self) -> str:
+        """What there are N of: "rows" or "words"."""
+        return "rows" if self.words is None else "words"
+
     @cached_property
     def lengths(self) -> Tensor:
-        """(N,) number of tokens; of the longest choice for kind "choice"."""
+        """(N,) number of tokens; of the longest choice for kind "choice", of a word's sequence."""
+        if self.words is not None:
+            return self.tokens.lengths[self.words[:, 0]]
         if self.counts is None:
             return self.tokens.lengths
         owner = torch.arange(len(self)).repeat_interleave(self.counts)
@@ -146,12 +191,19 @@ class Examples:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over token ids and labels, the same for the same examples in any order."""
-        owners = [1] * len(self) if self.counts is None else self.counts.tolist()
+        owners = [1] * len(self.tokens.lengths) if self.counts is None else self.counts.tolist()
         lengths = self.tokens.lengths.split(owners)
-        spans = [int(own.sum()) for own in lengths]
-        parts = {"lengths": lengths, "ids": self.tokens.ids.split(spans)}
+        spans = [int(each.sum()) for each in lengths]
+        parts: dict[str, Sequence[Tensor]] = {
+            "lengths": lengths,
+            "ids": self.tokens.ids.split(spans),
+        }
         if self.tokens.types is not None:
             parts["types"] = self.tokens.types.split(spans)
+        if self.words is not None:
+            own = self.words[:, 0].tolist()
+            parts = {name: [each[i] for i in own] for name, each in parts.items()}
+            parts["word"] = self.words[:, 1:3].unbind()
         if self.labels is not None:
             parts["labels"] = self.labels.split(1)
         parts |= {f"extra {name}": values.split(1) for name, values in self.extra.items()}
@@ -167,15 +219,21 @@ class Examples:
         return hashlib.sha256(what.encode() + b"".join(sorted(digests))).hexdigest()
 
     def hold_out(self, seed: int) -> tuple[Examples, Examples | None]:
-        """The examples without a random fifth of them (500 at most), and that fifth.
+        """The examples without a random fifth of the rows (500 at most), and that fifth.
 
-        Both keep their order. Nothing is held out of fewer than 50 examples.
+        Both keep their order. Nothing is held out of fewer than 50 rows. The words of a sentence,
+        which tell of each other, stay together.
         """
-        if len(self) < _FEW:
+        rows = self.rows.unique()
+        if len(rows) < _FEW:
             return self, None
-        count = min(len(self) // 5, _HELD_OUT)
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+        count = min(len(rows) // 5, _HELD_OUT)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return self.of_rows(rows[order[count:]]), self.of_rows(rows[order[:count]])
+
+    def of_rows(self, rows: Sequence[int] | Tensor) -> Examples:
+        """The examples of these `rows`, in their own order."""
+        return self.subset(torch.isin(self.rows, torch.as_tensor(rows)).nonzero().flatten())
 
     def subset(self, indices: Sequence[int] | Tensor) -> Examples:
         """The examples `indices`, in that order.
@@ -195,8 +253,13 @@ class Examples:
                 f"expected 0 to {len(self) - 1}"
             )
         rows, present = self._rows(chosen)
+        words = self.words
+        if words is not None:
+            rows, own = rows.unique(return_inverse=True)
+            words = torch.cat([own.unsqueeze(1), words[chosen, 1:]], 1)
         return replace(
             self,
+            words=words,
             tokens=self.tokens.take(rows if present is None else rows[present]),
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
@@ -216,6 +279,7 @@ class Examples:
             same = {
                 "kind": other.kind == self.kind,
                 "label_names": other.label_names == self.label_names,
+                "each_word": (other.words is None) == (self.words is None),
                 "num_labels": self.kind != "labels" or other.num_labels == self.num_labels,
                 "tokenizer": other.probe == self.probe and other.tokens.pad == self.tokens.pad,
                 "presence of labels": (other.labels is None) == (self.labels is None),
@@ -225,15 +289,10 @@ class Examples:
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
         numbers = [part.num_labels for part in parts if part.num_labels is not None]
-        tokens = replace(
-            self.tokens,
-            ids=torch.cat([part.tokens.ids for part in parts]),
-            types=_cat([part.tokens.types for part in parts]),
-            lengths=torch.cat([part.tokens.lengths for part in parts]),
-        )
         return replace(
             self,
-            tokens=tokens,
+            tokens=Tokens.joined([part.tokens for part in parts]),
+            words=_cat(_moved(parts)),
             labels=_cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
@@ -267,7 +326,8 @@ class Examples:
             DataError: the sizes cannot work. Raised at the call, not at the first batch.
         """
         if shuffle:
-            plan = shuffled(self._keys, batch_size, multiple_of, generator)
+            groups = None if self.words is None else self.words[:, 0]
+            plan = shuffled(self._keys, batch_size, multiple_of, generator, groups)
         else:
             plan = in_order(len(self), batch_size)
         return (self._batch(indices) for indices in plan)
@@ -283,13 +343,18 @@ class Examples:
 
     @property
     def _keys(self) -> Tensor:
-        """(N,) sort keys that put similar examples together: by choices, then by length."""
+        """(N,) sort keys that put similar examples together: by choices, then by length; words
+        then by sequence."""
+        if self.words is not None:
+            return self.lengths * len(self.tokens.lengths) + self.words[:, 0]
         if self.counts is None:
             return self.lengths
         return self.counts * (int(self.lengths.max()) + 1) + self.lengths
 
     def _rows(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sequences of the examples: (B,), or (B, C) with which of them exist."""
+        if self.words is not None:
+            return self.words[indices, 0], None
         if self.counts is None:
             return indices, None
         counts = self.counts[indices].unsqueeze(-1)
@@ -300,13 +365,34 @@ class Examples:
 
     def _batch(self, indices: Tensor) -> Batch:
         rows, present = self._rows(indices)
+        spans = None
+        if self.words is not None:  # each sequence once
+            rows, own = rows.unique(return_inverse=True)
+            spans = torch.cat([own.unsqueeze(1), self.words[indices, 1:3]], 1)
         return Batch(
             inputs=self.tokens.padded(rows, present),
             labels=None if self.labels is None else self.labels[indices],
             size=len(self),
             choices=present,
             extra={name: values[indices] for name, values in self.extra.items()},
+            spans=spans,
         )
+
+
+def _moved(parts: Sequence[Examples]) -> list[Tensor | None]:
+    """`words` of the parts with their sequences and sentences numbered as those of all parts."""
+    moved, shift = list[Tensor | None](), torch.zeros(4, dtype=torch.long)
+    for part in parts:
+        words = part.words
+        moved.append(None if words is None else words + shift)
+        if words is not None:
+            shift[0] += len(part.tokens.lengths)
+            shift[3] += int(words[:, 3].max()) + 1
+    return moved
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([*chain.from_iterable(rows)], dtype=torch.int32)
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -177,14 +177,15 @@ def _cells(column: pd.Series) -> list[Any]:
 
 
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
-    """A list of dicts, of texts, or of pairs (text and pair, question and choices)."""
+    """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
+    choices)."""
     if not rows:
         raise DataError("source is empty: at least one example is needed")
     if isinstance(rows[0], Mapping):
         return _by_column(rows, "a dict")
     names = columns.inputs(kind)
     if len(names) == 1:
-        return {names[0]: [_expect(row, i, str, "a text") for i, row in enumerate(rows)]}
+        return {names[0]: [_expect(row, i, (str, list), "a text") for i, row in enumerate(rows)]}
     what = f"a pair ({names[0]}, {names[1]})"
     pairs = [_expect(row, i, (tuple, list), what) for i, row in enumerate(rows)]
     for i, pair in enumerate(pairs):

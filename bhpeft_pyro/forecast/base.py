@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -27,12 +28,14 @@ class Forecast(ABC):
     Attributes:
         labels: (N,) the observed labels, (N, K) if each text may have K of them, or None.
         texts: the N texts, or None.
+        rows: None; or, where examples are words, (N,) the number of the sentence of each.
     """
 
     measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
 
     labels: Tensor | None = None
     texts: Sequence[str] | None = None
+    rows: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -61,6 +64,23 @@ class Forecast(ABC):
     def with_labels(self, labels: Tensor | Sequence[float]) -> Self:
         """The same forecast with these observed labels."""
         return replace(self, labels=as_labels(labels))
+
+    def by_row(self, values: Tensor | Sequence[Any]) -> list[Any]:
+        """N values, such as `predicted` or `epistemic`, as a list for each row of the data.
+
+        Where examples are words, this is a list for each sentence, with the values of its words, as
+        seqeval takes them; else a value for each text.
+
+        Raises:
+            DataError: there are not N values.
+        """
+        found = values.tolist() if isinstance(values, Tensor) else [*values]
+        if len(found) != len(self):
+            raise DataError(f"values: got {len(found)} for {len(self)} examples")
+        if self.rows is None:
+            return found
+        ends = self.rows.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
+        return [found[start:end] for start, end in pairwise([0, *ends])]
 
     def observed(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
         """The given labels, once checked, or else the forecast's own."""

@@ -218,7 +218,7 @@ class ClassForecast(Forecast):
             label_names=self.label_names,
             choices=self.choices,
         )
-        return mended, temperature
+        return replace(mended, rows=self.rows), temperature
 
     def summary(self) -> dict[str, list[Any]]:
         own = {"prediction": self.predicted, "probability": digits(self.confidence)}

@@ -37,12 +37,13 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     """
     network = posterior.model.network.backbone
     name = shared_name(network)
+    pipeline = "token-classification" if posterior.model.network.head.each_word else _PIPELINE
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=name,
-        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else _PIPELINE,
+        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else pipeline,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(each for each in scores if "/" not in each) or None,
     )

@@ -210,10 +210,11 @@ def check_all(model: Model, **sources: Examples | None) -> None:
         batches = examples.by_length(_BATCH)
         bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
         if bad:
+            text, bad = examples.texts[bad[0]], examples.rows[bad].unique().tolist()
             first, others = bad[0], bad[1:4]
             more = f" (and of rows {', '.join(map(str, others))}{' ...' * (len(bad) > 4)})"
             raise DataError(
-                f"{what}, row {first}: of {shown(examples.texts[first])}{more if others else ''} "
+                f"{what}, row {first}: of {shown(text)}{more if others else ''} "
                 "the backbone makes numbers that are not finite; drop the row, or load the "
                 "backbone with dtype=torch.float32",
                 rows=bad,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -84,15 +85,18 @@ def predict(
     closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
     if closed and not keep_samples and samples != 0:
         count = _OUTPUTS if samples is None else samples
-        return _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
-    samples = _WEIGHTS if samples is None else samples
-    take = _quantities(model, samples, seed, len(examples))
-    draws = drawn(model, guide, samples, seed)
-    parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
-    values = [torch.cat(part) for part in parts]
-    if model.likelihood.kind == "rating":
-        return _ratings(values, examples)
-    return _classes(values[0], examples, keep_samples)
+        forecast = _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
+    else:
+        samples = _WEIGHTS if samples is None else samples
+        take = _quantities(model, samples, seed, len(examples))
+        draws = drawn(model, guide, samples, seed)
+        parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
+        values = [torch.cat(part) for part in parts]
+        if model.likelihood.kind == "rating":
+            forecast = _ratings(values, examples)
+        else:
+            forecast = _classes(values[0], examples, keep_samples)
+    return forecast if examples.words is None else replace(forecast, rows=examples.rows)
 
 
 def _in_closed_form(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..checks import COUNT, boolean, check_fields, one_of
+from ..checks import COUNT, Rule, boolean, check_fields, one_of
 from ..errors import ConfigError, DataError
 from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros
@@ -50,6 +50,9 @@ class Head:
             `HeteroscedasticNormal` 2.
         pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
             "auto" takes "last" for decoders and "mean" otherwise.
+        each_word: give the outputs for each word of a text, from the states of the word's own
+            tokens, which are what is then pooled. In a decoder they have seen what precedes the
+            word, and nothing after it.
         principal: turn the features to principal axes. False leaves them as they are, for example
             to compare weights between networks fitted on different texts.
 
@@ -66,10 +69,12 @@ class Head:
     outputs: int
     pooling: Pooling = "auto"
     principal: bool = True
+    each_word: bool = False
 
     def __post_init__(self) -> None:
         pooling = one_of(*get_args(Pooling))
-        check_fields(self, {"outputs": COUNT, "pooling": pooling, "principal": boolean}, "Head")
+        rules: dict[str, Rule] = {"outputs": COUNT, "pooling": pooling}
+        check_fields(self, rules | dict.fromkeys(("principal", "each_word"), boolean), "Head")
 
     def sites(self, width: int) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries."""
@@ -84,10 +89,22 @@ class Head:
         return {}
 
     def read(
-        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
+        self,
+        backbone: PreTrainedModel,
+        inputs: Mapping[str, Any],
+        mask: Tensor,
+        causal: bool,
+        spans: Tensor | None = None,
     ) -> Tensor:
-        """Run a backbone on R rows of inputs, for (R, D) features."""
-        return self.pool(backbone.base_model(**inputs).last_hidden_state, mask, causal)
+        """Run a backbone on R rows of inputs, for (R, D) features; or (M, D) of the tokens in each
+        of (M, 3) spans: row, begin and end."""
+        hidden = backbone.base_model(**inputs).last_hidden_state
+        if spans is not None:
+            row, begin, end = spans.unsqueeze(-1).unbind(1)
+            places = begin + torch.arange(int((end - begin).max()), device=hidden.device)
+            mask = places < end
+            hidden = hidden[row, places.where(mask, begin)]
+        return self.pool(hidden, mask, causal)
 
     def pool(self, hidden: Tensor, mask: Tensor, causal: bool) -> Tensor:
         """(R, T, D) token states and (R, T) mask to (R, D) standardised features."""
@@ -140,6 +157,7 @@ class ClassifierHead:
 
     outputs: int
     principal: ClassVar[bool] = False
+    each_word: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self, {"outputs": COUNT}, "ClassifierHead")
@@ -172,7 +190,12 @@ class ClassifierHead:
         }
 
     def read(
-        self, backbone: PreTrainedModel, inputs: Mapping[str, Any], mask: Tensor, causal: bool
+        self,
+        backbone: PreTrainedModel,
+        inputs: Mapping[str, Any],
+        mask: Tensor,
+        causal: bool,
+        spans: Tensor | None = None,
     ) -> Tensor:
         """Run a backbone on R rows of inputs, for (R, D) features."""
         if causal:  # nothing is in between

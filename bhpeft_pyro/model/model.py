@@ -140,6 +140,7 @@ class Model(PyroModule):
             data,
             self.network.tokenizer,
             kind=self.likelihood.kind,
+            each_word=self.network.head.each_word,
             columns=self.limited(columns, data),
             num_labels=self.likelihood.num_labels(self.network.outputs),
             labelled=labelled,

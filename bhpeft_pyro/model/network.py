@@ -194,7 +194,8 @@ class RandomPEFT(PyroModule):
         else:
             inputs = _rows(batch, particles)
             with self.attachment.bind(folded, _mask(inputs)):
-                outputs = self.head(self._pooled(inputs).unflatten(0, (particles, -1)), folded)
+                pooled = self._pooled(inputs, _spans(batch, particles))
+                outputs = self.head(pooled.unflatten(0, (particles, -1)), folded)
         return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
     def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -212,7 +213,7 @@ class RandomPEFT(PyroModule):
             if weights is not None:
                 folded, _ = self._fold(weights)
                 bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
-            return self._pooled(inputs).reshape(*_examples(batch), -1)
+            return self._pooled(inputs, batch.spans).reshape(*_examples(batch), -1)
 
     def align(self, batches: Iterable[Batch]) -> None:
         """Take the head's principal axes from these texts, unless it has some already.
@@ -225,8 +226,9 @@ class RandomPEFT(PyroModule):
         rows = []
         for batch in batches:
             exist = slice(None) if batch.choices is None else batch.choices.flatten()
+            batch = batch.to(self.device)
             with torch.no_grad():
-                pooled = self._pooled(_rows(batch.to(self.device), 1))
+                pooled = self._pooled(_rows(batch, 1), batch.spans)
             rows.append(check_features(pooled[exist]))
         self.axes.fit(torch.cat(rows))
 
@@ -287,8 +289,14 @@ class RandomPEFT(PyroModule):
     def _arguments(self) -> Set[str]:
         return frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
 
-    def _pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        pooled = self.head.read(self.backbone, self._accepted(inputs), _mask(inputs), self.causal)
+    def _pooled(self, inputs: Mapping[str, Tensor], spans: Tensor | None) -> Tensor:
+        if (spans is not None) != self.head.each_word:
+            found = "no spans" if spans is None else "the spans of words"
+            raise DataError(
+                f"batch: it has {found}; each_word of the head is {self.head.each_word}"
+            )
+        accepted, mask = self._accepted(inputs), _mask(inputs)
+        pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
 
 
@@ -316,10 +324,20 @@ def _shared(value: Tensor, batch: Batch, particles: int) -> Tensor:
     return rows.unflatten(0, (particles, -1))
 
 
+def _spans(batch: Batch, particles: int) -> Tensor | None:
+    """The batch's spans in the rows of all particles, particle by particle."""
+    if batch.spans is None or batch.particles > 1:
+        return batch.spans
+    rows = len(next(iter(batch.inputs.values())))
+    shift = torch.zeros(particles, 1, 3, dtype=torch.long, device=batch.spans.device)
+    shift[:, 0, 0] = torch.arange(particles) * rows
+    return (batch.spans + shift).flatten(0, 1)
+
+
 def _examples(batch: Batch) -> tuple[int, ...]:
     """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
     value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
-    return value.shape[0] // batch.particles, *value.shape[1:-1]
+    return len(batch) // batch.particles, *value.shape[1:-1]
 
 
 def _check_weights(backbone: PreTrainedModel) -> None:

@@ -69,6 +69,7 @@ def categories(
     num_labels: int,
     *,
     several: bool = False,
+    each_word: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -79,6 +80,7 @@ def categories(
         backbone: the transformer.
         num_labels: the number of categories.
         several: whether a text may have any number of them, instead of one.
+        each_word: whether each word of a text has its own (named entities, parts of speech).
         kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
     >>> from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
@@ -88,7 +90,7 @@ def categories(
     >>> posterior.predict(["w5 w7"], samples=2).probabilities.shape
     torch.Size([1, 2])
     """
-    head = Head(num_labels)
+    head = Head(num_labels, each_word=each_word)
     likelihood = MultiLabel() if boolean("several", several) else Categorical()
     return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
 

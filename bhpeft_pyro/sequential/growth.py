@@ -16,6 +16,7 @@ from ..checks import COUNT, check_memory, shown
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
+from ..data.words import word_labels
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -150,7 +151,11 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     columns = posterior.columns
     table = read(data, "class", columns, labelled=True)
     label = columns.label
-    return by_name(table[label][:], table.features[label], columns.label_names)
+    values, feature = table[label][:], table.features[label]
+    if posterior.model.network.head.each_word:
+        values, feature = word_labels(values, label), feature.feature
+        values = [value for value in values if value is not None]
+    return by_name(values, feature, columns.label_names)
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:

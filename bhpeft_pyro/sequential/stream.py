@@ -256,6 +256,7 @@ def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) ->
                     data,
                     model.network.tokenizer,
                     kind=model.likelihood.kind,
+                    each_word=model.network.head.each_word,
                     columns=model.limited(columns, data),
                     labelled=False,
                 )

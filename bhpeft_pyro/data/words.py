@@ -1,0 +1,183 @@
+"""Sentences whose words have a label each: every word is an example of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..checks import shown
+from ..errors import DataError
+from .columns import as_list, check_text, wrong
+from .examples import Tokens
+
+__all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words", "word_labels"]
+
+_CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory its result takes
+
+
+def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
+    """The words of each sentence: a list of them, or a str that is split at white space."""
+    sentences = []
+    for i, value in enumerate(values):
+        words = value.split() if isinstance(value, str) else value
+        if not isinstance(words, list):
+            raise wrong(column, i, f"{shown(words)}; expected a list of words, or a text")
+        if not words:
+            raise wrong(column, i, "there is no word; drop the row or fill it in")
+        for k, word in enumerate(words):
+            check_text(word, column, i, f"word {k}: ")
+        sentences.append(words)
+    return sentences
+
+
+def word_labels(
+    values: Sequence[Any], column: str, sentences: Sequence[Sequence[str]] | None = None
+) -> list[Any]:
+    """The labels of all words, one sentence after the other; None for those that are None or -100.
+
+    Args:
+        values: the labels of each sentence, a list; in a CSV file as JSON.
+        sentences: the words, if their numbers are to be compared.
+    """
+    labels: list[Any] = []
+    for i, value in enumerate(values):
+        cell = as_list(value, column, i)
+        if not isinstance(cell, list):
+            raise wrong(column, i, f"{shown(cell)}; expected a list with a label for each word")
+        if sentences is not None and len(cell) != len(sentences[i]):
+            raise wrong(column, i, f"{len(cell)} labels for {len(sentences[i])} words")
+        labels += [None if label == -100 else label for label in cell]
+    return labels
+
+
+def labelled_words(
+    values: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
+) -> tuple[list[Any] | None, list[int]]:
+    """The labels of those words that have one, and the numbers of these words.
+
+    Without labels, or if some word has none and they are not `needed`, None and all words.
+    """
+    every = [*range(sum(map(len, sentences)))]
+    labels = None if values is None else word_labels(values, column, sentences)
+    if labels is None or (not needed and any(label is None for label in labels)):
+        return None, every
+    kept = [i for i in every if labels[i] is not None]
+    if not kept:
+        raise DataError(f"column {column!r}: no word has a label")
+    return [labels[i] for i in kept], kept
+
+
+@contextmanager
+def naming_words(sentences: Sequence[Sequence[str]], kept: Sequence[int]) -> Iterator[None]:
+    """Name sentence and word where reading the labels of the words `kept` fails at one of them."""
+    try:
+        yield
+    except DataError as error:
+        if error.cell is None:
+            raise
+        column, row, problem = error.cell
+        places = [(i, k) for i, words in enumerate(sentences) for k in range(len(words))]
+        sentence, word = places[kept[row]]
+        raise wrong(column, sentence, f"word {word}: {problem}") from error
+
+
+def tokenise_words(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[str]],
+    limit: int | None,
+    column: str,
+) -> tuple[Tokens, Tensor]:
+    """Token sequences, and where each of the N words is in them.
+
+    Words are joined by spaces, and a word's tokens are told by their offsets. So the transformer
+    reads text as it has learnt to: for tokenizers of bytes words that are given one by one have no
+    space between them. A word of which the tokenizer makes nothing is replaced by its token for
+    unknown words.
+
+    A sentence of more than `limit` tokens becomes several sequences that overlap by half. Each of
+    its words is read in the one that has all of its tokens and most context on both sides.
+
+    Returns:
+        The sequences; and (N, 4) int64, for each word the number of its sequence, where its tokens
+        begin and end there, and the number of its sentence.
+
+    Raises:
+        DataError: the tokenizer gives no offsets, or no token for a word.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"tokenizer: {type(tokenizer).__name__} does not say which tokens a word has; expected "
+            "a fast one"
+        )
+    tokens, words = _windows(tokenizer, sentences, limit)
+    lost = (words[:, 2] == 0).split([*map(len, sentences)])
+    if not any(bad.any() for bad in lost):
+        return tokens, words
+    unknown, mended = tokenizer.unk_token, [[*sentence] for sentence in sentences]
+    for i, bad in enumerate(lost):
+        for k in bad.nonzero().flatten().tolist():
+            if unknown in (None, mended[i][k]):
+                what = shown(mended[i][k])
+                raise wrong(column, i, f"word {k}: the tokenizer finds no token in {what}")
+            mended[i][k] = unknown
+    return tokenise_words(tokenizer, mended, limit, column)
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], limit: int | None
+) -> tuple[Tokens, Tensor]:
+    """As `tokenise_words`; a word without tokens ends at 0."""
+    sizes = np.array([*map(len, sentences)])
+    firsts = sizes.cumsum() - sizes
+    places = np.zeros((sizes.sum(), 4), dtype=np.int64)
+    places[:, 3] = np.arange(len(sizes)).repeat(sizes)
+    best = np.full((len(places), 2), -1)  # tokens of the word, and of context on the shorter side
+    room = 0 if limit is None else limit - tokenizer.num_special_tokens_to_add()
+    parts: list[Tokens] = []
+    sequence = count()
+    for start in range(0, len(sentences), _CHUNK):
+        encoded = tokenizer(
+            [" ".join(words) for words in sentences[start : start + _CHUNK]],
+            padding=False,
+            truncation=limit is not None,
+            max_length=limit,
+            stride=room // 2,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
+        for i, offsets, special in zip(
+            encoded["overflow_to_sample_mapping"],
+            encoded["offset_mapping"],
+            encoded["special_tokens_mask"],
+            strict=True,
+        ):
+            row = start + i
+            # A word begins with the space before it, which is the first token's or its own token.
+            begins = np.cumsum([0, *(len(word) + 1 for word in sentences[row][:-1])])
+            begins[1:] -= 1
+            own = np.flatnonzero(np.array(special) == 0)
+            last = np.array(offsets)[own, 1] - 1  # the last character of each token
+            owner = begins.searchsorted(last.clip(0), side="right") - 1
+            found, first, tokens = np.unique(owner, return_index=True, return_counts=True)
+            at, until = own[first], own[first + tokens - 1] + 1
+            context = np.minimum(first, len(own) - first - tokens)
+            number, here = firsts[row] + found, next(sequence)
+            more = (tokens > best[number, 0]) | (
+                (tokens == best[number, 0]) & (context > best[number, 1])
+            )
+            number = number[more]
+            best[number] = np.stack([tokens, context], 1)[more]
+            places[number, 0] = here
+            places[number, 1:3] = np.stack([at, until], 1)[more]
+    return Tokens.joined(parts), torch.from_numpy(places)

@@ -129,7 +129,9 @@ class _Predictor:
         self.posterior = posterior
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame(self.posterior.predict(table).summary())
+        forecast = self.posterior.predict(table)
+        columns = forecast.summary().items()
+        return pd.DataFrame({name: forecast.by_row(values) for name, values in columns})
 
     def get_raw_model(self) -> Posterior:
         return self.posterior

@@ -24,7 +24,8 @@ def fit(
     """Fit a posterior to labelled text, and save it.
 
     The data has columns text and label (classes by name or number, lists of several labels, or
-    real-valued ratings), or question, choices and answer.
+    real-valued ratings), tokens and ner_tags (lists of words and of their labels), or question,
+    choices and answer.
 
     Examples:
         bhpeft fit reviews.csv --backbone minilm --out runs/reviews

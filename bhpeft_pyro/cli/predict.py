@@ -61,8 +61,9 @@ def predict(
 
     The file has the data's columns, and for classes prediction, probability, epistemic and
     aleatoric uncertainty (nats) and flagged; for several labels the same, with a list of those that
-    are more probable than not, and the probability of each; for ratings prediction, sd, the ends of
-    the 90 % interval, epistemic and aleatoric variance and flagged.
+    are more probable than not, and the probability of each; for words lists of these, one of each
+    sentence; for ratings prediction, sd, the ends of the 90 % interval, epistemic and aleatoric
+    variance and flagged.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
@@ -98,24 +99,26 @@ def predict(
         if not (skip_bad and error.rows and kept):
             raise
         say(f"note: no prediction for {len(error.rows)} rows. {error}")
-        forecast = posterior.predict(examples.subset(kept), samples, seed=draw_seed)
+        forecast = posterior.predict(examples.of_rows(kept), samples, seed=draw_seed)
     columns = forecast.summary()
     flagged = forecast.flag(flag, by).tolist()
-    named = columns | {"flagged": [i in flagged for i in range(len(kept))]}
+    marks = {"flagged": [i in flagged for i in range(len(forecast))]}
+    named = {name: forecast.by_row(each) for name, each in (columns | marks).items()}
     predicted = {row: {name: each[i] for name, each in named.items()} for i, row in enumerate(kept)}
     # The data's cells are written as they are in the file, not as numbers that were read.
     given, none = load(data, None).to_list(), dict.fromkeys(named)
     records = [row | predicted.get(i, none) for i, row in enumerate(given)]
     write(out, (_csv(records) if out.suffix == ".csv" else _json_lines(records)).encode())
-    say(f"{len(rows)} rows, {len(flagged)} flagged by {by}; written to {out}")
+    say(f"{len(examples)} {examples.unit}, {len(flagged)} flagged by {by}; written to {out}")
     if shown := forecast.flag(1.0, by)[:show].tolist():
-        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(kept)]
+        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(forecast)]
+        numbers = kept if forecast.rows is None else forecast.rows.tolist()
         # Not the probabilities of each of several labels.
         columns = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
         table(
             f"Least certain ({by}); rows count from 0",
             ("row", *columns, "text"),
-            [(kept[i], *(values[i] for values in columns.values()), texts[i]) for i in shown],
+            [(numbers[i], *(values[i] for values in columns.values()), texts[i]) for i in shown],
         )
 
 

@@ -291,10 +291,8 @@ class RandomPEFT(PyroModule):
 
     def _pooled(self, inputs: Mapping[str, Tensor], spans: Tensor | None) -> Tensor:
         if (spans is not None) != self.head.each_word:
-            found = "no spans" if spans is None else "the spans of words"
-            raise DataError(
-                f"batch: it has {found}; each_word of the head is {self.head.each_word}"
-            )
+            found = "no spans" if spans is None else "the spans"
+            raise DataError(f"batch: {found} of words; head: each_word={self.head.each_word}")
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)

@@ -71,8 +71,8 @@ def encode(
             "owner/name:test" (by default train; slices such as "owner/name:train[:1000]" work) and
             a configuration "owner/name[config]:split"; a `datasets.Dataset`; a path to a .csv,
             .json or .jsonl file; a mapping of lists; a list of dicts; with `labelled=False` also a
-            list of texts, of lists of words or of (question, choices) pairs; or `Examples`, which are
-            checked and returned as they are.
+            list of texts, of lists of words, or of (question, choices) pairs; or `Examples`, which
+            are checked and returned as they are.
         tokenizer: the backbone's.
         kind: "class", "labels", "rating" or "choice".
         each_word: whether every word has a label. The text is then a list of words, or a str that

@@ -75,7 +75,7 @@ def test_ragged_choices(make: Any) -> None:
     assert batch.choices.tolist() == [[True] * n + [False] * (4 - n) for n in (2, 4, 3)]
     dummy = batch.inputs["attention_mask"][~batch.choices]
     assert dummy[:, 0].all() and not dummy[:, 1:].any()
-    assert (batch.inputs["input_ids"][~batch.choices] == encoding._padding_id(tokenizer)).all()
+    assert (batch.inputs["input_ids"][~batch.choices] == examples.tokens.pad).all()
     # C is that of the batch at hand.
     assert [b.inputs["input_ids"].shape[1] for b in examples.batches(1)] == [2, 4, 3]
 
@@ -180,7 +180,7 @@ def test_padding_without_a_pad_token() -> None:
     assert "token_type_ids" not in batch.inputs
     neither = bert_like()
     neither.pad_token = None
-    assert encoding._padding_id(neither) == 0
+    assert Tokens.of(neither, [[1]], None).pad == 0
 
 
 def test_many_texts_take_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:

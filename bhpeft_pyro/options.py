@@ -45,7 +45,8 @@ class FitOptions:
     Attributes:
         epochs: passes over the data, unless `max_steps` is given.
         max_steps: optimiser steps.
-        batch_size: examples per forward pass, divided equally among the particles.
+        batch_size: examples per forward pass, divided equally among the particles. Where words are
+            examples, it counts sentences: a batch has as many words as these have on average.
         particles: weight draws per forward pass (a point estimate always uses 1).
         accumulate: forward passes per optimiser step.
         lr: learning rate. None takes the default of the family: for "normal", natural-gradient

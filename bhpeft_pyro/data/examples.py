@@ -164,6 +164,11 @@ class Examples:
         """What there are N of: "rows" or "words"."""
         return "rows" if self.words is None else "words"
 
+    @property
+    def per_text(self) -> int:
+        """How many examples a text has: about the mean number of words of a sentence, else 1."""
+        return max(1, len(self) // len(self.tokens.lengths))
+
     @cached_property
     def lengths(self) -> Tensor:
         """(N,) number of tokens; of the longest choice for kind "choice", of a word's sequence."""

@@ -94,7 +94,8 @@ class _Run:
         callback: Callback | None,
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
-        self.options = options = report.options
+        size = report.options.batch_size * (feed.examples.per_text if feed.features is None else 1)
+        self.options = options = report.options.change(batch_size=size)
         self.temperature = report.temperature
         self.point = is_point(guide)
         self.particles = 1 if self.point else options.particles

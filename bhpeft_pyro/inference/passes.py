@@ -346,7 +346,7 @@ class Feed:
     def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
         parts = []
         held = () if weights is None else (weights,)
-        for indices, batch in self.examples.by_length(batch_size):
+        for indices, batch in self.examples.by_length(batch_size * self.examples.per_text):
             batch = batch.to(model.network.device)
             features = model.network.features(batch, *held).cpu()
             try:

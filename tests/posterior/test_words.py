@@ -158,3 +158,12 @@ def test_numbers_of_words() -> None:
     assert [len(row) for row in forecast.by_row(forecast.mean)] == [3, 1]
     with pytest.raises(LikelihoodError, match="MultipleChoice compares texts, not words"):
         bh.Model(network, likelihood=MultipleChoice())
+
+
+def test_the_batch_size_counts_sentences() -> None:
+    """180 words of 60 sentences: an epoch has as many steps as that of 60 texts."""
+    data = {"tokens": [["w5", "w6", "w20"]] * 60, "ner_tags": [["B-PER", "I-PER", "O"]] * 60}
+    how: dict[str, Any] = {"epochs": 1, "batch_size": 12, "progress": False, "columns": COLUMNS}
+    posterior = bh.fit(model(bh.presets.lora(rank=2)), "AutoNormal", data, **how)
+    assert posterior.report.examples == 180 and posterior.report.steps == 5
+    assert posterior.report.options.batch_size == 12

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import COUNT
 from ..errors import ConfigError, DataError
 
-__all__ = ["Batch", "in_order", "shuffled"]
+__all__ = ["Batch", "in_order", "in_rows", "shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +74,16 @@ class Batch:
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
         inputs, spans = self.inputs, self.spans
         if spans is not None:  # draws have equally many rows, so some read a few more than they see
-            own = [share[:, 0].unique(return_inverse=True) for share in spans.chunk(particles)]
+            own = [in_rows(share) for share in spans.chunk(particles)]
             most = max(len(rows) for rows, _ in own)
-            at = torch.stack([rows[torch.arange(most) % len(rows)] for rows, _ in own])
-            inputs = {name: value[at.flatten()] for name, value in inputs.items()}
-            row = torch.cat([s * most + rows for s, (_, rows) in enumerate(own)])
-            spans = torch.cat([row.unsqueeze(1), spans[:, 1:]], 1)
+            at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in own])
+            inputs = {name: value[at] for name, value in inputs.items()}
+            spans = torch.cat(
+                [
+                    share + torch.tensor([s * most, 0, 0]).to(share)
+                    for s, (_, share) in enumerate(own)
+                ]
+            )
         return replace(
             self, inputs=inputs, spans=spans, labels=labels, extra=extra, particles=particles
         )
@@ -95,6 +99,13 @@ class Batch:
             extra={name: values.to(device) for name, values in self.extra.items()},
             spans=None if self.spans is None else self.spans.to(device),
         )
+
+
+def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
+    """The R different numbers in the first column, (R,), and the spans with their places among
+    these."""
+    rows, own = spans[:, 0].unique(return_inverse=True)
+    return rows, torch.cat([own.unsqueeze(1), spans[:, 1:]], 1)
 
 
 _MAX_POOL = 50  # batches per pool; a wider pool saves hardly any more padding

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import shown
 from ..errors import DataError
-from .batch import Batch, in_order, shuffled
+from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
 
 __all__ = ["Examples", "Tokens", "describe", "revive"]
@@ -257,11 +257,7 @@ class Examples:
                 f"indices go from {int(chosen.min())} to {int(chosen.max())}; "
                 f"expected 0 to {len(self) - 1}"
             )
-        rows, present = self._rows(chosen)
-        words = self.words
-        if words is not None:
-            rows, own = rows.unique(return_inverse=True)
-            words = torch.cat([own.unsqueeze(1), words[chosen, 1:]], 1)
+        rows, present, words = self._rows(chosen)
         return replace(
             self,
             words=words,
@@ -293,11 +289,17 @@ class Examples:
             wrong = [name for name, agrees in same.items() if not agrees]
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
+        # The sequences and sentences of words get the numbers after those of the parts before.
+        counted = [(len(part.tokens.lengths), 0, 0, int(part.rows.max()) + 1) for part in parts]
+        ends = torch.tensor(counted).cumsum(0)
+        moved = zip(parts, ends - torch.tensor(counted), strict=True)
         numbers = [part.num_labels for part in parts if part.num_labels is not None]
         return replace(
             self,
             tokens=Tokens.joined([part.tokens for part in parts]),
-            words=_cat(_moved(parts)),
+            words=_cat(
+                [None if each.words is None else each.words + shift for each, shift in moved]
+            ),
             labels=_cat([part.labels for part in parts]),
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
@@ -356,44 +358,30 @@ class Examples:
             return self.lengths
         return self.counts * (int(self.lengths.max()) + 1) + self.lengths
 
-    def _rows(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sequences of the examples: (B,), or (B, C) with which of them exist."""
+    def _rows(self, indices: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Sequences of the examples: (B,), or (B, C) with which of them exist; or those of words,
+        each once, with `words` in these."""
         if self.words is not None:
-            return self.words[indices, 0], None
+            rows, words = in_rows(self.words[indices])
+            return rows, None, words
         if self.counts is None:
-            return indices, None
+            return indices, None, None
         counts = self.counts[indices].unsqueeze(-1)
         first = (self.counts.cumsum(0) - self.counts)[indices].unsqueeze(-1)
         choice = torch.arange(int(counts.max()))
         present = choice < counts
-        return (first + choice).masked_fill(~present, 0), present
+        return (first + choice).masked_fill(~present, 0), present, None
 
     def _batch(self, indices: Tensor) -> Batch:
-        rows, present = self._rows(indices)
-        spans = None
-        if self.words is not None:  # each sequence once
-            rows, own = rows.unique(return_inverse=True)
-            spans = torch.cat([own.unsqueeze(1), self.words[indices, 1:3]], 1)
+        rows, present, words = self._rows(indices)
         return Batch(
             inputs=self.tokens.padded(rows, present),
             labels=None if self.labels is None else self.labels[indices],
             size=len(self),
             choices=present,
             extra={name: values[indices] for name, values in self.extra.items()},
-            spans=spans,
+            spans=None if words is None else words[:, :3],
         )
-
-
-def _moved(parts: Sequence[Examples]) -> list[Tensor | None]:
-    """`words` of the parts with their sequences and sentences numbered as those of all parts."""
-    moved, shift = list[Tensor | None](), torch.zeros(4, dtype=torch.long)
-    for part in parts:
-        words = part.words
-        moved.append(None if words is None else words + shift)
-        if words is not None:
-            shift[0] += len(part.tokens.lengths)
-            shift[3] += int(words[:, 3].max()) + 1
-    return moved
 
 
 def _flat(rows: Sequence[Sequence[int]]) -> Tensor:

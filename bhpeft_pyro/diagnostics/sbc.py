@@ -148,7 +148,8 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
 
     def features(batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         assert weights is None
-        key = b"|".join(value.cpu().numpy().tobytes() for value in batch.inputs.values())
+        seen = (*batch.inputs.values(), *(() if batch.spans is None else (batch.spans,)))
+        key = b"|".join(value.cpu().numpy().tobytes() for value in seen)
         if key not in known:
             known[key] = network.features(batch)
         return known[key]

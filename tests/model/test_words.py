@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
+from bhpeft_pyro.diagnostics.sbc import _remembering
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.inference.passes import Feed
@@ -174,6 +175,16 @@ def test_moments_are_those_of_each_words_jacobian() -> None:
     _, moments = output_moments(model, at, Covariance.diagonal(sds), batch)
     by_rows = expected * sds
     torch.testing.assert_close(moments, by_rows @ by_rows.mT, atol=1e-3, rtol=1e-3)
+
+
+def test_features_are_remembered_word_by_word() -> None:
+    """Simulation-based calibration computes the features of each batch once."""
+    model = model_of(kinds=())
+    words = model.encode({"tokens": TOKENS[:1], "tags": TAGS[:1]}, COLUMNS)
+    remembering = _remembering(model.network)
+    for number in (0, 2, 0):  # of the same sentence
+        batch = next(words.subset([number]).batches(1))
+        torch.testing.assert_close(remembering.features(batch), model.network.features(batch))
 
 
 def test_batches_and_heads_that_do_not_go_together_are_refused() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List
+from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
@@ -106,9 +106,10 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
         if missing := [column for column in needed if column not in there]:
             raise DataError(f"choices need a column {missing[0]!r}; columns there: {_few(there)}")
         return Task("choices", quiz)
-    words = name == "words" or (not name and isinstance(table.features.get("tokens"), List))
+    words = name == "words" or (not name and _has_lists(table, "tokens"))
     labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
     label = _column("label", reading.label_column, labels, there)
+    words = words and (bool(name) or _has_lists(table, label))
     texts = [
         column
         for column, feature in table.features.items()
@@ -152,6 +153,10 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         return likely[0]
     problem = f"{_few(likely)} may all be the {what}" if likely else f"no column has the {what}"
     raise DataError(f"{problem}; name it with --{what}-column, one of {_few(there)}")
+
+
+def _has_lists(table: Dataset, column: str) -> bool:
+    return hasattr(table.features.get(column), "feature")
 
 
 def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:

@@ -151,13 +151,29 @@ def encode(
             second = list(chain.from_iterable(choices))
         elif columns.pair is not None:
             second = check_texts(table[columns.pair][:], columns.pair)
-    if values is not None and kind == "choice":
-        labels = read_answers(values, target, choices, marks)
-    elif values is not None:
-        with cells:
-            labels, names, num_labels = _read_labels(
-                values, target, feature, kind, names, num_labels, labelled, new_names
+    with cells:
+        if values is None:
+            pass
+        elif kind == "choice":
+            labels = read_answers(values, target, choices, marks)
+        elif kind == "rating":
+            labels = read_ratings(values, target)
+        elif kind == "labels":
+            labels, names, num_labels = read_labels(
+                values, target, feature, names, num_labels, new_names
             )
+            if labelled and num_labels < 2:
+                raise DataError(f"column {target!r}: {num_labels} labels; expected two or more")
+        else:
+            open_ended = names is None and num_labels is None
+            labels, names, num_labels = read_classes(
+                values, target, feature, names, num_labels, new_names
+            )
+            if labelled and open_ended and len(labels.unique()) == 1:
+                raise DataError(
+                    f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
+                    "expected at least two classes"
+                )
 
     if each_word:
         tokens, every = tokenise_words(tokenizer, sentences, limit, text)
@@ -190,32 +206,6 @@ def encode(
         extra=extra,
         words=words,
     )
-
-
-def _read_labels(
-    values: Sequence[Any],
-    column: str,
-    feature: object,
-    kind: Kind,
-    names: Sequence[str] | None,
-    num_labels: int | None,
-    labelled: bool,
-    new_names: bool,
-) -> tuple[Tensor, Sequence[str] | None, int | None]:
-    """The labels of all examples, the names of the classes, and their number."""
-    if kind == "rating":
-        return read_ratings(values, column), None, None
-    open_ended = names is None and num_labels is None
-    read_them = read_labels if kind == "labels" else read_classes
-    labels, names, count = read_them(values, column, feature, names, num_labels, new_names)
-    if labelled and kind == "labels" and count < 2:
-        raise DataError(f"column {column!r}: {count} labels; expected two or more")
-    if labelled and kind == "class" and open_ended and len(labels.unique()) == 1:
-        raise DataError(
-            f"column {column!r}: all {len(labels)} labels are {values[0]!r}; "
-            "expected at least two classes"
-        )
-    return labels, names, count
 
 
 def _check_compatible(

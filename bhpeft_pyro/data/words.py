@@ -17,7 +17,7 @@ from ..errors import DataError
 from .columns import as_list, check_text, wrong
 from .examples import Tokens
 
-__all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words", "word_labels"]
+__all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words"]
 
 _CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory its result takes
 
@@ -37,38 +37,28 @@ def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
     return sentences
 
 
-def word_labels(
-    values: Sequence[Any], column: str, sentences: Sequence[Sequence[str]] | None = None
-) -> list[Any]:
-    """The labels of all words, one sentence after the other; None for those that are None or -100.
-
-    Args:
-        values: the labels of each sentence, a list; in a CSV file as JSON.
-        sentences: the words, if their numbers are to be compared.
-    """
-    labels: list[Any] = []
-    for i, value in enumerate(values):
-        cell = as_list(value, column, i)
-        if not isinstance(cell, list):
-            raise wrong(column, i, f"{shown(cell)}; expected a list with a label for each word")
-        if sentences is not None and len(cell) != len(sentences[i]):
-            raise wrong(column, i, f"{len(cell)} labels for {len(sentences[i])} words")
-        labels += [None if label == -100 else label for label in cell]
-    return labels
-
-
 def labelled_words(
-    values: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
+    cells: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
 ) -> tuple[list[Any] | None, list[int]]:
-    """The labels of those words that have one, and the numbers of these words.
+    """The labels of those words that have one, neither None nor -100, and these words' numbers.
 
     Without labels, or if some word has none and they are not `needed`, None and all words.
+
+    Args:
+        cells: the labels of each sentence: a list, in a CSV file as JSON.
     """
+    labels: list[Any] = []
+    for i, (cell, words) in enumerate(zip(cells or (), sentences, strict=False)):
+        own = as_list(cell, column, i)
+        if not isinstance(own, list):
+            raise wrong(column, i, f"{shown(own)}; expected a list with a label for each word")
+        if len(own) != len(words):
+            raise wrong(column, i, f"{len(own)} labels for {len(words)} words")
+        labels += [None if label == -100 else label for label in own]
+    kept = [i for i, label in enumerate(labels) if label is not None]
     every = [*range(sum(map(len, sentences)))]
-    labels = None if values is None else word_labels(values, column, sentences)
-    if labels is None or (not needed and any(label is None for label in labels)):
+    if cells is None or (len(kept) < len(every) and not needed):
         return None, every
-    kept = [i for i in every if labels[i] is not None]
     if not kept:
         raise DataError(f"column {column!r}: no word has a label")
     return [labels[i] for i in kept], kept
@@ -138,7 +128,7 @@ def _windows(
     firsts = sizes.cumsum() - sizes
     places = np.zeros((sizes.sum(), 4), dtype=np.int64)
     places[:, 3] = np.arange(len(sizes)).repeat(sizes)
-    best = np.full((len(places), 2), -1)  # tokens of the word, and of context on the shorter side
+    best = np.zeros(len(places))
     room = 0 if limit is None else limit - tokenizer.num_special_tokens_to_add()
     parts: list[Tokens] = []
     sequence = count()
@@ -171,13 +161,10 @@ def _windows(
             owner = begins.searchsorted(last.clip(0), side="right") - 1
             found, first, tokens = np.unique(owner, return_index=True, return_counts=True)
             at, until = own[first], own[first + tokens - 1] + 1
-            context = np.minimum(first, len(own) - first - tokens)
-            number, here = firsts[row] + found, next(sequence)
-            more = (tokens > best[number, 0]) | (
-                (tokens == best[number, 0]) & (context > best[number, 1])
-            )
-            number = number[more]
-            best[number] = np.stack([tokens, context], 1)[more]
-            places[number, 0] = here
-            places[number, 1:3] = np.stack([at, until], 1)[more]
+            # First how much of the word is there, then how much context on the shorter side.
+            score = tokens + np.minimum(first, len(own) - first - tokens) / (len(own) + 1)
+            number, here = firsts[row] + found, np.full(len(found), next(sequence))
+            more = score > best[number]
+            best[number[more]] = score[more]
+            places[number[more], :3] = np.stack([here, at, until], 1)[more]
     return Tokens.joined(parts), torch.from_numpy(places)

@@ -78,8 +78,6 @@ class Model(PyroModule):
         self.network = network
         self.prior: Prior = as_prior(default() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood
-        if network.head.each_word and self.likelihood.kind == "choice":
-            raise LikelihoodError(f"{type(self.likelihood).__name__} compares texts, not words")
         needed, given = self.likelihood.outputs, network.outputs
         if needed is not None and given != needed:
             raise LikelihoodError(

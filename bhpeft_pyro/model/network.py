@@ -291,8 +291,11 @@ class RandomPEFT(PyroModule):
 
     def _pooled(self, inputs: Mapping[str, Tensor], spans: Tensor | None) -> Tensor:
         if (spans is not None) != self.head.each_word:
-            found = "no spans" if spans is None else "the spans"
-            raise DataError(f"batch: {found} of words; head: each_word={self.head.each_word}")
+            found, expected = ("spans", "none") if spans is not None else ("no spans", "some")
+            raise DataError(
+                f"batch: it has {found} of words; expected {expected}, as the head has "
+                f"each_word={self.head.each_word}"
+            )
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
@@ -327,9 +330,8 @@ def _spans(batch: Batch, particles: int) -> Tensor | None:
     if batch.spans is None or batch.particles > 1:
         return batch.spans
     rows = len(next(iter(batch.inputs.values())))
-    shift = torch.zeros(particles, 1, 3, dtype=torch.long, device=batch.spans.device)
-    shift[:, 0, 0] = torch.arange(particles) * rows
-    return (batch.spans + shift).flatten(0, 1)
+    shift = torch.arange(particles).reshape(-1, 1, 1) * torch.tensor([rows, 0, 0])
+    return (batch.spans + shift.to(batch.spans)).flatten(0, 1)
 
 
 def _examples(batch: Batch) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from ..checks import COUNT, check_memory, shown
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
-from ..data.words import word_labels
+from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -153,8 +153,9 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     label = columns.label
     values, feature = table[label][:], table.features[label]
     if posterior.model.network.head.each_word:
-        values, feature = word_labels(values, label), feature.feature
-        values = [value for value in values if value is not None]
+        sentences = read_words(table[columns.text][:], columns.text)
+        values, _ = labelled_words(values, label, sentences, needed=True)
+        feature = feature.feature
     return by_name(values, feature, columns.label_names)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from program import bhpeft, error, read_csv, write_csv
 
 from bhpeft_pyro.cli.options import Reading
@@ -48,6 +49,11 @@ def test_the_task_of_lists_of_words(folder: Path) -> None:
     expected = "words: 'ner_tags' from 'tokens', 2 classes (O, PER)"
     assert str(infer(load(folder / "train.jsonl"), Reading())) == expected
     assert str(infer(load(folder / "train.csv"), Reading(task="words"))) == expected
+
+
+def test_lists_of_words_beside_a_text_and_its_class() -> None:
+    rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
+    assert str(infer(Dataset.from_dict(rows))) == "classes: 'label' from 'text', 2 classes (a, b)"
 
 
 def test_a_row_for_each_sentence(folder: Path) -> None:
@@ -93,9 +99,9 @@ def test_shares_are_of_whole_sentences(folder: Path) -> None:
     assert not {*held_out.rows.tolist()} & {*learnt.rows.tolist()}
 
 
-def test_errors_name_row_and_word(folder: Path) -> None:
+def test_errors_name_the_row(folder: Path) -> None:
     bad = folder / "bad.jsonl"
-    rows = [{"tokens": ["w5", "w6"], "ner_tags": ["O", 2.5]}, {"tokens": ["w5"], "ner_tags": ["B"]}]
+    rows = [{"tokens": ["w5"], "ner_tags": [0]}, {"tokens": ["w6", "w7"], "ner_tags": [1]}]
     bad.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     wrong = error("fit", bad, "--backbone", folder / "tiny", "--out", folder / "no")
-    assert "ner_tags" in wrong
+    assert "column 'ner_tags', row 1: 1 labels for 2 words" in wrong

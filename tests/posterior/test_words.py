@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, LikelihoodError
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.huggingface.hub import card
-from bhpeft_pyro.model.likelihoods import MultipleChoice, Normal
+from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -156,8 +156,6 @@ def test_numbers_of_words() -> None:
     posterior = bh.fit(bh.Model(network, likelihood=Normal(0.2, 0.1)), "normal", times, **QUICK)
     forecast = posterior.predict(["w5 w6 w7", "w8"])
     assert [len(row) for row in forecast.by_row(forecast.mean)] == [3, 1]
-    with pytest.raises(LikelihoodError, match="MultipleChoice compares texts, not words"):
-        bh.Model(network, likelihood=MultipleChoice())
 
 
 def test_the_batch_size_counts_sentences() -> None:

@@ -170,8 +170,8 @@ class Model(PyroModule):
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(
-                f"column {column!r}, row {row}: {labels[row]:g} has probability 0 under "
-                f"{self.likelihood}; expected {support(slice(row, row + 1))}"
+                f"column {column!r}, row {examples.rows[row]}: {labels[row]:g} has probability 0 "
+                f"under {self.likelihood}; expected {support(slice(row, row + 1))}"
             )
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:

@@ -12,7 +12,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.huggingface.hub import card
-from bhpeft_pyro.model.likelihoods import Normal
+from bhpeft_pyro.model.likelihoods import Normal, Poisson
 from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -42,7 +42,7 @@ def sentences(count: int = 60, seed: int = 0) -> dict[str, list[Any]]:
 
 @pytest.fixture(scope="module")
 def laplace() -> bh.Posterior:
-    options: dict[str, Any] = {"max_steps": 60, "batch_size": 48, "lr": 0.02, "progress": False}
+    options: dict[str, Any] = {"max_steps": 40, "batch_size": 24, "lr": 0.03, "progress": False}
     return bh.fit(
         model(bh.presets.lora(rank=2)), "laplace", sentences(), columns=COLUMNS, components=2,
         **options,
@@ -108,7 +108,7 @@ def test_predictions_do_not_depend_on_how_words_are_batched(laplace: bh.Posterio
 def test_rounds_and_files(laplace: bh.Posterior, tmp_path: Path) -> None:
     folder = laplace.save(tmp_path / "run")
     again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
-    new = sentences(70, seed=3)
+    new = sentences(20, seed=3)
     expected = laplace.predict(new)
     found = again.predict(new)
     assert torch.equal(found.probabilities, expected.probabilities)
@@ -156,6 +156,9 @@ def test_numbers_of_words() -> None:
     posterior = bh.fit(bh.Model(network, likelihood=Normal(0.2, 0.1)), "normal", times, **QUICK)
     forecast = posterior.predict(["w5 w6 w7", "w8"])
     assert [len(row) for row in forecast.by_row(forecast.mean)] == [3, 1]
+    counter = bh.Model(network, likelihood=Poisson())
+    with pytest.raises(DataError, match="column 'label', row 1: -3 has probability 0"):
+        counter.encode({"text": ["w5 w6", "w7 w8"], "label": [[0, 1], [2, -3]]})
 
 
 def test_the_batch_size_counts_sentences() -> None:

@@ -114,10 +114,12 @@ class Forecast(ABC):
         return {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
 
     def _columns(self, *names: str) -> dict[str, Any]:
-        """Text and label, where known, as they are shown; and the attributes `names`."""
+        """Text, label and row, where known, as they are shown; and the attributes `names`."""
         columns: dict[str, Any] = {} if self.texts is None else {"text": list(self.texts)}
         if self.labels is not None:
             columns["label"] = self.labels.tolist()
+        if self.rows is not None:
+            columns["row"] = self.rows.tolist()
         return columns | {name: getattr(self, name).tolist() for name in names}
 
 

@@ -63,6 +63,7 @@ def test_laplace_learns_names(laplace: bh.Posterior) -> None:
     uncertainty = forecast.by_row(forecast.epistemic)
     assert [len(row) for row in uncertainty] == [3, 3, 1]
     assert [*chain.from_iterable(uncertainty)] == forecast.epistemic.tolist()
+    assert forecast.to_dataset()["row"][:] == [0, 0, 0, 1, 1, 1, 2]
     with pytest.raises(DataError, match="values: got 2 for 7 examples"):
         forecast.by_row([1, 2])
     assert laplace.predict(["w20 w5 w6"]).predicted == ["O", "B-PER", "I-PER"]

@@ -118,7 +118,9 @@ def test_the_transformer_runs_once_for_all_data_sets(monkeypatch: pytest.MonkeyP
     rows = []
     pooled = network._pooled
     monkeypatch.setattr(
-        network, "_pooled", lambda inputs: rows.append(len(inputs["input_ids"])) or pooled(inputs)
+        network,
+        "_pooled",
+        lambda inputs, *rest: rows.append(len(inputs["input_ids"])) or pooled(inputs, *rest),
     )
     options: dict[str, Any] = {"max_steps": 2, "batch_size": 8, "particles": 2}
     sbc(bh.Model(network), "normal", TEXTS, replications=20, draws=5, **options)

@@ -16,7 +16,7 @@ from .base import Forecast, as_labels, check_shape, digits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ClassForecast"]
+__all__ = ["ClassForecast", "entropy"]
 
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
@@ -101,7 +101,7 @@ class ClassForecast(Forecast):
         """
         draws = _checked(probabilities)
         first = draws[0].double()
-        first_entropy = _entropy(first)
+        first_entropy = entropy(first)
         # Sums are of differences from the first draw: exactly zero where all draws agree.
         shift, square = torch.zeros_like(first), torch.zeros_like(first)
         entropy_shift = torch.zeros_like(first_entropy)
@@ -109,11 +109,11 @@ class ClassForecast(Forecast):
             difference = chunk.double() - first
             shift += difference.sum(0)
             square += difference.square().sum(0)
-            entropy_shift += (_entropy(chunk.double()) - first_entropy).sum(0)
+            entropy_shift += (entropy(chunk.double()) - first_entropy).sum(0)
         count = len(draws)
         shift /= count
         mean = first + shift
-        total = _entropy(mean)
+        total = entropy(mean)
         aleatoric = first_entropy + entropy_shift / count
         values = {
             "probabilities": mean,
@@ -153,7 +153,7 @@ class ClassForecast(Forecast):
             return torch.stack([getattr(each, name).double() for each in components])
 
         probabilities = stacked("probabilities").mean(0)
-        total = _entropy(probabilities)
+        total = entropy(probabilities)
         between = (total - stacked("total").mean(0)).clamp(min=0)
         apart = stacked("probabilities").var(0, correction=0).sum(-1)
         values = {
@@ -253,7 +253,7 @@ class ClassForecast(Forecast):
         )
 
 
-def _entropy(probabilities: Tensor) -> Tensor:
+def entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats over the last dim, with 0 log 0 = 0."""
     return torch.special.entr(probabilities).sum(-1)
 

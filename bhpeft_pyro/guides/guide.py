@@ -13,7 +13,7 @@ from torch.optim import Adam, Optimizer
 
 from ..data.batch import Batch
 from ..distributions import Covariance
-from ..errors import GuideError
+from ..errors import ConfigError, GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import PosteriorPrior, Prior
@@ -22,6 +22,7 @@ from .optimizers import adam_lr, trained
 
 __all__ = [
     "Guide",
+    "check_not_linear",
     "components_of",
     "is_linear",
     "is_point",
@@ -280,6 +281,15 @@ def title(guide: object) -> str:
 def is_linear(guide: object) -> bool:
     """Whether a guide is a posterior of the network linearised around its means."""
     return isinstance(guide, Guide) and guide.linear
+
+
+def check_not_linear(guide: object, argument: str) -> None:
+    """Refuse an argument that asks for draws of weights to run the network itself under."""
+    if is_linear(guide):
+        raise ConfigError(
+            f"{argument}: this posterior is of the network linearised around its central values, "
+            "and at a draw the network itself predicts something else; expected those values"
+        )
 
 
 def is_point(guide: object) -> bool:

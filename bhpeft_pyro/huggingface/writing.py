@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,8 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..errors import ConfigError, SaveError
 from ..files import write
-from ..guides.guide import is_linear
-from ..inference.draws import point
+from ..guides.guide import check_not_linear
 from ..model.head import ClassifierHead, final_layer, set_final_layer
 from ..model.network import RandomPEFT
 from ..peft.lora import LoRA
@@ -61,7 +60,7 @@ def to_peft(
         SaveError: there is an adapter already.
     """
     folder = Path(folder)
-    parts = _parts(posterior, component, "to_peft")
+    _check(posterior, "to_peft")
     network = posterior.model.network
     if not network.kinds:
         raise ConfigError(
@@ -74,16 +73,13 @@ def to_peft(
             f"to_peft: an adapter does not say that a text may have several labels; expected a "
             f"backbone whose config has problem_type={several!r}; merge() gives one"
         )
+    every = range(len(posterior.components)) if component is None else (component,)
     chosen: dict[str, Mapping[str, Tensor]] = {
-        f"component-{number}": _central(part) for number, part in enumerate(parts)
+        f"component-{number}": posterior.weights(number) for number in every
     }
     if draws:
-        whole = posterior if component is None else parts[0]
-        if any(is_linear(part.guide) for part in parts):
-            raise ConfigError(
-                f"draws={draws}: this posterior is of the network linearised around its central "
-                "values, and at a draw the network itself predicts something else; expected 0"
-            )
+        whole = posterior if component is None else posterior.components[component]
+        check_not_linear(whole.guide, f"draws={draws}")
         drawn = whole.sample(draws, seed)
         count = len(next(iter(drawn.values())))
         chosen = {
@@ -112,13 +108,8 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
         ConfigError: adapter, prefix or gated weights, which are no change of the frozen weights; a
             `Head`; a quantised backbone; several components, and none chosen.
     """
-    parts = _parts(posterior, component, "merge")
-    if len(parts) > 1:
-        raise ConfigError(
-            f"component: the posterior has {len(parts)}, which no single model can be; expected "
-            f"0 to {len(parts) - 1}"
-        )
-    network, values = posterior.model.network, _central(parts[0])
+    _check(posterior, "merge")
+    network, values = posterior.model.network, posterior.weights(component)
     model = network.attachment.bare_copy()
     for name, (down, up, scale) in _modules(network, values).items():
         module = model.get_submodule(name)
@@ -138,9 +129,9 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
     return model.requires_grad_(True)
 
 
-def _parts(posterior: Posterior, component: int | None, what: str) -> Sequence[Posterior]:
-    """The components to export, of a posterior that can be."""
-    network, parts = posterior.model.network, posterior.components
+def _check(posterior: Posterior, what: str) -> None:
+    """Refuse a posterior that cannot be exported."""
+    network = posterior.model.network
     if not isinstance(network.head, ClassifierHead):
         raise ConfigError(
             f"{what}: a {type(network.head).__name__} pools and standardises in a way of its own; "
@@ -152,15 +143,6 @@ def _parts(posterior: Posterior, component: int | None, what: str) -> Sequence[P
             reason = "cannot be merged into weights" if what == "merge" else "is unknown to peft"
             raise ConfigError(f"{what}: {name} {reason}; expected LoRA alone, ungated")
         check_targets(network.backbone, kind.targets)
-    if component is None:
-        return parts
-    if not isinstance(component, int) or not 0 <= component < len(parts):
-        raise ConfigError(f"component={component!r}; expected 0 to {len(parts) - 1}, or None")
-    return parts[component : component + 1]
-
-
-def _central(part: Posterior) -> dict[str, Tensor]:
-    return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
 
 
 def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Layer]:

@@ -6,8 +6,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -213,6 +213,26 @@ class RandomPEFT(PyroModule):
                 folded, _ = self._fold(weights)
                 bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
             return self._pooled(inputs).reshape(*_examples(batch), -1)
+
+    @contextmanager
+    def bind(self, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
+        """Run the backbone itself under `weights`, in this thread: `generate`, or any other pass.
+
+        Args:
+            weights: as for a call. With S draws, row r of R belongs to draw r // (R // S).
+
+        Yields:
+            The backbone. A key/value cache belongs to the weights that it was computed under.
+
+        Raises:
+            ConfigError: as for a call; or a kind is gated. A gate averages over the whole text, so
+                a new token would change the states of those before it.
+        """
+        if any(kind.gated for kind in self.kinds):
+            raise ConfigError("bind: gates average over a whole text; expected gated=False kinds")
+        folded, _ = self._fold(weights)
+        with self.attachment.bind(folded):
+            yield self.backbone
 
     def align(self, batches: Iterable[Batch]) -> None:
         """Take the head's principal axes from these texts, unless it has some already.

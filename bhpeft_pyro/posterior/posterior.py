@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,8 @@ from ..errors import ConfigError
 from ..files import naming
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, MixtureGuide
-from ..guides.guide import prior_of, title
-from ..inference.draws import draw
+from ..guides.guide import check_not_linear, prior_of, title
+from ..inference.draws import draw, point
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
@@ -109,6 +110,42 @@ class Posterior(PosteriorState):
         """Joint draws of the weights: site name to `(samples, *site shape)`."""
         draws = draw(self.model, self.guide, samples, seed)
         return {name: value[:, 0] for name, value in draws.items()}
+
+    def weights(self, component: int | None = None, draw: int | None = None) -> dict[str, Tensor]:
+        """One value for each site, in its shape: central values, or a draw.
+
+        Args:
+            component: of a mixture, the one to take.
+            draw: the number of a draw, its seed; None for the component's central values.
+
+        Raises:
+            ConfigError: no such component; or draws of a linearised posterior, which are no weights
+                of the network.
+            GuideError: the guide has no central values.
+        """
+        count = len(self.components)
+        number = 0 if component is None and count == 1 else component
+        if not isinstance(number, int) or not 0 <= number < count:
+            raise ConfigError(f"component={component!r}: expected a number from 0 to {count - 1}")
+        part = self.components[number]
+        if draw is None:
+            return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
+        check_not_linear(part.guide, f"draw={draw}")
+        return {name: value[0] for name, value in part.sample(1, draw).items()}
+
+    def bind(
+        self, component: int | None = None, draw: int | None = None
+    ) -> AbstractContextManager[PreTrainedModel]:
+        """Run the backbone itself under `weights(component, draw)`; see `RandomPEFT.bind`.
+
+        >>> from bhpeft_pyro import fit
+        >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+        >>> posterior = fit(tiny_model(), "delta", tiny_examples(), max_steps=1, progress=False)
+        >>> with posterior.bind() as backbone:
+        ...     backbone(**backbone.dummy_inputs).last_hidden_state.shape
+        torch.Size([3, 5, 16])
+        """
+        return self.model.network.bind(self.weights(component, draw))
 
     def predict(
         self,

@@ -1,0 +1,326 @@
+"""The backbone itself under bound weights: `generate` against peft, and with against without a
+cache; the tokens it made, scored."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import peft
+import pytest
+import tiny
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.forecast import ClassForecast
+from bhpeft_pyro.forecast.tokens import score_tokens
+from bhpeft_pyro.peft import LoRA, Prefix
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+
+NEW = 6
+KINDS = bh.presets.bh_peft()
+PEFT = {"query": "q_proj", "value": "v_proj", "ffn_out": "down_proj"}
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "sampled": {"do_sample": True, "temperature": 1.3, "num_return_sequences": 2},
+}
+
+
+def language_model(model_type: str = "llama", **options: Any) -> PreTrainedModel:
+    return tiny.build(model_type, auto=AutoModelForCausalLM, eos_token_id=None, **options)
+
+
+def prompts(rows: int = 4) -> dict[str, Tensor]:
+    """Padded on the left, as `generate` wants them."""
+    inputs = {name: value.flip(1) for name, value in tiny.inputs(rows, length=7).items()}
+    return inputs | {"input_ids": inputs["input_ids"] * inputs["attention_mask"]}
+
+
+def generated(model: Any, inputs: dict[str, Tensor], **options: Any) -> tuple[Tensor, Tensor]:
+    """The new tokens (R, NEW) and the logits that they were chosen by (R, NEW, V)."""
+    torch.manual_seed(3)
+    out = model.generate(
+        **inputs,
+        **options,
+        max_new_tokens=NEW,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, 1)
+
+
+def positions(mask: Tensor) -> Tensor:
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def without_cache(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The same greedily, each token by a pass over the whole text."""
+    ids, mask, logits = inputs["input_ids"], inputs["attention_mask"], []
+    for _ in range(NEW):
+        with torch.no_grad():
+            out = model(ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
+        logits.append(out.logits[:, -1])
+        ids = torch.cat([ids, logits[-1].argmax(-1, keepdim=True)], 1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+    return ids[:, -NEW:], torch.stack(logits, 1)
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def network_on(model: PreTrainedModel, kinds: Any = KINDS) -> bh.RandomPEFT:
+    return bh.RandomPEFT(model, kinds, bh.Head(2), tiny_tokenizer())
+
+
+def drawn(network: bh.RandomPEFT, count: int = 1, scale: float = 1.0) -> dict[str, Tensor]:
+    draws = tiny.draw(network.sites, count, scale=scale)
+    return {name: value.detach() for name, value in draws.items()}
+
+
+def adapted(model: PreTrainedModel, network: bh.RandomPEFT, weights: dict[str, Tensor]) -> Any:
+    """A `PeftModel` with these weights of LoRA."""
+    own = network.coordinates({name: value[None] for name, value in weights.items()})
+    config = peft.LoraConfig(r=3, lora_alpha=5.0, target_modules=[*PEFT.values()])
+    theirs = peft.get_peft_model(model, config)
+    for target, path in PEFT.items():
+        modules = [m for name, m in theirs.named_modules() if name.endswith(f".{path}")]
+        for layer, module in enumerate(modules):
+            module.lora_A["default"].weight.data = own[f"lora.{target}.A"][0, layer]
+            module.lora_B["default"].weight.data = own[f"lora.{target}.B"][0, layer]
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma"])
+def test_generate_as_peft_does(model_type: str) -> None:
+    network = network_on(language_model(model_type), LoRA(tuple(PEFT), rank=3, alpha=5.0))
+    weights = {name: value[0] for name, value in drawn(network, scale=0.3).items()}
+    theirs = adapted(language_model(model_type), network, weights)
+    plain, inputs = generated(network.backbone, prompts())[1], prompts()
+    for way in WAYS.values():
+        expected = generated(theirs, inputs, **way)
+        with network.bind(weights) as model:
+            tokens, logits = generated(model, inputs, **way)
+        assert torch.equal(tokens, expected[0])
+        close(logits, expected[1])
+    assert not torch.allclose(logits[:4], plain, atol=0.1)
+    assert torch.equal(generated(network.backbone, inputs)[1], plain), "something remained"
+
+
+@pytest.mark.parametrize("model_type", tiny.CAUSAL)
+def test_a_cache_changes_nothing(model_type: str) -> None:
+    """LoRA, adapter and prefix; texts grow beyond the sliding windows."""
+    network = network_on(language_model(model_type))
+    weights, inputs = drawn(network), prompts()
+    with network.bind(weights) as model:
+        tokens, logits = without_cache(model, inputs)
+        close(generated(model, inputs)[1], logits, 1e-4)
+        assert torch.equal(generated(model, inputs)[0], tokens)
+
+
+@pytest.mark.parametrize("options", [{"attn_implementation": "eager"}, {}], ids=["eager", "sdpa"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_prefix_in_every_attention_and_cache(options: dict[str, str], cache: str) -> None:
+    network = network_on(language_model(**options), Prefix(3))
+    weights = drawn(network)
+    for inputs in (prompts(), prompts(2)):  # the second without padding
+        with network.bind(weights) as model:
+            found = generated(model, inputs, cache_implementation=cache)[1]
+            close(found, without_cache(model, inputs)[1], 1e-4)
+        assert not torch.allclose(found, without_cache(network.backbone, inputs)[1], atol=0.1)
+
+
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_draws_together_are_draws_alone(way: str) -> None:
+    network = network_on(language_model())
+    draws, inputs = drawn(network, 3, scale=0.5), prompts(2)
+    with network.bind(draws) as model:
+        tokens, _ = generated(model, {k: v.repeat(3, 1) for k, v in inputs.items()}, **WAYS[way])
+    alone = []
+    for number in range(3):
+        with network.bind({name: value[number] for name, value in draws.items()}) as model:
+            alone.append(generated(model, inputs, **WAYS[way])[0])
+    assert torch.equal(tokens, torch.cat(alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_gates_are_refused() -> None:
+    network = network_on(language_model(), bh.presets.unipelt())
+    with (
+        pytest.raises(ConfigError, match=r"bind: gates average .* expected gated=False"),
+        network.bind(drawn(network)),
+    ):
+        pass
+
+
+# ------------------------------------------------------------------------- of a posterior
+
+
+@pytest.fixture(scope="module")
+def mixture() -> bh.Posterior:
+    """Its labels are of a task; what it says about text is noise, and different in each part."""
+    network = network_on(language_model(), bh.presets.lora(rank=2))
+    options = {"epochs": 4, "lr": 0.05, "progress": False}
+    return bh.fit(bh.Model(network), "laplace", tiny_examples(24), components=2, **options)
+
+
+def test_components_in_threads_of_their_own(mixture: bh.Posterior) -> None:
+    inputs, backbone = prompts(), mixture.model.network.backbone
+    expected = []
+    for part in mixture.components:
+        with backbone_under(mixture, part.guide.means()) as model:
+            expected.append(generated(model, inputs)[1])
+    plain = generated(backbone, inputs)[1]
+    found: dict[int, Tensor] = {}
+
+    def work(number: int) -> None:
+        with mixture.bind(number) as model:
+            found[number] = generated(model, inputs)[1]
+
+    with mixture.bind(0) as model:
+        for number in (0, 1):
+            thread = threading.Thread(target=work, args=(number,))
+            thread.start()
+            thread.join()
+            close(found[number], expected[number])
+        other = threading.Thread(target=lambda: found.update({2: generated(model, inputs)[1]}))
+        other.start()
+        other.join()
+        assert torch.equal(found[2], plain), "a thread saw the weights of another"
+    assert not torch.allclose(expected[0], expected[1], atol=0.01)
+    with pytest.raises(KeyError), mixture.bind(1):
+        raise KeyError
+    assert torch.equal(generated(backbone, inputs)[1], plain), "something remained"
+
+
+@contextmanager
+def backbone_under(posterior: bh.Posterior, means: dict[str, Tensor]) -> Iterator[PreTrainedModel]:
+    network = posterior.model.network
+    weights = network.coordinates({s.name: means[s.name][None] for s in network.sites})
+    with network.attachment.bind(weights, None):
+        yield network.backbone
+
+
+def test_weights_of_a_component_or_a_draw(mixture: bh.Posterior) -> None:
+    for number, part in enumerate(mixture.components):
+        for name, value in mixture.weights(number).items():
+            assert torch.equal(value, part.guide.means()[name])
+    for wrong in (None, 2, -1, 0.5):
+        with pytest.raises(ConfigError, match=f"component={wrong}: expected a number from 0 to 1"):
+            mixture.bind(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="draw=7: this posterior is of the network linearised"):
+        mixture.bind(1, draw=7)
+    network = network_on(language_model(), bh.presets.lora(rank=2))
+    normal = bh.fit(bh.Model(network), "normal", tiny_examples(8), max_steps=2, progress=False)
+    draws = [normal.weights(draw=number) for number in (7, 8, 7)]
+    for name, value in normal.sample(1, seed=7).items():
+        assert torch.equal(draws[0][name], value[0])
+        assert torch.equal(draws[0][name], draws[2][name])
+        assert not torch.equal(draws[0][name], draws[1][name])
+
+
+# ------------------------------------------------------------------------------- scores
+
+
+def members(count: int = 3, model_type: str = "gpt2") -> list[PreTrainedModel]:
+    """gpt2 adds a vector for each position, so it shows where positions are counted from."""
+    return [language_model(model_type, seed=seed) for seed in range(count)]
+
+
+def test_scores_are_those_of_each_text_alone() -> None:
+    """By brute force: text by text without padding, and a forecast of classes for each token."""
+    models, start = members(), 3
+    texts = [torch.tensor([7, 8, 9, 10, 11, 12]), torch.tensor([13, 14, 15, 16])]
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    ids[0, 2:], ids[1, 1:5] = texts[0], texts[1]  # padding on both sides
+    mask = (ids > 0).long()
+    found = score_tokens([nullcontext(model) for model in models], ids, mask, start=start)
+    assert found.log_probs.shape == (3, 2, 5)
+    whole = torch.zeros(3, 2)
+    for row, (text, first) in enumerate(zip(texts, (2, 1), strict=True)):
+        with torch.no_grad():
+            draws = torch.stack([model(text[None]).logits[0].softmax(-1) for model in models])
+        forecast = ClassForecast.from_draws(draws)
+        for place in range(start, 8):
+            own = place - first  # the token's place in the text alone
+            if not 1 <= own < len(text):
+                for value in (found.log_probs[:, row], found.total[row], found.epistemic[row]):
+                    assert (value[..., place - start] == 0).all()
+                continue
+            log_probs = draws[:, own - 1, text[own]].log()
+            close(found.log_probs[:, row, place - start], log_probs)
+            whole[:, row] += log_probs
+            for name in ("total", "aleatoric", "epistemic"):
+                expected = getattr(forecast, name)[own - 1]
+                close(getattr(found, name)[row, place - start], expected)
+    close(found.sequence, whole.exp().mean(0).log())
+    assert found.epistemic.max() > 0.1
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma2"])
+def test_what_was_generated_has_the_scores_it_was_generated_by(model_type: str) -> None:
+    """gemma2 caps its logits after the output layer."""
+    network = network_on(language_model(model_type))
+    weights, inputs = (
+        {name: value[0] for name, value in drawn(network, scale=0.3).items()},
+        prompts(),
+    )
+    with network.bind(weights) as model:
+        tokens, logits = generated(model, inputs, do_sample=True)
+    ids = torch.cat([inputs["input_ids"], tokens], 1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
+    found = score_tokens([network.bind(weights)], ids, mask, start=7)
+    expected = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    close(found.log_probs[0], expected, 1e-4)
+    close(found.sequence, expected.sum(-1), 1e-4)
+    assert (found.epistemic == 0).all(), "one member agrees with itself"
+
+
+def test_adapters_of_peft_are_members() -> None:
+    """K adapters that one model holds, each in force in turn."""
+    torch.manual_seed(0)
+    options = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
+    model = peft.get_peft_model(language_model(), options, adapter_name="first")
+    model.add_adapter("second", options)
+
+    @contextmanager
+    def adapter(name: str) -> Iterator[Any]:
+        model.set_adapter(name)
+        yield model.eval()
+
+    ids = prompts(2)["input_ids"]
+    found = score_tokens([adapter("first"), adapter("second")], ids)
+    for number, name in enumerate(("first", "second")):
+        model.set_adapter(name)
+        with torch.no_grad():
+            logs = model(ids).logits.log_softmax(-1)
+        close(found.log_probs[number], logs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0])
+    assert (found.epistemic > 0).all()
+    assert (found.total < math.log(tiny.VOCABULARY)).all()
+
+
+def test_what_cannot_be_scored() -> None:
+    ids, model = prompts()["input_ids"], language_model()
+    for arguments, options, message in (
+        ((ids[0],), {}, r"input_ids, attention_mask: \(\(7,\), \(7,\)\), expected"),
+        ((ids, ids[:, 1:]), {}, r"\(\(4, 7\), \(4, 6\)\), expected"),
+        ((ids,), {"start": 0}, "start=0 must be an integer of at least 1 and at most 6"),
+        ((ids,), {"start": 7}, "start=7 must be"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            score_tokens([nullcontext(model)], *arguments, **options)
+    with pytest.raises(ConfigError, match="members: there are none"):
+        score_tokens([], ids)
+    for other in (tiny_backbone(), model.base_model):
+        with pytest.raises(
+            ConfigError, match="members: expected models of AutoModelForCausalLM, got"
+        ):
+            score_tokens([nullcontext(other)], ids)

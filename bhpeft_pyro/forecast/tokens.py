@@ -28,9 +28,8 @@ class TokenForecast:
         log_probs: (K, B, T) log p_k(token | tokens before it).
         total: (B, T) entropy in nats of the mean of the members' distributions of the token.
         aleatoric: (B, T) mean of the members' entropies.
-        epistemic: (B, T) total - aleatoric, the mutual information of token and member. Members
-            count equally at each token, however likely they make the tokens before it (Malinin
-            and Gales 2021).
+        epistemic: (B, T) total - aleatoric, the mutual information of token and member, all members
+            equally likely at each token (Malinin and Gales 2021).
     """
 
     log_probs: Tensor
@@ -65,8 +64,7 @@ def score_tokens(
         start: where the T = L - start tokens to score begin, such as the length of the prompts.
 
     Raises:
-        ConfigError: there is no member, a model has no output layer for tokens, or an argument has
-            the wrong shape or is out of range.
+        ConfigError: no member, no output layer for tokens, or a wrong shape or `start`.
 
     >>> from contextlib import nullcontext
     >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -78,8 +76,7 @@ def score_tokens(
     shapes = (*input_ids.shape,), (*mask.shape,)
     if input_ids.ndim != 2 or len(set(shapes)) > 1:
         raise ConfigError(f"input_ids, attention_mask: {shapes}, expected two (texts, tokens)")
-    length = input_ids.shape[1]
-    start = Number(least=1, most=length - 1, whole=True)("start", start)
+    start = Number(least=1, most=input_ids.shape[1] - 1, whole=True)("start", start)
     log_probs, entropies, mean = [], [], torch.zeros(())
     for member in members:
         with member as model:
@@ -90,7 +87,7 @@ def score_tokens(
                 input_ids=input_ids,
                 attention_mask=mask,
                 position_ids=(mask.long().cumsum(-1) - 1).clamp_min(0),
-                logits_to_keep=length - start + 1,
+                logits_to_keep=input_ids.shape[1] - start + 1,
             ).logits
         logs = logits[:, :-1].float().log_softmax(-1)
         log_probs.append(logs.gather(-1, input_ids[:, start:, None])[..., 0])

@@ -75,7 +75,7 @@ def to_peft(
         )
     every = range(len(posterior.components)) if component is None else (component,)
     chosen: dict[str, Mapping[str, Tensor]] = {
-        f"component-{number}": posterior.weights(number) for number in every
+        f"component-{k}": posterior.weights(k) for k in every
     }
     if draws:
         whole = posterior if component is None else posterior.components[component]

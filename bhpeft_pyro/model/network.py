@@ -222,7 +222,7 @@ class RandomPEFT(PyroModule):
             weights: as for a call. With S draws, row r of R belongs to draw r // (R // S).
 
         Yields:
-            The backbone. A key/value cache belongs to the weights that it was computed under.
+            The backbone. A key/value cache is good only under the weights that it was made under.
 
         Raises:
             ConfigError: as for a call; or a kind is gated. A gate averages over the whole text, so

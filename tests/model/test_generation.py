@@ -237,13 +237,13 @@ def members(count: int = 3, model_type: str = "gpt2") -> list[PreTrainedModel]:
 
 def test_scores_are_those_of_each_text_alone() -> None:
     """By brute force: text by text without padding, and a forecast of classes for each token."""
-    models, start = members(), 3
+    models, start = members(), 2
     texts = [torch.tensor([7, 8, 9, 10, 11, 12]), torch.tensor([13, 14, 15, 16])]
     ids = torch.zeros(2, 8, dtype=torch.long)
     ids[0, 2:], ids[1, 1:5] = texts[0], texts[1]  # padding on both sides
     mask = (ids > 0).long()
     found = score_tokens([nullcontext(model) for model in models], ids, mask, start=start)
-    assert found.log_probs.shape == (3, 2, 5)
+    assert found.log_probs.shape == (3, 2, 6)
     whole = torch.zeros(3, 2)
     for row, (text, first) in enumerate(zip(texts, (2, 1), strict=True)):
         with torch.no_grad():

@@ -74,9 +74,7 @@ def to_peft(
             f"backbone whose config has problem_type={several!r}; merge() gives one"
         )
     every = range(len(posterior.components)) if component is None else (component,)
-    chosen: dict[str, Mapping[str, Tensor]] = {
-        f"component-{k}": posterior.weights(k) for k in every
-    }
+    chosen = {f"component-{number}": posterior.weights(number) for number in every}
     if draws:
         whole = posterior if component is None else posterior.components[component]
         check_not_linear(whole.guide, f"draws={draws}")

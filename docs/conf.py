@@ -48,7 +48,8 @@ python_maximum_signature_line_length = 88
 # A type of another package is no link: its inventory would have to be fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|pathlib|torch|nn|pyro|transformers|datasets|numpy|matplotlib)\..*"),
+    ("py:.*", r"(collections|contextlib|pathlib|torch|nn|pyro)\..*"),
+    ("py:.*", r"(transformers|datasets|numpy|matplotlib)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
     ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide"),
     ("py:class", r"OptimizerFactory|Callback"),

@@ -25,16 +25,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import (
-    Fitted,
-    check_how,
-    fit_round,
-    is_open,
-    joined,
-    keeping,
-    of_component,
-    seeds,
-)
+from .rounds import Start, check_how, fit_components, is_open, seeds
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -142,9 +133,8 @@ def fit(
     with named(unlabelled=None if texts is examples else texts):
         model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
     batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
-    open_scales = is_open(model)
-    fitted: list[Fitted] = []
-    for number, (module, own, (kept, rest)) in enumerate(zip(modules, every, splits, strict=True)):
+    starts: list[Start] = []
+    for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
         first = model
@@ -158,18 +148,12 @@ def fit(
                 start(model, module, rest, own, batches)
             elif own.temperature != 0:  # at 0 the weights themselves are trained
                 align(model, batches)  # has an effect once: all components share the coordinates
-            if fitted and isinstance(module, Guide) and not _starts_anew(module, report):
+            if starts and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        with keeping(fitted, options), named():
-            told = of_component(callback, number)
-            posterior, candidates = fit_round(
-                posterior, rest, held_out, optimizer, kept, open_scales, told
-            )
-        posterior.first_prior = posterior.model.prior
-        fitted.append((posterior, candidates))
+        starts.append(Start(posterior, rest, kept))
     with named():
-        return joined(fitted, held_out, options)
+        return fit_components(starts, held_out, options, optimizer, callback, is_open(model))
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:

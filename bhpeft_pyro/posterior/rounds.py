@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pyro.optim import PyroOptim
@@ -30,19 +30,34 @@ from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
 __all__ = [
-    "Fitted",
+    "Start",
     "check_how",
+    "fit_components",
     "fit_round",
     "is_open",
     "joined",
-    "keeping",
-    "of_component",
     "pull_of",
     "seeds",
 ]
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A component before its fit. Only the network, which no fit changes, is shared by several.
+
+    Attributes:
+        posterior: with the guide at its initial values; its last report has the options.
+        examples: what it learns.
+        kept: its coreset, which a copy of the guide learns after the rest.
+    """
+
+    posterior: Posterior
+    examples: Examples
+    kept: Examples | None = None
+
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
@@ -95,44 +110,58 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
     return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
 
 
-def of_component(callback: Callback | None, number: int) -> Callback | None:
-    """A callback whose records also say which component they are of, from 0."""
-    if callback is None:
-        return None
-    return lambda record: callback({"component": number, **record})
+def fit_components(
+    starts: Sequence[Start],
+    held_out: Examples | None,
+    options: FitOptions,
+    optimizer: OptimizerFactory | None = None,
+    callback: Callback | None = None,
+    open_scales: bool = False,
+    lineage: tuple[FitReport, ...] = (),
+) -> Posterior:
+    """Fit components one after the other, and join them.
+
+    Args:
+        starts: one per component.
+        held_out, optimizer, open_scales: as for `fit_round`.
+        options: those given for all of them.
+        callback: as for `fit`.
+        lineage: the reports of a mixture's rounds before.
+
+    Raises:
+        FitError: with the components fitted before, or the last good state of the first.
+    """
+    fitted: list[Fitted] = []
+    for number, start in enumerate(starts):
+        told = None if callback is None else partial(_tell, callback, number)
+        try:
+            fitted.append(fit_round(start, held_out, optimizer, told, open_scales))
+        except FitError as error:
+            if fitted:
+                components = [posterior for posterior, _ in fitted]
+                error.posterior = MixturePosterior.joined(components, options, lineage)
+            raise
+    return joined(fitted, held_out, options, lineage)
 
 
-@contextmanager
-def keeping(
-    fitted: Sequence[Fitted], options: FitOptions, lineage: tuple[FitReport, ...] = ()
-) -> Iterator[None]:
-    """If a fit fails, attach the components `fitted` before it to the error as its `posterior`."""
-    try:
-        yield
-    except FitError as error:
-        if fitted:
-            components = [posterior for posterior, _ in fitted]
-            error.posterior = MixturePosterior.joined(components, options, lineage)
-        raise
+def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
+    callback({"component": component, **record})
 
 
 def fit_round(
-    posterior: Posterior,
-    examples: Examples,
-    validation: Examples | None = None,
+    start: Start,
+    held_out: Examples | None = None,
     optimizer: OptimizerFactory | None = None,
-    kept: Examples | None = None,
-    open_scales: bool = False,
     callback: Callback | None = None,
+    open_scales: bool = False,
 ) -> Fitted:
-    """Fit a round's guide in place under its model's prior, with the options of its last report.
+    """Fit a component's guide in place under its model's prior.
 
     Args:
-        posterior: the round as it starts.
-        examples, validation, optimizer: as for `fit`.
-        kept: the coreset, which a copy of the guide learns after the rest.
-        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
+        start: the component.
+        held_out, optimizer: as for `fit`.
         callback: as for `fit`, but for this component; not called while the coreset is learnt.
+        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
 
     Returns:
         The same posterior, or with a coreset another that has learnt it too; and the densities of
@@ -141,15 +170,19 @@ def fit_round(
     Raises:
         FitError: with the last good state.
     """
+    posterior = start.posterior
     guide, report = posterior.guide, posterior.report
-    _warn_of_scale(posterior.model.likelihood, examples)
+    _warn_of_scale(posterior.model.likelihood, start.examples)
     try:
         posterior.model, candidates = _learn(
-            posterior.model, guide, examples, validation, report, optimizer, callback, open_scales
+            *(posterior.model, guide, start.examples, held_out, report, optimizer, callback),
+            open_scales,
         )
-        if kept is None:
+        if open_scales:
+            posterior.first_prior = posterior.model.prior
+        if start.kept is None:
             return posterior, candidates
-        return _fit_coreset(posterior, kept, optimizer), None
+        return _fit_coreset(posterior, start.kept, optimizer), None
     except FitError as error:
         error.posterior = posterior
         raise

@@ -21,16 +21,7 @@ from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from ..posterior.rounds import (
-    Fitted,
-    check_how,
-    fit_round,
-    joined,
-    keeping,
-    of_component,
-    pull_of,
-    seeds,
-)
+from ..posterior.rounds import Start, check_how, fit_components, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior
 from ..priors.prior import check_prior
 from .forgetting import Forgetting
@@ -131,20 +122,14 @@ def update(
     if own is not None:
         vectorised = options.particles > 1 and not is_point(posterior.guide)
         check_prior(own, posterior.model.sites, vectorised)
-    lineage = posterior.lineage
-    fitted: list[Fitted] = []
     every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
-    for number, (last, how) in enumerate(every):
-        rows = naming_rows(posterior.model, data=examples, validation=held_out)
-        with keeping(fitted, options, lineage), rows:
-            start, kept, rest = _start(
-                last, examples, held_out, how, family, own, forgetting, replay
-            )
-            told = of_component(callback, number)
-            fitted.append(fit_round(start, rest, held_out, optimizer, kept, callback=told))
-    if not isinstance(posterior, MixturePosterior):
-        return fitted[0][0]
-    return joined(fitted, held_out, options, lineage)
+    lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
+    with naming_rows(posterior.model, data=examples, validation=held_out):
+        starts = [
+            _start(last, examples, held_out, how, family, own, forgetting, replay)
+            for last, how in every
+        ]
+        return fit_components(starts, held_out, options, optimizer, callback, lineage=lineage)
 
 
 def _start(
@@ -156,8 +141,8 @@ def _start(
     own: Prior | None,
     forgetting: Forgetting,
     replay: Replay | None,
-) -> tuple[Posterior, Examples | None, Examples]:
-    """A round before its fit, the coreset, and what is learnt without it."""
+) -> Start:
+    """A component before its fit."""
     model, coreset = posterior.model, posterior.coreset
     # With replay, the last coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
@@ -194,7 +179,7 @@ def _start(
         lineage=(*posterior.lineage, report),
         coreset=None,
     )
-    return start, kept, examples
+    return Start(start, examples, kept)
 
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "seeded",
     "strata",
     "traces",
+    "unlocked",
 ]
 
 _LOCK = threading.RLock()
@@ -65,6 +66,16 @@ def sampling() -> Iterator[None]:
     """Lock Pyro and the random state: both are global, so only one thread at a time may sample."""
     with _LOCK:
         yield
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Inside `sampling`, let other threads sample while this one waits for them."""
+    _LOCK.release()
+    try:
+        yield
+    finally:
+        _LOCK.acquire()
 
 
 PLATE = "draws"

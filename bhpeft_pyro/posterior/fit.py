@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ def fit(
     callback: Callback | None = None,
     replay: Replay | None = None,
     components: int | None = None,
+    executor: Executor | None = None,
     **changes: Any,
 ) -> Posterior:
     """Fit a guide to data by stochastic variational inference.
@@ -79,6 +81,9 @@ def fit(
         replay: keep a coreset, as in `Posterior.update`.
         components: K independent fits with different seeds and initial values, as one
             `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.
+        executor: fits the components in its workers, such as the processes of a
+            `concurrent.futures.ProcessPoolExecutor` (docs/executors.md). A guide that is given as
+            an object is then fitted as a copy.
 
     Raises:
         ConfigError: an option or `components` cannot work, or the guide cannot be made more than
@@ -98,7 +103,7 @@ def fit(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer, replay, callback)
+    check_how(options, validation, optimizer, replay, callback, executor)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -153,7 +158,9 @@ def fit(
         posterior = Posterior(first, module, (report,), columns, first.prior)
         starts.append(Start(posterior, rest, kept))
     with named():
-        return fit_components(starts, held_out, options, optimizer, callback, is_open(model))
+        return fit_components(
+            starts, held_out, options, optimizer, callback, executor, is_open(model)
+        )
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,6 +206,7 @@ class Posterior(PosteriorState):
         options: FitOptions | None = None,
         optimizer: OptimizerFactory | None = None,
         callback: Callback | None = None,
+        executor: Executor | None = None,
         guide: GuideLike | None = None,
         prior: PriorLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
@@ -220,8 +222,8 @@ class Posterior(PosteriorState):
         not given are those of the last round; without `validation`, `patience` is dropped.
 
         Args:
-            data, validation, options, optimizer, callback: as for `fit`. With `replay`, the
-                callback is not called while the coreset is learnt.
+            data, validation, options, optimizer, callback, executor: as for `fit`. With `replay`,
+                the callback is not called while the coreset is learnt.
             guide: another family for this round and later ones, by the name or mapping that `fit`
                 takes. The prior is then this posterior if the family can represent it, or else the
                 nearest member of the family. `FitReport.projection` is the KL between the two.
@@ -256,6 +258,7 @@ class Posterior(PosteriorState):
             options=(options or self.report.options).change(**changes),
             optimizer=optimizer,
             callback=callback,
+            executor=executor,
             family=guide,
             prior=prior,
             forgetting=Forgetting(keep, floor),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checks import shown
+from ..checks import check, shown
 from ..data import Examples
 from ..errors import ConfigError, FitError
 from ..guides import Guide
@@ -26,6 +27,7 @@ from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
 from ..model.model import Model
 from ..options import FitOptions
+from .jobs import in_workers
 from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
@@ -58,6 +60,12 @@ class Start:
     examples: Examples
     kept: Examples | None = None
 
+    @property
+    def constants(self) -> tuple[object, ...]:
+        """What the fit does not change."""
+        model = self.posterior.model
+        return model.network, model.prior, self.posterior.first_prior, self.examples
+
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
@@ -69,13 +77,17 @@ def check_how(
     optimizer: object,
     replay: object,
     callback: object,
+    executor: object,
 ) -> None:
     """Check what does not depend on the data.
 
     Raises:
-        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function, or
-            `patience` has no validation data.
+        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function,
+            `executor` no `Executor`, or `patience` has no validation data.
     """
+    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
+    if callback is not None and executor is not None:
+        raise ConfigError("callback: an executor's workers cannot call it; expected None")
     if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
         raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
     if optimizer is not None and (
@@ -116,36 +128,55 @@ def fit_components(
     options: FitOptions,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
+    executor: Executor | None = None,
     open_scales: bool = False,
     lineage: tuple[FitReport, ...] = (),
 ) -> Posterior:
-    """Fit components one after the other, and join them.
+    """Fit components, one after the other or in the workers of an executor, and join them.
 
     Args:
         starts: one per component.
         held_out, optimizer, open_scales: as for `fit_round`.
         options: those given for all of them.
-        callback: as for `fit`.
+        callback, executor: as for `fit`.
         lineage: the reports of a mixture's rounds before.
 
     Raises:
-        FitError: with the components fitted before, or the last good state of the first.
+        FitError: with the fitted components, or else the last good state of the one that failed.
     """
+    _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
+    one = partial(fit_round, held_out=held_out, optimizer=optimizer, open_scales=open_scales)
+    each: Iterator[Fitted] = (
+        one(start, callback=callback and partial(_tell, callback, number))
+        for number, start in enumerate(starts)
+    )
+    if executor is not None:
+        known = [(*start.constants, held_out) for start in starts]
+        each = in_workers(executor, partial(_quietly, one), starts, known, options.progress)
     fitted: list[Fitted] = []
-    for number, start in enumerate(starts):
-        told = None if callback is None else partial(_tell, callback, number)
-        try:
-            fitted.append(fit_round(start, held_out, optimizer, told, open_scales))
-        except FitError as error:
-            if fitted:
-                components = [posterior for posterior, _ in fitted]
-                error.posterior = MixturePosterior.joined(components, options, lineage)
-            raise
+    try:
+        for component in each:
+            fitted.append(component)
+    except FitError as error:
+        if fitted:
+            components = [posterior for posterior, _ in fitted]
+            error.posterior = MixturePosterior.joined(components, options, lineage)
+        raise
     return joined(fitted, held_out, options, lineage)
 
 
 def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
     callback({"component": component, **record})
+
+
+def _quietly(fit: Callable[[Start], Fitted], start: Start) -> Fitted:
+    """Fit without a progress bar: those of several workers would overwrite each other."""
+    report = start.posterior.report
+    options, report.options = report.options, replace(report.options, progress=False)
+    try:
+        return fit(start)
+    finally:
+        report.options = options
 
 
 def fit_round(
@@ -172,7 +203,6 @@ def fit_round(
     """
     posterior = start.posterior
     guide, report = posterior.guide, posterior.report
-    _warn_of_scale(posterior.model.likelihood, start.examples)
     try:
         posterior.model, candidates = _learn(
             *(posterior.model, guide, start.examples, held_out, report, optimizer, callback),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -97,6 +98,7 @@ def update(
     options: FitOptions,
     optimizer: OptimizerFactory | None,
     callback: Callback | None,
+    executor: Executor | None,
     family: GuideLike | None,
     prior: PriorLike | None,
     forgetting: Forgetting,
@@ -105,7 +107,7 @@ def update(
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check_how(options, validation, optimizer, replay, callback)
+    check_how(options, validation, optimizer, replay, callback, executor)
     if prior is not None and forgetting != Forgetting():
         raise ConfigError("prior: expected no keep and no floor, which make a prior of their own")
     own = None if prior is None else as_prior(prior)
@@ -129,7 +131,9 @@ def update(
             _start(last, examples, held_out, how, family, own, forgetting, replay)
             for last, how in every
         ]
-        return fit_components(starts, held_out, options, optimizer, callback, lineage=lineage)
+        return fit_components(
+            starts, held_out, options, optimizer, callback, executor, lineage=lineage
+        )
 
 
 def _start(

@@ -1,0 +1,129 @@
+"""Components as jobs of a `concurrent.futures.Executor`: processes, Dask, Ray.
+
+A job takes bytes and returns bytes. Functions that a worker cannot import, such as those of a
+notebook, are pickled by value; what the caller has anyway is pickled as a number. So the
+transformer does not come back with every component, and all components share the caller's.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from traceback import format_exc
+from typing import Any, TypeVar
+
+import cloudpickle
+from tqdm.auto import tqdm
+
+from ..errors import BHPEFTError, ConfigError, FitError
+from ..inference.draws import sampling, unlocked
+
+__all__ = ["in_workers"]
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles known objects as their numbers."""
+
+    def __init__(self, file: io.BytesIO, known: Sequence[object]) -> None:
+        super().__init__(file)
+        self.numbers = {id(each): number for number, each in enumerate(known)}
+
+    def persistent_id(self, value: object) -> int | None:
+        return self.numbers.get(id(value))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts known objects in the place of their numbers."""
+
+    def __init__(self, file: io.BytesIO, known: Sequence[object]) -> None:
+        super().__init__(file)
+        self.known = known
+
+    def persistent_load(self, number: int) -> object:
+        return self.known[number]
+
+
+def _pickled(value: object, known: Sequence[object] = ()) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, known).dump(value)
+    return file.getvalue()
+
+
+def _unpickled(data: bytes, known: Sequence[object] = ()) -> Any:
+    return _Unpickler(io.BytesIO(data), known).load()
+
+
+def in_workers(
+    executor: Executor,
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    known: Sequence[Sequence[object]],
+    progress: bool,
+) -> Iterator[Result]:
+    """Call a function for each item in the workers of an executor. The items do not change.
+
+    Args:
+        function: of an item.
+        known: for each item, objects within it that a result need not copy. Those that all items
+            have at the same place are pickled once.
+        progress: show a progress bar over the items.
+
+    Returns:
+        The results in the order of the items, without those of items that failed.
+
+    Raises:
+        ConfigError: something cannot be pickled, or the executor takes no jobs.
+        FitError: after the last result, the first FitError of `function`, or that a worker ended.
+    """
+    shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
+    try:
+        whole = _pickled((function, shared))
+        each = [_pickled(pair, shared) for pair in zip(items, known, strict=True)]
+    except Exception as error:  # whatever the objects' own code raises
+        raise ConfigError(f"executor: this fit cannot be sent to a worker: {error}") from error
+    failed: FitError | None = None
+    futures = []
+    try:
+        for item in each:
+            try:
+                futures.append(executor.submit(_job, whole, item))
+            except RuntimeError as error:
+                raise ConfigError(f"executor: it takes no jobs: {error}") from error
+        shown = tqdm(futures, desc="fit", unit="component", disable=not progress)
+        for number, future in enumerate(shown):
+            try:
+                with unlocked():
+                    data = future.result()
+            except Exception as error:  # each engine has its own
+                ended = f"component {number + 1} of {len(items)}: its worker failed: {error!r}"
+                failed = failed or FitError(ended)
+                continue
+            result = _unpickled(data, [*shared, *known[number]])
+            if isinstance(result, FitError):
+                failed = failed or result
+            elif isinstance(result, Exception):
+                raise result
+            else:
+                yield result
+    finally:
+        for future in futures:
+            future.cancel()
+    if failed is not None:
+        raise failed
+
+
+def _job(whole: bytes, item: bytes) -> bytes:
+    function, shared = _unpickled(whole)
+    item, known = _unpickled(item, shared)
+    try:
+        with sampling():  # workers may be threads
+            result = function(item)
+    except Exception as error:
+        if not isinstance(error, BHPEFTError):
+            error.add_note(f"In the worker:\n{format_exc()}")
+        result = error
+    return _pickled(result, [*shared, *known])

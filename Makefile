@@ -44,10 +44,11 @@ lint: $(VENV)/installed-dev
 slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow $(PARALLEL) $(ARGS)
 
-# MLflow, and what works with scikit-learn: some sixty packages, and none that others need.
+# MLflow, Ray, and what works with scikit-learn: some sixty packages, and none that others need.
 integrations: $(VENV)/installed-integrations
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_mlflow.py tests/test_sklearn.py \
-		"tests/repository/test_docs.py::test_code_runs" -k "mlflow or sklearn" $(ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_mlflow.py tests/test_ray.py \
+		tests/test_sklearn.py "tests/repository/test_docs.py::test_code_runs" \
+		-k "mlflow or ray or sklearn or executors" $(ARGS)
 
 # Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
 torture: $(VENV)/installed-dev
@@ -93,7 +94,7 @@ $(VENV)/installed-smollm2: $(VENV)/installed-dev
 	@touch $@
 
 $(VENV)/installed-integrations: $(VENV)/installed-dev
-	@echo "Installing MLflow, and libraries that work with scikit-learn"
+	@echo "Installing MLflow, Ray, and libraries that work with scikit-learn"
 	@$(call pip,-e ".[integrations]")
 	@touch $@
 

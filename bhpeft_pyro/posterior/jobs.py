@@ -11,6 +11,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from traceback import format_exc
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ from ..inference.draws import sampling, unlocked
 
 __all__ = ["in_workers"]
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -81,7 +83,7 @@ def in_workers(
     """
     shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
     try:
-        whole = _pickled((function, shared))
+        job = partial(_job, _pickled((function, shared)))
         each = [_pickled(pair, shared) for pair in zip(items, known, strict=True)]
     except Exception as error:  # whatever the objects' own code raises
         raise ConfigError(f"executor: this fit cannot be sent to a worker: {error}") from error
@@ -90,7 +92,7 @@ def in_workers(
     try:
         for item in each:
             try:
-                futures.append(executor.submit(_job, whole, item))
+                futures.append(executor.submit(job, item))
             except RuntimeError as error:
                 raise ConfigError(f"executor: it takes no jobs: {error}") from error
         shown = tqdm(futures, desc="fit", unit="component", disable=not progress)
@@ -116,9 +118,9 @@ def in_workers(
         raise failed
 
 
-def _job(whole: bytes, item: bytes) -> bytes:
-    function, shared = _unpickled(whole)
-    item, known = _unpickled(item, shared)
+def _job(common: bytes, own: bytes) -> bytes:
+    function, shared = _unpickled(common)
+    item, known = _unpickled(own, shared)
     try:
         with sampling():  # workers may be threads
             result = function(item)

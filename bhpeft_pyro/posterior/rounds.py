@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
@@ -88,6 +89,12 @@ def check_how(
     check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:
         raise ConfigError("callback: an executor's workers cannot call it; expected None")
+    pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
+    if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
+        raise ConfigError(
+            "executor: forked processes hang in torch if it uses several threads; expected "
+            'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+        )
     if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
         raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
     if optimizer is not None and (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ def stream(
     *,
     guide: GuideLike = "laplace",
     components: int | None = None,
+    executor: Executor | None = None,
     tests: Mapping[str, object] | None = None,
     unlabelled: object | None = None,
     columns: Columns = Columns(),
@@ -70,7 +72,8 @@ def stream(
         batches: data by name, in order of time: a mapping, or pairs. After a restart, names and
             data must be the same.
         folder: for the results; `rounds/` in it is a `History`.
-        guide, components: as for `fit`, which learns the first batch; `update` learns the others.
+        guide, components, executor: as for `fit`, which learns the first batch; `update` learns
+            the others.
         tests: held-out data by name, scored after every round, for `Record.matrix`. With one for
             each batch, in the same order, `Record.transfer` works too.
         unlabelled, columns, options, changes: as for `fit`. If the first
@@ -121,6 +124,7 @@ def stream(
                 options=chosen,
                 replay=replay,
                 components=components,
+                executor=executor,
             )
             first.as_prior()  # raises before the round is saved, if it cannot be a prior
             return first
@@ -131,7 +135,14 @@ def stream(
                 "same guide, or another folder"
             )
         return last.update(
-            data, options=chosen, keep=keep, floor=floor, replay=replay, grow=grow, again=again
+            data,
+            options=chosen,
+            executor=executor,
+            keep=keep,
+            floor=floor,
+            replay=replay,
+            grow=grow,
+            again=again,
         )
 
     return prequential(

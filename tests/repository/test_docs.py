@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {  # to run
-    *("calibration", "data", "diagnostics", "from-pyro", "mlflow", "own-guide", "priors"),
-    *("sklearn", "updating"),
+    *("calibration", "data", "diagnostics", "executors", "from-pyro", "mlflow", "own-guide"),
+    *("priors", "sklearn", "updating"),
 }
-OPTIONAL = ("cleanlab", "mapie", "mlflow", "skactiveml")  # a page ends where one is missing
+OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray", "skactiveml")  # a page ends where one is missing
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)
 BLOCK = re.compile(r"^```(?P<language>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -18,9 +18,9 @@ import bhpeft_pyro
 
 ROOT = Path(__file__).parents[2]
 
-# Modules at the top that users reach through others (notebooks, the program), and one that cannot
-# be imported without MLflow. All others stand in the reference.
-INTERNAL = {"checks", "cli", "files", "html", "mlflow", "names", "patterns"}
+# Modules at the top that users reach through others (notebooks, the program), and two that cannot
+# be imported without MLflow or Ray. All others stand in the reference.
+INTERNAL = {"checks", "cli", "files", "html", "mlflow", "names", "patterns", "ray"}
 
 OFFLINE = """
 import socket, sys

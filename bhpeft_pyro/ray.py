@@ -16,14 +16,13 @@ __all__ = ["RayExecutor"]
 
 
 class RayExecutor(Executor):
-    """Runs each call as a task of Ray, on the cluster of `ray.init`, or else a new one on this
-    machine. Ray repeats a task whose worker was killed, by default up to three times.
+    """Makes each call a task of Ray, on the cluster of `ray.init` or a new one on this machine. Ray
+    repeats a task whose worker was killed, by default up to three times.
 
     Args:
         options: of each task, as for `ray.remote`: `num_cpus=4`, `num_gpus=1`, `max_retries=10`.
 
-    >>> with RayExecutor(num_cpus=1) as executor:
-    ...     executor.submit(pow, 2, 5).result()
+    >>> RayExecutor(num_cpus=1).submit(pow, 2, 5).result()
     32
     """
 
@@ -32,7 +31,7 @@ class RayExecutor(Executor):
         self._last: tuple[object, Any] = None, None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a task. A future that is cancelled cancels its task."""
+        """Start a task; cancelling its future cancels it."""
         if fn is not self._last[0]:  # what a partial holds is stored once for many tasks
             self._last = fn, ray.put(fn)
         task = self._run.remote(self._last[1], *args, **kwargs)

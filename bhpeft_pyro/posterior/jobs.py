@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from traceback import format_exc
 from typing import Any, TypeVar
@@ -28,22 +28,14 @@ Result = TypeVar("Result")
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Pickles known objects as their numbers."""
-
-    def __init__(self, file: io.BytesIO, known: Sequence[object]) -> None:
-        super().__init__(file)
-        self.numbers = {id(each): number for number, each in enumerate(known)}
+    numbers: dict[int, int]
 
     def persistent_id(self, value: object) -> int | None:
         return self.numbers.get(id(value))
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts known objects in the place of their numbers."""
-
-    def __init__(self, file: io.BytesIO, known: Sequence[object]) -> None:
-        super().__init__(file)
-        self.known = known
+    known: Sequence[object]
 
     def persistent_load(self, number: int) -> object:
         return self.known[number]
@@ -51,12 +43,16 @@ class _Unpickler(pickle.Unpickler):
 
 def _pickled(value: object, known: Sequence[object] = ()) -> bytes:
     file = io.BytesIO()
-    _Pickler(file, known).dump(value)
+    pickler = _Pickler(file)
+    pickler.numbers = {id(each): number for number, each in enumerate(known)}
+    pickler.dump(value)
     return file.getvalue()
 
 
 def _unpickled(data: bytes, known: Sequence[object] = ()) -> Any:
-    return _Unpickler(io.BytesIO(data), known).load()
+    unpickler = _Unpickler(io.BytesIO(data))
+    unpickler.known = known
+    return unpickler.load()
 
 
 def in_workers(
@@ -66,41 +62,32 @@ def in_workers(
     known: Sequence[Sequence[object]],
     progress: bool,
 ) -> Iterator[Result]:
-    """Call a function for each item in the workers of an executor. The items do not change.
+    """The results of a function of each item, in order, from the workers of an executor.
 
     Args:
-        function: of an item.
         known: for each item, objects within it that a result need not copy. Those that all items
             have at the same place are pickled once.
-        progress: show a progress bar over the items.
-
-    Returns:
-        The results in the order of the items, without those of items that failed.
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.
-        FitError: after the last result, the first FitError of `function`, or that a worker ended.
+        FitError: after the last result: the first FitError of `function`, or that a worker ended.
     """
     shared = [same[0] for same in zip(*known, strict=True) if all(x is same[0] for x in same)]
-    try:
-        job = partial(_job, _pickled((function, shared)))
-        each = [_pickled(pair, shared) for pair in zip(items, known, strict=True)]
-    except Exception as error:  # whatever the objects' own code raises
-        raise ConfigError(f"executor: this fit cannot be sent to a worker: {error}") from error
+    futures: list[Future[bytes]] = []
     failed: FitError | None = None
-    futures = []
     try:
-        for item in each:
-            try:
-                futures.append(executor.submit(job, item))
-            except RuntimeError as error:
-                raise ConfigError(f"executor: it takes no jobs: {error}") from error
+        try:
+            job = partial(_job, _pickled((function, shared)))
+            for pair in zip(items, known, strict=True):
+                futures.append(executor.submit(job, _pickled(pair, shared)))
+        except Exception as error:  # of the objects' own code, or of the executor
+            raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
         shown = tqdm(futures, desc="fit", unit="component", disable=not progress)
         for number, future in enumerate(shown):
             try:
                 with unlocked():
                     data = future.result()
-            except Exception as error:  # each engine has its own
+            except Exception as error:  # each executor has its own
                 ended = f"component {number + 1} of {len(items)}: its worker failed: {error!r}"
                 failed = failed or FitError(ended)
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,23 +49,12 @@ Fitted = tuple[Posterior, Candidates | None]
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A component before its fit. Only the network, which no fit changes, is shared by several.
-
-    Attributes:
-        posterior: with the guide at its initial values; its last report has the options.
-        examples: what it learns.
-        kept: its coreset, which a copy of the guide learns after the rest.
-    """
+    """A component before its fit: its posterior with the guide's initial values, what it learns,
+    and the coreset, which a copy of the guide learns after the rest."""
 
     posterior: Posterior
     examples: Examples
     kept: Examples | None = None
-
-    @property
-    def constants(self) -> tuple[object, ...]:
-        """What the fit does not change."""
-        model = self.posterior.model
-        return model.network, model.prior, self.posterior.first_prior, self.examples
 
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
@@ -158,8 +147,12 @@ def fit_components(
         for number, start in enumerate(starts)
     )
     if executor is not None:
-        known = [(*start.constants, held_out) for start in starts]
-        each = in_workers(executor, partial(_quietly, one), starts, known, options.progress)
+        known = []
+        for start in starts:
+            last, model = start.posterior, start.posterior.model
+            known.append((model.network, model.prior, last.first_prior, start.examples, held_out))
+            last.report.options = last.report.options.change(progress=False)
+        each = in_workers(executor, one, starts, known, options.progress)
     fitted: list[Fitted] = []
     try:
         for component in each:
@@ -176,16 +169,6 @@ def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
     callback({"component": component, **record})
 
 
-def _quietly(fit: Callable[[Start], Fitted], start: Start) -> Fitted:
-    """Fit without a progress bar: those of several workers would overwrite each other."""
-    report = start.posterior.report
-    options, report.options = report.options, replace(report.options, progress=False)
-    try:
-        return fit(start)
-    finally:
-        report.options = options
-
-
 def fit_round(
     start: Start,
     held_out: Examples | None = None,
@@ -195,15 +178,8 @@ def fit_round(
 ) -> Fitted:
     """Fit a component's guide in place under its model's prior.
 
-    Args:
-        start: the component.
-        held_out, optimizer: as for `fit`.
-        callback: as for `fit`, but for this component; not called while the coreset is learnt.
-        open_scales: whether the prior leaves the scales of sites to a Laplace approximation.
-
-    Returns:
-        The same posterior, or with a coreset another that has learnt it too; and the densities of
-        the held-out rows at each width, for `joined`.
+    `callback` is not called while the coreset is learnt. A prior with `open_scales` leaves the
+    scales of the sites to a Laplace approximation.
 
     Raises:
         FitError: with the last good state.

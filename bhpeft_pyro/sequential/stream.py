@@ -114,18 +114,10 @@ def stream(
             forgetting(made.own_prior(), model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
+        how: Any = {"options": chosen, "replay": replay, "executor": executor}
         if last is None:
-            first = fit(
-                model,
-                guide,
-                data,
-                unlabelled=unlabelled,
-                columns=columns,
-                options=chosen,
-                replay=replay,
-                components=components,
-                executor=executor,
-            )
+            start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
+            first = fit(model, guide, data, **start, **how)
             first.as_prior()  # raises before the round is saved, if it cannot be a prior
             return first
         one = last.components[0]
@@ -134,16 +126,7 @@ def stream(
                 f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
                 "same guide, or another folder"
             )
-        return last.update(
-            data,
-            options=chosen,
-            executor=executor,
-            keep=keep,
-            floor=floor,
-            replay=replay,
-            grow=grow,
-            again=again,
-        )
+        return last.update(data, keep=keep, floor=floor, grow=grow, again=again, **how)
 
     return prequential(
         model, learn, batches, folder, tests=tests, grow=grow, samples=samples, progress=progress

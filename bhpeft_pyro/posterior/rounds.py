@@ -188,7 +188,13 @@ def fit_round(
     guide, report = posterior.guide, posterior.report
     try:
         posterior.model, candidates = _learn(
-            *(posterior.model, guide, start.examples, held_out, report, optimizer, callback),
+            posterior.model,
+            guide,
+            start.examples,
+            held_out,
+            report,
+            optimizer,
+            callback,
             open_scales,
         )
         if open_scales:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from components import SECOND, fit, same
+from components import FIRST, SECOND, fit, same
 from jobs import Inline, assert_same
 from torch.optim import Adam
 
@@ -77,6 +78,14 @@ def test_the_transformer_does_not_come_back() -> None:
     assert posterior.model.network is model.network
     backbone = len(pickle.dumps(model.network.backbone.state_dict()))
     assert all(len(future.result()) < backbone / 2 for future in pool.futures)
+
+
+def test_every_round_of_a_stream_uses_it(tmp_path: Path) -> None:
+    how: Any = {"guide": "normal", "components": 2, "max_steps": 2, "progress": False}
+    pool = Inline()
+    weeks = {"one": FIRST, "two": SECOND}
+    bh.sequential.stream(tiny_model(()), weeks, tmp_path, executor=pool, **how)
+    assert len(pool.futures) == 4
 
 
 def test_the_bar_counts_components(capsys: pytest.CaptureFixture[str]) -> None:

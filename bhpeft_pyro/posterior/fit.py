@@ -91,8 +91,8 @@ def fit(
         DataError: the data cannot be used.
         GuideError: the guide cannot be made, or was made for another model.
         LikelihoodError: the likelihood's distribution is not over one label per example.
-        FitError: the loss stayed non-finite. Its `posterior` is the last good state, or a mixture
-            of the components before the one that failed.
+        FitError: the loss stayed non-finite, or a worker ended. Its `posterior` is a mixture of the
+            components that were fitted, or else the last good state.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> posterior = fit(tiny_model(), "normal", tiny_examples(), max_steps=3, progress=False)

@@ -24,6 +24,7 @@ class RayExecutor(Executor):
 
     >>> RayExecutor(num_cpus=1).submit(pow, 2, 5).result()
     32
+    >>> ray.shutdown()
     """
 
     def __init__(self, **options: Any) -> None:

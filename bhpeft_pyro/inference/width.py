@@ -23,7 +23,7 @@ from ..data.batch import Batch
 from ..distributed import spread
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
-from ..guides.budget import GATHERED
+from ..guides.budget import examples_at_once, gradients_at_once
 from ..model.linearized import Outputs, jacobian, output_moments, symmetric_noise
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
@@ -37,7 +37,6 @@ __all__ = ["equal_effect", "refine", "settle", "widen"]
 _EXAMPLES = 128  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _note(
     report.points = []
     shown = _subset(examples, _SCALED, report.options.seed)
     nlls = []
-    for _, batch in Feed(model, shown).prediction(_BATCH):
+    for batch in _batches(model, shown):
         assert batch.labels is not None
         outputs, spread = output_moments(model, means, plain.normal.covariance, batch)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
@@ -166,6 +165,14 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
     return examples.subset(chosen[:count])
 
 
+def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
+    """Batches on the model's device, of as many examples as there is memory for the Jacobians."""
+    latents = sum(site.numel for site in model.sites)
+    size = examples_at_once(latents, model.network.outputs * examples.width)
+    for _, batch in Feed(model, examples).prediction(size):
+        yield batch.to(model.network.device)
+
+
 def _jacobians(
     model: Model, guide: LaplaceGuide, examples: Examples
 ) -> Iterator[tuple[Batch, Outputs, Tensor]]:
@@ -177,8 +184,7 @@ def _jacobians(
         outputs, rows = jacobian(model, means, batch)
         return [torch.tensor(outputs.shape), outputs.mean, rows * guide.prior.covariance.scale]
 
-    device, batches = model.network.device, Feed(model, examples).prediction(_BATCH)
-    for batch, (shape, mean, rows) in spread((each.to(device) for _, each in batches), compute):
+    for batch, (shape, mean, rows) in spread(_batches(model, examples), compute):
         outputs = Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra)
         yield batch, outputs, rows
 
@@ -200,12 +206,13 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
-    gathered = Gathered(like, guide.rank, guide.rank + GATHERED + _BATCH)
+    room = guide.rank + gradients_at_once(len(like), guide.rank)
+    gathered = Gathered(like, guide.rank, room + examples_at_once(len(like)))
     ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
             gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
-            if gathered.count >= guide.rank + GATHERED:
+            if gathered.count >= room:
                 gathered.shorten()
     root = gathered.root()
     return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)
@@ -228,8 +235,8 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
     total = torch.zeros_like(guide.loc)
     count = 0
     means = guide.means()
-    for _, batch in Feed(model, shown).prediction(_BATCH):
-        outputs, rows = jacobian(model, means, batch.to(model.network.device))
+    for batch in _batches(model, shown):
+        outputs, rows = jacobian(model, means, batch)
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
         count += len(inside) * (inside.shape[1] - model.likelihood.softmax)

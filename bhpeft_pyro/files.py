@@ -8,12 +8,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from .errors import SaveError, WriteError
 
-__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write"]
+__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write", "writing"]
 
 _LOCK = ".posterior.lock"
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
@@ -35,7 +36,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name, then renamed.
+    """Write a file as `writing` does.
+
+    Raises:
+        WriteError: the disk is full, or it cannot be written for another reason.
+    """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to under a temporary name; it is renamed at the end, or removed on an error.
 
     Raises:
         WriteError: the disk is full, or it cannot be written for another reason.
@@ -45,7 +57,7 @@ def write(path: Path, data: bytes) -> None:
     with naming(path):
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

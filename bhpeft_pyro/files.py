@@ -8,13 +8,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from .distributed import is_main
 from .errors import SaveError, WriteError
 
-__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write"]
+__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write", "writing"]
 
 _LOCK = ".posterior.lock"
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
@@ -36,20 +37,33 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name, then renamed. Of several processes that
-    work together, only the first does.
+    """Write a file as `writing` does.
+
+    Raises:
+        WriteError: the disk is full, or it cannot be written for another reason.
+    """
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to under a temporary name; it is renamed at the end, or removed on an error.
+    Of several processes that work together, only the first writes.
 
     Raises:
         WriteError: the disk is full, or it cannot be written for another reason.
     """
     if not is_main():
+        with open(os.devnull, "wb") as nothing:
+            yield nothing
         return
     # `tempfile` would ignore the umask: nobody else could read its files.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with naming(path):
         try:
             with temporary.open("xb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-from io import StringIO
+import warnings
+from array import array
+from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import ConfigError, DataError
 from . import options
-from .screen import say, table
+from .screen import interactive, say, table
+
+if TYPE_CHECKING:
+    from ..posterior.posterior import Posterior
 
 _SUFFIXES = (".csv", ".jsonl")
 _OF_CLASSES = ("variance", "confidence")
@@ -65,13 +72,19 @@ def predict(
     sentence; for ratings prediction, sd, the ends of the 90 % interval, epistemic and aleatoric
     variance and flagged.
 
+    Rows are read, predicted and written part by part: memory does not grow with their number.
+
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
     """
-    from ..data.sources import load
-    from ..files import write
-    from .runs import open_run, rows_for
+    import torch
+    from tqdm.auto import tqdm
+
+    from ..files import naming
+    from ..forecast.base import share_of
+    from ..inference.passes import not_finite
+    from .runs import open_run
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
@@ -89,37 +102,158 @@ def predict(
     if by in _OF_CLASSES and kind in ("labels", "rating"):
         what = "labels" if kind == "labels" else "ratings"
         raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
-    rows = rows_for(posterior, data, labelled=False)
-    examples = posterior.model.encode_texts(rows, posterior.columns)
-    kept = list(range(len(rows)))
-    try:
-        forecast = posterior.predict(examples, samples, seed=draw_seed)
-    except DataError as error:
-        kept = sorted({*kept} - {*error.rows})
-        if not (skip_bad and error.rows and kept):
-            raise
-        say(f"note: no prediction for {len(error.rows)} rows. {error}")
-        forecast = posterior.predict(examples.of_rows(kept), samples, seed=draw_seed)
-    columns = forecast.summary()
-    flagged = forecast.flag(flag, by).tolist()
-    marks = {"flagged": [i in flagged for i in range(len(forecast))]}
-    named = {name: forecast.by_row(each) for name, each in (columns | marks).items()}
-    predicted = {row: {name: each[i] for name, each in named.items()} for i, row in enumerate(kept)}
-    # The data's cells are written as they are in the file, not as numbers that were read.
-    given, none = load(data, None).to_list(), dict.fromkeys(named)
-    records = [row | predicted.get(i, none) for i, row in enumerate(given)]
-    write(out, (_csv(records) if out.suffix == ".csv" else _json_lines(records)).encode())
-    say(f"{len(examples)} {examples.unit}, {len(flagged)} flagged by {by}; written to {out}")
-    if shown := forecast.flag(1.0, by)[:show].tolist():
-        texts = [" ".join(text.split()) for text in forecast.texts or [""] * len(forecast)]
-        numbers = kept if forecast.rows is None else forecast.rows.tolist()
+    names, total = _check(posterior, data)
+    first, left_out = posterior.columns.inputs(kind)[0], ""
+    words = posterior.model.network.head.each_word
+    blank: dict[str, None] = {}
+    values, counts, quoted = array("d"), array("l"), False
+    # Which examples are flagged is known when all are predicted; until then they are in a file.
+    with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as kept:
+        rows = _predicted(posterior, data, by, skip_bad, samples, draw_seed)
+        for row, found in tqdm(rows, "predict", total, disable=not interactive(), unit="row"):
+            own = found.pop("columns")
+            blank = dict.fromkeys(own or blank)
+            left_out = left_out or ("" if own else row[first])
+            # The writer leaves a bare carriage return unquoted, and readers would end a row there.
+            cells = (*row.values(), *own.values())
+            quoted |= any("\r" in cell for cell in cells if isinstance(cell, str))
+            kept.write(json.dumps([row, own, found["texts"]], default=str) + "\n")
+            values.extend(found["values"])
+            counts.append(len(found["values"]))
+        if bad := [number for number, count in enumerate(counts) if not count]:
+            error = not_finite("data", bad, left_out)
+            if len(bad) == total:
+                raise error
+            say(f"note: no prediction for {len(bad)} rows. {error}")
+        order = torch.tensor(values).argsort(descending=True, stable=True)
+        flagged = {*order[: share_of(flag, len(order))].tolist()}
+        shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
+
+        def records() -> Iterator[dict[str, Any]]:
+            kept.seek(0)
+            number = 0
+            for at, line in enumerate(kept):
+                row, own, texts = json.loads(line)
+                marks = []
+                for place, text in enumerate(texts):
+                    if number in shown:
+                        one = {k: each[place] if words else each for k, each in own.items()}
+                        shown[number] = one | {"row": at, "text": " ".join(text.split())}
+                    marks.append(number in flagged)
+                    number += 1
+                mark = (marks if words else marks[0]) if marks else None
+                yield names | row | (own or blank) | {"flagged": mark}
+
+        _write(out, records(), [*(names | blank), "flagged"], quoted)
+    what = f"{len(values)} words" if words else f"{total} rows"
+    say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
+    if shown:
+        some, *_ = shown.values()
         # Not the probabilities of each of several labels.
-        columns = {k: v for k, v in columns.items() if not isinstance(v[0], dict)}
+        columns = ["row", *(name for name in blank if not isinstance(some[name], dict)), "text"]
         table(
             f"Least certain ({by}); rows count from 0",
-            ("row", *columns, "text"),
-            [(numbers[i], *(values[i] for values in columns.values()), texts[i]) for i in shown],
+            tuple(columns),
+            [tuple(own[name] for name in columns) for own in shown.values()],
         )
+
+
+def _check(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
+    """The names of all columns and the number of rows, once all rows have been read.
+
+    Raises:
+        DataError: one of them cannot be predicted.
+    """
+    from ..data import CutWarning
+    from ..data.sources import parts
+    from ..inference.predict import PART
+    from .runs import rows_for
+
+    model, columns = posterior.model, posterior.columns
+    names: dict[str, None] = {}
+    total = 0
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            for part in parts(data, columns.inputs(model.likelihood.kind), PART):
+                total += len(model.encode_texts(part, columns).rows.unique())
+                names |= dict.fromkeys(part)
+    except DataError:
+        # Of the whole table, where rows are counted from the first.
+        model.encode_texts(rows_for(posterior, data, labelled=False), columns)
+        raise
+    cuts = [each.message for each in found if isinstance(each.message, CutWarning)]
+    if cuts:
+        say(f"note: {CutWarning(sum(each.cut for each in cuts), total, cuts[0].limit)}")
+    return names, total
+
+
+def _predicted(
+    posterior: Posterior, data: str, by: str, skip_bad: bool, samples: int | None, seed: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of each row its cells as they are in the file, and what is predicted: the columns, and how
+    uncertain each of the row's examples is, with its text. A row that the backbone cannot read has
+    no columns and no example."""
+    from ..data import CutWarning
+    from ..data.sources import parts
+    from ..inference.passes import not_finite
+    from ..inference.predict import PART
+
+    model, columns, first = posterior.model, posterior.columns, 0
+    read = columns.inputs(model.likelihood.kind)
+    for given, part in zip(parts(data, None, PART), parts(data, read, PART), strict=True):
+        with warnings.catch_warnings(action="ignore", category=CutWarning):  # it was said before
+            examples = model.encode_texts(part, columns)
+        rows = examples.rows.unique().tolist()
+        try:
+            forecast = posterior.predict(examples, samples, seed=seed)
+        except DataError as error:
+            if not error.rows:
+                raise
+            if not skip_bad:
+                bad = [first + row for row in error.rows]
+                raise not_finite("data", bad, part[read[0]][error.rows[0]]) from error
+            rows = [row for row in rows if row not in error.rows]
+            if rows:
+                forecast = posterior.predict(examples.of_rows(rows), samples, seed=seed)
+        predicted: dict[int, Any] = {}
+        if rows:
+            found = {name: forecast.by_row(each) for name, each in forecast.summary().items()}
+            texts = forecast.texts or [""] * len(forecast)
+            every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
+            if forecast.rows is None:  # a row has one example
+                every = [[[value] for value in each] for each in every]
+            for row, *cells, values, own in zip(rows, *found.values(), *every, strict=True):
+                each = dict(zip(found, cells, strict=True))
+                predicted[row] = {"columns": each, "values": values, "texts": own}
+        for row, cells in enumerate(zip(*given.values(), strict=True)):
+            empty: dict[str, Any] = {"columns": {}, "values": [], "texts": []}
+            yield dict(zip(given, cells, strict=True)), predicted.get(row, empty)
+        first += len(next(iter(given.values())))
+
+
+def _write(
+    out: Path, records: Iterable[dict[str, Any]], names: Iterable[str], quoted: bool
+) -> None:
+    """Write a CSV file, with all cells in quotes if so wanted, or JSON lines."""
+    from ..files import writing
+
+    with writing(out) as file:
+        text = TextIOWrapper(file, encoding="utf-8", newline="")
+        if out.suffix == ".csv":
+            writer = csv.DictWriter(
+                text,
+                [*names],
+                lineterminator="\n",
+                quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL,
+            )
+            writer.writeheader()
+            for record in records:
+                nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
+                writer.writerow(record | nested)
+        else:
+            for record in records:
+                text.write(json.dumps(record, ensure_ascii=False) + "\n")
+        text.detach()  # which writes what is left, and leaves the file open
 
 
 def _beside(data: str) -> Path:
@@ -128,25 +262,3 @@ def _beside(data: str) -> Path:
         return Path("predictions.csv")
     suffix = ".csv" if path.suffix.lower() == ".csv" else ".jsonl"
     return path.with_name(f"{path.stem}-predictions{suffix}")
-
-
-def _json_lines(records: list[dict[str, Any]]) -> str:
-    lines = (json.dumps(record, ensure_ascii=False, default=str) for record in records)
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _csv(records: list[dict[str, Any]]) -> str:
-    text = StringIO()
-    # The writer leaves a bare carriage return unquoted, and readers would end a row there.
-    returns = any("\r" in cell for r in records for cell in r.values() if isinstance(cell, str))
-    writer = csv.DictWriter(
-        text,
-        records[0].keys(),
-        lineterminator="\n",
-        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
-    )
-    writer.writeheader()
-    for record in records:
-        nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, (list, dict))}
-        writer.writerow(record | nested)
-    return text.getvalue()

@@ -35,7 +35,16 @@ _CHUNK = 10_000  # rows given to the tokenizer at once: bounds the memory its re
 
 
 class CutWarning(UserWarning):
-    """Texts were too long and have been cut."""
+    """Texts were too long and have been cut.
+
+    Attributes:
+        cut: how many.
+        limit: the number of tokens that are left.
+    """
+
+    def __init__(self, cut: int, texts: int, limit: int | None) -> None:
+        super().__init__(f"{cut} of {texts} texts are longer than {limit} tokens and were cut")
+        self.cut, self.limit = cut, limit
 
 
 @contextmanager
@@ -188,12 +197,7 @@ def encode(
             row = int(owner[tokens.lengths == 0][0])
             raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
         if cut:
-            number = len(owner[cut].unique())
-            warnings.warn(
-                f"{number} of {len(texts)} texts are longer than {limit} tokens and were cut",
-                CutWarning,
-                stacklevel=2,
-            )
+            warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=2)
     return Examples(
         kind=kind,
         tokens=tokens,

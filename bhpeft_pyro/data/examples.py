@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain
@@ -20,6 +20,7 @@ from .columns import Kind
 
 __all__ = ["Examples", "Tokens", "describe", "revive"]
 
+_CHUNK = 10_000  # examples looked at together: bounds memory
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 
 
@@ -76,11 +77,14 @@ class Tokens:
 
     def take(self, rows: Tensor) -> Tokens:
         """The sequences `rows` (K,), in that order."""
-        lengths = self.lengths[rows]
-        shift = self.starts[rows] - (lengths.cumsum(0) - lengths)
-        at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
-        types = None if self.types is None else self.types[at]
-        return Tokens(self.ids[at], types, lengths, self.pad, self.pad_type)
+        ids, types = [], []
+        for some in rows.split(_CHUNK):  # the places are of int64: those of all take much memory
+            lengths = self.lengths[some]
+            shift = self.starts[some] - (lengths.cumsum(0) - lengths)
+            at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+            ids.append(self.ids[at])
+            types.append(None if self.types is None else self.types[at])
+        return replace(self, ids=torch.cat(ids), types=_cat(types), lengths=self.lengths[rows])
 
     def places(self, rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Where in `ids` the tokens of the sequences `rows` (...) are, padded on the right, and
@@ -201,32 +205,28 @@ class Examples:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over token ids and labels, the same for the same examples in any order."""
-        owners = [1] * len(self.tokens.lengths) if self.counts is None else self.counts.tolist()
-        lengths = self.tokens.lengths.split(owners)
-        spans = [int(each.sum()) for each in lengths]
-        parts: dict[str, Sequence[Tensor]] = {
-            "lengths": lengths,
-            "ids": self.tokens.ids.split(spans),
+        single = torch.ones(len(self), dtype=torch.long)
+        owners = torch.ones_like(self.tokens.lengths) if self.counts is None else self.counts
+        ends = self.tokens.lengths.cumsum(0)[owners.cumsum(0) - 1]  # of each example's tokens
+        spans = ends.diff(prepend=ends.new_zeros(1))
+        parts: dict[str, Iterable[bytes]] = {
+            "lengths": _pieces(self.tokens.lengths, owners),
+            "ids": _pieces(self.tokens.ids, spans),
         }
         if self.tokens.types is not None:
-            parts["types"] = self.tokens.types.split(spans)
-        if self.words is not None:
+            parts["types"] = _pieces(self.tokens.types, spans)
+        if self.words is not None:  # each with its whole sequence
+            every = [(name, [*each]) for name, each in parts.items()]
             own = self.words[:, 0].tolist()
-            parts = {name: [each[i] for i in own] for name, each in parts.items()}
-            parts["word"] = self.words[:, 1:3].unbind()
+            parts = {name: [each[i] for i in own] for name, each in every}
+            parts["word"] = _pieces(self.words[:, 1:3].flatten(), 2 * single)
         if self.labels is not None:
-            parts["labels"] = self.labels.split(1)
-        parts |= {f"extra {name}": values.split(1) for name, values in self.extra.items()}
-        digests = []
-        for example in zip(*parts.values(), strict=True):
-            digest = hashlib.sha256()
-            for tensor in example:
-                digest.update(len(tensor).to_bytes(8, "little"))
-                kind = "<f4" if tensor.is_floating_point() else "<i8"
-                digest.update(tensor.numpy().astype(kind).tobytes())
-            digests.append(digest.digest())
+            parts["labels"] = _pieces(self.labels, single)
+        parts |= {f"extra {name}": _pieces(values, single) for name, values in self.extra.items()}
+        examples = zip(*parts.values(), strict=True)
+        digests = sorted(hashlib.sha256(b"".join(each)).digest() for each in examples)
         what = f"{self.kind} {' '.join(parts)}"
-        return hashlib.sha256(what.encode() + b"".join(sorted(digests))).hexdigest()
+        return hashlib.sha256(what.encode() + b"".join(digests)).hexdigest()
 
     def hold_out(self, seed: int) -> tuple[Examples, Examples | None]:
         """The examples without a random fifth of the rows (500 at most), and that fifth.
@@ -400,6 +400,18 @@ class Examples:
 
 def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([*chain.from_iterable(rows)], dtype=torch.int32)
+
+
+def _pieces(tensor: Tensor, sizes: Tensor) -> Iterator[bytes]:
+    """Each example's number of entries, and these entries in 32 or 64 bits."""
+    kind, start = "<f4" if tensor.is_floating_point() else "<i8", 0
+    for some in sizes.split(_CHUNK):
+        stop = start + int(some.sum())
+        data = tensor[start:stop].numpy().astype(kind).tobytes()
+        width, start, at = len(data) // (stop - start), stop, 0
+        for size in some.tolist():
+            yield size.to_bytes(8, "little") + data[at : at + size * width]
+            at += size * width
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:

@@ -6,18 +6,27 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, MappingView, Sequence, Set
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    concatenate_datasets,
+    load_dataset,
+)
 
 from ..checks import shown
 from ..errors import DataError
 from .columns import Columns, Kind
 
-__all__ = ["load", "read"]
+__all__ = ["load", "parts", "read"]
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
 _SUFFIXES = (".csv", ".json", ".jsonl")
@@ -25,8 +34,8 @@ _SUFFIXES = (".csv", ".json", ".jsonl")
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
 _REAL = rf"[+]?(?:{_INTEGER}(?:\.\d*)?|-?\.\d+)(?:[eE][+-]?\d{{1,2}})?"
 _EXPECTED = (
-    "a datasets.Dataset, the name of one on the hub, a path to a .csv, .json or .jsonl file, "
-    "a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"
+    "a datasets.Dataset or IterableDataset, the name of one on the hub, a path to a .csv, .json or "
+    ".jsonl file, a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"
 )
 
 
@@ -37,11 +46,20 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         DataError: the source cannot be read, is empty, lacks a column, or mixes types.
     """
     needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
-    if isinstance(source, DatasetDict):
+    if isinstance(source, (DatasetDict, IterableDatasetDict)):
         splits = ", ".join(map(repr, source))
-        raise DataError(f"source is a DatasetDict; pass one of its splits: {splits}")
+        name = type(source).__name__
+        raise DataError(f"source is a {name}; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
         source = load(source, columns.inputs(kind))
+    elif isinstance(source, IterableDataset):
+        stream: Any = source.with_format(None)
+        names = stream.column_names or ()  # it may not know them
+        if {*needed} <= {*names}:
+            stream = stream.select_columns([n for n in (*needed, target) if n in names])
+        rows = [*stream]
+        empty = dict.fromkeys((*needed, target), ())
+        source = Dataset.from_list(rows, stream.features) if rows else empty
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
@@ -80,18 +98,57 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     Raises:
         DataError: it does not exist, or cannot be read.
     """
+    if (path := _file(source)) is None:
+        return _from_hub(str(source))
+    with _reading(source):
+        return _from_lists(next(_columns(path, texts, None)))
+
+
+def parts(
+    source: str | Path, texts: Collection[str] | None, size: int
+) -> Iterator[dict[str, list[Any]]]:
+    """The same, one part after the other, so that memory does not grow with the rows.
+
+    A list in a JSON file is read whole. Each part of a CSV file decides for itself whether a column
+    holds numbers, and lacks the columns of a JSON file that none of its rows has.
+
+    Args:
+        source, texts: as for `load`.
+        size: the number of rows of each part but the last.
+
+    Yields:
+        The cells of each column.
+    """
+    if (path := _file(source)) is None:
+        table = _from_hub(str(source))
+        yield from (table[start : start + size] for start in range(0, max(1, len(table)), size))
+        return
+    with _reading(source):
+        yield from _columns(path, texts, size)
+
+
+def _file(source: str | Path) -> Path | None:
+    """The file; None for a name on the hub."""
     path, called = Path(source), shown(str(source))
-    there = os.path.isfile(path)  # Path.is_file raises for a text that is too long for a name
     if path.suffix.lower() in _SUFFIXES:
-        if not there:
+        if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
             raise DataError(f"source={called}: no such file (a single text goes in a list)")
-        try:
-            return _read_csv(path, texts) if path.suffix.lower() == ".csv" else _read_json(path)
-        except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
-            raise DataError(f"source={called} cannot be read: {error}") from error
+        return path
     if isinstance(source, Path) or os.path.exists(path):  # of a folder, all files would be read
         raise DataError(f"source={called}: expected a .csv, .json or .jsonl file")
-    match = _HUB_NAME.fullmatch(source)
+    return None
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
+        raise DataError(f"source={shown(str(source))} cannot be read: {error}") from error
+
+
+def _from_hub(source: str) -> Dataset:
+    called, match = shown(source), _HUB_NAME.fullmatch(source)
     if match is None:
         raise DataError(
             f"source={called} is neither a file nor the name of a data set on the hub; expected "
@@ -108,29 +165,52 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
         ) from error
 
 
-def _read_json(path: Path) -> Dataset:
+def _columns(
+    path: Path, texts: Collection[str] | None, size: int | None
+) -> Iterator[dict[str, list[Any]]]:
+    """The cells of each column of a file, `size` rows at a time; of all rows if it is None."""
+    if path.suffix.lower() == ".csv":
+        for table in _frames(path, size):
+            if not isinstance(table.index, pd.RangeIndex):
+                raise DataError(
+                    "rows have more cells than the header has names; expected commas between"
+                )
+            yield {
+                name: _cells(column) if texts is None or name in texts else _typed(column)
+                for name, column in table.items()
+            }
+        return
+    rows = _objects(path)
+    part = [*islice(rows, size)]
+    if not part:
+        raise DataError("the file is empty")
+    while part:
+        yield _by_column(part, "an object")
+        part = [*islice(rows, size)]
+
+
+def _objects(path: Path) -> Iterator[object]:
     """One JSON object a line, or a list of them."""
     # Not by `datasets`, which infers a column's type from a file's first part, and parses dates.
-    text = path.read_text(encoding="utf-8-sig")
-    whole = text.lstrip().startswith("[")
-    rows: list[object] = []
-    for number, part in enumerate([text] if whole else text.split("\n"), 1):
-        if not part.strip():
-            continue
-        try:
-            found = json.loads(part, object_pairs_hook=_once)
-        except ValueError as error:
-            raise DataError(
-                f"line {number} is not JSON ({error}); expected an object a line, or a list of them"
-            ) from error
-        rows += found if whole else [found]
-    if not rows:
-        raise DataError("the file is empty")
-    return _from_lists(_by_column(rows, "an object"))
+    whole: bool | None = None
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if whole is None and (whole := line.lstrip().startswith("[")):
+                line += file.read()
+            try:
+                found = json.loads(line, object_pairs_hook=_once)
+            except ValueError as error:
+                raise DataError(
+                    f"line {number} is not JSON ({error}); expected an object a line, or a list of "
+                    "them"
+                ) from error
+            yield from found if whole else [found]
 
 
-def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
-    """Columns of text, or of numbers if every cell is one ("007" is not)."""
+def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
+    """A CSV file with all cells as text."""
     # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
     # "None" and "null" are not missing values.
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
@@ -139,14 +219,8 @@ def _read_csv(path: Path, texts: Collection[str] | None) -> Dataset:
     if any("\0" in name for name in header):
         raise DataError("the header has a NUL character; expected a text file in UTF-8")
     _check_once([name for name in header if name])
-    table = pd.read_csv(path, na_values="", **how)
-    if not isinstance(table.index, pd.RangeIndex):
-        raise DataError("rows have more cells than the header has names; expected commas between")
-    columns = {
-        name: _cells(table[name]) if texts is None or name in texts else _typed(table[name])
-        for name in table.columns
-    }
-    return Dataset.from_dict(columns)
+    table = pd.read_csv(path, na_values="", chunksize=size, **how)
+    yield from [table] if size is None else table
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, fields, replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..checks import Number, one_of
 from ..errors import DataError
@@ -18,7 +19,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Forecast", "as_labels", "check_shape", "digits"]
+__all__ = ["Forecast", "as_labels", "check_shape", "digits", "join", "share_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -32,6 +33,8 @@ class Forecast(ABC):
     """
 
     measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
+    _by_draw: ClassVar[tuple[str, ...]] = ()  # tensors whose second dimension counts examples
+    _of_all: ClassVar[tuple[str, ...]] = ()  # tensors without such a dimension
 
     labels: Tensor | None = None
     texts: Sequence[str] | None = None
@@ -58,8 +61,30 @@ class Forecast(ABC):
         the examples most likely to be wrong; by "epistemic", those whose labels would teach most.
         """
         fraction = Number(above=0, most=1)("fraction", fraction)
-        count = math.ceil(fraction * len(self) - 1e-9)  # 0.07 * 100 is a little above 7
-        return self.uncertainty(by).argsort(descending=True, stable=True)[: max(count, 1)]
+        order = self.uncertainty(by).argsort(descending=True, stable=True)
+        return order[: share_of(fraction, len(self))]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """One forecast of the examples of all parts, which were predicted in the same way.
+
+        >>> from bhpeft_pyro.forecast import RatingForecast
+        >>> parts = [RatingForecast.from_draws(torch.ones(4, n), torch.ones(4, n)) for n in (2, 3)]
+        >>> RatingForecast.joined(parts).means.shape
+        torch.Size([4, 5])
+        """
+        if len(parts) == 1:
+            return parts[0]
+        values: dict[str, Any] = {}
+        for name in (field.name for field in fields(parts[0])):
+            own = [getattr(part, name) for part in parts]
+            if isinstance(own[0], Forecast):
+                values[name] = own[0].joined(own)
+            elif isinstance(own[0], Tensor) and name not in cls._of_all:
+                values[name] = join(own, int(name in cls._by_draw))
+            elif name == "texts" and own[0] is not None:
+                values[name] = tuple(chain.from_iterable(own))
+        return replace(parts[0], **values)
 
     def with_labels(self, labels: Tensor | Sequence[float]) -> Self:
         """The same forecast with these observed labels."""
@@ -121,6 +146,19 @@ class Forecast(ABC):
         if self.rows is not None:
             columns["row"] = self.rows.tolist()
         return columns | {name: getattr(self, name).tolist() for name in names}
+
+
+def share_of(fraction: float, count: int) -> int:
+    """How many of `count` a fraction is, rounded up, and at least one."""
+    return max(math.ceil(fraction * count - 1e-9), 1)  # 0.07 * 100 is a little above 7
+
+
+def join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Join tensors; where their last dimension is another one, it is the choices, and is padded."""
+    if parts[0].dim() > dim + 1:
+        width = max(part.shape[-1] for part in parts)
+        parts = [pad(part, (0, width - part.shape[-1])) for part in parts]
+    return torch.cat([*parts], dim)
 
 
 def digits(values: Tensor) -> list[float]:

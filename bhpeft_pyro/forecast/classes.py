@@ -50,6 +50,7 @@ class ClassForecast(Forecast):
     """
 
     measures: ClassVar[tuple[str, ...]] = (*Forecast.measures, "variance", "confidence")
+    _by_draw: ClassVar[tuple[str, ...]] = ("samples",)
 
     probabilities: Tensor
     total: Tensor

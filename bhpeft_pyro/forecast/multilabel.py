@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class LabelsForecast(Forecast):
     >>> [round(value, 3) for value in forecast.by_label("epistemic")[0].tolist()]
     [0.0, 0.086, 0.0]
     """
+
+    _of_all: ClassVar[tuple[str, ...]] = ("threshold",)
 
     pairs: ClassForecast
     count: int

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class RatingForecast(Forecast):
     >>> round(lower.item(), 2), round(upper.item(), 2)
     (0.36, 3.64)
     """
+
+    _by_draw: ClassVar[tuple[str, ...]] = ("means", "sds", "within", "densities", "outcomes")
 
     means: Tensor
     sds: Tensor

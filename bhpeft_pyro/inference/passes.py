@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.nn import functional
 
 from ..checks import shown
 from ..data import Examples
@@ -23,6 +22,7 @@ from ..data.batch import Batch, in_order, shuffled
 from ..data.examples import Tokens
 from ..distributed import agree, spread
 from ..errors import DataError
+from ..forecast.base import join
 from ..guides.guide import is_linear
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
@@ -41,6 +41,7 @@ __all__ = [
     "drawn",
     "max_rows",
     "naming_rows",
+    "not_finite",
     "passes",
 ]
 
@@ -187,7 +188,7 @@ def by_batch(
         parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
-    return tuple(_joined(each)[:, back] for each in zip(*parts, strict=True))
+    return tuple(join([*each], 1)[:, back] for each in zip(*parts, strict=True))
 
 
 def check_rows(
@@ -218,15 +219,19 @@ def check_all(model: Model, **sources: Examples | None) -> None:
         batches = examples.by_length(_BATCH)
         bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
         if bad:
-            text, bad = examples.texts[bad[0]], examples.rows[bad].unique().tolist()
-            first, others = bad[0], bad[1:4]
-            more = f" (and of rows {', '.join(map(str, others))}{' ...' * (len(bad) > 4)})"
-            raise DataError(
-                f"{what}, row {first}: of {shown(text)}{more if others else ''} "
-                "the backbone makes numbers that are not finite; drop the row, or load the "
-                "backbone with dtype=torch.float32",
-                rows=bad,
-            )
+            text = examples.texts[bad[0]]
+            raise not_finite(what, examples.rows[bad].unique().tolist(), text)
+
+
+def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
+    """The error that names such rows, and the text of the first of them."""
+    first, *others = rows
+    more = f" (and of rows {', '.join(map(str, others[:3]))}{' ...' * (len(others) > 3)})"
+    return DataError(
+        f"{what}, row {first}: of {shown(text)}{more if others else ''} the backbone makes numbers "
+        "that are not finite; drop the row, or load the backbone with dtype=torch.float32",
+        rows=rows,
+    )
 
 
 def _bad_rows(model: Model, rows: Tensor, batch: Batch) -> list[int]:
@@ -270,14 +275,6 @@ def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_
             for start in range(0, count, together):
                 weights = {name: value[start : start + together] for name, value in block.items()}
                 yield min(together, count - start), partial(model.predictive, weights)
-
-
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    """Join batches (s, B, ...); with multiple choice their widths may differ."""
-    if values[0].dim() == 3:
-        width = max(value.shape[-1] for value in values)
-        values = [functional.pad(value, (0, width - value.shape[-1])) for value in values]
-    return torch.cat([*values], 1)
 
 
 class Feed:

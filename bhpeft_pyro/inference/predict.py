@@ -14,10 +14,10 @@ from torch.distributions import Normal
 
 from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
-from ..data.batch import Batch
+from ..data.batch import Batch, in_order
 from ..distributed import independent
 from ..distributions import base_of
-from ..errors import LikelihoodError
+from ..errors import DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
@@ -25,9 +25,12 @@ from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
 from .draws import drawing, strata
-from .passes import Block, Feed, Take, by_batch, drawn, passes
+from .passes import Block, Feed, Take, by_batch, check_all, drawn, passes
 
-__all__ = ["AnyForecast", "predict", "simulate"]
+__all__ = ["PART", "AnyForecast", "predict", "simulate"]
+
+PART = 1024
+"""Examples that are predicted together: it bounds the memory that their draws take."""
 
 _WEIGHTS, _OUTPUTS = 32, 1000  # draws by default
 _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not Normal
@@ -81,24 +84,38 @@ def predict(
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
     examples = data.examples if isinstance(data, Feed) else data
-    width = model.network.outputs * examples.width
-    check_memory("samples", samples or 0, _BYTES * len(examples) * width)
-    feed = data if isinstance(data, Feed) else Feed(model, data)
+    width, rows = model.network.outputs * examples.width, len(examples)
+    stays = keep_samples or isinstance(data, Feed) or model.likelihood.kind == "rating"
+    check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
     closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
-    if closed and not keep_samples and samples != 0:
-        count = _OUTPUTS if samples is None else samples
-        forecast = _in_closed_form(model, guide, feed, count, max_rows, seed, bf16)
-    else:
-        samples = _WEIGHTS if samples is None else samples
-        take = _quantities(model, samples, seed, len(examples))
-        draws = drawn(model, guide, samples, seed)
-        parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
-        values = [torch.cat(part) for part in parts]
-        if model.likelihood.kind == "rating":
-            forecast = _ratings(values, examples)
+    closed = closed and not keep_samples and samples != 0
+    count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
+
+    def forecast(feed: Feed) -> AnyForecast:
+        take = _quantities(model, count, seed, rows)
+        if closed:
+            found = _in_closed_form(model, guide, feed, count, take, max_rows, seed, bf16)
         else:
-            forecast = _classes(values[0], examples, keep_samples)
-    return forecast if examples.words is None else replace(forecast, rows=examples.rows)
+            draws = drawn(model, guide, count, seed)
+            parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
+            values = [torch.cat(part) for part in parts]
+            if model.likelihood.kind == "rating":
+                found = _ratings(values, feed.examples)
+            else:
+                found = _classes(values[0], feed.examples, keep_samples)
+        return found if examples.words is None else replace(found, rows=feed.examples.rows)
+
+    if isinstance(data, Feed):
+        return forecast(data)
+    try:
+        places = in_order(rows, PART)
+        parts: Any = [forecast(Feed(model, data.subset(place))) for place in places]
+    except DataError as error:
+        if error.rows and rows > PART:  # which are counted from the part's first
+            check_all(model, data=data)
+        raise
+    whole: AnyForecast = type(parts[0]).joined(parts)
+    return whole
 
 
 def _in_closed_form(
@@ -106,6 +123,7 @@ def _in_closed_form(
     guide: Callable[..., object],
     feed: Feed,
     samples: int,
+    draw: Take,
     max_rows: int,
     seed: int,
     bf16: bool,
@@ -115,7 +133,6 @@ def _in_closed_form(
     width = model.network.outputs * examples.width
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[Any] = []
-    draw = _quantities(model, samples, seed, len(examples))
     latents = sum(site.numel for site in model.sites)
     rows = min(max_rows, examples.width * examples_at_once(latents, width, max_rows))
     for number, (component, share) in enumerate(strata(guide, samples)):

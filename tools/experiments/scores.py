@@ -88,7 +88,7 @@ def by_rows(outcome: Outcome) -> list[Score]:
 def uncertainty(outcome: Outcome) -> list[Score]:
     """Quality of what is kept when the least certain are rejected, and intervals of ratings."""
     forecast, task = outcome.forecasts["test"], outcome.facts["task"]
-    found = []
+    found: list[Score] = []
     classes = isinstance(forecast, ClassForecast)
     for by in ("confidence", "variance") if classes else ("total", "epistemic"):
         if by in ("variance", "epistemic") and not forecast.epistemic.any():

@@ -14,6 +14,7 @@ __all__ = [
     "GuideError",
     "LikelihoodError",
     "PriorError",
+    "ProcessError",
     "SaveError",
     "WriteError",
     "is_out_of_memory",
@@ -92,6 +93,10 @@ class FitError(BHPEFTError, RuntimeError):
     def __init__(self, message: str, posterior: object | None = None) -> None:
         super().__init__(message)
         self.posterior = posterior
+
+
+class ProcessError(BHPEFTError, RuntimeError):
+    """Processes that work together do not hold the same, or one of them has ended."""
 
 
 class SaveError(BHPEFTError, ValueError):

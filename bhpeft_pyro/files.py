@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .distributed import is_main
 from .errors import SaveError, WriteError
 
 __all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write"]
@@ -35,11 +36,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file atomically: under a temporary name, then renamed.
+    """Write a file atomically: under a temporary name, then renamed. Of several processes that
+    work together, only the first does.
 
     Raises:
         WriteError: the disk is full, or it cannot be written for another reason.
     """
+    if not is_main():
+        return
     # `tempfile` would ignore the umask: nobody else could read its files.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     with naming(path):

@@ -8,16 +8,18 @@ seconds to import. So a command's module imports them in the command itself, whe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from functools import wraps
+from io import StringIO
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import BHPEFTError, BusyError, FitError, is_out_of_memory
+from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import say, spoken_warnings
@@ -29,7 +31,7 @@ def spoken_errors() -> Iterator[None]:
     try:
         with spoken_warnings():
             yield
-    except (FitError, BusyError, OSError) as error:  # the input may be fine
+    except (FitError, BusyError, ProcessError, OSError) as error:  # the input may be fine
         _fail(error, 1)
     except BHPEFTError as error:
         _fail(error, 2)
@@ -41,7 +43,8 @@ def spoken_errors() -> Iterator[None]:
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    say(f"error: {error}")
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    say(f"error: {'rank ' + os.environ.get('RANK', '') + ': ' if several else ''}{error}")
     raise typer.Exit(code) from error
 
 
@@ -54,17 +57,24 @@ class Commands(TyperGroup):
 
 
 def quietly(command: Callable[..., None]) -> Callable[..., None]:
-    """The command without progress bars and messages of other libraries."""
+    """The command without progress bars and messages of other libraries, in the process group that
+    `torchrun` asks for, if it does; only the first process prints, but for errors."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
         import datasets
         from transformers import logging
 
+        from ..distributed import from_environment, is_main
+
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        command(**arguments)
+        with from_environment(), ExitStack() as silence:
+            if not is_main():
+                silence.enter_context(redirect_stdout(StringIO()))
+                silence.enter_context(redirect_stderr(StringIO()))
+            command(**arguments)
 
     return run
 

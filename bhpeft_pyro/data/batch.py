@@ -32,6 +32,7 @@ class Batch:
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
+        weight: another factor of the likelihood, for a batch that is an uneven `share`.
 
     >>> batch = Batch({"input_ids": torch.ones(4, 3, dtype=torch.long)}, torch.zeros(4), size=100)
     >>> len(batch), batch.split(2).labels.shape
@@ -45,6 +46,7 @@ class Batch:
     features: Tensor | None = None
     particles: int = 1
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    weight: float = 1.0
 
     def __len__(self) -> int:
         """B, the number of examples, however many particles share them."""
@@ -68,6 +70,33 @@ class Batch:
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
         return replace(self, labels=labels, extra=extra, particles=particles)
+
+    def share(self, number: int, of: int) -> Batch:
+        """One of `of` parts of a batch that was split: every `of`-th example of each draw.
+
+        The mean over all parts of the log-likelihood, as it is scaled, is that of the whole batch.
+        If a draw has fewer examples than there are parts, each part is the whole batch.
+
+        >>> batch = Batch({"input_ids": torch.ones(10, 3, dtype=torch.long)}, torch.arange(10), 100)
+        >>> part = batch.split(2).share(1, of=2)
+        >>> part.labels.tolist(), part.weight
+        ([[1, 3], [6, 8]], 0.8)
+        """
+        each = len(self) // self.particles
+        if of == 1 or each < of:
+            return self
+        own = torch.arange(number, each, of)
+        rows = (torch.arange(self.particles).unsqueeze(1) * each + own).flatten()
+        return replace(
+            self,
+            inputs={name: value[rows] for name, value in self.inputs.items()},
+            labels=None if self.labels is None else self.labels.flatten(0, 1)[rows],
+            choices=None if self.choices is None else self.choices[rows],
+            features=None if self.features is None else self.features[rows],
+            extra={name: values.flatten()[rows] for name, values in self.extra.items()},
+            size=len(self) if self.size is None else self.size,
+            weight=of * len(own) / each,
+        ).split(self.particles)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..distributed import is_main
 from ..errors import SaveError
 from ..files import write
 from ..model.backbone import shared_name
@@ -70,7 +71,7 @@ def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = 
         SaveError: as for `Posterior.save`; or there is a README.md.
     """
     readme = Path(folder) / "README.md"
-    if readme.exists() and not overwrite:
+    if readme.exists() and not overwrite and is_main():
         raise SaveError(f"folder: {readme} is there already; pass overwrite=True")
     posterior.save(folder, overwrite)
     write(readme, str(card(posterior, str(folder))).encode())
@@ -95,12 +96,14 @@ def push_to_hub(
         commit_message: of the commit.
 
     Returns:
-        The address of the commit.
+        The address of the commit; "" on other ranks than the first, where nothing happens.
 
     Raises:
         SaveError: as for `Posterior.save`.
         OSError: the hub refuses it (a `huggingface_hub.errors.HfHubHTTPError`).
     """
+    if not is_main():
+        return ""
     api = HfApi(token=token, library_name="bhpeft_pyro", library_version=__version__)
     with TemporaryDirectory() as folder:
         posterior.save(folder)

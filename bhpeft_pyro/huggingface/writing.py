@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..distributed import is_main
 from ..errors import ConfigError, SaveError
 from ..files import write
 from ..guides.guide import is_linear
@@ -91,7 +92,7 @@ def to_peft(
         }
     places = {folder if len(chosen) == 1 else folder / name: v for name, v in chosen.items()}
     for place in places:
-        if (place / CONFIG).exists() and not overwrite:
+        if (place / CONFIG).exists() and not overwrite and is_main():
             raise SaveError(f"folder: {place} holds an adapter already; pass overwrite=True")
     for place, values in places.items():
         _write(network, values, place)

@@ -20,6 +20,7 @@ from torch.distributions import biject_to
 
 from ..data import Examples
 from ..data.batch import Batch
+from ..distributed import same
 from ..guides import Guide, latents
 from ..guides.latent import Latent
 from ..model.model import Model
@@ -86,6 +87,7 @@ def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) ->
 
     coordinates.fit_anchors(_leading(model, batches, inner, lambda n: values(n, _SMALL)))
     coordinates.fit_axes(*_moments(model, batches, outer, lambda n: values(n, 0.0)))
+    same(coordinates)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..checks import check, shown
 from ..data import Examples
 from ..data.batch import Batch
+from ..distributed import average, is_main, rank, same, world
 from ..errors import ConfigError, FitError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
@@ -117,14 +118,13 @@ class _Run:
 
     def run(self) -> None:
         report, started = self.report, time.monotonic()
+        quiet = not (self.options.progress and is_main())
         with (
             sampling(),
             seeded(self.options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
-            tqdm(
-                total=self.steps, disable=not self.options.progress, desc="fit", unit="step"
-            ) as bar,
+            tqdm(total=self.steps, disable=quiet, desc="fit", unit="step") as bar,
         ):
             self._prepare()
             # Argument checks have passed once; in the loop, non-finite values are handled.
@@ -202,7 +202,9 @@ class _Run:
 
     def _endless(self) -> Iterator[Batch]:
         while True:
-            yield from self.feed.training(self.options.batch_size, self.particles, self.generator)
+            size = self.options.batch_size
+            for batch in self.feed.training(size, self.particles, self.generator):
+                yield batch.share(rank(), world())
 
     def _prepare(self) -> None:
         """Let lazy guides create their parameters, and check that guide and model fit together."""
@@ -214,6 +216,7 @@ class _Run:
             batch = next(self.batches)
             self.batches = chain([batch], self.batches)  # it is trained on later
             self.loss(batch.to(device))
+        same(self.guide)
         self.good = self._state()
 
     def _step(self, step: int, steppers: list[Optimizer]) -> dict[str, float] | None:
@@ -229,8 +232,6 @@ class _Run:
             batch = next(self.batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 value = self.loss(batch) / options.accumulate
-            if not torch.isfinite(value):
-                return None
             value.backward()
             if step == 1 and isinstance(self.guide, FunctionGuide):
                 self.guide.check_trained()
@@ -239,8 +240,12 @@ class _Run:
             nll += self.elbo.parts.nll.item() / options.accumulate
             kl += sum(v.item() for v in self.elbo.parts.kl.values()) / options.accumulate
         params = [p for p in self.guide.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-        if not torch.isfinite(norm):
+        gradients = [p.grad for p in params if p.grad is not None]
+        sums = torch.tensor([loss, nll, kl], dtype=torch.float64)
+        average([*gradients, sums])
+        loss, nll, kl = sums.tolist()
+        norm = nn.utils.get_total_norm(gradients)
+        if not (math.isfinite(loss) and torch.isfinite(norm)):
             return None
         if step % 10 == 1:
             self.good = self._state()

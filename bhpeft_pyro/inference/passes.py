@@ -20,6 +20,7 @@ from torch.nn import functional
 from ..checks import shown
 from ..data import Examples
 from ..data.batch import Batch, in_order, shuffled
+from ..distributed import agree, spread
 from ..errors import DataError
 from ..guides.guide import is_linear
 from ..model.head import check_features
@@ -150,7 +151,7 @@ def by_batch(
     rows: int,
     bf16: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Compute tensors batch by batch and join them.
+    """Compute tensors batch by batch and join them; several processes share the batches out.
 
     Args:
         model, feed, rows, bf16: as for `passes`.
@@ -160,26 +161,30 @@ def by_batch(
         Tensors (s, N, ...) on the CPU, in the examples' order.
     """
     device = model.network.device
-    order: list[Tensor] = []
-    parts: list[list[Tensor]] = []
-    for indices, batch in feed.prediction(_batch_size(feed, rows)[0]):
-        batch = batch.to(device)
+
+    def values(item: tuple[Tensor, Batch]) -> list[Tensor]:
+        indices, batch = item[0], item[1].to(device)
         try:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                values = [value.cpu() for value in run(batch)]
+                found = [value.cpu() for value in run(batch)]
         except ValueError:  # distributions take no NaN
             check_rows(model, feed.examples, indices, batch)
             raise
-        if any(value.isnan().any() for value in values):
+        if any(value.isnan().any() for value in found):
             check_rows(model, feed.examples, indices, batch)
             raise DataError(
                 "data: under the weights that were drawn the network's outputs are not finite; "
                 "expected a guide whose fit did not diverge, or bf16=False"
             )
-        parts.append(values)
+        return found
+
+    order: list[Tensor] = []
+    parts: list[Iterable[Tensor]] = []
+    for (indices, _), found in spread(feed.prediction(_batch_size(feed, rows)[0]), values):
+        parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
-    return tuple(_joined(values)[:, back] for values in zip(*parts, strict=True))
+    return tuple(_joined(each)[:, back] for each in zip(*parts, strict=True))
 
 
 def check_rows(
@@ -298,6 +303,8 @@ class Feed:
     ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
+        given = (examples.tokens.ids, examples.tokens.lengths, examples.labels)
+        agree("data", *(each for each in given if each is not None))
         network = model.network
         if frozen or not network.kinds:
             self._compute(model, batch_size, weights)
@@ -343,16 +350,19 @@ class Feed:
         )
 
     def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
-        parts = []
         held = () if weights is None else (weights,)
-        for indices, batch in self.examples.by_length(batch_size):
-            batch = batch.to(model.network.device)
+
+        def features_of(item: tuple[Tensor, Batch]) -> list[Tensor]:
+            indices, batch = item[0], item[1].to(model.network.device)
             features = model.network.features(batch, *held).cpu()
             try:
-                parts.append((indices, check_features(features)))
+                return [check_features(features)]
             except DataError:
                 check_rows(model, self.examples, indices, batch)
                 raise
+
+        batches = self.examples.by_length(batch_size)
+        parts = [(indices, *own) for (indices, _), own in spread(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
         for indices, features in parts:

@@ -14,6 +14,7 @@ from torch.distributions import Normal
 from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch
+from ..distributed import independent
 from ..distributions import base_of
 from ..errors import LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
@@ -204,6 +205,7 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
     return moments
 
 
+@independent()  # ranks would draw the same labels for different examples
 def simulate(model: Model, draws: Iterable[Block], feed: Feed) -> list[Tensor]:
     """Labels drawn from the likelihood, one set of them under each of S draws of the weights.
 

@@ -20,6 +20,7 @@ from torch.distributions import kl_divergence
 
 from ..data import Examples
 from ..data.batch import Batch
+from ..distributed import spread
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
 from ..guides.budget import GATHERED
@@ -168,12 +169,18 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
 def _jacobians(
     model: Model, guide: LaplaceGuide, examples: Examples
 ) -> Iterator[tuple[Batch, Outputs, Tensor]]:
-    """Batches with their (B, E, D) derivatives, in units of the prior's scale."""
+    """Batches with their (B, E, D) derivatives, in units of the prior's scale; several processes
+    share the batches out."""
     means = {name: value.detach() for name, value in guide.means().items()}
-    for _, batch in Feed(model, examples).prediction(_BATCH):
-        shown = batch.to(model.network.device)
-        outputs, rows = jacobian(model, means, shown)
-        yield shown, outputs, rows * guide.prior.covariance.scale
+
+    def compute(batch: Batch) -> list[Tensor]:
+        outputs, rows = jacobian(model, means, batch)
+        return [torch.tensor(outputs.shape), outputs.mean, rows * guide.prior.covariance.scale]
+
+    device, batches = model.network.device, Feed(model, examples).prediction(_BATCH)
+    for batch, (shape, mean, rows) in spread((each.to(device) for _, each in batches), compute):
+        outputs = Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra)
+        yield batch, outputs, rows
 
 
 def _scores(outputs: Outputs) -> list[Tensor]:

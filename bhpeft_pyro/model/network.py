@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
 from ..data.batch import Batch
+from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
@@ -229,6 +230,7 @@ class RandomPEFT(PyroModule):
                 pooled = self._pooled(_rows(batch.to(self.device), 1))
             rows.append(check_features(pooled[exist]))
         self.axes.fit(torch.cat(rows))
+        same(self.axes)
 
     def _fold(
         self, weights: Mapping[str, Tensor], shares: int = 1, features: bool = False

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..distributed import is_main
 from ..errors import BHPEFTError, SaveError, is_out_of_memory
 from ..files import alone_in, make_folder, size_of, write
 from ..inference.report import FitReport
@@ -73,6 +74,8 @@ def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool =
     Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
     not written again, so that the index does not grow with each round.
     """
+    if not is_main():
+        return folder
     if folder.exists() and not folder.is_dir():
         raise SaveError(f"path: {folder} is a file; expected a folder, or the name of a new one")
     _check_free(folder, overwrite)

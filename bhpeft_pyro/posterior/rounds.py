@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from ..checks import check, shown
 from ..data import Examples
+from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError
 from ..guides import Guide
 from ..guides.guide import is_linear, prior_of
@@ -74,10 +76,14 @@ def check_how(
     Raises:
         ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function,
             `executor` no `Executor`, or `patience` has no validation data.
+        ProcessError: the options are others in another process.
     """
+    agree("options", repr(options.change(progress=False)))
     check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:
         raise ConfigError("callback: an executor's workers cannot call it; expected None")
+    if executor is not None and world() > 1:
+        raise ConfigError("executor: the ranks share the components out already; expected None")
     pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
     if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
         raise ConfigError(
@@ -142,17 +148,22 @@ def fit_components(
     """
     _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
     one = partial(fit_round, held_out=held_out, optimizer=optimizer, open_scales=open_scales)
+    away = 0 if executor is None else len(starts)
+    if executor is None and world() > 1 and callback is None:
+        executor = Ranks()  # as many for each; what is left is fitted by all of them together
+        away = len(starts) // world() * world()
     each: Iterator[Fitted] = (
         one(start, callback=callback and partial(_tell, callback, number))
-        for number, start in enumerate(starts)
+        for number, start in enumerate(starts[away:], away)
     )
-    if executor is not None:
+    if executor is not None and away:
         known = []
-        for start in starts:
+        for start in starts[:away]:
             last, model = start.posterior, start.posterior.model
             known.append((model.network, model.prior, last.first_prior, start.examples, held_out))
             last.report.options = last.report.options.change(progress=False)
-        each = in_workers(executor, one, starts, known, options.progress)
+        bar = options.progress and is_main()
+        each = chain(in_workers(executor, one, starts[:away], known, bar), each)
     fitted: list[Fitted] = []
     try:
         for component in each:
@@ -162,7 +173,9 @@ def fit_components(
             components = [posterior for posterior, _ in fitted]
             error.posterior = MixturePosterior.joined(components, options, lineage)
         raise
-    return joined(fitted, held_out, options, lineage)
+    posterior = joined(fitted, held_out, options, lineage)
+    posterior.report.id = gathered(posterior.report.id)[0]  # each rank has made its own
+    return posterior
 
 
 def _tell(callback: Callback, component: int, record: dict[str, float]) -> None:
@@ -270,7 +283,9 @@ def _learn(
         guide.follow(model)
         guide.hold()
     optimise(model, guide, examples, validation, report, optimizer, callback)
-    return refine(guide, model, examples, validation, report, open_scales)
+    model, candidates = refine(guide, model, examples, validation, report, open_scales)
+    same(guide, trained=True)
+    return model, candidates
 
 
 def _fit_coreset(

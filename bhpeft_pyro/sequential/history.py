@@ -21,6 +21,7 @@ from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import harmless
+from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, naming
 from ..inference.report import FitReport
@@ -113,6 +114,9 @@ class History:
 
     @contextmanager
     def _locked(self, wait: float) -> Iterator[None]:
+        if not is_main():  # the first of the processes that work together holds it for all
+            yield
+            return
         writer, nested = self.folder / _WRITER, self._lock.is_locked
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,14 +159,15 @@ class History:
         report = replace(last, name=str(name) or last.name, metrics=noted)
         folder = self.folder / report.id
         partial = self.folder / f"{report.id}{_PARTIAL}"
-        with self._locked(_WAIT):
-            if folder.exists():
-                raise SaveError(f"history: {self.folder} has the round {report.id} already")
-            named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
-            with naming(folder):
-                io.save(named, partial, overwrite=True, alone=False)
-                os.rename(partial, folder)
-                keep_names(self.folder)
+        if is_main():
+            with self._locked(_WAIT):
+                if folder.exists():
+                    raise SaveError(f"history: {self.folder} has the round {report.id} already")
+                named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
+                with naming(folder):
+                    io.save(named, partial, overwrite=True, alone=False)
+                    os.rename(partial, folder)
+                    keep_names(self.folder)
         last.name, last.metrics = report.name, report.metrics
         return report.id
 
@@ -225,7 +230,7 @@ class History:
             BusyError: another process is writing into the folder, perhaps such a round.
         """
         with self.writing():
-            for path in self.folder.iterdir():
+            for path in self.folder.iterdir() if is_main() else ():
                 if _OURS.fullmatch(path.name):
                     shutil.rmtree(path)
 

@@ -12,6 +12,7 @@ import pandas
 import torch
 from torch import Tensor
 
+from ..distributed import is_main
 from ..errors import DataError
 from ..files import write
 from ..posterior.posterior import Posterior
@@ -78,6 +79,8 @@ class Record:
 
     def save(self, folder: Path) -> None:
         """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
+        if not is_main():
+            return
         table = self.table.to_csv(index=False)
         for name, text in (("record.json", json.dumps(self.rows, indent=1)), ("record.csv", table)):
             for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):  # by a `write` that was killed

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
+from ..distributed import agree, is_main
 from ..errors import ConfigError, DataError, GuideError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
@@ -178,11 +179,12 @@ def prequential(
     with (
         history.writing(),
         cut_once(),
-        tqdm(pairs, "stream", total, disable=not progress, unit="round") as bar,
+        tqdm(pairs, "stream", total, disable=not (progress and is_main()), unit="round") as bar,
     ):
         history.clean()
         posterior = resume(history, model)
         done = () if posterior is None else posterior.lineage
+        agree("folder", *(report.id for report in done))
         count = 0
         for count, (called, data) in enumerate(bar, 1):
             name = str(called)  # dates and numbers too

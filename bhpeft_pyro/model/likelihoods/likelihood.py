@@ -182,7 +182,8 @@ class Likelihood(ABC):
         shown = distribution.batch_shape[-1]  # B, or B/S where the batch is shared out
         size = len(batch) if batch.size is None else batch.size
         subsample = torch.arange(shown, device=outputs.device)
-        with pyro.plate("data", size, subsample=subsample, dim=-1):
+        plate = pyro.plate("data", size, subsample=subsample, dim=-1)
+        with plate, pyro.poutine.scale(scale=batch.weight):
             return pyro.sample("label", distribution, obs=batch.labels)
 
 

@@ -29,7 +29,7 @@ from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
-ROWS, TEST = tiny_examples(63), tiny_examples(21, seed=2)
+ROWS, TEST = tiny_examples(63), tiny_examples(70, seed=2)  # three batches of a forecast
 # Of 12 rows that four draws share, two of each go to one rank and one to the other.
 CASES: dict[str, dict[str, Any]] = {
     "normal": {"particles": 4},
@@ -49,7 +49,7 @@ def outcome(case: str) -> dict[str, Tensor]:
     else:  # Adam makes steps of gradients that are zero but for rounding
         options["optimizer"] = lambda parameters: SGD(parameters, lr=1e-3)
     posterior = bh.fit(tiny_model(aligned=True), guide, ROWS, **options)
-    history, forecast = posterior.report.history, posterior.predict(TEST)
+    history, forecast = posterior.report.history, posterior.predict(TEST, 8)
     assert isinstance(forecast, bh.forecast.ClassForecast)
     state = posterior.guide.state_dict()
     for number, part in enumerate(posterior.components):

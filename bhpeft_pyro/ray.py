@@ -32,7 +32,7 @@ class RayExecutor(Executor):
         self._last: tuple[object, Any] = None, None
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Start a task; cancelling its future cancels it."""
+        """Submit a task; cancelling its future cancels it if it has not begun."""
         if fn is not self._last[0]:  # what a partial holds is stored once for many tasks
             self._last = fn, ray.put(fn)
         task = self._run.remote(self._last[1], *args, **kwargs)

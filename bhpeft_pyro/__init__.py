@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .model.network import RandomPEFT
     from .options import FitOptions
     from .peft import presets
+    from .plan import plan
     from .posterior.fit import fit
     from .posterior.posterior import Posterior
     from .sequential.stream import stream
@@ -54,6 +55,7 @@ _HOMES = {
     "autoguide": "guides",
     "fit": "posterior.fit",
     "from_peft": "huggingface",
+    "plan": "plan",
     "stream": "sequential",
 }
 _MODULES = {
@@ -93,6 +95,7 @@ __all__ = [
     "guides",
     "likelihoods",
     "peft",
+    "plan",
     "presets",
     "priors",
     "sequential",

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from ..errors import GuideError
 
-__all__ = ["GATHERED", "Budget"]
+__all__ = ["Budget", "examples_at_once", "gradients_at_once"]
 
-GATHERED = 256
-"""Gradients gathered before a Laplace approximation's leading directions are computed again."""
+_AT_ONCE = 2**31  # bytes of Jacobians, and of gathered gradients
+_GATHERED, _EXAMPLES = 256, 16
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4  # bytes of any other number
 
@@ -52,7 +52,23 @@ class Budget:
         """
         if self.bytes > limit:
             raise GuideError(
-                f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; 'normal', "
-                "'laplace', 'delta' and AutoNormal grow in proportion to the latents, or use fewer "
-                "weights (presets.head_only(), a lower rank, fewer layers)"
+                f"it would take {self}, more than max_bytes={limit / 2**30:.1f} GiB; expected "
+                "fewer weights (a lower rank, LoRA on the upper layers alone, "
+                "presets.head_only()), a guide that takes less ('laplace' with a lower rank, "
+                "'normal', or 'delta', which takes least), or a larger max_bytes"
             )
+
+
+def gradients_at_once(latents: int, rank: int) -> int:
+    """How many gradients are gathered before a Laplace approximation's leading directions are
+    computed again: as many as 2 GiB hold, at least `rank` and at most 256."""
+    return max(rank, min(_GATHERED, _AT_ONCE // (_KEPT * latents)))
+
+
+def examples_at_once(latents: int, outputs: int = 3, most: int = _EXAMPLES) -> int:
+    """How many examples have their Jacobians in memory together: as many as 2 GiB hold.
+
+    Each takes a copy of the weights, of their gradients and of three of its Jacobian.
+    """
+    each = _KEPT * latents * (5 + 3 * outputs)
+    return max(1, min(most, _AT_ONCE // max(each, 1)))

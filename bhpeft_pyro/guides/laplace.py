@@ -21,7 +21,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import JOINT, JointPrior, unpack
-from .budget import GATHERED, Budget
+from .budget import Budget, examples_at_once, gradients_at_once
 from .guide import Guide
 from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
@@ -29,8 +29,6 @@ from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 __all__ = ["LaplaceGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
-# While a covariance is computed: examples of a batch, and copies of their Jacobians.
-_EXAMPLES, _COPIES = 16, 14
 
 
 class LaplaceGuide(Guide):
@@ -193,7 +191,7 @@ class LaplaceGuide(Guide):
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
         by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
-        self.loc.copy_(torch.cat([by_site[name].flatten() for name in self._shapes]))
+        self.loc.copy_(torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes]))
 
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
@@ -311,9 +309,10 @@ class LaplaceGuide(Guide):
     def size(
         cls, latents: int, shapes: Sequence[tuple[int, ...]], rank: int = 16, **options: Any
     ) -> Budget:
-        columns = max(2 * rank, rank + GATHERED) + _EXAMPLES
+        examples = examples_at_once(latents)
+        columns = rank + gradients_at_once(latents, rank) + examples
         products = 2 * (CHUNK + 4 * columns**2)  # in double precision
-        measuring = latents * (columns + rank + _COPIES * _EXAMPLES) + products
+        measuring = latents * (columns + rank + 14 * examples) + products
         kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
         return Budget.of(latents, latents, kept + measuring)
 

@@ -146,7 +146,7 @@ def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
             values = outputs.draws(spreads[number], noise)
         log_prob = outputs.labels(values).log_prob(labels).double()
         found.append(log_prob.logsumexp(0) - math.log(len(values)))
-    return torch.cat(found)
+    return torch.cat(found).cpu()
 
 
 def with_noise(
@@ -165,8 +165,8 @@ def with_noise(
     predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
     errors = torch.cat(
         [(labels - p.mean).double() for (_, labels), p in zip(held, predictions, strict=True)]
-    )
-    trained = predictions[0].stddev.flatten()[0].double()
+    ).cpu()
+    trained = predictions[0].stddev.flatten()[0].double().cpu()
 
     def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
         square = (errors.square() / (1 + share)).mean()
@@ -175,7 +175,7 @@ def with_noise(
         return square.sqrt() / trained, density
 
     shares = [
-        torch.cat([each[:, 0, 0] for each in one]).clamp_min(0) * (unit / trained) ** 2
+        torch.cat([each[:, 0, 0] for each in one]).cpu().clamp_min(0) * (unit / trained) ** 2
         for one in spreads
     ]
     noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))

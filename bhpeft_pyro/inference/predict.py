@@ -18,6 +18,7 @@ from ..distributions import base_of
 from ..errors import LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
+from ..guides.budget import examples_at_once
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
@@ -110,13 +111,15 @@ def _in_closed_form(
     ratings: list[tuple[Tensor, ...]] = []
     classes: list[Any] = []
     draw = _quantities(model, samples, seed, len(examples))
+    latents = sum(site.numel for site in model.sites)
+    rows = min(max_rows, examples.width * examples_at_once(latents, width, max_rows))
     for number, (component, share) in enumerate(strata(guide, samples)):
         assert isinstance(component, Guide)
         with drawing(seed + number):  # the same for every example, whatever its batch
             own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise, draw)
-        values = by_batch(model, feed, take, rows=max_rows, bf16=bf16)
+        values = by_batch(model, feed, take, rows=rows, bf16=bf16)
         if likelihood.kind == "rating":
             ratings.append(values)
         else:

@@ -22,7 +22,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
-from ..guides.budget import GATHERED
+from ..guides.budget import examples_at_once, gradients_at_once
 from ..model.linearized import Outputs, jacobian, output_moments, symmetric_noise
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
@@ -36,7 +36,6 @@ __all__ = ["equal_effect", "refine", "settle", "widen"]
 _EXAMPLES = 128  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _note(
     report.points = []
     shown = _subset(examples, _SCALED, report.options.seed)
     nlls = []
-    for _, batch in Feed(model, shown).prediction(_BATCH):
+    for batch in _batches(model, shown):
         assert batch.labels is not None
         outputs, spread = output_moments(model, means, plain.normal.covariance, batch)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
@@ -165,15 +164,22 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
     return examples.subset(chosen[:count])
 
 
+def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
+    """Batches on the model's device, of as many examples as there is memory for the Jacobians."""
+    latents = sum(site.numel for site in model.sites)
+    size = examples_at_once(latents, model.network.outputs * examples.width)
+    for _, batch in Feed(model, examples).prediction(size):
+        yield batch.to(model.network.device)
+
+
 def _jacobians(
     model: Model, guide: LaplaceGuide, examples: Examples
 ) -> Iterator[tuple[Batch, Outputs, Tensor]]:
     """Batches with their (B, E, D) derivatives, in units of the prior's scale."""
     means = {name: value.detach() for name, value in guide.means().items()}
-    for _, batch in Feed(model, examples).prediction(_BATCH):
-        shown = batch.to(model.network.device)
-        outputs, rows = jacobian(model, means, shown)
-        yield shown, outputs, rows * guide.prior.covariance.scale
+    for batch in _batches(model, examples):
+        outputs, rows = jacobian(model, means, batch)
+        yield batch, outputs, rows * guide.prior.covariance.scale
 
 
 def _scores(outputs: Outputs) -> list[Tensor]:
@@ -193,12 +199,13 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
-    gathered = Gathered(like, guide.rank, guide.rank + GATHERED + _BATCH)
+    room = guide.rank + gradients_at_once(len(like), guide.rank)
+    gathered = Gathered(like, guide.rank, room + examples_at_once(len(like)))
     ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
             gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
-            if gathered.count >= guide.rank + GATHERED:
+            if gathered.count >= room:
                 gathered.shorten()
     root = gathered.root()
     return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)
@@ -221,8 +228,8 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
     total = torch.zeros_like(guide.loc)
     count = 0
     means = guide.means()
-    for _, batch in Feed(model, shown).prediction(_BATCH):
-        outputs, rows = jacobian(model, means, batch.to(model.network.device))
+    for batch in _batches(model, shown):
+        outputs, rows = jacobian(model, means, batch)
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
         count += len(inside) * (inside.shape[1] - model.likelihood.softmax)

@@ -35,7 +35,8 @@ def load_backbone(
 
     Args:
         name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", or "smollm2".
-        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one. On "meta" the transformer is made
+            from its configuration, without weights (`plan`).
         classifier: load a sequence classifier, for a `ClassifierHead`.
 
     Raises:
@@ -58,7 +59,11 @@ def load_backbone(
         # Only the encoder of T5 and similar models.
         auto: Any = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
         auto = AutoModelForSequenceClassification if classifier else auto
-        model = auto.from_pretrained(source, **options)
+        if place.type == "meta":
+            with place:
+                model = auto.from_config(config, dtype=config.dtype)
+        else:
+            model = auto.from_pretrained(source, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except ImportError as error:
         raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
@@ -82,7 +87,7 @@ def shared_name(backbone: PreTrainedModel) -> str | None:
 
 def _device(name: str) -> torch.device:
     available = torch.cuda.is_available()
-    known = ("auto", "cpu", "cuda") if available else ("auto", "cpu")
+    known = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
     if name not in known and not (available and name.startswith("cuda:")):
         raise ConfigError(f"device={name!r} (--device): expected one of {', '.join(known)}")
     if name == "auto":

@@ -93,7 +93,7 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         own = head.sites_on(backbone, self.attachment.hidden_size)
         self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
-        if bad := [site.name for site in self.sites if not site.unit.isfinite().all()]:
+        if bad := [site.name for site in self.sites if not _finite(site.unit)]:
             raise ConfigError(
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
                 "with dtype=torch.float32"
@@ -325,8 +325,14 @@ def _examples(batch: Batch) -> tuple[int, ...]:
 def _check_weights(backbone: PreTrainedModel) -> None:
     """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
     for name, weight in backbone.base_model.named_parameters():
+        if weight.is_meta and backbone.device.type != "meta":
+            raise ConfigError(
+                f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
+                "all of them in memory: load it quantised, or with a device_map over accelerators"
+            )
         # One pass without a copy. Poolers and the like are not used (`fingerprint`).
-        if name.startswith("pooler.") or weight.is_meta or not weight.is_floating_point():
+        plain = type(weight.data) is Tensor and weight.is_floating_point()
+        if name.startswith("pooler.") or weight.is_meta or not plain:
             continue
         if not weight.detach().sum(dtype=torch.float32).isfinite():
             raise ConfigError(
@@ -352,6 +358,10 @@ def fingerprint(backbone: PreTrainedModel) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _finite(unit: Tensor) -> bool:
+    return unit.is_meta or bool(unit.isfinite().all())
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -139,7 +139,8 @@ class Attachment:
         if mask is not None and mask.ndim != 2:
             raise ConfigError(f"attention_mask must be (rows, tokens), got {tuple(mask.shape)}")
         device = next(self._base.parameters()).device.type
-        autocast = torch.is_autocast_enabled(device)
+        available = torch.amp.is_autocast_available(device)  # not for "meta"
+        autocast = available and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self._base.dtype
         layers = frozenset(block.layer for block in self._blocks)
         binding = Binding(self._token, self._base, particles, mask, dtype, layers)

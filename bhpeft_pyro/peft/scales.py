@@ -78,7 +78,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
     try:
         with torch.no_grad(), activate(binding):
             ids = random_tokens(base).to(device)
-            output = base(input_ids=ids, attention_mask=torch.ones_like(ids))
+            output = base(input_ids=ids)
     finally:
         for handle in handles:
             handle.remove()

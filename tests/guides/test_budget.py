@@ -12,6 +12,7 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import LaplaceGuide, budget
+from bhpeft_pyro.guides.budget import Budget
 from bhpeft_pyro.inference.width import widen
 from bhpeft_pyro.priors import FunctionSpaceNormal
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model, tiny_tokenizer
@@ -74,8 +75,27 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
 
 
+def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the covariance is nearly the same."""
+    found = []
+    for limit in (2**31, 2**19):
+        monkeypatch.setitem(Budget.check.__globals__, "_AT_ONCE", limit)
+        model = wide_model()
+        guide = LaplaceGuide(model, rank=4)
+        size = budget("laplace", len(guide.loc), rank=4)
+        assert size is not None
+        report = bh.inference.FitReport(40, "", bh.FitOptions(tau=1.0))
+        with Memory() as memory:
+            widen(guide, model, tiny_examples(40), None, report, open_scales=False)
+        assert memory.peak < size.bytes
+        found.append((size.bytes, memory.peak, guide.covariance.variance))
+    (size, peak, variance), (smaller, less, other) = found
+    assert smaller < 0.5 * size and less < 0.5 * peak
+    assert (variance.log() - other.log()).abs().max() < 0.1
+
+
 def test_a_guide_too_large_is_refused_with_the_figures() -> None:
-    message = r"'AutoMultivariateNormal': it would take 34 latents, 1,224 parameters.*'laplace'"
+    message = r"it would take 34 latents, 1,224 parameters.*a lower rank.*'delta'"
     with pytest.raises(GuideError, match=message):
         bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1223)
     bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1224)

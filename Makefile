@@ -27,7 +27,7 @@ set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-v
 	|| { echo "Installing failed; the end of $(VENV)/install.log:"; tail -n 20 $(VENV)/install.log; exit 1; }
 endef
 
-.PHONY: demo test lint slow integrations torture notebooks docs bench experiment clean
+.PHONY: demo test lint gpu slow integrations torture notebooks docs bench experiment clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo $(ARGS)
@@ -61,6 +61,11 @@ notebooks: $(VENV)/installed-smollm2
 docs: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
 	@echo "Open docs/_build/html/index.html"
+
+# On a machine with a GPU: the tests of devices, and the main table, `make gpu ARGS="--data FOLDER"`.
+gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/test_devices.py -m "slow or not slow" $(PARALLEL)
+	$(BIN)/python -m tools.experiments tasks --device auto --out runs/gpu $(ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.experiments cost $(ARGS)

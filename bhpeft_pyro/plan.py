@@ -67,7 +67,7 @@ def plan(
         kinds, head: as for `RandomPEFT`.
         guide: "laplace", "normal", "delta", or one of Pyro's by name.
         batch_size: sequences in a training step.
-        tokens: their length.
+        tokens: their length, as far as the backbone can read.
 
     Raises:
         ConfigError: the backbone has weights.
@@ -86,6 +86,8 @@ def plan(
             f"backbone: it is on {backbone.device}, expected one without weights: "
             'load_backbone(name, device="meta")'
         )
+    # Learned positions may start at an offset of a few.
+    tokens = min(tokens, getattr(backbone.config, "max_position_embeddings", tokens + 4) - 4)
     network = RandomPEFT(backbone, kinds, head)
     shapes = [site.shape for site in network.sites]
     size = budget(guide, sum(map(prod, shapes)), shapes)
@@ -94,6 +96,7 @@ def plan(
     activations = checkpointed = _kept(network, batch_size, tokens)
     if backbone.supports_gradient_checkpointing:
         backbone.gradient_checkpointing_enable()
+        backbone.disable_input_require_grads()  # would keep what is below the first PEFT weights
         layer = activations // backbone.config.num_hidden_layers
         checkpointed = _kept(network, batch_size, tokens) + layer
         backbone.gradient_checkpointing_disable()

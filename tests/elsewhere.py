@@ -1,7 +1,7 @@
 """A device that is not there: tensors that live on the CPU and say that they are on "lazy:0".
 
-An operation that mixes them with tensors of the CPU raises, as on a real accelerator, and all others
-compute real numbers. So a forgotten `.to(device)` shows on any machine.
+An operation that mixes them with tensors of the CPU raises, as on a real accelerator, and all
+others compute real numbers. So a forgotten `.to(device)` shows on any machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 from bhpeft_pyro.inference.draws import _RANDOM
 
-PRETENDED = "lazy:0"  # of a backend that PyTorch knows but does not have; its gradients need no thread
+PRETENDED = (
+    "lazy:0"  # of a backend that PyTorch knows but does not have; its gradients need no thread
+)
 _aten = torch.ops.aten
 _MOVES = {_aten._to_copy.default, _aten.copy_.default}
 _DRAWN = {*_RANDOM, torch.randn_like, torch.rand_like}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference.initialization import align
 from bhpeft_pyro.testing import _fix_coordinates, tiny_backbone, tiny_examples, tiny_tokenizer
 
@@ -78,9 +79,7 @@ def results(device: str, guide: str, likelihood: str) -> dict[str, Tensor]:
         updated = posterior.update(rows(likelihood, 50, seed=1), **QUICK)
         updated.save(f"{folder}/saved")
         backbone = tiny_backbone().to(device)
-        again = bh.Posterior.load(
-            f"{folder}/saved", backbone=backbone, tokenizer=tiny_tokenizer()
-        )
+        again = bh.Posterior.load(f"{folder}/saved", backbone=backbone, tokenizer=tiny_tokenizer())
         found["update, save, load"] = numbers(again.predict(test))
         exported = again.to_arviz(test, samples=4)
         found["to_arviz"] = torch.tensor(exported.posterior["head.bias"].values)
@@ -119,3 +118,42 @@ def test_the_pretended_device_takes_no_tensors_of_the_cpu() -> None:
         with pytest.raises(RuntimeError, match="tensors on lazy:0 and on the CPU"):
             there + torch.ones(2)
         assert (there * torch.tensor(2.0)).sum().item() == 4
+
+
+def test_layers_may_be_spread_over_devices() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    found = []
+    for last in ("cpu", elsewhere.PRETENDED):
+        with elsewhere.at(elsewhere.PRETENDED):
+            places = {"embeddings": "cpu", "encoder.layer.0": "cpu", "encoder.layer.1": last}
+            backbone = tiny_backbone()
+            backbone.pooler = None
+            backbone = accelerate.dispatch_model(backbone, places, main_device="cpu")
+            network = bh.RandomPEFT(backbone, None, bh.Head(2), tiny_tokenizer())
+            posterior = bh.fit(
+                bh.Model(network), "laplace", tiny_examples(50), components=1, **QUICK
+            )
+            found.append(numbers(posterior.predict(tiny_examples(5))))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_offloaded_weights_are_refused() -> None:
+    backbone = tiny_backbone()
+    backbone.encoder.layer[1].to("meta")  # where accelerate leaves them until they are needed
+    with pytest.raises(ConfigError, match=r"were offloaded to the CPU or to disk.*quantised"):
+        bh.RandomPEFT(backbone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_backbone_predicts_as_a_whole_one(dtype: torch.dtype) -> None:
+    """With gradient checkpointing, under the default guide."""
+    found = []
+    for kind in (torch.float32, dtype):
+        backbone = tiny_backbone().to(kind)
+        if kind == dtype:
+            backbone.gradient_checkpointing_enable()
+        model = bh.Model(bh.RandomPEFT(backbone, None, bh.Head(2), tiny_tokenizer()))
+        posterior = bh.fit(model, "laplace", tiny_examples(50), components=1, **QUICK)
+        found.append(numbers(posterior.predict(tiny_examples(5))))
+        assert {value.dtype for value in posterior.sample(2).values()} == {torch.float32}
+    torch.testing.assert_close(found[1], found[0], atol=5e-3, rtol=0)

@@ -54,6 +54,7 @@ def test_weights_are_counted_in_their_own_precision() -> None:
     assert half.backbone < 0.6 * plan.backbone
 
 
+@pytest.mark.slow
 def test_eight_billion_parameters_fit_the_default_limit() -> None:
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_key_value_heads": 8}
     config = LlamaConfig(vocab_size=1000, num_hidden_layers=32, **sizes)

@@ -35,7 +35,7 @@ def load_backbone(
 
     Args:
         name: a name on the Hugging Face hub, a folder, a GGUF file, "minilm", or "smollm2".
-        device: "cpu", "cuda", or "auto" for a GPU if there is one. On "meta" the transformer is made
+        device: "cpu", "cuda", or "auto" for a GPU if there is one; "meta" makes the transformer
             from its configuration, without weights (`plan`).
         classifier: load a sequence classifier, for a `ClassifierHead`.
 

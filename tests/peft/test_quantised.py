@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, SaveError
+from bhpeft_pyro.model.network import _check_weights
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 
@@ -30,6 +31,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.dequantised(), self.bias)
+
+
+class Opaque(Tensor):
+    """A quantised weight that computes nothing but its layer, as torchao's."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is Tensor.sum:
+            raise NotImplementedError("unimplemented operator")
+        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 def replace(backbone, make):
@@ -113,3 +124,12 @@ def test_head_alone_needs_no_gradient(tmp_path: Path) -> None:
     torch.testing.assert_close(probabilities(again), probabilities(posterior))
     with pytest.raises(SaveError, match="its weights differ"):
         bh.Posterior.load(tmp_path / "saved", tiny_backbone(), tokenizer=tokenizer)
+
+
+def test_weights_that_cannot_be_summed_are_not_looked_at():
+    backbone = tiny_backbone()
+    layer = backbone.encoder.layer[0].output.dense
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Opaque), requires_grad=False)
+    with pytest.raises(NotImplementedError):
+        layer.weight.sum()
+    _check_weights(backbone)

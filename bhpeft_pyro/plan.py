@@ -78,7 +78,7 @@ def plan(
     >>> with torch.device("meta"):
     ...     backbone = AutoModel.from_config(tiny_backbone().config)
     >>> plan(backbone).guide.latents
-    2306
+    2210
     """
     batch_size, tokens = COUNT("batch_size", batch_size), COUNT("tokens", tokens)
     if backbone.device.type != "meta":

@@ -222,9 +222,9 @@ def _predicted(
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example
                 every = [[[value] for value in each] for each in every]
-            for row, *cells, values, own in zip(rows, *found.values(), *every, strict=True):
-                each = dict(zip(found, cells, strict=True))
-                predicted[row] = {"columns": each, "values": values, "texts": own}
+            for row, *own, values, words in zip(rows, *found.values(), *every, strict=True):
+                each = dict(zip(found, own, strict=True))
+                predicted[row] = {"columns": each, "values": values, "texts": words}
         for row, cells in enumerate(zip(*given.values(), strict=True)):
             empty: dict[str, Any] = {"columns": {}, "values": [], "texts": []}
             yield dict(zip(given, cells, strict=True)), predicted.get(row, empty)

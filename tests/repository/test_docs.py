@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {  # to run
-    *("calibration", "data", "diagnostics", "executors", "from-pyro", "generation", "mlflow"),
+    *("calibration", "data", "diagnostics", "from-pyro", "generation", "mlflow"),
     "own-guide",
-    *("priors", "sklearn", "updating"),
+    *("priors", "several-processes", "sklearn", "updating"),
 }
 OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray", "skactiveml")  # a page ends where one is missing
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)

@@ -1,8 +1,9 @@
-"""Several processes on one fit or one forecast, by `torch.distributed`.
+"""Several processes for one fit or one forecast, by `torch.distributed`.
 
-Every rank holds the model and all the data, and makes the same calls. The rows of a training batch
-and the batches of a forecast are shared out; afterwards all ranks hold the same numbers. Rank 0
-alone writes files. Without a process group there is one rank, and nothing here has a cost.
+Every rank (process) holds the model and all the data, and makes the same calls. The rows of a
+training batch and the batches of a forecast are divided among the ranks; afterwards all ranks hold
+the same numbers. Only rank 0 writes files. Without a process group there is one rank, and nothing
+here has a cost.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def is_main() -> bool:
 
 @contextmanager
 def independent() -> Iterator[None]:
-    """Within the block this process works alone: nothing is shared out, and nothing waits.
+    """Within the block this process works alone: it shares no work, and waits for no other process.
 
     >>> with independent():  # for example on rank 0 only, or to fit another model on each rank
     ...     world(), is_main()
@@ -66,7 +67,8 @@ def independent() -> Iterator[None]:
 
 @contextmanager
 def from_environment() -> Iterator[None]:
-    """Within the block, the process group that `torchrun` or `accelerate launch` asks for."""
+    """Within the block, the process group for which `torchrun` or `accelerate launch` has set the
+    environment; none without these."""
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
@@ -154,10 +156,10 @@ class _FromRank(Future[Any]):
 
 
 def agree(what: str, *values: Tensor | str) -> None:
-    """Check that all ranks were given the same.
+    """Check that all ranks were given the same values.
 
     Raises:
-        ProcessError: a rank was given something else than rank 0.
+        ProcessError: a rank was given other values than rank 0.
     """
     if world() == 1:
         return
@@ -177,8 +179,8 @@ def same(module: nn.Module, trained: bool = False) -> None:
     """Give every rank the state that a module has on rank 0.
 
     Args:
-        module: with the same tensors on every rank.
-        trained: by the same steps, so that its parameters may differ by rounding alone.
+        module: one with tensors of the same names and shapes on every rank.
+        trained: whether all ranks took the same steps, so that parameters differ by rounding alone.
 
     Raises:
         ProcessError: they differ by more.
@@ -222,7 +224,7 @@ def _sent(
 
 @contextmanager
 def _answered() -> Iterator[None]:
-    """Say what it means if other ranks do not answer."""
+    """Explain the error if other ranks do not answer."""
     try:
         yield
     except RuntimeError as error:

@@ -98,7 +98,7 @@ class FitError(BHPEFTError, RuntimeError):
 
 
 class ProcessError(BHPEFTError, RuntimeError):
-    """Processes that work together do not hold the same, or one of them has ended."""
+    """Processes that work together were given different things, or one of them has ended."""
 
 
 class SaveError(BHPEFTError, ValueError):

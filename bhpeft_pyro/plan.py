@@ -1,4 +1,4 @@
-"""The memory that a fit would take, before any weights are loaded."""
+"""An estimate of the memory of a fit, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Plan:
     """Memory in bytes.
 
     Attributes:
-        backbone: of the frozen transformer, in the precision of its weights.
+        backbone: the frozen transformer, in the precision of its weights.
         activations: what the forward pass of a training step keeps for its backward pass.
-        checkpointed: the same with gradient checkpointing, and the layer that is computed again.
-        guide: of one component while it is fitted. Components are fitted one after the other.
+        checkpointed: the same with gradient checkpointing, including the layer that is recomputed.
+        guide: one component during its fit. Components are fitted one after the other.
     """
 
     backbone: int
@@ -57,21 +57,21 @@ def plan(
     batch_size: int = 16,
     tokens: int = 256,
 ) -> Plan:
-    """What a fit would take, for a backbone on the device "meta".
+    """The memory that a fit would take, for a backbone on the device "meta".
 
-    There PyTorch computes shapes but no numbers. `load_backbone(name, device="meta")` makes such a
-    backbone from the configuration alone.
+    On that device PyTorch computes shapes but no numbers. `load_backbone(name, device="meta")`
+    makes such a backbone from its configuration alone.
 
     Args:
         backbone: without weights.
         kinds, head: as for `RandomPEFT`.
         guide: "laplace", "normal", "delta", or one of Pyro's by name.
         batch_size: sequences in a training step.
-        tokens: their length, as far as the backbone can read.
+        tokens: their length; at most what the backbone can read.
 
     Raises:
-        ConfigError: the backbone has weights.
-        GuideError: an unknown guide, or one whose size is not known.
+        ConfigError: the backbone is not on the device "meta".
+        GuideError: the guide is unknown, or its size cannot be computed.
 
     >>> from transformers import AutoModel
     >>> from bhpeft_pyro.testing import tiny_backbone

@@ -16,8 +16,9 @@ __all__ = ["RayExecutor"]
 
 
 class RayExecutor(Executor):
-    """Makes each call a task of Ray, on the cluster of `ray.init` or a new one on this machine. Ray
-    repeats a task whose worker was killed, by default up to three times.
+    """Makes each call a task of Ray, on the cluster of `ray.init`, or a new one on this machine.
+
+    Ray repeats a task whose worker was killed, by default up to three times.
 
     Args:
         options: of each task, as for `ray.remote`: `num_cpus=4`, `num_gpus=1`, `max_retries=10`.

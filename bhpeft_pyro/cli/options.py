@@ -84,7 +84,7 @@ def listed(names: Any) -> str:
     return ", ".join(get_args(names))
 
 
-_DATA = "A .csv, .json or .jsonl file, or a data set on the hub, as fancyzhx/ag_news:test."
+_DATA = "A .csv, .json or .jsonl file, or a data set on the hub (fancyzhx/ag_news:test)."
 _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."

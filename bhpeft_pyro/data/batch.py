@@ -30,7 +30,7 @@ class Batch:
         features: (B, D) or (B, C, D) pooled features of the frozen transformer. They replace
             `inputs`, and PEFT weights have no effect on them.
         states: (B, T, D) or (B, C, T, D) the hidden states of `inputs` at the first layer with PEFT
-            weights (`RandomPEFT.constant_states`); the layers below it are then not run.
+            weights (`RandomPEFT.constant_states`); the layers below it are then skipped.
         extra: further columns of the data by name, (B,) each, which the likelihood may read.
         particles: the number of weight draws that share the batch. With 1 every draw sees all B
             examples; with S the s-th draw sees the s-th B/S examples.
@@ -183,8 +183,8 @@ def shuffled(
     Args:
         keys: (N,) int64 what to group by, such as lengths.
         groups: (N,) int64 examples that go together, such as the words of a sentence: whole groups
-            are shuffled, and cut only where batches end. That their order then begins anywhere,
-            even within a group, makes every example equally likely at every place.
+            are shuffled, and cut only where batches end. The order then starts at a random place,
+            even within a group, so that every example is equally likely at every place.
     """
     batch_size = COUNT("batch_size", batch_size, DataError)
     multiple_of = COUNT("multiple_of", multiple_of, DataError)

@@ -232,7 +232,7 @@ class Examples:
         """The examples without a random fifth of the rows (500 at most), and that fifth.
 
         Both keep their order. Nothing is held out of fewer than 50 rows. The words of a sentence,
-        which tell of each other, stay together.
+        which are informative about each other, stay together.
         """
         rows = self.rows.unique()
         if len(rows) < _FEW:

@@ -86,13 +86,13 @@ def tokenise_words(
 ) -> tuple[Tokens, Tensor]:
     """Token sequences, and where each of the N words is in them.
 
-    Words are joined by spaces, and a word's tokens are told by their offsets. So the transformer
-    reads text as it has learnt to: for tokenizers of bytes words that are given one by one have no
-    space between them. A word of which the tokenizer makes nothing is replaced by its token for
+    Words are joined by spaces, and a word's tokens are found by their character offsets. So the
+    transformer reads running text; byte-level tokenizers would leave out the spaces if words were
+    given one by one. A word for which the tokenizer has no token is replaced by its token for
     unknown words.
 
-    A sentence of more than `limit` tokens becomes several sequences that overlap by half. Each of
-    its words is read in the one that has all of its tokens and most context on both sides.
+    A sentence of more than `limit` tokens becomes several sequences that overlap by half. Each word
+    is read in the sequence that has all of its tokens and the most context on both sides.
 
     Returns:
         The sequences; and (N, 4) int64, for each word the number of its sequence, where its tokens

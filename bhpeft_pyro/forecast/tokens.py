@@ -22,14 +22,14 @@ __all__ = ["TokenForecast", "score_tokens"]
 class TokenForecast:
     """T tokens of B texts under K members of a posterior; made by `score_tokens`.
 
-    All is 0 at padding, and at a token that no token comes before.
+    All values are 0 at padding, and at the first token of a text.
 
     Attributes:
         log_probs: (K, B, T) log p_k(token | tokens before it).
         total: (B, T) entropy in nats of the mean of the members' distributions of the token.
         aleatoric: (B, T) mean of the members' entropies.
-        epistemic: (B, T) total - aleatoric, the mutual information of token and member, all members
-            equally likely at each token (Malinin and Gales 2021).
+        epistemic: (B, T) total - aleatoric, the mutual information between token and member, with
+            all members equally likely at each token (Malinin and Gales 2021).
     """
 
     log_probs: Tensor
@@ -53,18 +53,20 @@ def score_tokens(
 ) -> TokenForecast:
     """Score texts under each member of a posterior over a causal language model's weights.
 
-    A member takes one forward pass over all texts, with memory for a few times B * T numbers for
-    each token of the vocabulary.
+    Each member takes one forward pass over all texts, and memory for a few times B * T * V numbers
+    with V tokens in the vocabulary.
 
     Args:
-        members: contexts that give a model with the member's weights, such as
+        members: context managers that give a model with the member's weights, such as
             `[posterior.bind(k) for k in range(3)]`, or `nullcontext(model)`.
-        input_ids: (B, L) tokens, such as prompts and what `generate` made of them.
+        input_ids: (B, L) tokens, such as prompts with what `generate` has added.
         attention_mask: (B, L), 1 for tokens and 0 for padding on either side; by default all 1.
-        start: where the T = L - start tokens to score begin, such as the length of the prompts.
+        start: the position of the first of the T = L - start tokens to score, such as the length of
+            the prompts.
 
     Raises:
-        ConfigError: no member, no output layer for tokens, or a wrong shape or `start`.
+        ConfigError: there are no members, a model has no output layer for tokens, or a shape or
+            `start` is wrong.
 
     >>> from contextlib import nullcontext
     >>> from transformers import GPT2Config, GPT2LMHeadModel

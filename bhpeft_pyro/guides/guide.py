@@ -284,7 +284,7 @@ def is_linear(guide: object) -> bool:
 
 
 def check_not_linear(guide: object, argument: str) -> None:
-    """Refuse an argument that asks for draws of weights to run the network itself under."""
+    """Refuse an argument that would run the network itself under draws of a linearised one."""
     if is_linear(guide):
         raise ConfigError(
             f"{argument}: this posterior is of the network linearised around its central values, "

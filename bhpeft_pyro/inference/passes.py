@@ -1,6 +1,6 @@
 """Passes of bounded size: many weight draws, many examples.
 
-`Feed` makes the batches, and computes only once what no PEFT weight has an effect on.
+`Feed` makes the batches, and computes only once what does not depend on PEFT weights.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def by_batch(
     rows: int,
     bf16: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Compute tensors batch by batch and join them; several processes share the batches out.
+    """Compute tensors batch by batch and join them; several processes divide the batches.
 
     Args:
         model, feed, rows, bf16: as for `passes`.

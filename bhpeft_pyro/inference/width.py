@@ -177,7 +177,7 @@ def _jacobians(
     model: Model, guide: LaplaceGuide, examples: Examples
 ) -> Iterator[tuple[Batch, Outputs, Tensor]]:
     """Batches with their (B, E, D) derivatives, in units of the prior's scale; several processes
-    share the batches out."""
+    divide the batches."""
     means = {name: value.detach() for name, value in guide.means().items()}
 
     def compute(batch: Batch) -> list[Tensor]:

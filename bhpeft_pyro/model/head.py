@@ -50,9 +50,8 @@ class Head:
             `HeteroscedasticNormal` 2.
         pooling: "mean" over the valid tokens, the "first" of them (CLS), or the "last";
             "auto" takes "last" for decoders and "mean" otherwise.
-        each_word: give the outputs for each word of a text, from the states of the word's own
-            tokens, which are what is then pooled. In a decoder they have seen what precedes the
-            word, and nothing after it.
+        each_word: give outputs for each word of a text; the states of the word's own tokens are
+            pooled. In a decoder they depend on what precedes the word, and on nothing after it.
         principal: turn the features to principal axes. False leaves them as they are, for example
             to compare weights between networks fitted on different texts.
 

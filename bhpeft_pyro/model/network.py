@@ -228,7 +228,7 @@ class RandomPEFT(PyroModule):
             weights: as for a call. With S draws, row r of R belongs to draw r // (R // S).
 
         Yields:
-            The backbone. A key/value cache is good only under the weights that it was made under.
+            The backbone. A key/value cache is valid only for the weights that it was made with.
 
         Raises:
             ConfigError: as for a call; or a kind is gated. A gate averages over the whole text, so
@@ -243,7 +243,7 @@ class RandomPEFT(PyroModule):
     def constant_states(self, batch: Batch) -> Tensor | None:
         """(B, T, D) or (B, C, T, D) for `Batch.states`.
 
-        None if the lowest layer has PEFT weights, or the layers hand on more than hidden states.
+        None if the lowest layer has PEFT weights, or layers pass on more than hidden states.
         """
         if not self.attachment.constant:
             return None

@@ -181,7 +181,7 @@ def claim(config: PretrainedConfig, token: int, rewritten: Rewritten) -> None:
     """Send the attention of a backbone through this module, on behalf of attachment `token`.
 
     `config._attn_implementation` reads "bhpeft_sdpa" afterwards instead of "sdpa", until the last
-    claim is released; so long `rewritten` attention is in place too.
+    claim is released; until then `rewritten` attention is in place too.
     """
     name = config._attn_implementation
     if not str(name).startswith(PREFIX):

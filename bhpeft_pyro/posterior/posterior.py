@@ -120,8 +120,8 @@ class Posterior(PosteriorState):
             draw: the number of a draw, its seed; None for the component's central values.
 
         Raises:
-            ConfigError: no such component; or draws of a linearised posterior, which are no weights
-                of the network.
+            ConfigError: there is no such component; or a draw of a linearised posterior was asked
+                for, which is no value of the network's weights.
             GuideError: the guide has no central values.
         """
         count = len(self.components)

@@ -53,9 +53,9 @@ def profiles(table: Table) -> Figure:
     names = _names(table, table.means.index)
     for name, values in zip(names, table.means[shares].to_numpy(), strict=True):
         ax.plot(places, values, "o-", markersize=3, linewidth=1, label=name)
-    ax.set_ylabel("of those kept")
+    ax.set_ylabel("of the rows kept")
     figure.legend(fontsize="x-small", loc="outside right upper")
-    return _finish(figure, ax, table, "rejected (%)")
+    return _finish(figure, ax, table, "rows rejected (%)")
 
 
 def _drawn(table: Table) -> str:

@@ -99,7 +99,9 @@ def uncertainty(outcome: Outcome) -> list[Score]:
         values[f"risk of {_percent(_KEPT)} kept"] = 1 - at if classes else at
         what = "accuracy" if classes else "MSE"
         if all(values != other.values for other in found):  # under constant noise they are equal
-            found.append(Score(f"{task}: {what} when so many are rejected", values, by))
+            found.append(
+                Score(f"{task}: {what} when the least certain rows are rejected", values, by)
+            )
     if isinstance(forecast, RatingForecast):
         found.append(Score(f"{task}: intervals", _intervals(forecast, outcome.extra.get("test"))))
     return found

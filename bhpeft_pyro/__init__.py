@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from .data import Columns
     from .guides import autoguide
     from .huggingface import from_peft
+    from .memory import plan
     from .model import likelihoods, tasks
     from .model.head import ClassifierHead, Head
     from .model.model import Model
     from .model.network import RandomPEFT
     from .options import FitOptions
     from .peft import presets
-    from .plan import plan
     from .posterior.fit import fit
     from .posterior.posterior import Posterior
     from .sequential.stream import stream
@@ -55,7 +55,7 @@ _HOMES = {
     "autoguide": "guides",
     "fit": "posterior.fit",
     "from_peft": "huggingface",
-    "plan": "plan",
+    "plan": "memory",
     "stream": "sequential",
 }
 _MODULES = {

@@ -48,10 +48,10 @@ python_maximum_signature_line_length = 88
 # A type of another package is no link: its inventory would have to be fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|contextlib|pathlib|torch|nn|pyro)\..*"),
+    ("py:.*", r"(collections|concurrent|contextlib|pathlib|torch|nn|pyro)\..*"),
     ("py:.*", r"(transformers|datasets|numpy|matplotlib)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
-    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide"),
+    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor"),
     ("py:class", r"OptimizerFactory|Callback"),
     # What nobody makes by hand.
     (

@@ -161,7 +161,7 @@ class Examples:
 
     @cached_property
     def rows(self) -> Tensor:
-        """(N,) int64 the row of the data that each example is of: its own, or its sentence's."""
+        """(N,) int64 the row of the data that an example comes from, its own or its sentence's."""
         return torch.arange(len(self)) if self.words is None else self.words[:, 3]
 
     def __repr__(self) -> str:
@@ -170,12 +170,12 @@ class Examples:
 
     @property
     def unit(self) -> str:
-        """What there are N of: "rows" or "words"."""
+        """What the examples are, "rows" or "words"."""
         return "rows" if self.words is None else "words"
 
     @property
     def per_text(self) -> int:
-        """How many examples a text has: about the mean number of words of a sentence, else 1."""
+        """How many examples a text has, about the mean number of words of a sentence, else 1."""
         return max(1, len(self) // len(self.tokens.lengths))
 
     @cached_property

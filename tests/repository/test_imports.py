@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_names_that_options_know_are_those_there_are() -> None:
     points = [name for name, guide in GUIDES.items() if guide.point]  # type: ignore[attr-defined]
     assert points == list(options.POINTS)
     assert get_args(names.Family) == tuple(name for name in GUIDES if name != "delta")
+
+
+def test_no_module_hides_what_the_package_exports() -> None:
+    """An import of a module `bhpeft_pyro.plan` would replace the function `bhpeft_pyro.plan`."""
+    modules = {info.name for info in pkgutil.iter_modules(bhpeft_pyro.__path__)}
+    assert not modules & {*bhpeft_pyro._HOMES}
 
 
 def test_type_checkers_see_the_names_that_are_imported_when_they_are_used() -> None:

@@ -347,15 +347,17 @@ class Examples:
         return (self._batch(indices, states) for indices in plan)
 
     def by_length(
-        self, batch_size: int, states: Tensor | None = None
+        self, batch_size: int, states: Tensor | None = None, only: Tensor | None = None
     ) -> Iterator[tuple[Tensor, Batch]]:
         """Pairs of indices (B,) and their batch, longest examples first, each exactly once.
 
         For prediction, with hardly any padding: `out[indices] = outputs` restores the order.
-        `states` are as for `batches`.
+        `states` are as for `batches`; `only` are the indices of the examples that are wanted.
         """
-        plan = in_order(len(self), batch_size)
         order = self._keys.argsort(descending=True, stable=True)
+        if only is not None:
+            order = order[torch.isin(order, only)]
+        plan = in_order(len(order), batch_size)
         return ((order[at], self._batch(order[at], states)) for at in plan)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +32,7 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
+        components: (N,) how many components of a mixture the forecast is of; None as `between`.
         between: (N,) the part of `epistemic` that is disagreement between the components of a
             mixture; None if there is only one, or draws of all of them are pooled.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:
@@ -59,6 +60,7 @@ class ClassForecast(Forecast):
     variance: Tensor
     draws: int
     between: Tensor | None = None
+    components: Tensor | None = None
     samples: Tensor | None = None
     label_names: Sequence[str] | None = None
     choices: Tensor | None = None
@@ -137,8 +139,14 @@ class ClassForecast(Forecast):
         )
 
     @classmethod
-    def mixed(cls, components: Sequence[ClassForecast]) -> ClassForecast:
+    def mixed(
+        cls, components: Sequence[ClassForecast], places: Sequence[Tensor] | None = None
+    ) -> ClassForecast:
         """The equal-weight mixture of forecasts of the same examples, by equally many draws.
+
+        Args:
+            components: the first is of all N examples.
+            places: which of the N examples each component predicts, if not all do.
 
         >>> sure = ClassForecast.from_draws(torch.tensor([[[0.9, 0.1]]]))
         >>> other = ClassForecast.from_draws(torch.tensor([[[0.1, 0.9]]]))
@@ -147,27 +155,41 @@ class ClassForecast(Forecast):
         True
         """
         first = components[0]
-        if len(components) == 1:
-            return first
+        if places is None:
+            if len(components) == 1:
+                return first
+            places = [torch.arange(len(first))] * len(components)
+        counts = torch.cat([*places]).bincount(minlength=len(first))
 
-        def stacked(name: str) -> Tensor:
-            return torch.stack([getattr(each, name).double() for each in components])
+        def mean(values: Iterable[Tensor]) -> Tensor:
+            """Over the components of each example."""
+            whole, *others = (value.double() for value in values)
+            for at, value in zip(places[1:], others, strict=True):
+                whole = whole.index_add(0, at, value)
+            return (whole.T / counts).T
 
-        probabilities = stacked("probabilities").mean(0)
+        def mean_of(name: str) -> Tensor:
+            return mean(getattr(each, name) for each in components)
+
+        probabilities = mean_of("probabilities")
+        squares = [
+            (each.probabilities - probabilities[at]).square().sum(-1)
+            for at, each in zip(places, components, strict=True)
+        ]
         total = entropy(probabilities)
-        between = (total - stacked("total").mean(0)).clamp(min=0)
-        apart = stacked("probabilities").var(0, correction=0).sum(-1)
+        between = (total - mean_of("total")).clamp(min=0)
         values = {
             "probabilities": probabilities,
             "total": total,
-            "aleatoric": stacked("aleatoric").mean(0),
-            "epistemic": between + stacked("epistemic").mean(0),
+            "aleatoric": mean_of("aleatoric"),
+            "epistemic": between + mean_of("epistemic"),
             "between": between,
-            "variance": stacked("variance").mean(0) + apart,
+            "variance": mean_of("variance") + mean(squares),
         }
         dtype = first.probabilities.dtype
         changes: dict[str, Any] = {name: value.to(dtype) for name, value in values.items()}
-        return replace(first, **changes, draws=sum(each.draws for each in components))
+        draws = sum(each.draws for each in components)
+        return replace(first, **changes, components=counts, draws=draws)
 
     def __len__(self) -> int:
         return self.probabilities.shape[0]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checks import shown
 from ..data import Examples
-from ..data.batch import Batch, in_order, shuffled
+from ..data.batch import Batch, shuffled
 from ..data.examples import Tokens
 from ..distributed import agree, spread
 from ..errors import DataError
@@ -75,15 +75,16 @@ def drawn(
     model: Model,
     guide: Callable[..., Any],
     samples: int,
-    seed: int,
+    seed: int | torch.Generator,
 ) -> Iterator[Block]:
     """The draws of `draw` in blocks, each for the network that its guide is a posterior of.
 
     Args:
-        model, guide, seed: as for `draw`.
+        model, guide: as for `draw`.
         samples: as for `draw`; 0 for the central values of each component.
+        seed: as for `draw`; or the generator of seeds, which draws component by component share.
     """
-    seeds = torch.Generator().manual_seed(seed)
+    seeds = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     for component, share in strata(guide, samples):
         if samples == 0:
             yield Block(point(model, component))
@@ -116,6 +117,7 @@ def passes(
     *,
     rows: int | None = None,
     bf16: bool = False,
+    only: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
     """Evaluate each draw on all examples, some draws at a time.
 
@@ -126,6 +128,7 @@ def passes(
         take: computes the wanted quantities.
         rows: the largest number of sequences per pass; by default `max_rows`.
         bf16: autocast to bfloat16.
+        only: the indices of the N examples that are wanted, in order; by default all.
 
     Yields:
         Tensors (s, N, ...) on the CPU, in the examples' order.
@@ -142,7 +145,7 @@ def passes(
         ) -> Sequence[Tensor]:
             return take(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 
-        yield by_batch(model, feed, run, rows=rows, bf16=bf16)
+        yield by_batch(model, feed, run, rows=rows, bf16=bf16, only=only)
 
 
 @torch.inference_mode(False)
@@ -154,11 +157,12 @@ def by_batch(
     *,
     rows: int,
     bf16: bool = False,
+    only: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Compute tensors batch by batch and join them; several processes divide the batches.
 
     Args:
-        model, feed, rows, bf16: as for `passes`.
+        model, feed, rows, bf16, only: as for `passes`.
         run: from a batch on the model's device to tensors (s, B, ...).
 
     Returns:
@@ -184,7 +188,8 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    for (indices, _), found in spread(feed.prediction(_batch_size(feed, rows)[0]), values):
+    batches = feed.prediction(_batch_size(feed, rows)[0], only)
+    for (indices, _), found in spread(batches, values):
         parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
@@ -341,12 +346,15 @@ class Feed:
         for indices in shuffled(alike, batch_size, particles, generator):
             yield self._batch(indices).split(particles)
 
-    def prediction(self, batch_size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Batches with every example once, and their indices."""
+    def prediction(
+        self, batch_size: int, only: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Batches with every example once, or with those of the indices `only`; and the indices."""
         if self.features is None:
-            yield from self.examples.by_length(batch_size, self.states)
+            yield from self.examples.by_length(batch_size, self.states, only)
             return
-        for indices in in_order(len(self.examples), batch_size):
+        wanted = torch.arange(len(self.examples)) if only is None else only
+        for indices in wanted.split(batch_size):
             yield indices, self._batch(indices)
 
     def _batch(self, indices: Tensor) -> Batch:

@@ -11,13 +11,14 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal
+from torch.nn.functional import pad
 
 from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..distributed import independent
 from ..distributions import base_of
-from ..errors import DataError, LikelihoodError
+from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
@@ -37,6 +38,10 @@ _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not 
 _DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
 _BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
+Values = Sequence[Tensor]
+_Run = Callable[..., Values]
+"""Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
+
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
 
@@ -50,6 +55,7 @@ def predict(
     seed: int = 0,
     keep_samples: bool = False,
     bf16: bool = False,
+    certainty: float | None = None,
 ) -> AnyForecast:
     """The posterior predictive of every example.
 
@@ -73,9 +79,16 @@ def predict(
         keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities
             of classes or labels, or `(S, N)` means of ratings.
         bf16: autocast to bfloat16.
+        certainty: for classes or multiple choice, predict with one component of a mixture after the
+            other, and leave an example out once its most probable class leads by more than the
+            components to come could change, if each preferred another class by `certainty` in
+            probability. At 1, the most that is possible, the class is that of the whole mixture;
+            below, fewer components are needed. The forecast of an example is the mixture of those
+            that it was given (`ClassForecast.components`). By default all are used.
 
     Raises:
-        ConfigError: an argument is out of range, or there is no memory for so many draws.
+        ConfigError: an argument is out of range, or there is no memory for so many draws;
+            `certainty` with ratings, several labels or `keep_samples`.
         DataError: the backbone makes non-finite numbers of a text.
         GuideError: `samples` is 0 and the guide has no central values.
         LikelihoodError: the likelihood's distribution has no finite mean and stddev.
@@ -83,6 +96,13 @@ def predict(
     samples = Number(least=0, whole=True, none=True)("samples", samples)
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
     keep_samples, bf16 = boolean("keep_samples", keep_samples), boolean("bf16", bf16)
+    certainty = Number(above=0, most=1, none=True)("certainty", certainty)
+    if certainty is not None and (keep_samples or model.likelihood.kind not in ("class", "choice")):
+        what = "keep_samples=True" if keep_samples else f"kind {model.likelihood.kind!r}"
+        raise ConfigError(
+            f"certainty={certainty:g} leaves components out, which {what} does not allow; expected "
+            "None, or classes or multiple choice without keep_samples"
+        )
     examples = data.examples if isinstance(data, Feed) else data
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, Feed) or model.likelihood.kind == "rating"
@@ -93,14 +113,18 @@ def predict(
 
     def forecast(feed: Feed) -> AnyForecast:
         take = _quantities(model, count, seed, rows)
-        if closed:
-            found = _in_closed_form(model, guide, feed, count, take, max_rows, seed, bf16)
+        by_component = _in_closed_form if closed else _by_draws
+        runs = by_component(model, guide, feed, count, take, max_rows, seed, bf16)
+        if certainty is not None and len(runs) > 1:
+            found: AnyForecast = _until_certain(runs, feed.examples, certainty)
+        elif closed and model.likelihood.kind != "rating":
+            each: list[Any] = [_classes(run()[0], feed.examples) for run in runs]
+            found = type(each[0]).mixed(each)
         else:
-            draws = drawn(model, guide, count, seed)
-            parts = zip(*passes(model, draws, feed, take, rows=max_rows, bf16=bf16), strict=True)
-            values = [torch.cat(part) for part in parts]
+            values = [torch.cat(part) for part in zip(*(run() for run in runs), strict=True)]
             if model.likelihood.kind == "rating":
-                found = _ratings(values, feed.examples)
+                exact = closed and model.likelihood.constant_noise
+                found = _ratings(values, feed.examples, exact)
             else:
                 found = _classes(values[0], feed.examples, keep_samples)
         return found if examples.words is None else replace(found, rows=feed.examples.rows)
@@ -127,35 +151,66 @@ def _in_closed_form(
     max_rows: int,
     seed: int,
     bf16: bool,
-) -> AnyForecast:
-    """From the moments of the linearised network's outputs, component by component."""
-    examples, likelihood = feed.examples, model.likelihood
-    width = model.network.outputs * examples.width
-    ratings: list[tuple[Tensor, ...]] = []
-    classes: list[Any] = []
+) -> list[_Run]:
+    """From the moments of the linearised network's outputs."""
+    width = model.network.outputs * feed.examples.width
     latents = sum(site.numel for site in model.sites)
-    rows = min(max_rows, examples.width * examples_at_once(latents, width, max_rows))
-    for number, (component, share) in enumerate(strata(guide, samples)):
-        assert isinstance(component, Guide)
+    rows = min(max_rows, feed.examples.width * examples_at_once(latents, width, max_rows))
+    own = sum(site.numel for site in model.likelihood.sites)
+
+    def run(number: int, component: Any, share: int, only: Tensor | None = None) -> Values:
         with drawing(seed + number):  # the same for every example, whatever its batch
-            own = sum(site.numel for site in likelihood.sites)
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise, draw)
-        values = by_batch(model, feed, take, rows=rows, bf16=bf16)
-        if likelihood.kind == "rating":
-            ratings.append(values)
-        else:
-            classes.append(_classes(values[0], examples))
-    if classes:
-        mixed: AnyForecast = type(classes[0]).mixed(classes)
-        return mixed
-    joined = [torch.cat(part) for part in zip(*ratings, strict=True)]
-    if not likelihood.constant_noise:
-        return _ratings(joined, examples)
-    means, sds, within = joined
-    return RatingForecast.from_draws(
-        means, sds, within=within, labels=examples.labels, texts=examples.texts
-    )
+        return by_batch(model, feed, take, rows=rows, bf16=bf16, only=only)
+
+    return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
+
+
+def _by_draws(
+    model: Model,
+    guide: Callable[..., object],
+    feed: Feed,
+    samples: int,
+    take: Take,
+    max_rows: int,
+    seed: int,
+    bf16: bool,
+) -> list[_Run]:
+    """From draws of the weights, those of `draw` if the runs are called in order."""
+    seeds = torch.Generator().manual_seed(seed)
+
+    def run(component: Callable[..., object], share: int, only: Tensor | None = None) -> Values:
+        draws = drawn(model, component, share, seeds)
+        found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
+        return [torch.cat(part) for part in zip(*found, strict=True)]
+
+    return [partial(run, *each) for each in strata(guide, samples)]
+
+
+def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -> ClassForecast:
+    """The mixture for each example of the components up to the one after which its most probable
+    class is certain enough."""
+    only = torch.arange(len(examples))
+    parts: list[ClassForecast] = []
+    places: list[Tensor] = []
+    sums = torch.zeros(())
+    for number, run in enumerate(runs, 1):
+        (values,) = run(only=only)
+        if not parts:
+            first: Any = _classes(values, examples)
+            parts, sums = [first], torch.zeros_like(first.probabilities, dtype=torch.double)
+        else:  # its examples may have fewer choices than all have
+            values = pad(values, (0, sums.shape[1] - values.shape[2]))
+            parts.append(ClassForecast.from_draws(values))
+        places.append(only)
+        sums[only] += parts[-1].probabilities
+        most, next_ = sums[only].topk(2).values.unbind(1)
+        only = only[most - next_ <= certainty * (len(runs) - number)]
+        if not len(only):
+            break
+    mixed = ClassForecast.mixed(parts, places)
+    return replace(mixed, draws=len(runs) * parts[0].draws)  # whatever the other examples need
 
 
 def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
@@ -182,10 +237,11 @@ def _classes(
     return ClassForecast.from_draws(probabilities, choices=examples.choices, **given)
 
 
-def _ratings(values: Sequence[Tensor], examples: Examples) -> RatingForecast:
-    """From means and sds, and from outcomes and densities if there are any."""
+def _ratings(values: Values, examples: Examples, exact: bool) -> RatingForecast:
+    """From means and sds, with the variances of the means if they are exact, or else with outcomes
+    and densities if there are any."""
     means, sds, *more = values
-    names = ("outcomes", "densities")
+    names = ("within",) if exact else ("outcomes", "densities")
     given: dict[str, Any] = dict(zip(names, more, strict=False))
     return RatingForecast.from_draws(
         means, sds, labels=examples.labels, texts=examples.texts, **given

@@ -157,6 +157,7 @@ class Posterior(PosteriorState):
         seed: int = 0,
         keep_samples: bool = False,
         bf16: bool = False,
+        certainty: float | None = None,
     ) -> AnyForecast:
         """Predict texts, with separate epistemic and aleatoric uncertainty.
 
@@ -169,6 +170,9 @@ class Posterior(PosteriorState):
             seed: the same seed gives the same forecast.
             keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`.
             bf16: autocast to bfloat16.
+            certainty: stop a text before all components of a mixture have predicted it, once its
+                most probable class is certain (1) or likely (0.3 to 0.5, faster) to be that of all;
+                see `inference.predict.predict`. For classes and multiple choice.
         """
         return predict(
             self.model,
@@ -179,6 +183,7 @@ class Posterior(PosteriorState):
             seed=seed,
             keep_samples=keep_samples,
             bf16=bf16,
+            certainty=certainty,
         )
 
     def evaluate(

@@ -18,6 +18,7 @@ from .guides.budget import Budget
 from .model.head import Head
 from .model.network import RandomPEFT
 from .peft import Kind
+from .peft.architectures import positions_of
 
 __all__ = ["Plan", "plan"]
 
@@ -86,8 +87,7 @@ def plan(
             f"backbone: it is on {backbone.device}, expected one without weights: "
             'load_backbone(name, device="meta")'
         )
-    # Learned positions may start at an offset of a few.
-    tokens = min(tokens, getattr(backbone.config, "max_position_embeddings", tokens + 4) - 4)
+    tokens = min(tokens, positions_of(backbone) or tokens)
     network = RandomPEFT(backbone, kinds, head)
     shapes = [site.shape for site in network.sites]
     size = budget(guide, sum(map(prod, shapes)), shapes)

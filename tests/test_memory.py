@@ -46,6 +46,20 @@ def test_activations_are_those_of_a_real_pass() -> None:
     assert plan.checkpointed < 0.8 * plan.activations
 
 
+def test_lower_layers_without_peft_weights_keep_nothing() -> None:
+    backbone = without_weights(tiny_backbone().config)
+    upper = bh.plan(backbone, bh.peft.LoRA(("query",), 2, layers=[1]), tokens=9)
+    both = bh.plan(backbone, bh.peft.LoRA(("query",), 2), tokens=9)
+    assert 0 < upper.activations < 0.7 * both.activations
+
+
+def test_texts_may_be_as_long_as_the_table_of_positions() -> None:
+    config = tiny_backbone().config
+    most = config.max_position_embeddings
+    plans = [bh.plan(without_weights(config), LORA, tokens=n) for n in (most - 1, most, 2 * most)]
+    assert plans[0].activations < plans[1].activations == plans[2].activations
+
+
 def test_weights_are_counted_in_their_own_precision() -> None:
     real = tiny_backbone()
     plan = bh.plan(without_weights(real.config), LORA)

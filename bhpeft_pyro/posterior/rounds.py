@@ -167,6 +167,8 @@ def fit_components(
     fitted: list[Fitted] = []
     try:
         for component in each:
+            report = component[0].report
+            report.options = report.options.change(progress=options.progress)
             fitted.append(component)
     except FitError as error:
         if fitted:

@@ -92,7 +92,7 @@ def test_the_bar_counts_components(capsys: pytest.CaptureFixture[str]) -> None:
     posterior = fit(of=tiny_model(()), executor=Inline(), progress=True)
     shown = capsys.readouterr().err
     assert "3/3" in shown and "component" in shown and "step" not in shown
-    assert posterior.report.options.progress
+    assert all(each.report.options.progress for each in (posterior, *posterior.components))
 
 
 def test_a_component_that_fails_leaves_all_others(monkeypatch: pytest.MonkeyPatch) -> None:

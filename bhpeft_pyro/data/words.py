@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -23,10 +24,11 @@ _CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory i
 
 
 def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
-    """The words of each sentence: a list of them, or a str that is split at white space."""
+    """The words of each sentence: a list of them, in a CSV file as JSON, or a str that is split at
+    white space."""
     sentences = []
     for i, value in enumerate(values):
-        words = value.split() if isinstance(value, str) else value
+        words = _split(value) if isinstance(value, str) else value
         if not isinstance(words, list):
             raise wrong(column, i, f"{shown(words)}; expected a list of words, or a text")
         if not words:
@@ -35,6 +37,15 @@ def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
             check_text(word, column, i, f"word {k}: ")
         sentences.append(words)
     return sentences
+
+
+def _split(text: str) -> list[str]:
+    if text.startswith("["):
+        with suppress(ValueError, RecursionError):
+            words = json.loads(text)
+            if all(isinstance(word, str) for word in words):
+                return [*words]
+    return text.split()
 
 
 def labelled_words(

@@ -155,7 +155,7 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
     if posterior.model.network.head.each_word:
         sentences = read_words(table[columns.text][:], columns.text)
         values, _ = labelled_words(values, label, sentences, needed=True)
-        feature = feature.feature
+        feature = getattr(feature, "feature", None)  # in a CSV file lists are text
     return by_name(values, feature, columns.label_names)
 
 

@@ -83,6 +83,8 @@ def test_evaluate_update_and_stream(folder: Path) -> None:
     more.write_text(json.dumps({"tokens": ["w40", "w5"], "ner_tags": ["O", "PER"]}) + "\n")
     update = ("update", folder / "run", more, "--out", folder / "next", "--max-steps", 2)
     assert "fitting to 2 words" in bhpeft(*update, "--validation", "0").output
+    again = ("update", folder / "run", folder / "train.csv", "--again", "--max-steps", 2)
+    bhpeft(*again, "--out", folder / "from-csv")
     stream = ("stream", folder / "train.jsonl", "--out", folder / "stream", "--batch", 6)
     tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--components", 1)
     bhpeft(*stream, *tiny, "--max-steps", 1, "--device", "cpu", "--samples", 19)

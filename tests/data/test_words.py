@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from bhpeft_pyro.data import Batch, Columns, Examples, encode
 from bhpeft_pyro.data.batch import shuffled
 from bhpeft_pyro.data.examples import describe, revive
-from bhpeft_pyro.data.words import tokenise_words
+from bhpeft_pyro.data.words import read_words, tokenise_words
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_tokenizer
 
@@ -64,6 +64,12 @@ def many(count: int = 60) -> Examples:
     """Sentences of one to five words."""
     tokens = [[f"w{5 + (7 * i + k) % 40}" for k in range(1 + i % 5)] for i in range(count)]
     return tagged(tokens, [[(i + k) % 3 for k in range(len(t))] for i, t in enumerate(tokens)])
+
+
+def test_lists_of_words_in_a_csv_file_are_json() -> None:
+    cells = ['["New York", "w5"]', "w5 w6", "[1] w7", '["open', "[1]"]
+    found = read_words(cells, "tokens")
+    assert found == [["New York", "w5"], ["w5", "w6"], ["[1]", "w7"], ['["open'], ["[1]"]]
 
 
 def test_a_word_has_the_tokens_that_the_tokenizer_says() -> None:

@@ -95,7 +95,7 @@ class _Run:
         callback: Callback | None,
     ) -> None:
         self.model, self.guide, self.report = model, guide, report
-        size = report.options.batch_size * (feed.examples.per_text if feed.features is None else 1)
+        size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
         self.temperature = report.temperature
         self.point = is_point(guide)

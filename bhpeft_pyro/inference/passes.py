@@ -31,6 +31,7 @@ from ..model.network import RandomPEFT
 from .draws import completed, point, strata
 
 __all__ = [
+    "BATCH",
     "Block",
     "Feed",
     "Take",
@@ -51,7 +52,8 @@ the wanted quantities: tensors (s, B, ...)."""
 # A number of draws, and a function from a batch to the distribution of its labels under them.
 _Pass = tuple[int, Callable[[Batch], TorchDistribution]]
 
-_BATCH = 32  # examples per pass of a single draw
+BATCH = 32
+"""Texts per pass of a single draw."""
 _MAX_ROWS = 64  # sequences per pass of the transformer
 _MAX_FEATURES = 2**16  # the same if its features are known
 _MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
@@ -134,8 +136,9 @@ def passes(
         Tensors (s, N, ...) on the CPU, in the examples' order.
     """
     rows = max_rows(feed) if rows is None else rows
-    batch_size, choices = _batch_size(feed, rows)
-    together = max(1, rows // (batch_size * choices))
+    width, each = feed.examples.width, feed.per_text
+    texts = max(1, min(BATCH, -(-len(feed.examples) // each), rows // width))
+    together = max(1, rows // (texts * width))
     for count, predictive in _together(model, draws, together):
 
         def run(
@@ -145,7 +148,7 @@ def passes(
         ) -> Sequence[Tensor]:
             return take(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 
-        yield by_batch(model, feed, run, rows=rows, bf16=bf16, only=only)
+        yield by_batch(model, feed, run, size=texts * each, bf16=bf16, only=only)
 
 
 @torch.inference_mode(False)
@@ -155,15 +158,16 @@ def by_batch(
     feed: Feed,
     run: Callable[[Batch], Sequence[Tensor]],
     *,
-    rows: int,
+    size: int,
     bf16: bool = False,
     only: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Compute tensors batch by batch and join them; several processes divide the batches.
 
     Args:
-        model, feed, rows, bf16, only: as for `passes`.
+        model, feed, bf16, only: as for `passes`.
         run: from a batch on the model's device to tensors (s, B, ...).
+        size: the most examples in a batch.
 
     Returns:
         Tensors (s, N, ...) on the CPU, in the examples' order.
@@ -188,8 +192,7 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    batches = feed.prediction(_batch_size(feed, rows)[0], only)
-    for (indices, _), found in spread(batches, values):
+    for (indices, _), found in spread(feed.prediction(size, only), values):
         parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
@@ -221,7 +224,7 @@ def check_all(model: Model, **sources: Examples | None) -> None:
     for what, examples in sources.items():
         if examples is None:
             continue
-        batches = examples.by_length(_BATCH)
+        batches = examples.by_length(BATCH * examples.per_text)
         bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
         if bad:
             text = examples.texts[bad[0]]
@@ -255,12 +258,6 @@ def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
     except (RuntimeError, ValueError):
         check_all(model, **sources)
         raise
-
-
-def _batch_size(feed: Feed, rows: int) -> tuple[int, int]:
-    """Examples per batch and choices per example, for at most `rows` sequences."""
-    choices = feed.examples.width
-    return max(1, min(_BATCH, len(feed.examples), rows // choices)), choices
 
 
 def _together(model: Model, draws: Iterable[Block], together: int) -> Iterator[_Pass]:
@@ -322,6 +319,11 @@ class Feed:
         else:
             self.states = _constant_states(network, examples.tokens, batch_size)
 
+    @property
+    def per_text(self) -> int:
+        """How many examples a text has, which share its pass; 1 if features are computed once."""
+        return self.examples.per_text if self.features is None else 1
+
     def whole(self) -> Batch:
         """All examples as one batch, if features are computed."""
         return self._batch(torch.arange(len(self.examples)))
@@ -381,7 +383,7 @@ class Feed:
                 check_rows(model, self.examples, indices, batch)
                 raise
 
-        batches = self.examples.by_length(batch_size * self.examples.per_text)
+        batches = self.examples.by_length(batch_size * self.per_text)
         parts = [(indices, *own) for (indices, _), own in spread(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])

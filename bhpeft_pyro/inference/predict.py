@@ -26,7 +26,7 @@ from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
 from .draws import drawing, strata
-from .passes import Block, Feed, Take, by_batch, check_all, drawn, passes
+from .passes import BATCH, Block, Feed, Take, by_batch, check_all, drawn, passes
 
 __all__ = ["PART", "AnyForecast", "predict", "simulate"]
 
@@ -155,14 +155,15 @@ def _in_closed_form(
     """From the moments of the linearised network's outputs."""
     width = model.network.outputs * feed.examples.width
     latents = sum(site.numel for site in model.sites)
-    rows = min(max_rows, feed.examples.width * examples_at_once(latents, width, max_rows))
+    most = max(1, min(BATCH, max_rows // feed.examples.width))
+    size = examples_at_once(latents, width, most)
     own = sum(site.numel for site in model.likelihood.sites)
 
     def run(number: int, component: Any, share: int, only: Tensor | None = None) -> Values:
         with drawing(seed + number):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise, draw)
-        return by_batch(model, feed, take, rows=rows, bf16=bf16, only=only)
+        return by_batch(model, feed, take, size=size, bf16=bf16, only=only)
 
     return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
 

@@ -106,6 +106,19 @@ def test_predictions_do_not_depend_on_how_words_are_batched(laplace: bh.Posterio
     torch.testing.assert_close(mixed.probabilities, whole.probabilities[order], atol=1e-5, rtol=0)
 
 
+def test_a_pass_has_as_many_sentences_as_of_texts() -> None:
+    posterior = bh.fit(
+        model(bh.presets.lora(rank=2)), "normal", sentences(), columns=COLUMNS, **QUICK
+    )
+    rows: list[int] = []
+    posterior.model.network.backbone.register_forward_pre_hook(
+        lambda _, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    posterior.predict(posterior.encode(sentences(64)), samples=4)
+    # Four draws of 64 sentences, of which two draws share a pass of 64 rows.
+    assert 4 * 64 <= sum(rows) < 1.1 * 4 * 64 and len(rows) <= 6
+
+
 def test_rounds_and_files(laplace: bh.Posterior, tmp_path: Path) -> None:
     folder = laplace.save(tmp_path / "run")
     again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())

@@ -89,20 +89,13 @@ def predict(
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
     out = out or _beside(data)
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {out.parent}")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+    _check_out(out, data, overwrite)
     posterior = open_run(run, backbone, device)
     kind = posterior.model.likelihood.kind
     if by in _OF_CLASSES and kind in ("labels", "rating"):
         what = "labels" if kind == "labels" else "ratings"
         raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
-    names, total = _check(posterior, data)
+    names, total = _check_data(posterior, data)
     first, left_out = posterior.columns.inputs(kind)[0], ""
     words = posterior.model.network.head.each_word
     blank: dict[str, None] = {}
@@ -110,16 +103,16 @@ def predict(
     # Which examples are flagged is known when all are predicted; until then they are in a file.
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as kept:
         rows = _predicted(posterior, data, by, skip_bad, samples, draw_seed)
-        for row, found in tqdm(rows, "predict", total, disable=not interactive(), unit="row"):
-            own = found.pop("columns")
+        bar = tqdm(rows, "predict", total, disable=not interactive(), unit="row")
+        for row, own, scores, texts in bar:
             blank = dict.fromkeys(own or blank)
             left_out = left_out or ("" if own else row[first])
             # The writer leaves a bare carriage return unquoted, and readers would end a row there.
             cells = (*row.values(), *own.values())
             quoted |= any("\r" in cell for cell in cells if isinstance(cell, str))
-            kept.write(json.dumps([row, own, found["texts"]], default=str) + "\n")
-            values.extend(found["values"])
-            counts.append(len(found["values"]))
+            kept.write(json.dumps([row, own, texts], default=str) + "\n")
+            values.extend(scores)
+            counts.append(len(scores))
         if bad := [number for number, count in enumerate(counts) if not count]:
             error = not_finite("data", bad, left_out)
             if len(bad) == total:
@@ -150,15 +143,27 @@ def predict(
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.
-        columns = ["row", *(name for name in blank if not isinstance(some[name], dict)), "text"]
+        columns = ("row", *(name for name in blank if not isinstance(some[name], dict)), "text")
         table(
             f"Least certain ({by}); rows count from 0",
-            tuple(columns),
+            columns,
             [tuple(own[name] for name in columns) for own in shown.values()],
         )
 
 
-def _check(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
+def _check_out(out: Path, data: str, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or is not to be, before any work is done."""
+    if out.suffix not in _SUFFIXES:
+        raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+
+
+def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
     """The names of all columns and the number of rows, once all rows have been read.
 
     Raises:
@@ -189,10 +194,10 @@ def _check(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
 
 def _predicted(
     posterior: Posterior, data: str, by: str, skip_bad: bool, samples: int | None, seed: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Of each row its cells as they are in the file, and what is predicted: the columns, and how
-    uncertain each of the row's examples is, with its text. A row that the backbone cannot read has
-    no columns and no example."""
+) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
+    """Of each row its cells as they are in the file; the columns that are predicted; and how
+    uncertain each of its examples is, with their texts. The last three are empty for a row that the
+    backbone cannot read."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..inference.passes import not_finite
@@ -222,12 +227,10 @@ def _predicted(
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example
                 every = [[[value] for value in each] for each in every]
-            for row, *own, values, words in zip(rows, *found.values(), *every, strict=True):
-                each = dict(zip(found, own, strict=True))
-                predicted[row] = {"columns": each, "values": values, "texts": words}
+            for row, *own, scores, words in zip(rows, *found.values(), *every, strict=True):
+                predicted[row] = dict(zip(found, own, strict=True)), scores, words
         for row, cells in enumerate(zip(*given.values(), strict=True)):
-            empty: dict[str, Any] = {"columns": {}, "values": [], "texts": []}
-            yield dict(zip(given, cells, strict=True)), predicted.get(row, empty)
+            yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
         first += len(next(iter(given.values())))
 
 

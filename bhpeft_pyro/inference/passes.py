@@ -40,7 +40,6 @@ __all__ = [
     "check_all",
     "check_rows",
     "drawn",
-    "max_rows",
     "naming_rows",
     "not_finite",
     "passes",
@@ -104,11 +103,6 @@ def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
     return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
-def max_rows(feed: Feed) -> int:
-    """The number of sequences per pass: many if the transformer's features are known."""
-    return _MAX_ROWS if feed.features is None else _MAX_FEATURES
-
-
 @torch.inference_mode(False)  # the linearised network needs gradients
 @torch.no_grad()
 def passes(
@@ -128,14 +122,16 @@ def passes(
         draws: consumed as they are needed.
         feed: N examples.
         take: computes the wanted quantities.
-        rows: the largest number of sequences per pass; by default `max_rows`.
+        rows: the largest number of sequences per pass; by default 64, or 65,536 if the
+            transformer's features are known.
         bf16: autocast to bfloat16.
         only: the indices of the N examples that are wanted, in order; by default all.
 
     Yields:
         Tensors (s, N, ...) on the CPU, in the examples' order.
     """
-    rows = max_rows(feed) if rows is None else rows
+    if rows is None:
+        rows = _MAX_ROWS if feed.features is None else _MAX_FEATURES
     width, each = feed.examples.width, feed.per_text
     texts = max(1, min(BATCH, -(-len(feed.examples) // each), rows // width))
     together = max(1, rows // (texts * width))

@@ -24,9 +24,10 @@ from .columns import (
     read_ratings,
     unlabelled,
 )
-from .examples import Examples, Tokens
+from .examples import Examples
 from .labels import read_classes, read_labels
 from .sources import read
+from .tokens import Tokens
 from .words import labelled_words, naming_words, read_words, tokenise_words
 
 __all__ = ["CutWarning", "cut_once", "encode"]

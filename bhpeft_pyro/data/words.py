@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..checks import shown
 from ..errors import DataError
 from .columns import as_list, check_text, wrong
-from .examples import Tokens
+from .tokens import Tokens
 
 __all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checks import shown
 from ..data import Examples
 from ..data.batch import Batch, shuffled
-from ..data.examples import Tokens
+from ..data.tokens import Tokens
 from ..distributed import agree, spread
 from ..errors import DataError
 from ..forecast.base import join

@@ -15,7 +15,7 @@ from toy_tokenizers import WORDS, bert_like, gpt_like, texts_of
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode, encoding
-from bhpeft_pyro.data.examples import Tokens
+from bhpeft_pyro.data.tokens import Tokens
 
 QUESTIONS = ["why was the film so long", "is the plot good", "a"]
 CHOICES = [["yes", "no no"], ["so so", "bad", "not very good", "dull"], ["the", "a a", "long"]]

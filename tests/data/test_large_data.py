@@ -12,7 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, IterableDatasetDict, Value
 from program import write_csv
 
-from bhpeft_pyro.data import Columns, encode, examples
+from bhpeft_pyro.data import Columns, encode, examples, tokens
 from bhpeft_pyro.data.sources import load, parts
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_tokenizer
@@ -117,9 +117,9 @@ def test_fingerprints_stay_those_of_saved_posteriors(monkeypatch: pytest.MonkeyP
 def test_a_subset_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.tensor([9, 0, 4, 4, 7, 1, 2])
     for each in every_kind():
-        monkeypatch.setattr(examples, "_CHUNK", 10_000)
+        monkeypatch.setattr(tokens, "_CHUNK", 10_000)
         whole = each.subset(rows)
-        monkeypatch.setattr(examples, "_CHUNK", 2)
+        monkeypatch.setattr(tokens, "_CHUNK", 2)
         part = each.subset(rows)
         assert torch.equal(part.tokens.ids, whole.tokens.ids)
         assert torch.equal(part.tokens.lengths, whole.tokens.lengths)

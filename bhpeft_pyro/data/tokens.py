@@ -1,0 +1,117 @@
+"""Token sequences of any length, end to end in one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Tokens", "cat"]
+
+_CHUNK = 10_000  # sequences looked at together: bounds memory
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """R token sequences of any length, end to end in one tensor.
+
+    Attributes:
+        ids: (total,) int32, the sequences one after the other.
+        types: (total,) token type ids, where the tokenizer gives them.
+        lengths: (R,) number of tokens of each sequence, at least 1.
+        pad: the id to pad with.
+        pad_type: the token type to pad with.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    lengths: Tensor
+    pad: int
+    pad_type: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        ids: Sequence[Sequence[int]],
+        types: Sequence[Sequence[int]] | None,
+    ) -> Tokens:
+        """Sequences as a tokenizer gives them; padding, which is masked, may have any id."""
+        # GPT-2 and Llama pad with their end-of-text token.
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        return cls(
+            ids=_flat(ids),
+            types=None if types is None else _flat(types),
+            lengths=torch.tensor([len(row) for row in ids]),
+            pad=next(int(pad) for pad in pads if pad is not None),
+            pad_type=int(tokenizer.pad_token_type_id),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Tokens]) -> Tokens:
+        """The sequences of all parts, which pad alike."""
+        return replace(
+            parts[0],
+            ids=torch.cat([part.ids for part in parts]),
+            types=cat([part.types for part in parts]),
+            lengths=torch.cat([part.lengths for part in parts]),
+        )
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(R,) where in `ids` each sequence begins."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The sequences `rows` (K,), in that order."""
+        ids, types = [], []
+        for some in rows.split(_CHUNK):  # the places are of int64: those of all take much memory
+            lengths = self.lengths[some]
+            shift = self.starts[some] - (lengths.cumsum(0) - lengths)
+            at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)
+            ids.append(self.ids[at])
+            types.append(None if self.types is None else self.types[at])
+        return replace(self, ids=torch.cat(ids), types=cat(types), lengths=self.lengths[rows])
+
+    def places(self, rows: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Where in `ids` the tokens of the sequences `rows` (...) are, padded on the right, and
+        which of them are no padding: (..., T) both. Where `present` (...) is False all are."""
+        lengths = self.lengths[rows]
+        if present is not None:
+            lengths = lengths * present
+        offsets = torch.arange(int(lengths.max()))
+        real = offsets < lengths.unsqueeze(-1)
+        return (self.starts[rows].unsqueeze(-1) + offsets).masked_fill(~real, 0), real
+
+    def padded(self, rows: Tensor, present: Tensor | None = None) -> dict[str, Tensor]:
+        """The transformer's inputs for the sequences `rows` (...), padded on the right: (..., T).
+
+        Where `present` (...) is False the row is a dummy of padding with its first token visible,
+        as attention over no token at all would be NaN.
+        """
+        at, real = self.places(rows, present)
+        mask = real.long()
+        if present is not None:
+            mask[..., 0] = 1
+        inputs = {
+            "input_ids": self.ids[at].long().masked_fill(~real, self.pad),
+            "attention_mask": mask,
+        }
+        if self.types is not None:
+            inputs["token_type_ids"] = self.types[at].long().masked_fill(~real, self.pad_type)
+        return inputs
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor([*chain.from_iterable(rows)], dtype=torch.int32)
+
+
+def cat(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The parts that are there, joined; None if none is."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None

@@ -238,19 +238,39 @@ def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, fl
     >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
     ['ours', 'theirs']
     """
+    # The first round warms up.
+    seconds = {name: own[1:] for name, own in in_turn(variants, rounds + 1).items()}
+    return {name: over(own, seconds[base]) for name, own in seconds.items()}
+
+
+def in_turn(
+    variants: Mapping[str, Step], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round. Another one comes first in each round.
+
+    Args:
+        variants: what is timed.
+        rounds: how often.
+        clock: `time.process_time` leaves out what other processes do meanwhile.
+    """
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started = clock()
             variants[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {
-        name: statistics.median(a / b for a, b in zip(own, seconds[base], strict=True))
-        for name, own in seconds.items()
-    }
+            seconds[name].append(clock() - started)
+    return seconds
+
+
+def over(own: Sequence[float], base: Sequence[float]) -> float:
+    """The median of ratios within rounds.
+
+    >>> over([3.0, 30.0, 300.0], [2.0, 20.0, 300.0])
+    1.5
+    """
+    return statistics.median(a / b for a, b in zip(own, base, strict=True))
 
 
 def peak_bytes(run: Step) -> int:

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import Kind
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 from .budgets import Budget
 from .tasks import Task
 
-__all__ = ["Fitted", "Inference", "Job", "Load"]
+__all__ = ["Fitted", "Inference", "Job", "Load", "load_frozen"]
 
-Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Frozen = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Load = Callable[[], Frozen]
+
+
+def load_frozen(name: str, device: str) -> Frozen:
+    """A frozen transformer by name.
+
+    Args:
+        name: what `load_backbone` takes; "tiny"; or "random:LAYERSxWIDTH", a BERT of that size,
+            on the CPU.
+        device: of those that are loaded.
+
+    Raises:
+        ConfigError: there is none of this name.
+
+    >>> load_frozen("random:3x128", "cpu")[0].config.num_attention_heads
+    2
+    """
+    if name == "tiny":
+        return tiny_backbone(), tiny_tokenizer()
+    if not name.startswith("random:"):
+        return load_backbone(name, device)
+    sizes = re.fullmatch(r"random:([1-9]\d*)x([1-9]\d*)", name)
+    if sizes is None or int(sizes[2]) % 64:
+        raise ConfigError(
+            f"--backbone: {name!r}; expected random:LAYERSxWIDTH with a multiple of 64 as width"
+        )
+    layers, width = map(int, sizes.groups())
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+    )
+    return BertModel(config), tiny_tokenizer()
 
 
 @dataclass(frozen=True)

@@ -246,13 +246,7 @@ def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, fl
 def in_turn(
     variants: Mapping[str, Step], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each variant in each round. Another one comes first in each round.
-
-    Args:
-        variants: what is timed.
-        rounds: how often.
-        clock: `time.process_time` leaves out what other processes do meanwhile.
-    """
+    """Seconds of each variant in each round; another one begins each round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):

@@ -31,12 +31,7 @@ Load = Callable[[], Frozen]
 
 
 def load_frozen(name: str, device: str) -> Frozen:
-    """A frozen transformer by name.
-
-    Args:
-        name: what `load_backbone` takes; "tiny"; or "random:LAYERSxWIDTH", a BERT of that size,
-            on the CPU.
-        device: of those that are loaded.
+    """A frozen transformer: "tiny", "random:LAYERSxWIDTH" (a BERT), or what `load_backbone` takes.
 
     Raises:
         ConfigError: there is none of this name.
@@ -48,19 +43,12 @@ def load_frozen(name: str, device: str) -> Frozen:
         return tiny_backbone(), tiny_tokenizer()
     if not name.startswith("random:"):
         return load_backbone(name, device)
-    sizes = re.fullmatch(r"random:([1-9]\d*)x([1-9]\d*)", name)
-    if sizes is None or int(sizes[2]) % 64:
-        raise ConfigError(
-            f"--backbone: {name!r}; expected random:LAYERSxWIDTH with a multiple of 64 as width"
-        )
-    layers, width = map(int, sizes.groups())
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        intermediate_size=4 * width,
-    )
+    size = re.fullmatch(r"random:(\d+)x(\d+)", name)
+    if size is None:
+        raise ConfigError(f"--backbone: {name!r}; expected random:LAYERSxWIDTH, as random:12x768")
+    depth, width = map(int, size.groups())
+    shape = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": 4 * width}
+    config = BertConfig.from_dict(shape | {"num_attention_heads": max(1, width // 64)})
     return BertModel(config), tiny_tokenizer()
 
 

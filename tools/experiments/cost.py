@@ -239,12 +239,12 @@ def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, fl
     ['ours', 'theirs']
     """
     # The first round warms up.
-    seconds = {name: own[1:] for name, own in in_turn(variants, rounds + 1).items()}
+    seconds = {name: own[1:] for name, own in in_turn(variants, rounds + 1, time.perf_counter).items()}
     return {name: over(own, seconds[base]) for name, own in seconds.items()}
 
 
 def in_turn(
-    variants: Mapping[str, Step], rounds: int, clock: Callable[[], float] = time.perf_counter
+    variants: Mapping[str, Step], rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Seconds of each variant in each round; another one begins each round."""
     names = list(variants)

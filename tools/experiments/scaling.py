@@ -253,7 +253,7 @@ def _rank(rank: int, folder: str, work: _Work) -> None:
     for count, name in ((1, "1 component, batches shared out"), (2, "2 components, one each")):
         runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
         distributed.barrier()
-        seconds = in_turn(runs, 1)
+        seconds = in_turn(runs, 1, time.perf_counter)
         found = over(seconds["two"], seconds["one"])
         records.append({"what": f"fit, {name}", "two processes / one": found})
     if rank == 0:

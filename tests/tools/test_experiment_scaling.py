@@ -52,7 +52,7 @@ def test_all_rows_have_as_many_tokens() -> None:
     train, held_out, texts = work.rows
     assert [len(train), len(held_out), len(texts)] == [128, 32, 64]
     assert all((each.tokens.lengths == 6).all() for each in work.rows)
-    assert set(train.labels.tolist()) == set(range(4))
+    assert train.labels is not None and set(train.labels.tolist()) == set(range(4))
 
 
 @pytest.mark.slow

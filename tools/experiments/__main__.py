@@ -47,7 +47,8 @@ def experiment(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2.",
+            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2; "
+            "random:LAYERSxWIDTH for costs alone.",
             show_default="the budget's",
         ),
     ] = None,
@@ -105,7 +106,7 @@ def experiment(
     count = seeds or chosen.seeds
     where = backbone or chosen.backbone
 
-    timed = name in ("cost", "scaling")
+    timed = name in ("cost", "scaling")  # on the CPU
     load = partial(load_frozen, where, "cpu" if timed else device)
     if timed:
         others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}

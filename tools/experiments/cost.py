@@ -238,8 +238,8 @@ def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, fl
     >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
     ['ours', 'theirs']
     """
-    # The first round warms up.
-    seconds = {name: own[1:] for name, own in in_turn(variants, rounds + 1, time.perf_counter).items()}
+    seconds = in_turn(variants, rounds + 1, time.perf_counter)
+    seconds = {name: own[1:] for name, own in seconds.items()}  # the first round warms up
     return {name: over(own, seconds[base]) for name, own in seconds.items()}
 
 

@@ -43,12 +43,14 @@ def load_frozen(name: str, device: str) -> Frozen:
         return tiny_backbone(), tiny_tokenizer()
     if not name.startswith("random:"):
         return load_backbone(name, device)
-    size = re.fullmatch(r"random:(\d+)x(\d+)", name)
-    if size is None:
-        raise ConfigError(f"--backbone: {name!r}; expected random:LAYERSxWIDTH, as random:12x768")
+    size = re.fullmatch(r"random:([1-9]\d*)x([1-9]\d*)", name)
+    if size is None or int(size[2]) % 64:
+        raise ConfigError(
+            f"--backbone: {name!r}; expected random:LAYERSxWIDTH, a width of 64 or a multiple"
+        )
     depth, width = map(int, size.groups())
     shape = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": 4 * width}
-    config = BertConfig.from_dict(shape | {"num_attention_heads": max(1, width // 64)})
+    config = BertConfig.from_dict(shape | {"num_attention_heads": width // 64})
     return BertModel(config), tiny_tokenizer()
 
 

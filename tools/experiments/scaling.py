@@ -166,7 +166,6 @@ def _fits(work: _Work) -> Records:
     peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
     steps = {_STEP: work.step(upper=False), _PEER: peer}
     fitted: dict[str, Posterior] = {}
-    records: Records = []
 
     def whole(name: str) -> None:
         fitted[name] = work.fit(*_FITTED[name])
@@ -175,31 +174,32 @@ def _fits(work: _Work) -> Records:
         for _ in range(work.steps):
             step()
 
-    def take_turns(runs: Mapping[str, Step], rounds: int, together: int) -> None:
-        seconds = in_turn(runs, rounds, time.process_time)
+    def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
+        seconds, records = in_turn(runs, rounds, time.process_time), []
         for name, own in seconds.items():
-            record = {"what": name, "steps": together * over(own, seconds[_STEP])}
+            record: dict[str, Any] = {"what": name}
+            record["steps"] = together * over(own, seconds[_STEP])
             record["steps of HF peft's LoRA"] = together * over(own, seconds[_PEER])
             if name.startswith("fit, laplace"):
-                point = seconds[name.replace("laplace", "delta")]
-                record["/ delta"] = over(own, point)
+                record["/ delta"] = over(own, seconds[name.replace("laplace", "delta")])
             records.append(record)
+        return records
 
     with pyro.validation_enabled(False):  # as in `fit`, after its first step
         many = {name: partial(repeat, step) for name, step in steps.items()}
-        take_turns(many | {f"fit, {name}": partial(whole, name) for name in _FITTED}, 1, work.steps)
-        del records[: len(many)]  # they come again, by themselves
+        fits = {f"fit, {name}": partial(whole, name) for name in _FITTED}
+        whole_fits = measured(many | fits, 1, work.steps)[len(many) :]
         short = {**steps, f"{_STEP}{_UPPER}": work.step(upper=True)}
         for where in ("", _UPPER):
             point = fitted[f"delta{where}"]
             short[f"width{where}"] = partial(point.widen, train, validation=held_out)
         for name, posterior in fitted.items():
             short[f"prediction, {name}"] = partial(posterior.predict, texts)
-        take_turns(short, _ROUNDS, 1)
+        singles = measured(short, _ROUNDS, 1)
         peaks = {name: frozen + peak_bytes(run) for name, run in short.items()}
-    for record in records[-len(short) :]:
+    for record in singles:
         record["memory"] = peaks[record["what"]] / peaks[_STEP]
-    return records
+    return whole_fits + singles
 
 
 def _predict(counts: Sequence[int]) -> Records:

@@ -73,6 +73,7 @@ gpu: $(VENV)/installed-dev
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.experiments cost $(ARGS)
+	$(BIN)/python -m tools.experiments scaling $(ARGS)
 
 experiment: $(VENV)/installed
 	$(BIN)/python -m tools.experiments $(ARGS)

@@ -408,6 +408,7 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         (["tasks", "--budget", "tiny", "--task", "tale"], "unknown tale; known: classes"),
         (["tasks", "--budget", "tiny", "--method", "magic"], "method: 'magic' is unknown"),
         (["cost", "--budget", "tiny", "--rows", "9"], "--rows: 'cost' does not depend on it"),
+        (["scaling", "--budget", "tiny", "--backbone", "random:2x65"], "random:LAYERSxWIDTH"),
     ):
         result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
         assert result.exit_code == 2

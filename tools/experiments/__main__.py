@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from matplotlib.figure import Figure
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typer.core import TyperCommand
 
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.model.backbone import load_backbone
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
+from . import cost, scaling
 from .budgets import BUDGETS
 from .catalogue import EXPERIMENTS
-from .cost import ABOUT, cost
 from .grid import Grid
+from .job import load_frozen
 from .methods import method
 from .plots import dots
 from .report import tables
@@ -30,7 +29,7 @@ from .tables import Table, publish
 
 __all__ = ["app", "experiment"]
 
-Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost"]
+Name = Literal["tasks", "ablation", "uncertainty", "shift", "rows", "cost", "scaling"]
 
 
 def experiment(
@@ -48,7 +47,8 @@ def experiment(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2.",
+            help="The frozen transformer: a name on the hub, a folder, minilm, mpnet or smollm2; "
+            "random:LAYERSxWIDTH for costs alone.",
             show_default="the budget's",
         ),
     ] = None,
@@ -106,18 +106,18 @@ def experiment(
     count = seeds or chosen.seeds
     where = backbone or chosen.backbone
 
-    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        if where == "tiny":
-            return tiny_backbone(), tiny_tokenizer()
-        # What is timed runs on the CPU.
-        return load_backbone(where, "cpu" if name == "cost" else device)
-
-    if name == "cost":
+    timed = name in ("cost", "scaling")  # on the CPU
+    load = partial(load_frozen, where, "cpu" if timed else device)
+    if timed:
         others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}
         unused = {option for option, value in others.items() if value is not None} - {"samples"}
         if unused:
-            raise ConfigError(f"--{', --'.join(sorted(unused))}: 'cost' does not depend on it")
-        _publish(out / name, ABOUT, [cost(load, where, chosen, count, out)], dots)
+            raise ConfigError(f"--{', --'.join(sorted(unused))}: {name!r} does not depend on it")
+        if name == "cost":
+            about, made = cost.ABOUT, [cost.cost(load, where, chosen, count, out)]
+        else:
+            about, made = scaling.ABOUT, scaling.scaling(load, where, chosen, count, out)
+        _publish(out / name, about, made, dots)
         return
     if budget == "small" and data is None:
         raise ConfigError("--data: the small budget reads JSON lines files; name their folder")

@@ -31,6 +31,8 @@ class Budget:
         search: settings that are tried for each method.
         seeds: splits and starts.
         timed: examples and tokens of a step whose cost is measured, and how often that is done.
+        fitted: the same of a fit, and its steps.
+        predicted: rows of files whose prediction is measured.
     """
 
     backbone: str
@@ -46,6 +48,8 @@ class Budget:
     search: int = 2
     seeds: int = 5
     timed: tuple[int, int, int] = (32, 64, 5)
+    fitted: tuple[int, int, int] = (16, 32, 10)
+    predicted: tuple[int, ...] = (1000, 10_000)
 
     def setting(self) -> dict[str, int]:
         """What a result depends on besides its task, method, rows and seed."""
@@ -166,6 +170,7 @@ BUDGETS = {
         validation=500,
         test=800,
         steps=2500,
+        predicted=(1000, 10_000, 100_000),
     ),
     "small": Budget(
         backbone="minilm",
@@ -214,6 +219,8 @@ BUDGETS = {
         members=2,
         seeds=2,
         timed=(8, 6, 2),
+        fitted=(8, 6, 2),
+        predicted=(50, 100),
     ),
 }
 """The settings, by name."""

@@ -238,19 +238,33 @@ def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, fl
     >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
     ['ours', 'theirs']
     """
+    seconds = in_turn(variants, rounds + 1, time.perf_counter)
+    seconds = {name: own[1:] for name, own in seconds.items()}  # the first round warms up
+    return {name: over(own, seconds[base]) for name, own in seconds.items()}
+
+
+def in_turn(
+    variants: Mapping[str, Step], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; another one begins each round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
+    for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            started = time.perf_counter()
+            started = clock()
             variants[name]()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {
-        name: statistics.median(a / b for a, b in zip(own, seconds[base], strict=True))
-        for name, own in seconds.items()
-    }
+            seconds[name].append(clock() - started)
+    return seconds
+
+
+def over(own: Sequence[float], base: Sequence[float]) -> float:
+    """The median of ratios within rounds.
+
+    >>> over([3.0, 30.0, 300.0], [2.0, 20.0, 300.0])
+    1.5
+    """
+    return statistics.median(a / b for a, b in zip(own, base, strict=True))
 
 
 def peak_bytes(run: Step) -> int:

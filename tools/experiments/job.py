@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference.predict import AnyForecast
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.peft import Kind
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 from .budgets import Budget
 from .tasks import Task
 
-__all__ = ["Fitted", "Inference", "Job", "Load"]
+__all__ = ["Fitted", "Inference", "Job", "Load", "load_frozen"]
 
-Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Frozen = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+Load = Callable[[], Frozen]
+
+
+def load_frozen(name: str, device: str) -> Frozen:
+    """A frozen transformer: "tiny", "random:LAYERSxWIDTH" (a BERT), or what `load_backbone` takes.
+
+    Raises:
+        ConfigError: there is none of this name.
+
+    >>> load_frozen("random:3x128", "cpu")[0].config.num_attention_heads
+    2
+    """
+    if name == "tiny":
+        return tiny_backbone(), tiny_tokenizer()
+    if not name.startswith("random:"):
+        return load_backbone(name, device)
+    size = re.fullmatch(r"random:([1-9]\d*)x([1-9]\d*)", name)
+    if size is None or int(size[2]) % 64:
+        raise ConfigError(
+            f"--backbone: {name!r}; expected random:LAYERSxWIDTH, a width of 64 or a multiple"
+        )
+    depth, width = map(int, size.groups())
+    shape = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": 4 * width}
+    config = BertConfig.from_dict(shape | {"num_attention_heads": width // 64})
+    return BertModel(config), tiny_tokenizer()
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import matplotlib.pyplot as plt
@@ -36,6 +36,7 @@ from bhpeft_pyro.posterior.io import digest_of
 from bhpeft_pyro.sequential import Record, prequential
 
 from .arms import ARMS, GUIDE, KEEPS, OURS, Arm, Setup
+from .cost import in_turn, over
 from .protocols import PROTOCOLS, Stream
 from .results import Run, check_setting, commit, complete, file_of, known, load
 from .stream_report import curves, matrices, tables
@@ -193,8 +194,8 @@ def run(arm: Arm, setup: Setup, data: Encoded, folder: Path, samples: int) -> di
 def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, float]:
     """Seconds of the processor in an arm's round, over those of a plain round on the same data.
 
-    A plain round fits the same guide under the first prior, for as many steps. Both are timed one
-    after the other; the median of the ratios.
+    A plain round fits the same guide under the first prior, for as many steps. They take turns;
+    the median of the ratios.
 
     Args:
         arms: whose first rounds are fits of `arms.GUIDE`.
@@ -209,16 +210,9 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
     def plain() -> None:
         fit(first, GUIDE, data, components=1, **setup.options(len(data)))
 
-    ratios: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(repeats):
-        for name, learn in learners.items():
-            started = time.process_time()
-            plain()
-            between = time.process_time()
-            learn(last[name], data)
-            ended = time.process_time()
-            ratios[name].append((ended - between) / (between - started))
-    return {name: median(values) for name, values in ratios.items()}
+    rounds = {name: partial(learn, last[name], data) for name, learn in learners.items()}
+    seconds = in_turn({"": plain, **rounds}, repeats, time.process_time)
+    return {name: over(seconds[name], seconds[""]) for name in rounds}
 
 
 if __name__ == "__main__":

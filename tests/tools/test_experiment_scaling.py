@@ -1,0 +1,67 @@
+"""What the benchmark of whole fits reports, and that its processes run."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pandas
+import pytest
+from typer.testing import CliRunner
+
+from tools.experiments import scaling
+from tools.experiments.__main__ import app
+from tools.experiments.job import load_frozen
+
+
+def _run(out: Path) -> pandas.DataFrame:
+    command = ["scaling", "--budget", "tiny", "--seeds", "1", "--out", str(out)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "## bhpeft predict" in result.output and "## fits in processes" in result.output
+    return pandas.read_csv(out / "scaling" / "fits-and-predictions.csv", index_col="what")
+
+
+def test_fits_and_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    for name, rows in {"_TRAINED": 16, "_HELD_OUT": 8, "_PREDICTED": 8, "_ROUNDS": 1}.items():
+        monkeypatch.setattr(scaling, name, rows)
+    monkeypatch.setattr(scaling, "_predict", lambda counts: [{"what": "rows", "seconds": 1.0}])
+    monkeypatch.setattr(scaling, "_processes", lambda work: [{"what": "fit", "ratio": 1.0}])
+    table = _run(tmp_path)
+    assert table.index.is_unique and len(table) == 17
+    steps, ratio = table["steps"], table["/ delta"].dropna()
+    assert ratio.to_dict() == {
+        f"fit, laplace{which}": pytest.approx(
+            steps[f"fit, laplace{which}"] / steps[f"fit, delta{which}"]
+        )
+        for which in ("", ", upper half", ", 2 components")
+    }
+    assert steps["training step"] == 1
+    peer = "training step, LoRA of Hugging Face peft"
+    of_peft = table["steps of HF peft's LoRA"]
+    assert of_peft[peer] == 1
+    # One of two layers is skipped, and has no weights; widths hold a gradient for each row.
+    memory = table["memory"]
+    assert memory["training step, upper half"] < 0.8 < 1 < memory["width"]
+    assert memory[[name for name in table.index if name.startswith("fit")]].isna().all()
+
+
+def test_all_rows_have_as_many_tokens() -> None:
+    work = scaling._Work(partial(load_frozen, "tiny", "cpu"), 8, 6, 2)
+    train, held_out, texts = work.rows
+    assert [len(train), len(held_out), len(texts)] == [128, 32, 64]
+    assert all((each.tokens.lengths == 6).all() for each in work.rows)
+    assert train.labels is not None and set(train.labels.tolist()) == set(range(4))
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    _run(tmp_path)
+    rows = pandas.read_csv(tmp_path / "scaling" / "bhpeft-predict.csv", index_col="what")
+    assert list(rows.index) == ["8 rows", "50 rows", "100 rows"]
+    assert (rows["peak memory (MiB)"] > 50).all() and (rows["seconds"] > 0).all()
+    assert rows["ms a row"].isna().tolist() == [True, False, False]
+    fits = pandas.read_csv(tmp_path / "scaling" / "fits-in-processes.csv")
+    assert (fits["two processes / one"] > 0).all() and len(fits) == 2

@@ -1,0 +1,261 @@
+"""What whole fits and predictions cost: by components, PEFT layers, rows and processes.
+
+As in `cost`, what is compared takes turns. Times are those of the processor, so that other work
+does not count; those of several processes are by the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyro
+import torch
+from torch import distributed, multiprocessing
+
+from bhpeft_pyro.data import Examples, encode
+from bhpeft_pyro.data.examples import Tokens
+from bhpeft_pyro.distributed import independent
+from bhpeft_pyro.guides import DeltaGuide
+from bhpeft_pyro.inference.passes import Feed
+from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.head import Head
+from bhpeft_pyro.model.model import Model
+from bhpeft_pyro.model.network import RandomPEFT
+from bhpeft_pyro.options import FitOptions
+from bhpeft_pyro.peft import presets
+from bhpeft_pyro.posterior.fit import fit
+from bhpeft_pyro.posterior.posterior import Posterior
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+
+from .budgets import Budget
+from .cost import CLASSES, Step, hf_peft_step, in_turn, over, peak_bytes, svi_step, token_batch
+from .job import Load
+from .results import Run, commit, complete, load
+from .tables import Table, distinct
+
+__all__ = ["ABOUT", "scaling"]
+
+ABOUT = "What do whole fits and predictions cost?"
+_TRAINED, _HELD_OUT, _PREDICTED = 128, 32, 64  # rows
+_ROUNDS = 3  # of what is short
+_FIRST = 8  # rows of a prediction that is little but the start of the program
+_STEP, _PEER = "training step", "training step, LoRA of Hugging Face peft"
+_UPPER = ", upper half"
+_FITTED = {  # guide, components, PEFT weights on the upper half of the layers alone
+    f"{guide}{what}": (guide, components, upper)
+    for guide in ("delta", "laplace")
+    for what, components, upper in (("", 1, False), (_UPPER, 1, True), (", 2 components", 2, False))
+}
+# A process inherits the peak memory of the one that starts it, so a small one does.
+_WATCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(child.pid, 0)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+Records = list[dict[str, Any]]
+
+
+def scaling(load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> list[Table]:
+    """Measure what is missing, once for each seed, and make the tables of what is there.
+
+    Raises:
+        ConfigError: Hugging Face peft is not there to compare with.
+    """
+    work, sizes = _Work(load_frozen, *budget.fitted), (backbone, *budget.fitted)
+    about = (
+        f"{backbone}, hybrid, {CLASSES} classes; {work.batch_size} texts of {work.tokens} tokens a "
+        f"step, {work.steps} steps a fit; {_TRAINED} rows, {_HELD_OUT} held out"
+    )
+    notes = {
+        "fits and predictions": f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, "
+        "and of Hugging Face peft's LoRA. Memory is that of the frozen weights, and at most of "
+        "tensors, over that of a step of `delta`.",
+        "bhpeft predict": f"A tiny transformer; ms a row beyond the first {_FIRST}.",
+        "fits in processes": f"{about}. `delta`, one thread a process, by the clock: it says "
+        "something only if two processors were free.",
+    }
+    measures: tuple[tuple[Callable[[], Records], Sequence[object]], ...] = (
+        (lambda: _fits(work), sizes),
+        (lambda: _predict(budget.predicted), budget.predicted),
+        (lambda: _processes(work), sizes),
+    )
+    tables = []
+    for (title, note), (measure, given) in zip(notes.items(), measures, strict=True):
+        runs: list[Run] = [("scaling", title, *given, seed) for seed in range(seeds)]
+        complete(out, runs, lambda *_, measure=measure: _machine() | {"records": measure()})
+        results = load(out, runs)
+        facts = (f"{name} {distinct(results, name)}" for name in _machine())
+        records = [record for result in results for record in result["records"]]
+        note = f"{note} {', '.join(facts)}."
+        tables.append(Table.over_seeds(title, ["what"], records, note))
+    return tables
+
+
+def _machine() -> dict[str, Any]:
+    load = f"{os.getloadavg()[0]:.1f}"
+    return {"commit": commit(), "processors": os.cpu_count(), "load at the start": load}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Fits of a hybrid to random tokens, as many in each text."""
+
+    load: Load
+    batch_size: int
+    tokens: int
+    steps: int
+
+    @cached_property
+    def rows(self) -> list[Examples]:
+        """To fit, to hold out and to predict."""
+        backbone, tokenizer = self.load()
+        counts = [_TRAINED, _HELD_OUT, _PREDICTED]
+        batch = token_batch(backbone, sum(counts), self.tokens)
+        assert batch.labels is not None
+        numbers = torch.arange(len(batch))
+        table = {"text": [*map(str, numbers.tolist())], "label": batch.labels.tolist()}
+        examples = encode(table, tokenizer, kind="class", num_labels=CLASSES)
+        ids = batch.inputs["input_ids"].tolist()
+        examples = replace(examples, tokens=Tokens.of(tokenizer, ids, None))
+        return [examples.subset(part) for part in numbers.split(counts)]
+
+    def model(self, upper: bool) -> Model:
+        backbone, tokenizer = self.load()
+        kinds = presets.bh_peft()
+        if upper:
+            depth = backbone.config.num_hidden_layers
+            layers = tuple(range(depth // 2, depth))
+            kinds = tuple(replace(kind, layers=layers) for kind in kinds)
+        return Model(RandomPEFT(backbone, kinds, Head(CLASSES), tokenizer))
+
+    def fit(self, guide: str, components: int, upper: bool) -> Posterior:
+        train, held_out, _ = self.rows
+        options = FitOptions(
+            batch_size=self.batch_size, max_steps=self.steps, particles=1, progress=False
+        )
+        how: dict[str, Any] = {"components": components, "options": options}
+        return fit(self.model(upper), guide, train, validation=held_out, **how)
+
+    def step(self, upper: bool) -> Step:
+        """A training step of `delta`."""
+        model, train = self.model(upper), self.rows[0]
+        model.network.align(batch for _, batch in train.by_length(self.batch_size))
+        batches = Feed(model, train).training(self.batch_size, 1, torch.Generator().manual_seed(0))
+        return svi_step(model, DeltaGuide(model), next(batches), 1)
+
+
+def _fits(work: _Work) -> Records:
+    """Whole fits; then single steps, widths and predictions with what was fitted."""
+    train, held_out, texts = work.rows
+    backbone = work.load()[0]
+    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters())
+    peer = hf_peft_step(backbone, next(train.batches(work.batch_size)))
+    steps = {_STEP: work.step(upper=False), _PEER: peer}
+    fitted: dict[str, Posterior] = {}
+
+    def whole(name: str) -> None:
+        fitted[name] = work.fit(*_FITTED[name])
+
+    def repeat(step: Step) -> None:
+        for _ in range(work.steps):
+            step()
+
+    def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
+        seconds, records = in_turn(runs, rounds, time.process_time), []
+        for name, own in seconds.items():
+            record: dict[str, Any] = {"what": name}
+            record["steps"] = together * over(own, seconds[_STEP])
+            record["steps of HF peft's LoRA"] = together * over(own, seconds[_PEER])
+            if name.startswith("fit, laplace"):
+                record["/ delta"] = over(own, seconds[name.replace("laplace", "delta")])
+            records.append(record)
+        return records
+
+    with pyro.validation_enabled(False):  # as in `fit`, after its first step
+        many = {name: partial(repeat, step) for name, step in steps.items()}
+        fits = {f"fit, {name}": partial(whole, name) for name in _FITTED}
+        whole_fits = measured(many | fits, 1, work.steps)[len(many) :]
+        short = {**steps, f"{_STEP}{_UPPER}": work.step(upper=True)}
+        for where in ("", _UPPER):
+            point = fitted[f"delta{where}"]
+            short[f"width{where}"] = partial(point.widen, train, validation=held_out)
+        for name, posterior in fitted.items():
+            short[f"prediction, {name}"] = partial(posterior.predict, texts)
+        singles = measured(short, _ROUNDS, 1)
+        peaks = {name: frozen + peak_bytes(run) for name, run in short.items()}
+    for record in singles:
+        record["memory"] = peaks[record["what"]] / peaks[_STEP]
+    return whole_fits + singles
+
+
+def _predict(counts: Sequence[int]) -> Records:
+    """`bhpeft predict` in processes of its own, on larger and larger files."""
+    records: Records = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_backbone().save_pretrained(folder / "tiny")
+        tiny_tokenizer().save_pretrained(folder / "tiny")
+        backbone, tokenizer = load_backbone(str(folder / "tiny"), "cpu")
+        model = Model(RandomPEFT(backbone, presets.bh_peft(), Head(2), tokenizer))
+        posterior = fit(model, "laplace", tiny_examples(), max_steps=2, progress=False)
+        posterior.save(folder / "run")
+        for count in (_FIRST, *counts):
+            data = folder / f"{count}.csv"
+            data.write_text("text\n" + "".join(f"w{5 + i % 45} w9 w8 w7\n" for i in range(count)))
+            words = [sys.executable, "-m", "bhpeft_pyro", "predict", str(folder / "run"), str(data)]
+            watched = [sys.executable, "-c", _WATCH, *words]
+            done = subprocess.run(watched, stdout=subprocess.PIPE, text=True, check=True)
+            seconds, peak = map(float, done.stdout.split())
+            size = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+            record = {"what": f"{count} rows", "seconds": seconds, "peak memory (MiB)": size}
+            if records:
+                beyond = seconds - records[0]["seconds"]
+                record["ms a row"] = 1000 * beyond / (count - _FIRST)
+            records.append(record)
+    return records
+
+
+def _processes(work: _Work) -> Records:
+    """The same fits by one process and by two."""
+    work = replace(work)  # without its rows, which each process makes
+    with TemporaryDirectory() as folder:
+        multiprocessing.spawn(_rank, (folder, work), nprocs=2)
+        records: Records = json.loads(Path(folder, "records").read_text())
+    return records
+
+
+def _rank(rank: int, folder: str, work: _Work) -> None:
+    torch.set_num_threads(1)
+    group = f"file://{folder}/group"
+    distributed.init_process_group("gloo", init_method=group, rank=rank, world_size=2)
+
+    def run(components: int, together: bool) -> None:
+        if together or rank == 0:
+            with nullcontext() if together else independent():
+                work.fit("delta", components, upper=False)
+        distributed.barrier()
+
+    records = []
+    for count, name in ((1, "1 component, batches shared out"), (2, "2 components, one each")):
+        runs = {"one": partial(run, count, False), "two": partial(run, count, True)}
+        distributed.barrier()
+        seconds = in_turn(runs, 1, time.perf_counter)
+        found = over(seconds["two"], seconds["one"])
+        records.append({"what": f"fit, {name}", "two processes / one": found})
+    if rank == 0:
+        Path(folder, "records").write_text(json.dumps(records))
+    distributed.destroy_process_group()

@@ -166,7 +166,7 @@ class ClassForecast(Forecast):
             whole, *others = (value.double() for value in values)
             for at, value in zip(places[1:], others, strict=True):
                 whole = whole.index_add(0, at, value)
-            return (whole.T / counts).T
+            return (whole.movedim(0, -1) / counts).movedim(-1, 0)
 
         def mean_of(name: str) -> Tensor:
             return mean(getattr(each, name) for each in components)

@@ -38,8 +38,7 @@ _OUTCOMES = 1000  # labels drawn for each example, at least, where they are not 
 _DRAWN = 28  # bytes of such a label in float32, and of those in float64 and int64 that sort it
 _BYTES = 12  # a number in float32 that a draw predicts, and two copies while they are put together
 
-Values = Sequence[Tensor]
-_Run = Callable[..., Values]
+_Run = Callable[..., Sequence[Tensor]]
 """Predicts with one component, for all examples or those of the indices `only`: (S, n, ...)."""
 
 AnyForecast = ClassForecast | LabelsForecast | RatingForecast
@@ -79,12 +78,12 @@ def predict(
         keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities
             of classes or labels, or `(S, N)` means of ratings.
         bf16: autocast to bfloat16.
-        certainty: for classes or multiple choice, predict with one component of a mixture after the
-            other, and leave an example out once its most probable class leads by more than the
-            components to come could change, if each preferred another class by `certainty` in
-            probability. At 1, the most that is possible, the class is that of the whole mixture;
-            below, fewer components are needed. The forecast of an example is the mixture of those
-            that it was given (`ClassForecast.components`). By default all are used.
+        certainty: for classes and multiple choice, predict with one component of a mixture after
+            the other, and leave an example out once those to come could change its most probable
+            class only by preferring another one by more than `certainty` in probability, on
+            average. At 1 they cannot, so the class is that of the whole mixture; smaller is faster.
+            The forecast of an example is the mixture of the components that it was given, counted
+            in `ClassForecast.components`. None uses all of them.
 
     Raises:
         ConfigError: an argument is out of range, or there is no memory for so many draws;
@@ -159,7 +158,9 @@ def _in_closed_form(
     size = examples_at_once(latents, width, most)
     own = sum(site.numel for site in model.likelihood.sites)
 
-    def run(number: int, component: Any, share: int, only: Tensor | None = None) -> Values:
+    def run(
+        number: int, component: Any, share: int, only: Tensor | None = None
+    ) -> Sequence[Tensor]:
         with drawing(seed + number):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + width).to(model.network.device)
         take = partial(_read, model, component, noise, draw)
@@ -181,7 +182,9 @@ def _by_draws(
     """From draws of the weights, those of `draw` if the runs are called in order."""
     seeds = torch.Generator().manual_seed(seed)
 
-    def run(component: Callable[..., object], share: int, only: Tensor | None = None) -> Values:
+    def run(
+        component: Callable[..., object], share: int, only: Tensor | None = None
+    ) -> Sequence[Tensor]:
         draws = drawn(model, component, share, seeds)
         found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
         return [torch.cat(part) for part in zip(*found, strict=True)]
@@ -238,7 +241,7 @@ def _classes(
     return ClassForecast.from_draws(probabilities, choices=examples.choices, **given)
 
 
-def _ratings(values: Values, examples: Examples, exact: bool) -> RatingForecast:
+def _ratings(values: Sequence[Tensor], examples: Examples, exact: bool) -> RatingForecast:
     """From means and sds, with the variances of the means if they are exact, or else with outcomes
     and densities if there are any."""
     means, sds, *more = values

@@ -170,9 +170,9 @@ class Posterior(PosteriorState):
             seed: the same seed gives the same forecast.
             keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`.
             bf16: autocast to bfloat16.
-            certainty: stop a text before all components of a mixture have predicted it, once its
-                most probable class is certain (1) or likely (0.3 to 0.5, faster) to be that of all;
-                see `inference.predict.predict`. For classes and multiple choice.
+            certainty: for classes and multiple choice, leave a text out of the components to come
+                once they cannot change its most probable class (1), or would have to prefer another
+                one by this much in probability, each. Smaller is faster. None uses all components.
         """
         return predict(
             self.model,

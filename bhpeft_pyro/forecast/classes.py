@@ -166,7 +166,7 @@ class ClassForecast(Forecast):
             whole, *others = (value.double() for value in values)
             for at, value in zip(places[1:], others, strict=True):
                 whole = whole.index_add(0, at, value)
-            return (whole.T / counts).T
+            return whole / counts.reshape(-1, *(1,) * (whole.dim() - 1))
 
         def mean_of(name: str) -> Tensor:
             return mean(getattr(each, name) for each in components)

@@ -94,7 +94,9 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
     try:
         with torch.no_grad(), activate(binding):
             ids = random_tokens(base).to(device)
-            output = base(input_ids=ids)
+            # Without numbers, on "meta", transformers cannot look whether a mask hides something.
+            mask = {} if ids.is_meta else {"attention_mask": torch.ones_like(ids)}
+            output = base(input_ids=ids, **mask)
     finally:
         for handle in handles:
             handle.remove()

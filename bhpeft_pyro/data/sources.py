@@ -300,6 +300,8 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
     if len({len(column) for column in lists.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
         raise DataError(f"columns differ in length: {counts}")
+    if not any(lists.values()):
+        return Dataset.from_dict(lists)  # joining tables without rows would lose columns
     tables = []
     for name, column in lists.items():
         try:

@@ -68,10 +68,7 @@ def independent() -> Iterator[None]:
 @contextmanager
 def from_environment() -> Iterator[None]:
     """Within the block, the process group for which `torchrun` or `accelerate launch` has set the
-    environment; none without these."""
-    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
-        yield
-        return
+    environment."""
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"

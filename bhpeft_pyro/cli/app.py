@@ -43,9 +43,13 @@ def spoken_errors() -> Iterator[None]:
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
-    say(f"error: {'rank ' + os.environ.get('RANK', '') + ': ' if several else ''}{error}")
+    say(f"error: {'rank ' + os.environ['RANK'] + ': ' if _launched() else ''}{error}")
     raise typer.Exit(code) from error
+
+
+def _launched() -> bool:
+    """Whether `torchrun` or `accelerate launch` has set the environment for several processes."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 class Commands(TyperGroup):
@@ -70,10 +74,12 @@ def quietly(command: Callable[..., None]) -> Callable[..., None]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        with from_environment(), ExitStack() as silence:
+        with ExitStack() as around:
+            if _launched():
+                around.enter_context(from_environment())
             if not is_main():
-                silence.enter_context(redirect_stdout(StringIO()))
-                silence.enter_context(redirect_stderr(StringIO()))
+                around.enter_context(redirect_stdout(StringIO()))
+                around.enter_context(redirect_stderr(StringIO()))
             command(**arguments)
 
     return run

@@ -307,12 +307,12 @@ class Feed:
         self.examples = examples
         self.features: Tensor | None = None
         self.states: Tensor | None = None
-        given = (examples.tokens.ids, examples.tokens.lengths, examples.labels)
+        given = (examples.tokens.ids, examples.tokens.lengths, examples.labels, examples.words)
         agree("data", *(each for each in given if each is not None))
         network = model.network
         if frozen or not network.kinds:
             self._compute(model, batch_size, weights)
-        else:
+        elif network.attachment.constant:
             self.states = _constant_states(network, examples.tokens, batch_size)
 
     @property
@@ -393,7 +393,8 @@ def _constant_states(network: RandomPEFT, tokens: Tokens, batch_size: int) -> Te
     total, states = int(tokens.lengths.sum()), None
     for rows in tokens.lengths.argsort(descending=True).split(batch_size):
         own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
-        if own is None or total * own[0, 0].nbytes > _MAX_STATES:
+        assert own is not None
+        if total * own[0, 0].nbytes > _MAX_STATES:
             return None
         if states is None:
             states = own.new_empty(total, own.shape[-1], device="cpu")

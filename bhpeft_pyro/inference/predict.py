@@ -131,8 +131,8 @@ def predict(
     if isinstance(data, Feed):
         return forecast(data)
     try:
-        places = in_order(rows, PART)
-        parts: Any = [forecast(Feed(model, data.subset(place))) for place in places]
+        each = [data] if rows <= PART else (data.subset(at) for at in in_order(rows, PART))
+        parts: Any = [forecast(Feed(model, part)) for part in each]
     except DataError as error:
         if error.rows and rows > PART:  # which are counted from the part's first
             check_all(model, data=data)

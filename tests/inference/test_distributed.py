@@ -203,15 +203,20 @@ def test_a_rank_that_dies_ends_the_others_and_loses_no_round(tmp_path: Path) -> 
     assert len(history.load(last, **backbone).lineage) == 3
 
 
-def test_a_program_that_is_launched_twice_prints_once(tmp_path: Path) -> None:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+def fit_command(folder: Path) -> tuple[object, ...]:
+    """`bhpeft fit` with a backbone and data that are written to the folder."""
+    tiny_backbone().save_pretrained(folder / "tiny")
+    tiny_tokenizer().save_pretrained(folder / "tiny")
     data = write_csv(
-        tmp_path / "train.csv",
+        folder / "train.csv",
         text=[f"w{5 + number % 2} w{9 + number}" for number in range(30)],
         label=["no", "yes"] * 15,
     )
-    fit = ("fit", data, "--backbone", tmp_path / "tiny", "--out", tmp_path / "run")
+    return "fit", data, "--backbone", folder / "tiny"
+
+
+def test_a_program_that_is_launched_twice_prints_once(tmp_path: Path) -> None:
+    fit = (*fit_command(tmp_path), "--out", tmp_path / "run")
     quick = ("--max-steps", 2, "--guide", "delta", "--preset", "head_only", "--device", "cpu")
 
     def run(*words: object, code: int = 0) -> list[tuple[str, str]]:
@@ -230,14 +235,7 @@ def test_a_program_that_is_launched_twice_prints_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_and_accelerate_launch_it(tmp_path: Path) -> None:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
-    data = write_csv(
-        tmp_path / "train.csv",
-        text=[f"w{5 + number % 2} w{9 + number}" for number in range(30)],
-        label=["no", "yes"] * 15,
-    )
-    fit = ("fit", data, "--backbone", tmp_path / "tiny", "--max-steps", 2, "--components", 2)
+    fit = (*fit_command(tmp_path), "--max-steps", 2, "--components", 2)
 
     def run(launcher: str, *words: object) -> str:
         command = [sys.executable, "-m", launcher, *map(str, words)]

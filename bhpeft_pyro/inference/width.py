@@ -34,7 +34,7 @@ from .report import FitReport
 
 __all__ = ["equal_effect", "refine", "settle", "widen"]
 
-_EXAMPLES = 128  # at most, for the curvature
+_EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width
 
@@ -202,7 +202,7 @@ def _scores(outputs: Outputs) -> list[Tensor]:
 
 @torch.no_grad()
 def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Curvature:
-    """N F at the guide's mean, from at most 128 of the N examples."""
+    """N F at the guide's mean, from at most 64 of the N examples."""
     shown = _subset(examples, _EXAMPLES, seed)
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
@@ -288,20 +288,22 @@ def _candidates(
     prior = guide.prior.covariance
     root = torch.cat([curvature.root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
     # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
-    weights = []
-    for tau in taus.tolist():
-        diagonal = _diagonal(guide, tau) + curvature.rest
-        inner = torch.eye(root.shape[1]).to(root) + root.mT @ (root / diagonal.unsqueeze(-1))
-        weights.append((diagonal, torch.linalg.inv(inner.double())))
-    spreads: list[list[Tensor]] = [[] for _ in weights]
+    inverses = torch.stack([1 / (_diagonal(guide, tau) + curvature.rest) for tau in taus.tolist()])
+    ones = torch.eye(root.shape[1]).to(root)
+    inner = [
+        torch.linalg.inv((ones + root.mT @ (root * inverse.unsqueeze(-1))).double())
+        for inverse in inverses
+    ]
+    spreads: list[list[Tensor]] = [[] for _ in inner]
     held: list[tuple[Outputs, Tensor]] = []
     for batch, outputs, rows in _jacobians(model, guide, shown):
         assert batch.labels is not None
         held.append((outputs, batch.labels))
-        for number, (diagonal, inner) in enumerate(weights):
-            scaled = rows / diagonal
-            along = (scaled @ root).double()
-            spreads[number].append((scaled @ rows.mT).double() - along @ inner @ along.mT)
+        products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
+        grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)
+        for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
+            along = (rows @ (root * inverse.unsqueeze(-1))).double()
+            spreads[number].append(gram - along @ inner[number] @ along.mT)
     if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had other noise
         return with_noise(taus, spreads, held, model.likelihood.unit)
     return of_draws(taus, spreads, held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method"]
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
+_UPPER = (-3, -2, -1)  # half of MiniLM's layers
 _CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
 _REPORTED = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
 
@@ -181,6 +182,7 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
     "MAM": presets.mam,
     "UniPELT": presets.unipelt,
     "hybrid": presets.bh_peft,
+    "upper hybrid": lambda: tuple(replace(kind, layers=_UPPER) for kind in presets.bh_peft()),
 }
 """The PEFT weights."""
 

@@ -31,9 +31,6 @@
 # weights. Here only the head is random, so each text goes through the transformer once and a laptop
 # is enough. With `bh.presets.bh_peft()` in place of `head_only()`, every layer gets LoRA, adapter
 # and prefix weights; all calls stay the same.
-#
-# *The stored outputs are from a small test run (`BHPEFT_SMALL=1`) and their numbers are
-# meaningless. Run the notebook, or `make notebooks`, for real ones.*
 
 # %%
 import logging

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.draws import PLATE, alone, traces
-from ..inference.passes import Block, Feed, centre, passes
+from ..inference.draws import PLATE, Block, alone, centre, traces
+from ..inference.passes import Feed, passes
 from ..model.model import Model
 from ..priors import checked, complete
 

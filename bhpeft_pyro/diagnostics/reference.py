@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..checks import SEED, Number
 from ..errors import ConfigError
-from ..inference.passes import Block, Feed, drawn, passes
+from ..inference.draws import Block, drawn
+from ..inference.passes import Feed, passes
 from ..model.model import Model
 
 if TYPE_CHECKING:

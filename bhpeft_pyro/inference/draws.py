@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -19,17 +20,18 @@ from torch.overrides import TorchFunctionMode
 from ..checks import COUNT, SEED, check_memory
 from ..errors import GuideError
 from ..guides import Guide
-from ..guides.guide import components_of
+from ..guides.guide import components_of, is_linear
 from ..model.model import Model
 from ..priors import apart, complete
 
 __all__ = [
     "PLATE",
+    "Block",
     "alone",
-    "blocks",
-    "completed",
+    "centre",
     "draw",
     "drawing",
+    "drawn",
     "point",
     "sampling",
     "seeded",
@@ -154,28 +156,51 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
-    parts = list(blocks(model, guide, samples, seed))
+    parts = [block.weights for block in drawn(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def blocks(
-    model: Model, guide: Callable[..., Any], samples: int, seed: int
-) -> Iterator[dict[str, Tensor]]:
-    """The draws of `draw` in blocks, so that they need not all be in memory."""
-    seeds = torch.Generator().manual_seed(seed)
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some weight draws, and the network that they are for.
+
+    Attributes:
+        weights: for each latent and site of the model a tensor `(s, 1, *shape)`.
+        at: the weights around which the network is linearised, a tensor of each site's shape; None
+            for the network itself.
+    """
+
+    weights: Mapping[str, Tensor]
+    at: Mapping[str, Tensor] | None = None
+
+
+def drawn(
+    model: Model, guide: Callable[..., Any], samples: int, seed: int | torch.Generator
+) -> Iterator[Block]:
+    """The draws of `draw` in blocks, so that they need not all be in memory.
+
+    With `samples` of 0 they are the central values of each component. A generator of seeds in place
+    of `seed` goes on where the draws of another component have left it.
+    """
+    seeds = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     for component, share in strata(guide, samples):
-        yield from completed(model, component, share, seeds)
+        if samples == 0:
+            yield Block(point(model, component))
+            continue
+        at = centre(model, component)
+        for trace in traces(component, share, seeds):
+            latents = {name: value.detach() for name, value in apart(trace).items()}
+            with alone():
+                whole = complete(model.prior, model.sites, latents)
+            yield Block(whole, at)
 
 
-def completed(
-    model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
-    """Draws of one component, with the sites that the prior computes from them."""
-    for trace in traces(guide, samples, seeds):
-        latents = {name: value.detach() for name, value in apart(trace).items()}
-        with alone():
-            whole = complete(model.prior, model.sites, latents)
-        yield whole
+def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
+    """The weights around which a guide linearises the network, a tensor of each site's shape; None
+    if it does not."""
+    if not is_linear(guide) or not model.network.kinds:
+        return None
+    return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
 def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:

@@ -25,8 +25,8 @@ from ..guides.budget import examples_at_once
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .draws import drawing, strata
-from .passes import BATCH, Block, Feed, Take, by_batch, check_all, drawn, passes
+from .draws import Block, drawing, drawn, strata
+from .passes import BATCH, Feed, Take, by_batch, check_all, passes
 
 __all__ = ["PART", "AnyForecast", "predict", "simulate"]
 

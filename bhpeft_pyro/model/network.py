@@ -7,7 +7,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -203,22 +203,13 @@ class RandomPEFT(PyroModule):
                 outputs = self.head(pooled.unflatten(0, (particles, -1)), folded)
         return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
-    def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, D) or (B, C, D) features: what the head reads.
-
-        Args:
-            batch: B examples.
-            weights: a tensor of its shape for each site; None leaves the frozen transformer
-                without any PEFT weights.
-        """
+    def features(self, batch: Batch) -> Tensor:
+        """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
+        transformer, or inside `bind` those under its weights."""
         self.attachment.check_mode()
-        inputs = _rows(batch, 1)
-        bound = ExitStack()
-        with torch.no_grad(), bound:
-            if weights is not None:
-                folded, _ = self._fold(weights)
-                bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
-            return self._pooled(inputs, batch.spans).reshape(*_examples(batch), -1)
+        with torch.no_grad():
+            pooled = self._pooled(_rows(batch, 1), batch.spans)
+        return pooled.reshape(*_examples(batch), -1)
 
     @contextmanager
     def bind(self, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:

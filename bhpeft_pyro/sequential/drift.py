@@ -17,9 +17,9 @@ from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
-from ..inference.draws import drawing
+from ..inference.draws import drawing, drawn
 from ..inference.loop import as_module
-from ..inference.passes import Feed, drawn, passes
+from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
 from ..posterior.posterior import Posterior

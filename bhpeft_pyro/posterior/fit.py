@@ -156,11 +156,9 @@ def fit(
             if starts and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        starts.append(Start(posterior, rest, kept))
+        starts.append(Start(posterior, rest, kept, is_open(model)))
     with named():
-        return fit_components(
-            starts, held_out, options, optimizer, callback, executor, is_open(model)
-        )
+        return fit_components(starts, held_out, options, optimizer, callback, executor)
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:

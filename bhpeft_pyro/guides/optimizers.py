@@ -110,13 +110,7 @@ def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor
 
 
 class ScaledAdam(Adam):
-    """Adam (Kingma and Ba 2015) with a step size for each weight.
-
-    Args:
-        weights: (D,) the parameter.
-        sizes: (D,) factors of the step size.
-        lr: the step size where the factor is 1.
-    """
+    """Adam (Kingma and Ba 2015) with a step size for each weight: `lr` times `sizes`, (D,)."""
 
     def __init__(self, weights: nn.Parameter, sizes: Tensor, lr: float) -> None:
         self.weights, self.sizes = weights, sizes

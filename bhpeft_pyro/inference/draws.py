@@ -140,15 +140,9 @@ class _OwnGenerators(TorchFunctionMode):
 def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
-    Args:
-        model: the model, whose prior may compute sites from other latents.
-        guide: any Pyro guide; it is called with None as the batch.
-        samples: S; for a mixture rounded up to equally many draws per component (`strata`).
-        seed: makes the draws repeatable; the global random state does not change.
-
-    Returns:
-        Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
-        Draws of a mixture are in the order of its components.
+    By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
+    a mixture S is rounded up to equally many draws per component (`strata`), in their order. The
+    global random state does not change.
 
     Raises:
         ConfigError: an argument that cannot work, or more draws than there is memory for.

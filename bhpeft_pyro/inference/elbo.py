@@ -25,12 +25,7 @@ __all__ = ["ELBO", "Parts"]
 
 @dataclass
 class Parts:
-    """The parts of the last evaluation of the loss, in nats for the whole data set.
-
-    Attributes:
-        nll: expected negative log-likelihood.
-        kl: KL to the prior, per site.
-    """
+    """Expected NLL and, by site, KL to the prior at the last evaluation, in nats for all data."""
 
     nll: Tensor
     kl: dict[str, Tensor] = field(default_factory=dict)

@@ -54,20 +54,13 @@ def passes(
     bf16: bool = False,
     only: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluate each draw on all examples, some draws at a time.
+    """Evaluate each draw on all N examples: tensors (s, N, ...) on the CPU, some draws at a time.
 
     Args:
-        model: the model.
-        draws: consumed as they are needed.
-        feed: N examples.
-        take: computes the wanted quantities.
         rows: the largest number of sequences per pass; by default 64, or 65,536 if the
             transformer's features are known.
         bf16: autocast to bfloat16.
-        only: the indices of the N examples that are wanted, in order; by default all.
-
-    Yields:
-        Tensors (s, N, ...) on the CPU, in the examples' order.
+        only: the indices of the examples that are wanted, in order; by default all.
     """
     if rows is None:
         rows = _MAX_ROWS if feed.features is None else _MAX_FEATURES
@@ -97,15 +90,9 @@ def by_batch(
     bf16: bool = False,
     only: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Compute tensors batch by batch and join them; several processes divide the batches.
+    """Join the tensors (s, B, ...) that `run` makes of each batch of at most `size` examples.
 
-    Args:
-        model, feed, bf16, only: as for `passes`.
-        run: from a batch on the model's device to tensors (s, B, ...).
-        size: the most examples in a batch.
-
-    Returns:
-        Tensors (s, N, ...) on the CPU, in the examples' order.
+    Several processes divide the batches. The rest is as for `passes`.
     """
     device = model.network.device
 
@@ -205,13 +192,8 @@ class Feed:
     Without PEFT weights the transformer's features never change. They are computed once, so that a
     head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
     hidden states below them never change. These too are computed once, unless they would take more
-    than 1 GiB: then all layers are run each time.
-
-    Args:
-        model: the model.
-        examples: the data set.
-        frozen: compute the features once even if there are PEFT weights.
-        batch_size: of this computation.
+    than 1 GiB: then all layers are run each time. `frozen` leaves the PEFT weights out, so that the
+    features are computed once; `batch_size` is that of this computation.
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.

@@ -32,8 +32,24 @@ __all__ = [
 Pooling = Literal["auto", "mean", "first", "last"]
 
 
+class _Linear:
+    """A linear layer whose weights are random."""
+
+    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """What the backbone computes with between the transformer and this layer: nothing."""
+        return {}
+
+    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
+        weight, bias = weights["head.weight"], weights.get("head.bias")
+        with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
+            if bias is None:
+                return torch.bmm(features.float(), weight.mT)
+            return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
+
+
 @dataclass(frozen=True)
-class Head:
+class Head(_Linear):
     """A random linear layer on pooled, standardised features.
 
     The pooled feature vector is standardised (zero mean, unit variance over its D entries, no
@@ -83,10 +99,6 @@ class Head:
         """The head's random tensors on a backbone whose hidden states have `width` entries."""
         return self.sites(width)
 
-    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
-        """What the backbone computes with after the transformer: nothing."""
-        return {}
-
     def read(
         self,
         backbone: PreTrainedModel,
@@ -120,16 +132,12 @@ class Head:
             pooled = (hidden * weight).sum(1) / weight.sum(1)
         return functional.layer_norm(pooled, pooled.shape[-1:])
 
-    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-        return _linear(features, weights)
-
 
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("bhpeft_classifier_inputs", default=None)
 
 
 @dataclass(frozen=True)
-class ClassifierHead:
+class ClassifierHead(_Linear):
     """The last linear layer of an `AutoModelForSequenceClassification`, made random.
 
     Up to this layer the model runs as Hugging Face wrote it. What lies between the transformer and
@@ -207,10 +215,6 @@ class ClassifierHead:
             _SEEN.reset(token)
         return seen[-1].float()
 
-    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-        return _linear(features, weights)
-
 
 def _see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A hook that keeps what the last layer reads; it does nothing outside `ClassifierHead`."""
@@ -281,15 +285,6 @@ def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -
         return (weight,)
     bias = Site("head.bias", shape[:1], dims[:1], one, zeros(shape[:1], one), role="head")
     return weight, bias
-
-
-def _linear(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-    weight, bias = weights["head.weight"], weights.get("head.bias")
-    with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
-        if bias is None:
-            return torch.bmm(features.float(), weight.mT)
-        return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
 
 
 def _last(mask: Tensor) -> Tensor:

@@ -92,13 +92,9 @@ def stack(
 ) -> Site:
     """The site of one tensor for each block, stacked along the dimension "layer".
 
-    Args:
-        name, role: as the site's.
-        dims: of one block's tensor.
-        blocks, shapes, units: the blocks and, for each, its tensor's shape and unit, which
-            broadcasts against the shape.
-        start: makes the site's `init` from its shape and unit.
-        anchor: the sd, in units, of a random projection to centre on; None for none.
+    `dims` are those of one block's tensor; each unit broadcasts against its shape. `start` makes
+    the site's `init` from its shape and unit; `anchor` is the sd, in units, of a random projection
+    to centre on.
     """
     shape, *others = set(shapes)
     if others:

@@ -64,9 +64,8 @@ def in_workers(
 ) -> Iterator[Result]:
     """The results of a function of each item, in order, from the workers of an executor.
 
-    Args:
-        known: for each item, objects within it that a result need not copy. Those that all items
-            have at the same place are pickled once.
+    `known` are for each item the objects within it that a result need not copy. Those that all
+    items have at the same place are pickled once.
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.

@@ -279,10 +279,9 @@ def _fit_coreset(
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
     report.pull = pull_of(guide)
-    under = model.with_prior(prior_of(model, core))
-    _learn(
-        Start(posterior.replace(model=under, guide=guide, lineage=(report,)), kept), None, optimizer
-    )
+    after = model.with_prior(prior_of(model, core))
+    later = posterior.replace(model=after, guide=guide, lineage=(report,))
+    _learn(Start(later, kept), None, optimizer)
     if isinstance(guide, Guide):
         guide.follow(model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

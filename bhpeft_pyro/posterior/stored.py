@@ -118,12 +118,7 @@ def revive(
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
 ) -> PosteriorState | MixtureState:
-    """The posterior that was described.
-
-    Args:
-        plain, tensors: from `describe`.
-        lineage: the reports of its rounds.
-        backbone, tokenizer, prior: as for `Posterior.load`.
+    """The posterior that was described, with the reports of its rounds.
 
     Raises:
         SaveError: the backbone is another one, a prior is needed, or tensors do not fit.

@@ -205,12 +205,7 @@ def complete(
 
 
 def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -> None:
-    """Run a prior once as a fit does.
-
-    Args:
-        prior: the prior.
-        sites: of the model.
-        vectorised: whether with several draws at once.
+    """Run a prior once as a fit does, with several draws at once if `vectorised`.
 
     Raises:
         PriorError: it fails, is not of the default dtype, or has parameters, which nothing would

@@ -15,21 +15,13 @@ def in_family(
 ) -> tuple[Guide, Prior, float]:
     """A guide of another family, at the last posterior or at the nearest member of the family.
 
-    Args:
-        model: the model, under any prior.
-        last: the last posterior as a prior.
-        family: as for `autoguide`.
-        seed: of random initial values.
-
-    Returns:
-        The guide; the posterior as this family can represent it, which is the next round's prior;
-        and the KL from the last posterior to it, in nats.
+    With it come the posterior as this family can represent it, which is the next round's prior, and
+    the KL from the last posterior to it in nats.
 
     Raises:
         GuideError: the family is unknown, or cannot have this prior.
         PriorError: the last posterior cannot be projected.
     """
-
     # A guide of any family can be made under independent weights, and says if it is joint.
     alone, divergence = closed_form(last, "guide").independent()
     guide = guide_under(model, alone, family, seed)

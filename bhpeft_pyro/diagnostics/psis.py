@@ -194,11 +194,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
 
 
 def _training_examples(posterior: Posterior, data: object) -> Examples:
-    """The examples that the last round was fitted to, without those that it held out.
-
-    Raises:
-        DataError: `data` are not the last round's, or these are not known.
-    """
+    """The examples that the last round was fitted to, without those that it held out."""
     report = posterior.report
     if not report.data:
         raise DataError(

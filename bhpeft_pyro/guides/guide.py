@@ -298,11 +298,7 @@ def is_point(guide: object) -> bool:
 
 
 def prior_of(model: Model, guide: nn.Module) -> Prior:
-    """A fitted guide as a prior. Sites that the model's prior computes from others still are.
-
-    Raises:
-        GuideError: the guide is a point estimate, or not a `Guide`.
-    """
+    """A fitted guide as a prior. Sites that the model's prior computes from others still are."""
     if not isinstance(guide, Guide):
         name = type(guide).__name__
         raise GuideError(

@@ -163,11 +163,7 @@ def _preset(preset: str, names: Sequence[str], width: float | None = None) -> di
 
 def trained_by_pyro(guide: nn.Module, model: Model) -> nn.Module:
     """A guide that Pyro has trained on this model: a function's parameters are taken from Pyro's
-    store, and an autoguide becomes one that can be saved, if it can be made again.
-
-    Raises:
-        GuideError: the store lacks a parameter.
-    """
+    store, and an autoguide becomes one that can be saved, if it can be made again."""
     if isinstance(guide, FunctionGuide):
         guide.load_store()
     return PyroGuide.of(model, guide) if isinstance(guide, AutoGuide) else guide

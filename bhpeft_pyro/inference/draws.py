@@ -229,11 +229,7 @@ def alone() -> Iterator[None]:
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """A guide's central values as a single draw, `(1, 1, *site shape)`.
-
-    Raises:
-        GuideError: the guide has none.
-    """
+    """A guide's central values as a single draw, `(1, 1, *site shape)`; a GuideError if none."""
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):

@@ -325,11 +325,7 @@ def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Op
 
 
 def as_module(guide: object) -> nn.Module:
-    """A guide as a module: itself, or a hand-written function wrapped in one.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """A guide as a module: itself, or a hand-written function wrapped in one."""
     if isinstance(guide, nn.Module):
         return guide
     if callable(guide):

@@ -229,11 +229,7 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def final_layer(backbone: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """The name and the module of a sequence classifier's last linear layer.
-
-    Raises:
-        ConfigError: the backbone is no sequence classifier.
-    """
+    """The name and the module of a sequence classifier's last linear layer."""
     inside = f"{backbone.base_model_prefix}."
     found = [
         (name, module)
@@ -264,12 +260,8 @@ def set_final_layer(model: PreTrainedModel, weight: Tensor, bias: Tensor | None)
 
 
 def with_tail(backbone: PreTrainedModel, tail: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A copy of a classifier that shares its transformer, with `tail` between that and the head.
-
-    Args:
-        backbone: stays as it is.
-        tail: values by their names in the backbone, as `ClassifierHead.tail` gives them.
-    """
+    """A copy of a classifier that shares its transformer, with a `ClassifierHead.tail` between that
+    and the head."""
     state = backbone.state_dict(keep_vars=True)
     shared: dict[int, Any] = {id(value): value for key, value in state.items() if key not in tail}
     new = copy.deepcopy(backbone, shared)
@@ -298,11 +290,7 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
 
 
 def check_features(features: Tensor) -> Tensor:
-    """The features, if they are numbers.
-
-    Raises:
-        DataError: they are not.
-    """
+    """The features, if they are finite; otherwise a DataError."""
     if not features.isfinite().all():
         raise DataError(
             "the backbone's features are not finite for some of these texts: its weights are "

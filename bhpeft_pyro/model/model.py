@@ -243,11 +243,7 @@ def _bounds(support: object) -> list[Any]:
 
 
 def check_model(model: object) -> None:
-    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose.
-
-    Raises:
-        ConfigError: it is another thing.
-    """
+    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose."""
     if type(model) is not Model:
         raise ConfigError(
             f"model: expected a bh.Model itself, got {type(model).__name__}; write other model "

@@ -172,11 +172,7 @@ def _starts_anew(guide: Guide, report: FitReport) -> bool:
 
 
 def _start_point(model: Model, guide: Guide, examples: Examples, report: FitReport) -> Model:
-    """Initialise a point estimate.
-
-    Returns:
-        The model, with a prior that is centred at the initial values if the guide's is.
-    """
+    """Initialise a point estimate; the model's prior is centred there if the guide's is."""
     labels = examples.labels
     assert labels is not None
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
@@ -186,11 +182,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
 
 
 def _components(given: Any, guide: object, model: Model) -> int:
-    """The number of components.
-
-    Raises:
-        ConfigError: it is not positive, or not that of the guide.
-    """
+    """The number of components, given or by default."""
     if isinstance(guide, nn.Module):
         count = len(components_of(guide))
         if given not in (None, count):

@@ -78,13 +78,7 @@ def check_how(
     callback: object,
     executor: object,
 ) -> None:
-    """Check what does not depend on the data.
-
-    Raises:
-        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function,
-            `executor` no `Executor`, or `patience` has no validation data.
-        ProcessError: the options are others in another process.
-    """
+    """Check the arguments of `fit` and `update` that do not depend on the data."""
     agree("options", repr(options.change(progress=False)))
     check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
     if callback is not None and executor is not None:

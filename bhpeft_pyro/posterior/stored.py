@@ -54,11 +54,7 @@ Tensors = dict[str, Tensor]
 
 
 def check_savable(model: Model) -> None:
-    """Check that the PEFT kinds, the head and the likelihood are of this package.
-
-    Raises:
-        SaveError: one of them is a class of the user's own, which could not be loaded again.
-    """
+    """Refuse PEFT kinds, heads and likelihoods of a user's own, which could not be loaded again."""
     parts: list[tuple[str, object]] = [("kinds", kind) for kind in model.network.kinds]
     parts += [("head", model.network.head), ("likelihood", model.likelihood)]
     for what, part in parts:
@@ -71,11 +67,7 @@ def check_savable(model: Model) -> None:
 
 
 def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
-    """A posterior without its lineage.
-
-    Raises:
-        SaveError: the guide, a prior or a part of the model cannot be described.
-    """
+    """A posterior without its lineage; what cannot be described is a SaveError."""
     network, parts = posterior.model.network, posterior.components
     check_savable(posterior.model)
     mixture = parts[0] is not posterior

@@ -331,11 +331,7 @@ def _line(report: FitReport, folder: str) -> str:
 
 
 def resume(history: History, model: Model) -> Posterior | None:
-    """The last posterior of a single line of rounds, if there are any.
-
-    Raises:
-        ConfigError: the rounds branch, or belong to another model.
-    """
+    """The last posterior of a single line of rounds of this model, if there are any."""
     leaves = history.leaves
     if len(leaves) > 1:
         raise ConfigError(
@@ -374,11 +370,7 @@ def _standardised(model: Model, there: Model) -> Likelihood:
 
 
 def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
-    """Check that a finished round learnt this very batch.
-
-    Raises:
-        ConfigError: it learnt another.
-    """
+    """Check that a finished round learnt this very batch."""
     report = posterior.lineage[number]
     examples = posterior.encode(data)
     if report.name != name or not has_learnt(report, examples):

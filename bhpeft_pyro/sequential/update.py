@@ -14,22 +14,22 @@ from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
-from ..guides import Guide, GuideLike
+from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import sampling
+from ..inference.draws import sampling, seeded
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
+from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
 from ..posterior.rounds import Start, check_how, fit_components, pull_of, seeds
-from ..priors import Prior, PriorLike, as_prior
+from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
-from .projection import guide_under, in_family
 
-__all__ = ["Replay", "has_learnt", "refuse_known", "update"]
+__all__ = ["Replay", "has_learnt", "in_family", "refuse_known", "update"]
 
 By = Literal["random", "uncertain"]
 
@@ -184,6 +184,33 @@ def _start(
         coreset=None,
     )
     return Start(start, examples, kept)
+
+
+def in_family(
+    model: Model, last: Prior, family: GuideLike, seed: int
+) -> tuple[Guide, Prior, float]:
+    """A guide of another family, at the last posterior or at the nearest member of the family.
+
+    With it come the posterior as this family can represent it, which is the next round's prior, and
+    the KL from the last posterior to it in nats.
+
+    Raises:
+        GuideError: the family is unknown, or cannot have this prior.
+        PriorError: the last posterior cannot be projected.
+    """
+    # A guide of any family can be made under independent weights, and says if it is joint.
+    alone, divergence = closed_form(last, "guide").independent()
+    guide = guide_under(model, alone, family, seed)
+    if guide.joint:
+        return guide_under(model, last, family, seed), last, 0.0
+    return guide, alone, divergence
+
+
+def guide_under(model: Model, prior: Prior, family: GuideLike, seed: int) -> Guide:
+    """A new guide of a family under a prior."""
+    with seeded(seed):
+        guide: Guide = autoguide(family, model.with_prior(prior), components=1)
+    return guide
 
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:

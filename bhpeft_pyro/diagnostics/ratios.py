@@ -64,7 +64,8 @@ def log_ratios(
                 for name, node in _sites(trace).items()
                 if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
             }
-            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, _draws(weights), dim=-2):
+            count = len(next(iter(weights.values())))
+            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
                 poutine.condition(checked, data=weights)(model.prior, model.sites)
             _check(_sites(trace), _sites(tracer.trace))
             densities.append(_log_prob(tracer.trace) - _log_prob(trace))
@@ -75,10 +76,6 @@ def log_ratios(
     if ratios.isnan().any() or (ratios == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
     return ratios
-
-
-def _draws(weights: Mapping[str, Tensor]) -> int:
-    return len(next(iter(weights.values())))
 
 
 def _sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import runtime
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -22,7 +23,7 @@ from ..errors import GuideError
 from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.model import Model
-from ..priors import apart, complete
+from ..priors import complete, unpack
 
 __all__ = [
     "PLATE",
@@ -183,10 +184,22 @@ def drawn(
             continue
         at = centre(model, component)
         for trace in traces(component, share, seeds):
-            latents = {name: value.detach() for name, value in apart(trace).items()}
             with alone():
-                whole = complete(model.prior, model.sites, latents)
+                whole = complete(model.prior, model.sites, _latents(trace))
             yield Block(whole, at)
+
+
+def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The latents in a guide's trace, without auxiliary ones; a joint one is split into sites."""
+    found: dict[str, Tensor] = {}
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    for name, node in nodes.items():
+        value = node["value"].detach()
+        if sites := node["infer"].get("sites"):
+            found |= unpack(value, sites)
+        elif not (name in found or node["infer"].get("is_auxiliary") or site_is_subsample(node)):
+            found[name] = value
+    return found
 
 
 def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Any
 
 from ..checks import check_types
@@ -135,8 +135,7 @@ class FitReport:
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={
-                name: math.prod(report.scales[name] for report in components)
-                ** (1 / len(components))
+                name: geometric_mean(report.scales[name] for report in components)
                 for name in first.scales
             },
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
@@ -346,7 +345,7 @@ def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each name over the entries that have it."""
     names = dict.fromkeys(name for entry in entries for name in entry)
     found = {name: [entry[name] for entry in entries if name in entry] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def _unusual(temperature: float) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -22,10 +20,11 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
+from .backbone import check_weights
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
-__all__ = ["RandomPEFT", "fingerprint"]
+__all__ = ["RandomPEFT"]
 
 
 class RandomPEFT(PyroModule):
@@ -80,7 +79,7 @@ class RandomPEFT(PyroModule):
         check(backbone, PreTrainedModel, "backbone", expected)
         check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
         check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
-        _check_weights(backbone)
+        check_weights(backbone)
         if isinstance(kinds, Kind):
             kinds = (kinds,)
         check(kinds, Sequence | None, "kinds", "a tuple of LoRA, Adapter or Prefix objects")
@@ -366,44 +365,6 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
     value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
     return len(batch) // batch.particles, *value.shape[1:-1]
-
-
-def _check_weights(backbone: PreTrainedModel) -> None:
-    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
-    for name, weight in backbone.base_model.named_parameters():
-        if weight.is_meta and backbone.device.type != "meta":
-            raise ConfigError(
-                f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
-                "all of them in memory: load it quantised, or with a device_map over accelerators"
-            )
-        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
-        plain = type(weight.data) is Tensor and weight.is_floating_point()
-        if name.startswith("pooler.") or weight.is_meta or not plain:
-            continue
-        if not weight.detach().sum(dtype=torch.float32).isfinite():
-            raise ConfigError(
-                f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
-            )
-
-
-def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its configuration and a sample of every tensor that counts.
-
-    Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
-    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
-    """
-    digest = hashlib.sha256()
-    config = backbone.config.to_dict()
-    shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-    digest.update(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(backbone.base_model.state_dict().items()):
-        if name.startswith("pooler.") or not isinstance(tensor, Tensor):
-            continue  # some quantised layers keep other things than tensors
-        flat = tensor.detach().dequantize().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _finite(unit: Tensor) -> bool:

@@ -22,9 +22,10 @@ from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import head, likelihoods
+from ..model.backbone import fingerprint
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
-from ..model.network import RandomPEFT, fingerprint
+from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from .state import Coreset, MixtureState, PosteriorState

@@ -11,15 +11,7 @@ from .mean_field import DeltaGuide, NormalGuide
 from .mixture import MixtureGuide
 from .optimizers import NaturalGradient
 from .pyro_guides import PyroGuide
-from .registry import (
-    COMPONENTS,
-    GUIDES,
-    PRESETS,
-    GuideLike,
-    autoguide,
-    budget,
-    check_made_for,
-)
+from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, budget, check_made_for
 
 __all__ = [
     "COMPONENTS",

@@ -74,10 +74,7 @@ class NormalGuide(_Located):
     """
 
     def __init__(
-        self,
-        model: Model,
-        init_scale: float | None = None,
-        names: Collection[str] | None = None,
+        self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
         if init_scale is not None and not 0 < init_scale < torch.inf:
             raise GuideError(f"NormalGuide: init_scale={init_scale} must be positive and finite")

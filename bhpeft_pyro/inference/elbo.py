@@ -105,8 +105,7 @@ class ELBO(TraceMeanField_ELBO):
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
         self.parts = Parts(
-            nll.detach() * scale,
-            {name: value.detach() * scale for name, value in kl.items()},
+            nll.detach() * scale, {name: value.detach() * scale for name, value in kl.items()}
         )
         return loss.item(), loss
 

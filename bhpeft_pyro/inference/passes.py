@@ -70,9 +70,7 @@ def passes(
     for count, predictive in _together(model, draws, together):
 
         def run(
-            batch: Batch,
-            draws: int = count,
-            of: Callable[[Batch], TorchDistribution] = predictive,
+            batch: Batch, draws: int = count, of: Callable[[Batch], TorchDistribution] = predictive
         ) -> Sequence[Tensor]:
             return take(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 

@@ -14,16 +14,7 @@ from transformers.activations import ACT2FN
 from ..checks import COUNT, POSITIVE, Rule, check_fields, one_of
 from .architectures import Block
 from .binding import After, Binding
-from .kinds import (
-    Kind,
-    Weights,
-    gate_rows,
-    gate_sites,
-    input_unit,
-    opening,
-    rows,
-    stack,
-)
+from .kinds import Kind, Weights, gate_rows, gate_sites, input_unit, opening, rows, stack
 from .lora import add_low_rank
 from .scales import Scales
 from .sites import Site, kaiming, zeros

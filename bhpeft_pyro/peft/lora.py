@@ -14,16 +14,7 @@ from ..checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
-from .kinds import (
-    Kind,
-    Weights,
-    attention_inputs,
-    gate_sites,
-    input_unit,
-    rows,
-    stack,
-    wire_gates,
-)
+from .kinds import Kind, Weights, attention_inputs, gate_sites, input_unit, rows, stack, wire_gates
 from .scales import Scales
 from .sites import Site, kaiming, zeros
 

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..data.batch import Batch
 from ..errors import GuideError
-from ..options import FitOptions
 from ..priors import MixturePrior
-from .guide import Guide, is_linear, is_point, optimizers
+from .guide import Guide, is_linear, is_point
 
 __all__ = ["MixtureGuide"]
 
@@ -73,9 +71,6 @@ class MixtureGuide(Guide):
         """The mean of the components' central values; `predict(samples=0)` uses each of them."""
         found = [guide.means() for guide in self._guides()]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
-
-    def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
-        return [one for part in self.parts for one in optimizers(part, options, examples)]
 
     def _guides(self) -> list[Guide]:
         guides = [each for each in self.parts if isinstance(each, Guide)]

@@ -106,19 +106,14 @@ def _moments(
     """E[G G'] and E[G' G] of the gradients G, (layer, a, b), per site."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
-    for gradients in _gradients(model, batches, values):
-        for name in names:
-            left, right = (
-                torch.einsum(pattern, gradients[name], gradients[name])
-                for pattern in ("nlab,nlcb->lac", "nlab,nlac->lbc")
-            )
-            lefts[name] = lefts.get(name, 0) + left
-            rights[name] = rights.get(name, 0) + right
     count = sum(map(len, batches))
-    return (
-        {name: total / count for name, total in lefts.items()},
-        {name: total / count for name, total in rights.items()},
-    )
+    for gradients in _gradients(model, batches, values):
+        for sums, pattern in ((lefts, "nlab,nlcb->lac"), (rights, "nlab,nlac->lbc")):
+            for name in names:
+                product = torch.einsum(pattern, gradients[name], gradients[name])
+                sums[name] = sums.get(name, 0) + product
+    lefts, rights = ({k: total / count for k, total in each.items()} for each in (lefts, rights))
+    return lefts, rights
 
 
 def _leading(

@@ -123,6 +123,7 @@ class FitReport:
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
+        projections = [each.projection for each in components if each.projection is not None]
         same = ("points", "keep", "floor", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
@@ -140,11 +141,7 @@ class FitReport:
             },
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
             parent=parent,
-            projection=(
-                None
-                if first.projection is None
-                else fmean(each.projection or 0.0 for each in components)
-            ),
+            projection=fmean(projections) if projections else None,
             components=list(components),
             **{name: getattr(first, name) for name in same},
         )

@@ -93,7 +93,8 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         own = head.sites_on(backbone, self.attachment.hidden_size)
         self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
-        if bad := [site.name for site in self.sites if not _finite(site.unit)]:
+        units = {site.name: site.unit for site in self.sites if not site.unit.is_meta}
+        if bad := [name for name, unit in units.items() if not unit.isfinite().all()]:
             raise ConfigError(
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
                 "with dtype=torch.float32"
@@ -252,10 +253,8 @@ class RandomPEFT(PyroModule):
         rows = []
         for batch in batches:
             exist = slice(None) if batch.choices is None else batch.choices.flatten()
-            batch = batch.to(self.device)
-            with torch.no_grad():
-                pooled = self._pooled(_rows(batch, 1), batch.spans)
-            rows.append(check_features(pooled[exist]))
+            features = self.features(batch.to(self.device)).flatten(0, -2)
+            rows.append(check_features(features[exist]))
         self.axes.fit(torch.cat(rows))
         same(self.axes)
 
@@ -365,10 +364,6 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
     value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
     return len(batch) // batch.particles, *value.shape[1:-1]
-
-
-def _finite(unit: Tensor) -> bool:
-    return unit.is_meta or bool(unit.isfinite().all())
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

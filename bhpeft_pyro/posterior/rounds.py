@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,10 +100,7 @@ def check_how(
             f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
             "a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
         )
-    if callback is not None and not callable(callback):
-        raise ConfigError(
-            f"callback: expected a function of a step's record or None, got {shown(callback)}"
-        )
+    check(callback, Callable | None, "callback", "a function of a step's record or None")
     if options.patience and validation is None:
         raise ConfigError(
             f"patience={options.patience} needs validation data; patience=None fits to the end"

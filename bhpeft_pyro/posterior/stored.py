@@ -21,7 +21,7 @@ from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
-from ..model import head, likelihoods
+from ..model import likelihoods
 from ..model.backbone import fingerprint
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
@@ -121,9 +121,9 @@ def revive(
         name: value if ".examples." in f".{name}" else value.to(backbone.device)
         for name, value in tensors.items()
     }
-    kinds = tuple(_revive(peft, kind) for kind in plain["kinds"])
-    top: Head | ClassifierHead = _revive(head, plain["head"])
-    likelihood = _revive(likelihoods, plain["likelihood"])
+    kinds = tuple(_revive("kinds", kind) for kind in plain["kinds"])
+    top: Head | ClassifierHead = _revive("head", plain["head"])
+    likelihood = _revive("likelihood", plain["likelihood"])
     columns = Columns(**plain["columns"])
     mixture = "components" in plain
     fits: list[Plain] = plain["components"] if mixture else [plain]
@@ -268,11 +268,11 @@ def _describe(thing: Any) -> Plain:
     return {"class": type(thing).__name__, **asdict(thing)}
 
 
-def _revive(module: Any, plain: Plain) -> Any:
+def _revive(what: str, plain: Plain) -> Any:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    name = str(fields.pop("class"))
-    if name not in module.__all__:  # classes of this package only, never any name in a file
+    known = {cls.__name__: cls for cls in _KNOWN[what]}  # never any other name in a file
+    if (name := str(fields.pop("class"))) not in known:
         raise SaveError(
-            f"path: the saved posterior uses {name!r}, which is not in {module.__name__}"
+            f"path: {what}: {name!r:.60} is unknown; expected one of {', '.join(known)}"
         )
-    return getattr(module, name)(**fields)
+    return known[name](**fields)

@@ -26,7 +26,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import Start, check_how, fit_components, is_open, seeds
+from .rounds import How, Start, fit_components, is_open, seeds
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -103,7 +103,7 @@ def fit(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer, replay, callback, executor)
+    how = How(options, validation, optimizer, callback, executor, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -158,7 +158,7 @@ def fit(
         posterior = Posterior(first, module, (report,), columns, first.prior)
         starts.append(Start(posterior, rest, kept, is_open(model)))
     with named():
-        return fit_components(starts, held_out, options, optimizer, callback, executor)
+        return fit_components(starts, held_out, how)
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:

@@ -300,25 +300,15 @@ class Posterior(PosteriorState):
         """
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
+        from .rounds import How
 
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
-        return update(
-            self,
-            data,
-            validation=validation,
-            options=(options or self.report.options).change(**changes),
-            optimizer=optimizer,
-            callback=callback,
-            executor=executor,
-            family=guide,
-            prior=prior,
-            forgetting=Forgetting(keep, floor),
-            replay=replay,
-            grow=grow,
-            again=again,
-        )
+        options = (options or self.report.options).change(**changes)
+        how = How(options, validation, optimizer, callback, executor, replay)
+        forgetting = Forgetting(keep, floor)
+        return update(self, data, how, guide, prior, forgetting, grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `sequential.assess`."""

@@ -35,8 +35,8 @@ from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
 __all__ = [
+    "How",
     "Start",
-    "check_how",
     "fit_components",
     "fit_round",
     "is_open",
@@ -70,41 +70,46 @@ _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ..
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
-def check_how(
-    options: FitOptions,
-    validation: object | None,
-    optimizer: object,
-    replay: object,
-    callback: object,
-    executor: object,
-) -> None:
-    """Check the arguments of `fit` and `update` that do not depend on the data."""
-    agree("options", repr(options.change(progress=False)))
-    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
-    if callback is not None and executor is not None:
-        raise ConfigError("callback: an executor's workers cannot call it; expected None")
-    if executor is not None and world() > 1:
-        raise ConfigError("executor: the ranks share the components out already; expected None")
-    pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
-    if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
-        raise ConfigError(
-            "executor: forked processes hang in torch if it uses several threads; expected "
-            'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
-        )
-    if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
-        raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
-    if optimizer is not None and (
-        not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
-    ):
-        raise ConfigError(
-            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
-            "a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
-        )
-    check(callback, Callable | None, "callback", "a function of a step's record or None")
-    if options.patience and validation is None:
-        raise ConfigError(
-            f"patience={options.patience} needs validation data; patience=None fits to the end"
-        )
+@dataclass(frozen=True, eq=False)
+class How:
+    """The arguments of `fit` and `update` that say how to fit, checked before data are read."""
+
+    options: FitOptions
+    validation: object | None
+    optimizer: Any
+    callback: Callback | None
+    executor: Executor | None
+    replay: Any  # its class is defined above this module
+
+    def __post_init__(self) -> None:
+        options, executor, optimizer = self.options, self.executor, self.optimizer
+        agree("options", repr(options.change(progress=False)))
+        check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
+        if self.callback is not None and executor is not None:
+            raise ConfigError("callback: an executor's workers cannot call it; expected None")
+        if executor is not None and world() > 1:
+            raise ConfigError("executor: the ranks share the components out already; expected None")
+        pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
+        if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
+            raise ConfigError(
+                "executor: forked processes hang in torch if it uses several threads; expected "
+                'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+            )
+        if self.replay is not None and not hasattr(self.replay, "by"):
+            got = shown(self.replay)
+            raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {got}")
+        made = isinstance(optimizer, (Optimizer, PyroOptim))
+        if optimizer is not None and (made or not callable(optimizer)):
+            raise ConfigError(
+                f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters "
+                "to a torch optimiser, such as "
+                "lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
+            )
+        check(self.callback, Callable | None, "callback", "a function of a step's record or None")
+        if options.patience and self.validation is None:
+            raise ConfigError(
+                f"patience={options.patience} needs validation data; patience=None fits to the end"
+            )
 
 
 def pull_of(guide: nn.Module) -> float | None:
@@ -125,19 +130,18 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
 def fit_components(
     starts: Sequence[Start],
     held_out: Examples | None,
-    options: FitOptions,
-    optimizer: OptimizerFactory | None = None,
-    callback: Callback | None = None,
-    executor: Executor | None = None,
+    how: How,
     lineage: tuple[FitReport, ...] = (),
 ) -> Posterior:
     """Fit components, one after the other or in the workers of an executor, and join them.
 
-    `options` are those given for all of them, `lineage` the reports of a mixture's rounds before. A
-    FitError has the fitted components, or else the last good state of the one that failed.
+    The options in `how` are those given for all of them, `lineage` the reports of a mixture's
+    rounds before. A FitError has the fitted components, or else the last good state of the one that
+    failed.
     """
+    options, callback, executor = how.options, how.callback, how.executor
     _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
-    one = partial(fit_round, held_out=held_out, optimizer=optimizer)
+    one = partial(fit_round, held_out=held_out, optimizer=how.optimizer)
     away = 0 if executor is None else len(starts)
     if executor is None and world() > 1 and callback is None:
         executor = Ranks()  # as many for each; what is left is fitted by all of them together

@@ -14,14 +14,13 @@ from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
-from .blocks import BlockGuide, Family, check_separate
+from .blocks import BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .function import FunctionGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide
-from .mixture import MixtureGuide
 from .pyro_guides import PYROS, PyroGuide
 
 __all__ = ["COMPONENTS", "GUIDES", "PRESETS", "GuideLike", "autoguide", "budget", "check_made_for"]

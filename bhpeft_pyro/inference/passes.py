@@ -129,9 +129,15 @@ def check_all(model: Model, **sources: Examples | None) -> None:
     for what, examples in sources.items():
         if examples is None:
             continue
-        batches = examples.by_length(BATCH * examples.per_text)
-        bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
+        bad: list[int] = []
+        for rows, batch in examples.by_length(BATCH * examples.per_text):
+            features = model.network.features(batch.to(model.network.device))
+            off = ~features.isfinite().all(-1).cpu()
+            if batch.choices is not None:
+                off = (off & batch.choices.cpu()).any(-1)
+            bad += rows[off].tolist()
         if bad:
+            bad.sort()
             text = examples.texts[bad[0]]
             raise not_finite(what, examples.rows[bad].unique().tolist(), text)
 
@@ -145,14 +151,6 @@ def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
         "that are not finite; drop the row, or load the backbone with dtype=torch.float32",
         rows=rows,
     )
-
-
-def _bad_rows(model: Model, rows: Tensor, batch: Batch) -> list[int]:
-    bad = ~model.network.features(batch.to(model.network.device)).isfinite().all(-1).cpu()
-    if batch.choices is not None:
-        bad = (bad & batch.choices.cpu()).any(-1)
-    found: list[int] = rows[bad].tolist()
-    return found
 
 
 @contextmanager

@@ -90,10 +90,13 @@ class History:
         return [id for id in rounds if id not in parents]
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, wait: float = 0) -> Iterator[None]:
         """Be the only process that writes here, until the end of the block.
 
         The lock is the operating system's, so it ends with its process, however that ends.
+
+        Args:
+            wait: seconds to wait for another process that is writing.
 
         Raises:
             BusyError: another process is writing; says which.
@@ -106,11 +109,6 @@ class History:
         ...
         bhpeft_pyro.errors.BusyError: history: ...
         """
-        with self._locked(wait=0):
-            yield
-
-    @contextmanager
-    def _locked(self, wait: float) -> Iterator[None]:
         if not is_main():  # the first of the processes that work together holds it for all
             yield
             return
@@ -157,7 +155,7 @@ class History:
         folder = self.folder / report.id
         partial = self.folder / f"{report.id}{_PARTIAL}"
         if is_main():
-            with self._locked(_WAIT):
+            with self.writing(_WAIT):
                 if folder.exists():
                     raise SaveError(f"history: {self.folder} has the round {report.id} already")
                 named = posterior.replace(lineage=(*posterior.lineage[:-1], report))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checks import COUNT, SEED
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
-from ..forecast import ClassForecast, LabelsForecast, RatingForecast
+from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import drawing, drawn
@@ -167,7 +167,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
             found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
         else:
-            found = _nll(forecast, sets)
+            found = torch.stack([nlls(forecast, each).double().mean() for each in sets])
         observed, expected = found[0], found[1:]
         as_large = int((expected >= observed).sum())
         nll = Signal(
@@ -195,18 +195,6 @@ def check_samples(samples: int) -> int:
             f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
     return samples
-
-
-def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
-    """(...) mean NLL of labels (..., N), or (..., N, K)."""
-    if isinstance(forecast, LabelsForecast):
-        return forecast.count * _nll(forecast.pairs, labels.flatten(-2))
-    if isinstance(forecast, ClassForecast):
-        logs = forecast.log_probabilities.expand(*labels.shape, -1)
-        return -logs.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1).mean(-1)
-    rows = labels.reshape(-1, len(forecast))
-    found = torch.stack([-forecast.log_prob(row).double().mean() for row in rows])
-    return found.reshape(labels.shape[:-1])
 
 
 def _mixture_nll(

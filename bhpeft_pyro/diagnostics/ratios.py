@@ -20,8 +20,6 @@ from ..inference.passes import Feed, passes
 from ..model.model import Model
 from ..priors import checked, complete
 
-__all__ = ["log_likelihoods", "log_ratios"]
-
 
 def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
     """(S,) float64: log p(labels | weights) of all examples together, under each draw."""

@@ -18,8 +18,6 @@ from ..model.model import Model
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = ["Comparison", "against", "predictions"]
-
 _LEAST = 1e-9  # the sd of a prediction that no draw changes
 
 

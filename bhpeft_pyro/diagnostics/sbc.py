@@ -31,8 +31,6 @@ from .ranks import Calibration
 from .ratios import log_likelihoods
 from .reference import predictions
 
-__all__ = ["sbc"]
-
 Guide = Callable[..., Any]
 Infer = Callable[[Model, Examples], Posterior | Guide]
 

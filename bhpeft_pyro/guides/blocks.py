@@ -20,8 +20,6 @@ from .guide import Guide, is_linear, is_point
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
 
-__all__ = ["FAMILIES", "BlockGuide", "Family", "MixtureGuide"]
-
 FAMILIES: dict[str, type[NormalGuide | DeltaGuide]] = {"normal": NormalGuide, "delta": DeltaGuide}
 Family = str | tuple[str, Mapping[str, Any]]
 """The name of a family, or a pair of a name and its options."""

@@ -18,8 +18,6 @@ from ..priors import checked
 from .blocks import MixtureGuide
 from .guide import Guide, key
 
-__all__ = ["FunctionGuide", "prior_guide", "prior_like"]
-
 
 class FunctionGuide(nn.Module):
     """A guide function as a module that holds the parameters of its `pyro.param` statements.

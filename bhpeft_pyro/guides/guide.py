@@ -20,18 +20,6 @@ from ..priors import PosteriorPrior, Prior
 from .budget import Budget
 from .optimizers import adam_lr, trained
 
-__all__ = [
-    "Guide",
-    "check_not_linear",
-    "components_of",
-    "is_linear",
-    "is_point",
-    "key",
-    "optimizers",
-    "prior_of",
-    "title",
-]
-
 
 class Guide(nn.Module):
     """An approximate posterior over a model's latents, which can become the next round's prior.

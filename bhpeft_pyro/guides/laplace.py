@@ -27,8 +27,6 @@ from .guide import Guide
 from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 
-__all__ = ["LaplaceGuide"]
-
 _BUFFERS = ("scale", "axes", "ratio")
 
 

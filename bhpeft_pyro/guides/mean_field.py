@@ -22,8 +22,6 @@ from .guide import Guide, key
 from .latent import Latent, is_real, latents, normal_on
 from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
 
-__all__ = ["DeltaGuide", "NormalGuide"]
-
 
 class _Located(Guide):
     """A guide with a location for each latent, in unconstrained coordinates."""

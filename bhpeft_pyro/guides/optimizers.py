@@ -17,8 +17,6 @@ from torch.optim import Adam, Optimizer
 from ..errors import ConfigError, GuideError
 from ..options import FitOptions
 
-__all__ = ["NOISE_STEPS", "NaturalGradient", "ScaledAdam", "adam_lr", "natural_lr", "trained"]
-
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _ADAM_LR = 2e-3

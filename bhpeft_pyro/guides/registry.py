@@ -23,8 +23,6 @@ from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide
 from .pyro_guides import PYROS, PyroGuide
 
-__all__ = ["COMPONENTS", "GUIDES", "PRESETS", "GuideLike", "autoguide", "budget", "check_made_for"]
-
 GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
     "laplace": LaplaceGuide,
     "normal": NormalGuide,

@@ -12,8 +12,6 @@ from ..model.model import Model
 from .elbo import Parts
 from .report import FitReport
 
-__all__ = ["Slopes", "culprit", "summarise", "unsettled"]
-
 Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
 """Step numbers with `Guide.scale_slopes` after their backward passes."""
 

@@ -25,22 +25,6 @@ from ..guides.guide import components_of, is_linear
 from ..model.model import Model
 from ..priors import complete, unpack
 
-__all__ = [
-    "PLATE",
-    "Block",
-    "alone",
-    "centre",
-    "draw",
-    "drawing",
-    "drawn",
-    "point",
-    "sampling",
-    "seeded",
-    "strata",
-    "traces",
-    "unlocked",
-]
-
 _LOCK = threading.RLock()
 
 

@@ -20,8 +20,6 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from ..distributions import base_of
 from ..errors import GuideError
 
-__all__ = ["ELBO", "Parts"]
-
 
 @dataclass
 class Parts:

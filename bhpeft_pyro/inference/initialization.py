@@ -32,8 +32,6 @@ from .loop import optimise
 from .passes import Feed
 from .report import FitReport
 
-__all__ = ["align", "may_start", "own_start", "scatter", "start"]
-
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
 _EXAMPLES = 128  # for the Fisher information

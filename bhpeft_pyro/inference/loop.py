@@ -34,8 +34,6 @@ from .passes import Feed, check_all
 from .predict import AnyForecast, predict
 from .report import FitReport
 
-__all__ = ["Callback", "OptimizerFactory", "as_module", "optimise"]
-
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
 Callback = Callable[[dict[str, float]], object]

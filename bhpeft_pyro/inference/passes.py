@@ -27,8 +27,6 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from .draws import Block
 
-__all__ = ["BATCH", "Feed", "Take", "by_batch", "check_all", "naming_rows", "not_finite", "passes"]
-
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
 the wanted quantities: tensors (s, B, ...)."""

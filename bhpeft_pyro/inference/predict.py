@@ -28,8 +28,6 @@ from ..model.model import Model
 from .draws import Block, drawing, drawn, strata
 from .passes import BATCH, Feed, Take, by_batch, check_all, passes
 
-__all__ = ["PART", "AnyForecast", "predict", "simulate"]
-
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""
 

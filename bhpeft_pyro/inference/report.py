@@ -14,8 +14,6 @@ from ..checks import check_types
 from ..data import Examples
 from ..options import FitOptions
 
-__all__ = ["FitReport"]
-
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps

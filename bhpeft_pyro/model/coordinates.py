@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..peft.sites import Site, projection, zeros
 
-__all__ = ["Coordinates", "PrincipalAxes"]
-
 # The least variance of an axis of the features, as a share of the mean: directions that no training
 # text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
 _LEAST = 0.01

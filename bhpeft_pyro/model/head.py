@@ -18,17 +18,6 @@ from ..errors import ConfigError, DataError
 from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros
 
-__all__ = [
-    "ClassifierHead",
-    "Head",
-    "Pooling",
-    "check_features",
-    "final_layer",
-    "is_causal",
-    "set_final_layer",
-    "with_tail",
-]
-
 Pooling = Literal["auto", "mean", "first", "last"]
 
 

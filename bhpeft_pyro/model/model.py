@@ -22,8 +22,6 @@ from ..priors.stored import moved
 from .likelihoods import Categorical, Function, Likelihood
 from .network import RandomPEFT
 
-__all__ = ["Model", "check_model"]
-
 
 class Model(PyroModule):
     """p(weights) p(labels | texts, weights): an ordinary Pyro model, called with a `Batch`.

@@ -24,8 +24,6 @@ from .backbone import check_weights
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
-__all__ = ["RandomPEFT"]
-
 
 class RandomPEFT(PyroModule):
     """A frozen Hugging Face transformer whose PEFT weights and head are random.

@@ -19,8 +19,6 @@ from .lora import add_low_rank
 from .scales import Scales
 from .sites import Site, kaiming, zeros
 
-__all__ = ["Adapter"]
-
 PLACEMENTS = ("parallel", "sequential")
 
 

@@ -24,8 +24,6 @@ from .prefix import Prefix, claim, release
 from .scales import measure, random_tokens
 from .sites import Site
 
-__all__ = ["Attachment"]
-
 ORDER = (LoRA, Adapter, Prefix)
 
 

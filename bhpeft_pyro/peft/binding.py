@@ -27,16 +27,6 @@ from transformers import Cache
 
 from ..errors import ConfigError
 
-__all__ = [
-    "AssignedForward",
-    "Binding",
-    "LayerForward",
-    "activate",
-    "active",
-    "install",
-    "new_token",
-]
-
 Before = Callable[[Tensor], Tensor | None]
 """Gets a module's input, may return another to use instead."""
 After = Callable[[Tensor, Tensor], Tensor]

@@ -19,8 +19,6 @@ from .binding import Binding
 from .scales import Scales
 from .sites import Role, Site, projection, zeros
 
-__all__ = ["Kind"]
-
 OPENING = 0.5
 """A gate's value at zero weights, and about its mean under unit weights."""
 

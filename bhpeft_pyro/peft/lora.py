@@ -18,8 +18,6 @@ from .kinds import Kind, Weights, attention_inputs, gate_sites, input_unit, rows
 from .scales import Scales
 from .sites import Site, kaiming, zeros
 
-__all__ = ["LoRA", "add_low_rank"]
-
 
 def add_low_rank(
     binding: Binding,

@@ -26,8 +26,6 @@ from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wir
 from .scales import Scales
 from .sites import Site, kaiming, normal, projection
 
-__all__ = ["Prefix", "claim", "release"]
-
 SMALL = 0.1
 """Starting size of a prefix, in units of the frozen keys and values: larger keys draw attention
 off the text, whatever the values are."""

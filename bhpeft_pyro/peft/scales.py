@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 from .architectures import Block, Projection
 from .binding import Binding, activate, install, new_token
 
-__all__ = ["Scales", "measure"]
-
 ROWS, LENGTH = 8, 32
 
 

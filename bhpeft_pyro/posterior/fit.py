@@ -31,8 +31,6 @@ from .rounds import How, Start, fit_components, is_open, seeds
 if TYPE_CHECKING:
     from ..sequential import Replay
 
-__all__ = ["fit", "needs_rows"]
-
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 

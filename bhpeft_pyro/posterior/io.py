@@ -40,19 +40,6 @@ from ..priors import PriorLike
 from . import stored
 from .state import MixtureState, PosteriorState
 
-__all__ = [
-    "FORMAT",
-    "INDEX",
-    "digest_of",
-    "exists",
-    "index_of",
-    "load",
-    "read_index",
-    "read_lineage",
-    "read_report",
-    "save",
-]
-
 FORMAT = 2
 INDEX = "posterior.json"
 

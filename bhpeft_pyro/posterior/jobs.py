@@ -21,8 +21,6 @@ from tqdm.auto import tqdm
 from ..errors import BHPEFTError, ConfigError, FitError
 from ..inference.draws import sampling, unlocked
 
-__all__ = ["in_workers"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -34,17 +34,6 @@ from .jobs import in_workers
 from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
-__all__ = [
-    "How",
-    "Start",
-    "fit_components",
-    "fit_round",
-    "is_open",
-    "joined",
-    "pull_of",
-    "seeds",
-]
-
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
 

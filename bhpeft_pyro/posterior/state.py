@@ -14,8 +14,6 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..priors import Prior
 
-__all__ = ["Coreset", "MixtureState", "PosteriorState"]
-
 
 @dataclass(frozen=True, eq=False)
 class Coreset:

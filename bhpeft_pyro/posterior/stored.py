@@ -30,8 +30,6 @@ from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from .state import Coreset, MixtureState, PosteriorState
 
-__all__ = ["check_savable", "describe", "revive"]
-
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,
     "blocks": BlockGuide,

@@ -20,18 +20,6 @@ from ..peft.sites import Site
 from .prior import Prior, checked, complete
 from .vectorised import for_all_draws
 
-__all__ = [
-    "JOINT",
-    "JointPrior",
-    "MixturePrior",
-    "Moments",
-    "PosteriorPrior",
-    "closed_form",
-    "independent_normals",
-    "unpack",
-    "with_rows",
-]
-
 JOINT = "weights"
 """Name of the latent that holds all weights."""
 

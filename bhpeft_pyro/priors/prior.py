@@ -25,9 +25,6 @@ from ..peft.sites import Site
 from .scales import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
-__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
-
-
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
 """A Pyro function from the sites to their tensors, by name."""
 SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpaceNormal

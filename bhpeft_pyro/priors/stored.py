@@ -18,8 +18,6 @@ from ..errors import SaveError
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
-__all__ = ["describe", "moved", "revive"]
-
 
 def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A prior as plain data and tensors whose names start with `part`; a user's own prior by its

@@ -31,8 +31,6 @@ from ..peft.sites import Site
 if TYPE_CHECKING:
     from .prior import Prior
 
-__all__ = ["for_all_draws", "with_tensors"]
-
 
 def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
     """Call a prior such that every value has the leading dims of draws.

@@ -25,8 +25,6 @@ from ..model.model import Model
 from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
 
-__all__ = ["Drift", "Signal", "assess", "check_samples"]
-
 Advice = Literal["keep", "update", "forget", "start anew"]
 
 _LEVEL = 0.05  # p-values up to this are surprising

@@ -12,8 +12,6 @@ from ..patterns import check_used, first_match
 from ..peft.sites import Site
 from ..priors import Prior, closed_form, independent_normals
 
-__all__ = ["Forgetting"]
-
 
 def _keep(name: str, value: Any, error: type[BHPEFTError]) -> float | dict[str, float]:
     if isinstance(value, Mapping):

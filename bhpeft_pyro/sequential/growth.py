@@ -27,8 +27,6 @@ from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
 from ..priors import independent_normals, with_rows
 
-__all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
-
 _HEAD = ("head.weight", "head.bias")
 
 

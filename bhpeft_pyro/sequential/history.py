@@ -29,8 +29,6 @@ from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..priors import PriorLike
 
-__all__ = ["History"]
-
 _PARTIAL = ".partial"
 _OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
 _ASIDE = "aside"

@@ -34,8 +34,6 @@ from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
 from .update import Replay, has_learnt
 
-__all__ = ["Learner", "prequential", "stream"]
-
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 

@@ -27,8 +27,6 @@ from ..priors.prior import check_prior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 
-__all__ = ["Replay", "has_learnt", "in_family", "refuse_known", "update"]
-
 By = Literal["random", "uncertain"]
 
 

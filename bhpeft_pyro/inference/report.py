@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from statistics import fmean, geometric_mean
+from statistics import fmean
 from typing import Any
 
 from ..checks import check_types
@@ -134,7 +134,7 @@ class FitReport:
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={
-                name: geometric_mean(report.scales[name] for report in components)
+                name: math.prod(each.scales[name] for each in components) ** (1 / len(components))
                 for name in first.scales
             },
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],

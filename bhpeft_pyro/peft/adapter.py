@@ -89,9 +89,9 @@ class Adapter(Kind):
             source = None
             if self.placement == "parallel":
                 source = block.projections["ffn_in"].module
-                binding.add_before(source, partial(binding.scratch.__setitem__, source))
+                binding.before[source].append(partial(binding.scratch.__setitem__, source))
             branch = self._branch(binding, source, down, up, gate)
-            binding.add_after(block.projections["ffn_out"].module, branch)
+            binding.after[block.projections["ffn_out"].module].append(branch)
 
     def _branch(
         self,

@@ -158,7 +158,7 @@ def wire_gates(kind: str, weights: Weights, blocks: Sequence[Block], binding: Bi
 
     for block, gate in zip(blocks, gate_rows(kind, weights), strict=True):
         query = block.projections["query"].module
-        binding.add_before(query, partial(keep, (kind, block.number), gate))
+        binding.before[query].append(partial(keep, (kind, block.number), gate))
 
 
 def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

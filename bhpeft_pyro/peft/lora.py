@@ -136,7 +136,7 @@ class LoRA(Kind):
             wire_gates("lora", weights, blocks, binding)
         for (number, module), (downs, ups) in parts.items():
             branch = self._branch(binding, torch.cat(downs, 1), torch.cat(ups, 2), number)
-            binding.add_after(module, branch)
+            binding.after[module].append(branch)
 
     def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:
         def after(x: Tensor, output: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
     binding = Binding(new_token(), base, 1, None)
     for block in blocks:
         for projection in block.projections.values():
-            binding.add_after(projection.module, partial(after, projection))
+            binding.after[projection.module].append(partial(after, projection))
         if attention:
             binding.attend[block.attention] = partial(attend, block.attention)
     handles = install(binding)

@@ -40,14 +40,12 @@ def log_ratios(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide.
+    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide; T is the
+    temperature at which it was fitted.
 
     The likelihood is that of all examples; for a linear guide, that of the linearised network.
     A guide may sample auxiliary variables of which its latents are one-to-one functions, each
     given as a `Delta` with the log-Jacobian as its `log_density`, as Pyro's autoguides do.
-
-    Args:
-        temperature: T of the posterior that the guide was fitted to.
 
     Raises:
         GuideError: latents and guide differ; the guide is a point in some of them; or it samples

@@ -46,11 +46,8 @@ def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> lis
     At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
     precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
     a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
-    not shrink with the learning rate.
-
-    Args:
-        slopes: per site the mean of g over its weights, at each of the last steps.
-        temperature: T; at 0 the sds have no optimum.
+    not shrink with the learning rate. `slopes` are, by site, the mean of g over its weights at each
+    of the last steps. At T = 0 the sds have no optimum.
     """
     found: list[str] = []
     if temperature == 0:

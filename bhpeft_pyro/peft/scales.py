@@ -21,10 +21,9 @@ ROWS, LENGTH = 8, 32
 class Scales:
     """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors.
 
-    Attributes:
-        beside: what each layer returns beside the hidden states: None if it returns them alone,
-            otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias
-            of positions, are left out.
+    `beside` is what each layer returns beside the hidden states: None if it returns them alone,
+    otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias of
+    positions, are left out.
     """
 
     device: torch.device

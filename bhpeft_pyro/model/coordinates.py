@@ -139,7 +139,8 @@ class Coordinates(nn.Module):
 
     def fit_axes(self, lefts: Mapping[str, Tensor], rights: Mapping[str, Tensor]) -> None:
         """Set the axes from E[G G'], (layer, out, out), and E[G' G], (layer, r, r), with G the
-        gradients of each outer site; the Fisher information is taken as `left x right / trace(right)`."""
+        gradients of each outer site. The Fisher information is taken as
+        `left x right / trace(right)`."""
         for site in self._outer:
             strength, vectors = torch.linalg.eigh(lefts[site.name].double())
             share = strength.clamp_min(0).square()

@@ -256,10 +256,11 @@ def _resumed(history: History, model: Model) -> Posterior | None:
 def _standardised(model: Model, there: Model) -> Likelihood:
     """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
     given: Any = model.likelihood
-    if type(given) is not type(there.likelihood):
+    left_open = [name for name, value in vars(given).items() if value is None]
+    if not left_open or type(model.likelihood) is not type(there.likelihood):
         return model.likelihood
-    known, unit = vars(given), vars(there.likelihood)
-    found: Likelihood = replace(given, **{k: unit[k] for k, v in known.items() if v is None})
+    known = vars(there.likelihood)
+    found: Likelihood = replace(given, **{name: known[name] for name in left_open})
     return found
 
 

@@ -16,7 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, latents
-from .inference.draws import blocks
+from .inference.draws import drawn
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
@@ -47,9 +47,9 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     """
     network = posterior.model.network
     parts = []
-    for block in blocks(posterior.model, posterior.guide, samples, seed):
-        weights = network.coordinates({site.name: block[site.name][:, 0] for site in network.sites})
-        parts.append(sizes(network, weights))
+    for block in drawn(posterior.model, posterior.guide, samples, seed):
+        values = {site.name: block.weights[site.name][:, 0] for site in network.sites}
+        parts.append(sizes(network, network.coordinates(values)))
     return {
         branch: {
             layer: torch.cat([part[branch][layer].cpu() for part in parts])

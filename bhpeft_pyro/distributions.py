@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -79,10 +79,6 @@ class Covariance:
         # No direction of the remaining rows is narrower than the narrowest of all.
         ratio = (1 - strength).maximum(narrow.min()).sqrt()
         return Covariance(self.scale[index], axes.to(self.axes), ratio.to(self.ratio))
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Covariance:
-        """The same with changed tensors: on another device, for instance."""
-        return Covariance(change(self.scale), change(self.axes), change(self.ratio))
 
     @property
     def rank(self) -> int:

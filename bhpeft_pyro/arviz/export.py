@@ -17,8 +17,8 @@ from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..guides import prior_guide, prior_like
 from ..guides.guide import components_of
-from ..inference.draws import draw, drawing
-from ..inference.passes import Feed, drawn
+from ..inference.draws import draw, drawing, drawn
+from ..inference.passes import Feed
 from ..inference.predict import simulate
 from ..inference.report import FitReport
 from ..model.model import Model

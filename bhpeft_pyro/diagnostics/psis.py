@@ -27,8 +27,6 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-__all__ = ["PSIS", "Diagnosis", "diagnose", "psis"]
-
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail
 
@@ -194,11 +192,7 @@ def diagnose(posterior: Posterior, data: object, samples: int = 200, seed: int =
 
 
 def _training_examples(posterior: Posterior, data: object) -> Examples:
-    """The examples that the last round was fitted to, without those that it held out.
-
-    Raises:
-        DataError: `data` are not the last round's, or these are not known.
-    """
+    """The examples that the last round was fitted to, without those that it held out."""
     report = posterior.report
     if not report.data:
         raise DataError(

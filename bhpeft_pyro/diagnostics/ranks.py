@@ -14,8 +14,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Calibration", "band", "uniform"]
-
 _SIMULATIONS = 20_000
 _CLEAR = 3.0  # z-value of a mean rank, or of its spread, from which the deviation gets a name
 

@@ -15,12 +15,10 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.draws import PLATE, alone, traces
-from ..inference.passes import Block, Feed, centre, passes
+from ..inference.draws import PLATE, Block, alone, centre, traces
+from ..inference.passes import Feed, passes
 from ..model.model import Model
 from ..priors import checked, complete
-
-__all__ = ["log_likelihoods", "log_ratios"]
 
 
 def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
@@ -42,14 +40,12 @@ def log_ratios(
     seed: int = 0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide.
+    """(S,) float64: log p(labels | w) / T + log p(w) - log q(w) of S draws w of the guide; T is the
+    temperature at which it was fitted.
 
     The likelihood is that of all examples; for a linear guide, that of the linearised network.
     A guide may sample auxiliary variables of which its latents are one-to-one functions, each
     given as a `Delta` with the log-Jacobian as its `log_density`, as Pyro's autoguides do.
-
-    Args:
-        temperature: T of the posterior that the guide was fitted to.
 
     Raises:
         GuideError: latents and guide differ; the guide is a point in some of them; or it samples
@@ -64,7 +60,8 @@ def log_ratios(
                 for name, node in _sites(trace).items()
                 if not (node["is_observed"] or node["infer"].get("is_auxiliary"))
             }
-            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, _draws(weights), dim=-2):
+            count = len(next(iter(weights.values())))
+            with alone(), poutine.trace() as tracer, pyro.plate(PLATE, count, dim=-2):
                 poutine.condition(checked, data=weights)(model.prior, model.sites)
             _check(_sites(trace), _sites(tracer.trace))
             densities.append(_log_prob(tracer.trace) - _log_prob(trace))
@@ -75,10 +72,6 @@ def log_ratios(
     if ratios.isnan().any() or (ratios == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")
     return ratios
-
-
-def _draws(weights: Mapping[str, Tensor]) -> int:
-    return len(next(iter(weights.values())))
 
 
 def _sites(trace: poutine.Trace) -> dict[str, dict[str, Any]]:

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ..checks import SEED, Number
 from ..errors import ConfigError
-from ..inference.passes import Block, Feed, drawn, passes
+from ..inference.draws import Block, drawn
+from ..inference.passes import Feed, passes
 from ..model.model import Model
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
-
-__all__ = ["Comparison", "against", "predictions"]
 
 _LEAST = 1e-9  # the sd of a prediction that no draw changes
 

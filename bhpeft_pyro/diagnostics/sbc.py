@@ -17,9 +17,9 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
-from ..inference.draws import blocks, seeded
+from ..inference.draws import Block, drawn, seeded
 from ..inference.initialization import align
-from ..inference.passes import Block, Feed, drawn
+from ..inference.passes import Feed
 from ..inference.predict import simulate
 from ..model.model import Model
 from ..model.network import RandomPEFT
@@ -30,8 +30,6 @@ from ..priors import FunctionSpaceNormal
 from .ranks import Calibration
 from .ratios import log_likelihoods
 from .reference import predictions
-
-__all__ = ["sbc"]
 
 Guide = Callable[..., Any]
 Infer = Callable[[Model, Examples], Posterior | Guide]
@@ -146,8 +144,7 @@ def _remembering(network: RandomPEFT) -> RandomPEFT:
     """The same network, which computes the frozen features of a batch once."""
     known: dict[bytes, Tensor] = {}
 
-    def features(batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        assert weights is None
+    def features(batch: Batch) -> Tensor:
         seen = (*batch.inputs.values(), *(() if batch.spans is None else (batch.spans,)))
         key = b"|".join(value.cpu().numpy().tobytes() for value in seen)
         if key not in known:
@@ -166,12 +163,12 @@ def _simulate(
     twice as many are drawn as are wanted."""
 
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for number, block in enumerate(blocks(model, prior_guide(model), 2 * replications, seed)):
+        for number, block in enumerate(drawn(model, prior_guide(model), 2 * replications, seed)):
             with seeded(seed + number):
-                every, *_ = simulate(model, [Block(block)], feed)
+                every, *_ = simulate(model, [block], feed)
             for i, labels in enumerate(every):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:
-                    yield {name: value[i : i + 1] for name, value in block.items()}, labels
+                    yield {name: value[i : i + 1] for name, value in block.weights.items()}, labels
 
     return islice(tries(), replications)
 

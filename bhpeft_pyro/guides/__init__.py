@@ -1,6 +1,6 @@
 """Guides: families of approximate posteriors under one contract."""
 
-from .blocks import BlockGuide
+from .blocks import BlockGuide, MixtureGuide
 from .budget import Budget
 from .empirical import DrawsGuide
 from .function import FunctionGuide, prior_guide, prior_like
@@ -8,18 +8,9 @@ from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
-from .mixture import MixtureGuide
 from .optimizers import NaturalGradient
 from .pyro_guides import PyroGuide
-from .registry import (
-    COMPONENTS,
-    GUIDES,
-    PRESETS,
-    GuideLike,
-    autoguide,
-    budget,
-    check_made_for,
-)
+from .registry import COMPONENTS, GUIDES, PRESETS, GuideLike, autoguide, budget, check_made_for
 
 __all__ = [
     "COMPONENTS",

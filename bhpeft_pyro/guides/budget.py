@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from ..errors import GuideError
 
-__all__ = ["Budget", "examples_at_once", "gradients_at_once"]
-
 _AT_ONCE = 2**31  # bytes of Jacobians, and of gathered gradients
 _GATHERED, _EXAMPLES = 256, 16
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam

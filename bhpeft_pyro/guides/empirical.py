@@ -23,8 +23,6 @@ from .budget import Budget
 from .guide import Guide, key
 from .latent import latents, normal_on
 
-__all__ = ["DrawsGuide"]
-
 
 class DrawsGuide(Guide):
     """S joint draws of all latents, each with probability 1 / S. There is nothing to train.

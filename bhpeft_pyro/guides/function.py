@@ -15,10 +15,8 @@ from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from ..priors import checked
+from .blocks import MixtureGuide
 from .guide import Guide, key
-from .mixture import MixtureGuide
-
-__all__ = ["FunctionGuide", "prior_guide", "prior_like"]
 
 
 class FunctionGuide(nn.Module):

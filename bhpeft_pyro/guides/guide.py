@@ -20,18 +20,6 @@ from ..priors import PosteriorPrior, Prior
 from .budget import Budget
 from .optimizers import adam_lr, trained
 
-__all__ = [
-    "Guide",
-    "check_not_linear",
-    "components_of",
-    "is_linear",
-    "is_point",
-    "key",
-    "optimizers",
-    "prior_of",
-    "title",
-]
-
 
 class Guide(nn.Module):
     """An approximate posterior over a model's latents, which can become the next round's prior.
@@ -298,11 +286,7 @@ def is_point(guide: object) -> bool:
 
 
 def prior_of(model: Model, guide: nn.Module) -> Prior:
-    """A fitted guide as a prior. Sites that the model's prior computes from others still are.
-
-    Raises:
-        GuideError: the guide is a point estimate, or not a `Guide`.
-    """
+    """A fitted guide as a prior. Sites that the model's prior computes from others still are."""
     if not isinstance(guide, Guide):
         name = type(guide).__name__
         raise GuideError(

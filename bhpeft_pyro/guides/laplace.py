@@ -21,12 +21,11 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import JOINT, JointPrior, unpack
+from ..priors.stored import moved
 from .budget import Budget, examples_at_once, gradients_at_once
 from .guide import Guide
 from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
-
-__all__ = ["LaplaceGuide"]
 
 _BUFFERS = ("scale", "axes", "ratio")
 
@@ -319,10 +318,8 @@ class LaplaceGuide(Guide):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the prior with the guide."""
         super()._apply(fn, recurse)
-        loc = fn(self.prior.loc)
-        if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
-            covariance = self.prior.covariance.map(fn)
-            self.prior = LowRankNormal(loc, covariance, validate_args=False)
+        prior: Any = moved(self.own_prior(), fn)
+        self.prior = prior.normal  # the same object as in the model, if it is there already
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

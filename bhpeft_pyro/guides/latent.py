@@ -21,8 +21,6 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..priors import checked
 
-__all__ = ["Latent", "evidence", "is_real", "latents", "normal_on"]
-
 
 @dataclass(frozen=True, eq=False)
 class Latent:

@@ -22,8 +22,6 @@ from .guide import Guide, key
 from .latent import Latent, is_real, latents, normal_on
 from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
 
-__all__ = ["DeltaGuide", "NormalGuide"]
-
 
 class _Located(Guide):
     """A guide with a location for each latent, in unconstrained coordinates."""
@@ -74,10 +72,7 @@ class NormalGuide(_Located):
     """
 
     def __init__(
-        self,
-        model: Model,
-        init_scale: float | None = None,
-        names: Collection[str] | None = None,
+        self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
         if init_scale is not None and not 0 < init_scale < torch.inf:
             raise GuideError(f"NormalGuide: init_scale={init_scale} must be positive and finite")

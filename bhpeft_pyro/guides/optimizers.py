@@ -17,8 +17,6 @@ from torch.optim import Adam, Optimizer
 from ..errors import ConfigError, GuideError
 from ..options import FitOptions
 
-__all__ = ["NOISE_STEPS", "NaturalGradient", "ScaledAdam", "adam_lr", "natural_lr", "trained"]
-
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _ADAM_LR = 2e-3
@@ -110,13 +108,7 @@ def average(buffer: Tensor, gradient: Tensor, decay: float, step: int) -> Tensor
 
 
 class ScaledAdam(Adam):
-    """Adam (Kingma and Ba 2015) with a step size for each weight.
-
-    Args:
-        weights: (D,) the parameter.
-        sizes: (D,) factors of the step size.
-        lr: the step size where the factor is 1.
-    """
+    """Adam (Kingma and Ba 2015) with a step size for each weight: `lr` times `sizes`, (D,)."""
 
     def __init__(self, weights: nn.Parameter, sizes: Tensor, lr: float) -> None:
         self.weights, self.sizes = weights, sizes

@@ -28,8 +28,6 @@ from .budget import Budget
 from .guide import Guide
 from .latent import is_real, latents, normal_on
 
-__all__ = ["PYROS", "PyroGuide"]
-
 _LARGEST = 4096  # latents of a dense covariance: 64 MiB
 
 _NAMES = (

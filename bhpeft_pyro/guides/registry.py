@@ -14,17 +14,14 @@ from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
-from .blocks import BlockGuide, Family, check_separate
+from .blocks import BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .function import FunctionGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
 from .mean_field import DeltaGuide, NormalGuide
-from .mixture import MixtureGuide
 from .pyro_guides import PYROS, PyroGuide
-
-__all__ = ["COMPONENTS", "GUIDES", "PRESETS", "GuideLike", "autoguide", "budget", "check_made_for"]
 
 GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
     "laplace": LaplaceGuide,
@@ -163,11 +160,7 @@ def _preset(preset: str, names: Sequence[str], width: float | None = None) -> di
 
 def trained_by_pyro(guide: nn.Module, model: Model) -> nn.Module:
     """A guide that Pyro has trained on this model: a function's parameters are taken from Pyro's
-    store, and an autoguide becomes one that can be saved, if it can be made again.
-
-    Raises:
-        GuideError: the store lacks a parameter.
-    """
+    store, and an autoguide becomes one that can be saved, if it can be made again."""
     if isinstance(guide, FunctionGuide):
         guide.load_store()
     return PyroGuide.of(model, guide) if isinstance(guide, AutoGuide) else guide

@@ -12,46 +12,32 @@ from ..model.model import Model
 from .elbo import Parts
 from .report import FitReport
 
-__all__ = ["Watch", "culprit", "unsettled"]
+Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
+"""Step numbers with `Guide.scale_slopes` after their backward passes."""
 
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
 
 
-class Watch:
-    """Follows a guide's sds during a fit.
-
-    Args:
-        guide: any. Nothing is recorded of guides that are not of this package.
-    """
-
-    def __init__(self, guide: nn.Module) -> None:
-        self._guide = guide if isinstance(guide, Guide) else None
-        self._slopes: dict[str, list[tuple[int, Tensor]]] = {}
-
-    def slopes(self, step: int) -> None:
-        """Record the gradients with respect to log sd, after a step's backward pass."""
-        if self._guide is not None:
-            for name, slope in self._guide.scale_slopes().items():
-                self._slopes.setdefault(name, []).append((step, slope))
-
-    def summarise(self, model: Model, parts: Parts, report: FitReport) -> None:
-        """Write the final KLs and sds into the report."""
-        report.kl = {name: value.item() for name, value in parts.kl.items()}
-        if self._guide is None:
-            return
-        report.points = [name for name in self._guide.points() if name in report.kl]
-        after = self._guide.scales()
-        before = {latent.name: latent.scale for latent in latents(model)} if after else {}
-        report.scales = {
-            name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
-        }
-        # The quarter of the steps before the state that is kept.
-        end = report.best_step or report.steps
-        last = {
-            name: [slope for step, slope in noted if end * 3 // 4 < step <= end]
-            for name, noted in self._slopes.items()
-        }
-        report.unsettled = unsettled({k: v for k, v in last.items() if v}, report.temperature)
+def summarise(
+    guide: nn.Module, model: Model, parts: Parts, slopes: Slopes, report: FitReport
+) -> None:
+    """Write the final KLs, and the sds of a guide of this package, into the report."""
+    report.kl = {name: value.item() for name, value in parts.kl.items()}
+    if not isinstance(guide, Guide):
+        return
+    report.points = [name for name in guide.points() if name in report.kl]
+    after = guide.scales()
+    before = {latent.name: latent.scale for latent in latents(model)} if after else {}
+    report.scales = {
+        name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
+    }
+    # The quarter of the steps before the state that is kept.
+    end = report.best_step or report.steps
+    last: dict[str, list[Tensor]] = {}
+    for step, noted in slopes:
+        for name, slope in noted.items() if end * 3 // 4 < step <= end else ():
+            last.setdefault(name, []).append(slope)
+    report.unsettled = unsettled(last, report.temperature)
 
 
 def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:
@@ -60,11 +46,8 @@ def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> lis
     At the optimum the gradient g of the loss with respect to log sd is zero. Elsewhere the
     precision should be (1 + g / T) times its current value (the fixed point of `NaturalGradient`),
     a relative change of the sd of about -g / 2 T. Unlike the change over the last steps, this does
-    not shrink with the learning rate.
-
-    Args:
-        slopes: per site the mean of g over its weights, at each of the last steps.
-        temperature: T; at 0 the sds have no optimum.
+    not shrink with the learning rate. `slopes` are, by site, the mean of g over its weights at each
+    of the last steps. At T = 0 the sds have no optimum.
     """
     found: list[str] = []
     if temperature == 0:

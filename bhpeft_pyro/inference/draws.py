@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -13,30 +14,16 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine import runtime
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..checks import COUNT, SEED, check_memory
 from ..errors import GuideError
 from ..guides import Guide
-from ..guides.guide import components_of
+from ..guides.guide import components_of, is_linear
 from ..model.model import Model
-from ..priors import apart, complete
-
-__all__ = [
-    "PLATE",
-    "alone",
-    "blocks",
-    "completed",
-    "draw",
-    "drawing",
-    "point",
-    "sampling",
-    "seeded",
-    "strata",
-    "traces",
-    "unlocked",
-]
+from ..priors import complete, unpack
 
 _LOCK = threading.RLock()
 
@@ -138,15 +125,9 @@ class _OwnGenerators(TorchFunctionMode):
 def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
-    Args:
-        model: the model, whose prior may compute sites from other latents.
-        guide: any Pyro guide; it is called with None as the batch.
-        samples: S; for a mixture rounded up to equally many draws per component (`strata`).
-        seed: makes the draws repeatable; the global random state does not change.
-
-    Returns:
-        Site name to a detached tensor `(S, 1, *site shape)`; the 1 is the dim of the data plate.
-        Draws of a mixture are in the order of its components.
+    By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
+    a mixture S is rounded up to equally many draws per component (`strata`), in their order. The
+    global random state does not change.
 
     Raises:
         ConfigError: an argument that cannot work, or more draws than there is memory for.
@@ -154,28 +135,63 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
-    parts = list(blocks(model, guide, samples, seed))
+    parts = [block.weights for block in drawn(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def blocks(
-    model: Model, guide: Callable[..., Any], samples: int, seed: int
-) -> Iterator[dict[str, Tensor]]:
-    """The draws of `draw` in blocks, so that they need not all be in memory."""
-    seeds = torch.Generator().manual_seed(seed)
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some weight draws, and the network that they are for.
+
+    Attributes:
+        weights: for each latent and site of the model a tensor `(s, 1, *shape)`.
+        at: the weights around which the network is linearised, a tensor of each site's shape; None
+            for the network itself.
+    """
+
+    weights: Mapping[str, Tensor]
+    at: Mapping[str, Tensor] | None = None
+
+
+def drawn(
+    model: Model, guide: Callable[..., Any], samples: int, seed: int | torch.Generator
+) -> Iterator[Block]:
+    """The draws of `draw` in blocks, so that they need not all be in memory.
+
+    With `samples` of 0 they are the central values of each component. A generator of seeds in place
+    of `seed` goes on where the draws of another component have left it.
+    """
+    seeds = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
     for component, share in strata(guide, samples):
-        yield from completed(model, component, share, seeds)
+        if samples == 0:
+            yield Block(point(model, component))
+            continue
+        at = centre(model, component)
+        for trace in traces(component, share, seeds):
+            with alone():
+                whole = complete(model.prior, model.sites, _latents(trace))
+            yield Block(whole, at)
 
 
-def completed(
-    model: Model, guide: Callable[..., Any], samples: int, seeds: torch.Generator
-) -> Iterator[dict[str, Tensor]]:
-    """Draws of one component, with the sites that the prior computes from them."""
-    for trace in traces(guide, samples, seeds):
-        latents = {name: value.detach() for name, value in apart(trace).items()}
-        with alone():
-            whole = complete(model.prior, model.sites, latents)
-        yield whole
+def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
+    """The latents in a guide's trace, without auxiliary ones; a joint one is split into sites."""
+    found: dict[str, Tensor] = {}
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+    for name, node in nodes.items():
+        value = node["value"].detach()
+        if sites := node["infer"].get("sites"):
+            found |= unpack(value, sites)
+        elif not (name in found or node["infer"].get("is_auxiliary") or site_is_subsample(node)):
+            found[name] = value
+    return found
+
+
+def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
+    """The weights around which a guide linearises the network, a tensor of each site's shape; None
+    if it does not."""
+    if not is_linear(guide) or not model.network.kinds:
+        return None
+    return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
 def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
@@ -210,11 +226,7 @@ def alone() -> Iterator[None]:
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """A guide's central values as a single draw, `(1, 1, *site shape)`.
-
-    Raises:
-        GuideError: the guide has none.
-    """
+    """A guide's central values as a single draw, `(1, 1, *site shape)`; a GuideError if none."""
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):

@@ -20,17 +20,10 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from ..distributions import base_of
 from ..errors import GuideError
 
-__all__ = ["ELBO", "Parts"]
-
 
 @dataclass
 class Parts:
-    """The parts of the last evaluation of the loss, in nats for the whole data set.
-
-    Attributes:
-        nll: expected negative log-likelihood.
-        kl: KL to the prior, per site.
-    """
+    """Expected NLL and, by site, KL to the prior at the last evaluation, in nats for all data."""
 
     nll: Tensor
     kl: dict[str, Tensor] = field(default_factory=dict)
@@ -110,8 +103,7 @@ class ELBO(TraceMeanField_ELBO):
         loss = nll + self.temperature * sum(kl.values())
         scale = 1.0 / self.num_particles
         self.parts = Parts(
-            nll.detach() * scale,
-            {name: value.detach() * scale for name, value in kl.items()},
+            nll.detach() * scale, {name: value.detach() * scale for name, value in kl.items()}
         )
         return loss.item(), loss
 

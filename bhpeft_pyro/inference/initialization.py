@@ -32,8 +32,6 @@ from .loop import optimise
 from .passes import Feed
 from .report import FitReport
 
-__all__ = ["align", "may_start", "own_start", "scatter", "start"]
-
 # Size of the output side, in units, while the input side is measured: at zero it has no effect.
 _SMALL = 0.1
 _EXAMPLES = 128  # for the Fisher information
@@ -47,15 +45,10 @@ Values = Callable[[int], Mapping[str, Tensor]]
 def align(model: Model, batches: Sequence[Batch], heads: Guide | None = None) -> None:
     """Choose the coordinates of the PEFT sites, unless an earlier round has chosen them.
 
-    They come from the Fisher information of the frozen transformer, with another head for each
-    example. No labels are used here.
-
-    Args:
-        model: the model, whose network keeps the coordinates.
-        batches: the texts.
-        heads: a guide from which the heads, and the likelihood's own weights, are drawn. After it
-            was fitted to frozen features, the coordinates are directions that matter for these
-            labels. Without it, heads are random, with outputs of sd 1.
+    They come from the Fisher information of the frozen transformer on these texts, with another
+    head for each example. No labels are used here. Heads, and the likelihood's own weights, are
+    drawn from the guide `heads`. After it was fitted to frozen features, the coordinates are
+    directions that matter for these labels. Without it, heads are random, with outputs of sd 1.
     """
     coordinates = model.network.coordinates
     if wide := coordinates.wide:
@@ -111,19 +104,14 @@ def _moments(
     """E[G G'] and E[G' G] of the gradients G, (layer, a, b), per site."""
     lefts: dict[str, Tensor] = {}
     rights: dict[str, Tensor] = {}
-    for gradients in _gradients(model, batches, values):
-        for name in names:
-            left, right = (
-                torch.einsum(pattern, gradients[name], gradients[name])
-                for pattern in ("nlab,nlcb->lac", "nlab,nlac->lbc")
-            )
-            lefts[name] = lefts.get(name, 0) + left
-            rights[name] = rights.get(name, 0) + right
     count = sum(map(len, batches))
-    return (
-        {name: total / count for name, total in lefts.items()},
-        {name: total / count for name, total in rights.items()},
-    )
+    for gradients in _gradients(model, batches, values):
+        for sums, pattern in ((lefts, "nlab,nlcb->lac"), (rights, "nlab,nlac->lbc")):
+            for name in names:
+                product = torch.einsum(pattern, gradients[name], gradients[name])
+                sums[name] = sums.get(name, 0) + product
+    lefts, rights = ({k: total / count for k, total in each.items()} for each in (lefts, rights))
+    return lefts, rights
 
 
 def _leading(
@@ -179,14 +167,8 @@ def start(
 
     First the sds of hierarchical scales are narrowed by the information that the weights have about
     them. Then the head is fitted to the frozen transformer's features, which are computed once.
-    Then, with this head, the coordinates of the PEFT weights are chosen and their sds set.
-
-    Args:
-        model: the model.
-        guide: the guide.
-        examples: the training data.
-        options: of the fit.
-        texts: the texts that determine the coordinates.
+    Then, with this head, the coordinates of the PEFT weights are chosen, on `texts`, and their sds
+    set.
     """
     done: set[str] = set()
     guide.narrow(from_prior(model, guide.means()))
@@ -238,10 +220,8 @@ def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
 
 
 def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> None:
-    size = len(frozen.examples)
-    batch_size = options.particles * -(
-        -max(options.batch_size, size // _SHARE) // options.particles
-    )
+    size, particles = len(frozen.examples), options.particles
+    batch_size = particles * -(-max(options.batch_size, size // _SHARE) // particles)
     brief = replace(
         options,
         max_steps=max(_STEPS, options.epochs * -(-size // batch_size)),
@@ -265,17 +245,10 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
 
 
 def _narrow(
-    model: Model,
-    guide: Guide,
-    feed: Feed,
-    options: FitOptions,
-    done: set[str],
+    model: Model, guide: Guide, feed: Feed, options: FitOptions, done: set[str]
 ) -> set[str]:
-    """Add the Fisher information of N examples to the precisions of latents that are not `done`.
-
-    Returns:
-        The latents whose precisions changed (with frozen features, not those of PEFT weights).
-    """
+    """Add the Fisher information of N examples to the precisions of latents that are not `done`;
+    return those that changed (with frozen features, no PEFT weights)."""
     generator = torch.Generator().manual_seed(options.seed)
     count = -(-_EXAMPLES // options.batch_size)
     device = model.network.device

@@ -27,14 +27,12 @@ from ..guides import FunctionGuide, Guide
 from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
 from ..model.model import Model
-from .convergence import Watch, culprit
+from .convergence import culprit, summarise
 from .draws import sampling, seeded
 from .elbo import ELBO
 from .passes import Feed, check_all
 from .predict import AnyForecast, predict
 from .report import FitReport
-
-__all__ = ["Callback", "OptimizerFactory", "as_module", "optimise"]
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 """From parameters to a torch optimiser of them."""
@@ -56,13 +54,7 @@ def optimise(
 ) -> None:
     """Fit the guide's parameters in place, with `report.options`, and fill in the report.
 
-    Args:
-        model, guide: which fit together.
-        data: the training data.
-        validation: held-out rows, for early stopping or to choose the state that is kept.
-        report: of the fit.
-        optimizer: by default those of the guide.
-        callback: called after each step.
+    Held-out rows, `validation`, stop the fit early or choose the state that is kept.
 
     Raises:
         FitError: the loss was not finite for five steps in a row; the guide is in its last good
@@ -115,7 +107,7 @@ class _Run:
         self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.best: _Best | None = None
-        self.watch = Watch(guide)
+        self.slopes: list[tuple[int, dict[str, Tensor]]] = []
 
     def run(self) -> None:
         report, started = self.report, time.monotonic()
@@ -139,7 +131,7 @@ class _Run:
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
-            self.watch.summarise(self.model, self.elbo.parts, report)
+            summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
         report.seconds = time.monotonic() - started
 
     def _train(self, bar: tqdm) -> None:
@@ -250,7 +242,8 @@ class _Run:
             return None
         if step % 10 == 1:
             self.good = self._state()
-        self.watch.slopes(step)
+        if isinstance(self.guide, Guide):
+            self.slopes.append((step, self.guide.scale_slopes()))
         if options.clip is not None:
             nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = steppers[0].param_groups[0]["lr"]
@@ -293,12 +286,16 @@ class _Run:
         For a point estimate of ratings, with the noise scale that suits these rows: training rows
         that it knows by heart say nothing about the noise.
         """
-        forecast = self._forecast()
         if self.point and self.model.likelihood.constant_noise:
-            assert isinstance(forecast, RatingForecast)
-            square = (forecast.mean - forecast.observed()).double().square()
+            square = self._squared_errors()
             return 0.5 * (square / square.mean() + (2 * math.pi * square.mean()).log())
-        return nlls(forecast)
+        return nlls(self._forecast())
+
+    def _squared_errors(self) -> Tensor:
+        """(N,) of the ratings of the validation rows."""
+        forecast = self._forecast()
+        assert isinstance(forecast, RatingForecast)
+        return (forecast.mean - forecast.observed()).double().square()
 
     def _settle_noise(self) -> None:
         """Set the noise scale of ratings to the errors of the held-out rows."""
@@ -306,10 +303,7 @@ class _Run:
         assert isinstance(guide, Guide)
         if not likelihood.constant_noise or "noise.log_scale" not in guide.means():
             return
-        forecast = self._forecast()
-        assert isinstance(forecast, RatingForecast)
-        square = (forecast.mean - forecast.observed()).double().square().mean()
-        noise = (square.sqrt() / likelihood.unit).log()
+        noise = (self._squared_errors().mean().sqrt() / likelihood.unit).log()
         guide.move({"noise.log_scale": noise.to(torch.float32)})
 
 
@@ -329,11 +323,7 @@ def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Op
 
 
 def as_module(guide: object) -> nn.Module:
-    """A guide as a module: itself, or a hand-written function wrapped in one.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """A guide as a module: itself, or a hand-written function wrapped in one."""
     if isinstance(guide, nn.Module):
         return guide
     if callable(guide):

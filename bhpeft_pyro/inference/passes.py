@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
-from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -23,27 +21,11 @@ from ..data.tokens import Tokens
 from ..distributed import agree, spread
 from ..errors import DataError
 from ..forecast.base import join
-from ..guides.guide import is_linear
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
 from ..model.network import RandomPEFT
-from .draws import completed, point, strata
-
-__all__ = [
-    "BATCH",
-    "Block",
-    "Feed",
-    "Take",
-    "by_batch",
-    "centre",
-    "check_all",
-    "check_rows",
-    "drawn",
-    "naming_rows",
-    "not_finite",
-    "passes",
-]
+from .draws import Block
 
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
 """From the distribution of a batch's labels under s draws, (s, B), and the labels (B,) if known, to
@@ -58,51 +40,6 @@ _MAX_FEATURES = 2**16  # the same if its features are known
 _MAX_STATES = 2**30  # bytes of hidden states that are kept for a data set
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
-    """Some weight draws, and the network that they are for.
-
-    Attributes:
-        weights: for each site of the model a tensor `(s, 1, *shape)`.
-        at: the weights around which the network is linearised, a tensor of each site's shape; None
-            for the network itself.
-    """
-
-    weights: Mapping[str, Tensor]
-    at: Mapping[str, Tensor] | None = None
-
-
-def drawn(
-    model: Model,
-    guide: Callable[..., Any],
-    samples: int,
-    seed: int | torch.Generator,
-) -> Iterator[Block]:
-    """The draws of `draw` in blocks, each for the network that its guide is a posterior of.
-
-    Args:
-        model, guide: as for `draw`.
-        samples: as for `draw`; 0 for the central values of each component.
-        seed: as for `draw`; or the generator of seeds, which draws component by component share.
-    """
-    seeds = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
-    for component, share in strata(guide, samples):
-        if samples == 0:
-            yield Block(point(model, component))
-            continue
-        at = centre(model, component)
-        for weights in completed(model, component, share, seeds):
-            yield Block(weights, at)
-
-
-def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
-    """The weights around which a guide linearises the network, a tensor of each site's shape; None
-    if it does not."""
-    if not is_linear(guide) or not model.network.kinds:
-        return None
-    return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
-
-
 @torch.inference_mode(False)  # the linearised network needs gradients
 @torch.no_grad()
 def passes(
@@ -115,20 +52,13 @@ def passes(
     bf16: bool = False,
     only: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Evaluate each draw on all examples, some draws at a time.
+    """Evaluate each draw on all N examples: tensors (s, N, ...) on the CPU, some draws at a time.
 
     Args:
-        model: the model.
-        draws: consumed as they are needed.
-        feed: N examples.
-        take: computes the wanted quantities.
         rows: the largest number of sequences per pass; by default 64, or 65,536 if the
             transformer's features are known.
         bf16: autocast to bfloat16.
-        only: the indices of the N examples that are wanted, in order; by default all.
-
-    Yields:
-        Tensors (s, N, ...) on the CPU, in the examples' order.
+        only: the indices of the examples that are wanted, in order; by default all.
     """
     if rows is None:
         rows = _MAX_ROWS if feed.features is None else _MAX_FEATURES
@@ -138,9 +68,7 @@ def passes(
     for count, predictive in _together(model, draws, together):
 
         def run(
-            batch: Batch,
-            draws: int = count,
-            of: Callable[[Batch], TorchDistribution] = predictive,
+            batch: Batch, draws: int = count, of: Callable[[Batch], TorchDistribution] = predictive
         ) -> Sequence[Tensor]:
             return take(of(batch).expand(torch.Size((draws, len(batch)))), batch.labels)
 
@@ -158,28 +86,26 @@ def by_batch(
     bf16: bool = False,
     only: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Compute tensors batch by batch and join them; several processes divide the batches.
+    """Join the tensors (s, B, ...) that `run` makes of each batch of at most `size` examples.
 
-    Args:
-        model, feed, bf16, only: as for `passes`.
-        run: from a batch on the model's device to tensors (s, B, ...).
-        size: the most examples in a batch.
-
-    Returns:
-        Tensors (s, N, ...) on the CPU, in the examples' order.
+    Several processes divide the batches. The rest is as for `passes`.
     """
     device = model.network.device
 
+    def check_texts() -> None:
+        if feed.features is None:
+            check_all(model, data=feed.examples)
+
     def values(item: tuple[Tensor, Batch]) -> list[Tensor]:
-        indices, batch = item[0], item[1].to(device)
+        batch = item[1].to(device)
         try:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 found = [value.cpu() for value in run(batch)]
         except ValueError:  # distributions take no NaN
-            check_rows(model, feed.examples, indices, batch)
+            check_texts()
             raise
         if any(value.isnan().any() for value in found):
-            check_rows(model, feed.examples, indices, batch)
+            check_texts()
             raise DataError(
                 "data: under the weights that were drawn the network's outputs are not finite; "
                 "expected a guide whose fit did not diverge, or bf16=False"
@@ -195,34 +121,21 @@ def by_batch(
     return tuple(join([*each], 1)[:, back] for each in zip(*parts, strict=True))
 
 
-def check_rows(
-    model: Model, examples: Examples, rows: Tensor, batch: Batch, what: str = "data"
-) -> None:
-    """Name the texts of which the frozen transformer makes numbers that are not finite, if a batch
-    has one.
-
-    Args:
-        model: the model.
-        examples: all examples.
-        rows: (B,) the numbers of those in the batch.
-        batch: the batch.
-        what: the argument that they came in.
-
-    Raises:
-        DataError: there is one.
-    """
-    if batch.features is None and _bad_rows(model, rows, batch):
-        check_all(model, **{what: examples})
-
-
 def check_all(model: Model, **sources: Examples | None) -> None:
-    """Name all such texts of whole data sets, by the names of the arguments that they came in."""
+    """Name the texts of which the frozen transformer makes numbers that are not finite, by a
+    DataError; the sources have the names of the arguments that they came in."""
     for what, examples in sources.items():
         if examples is None:
             continue
-        batches = examples.by_length(BATCH * examples.per_text)
-        bad = sorted(chain.from_iterable(_bad_rows(model, rows, batch) for rows, batch in batches))
+        bad: list[int] = []
+        for rows, batch in examples.by_length(BATCH * examples.per_text):
+            features = model.network.features(batch.to(model.network.device))
+            off = ~features.isfinite().all(-1).cpu()
+            if batch.choices is not None:
+                off = (off & batch.choices.cpu()).any(-1)
+            bad += rows[off].tolist()
         if bad:
+            bad.sort()
             text = examples.texts[bad[0]]
             raise not_finite(what, examples.rows[bad].unique().tolist(), text)
 
@@ -236,14 +149,6 @@ def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
         "that are not finite; drop the row, or load the backbone with dtype=torch.float32",
         rows=rows,
     )
-
-
-def _bad_rows(model: Model, rows: Tensor, batch: Batch) -> list[int]:
-    bad = ~model.network.features(batch.to(model.network.device)).isfinite().all(-1).cpu()
-    if batch.choices is not None:
-        bad = (bad & batch.choices.cpu()).any(-1)
-    found: list[int] = rows[bad].tolist()
-    return found
 
 
 @contextmanager
@@ -281,14 +186,8 @@ class Feed:
     Without PEFT weights the transformer's features never change. They are computed once, so that a
     head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
     hidden states below them never change. These too are computed once, unless they would take more
-    than 1 GiB: then all layers are run each time.
-
-    Args:
-        model: the model.
-        examples: the data set.
-        frozen: compute the features once even if there are PEFT weights.
-        batch_size: of this computation.
-        weights: the PEFT weights held fixed in it, one tensor per site; None leaves them out.
+    than 1 GiB: then all layers are run each time. `frozen` leaves the PEFT weights out, so that the
+    features are computed once; `batch_size` is that of this computation.
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
@@ -297,12 +196,7 @@ class Feed:
     """
 
     def __init__(
-        self,
-        model: Model,
-        examples: Examples,
-        frozen: bool = False,
-        batch_size: int = 64,
-        weights: Mapping[str, Tensor] | None = None,
+        self, model: Model, examples: Examples, frozen: bool = False, batch_size: int = 64
     ) -> None:
         self.examples = examples
         self.features: Tensor | None = None
@@ -311,7 +205,7 @@ class Feed:
         agree("data", *(each for each in given if each is not None))
         network = model.network
         if frozen or not network.kinds:
-            self._compute(model, batch_size, weights)
+            self._compute(model, batch_size)
         elif network.attachment.constant:
             self.states = _constant_states(network, examples.tokens, batch_size)
 
@@ -319,10 +213,6 @@ class Feed:
     def per_text(self) -> int:
         """How many examples a text has, which share its pass; 1 if features are computed once."""
         return self.examples.per_text if self.features is None else 1
-
-    def whole(self) -> Batch:
-        """All examples as one batch, if features are computed."""
-        return self._batch(torch.arange(len(self.examples)))
 
     def training(
         self, batch_size: int, particles: int, generator: torch.Generator
@@ -367,16 +257,13 @@ class Feed:
             extra={name: values[indices] for name, values in self.examples.extra.items()},
         )
 
-    def _compute(self, model: Model, batch_size: int, weights: Mapping[str, Tensor] | None) -> None:
-        held = () if weights is None else (weights,)
-
+    def _compute(self, model: Model, batch_size: int) -> None:
         def features_of(item: tuple[Tensor, Batch]) -> list[Tensor]:
-            indices, batch = item[0], item[1].to(model.network.device)
-            features = model.network.features(batch, *held).cpu()
+            features = model.network.features(item[1].to(model.network.device)).cpu()
             try:
                 return [check_features(features)]
             except DataError:
-                check_rows(model, self.examples, indices, batch)
+                check_all(model, data=self.examples)
                 raise
 
         batches = self.examples.by_length(batch_size * self.per_text)

@@ -25,10 +25,8 @@ from ..guides.budget import examples_at_once
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .draws import drawing, strata
-from .passes import BATCH, Block, Feed, Take, by_batch, check_all, drawn, passes
-
-__all__ = ["PART", "AnyForecast", "predict", "simulate"]
+from .draws import Block, drawing, drawn, strata
+from .passes import BATCH, Feed, Take, by_batch, check_all, passes
 
 PART = 1024
 """Examples that are predicted together: it bounds the memory that their draws take."""
@@ -56,7 +54,7 @@ def predict(
     bf16: bool = False,
     certainty: float | None = None,
 ) -> AnyForecast:
-    """The posterior predictive of every example.
+    """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
 
     For a guide of the linearised network the outputs are Normal in closed form
     (`linearized.output_moments`), and no weights are drawn. Ratings with a Normal likelihood are
@@ -65,32 +63,6 @@ def predict(
 
     For other guides, and to keep draws, all examples see the same S draws of the weights, those of
     `draw`.
-
-    Args:
-        model: the model.
-        guide: the fitted guide.
-        data: N examples.
-        samples: S, rounded up to equally many for each component of a mixture; 0 for a single pass
-            at the central values of each component. By default 32 draws of the weights, or 1,000 of
-            the outputs.
-        max_rows: the largest number of sequences per pass of the transformer; bounds memory.
-        seed: the same seed gives the same forecast.
-        keep_samples: draw weights, and keep the prediction of each draw: `(S, N, C)` probabilities
-            of classes or labels, or `(S, N)` means of ratings.
-        bf16: autocast to bfloat16.
-        certainty: for classes and multiple choice, predict with one component of a mixture after
-            the other, and leave an example out once those to come could change its most probable
-            class only by preferring another one by more than `certainty` in probability, on
-            average. At 1 they cannot, so the class is that of the whole mixture; smaller is faster.
-            The forecast of an example is the mixture of the components that it was given, counted
-            in `ClassForecast.components`. None uses all of them.
-
-    Raises:
-        ConfigError: an argument is out of range, or there is no memory for so many draws;
-            `certainty` with ratings, several labels or `keep_samples`.
-        DataError: the backbone makes non-finite numbers of a text.
-        GuideError: `samples` is 0 and the guide has no central values.
-        LikelihoodError: the likelihood's distribution has no finite mean and stddev.
     """
     samples = Number(least=0, whole=True, none=True)("samples", samples)
     max_rows, seed = COUNT("max_rows", max_rows), SEED("seed", seed)
@@ -112,8 +84,7 @@ def predict(
 
     def forecast(feed: Feed) -> AnyForecast:
         take = _quantities(model, count, seed, rows)
-        by_component = _in_closed_form if closed else _by_draws
-        runs = by_component(model, guide, feed, count, take, max_rows, seed, bf16)
+        runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16)
         if certainty is not None and len(runs) > 1:
             found: AnyForecast = _until_certain(runs, feed.examples, certainty)
         elif closed and model.likelihood.kind != "rating":
@@ -141,55 +112,38 @@ def predict(
     return whole
 
 
-def _in_closed_form(
-    model: Model,
-    guide: Callable[..., object],
-    feed: Feed,
-    samples: int,
-    draw: Take,
-    max_rows: int,
-    seed: int,
-    bf16: bool,
-) -> list[_Run]:
-    """From the moments of the linearised network's outputs."""
-    width = model.network.outputs * feed.examples.width
-    latents = sum(site.numel for site in model.sites)
-    most = max(1, min(BATCH, max_rows // feed.examples.width))
-    size = examples_at_once(latents, width, most)
-    own = sum(site.numel for site in model.likelihood.sites)
-
-    def run(
-        number: int, component: Any, share: int, only: Tensor | None = None
-    ) -> Sequence[Tensor]:
-        with drawing(seed + number):  # the same for every example, whatever its batch
-            noise = symmetric_noise(share, own + width).to(model.network.device)
-        take = partial(_read, model, component, noise, draw)
-        return by_batch(model, feed, take, size=size, bf16=bf16, only=only)
-
-    return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
-
-
-def _by_draws(
+def _runs(
     model: Model,
     guide: Callable[..., object],
     feed: Feed,
     samples: int,
     take: Take,
+    closed: bool,
     max_rows: int,
     seed: int,
     bf16: bool,
 ) -> list[_Run]:
-    """From draws of the weights, those of `draw` if the runs are called in order."""
+    """For each component, from the moments of the linearised network's outputs if `closed`; or from
+    draws of the weights, those of `draw` if the components run in order."""
+    width = model.network.outputs * feed.examples.width
+    latents, own = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
+    most = max(1, min(BATCH, max_rows // feed.examples.width))
+    size = examples_at_once(latents, width, most)
     seeds = torch.Generator().manual_seed(seed)
 
     def run(
-        component: Callable[..., object], share: int, only: Tensor | None = None
+        number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
-        draws = drawn(model, component, share, seeds)
-        found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
-        return [torch.cat(part) for part in zip(*found, strict=True)]
+        if not closed:
+            draws = drawn(model, component, share, seeds)
+            found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
+            return [torch.cat(part) for part in zip(*found, strict=True)]
+        with drawing(seed + number):  # the same for every example, whatever its batch
+            noise = symmetric_noise(share, own + width).to(model.network.device)
+        read = partial(_read, model, component, noise, take)
+        return by_batch(model, feed, read, size=size, bf16=bf16, only=only)
 
-    return [partial(run, *each) for each in strata(guide, samples)]
+    return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
 
 
 def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -> ClassForecast:
@@ -291,15 +245,10 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
 
 @independent()  # ranks would draw the same labels for different examples
 def simulate(model: Model, draws: Iterable[Block], feed: Feed) -> list[Tensor]:
-    """Labels drawn from the likelihood, one set of them under each of S draws of the weights.
+    """Labels drawn from the likelihood for N examples, a set under each of S draws of the weights.
 
-    Args:
-        model, draws: as for `passes`.
-        feed: N examples.
-
-    Returns:
-        (S, N) labels of the examples' own type, (S, N, K) if a text has several; and, if the
-        examples have labels, the (S, N) log density of these.
+    They are (S, N) of the examples' own type, (S, N, K) if a text has several; if the examples have
+    labels, the (S, N) log density of these comes too.
     """
     kind = torch.int64 if model.likelihood.kind in ("class", "choice") else torch.float32
 

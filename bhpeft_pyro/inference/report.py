@@ -14,8 +14,6 @@ from ..checks import check_types
 from ..data import Examples
 from ..options import FitOptions
 
-__all__ = ["FitReport"]
-
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps
@@ -123,6 +121,7 @@ class FitReport:
         by_step: dict[float, list[dict[str, float]]] = {}
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
+        projections = [each.projection for each in components if each.projection is not None]
         same = ("points", "keep", "floor", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
@@ -135,17 +134,12 @@ class FitReport:
             kl=_mean([report.kl for report in components]),
             marginal_kl=_mean([report.marginal_kl for report in components]),
             scales={
-                name: math.prod(report.scales[name] for report in components)
-                ** (1 / len(components))
+                name: math.prod(each.scales[name] for each in components) ** (1 / len(components))
                 for name in first.scales
             },
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
             parent=parent,
-            projection=(
-                None
-                if first.projection is None
-                else fmean(each.projection or 0.0 for each in components)
-            ),
+            projection=fmean(projections) if projections else None,
             components=list(components),
             **{name: getattr(first, name) for name in same},
         )
@@ -346,7 +340,7 @@ def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each name over the entries that have it."""
     names = dict.fromkeys(name for entry in entries for name in entry)
     found = {name: [entry[name] for entry in entries if name in entry] for name in names}
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def _unusual(temperature: float) -> list[str]:

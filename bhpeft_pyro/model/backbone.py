@@ -1,12 +1,15 @@
-"""The frozen transformer and its tokenizer by name."""
+"""The frozen transformer: by name with its tokenizer, whether it is whole, and which it is."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,8 +22,6 @@ from transformers import (
 
 from ..data import assets
 from ..errors import ArchitectureError, ConfigError
-
-__all__ = ["load_backbone", "shared_name"]
 
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
@@ -78,6 +79,44 @@ def load_backbone(
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
     return model.to(place), tokenizer
+
+
+def check_weights(backbone: PreTrainedModel) -> None:
+    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
+    for name, weight in backbone.base_model.named_parameters():
+        if weight.is_meta and backbone.device.type != "meta":
+            raise ConfigError(
+                f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
+                "all of them in memory: load it quantised, or with a device_map over accelerators"
+            )
+        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
+        plain = type(weight.data) is Tensor and weight.is_floating_point()
+        if name.startswith("pooler.") or weight.is_meta or not plain:
+            continue
+        if not weight.detach().sum(dtype=torch.float32).isfinite():
+            raise ConfigError(
+                f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
+            )
+
+
+def fingerprint(backbone: PreTrainedModel) -> str:
+    """A digest of a backbone: its configuration and a sample of every tensor that counts.
+
+    Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
+    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
+    """
+    digest = hashlib.sha256()
+    config = backbone.config.to_dict()
+    shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
+    digest.update(json.dumps(shape, sort_keys=True).encode())
+    for name, tensor in sorted(backbone.base_model.state_dict().items()):
+        if name.startswith("pooler.") or not isinstance(tensor, Tensor):
+            continue  # some quantised layers keep other things than tensors
+        flat = tensor.detach().dequantize().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def shared_name(backbone: PreTrainedModel) -> str | None:

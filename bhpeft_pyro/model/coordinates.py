@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from ..errors import DataError
 from ..peft.sites import Site, projection, zeros
 
-__all__ = ["Coordinates", "PrincipalAxes"]
-
 # The least variance of an axis of the features, as a share of the mean: directions that no training
 # text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
 _LEAST = 0.01
@@ -122,12 +120,8 @@ class Coordinates(nn.Module):
         return torch.randn(site.shape).to(sds) * sds - self._buffer(site, "anchor")
 
     def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """Set the anchors.
-
-        Args:
-            leading: for each inner site the largest eigenvalues of E[G' G], G its gradients,
-                (layer, rank), and their eigenvectors, (layer, in, rank), in double precision.
-        """
+        """Set the anchors from the largest eigenvalues of E[G' G] of each inner site, G its
+        gradients, (layer, rank), and their eigenvectors, (layer, in, rank), in double precision."""
         for site in self._inner:
             if site.name not in self.inner:
                 continue
@@ -144,12 +138,9 @@ class Coordinates(nn.Module):
             anchor.copy_(rows * size[:, None, None])
 
     def fit_axes(self, lefts: Mapping[str, Tensor], rights: Mapping[str, Tensor]) -> None:
-        """Set the axes; the Fisher information is taken as `left x right / trace(right)`.
-
-        Args:
-            lefts: for each outer site E[G G'], (layer, out, out), of its gradients G.
-            rights: E[G' G], (layer, r, r).
-        """
+        """Set the axes from E[G G'], (layer, out, out), and E[G' G], (layer, r, r), with G the
+        gradients of each outer site. The Fisher information is taken as
+        `left x right / trace(right)`."""
         for site in self._outer:
             strength, vectors = torch.linalg.eigh(lefts[site.name].double())
             share = strength.clamp_min(0).square()

@@ -18,22 +18,27 @@ from ..errors import ConfigError, DataError
 from ..peft.scales import random_tokens
 from ..peft.sites import Site, zeros
 
-__all__ = [
-    "ClassifierHead",
-    "Head",
-    "Pooling",
-    "check_features",
-    "final_layer",
-    "is_causal",
-    "set_final_layer",
-    "with_tail",
-]
-
 Pooling = Literal["auto", "mean", "first", "last"]
 
 
+class _Linear:
+    """A linear layer whose weights are random."""
+
+    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """What the backbone computes with between the transformer and this layer: nothing."""
+        return {}
+
+    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
+        weight, bias = weights["head.weight"], weights.get("head.bias")
+        with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
+            if bias is None:
+                return torch.bmm(features.float(), weight.mT)
+            return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
+
+
 @dataclass(frozen=True)
-class Head:
+class Head(_Linear):
     """A random linear layer on pooled, standardised features.
 
     The pooled feature vector is standardised (zero mean, unit variance over its D entries, no
@@ -83,10 +88,6 @@ class Head:
         """The head's random tensors on a backbone whose hidden states have `width` entries."""
         return self.sites(width)
 
-    def tail(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
-        """What the backbone computes with after the transformer: nothing."""
-        return {}
-
     def read(
         self,
         backbone: PreTrainedModel,
@@ -120,16 +121,12 @@ class Head:
             pooled = (hidden * weight).sum(1) / weight.sum(1)
         return functional.layer_norm(pooled, pooled.shape[-1:])
 
-    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-        return _linear(features, weights)
-
 
 _SEEN: ContextVar[list[Tensor] | None] = ContextVar("bhpeft_classifier_inputs", default=None)
 
 
 @dataclass(frozen=True)
-class ClassifierHead:
+class ClassifierHead(_Linear):
     """The last linear layer of an `AutoModelForSequenceClassification`, made random.
 
     Up to this layer the model runs as Hugging Face wrote it. What lies between the transformer and
@@ -207,10 +204,6 @@ class ClassifierHead:
             _SEEN.reset(token)
         return seen[-1].float()
 
-    def __call__(self, features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-        return _linear(features, weights)
-
 
 def _see(module: nn.Module, args: tuple[Tensor, ...]) -> None:
     """A hook that keeps what the last layer reads; it does nothing outside `ClassifierHead`."""
@@ -225,11 +218,7 @@ def is_causal(backbone: nn.Module) -> bool:
 
 
 def final_layer(backbone: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """The name and the module of a sequence classifier's last linear layer.
-
-    Raises:
-        ConfigError: the backbone is no sequence classifier.
-    """
+    """The name and the module of a sequence classifier's last linear layer."""
     inside = f"{backbone.base_model_prefix}."
     found = [
         (name, module)
@@ -260,12 +249,8 @@ def set_final_layer(model: PreTrainedModel, weight: Tensor, bias: Tensor | None)
 
 
 def with_tail(backbone: PreTrainedModel, tail: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A copy of a classifier that shares its transformer, with `tail` between that and the head.
-
-    Args:
-        backbone: stays as it is.
-        tail: values by their names in the backbone, as `ClassifierHead.tail` gives them.
-    """
+    """A copy of a classifier that shares its transformer, with a `ClassifierHead.tail` between that
+    and the head."""
     state = backbone.state_dict(keep_vars=True)
     shared: dict[int, Any] = {id(value): value for key, value in state.items() if key not in tail}
     new = copy.deepcopy(backbone, shared)
@@ -283,15 +268,6 @@ def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -
     return weight, bias
 
 
-def _linear(features: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """(S, M, D) features under (S, ...) weights to (S, M, outputs)."""
-    weight, bias = weights["head.weight"], weights.get("head.bias")
-    with torch.autocast(features.device.type, enabled=False):  # logits keep full precision
-        if bias is None:
-            return torch.bmm(features.float(), weight.mT)
-        return torch.baddbmm(bias.unsqueeze(-2), features.float(), weight.mT)
-
-
 def _last(mask: Tensor) -> Tensor:
     """The position of each row's last valid token."""
     return mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
@@ -303,11 +279,7 @@ def _at(states: Tensor, places: Tensor) -> Tensor:
 
 
 def check_features(features: Tensor) -> Tensor:
-    """The features, if they are numbers.
-
-    Raises:
-        DataError: they are not.
-    """
+    """The features, if they are finite; otherwise a DataError."""
     if not features.isfinite().all():
         raise DataError(
             "the backbone's features are not finite for some of these texts: its weights are "

@@ -22,8 +22,6 @@ from ..priors.stored import moved
 from .likelihoods import Categorical, Function, Likelihood
 from .network import RandomPEFT
 
-__all__ = ["Model", "check_model"]
-
 
 class Model(PyroModule):
     """p(weights) p(labels | texts, weights): an ordinary Pyro model, called with a `Batch`.
@@ -243,11 +241,7 @@ def _bounds(support: object) -> list[Any]:
 
 
 def check_model(model: object) -> None:
-    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose.
-
-    Raises:
-        ConfigError: it is another thing.
-    """
+    """Refuse anything but a `Model`, even a subclass, whose `forward` later rounds would lose."""
     if type(model) is not Model:
         raise ConfigError(
             f"model: expected a bh.Model itself, got {type(model).__name__}; write other model "

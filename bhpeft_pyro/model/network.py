@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -22,10 +20,9 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
+from .backbone import check_weights
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
-
-__all__ = ["RandomPEFT", "fingerprint"]
 
 
 class RandomPEFT(PyroModule):
@@ -80,7 +77,7 @@ class RandomPEFT(PyroModule):
         check(backbone, PreTrainedModel, "backbone", expected)
         check(head, Head | ClassifierHead, "head", "a Head or a ClassifierHead")
         check(tokenizer, PreTrainedTokenizerBase | None, "tokenizer", "a tokenizer or None")
-        _check_weights(backbone)
+        check_weights(backbone)
         if isinstance(kinds, Kind):
             kinds = (kinds,)
         check(kinds, Sequence | None, "kinds", "a tuple of LoRA, Adapter or Prefix objects")
@@ -94,7 +91,8 @@ class RandomPEFT(PyroModule):
         self.coordinates = Coordinates(self.attachment.sites)
         own = head.sites_on(backbone, self.attachment.hidden_size)
         self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
-        if bad := [site.name for site in self.sites if not _finite(site.unit)]:
+        units = {site.name: site.unit for site in self.sites if not site.unit.is_meta}
+        if bad := [name for name, unit in units.items() if not unit.isfinite().all()]:
             raise ConfigError(
                 f"backbone: its hidden states are not finite on random tokens ({bad[0]}); load it "
                 "with dtype=torch.float32"
@@ -203,22 +201,13 @@ class RandomPEFT(PyroModule):
                 outputs = self.head(pooled.unflatten(0, (particles, -1)), folded)
         return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
 
-    def features(self, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """(B, D) or (B, C, D) features: what the head reads.
-
-        Args:
-            batch: B examples.
-            weights: a tensor of its shape for each site; None leaves the frozen transformer
-                without any PEFT weights.
-        """
+    def features(self, batch: Batch) -> Tensor:
+        """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
+        transformer, or inside `bind` those under its weights."""
         self.attachment.check_mode()
-        inputs = _rows(batch, 1)
-        bound = ExitStack()
-        with torch.no_grad(), bound:
-            if weights is not None:
-                folded, _ = self._fold(weights)
-                bound.enter_context(self.attachment.bind(folded, _mask(inputs)))
-            return self._pooled(inputs, batch.spans).reshape(*_examples(batch), -1)
+        with torch.no_grad():
+            pooled = self._pooled(_rows(batch, 1), batch.spans)
+        return pooled.reshape(*_examples(batch), -1)
 
     @contextmanager
     def bind(self, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
@@ -262,10 +251,8 @@ class RandomPEFT(PyroModule):
         rows = []
         for batch in batches:
             exist = slice(None) if batch.choices is None else batch.choices.flatten()
-            batch = batch.to(self.device)
-            with torch.no_grad():
-                pooled = self._pooled(_rows(batch, 1), batch.spans)
-            rows.append(check_features(pooled[exist]))
+            features = self.features(batch.to(self.device)).flatten(0, -2)
+            rows.append(check_features(features[exist]))
         self.axes.fit(torch.cat(rows))
         same(self.axes)
 
@@ -375,48 +362,6 @@ def _examples(batch: Batch) -> tuple[int, ...]:
     """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
     value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
     return len(batch) // batch.particles, *value.shape[1:-1]
-
-
-def _check_weights(backbone: PreTrainedModel) -> None:
-    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
-    for name, weight in backbone.base_model.named_parameters():
-        if weight.is_meta and backbone.device.type != "meta":
-            raise ConfigError(
-                f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
-                "all of them in memory: load it quantised, or with a device_map over accelerators"
-            )
-        # One pass without a copy. Poolers and the like are not used (`fingerprint`).
-        plain = type(weight.data) is Tensor and weight.is_floating_point()
-        if name.startswith("pooler.") or weight.is_meta or not plain:
-            continue
-        if not weight.detach().sum(dtype=torch.float32).isfinite():
-            raise ConfigError(
-                f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
-            )
-
-
-def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its configuration and a sample of every tensor that counts.
-
-    Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
-    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
-    """
-    digest = hashlib.sha256()
-    config = backbone.config.to_dict()
-    shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-    digest.update(json.dumps(shape, sort_keys=True).encode())
-    for name, tensor in sorted(backbone.base_model.state_dict().items()):
-        if name.startswith("pooler.") or not isinstance(tensor, Tensor):
-            continue  # some quantised layers keep other things than tensors
-        flat = tensor.detach().dequantize().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _finite(unit: Tensor) -> bool:
-    return unit.is_meta or bool(unit.isfinite().all())
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

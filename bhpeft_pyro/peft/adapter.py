@@ -14,21 +14,10 @@ from transformers.activations import ACT2FN
 from ..checks import COUNT, POSITIVE, Rule, check_fields, one_of
 from .architectures import Block
 from .binding import After, Binding
-from .kinds import (
-    Kind,
-    Weights,
-    gate_rows,
-    gate_sites,
-    input_unit,
-    opening,
-    rows,
-    stack,
-)
+from .kinds import Kind, Weights, gate_rows, gate_sites, input_unit, opening, rows, stack
 from .lora import add_low_rank
 from .scales import Scales
 from .sites import Site, kaiming, zeros
-
-__all__ = ["Adapter"]
 
 PLACEMENTS = ("parallel", "sequential")
 
@@ -100,9 +89,9 @@ class Adapter(Kind):
             source = None
             if self.placement == "parallel":
                 source = block.projections["ffn_in"].module
-                binding.add_before(source, partial(binding.scratch.__setitem__, source))
+                binding.before[source].append(partial(binding.scratch.__setitem__, source))
             branch = self._branch(binding, source, down, up, gate)
-            binding.add_after(block.projections["ffn_out"].module, branch)
+            binding.after[block.projections["ffn_out"].module].append(branch)
 
     def _branch(
         self,

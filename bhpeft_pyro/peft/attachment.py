@@ -24,8 +24,6 @@ from .prefix import Prefix, claim, release
 from .scales import measure, random_tokens
 from .sites import Site
 
-__all__ = ["Attachment"]
-
 ORDER = (LoRA, Adapter, Prefix)
 
 
@@ -157,7 +155,7 @@ class Attachment:
         binding = Binding(
             self._token, self._base, 1, None, layers=frozenset(skipped), skipped=skipped
         )
-        binding.add_before(self._blocks[self.constant].layer, seen.append)
+        binding.before[self._blocks[self.constant].layer].append(seen.append)
         with torch.no_grad(), self._in_force(binding):
             self._base(**inputs)
         return seen[0]
@@ -215,7 +213,7 @@ class Attachment:
                 for target in ("query", "key")
             }
         if self.constant:
-            binding.add_before(self._blocks[self.constant].layer, lambda _: states)
+            binding.before[self._blocks[self.constant].layer].append(lambda _: states)
         if states is not None:
             below = self._blocks[: self.constant]
             binding.skipped = {block.layer: self._beside[block.layer] for block in below}

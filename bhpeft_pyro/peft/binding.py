@@ -8,6 +8,7 @@ thread, so one thread never sees another's weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from contextvars import ContextVar, Token
@@ -26,16 +27,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import Cache
 
 from ..errors import ConfigError
-
-__all__ = [
-    "AssignedForward",
-    "Binding",
-    "LayerForward",
-    "activate",
-    "active",
-    "install",
-    "new_token",
-]
 
 Before = Callable[[Tensor], Tensor | None]
 """Gets a module's input, may return another to use instead."""
@@ -72,18 +63,12 @@ class Binding:
     dtype: torch.dtype = torch.float32
     layers: frozenset[nn.Module] = frozenset()
     skipped: Mapping[nn.Module, tuple[object, ...] | None] = field(default_factory=dict)
-    before: dict[nn.Module, list[Before]] = field(default_factory=dict)
-    after: dict[nn.Module, list[After]] = field(default_factory=dict)
+    before: dict[nn.Module, list[Before]] = field(default_factory=partial(defaultdict, list))
+    after: dict[nn.Module, list[After]] = field(default_factory=partial(defaultdict, list))
     attend: dict[nn.Module, Attend] = field(default_factory=dict)
     content: dict[nn.Module, nn.Module] = field(default_factory=dict)
     scratch: dict[Any, Tensor] = field(default_factory=dict)
     padded: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-
-    def add_before(self, module: nn.Module, function: Before) -> None:
-        self.before.setdefault(module, []).append(function)
-
-    def add_after(self, module: nn.Module, function: After) -> None:
-        self.after.setdefault(module, []).append(function)
 
     def rows_per_particle(self, rows: int) -> int:
         """R // S, or an error if the particles cannot share the rows equally."""

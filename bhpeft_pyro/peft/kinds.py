@@ -19,8 +19,6 @@ from .binding import Binding
 from .scales import Scales
 from .sites import Role, Site, projection, zeros
 
-__all__ = ["Kind"]
-
 OPENING = 0.5
 """A gate's value at zero weights, and about its mean under unit weights."""
 
@@ -92,13 +90,9 @@ def stack(
 ) -> Site:
     """The site of one tensor for each block, stacked along the dimension "layer".
 
-    Args:
-        name, role: as the site's.
-        dims: of one block's tensor.
-        blocks, shapes, units: the blocks and, for each, its tensor's shape and unit, which
-            broadcasts against the shape.
-        start: makes the site's `init` from its shape and unit.
-        anchor: the sd, in units, of a random projection to centre on; None for none.
+    `dims` are those of one block's tensor; each unit broadcasts against its shape. `start` makes
+    the site's `init` from its shape and unit; `anchor` is the sd, in units, of a random projection
+    to centre on.
     """
     shape, *others = set(shapes)
     if others:
@@ -164,7 +158,7 @@ def wire_gates(kind: str, weights: Weights, blocks: Sequence[Block], binding: Bi
 
     for block, gate in zip(blocks, gate_rows(kind, weights), strict=True):
         query = block.projections["query"].module
-        binding.add_before(query, partial(keep, (kind, block.number), gate))
+        binding.before[query].append(partial(keep, (kind, block.number), gate))
 
 
 def opening(binding: Binding, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -14,20 +14,9 @@ from ..checks import COUNT, POSITIVE, check_fields, shown
 from ..errors import ArchitectureError, ConfigError
 from .architectures import TARGETS, Block
 from .binding import After, Binding
-from .kinds import (
-    Kind,
-    Weights,
-    attention_inputs,
-    gate_sites,
-    input_unit,
-    rows,
-    stack,
-    wire_gates,
-)
+from .kinds import Kind, Weights, attention_inputs, gate_sites, input_unit, rows, stack, wire_gates
 from .scales import Scales
 from .sites import Site, kaiming, zeros
-
-__all__ = ["LoRA", "add_low_rank"]
 
 
 def add_low_rank(
@@ -147,7 +136,7 @@ class LoRA(Kind):
             wire_gates("lora", weights, blocks, binding)
         for (number, module), (downs, ups) in parts.items():
             branch = self._branch(binding, torch.cat(downs, 1), torch.cat(ups, 2), number)
-            binding.add_after(module, branch)
+            binding.after[module].append(branch)
 
     def _branch(self, binding: Binding, a: Tensor, b: Tensor, number: int) -> After:
         def after(x: Tensor, output: Tensor) -> Tensor:

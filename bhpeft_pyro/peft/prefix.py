@@ -22,19 +22,9 @@ from ..checks import COUNT, Number, check_fields
 from ..errors import ArchitectureError
 from .architectures import Block
 from .binding import AssignedForward, Attend, Binding, active
-from .kinds import (
-    Kind,
-    Weights,
-    attention_inputs,
-    gate_sites,
-    rows,
-    stack,
-    wire_gates,
-)
+from .kinds import Kind, Weights, attention_inputs, gate_sites, rows, stack, wire_gates
 from .scales import Scales
 from .sites import Site, kaiming, normal, projection
-
-__all__ = ["Prefix", "claim", "release"]
 
 SMALL = 0.1
 """Starting size of a prefix, in units of the frozen keys and values: larger keys draw attention

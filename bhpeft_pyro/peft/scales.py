@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 from .architectures import Block, Projection
 from .binding import Binding, activate, install, new_token
 
-__all__ = ["Scales", "measure"]
-
 ROWS, LENGTH = 8, 32
 
 
@@ -23,10 +21,9 @@ ROWS, LENGTH = 8, 32
 class Scales:
     """Root mean squares in the frozen transformer, over tokens and features, as 0-d tensors.
 
-    Attributes:
-        beside: what each layer returns beside the hidden states: None if it returns them alone,
-            otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias
-            of positions, are left out.
+    `beside` is what each layer returns beside the hidden states: None if it returns them alone,
+    otherwise the rest of a tuple. Layers that return other tensors too, such as T5's bias of
+    positions, are left out.
     """
 
     device: torch.device
@@ -86,7 +83,7 @@ def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> 
     binding = Binding(new_token(), base, 1, None)
     for block in blocks:
         for projection in block.projections.values():
-            binding.add_after(projection.module, partial(after, projection))
+            binding.after[projection.module].append(partial(after, projection))
         if attention:
             binding.attend[block.attention] = partial(attend, block.attention)
     handles = install(binding)

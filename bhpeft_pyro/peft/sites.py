@@ -12,8 +12,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Role", "Site", "Sites"]
-
 Role = Literal["input", "output", "gate", "head", "other"]
 """What a site does in its branch: the change a branch makes is the product of its two sides."""
 

@@ -26,12 +26,10 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import Start, check_how, fit_components, is_open, seeds
+from .rounds import How, Start, fit_components, is_open, seeds
 
 if TYPE_CHECKING:
     from ..sequential import Replay
-
-__all__ = ["fit", "needs_rows"]
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
@@ -103,7 +101,7 @@ def fit(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    check_how(options, validation, optimizer, replay, callback, executor)
+    how = How(options, validation, optimizer, callback, executor, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "
@@ -156,11 +154,9 @@ def fit(
             if starts and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        starts.append(Start(posterior, rest, kept))
+        starts.append(Start(posterior, rest, kept, is_open(model)))
     with named():
-        return fit_components(
-            starts, held_out, options, optimizer, callback, executor, is_open(model)
-        )
+        return fit_components(starts, held_out, how)
 
 
 def needs_rows(guide: nn.Module, options: FitOptions) -> bool:
@@ -174,11 +170,7 @@ def _starts_anew(guide: Guide, report: FitReport) -> bool:
 
 
 def _start_point(model: Model, guide: Guide, examples: Examples, report: FitReport) -> Model:
-    """Initialise a point estimate.
-
-    Returns:
-        The model, with a prior that is centred at the initial values if the guide's is.
-    """
+    """Initialise a point estimate; the model's prior is centred there if the guide's is."""
     labels = examples.labels
     assert labels is not None
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
@@ -188,11 +180,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
 
 
 def _components(given: Any, guide: object, model: Model) -> int:
-    """The number of components.
-
-    Raises:
-        ConfigError: it is not positive, or not that of the guide.
-    """
+    """The number of components, given or by default."""
     if isinstance(guide, nn.Module):
         count = len(components_of(guide))
         if given not in (None, count):

@@ -40,19 +40,6 @@ from ..priors import PriorLike
 from . import stored
 from .state import MixtureState, PosteriorState
 
-__all__ = [
-    "FORMAT",
-    "INDEX",
-    "digest_of",
-    "exists",
-    "index_of",
-    "load",
-    "read_index",
-    "read_lineage",
-    "read_report",
-    "save",
-]
-
 FORMAT = 2
 INDEX = "posterior.json"
 
@@ -191,11 +178,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The content of the index.
-
-    Raises:
-        SaveError: it is missing, damaged, or of another format.
-    """
+    """The content of the index, if it is whole and of this format; otherwise a SaveError."""
     index = folder / INDEX
     try:
         if size_of(index) > _LARGEST:
@@ -261,20 +244,12 @@ def _read_tensors(folder: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def read_lineage(folder: Path) -> tuple[FitReport, ...]:
-    """The reports of a saved posterior and of the rounds before it, without reading tensors.
-
-    Raises:
-        SaveError: the index is missing or damaged.
-    """
+    """The reports of a saved posterior and of the rounds before it, without reading tensors."""
     return _lineage(folder, read_index(folder))
 
 
 def read_report(folder: Path) -> FitReport:
-    """The report of a saved posterior's last round.
-
-    Raises:
-        SaveError: the index is missing or damaged, or its posterior has learnt no round.
-    """
+    """The report of a saved posterior's last round; without a round it is a SaveError."""
     reports = _reports(folder, read_index(folder))
     if not reports:
         raise SaveError(f"path: {folder} holds a posterior of no round")
@@ -282,11 +257,7 @@ def read_report(folder: Path) -> FitReport:
 
 
 def _lineage(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
-    """The reports in an index, and those of earlier rounds in the folders beside it.
-
-    Raises:
-        SaveError: a folder holds another round than its name says, or a round comes twice.
-    """
+    """The reports in an index, and those of earlier rounds in the folders beside it."""
     found = _reports(folder, content)
     _check_distinct(folder, found)
     while found and (parent := found[0].parent) is not None:

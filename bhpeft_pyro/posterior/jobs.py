@@ -21,8 +21,6 @@ from tqdm.auto import tqdm
 from ..errors import BHPEFTError, ConfigError, FitError
 from ..inference.draws import sampling, unlocked
 
-__all__ = ["in_workers"]
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -64,9 +62,8 @@ def in_workers(
 ) -> Iterator[Result]:
     """The results of a function of each item, in order, from the workers of an executor.
 
-    Args:
-        known: for each item, objects within it that a result need not copy. Those that all items
-            have at the same place are pickled once.
+    `known` are for each item the objects within it that a result need not copy. Those that all
+    items have at the same place are pickled once.
 
     Raises:
         ConfigError: something cannot be pickled, or the executor takes no jobs.

@@ -163,16 +163,27 @@ class Posterior(PosteriorState):
 
         Args:
             data: a list of texts, or anything that `fit` reads. Labels are kept if there are any.
-            samples: number of draws. Of the weights, 32 by default. Of the outputs for a Laplace
-                approximation, 1,000 by default, at almost no cost (ratings with one noise scale
-                need none). 0 is a single pass at the posterior mean.
-            max_rows: the largest number of sequences in one pass of the transformer.
+            samples: number of draws, rounded up to equally many for each component of a mixture. Of
+                the weights, 32 by default. Of the outputs for a Laplace approximation, 1,000 by
+                default, at almost no cost (ratings with one noise scale need none). 0 is a single
+                pass at the central values of each component.
+            max_rows: the largest number of sequences in one pass of the transformer; bounds memory.
             seed: the same seed gives the same forecast.
-            keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`.
+            keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`:
+                `(S, N, C)` probabilities of classes or labels, or `(S, N)` means of ratings.
             bf16: autocast to bfloat16.
             certainty: for classes and multiple choice, leave a text out of the components to come
                 once they cannot change its most probable class (1), or would have to prefer another
-                one by this much in probability, each. Smaller is faster. None uses all components.
+                one by this much in probability, each, on average. Smaller is faster. The forecast
+                of a text is the mixture of the components that it was given, counted in
+                `ClassForecast.components`. None uses all components.
+
+        Raises:
+            ConfigError: an argument is out of range, or there is no memory for so many draws;
+                `certainty` with ratings, several labels or `keep_samples`.
+            DataError: the data cannot be used, or the backbone makes non-finite numbers of a text.
+            GuideError: `samples` is 0 and the guide has no central values.
+            LikelihoodError: the likelihood's distribution has no finite mean and stddev.
         """
         return predict(
             self.model,
@@ -289,25 +300,15 @@ class Posterior(PosteriorState):
         """
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
+        from .rounds import How
 
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
-        return update(
-            self,
-            data,
-            validation=validation,
-            options=(options or self.report.options).change(**changes),
-            optimizer=optimizer,
-            callback=callback,
-            executor=executor,
-            family=guide,
-            prior=prior,
-            forgetting=Forgetting(keep, floor),
-            replay=replay,
-            grow=grow,
-            again=again,
-        )
+        options = (options or self.report.options).change(**changes)
+        how = How(options, validation, optimizer, callback, executor, replay)
+        forgetting = Forgetting(keep, floor)
+        return update(self, data, how, guide, prior, forgetting, grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `sequential.assess`."""

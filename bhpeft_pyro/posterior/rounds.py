@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,79 +34,71 @@ from .jobs import in_workers
 from .posterior import MixturePosterior, Posterior
 from .state import Coreset
 
-__all__ = [
-    "Start",
-    "check_how",
-    "fit_components",
-    "fit_round",
-    "is_open",
-    "joined",
-    "pull_of",
-    "seeds",
-]
-
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A component before its fit: its posterior with the guide's initial values, what it learns,
-    and the coreset, which a copy of the guide learns after the rest."""
+    """A component before its fit.
+
+    Attributes:
+        posterior: with the guide's initial values.
+        examples: what it learns.
+        kept: the coreset, which a copy of the guide learns after the rest.
+        open_scales: whether the prior leaves the scales of the sites to a Laplace approximation.
+    """
 
     posterior: Posterior
     examples: Examples
     kept: Examples | None = None
+    open_scales: bool = False
 
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
-def check_how(
-    options: FitOptions,
-    validation: object | None,
-    optimizer: object,
-    replay: object,
-    callback: object,
-    executor: object,
-) -> None:
-    """Check what does not depend on the data.
+@dataclass(frozen=True, eq=False)
+class How:
+    """The arguments of `fit` and `update` that say how to fit, checked before data are read."""
 
-    Raises:
-        ConfigError: `optimizer` is not a factory, `replay` no `Replay`, `callback` no function,
-            `executor` no `Executor`, or `patience` has no validation data.
-        ProcessError: the options are others in another process.
-    """
-    agree("options", repr(options.change(progress=False)))
-    check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
-    if callback is not None and executor is not None:
-        raise ConfigError("callback: an executor's workers cannot call it; expected None")
-    if executor is not None and world() > 1:
-        raise ConfigError("executor: the ranks share the components out already; expected None")
-    pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
-    if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
-        raise ConfigError(
-            "executor: forked processes hang in torch if it uses several threads; expected "
-            'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
-        )
-    if replay is not None and not hasattr(replay, "by"):  # its class is defined above this module
-        raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {shown(replay)}")
-    if optimizer is not None and (
-        not callable(optimizer) or isinstance(optimizer, (Optimizer, PyroOptim))
-    ):
-        raise ConfigError(
-            f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters to "
-            "a torch optimiser, such as lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
-        )
-    if callback is not None and not callable(callback):
-        raise ConfigError(
-            f"callback: expected a function of a step's record or None, got {shown(callback)}"
-        )
-    if options.patience and validation is None:
-        raise ConfigError(
-            f"patience={options.patience} needs validation data; patience=None fits to the end"
-        )
+    options: FitOptions
+    validation: object | None
+    optimizer: Any
+    callback: Callback | None
+    executor: Executor | None
+    replay: Any  # its class is defined above this module
+
+    def __post_init__(self) -> None:
+        options, executor, optimizer = self.options, self.executor, self.optimizer
+        agree("options", repr(options.change(progress=False)))
+        check(executor, Executor | None, "executor", "a concurrent.futures.Executor or None")
+        if self.callback is not None and executor is not None:
+            raise ConfigError("callback: an executor's workers cannot call it; expected None")
+        if executor is not None and world() > 1:
+            raise ConfigError("executor: the ranks share the components out already; expected None")
+        pool = getattr(executor, "_mp_context", None)  # a process pool says it nowhere else
+        if pool and pool.get_start_method() == "fork" and torch.get_num_threads() > 1:
+            raise ConfigError(
+                "executor: forked processes hang in torch if it uses several threads; expected "
+                'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
+            )
+        if self.replay is not None and not hasattr(self.replay, "by"):
+            got = shown(self.replay)
+            raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {got}")
+        made = isinstance(optimizer, (Optimizer, PyroOptim))
+        if optimizer is not None and (made or not callable(optimizer)):
+            raise ConfigError(
+                f"optimizer: got a {type(optimizer).__name__}, expected a function from parameters "
+                "to a torch optimiser, such as "
+                "lambda parameters: torch.optim.Adam(parameters, lr=0.01)"
+            )
+        check(self.callback, Callable | None, "callback", "a function of a step's record or None")
+        if options.patience and self.validation is None:
+            raise ConfigError(
+                f"patience={options.patience} needs validation data; patience=None fits to the end"
+            )
 
 
 def pull_of(guide: nn.Module) -> float | None:
@@ -127,27 +119,18 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
 def fit_components(
     starts: Sequence[Start],
     held_out: Examples | None,
-    options: FitOptions,
-    optimizer: OptimizerFactory | None = None,
-    callback: Callback | None = None,
-    executor: Executor | None = None,
-    open_scales: bool = False,
+    how: How,
     lineage: tuple[FitReport, ...] = (),
 ) -> Posterior:
     """Fit components, one after the other or in the workers of an executor, and join them.
 
-    Args:
-        starts: one per component.
-        held_out, optimizer, open_scales: as for `fit_round`.
-        options: those given for all of them.
-        callback, executor: as for `fit`.
-        lineage: the reports of a mixture's rounds before.
-
-    Raises:
-        FitError: with the fitted components, or else the last good state of the one that failed.
+    The options in `how` are those given for all of them, `lineage` the reports of a mixture's
+    rounds before. A FitError has the fitted components, or else the last good state of the one that
+    failed.
     """
+    options, callback, executor = how.options, how.callback, how.executor
     _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
-    one = partial(fit_round, held_out=held_out, optimizer=optimizer, open_scales=open_scales)
+    one = partial(fit_round, held_out=held_out, optimizer=how.optimizer)
     away = 0 if executor is None else len(starts)
     if executor is None and world() > 1 and callback is None:
         executor = Ranks()  # as many for each; what is left is fitted by all of them together
@@ -189,30 +172,15 @@ def fit_round(
     held_out: Examples | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-    open_scales: bool = False,
 ) -> Fitted:
-    """Fit a component's guide in place under its model's prior.
+    """Fit a component's guide in place under its model's prior; a FitError has the last good state.
 
-    `callback` is not called while the coreset is learnt. A prior with `open_scales` leaves the
-    scales of the sites to a Laplace approximation.
-
-    Raises:
-        FitError: with the last good state.
+    `callback` is not called while the coreset is learnt.
     """
     posterior = start.posterior
-    guide, report = posterior.guide, posterior.report
     try:
-        posterior.model, candidates = _learn(
-            posterior.model,
-            guide,
-            start.examples,
-            held_out,
-            report,
-            optimizer,
-            callback,
-            open_scales,
-        )
-        if open_scales:
+        candidates = _learn(start, held_out, optimizer, callback)
+        if start.open_scales:
             posterior.first_prior = posterior.model.prior
         if start.kept is None:
             return posterior, candidates
@@ -230,11 +198,7 @@ def joined(
 ) -> Posterior:
     """Components that have just been fitted as one posterior, their widths chosen together.
 
-    Args:
-        fitted: one or more.
-        held_out: rows on which their disagreement is measured.
-        options: those given for all of them.
-        lineage: the reports of the rounds before.
+    Their disagreement is measured on the rows `held_out`; the rest is as for `fit_components`.
     """
     components = [posterior for posterior, _ in fitted]
     if len(components) == 1 and not lineage:
@@ -271,38 +235,37 @@ def _warn_of_scale(likelihood: Likelihood, examples: Examples) -> None:
 
 
 def _learn(
-    model: Model,
-    guide: nn.Module,
-    examples: Examples,
-    validation: Examples | None,
-    report: FitReport,
+    start: Start,
+    held_out: Examples | None,
     optimizer: OptimizerFactory | None,
-    callback: Callback | None,
-    open_scales: bool = False,
-) -> tuple[Model, Candidates | None]:
+    callback: Callback | None = None,
+) -> Candidates | None:
     """Fit a guide and compute its width, if it has one that is not trained; see `refine`."""
+    posterior, examples = start.posterior, start.examples
+    guide, report = posterior.guide, posterior.report
     if isinstance(guide, Guide):
-        guide.follow(model)
+        guide.follow(posterior.model)
         guide.hold()
-    optimise(model, guide, examples, validation, report, optimizer, callback)
-    model, candidates = refine(guide, model, examples, validation, report, open_scales)
+    optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
+    posterior.model, candidates = refine(
+        guide, posterior.model, examples, held_out, report, start.open_scales
+    )
     same(guide, trained=True)
-    return model, candidates
+    return candidates
 
 
 def _fit_coreset(
-    posterior: Posterior,
-    kept: Examples,
-    optimizer: OptimizerFactory | None,
+    posterior: Posterior, kept: Examples, optimizer: OptimizerFactory | None
 ) -> Posterior:
     """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
     options = replace(posterior.report.options, patience=None)
     report = FitReport(len(kept), kept.fingerprint, options)
-    core = posterior.guide
+    core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
-    model = posterior.model.with_prior(prior_of(posterior.model, core))
     report.pull = pull_of(guide)
-    _learn(model, guide, kept, None, report, optimizer, None)
+    after = model.with_prior(prior_of(model, core))
+    later = posterior.replace(model=after, guide=guide, lineage=(report,))
+    _learn(Start(later, kept), None, optimizer)
     if isinstance(guide, Guide):
-        guide.follow(posterior.model)  # it has learnt all of the round under the round's own prior
+        guide.follow(model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

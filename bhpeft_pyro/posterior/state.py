@@ -14,8 +14,6 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..priors import Prior
 
-__all__ = ["Coreset", "MixtureState", "PosteriorState"]
-
 
 @dataclass(frozen=True, eq=False)
 class Coreset:
@@ -57,12 +55,7 @@ class PosteriorState:
 
 @dataclass(frozen=True, eq=False)
 class MixtureState:
-    """An equal-weight mixture.
-
-    Attributes:
-        components: each with the reports of its own rounds.
-        lineage: one report of the mixture per round.
-    """
+    """An equal-weight mixture, with one report per round; components have their own too."""
 
     components: Sequence[PosteriorState]
     lineage: tuple[FitReport, ...]

@@ -21,15 +21,14 @@ from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide
 from ..inference.draws import seeded
 from ..inference.report import FitReport
-from ..model import head, likelihoods
+from ..model import likelihoods
+from ..model.backbone import fingerprint
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
-from ..model.network import RandomPEFT, fingerprint
+from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from .state import Coreset, MixtureState, PosteriorState
-
-__all__ = ["check_savable", "describe", "revive"]
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,
@@ -54,11 +53,7 @@ Tensors = dict[str, Tensor]
 
 
 def check_savable(model: Model) -> None:
-    """Check that the PEFT kinds, the head and the likelihood are of this package.
-
-    Raises:
-        SaveError: one of them is a class of the user's own, which could not be loaded again.
-    """
+    """Refuse PEFT kinds, heads and likelihoods of a user's own, which could not be loaded again."""
     parts: list[tuple[str, object]] = [("kinds", kind) for kind in model.network.kinds]
     parts += [("head", model.network.head), ("likelihood", model.likelihood)]
     for what, part in parts:
@@ -71,11 +66,7 @@ def check_savable(model: Model) -> None:
 
 
 def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
-    """A posterior without its lineage.
-
-    Raises:
-        SaveError: the guide, a prior or a part of the model cannot be described.
-    """
+    """A posterior without its lineage; what cannot be described is a SaveError."""
     network, parts = posterior.model.network, posterior.components
     check_savable(posterior.model)
     mixture = parts[0] is not posterior
@@ -118,12 +109,7 @@ def revive(
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
 ) -> PosteriorState | MixtureState:
-    """The posterior that was described.
-
-    Args:
-        plain, tensors: from `describe`.
-        lineage: the reports of its rounds.
-        backbone, tokenizer, prior: as for `Posterior.load`.
+    """The posterior that was described, with the reports of its rounds.
 
     Raises:
         SaveError: the backbone is another one, a prior is needed, or tensors do not fit.
@@ -133,9 +119,9 @@ def revive(
         name: value if ".examples." in f".{name}" else value.to(backbone.device)
         for name, value in tensors.items()
     }
-    kinds = tuple(_revive(peft, kind) for kind in plain["kinds"])
-    top: Head | ClassifierHead = _revive(head, plain["head"])
-    likelihood = _revive(likelihoods, plain["likelihood"])
+    kinds = tuple(_revive("kinds", kind) for kind in plain["kinds"])
+    top: Head | ClassifierHead = _revive("head", plain["head"])
+    likelihood = _revive("likelihood", plain["likelihood"])
     columns = Columns(**plain["columns"])
     mixture = "components" in plain
     fits: list[Plain] = plain["components"] if mixture else [plain]
@@ -280,11 +266,11 @@ def _describe(thing: Any) -> Plain:
     return {"class": type(thing).__name__, **asdict(thing)}
 
 
-def _revive(module: Any, plain: Plain) -> Any:
+def _revive(what: str, plain: Plain) -> Any:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    name = str(fields.pop("class"))
-    if name not in module.__all__:  # classes of this package only, never any name in a file
+    known = {cls.__name__: cls for cls in _KNOWN[what]}  # never any other name in a file
+    if (name := str(fields.pop("class"))) not in known:
         raise SaveError(
-            f"path: the saved posterior uses {name!r}, which is not in {module.__name__}"
+            f"path: {what}: {name!r:.60} is unknown; expected one of {', '.join(known)}"
         )
-    return getattr(module, name)(**fields)
+    return known[name](**fields)

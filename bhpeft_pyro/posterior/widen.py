@@ -17,8 +17,6 @@ from ..inference.width import widen as add_width
 from .posterior import Posterior
 from .rounds import Fitted, is_open, joined
 
-__all__ = ["widen"]
-
 
 def widen(
     posterior: Posterior, data: object, *, validation: object | None, changes: Mapping[str, Any]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from math import prod
-from operator import itemgetter
 from typing import Any
 
 import pyro
@@ -13,7 +12,6 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..distributions import Covariance, LowRankNormal, base_of
@@ -21,19 +19,6 @@ from ..errors import PriorError
 from ..peft.sites import Site
 from .prior import Prior, checked, complete
 from .vectorised import for_all_draws
-
-__all__ = [
-    "JOINT",
-    "JointPrior",
-    "MixturePrior",
-    "Moments",
-    "PosteriorPrior",
-    "apart",
-    "closed_form",
-    "independent_normals",
-    "unpack",
-    "with_rows",
-]
 
 JOINT = "weights"
 """Name of the latent that holds all weights."""
@@ -260,25 +245,6 @@ def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:
             f"prior: this model's site {site.name!r} has shape {site.shape}; in the earlier "
             f"posterior {f'its shape is {known}' if known else 'there is no such site'}"
         )
-
-
-def apart(
-    trace: poutine.Trace, take: Callable[[Any], Tensor] = itemgetter("value")
-) -> dict[str, Tensor]:
-    """The latents of a trace of a prior or a guide, without auxiliary ones, and with a joint latent
-    split into its sites.
-
-    Args:
-        take: what to take from a node, by default its value.
-    """
-    found: dict[str, Tensor] = {}
-    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-    for name, node in nodes.items():
-        if sites := node["infer"].get("sites"):
-            found |= unpack(take(node), sites)
-        elif not (name in found or node["infer"].get("is_auxiliary") or site_is_subsample(node)):
-            found[name] = take(node)
-    return found
 
 
 def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

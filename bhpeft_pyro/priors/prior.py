@@ -25,9 +25,6 @@ from ..peft.sites import Site
 from .scales import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
-__all__ = ["Prior", "PriorLike", "SitePrior", "as_prior", "check_prior", "checked", "complete"]
-
-
 Prior = Callable[[Sequence[Site]], Mapping[str, Tensor]]
 """A Pyro function from the sites to their tensors, by name."""
 SitePrior = TorchDistribution | Callable[[Site], TorchDistribution] | FunctionSpaceNormal
@@ -205,12 +202,7 @@ def complete(
 
 
 def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -> None:
-    """Run a prior once as a fit does.
-
-    Args:
-        prior: the prior.
-        sites: of the model.
-        vectorised: whether with several draws at once.
+    """Run a prior once as a fit does, with several draws at once if `vectorised`.
 
     Raises:
         PriorError: it fails, is not of the default dtype, or has parameters, which nothing would

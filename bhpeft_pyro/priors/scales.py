@@ -17,9 +17,6 @@ from ..checks import Number, check_fields
 from ..errors import PriorError
 from ..peft.sites import Site
 
-__all__ = ["FunctionSpaceNormal", "along", "default", "log_of", "multiplied"]
-
-
 _PACKAGE = __name__.rpartition(".")[0]
 _CHANGE, _HEAD = 0.1, 1.0
 _OPEN = ("change", "head")  # may be None

@@ -18,16 +18,10 @@ from ..errors import SaveError
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
-__all__ = ["describe", "moved", "revive"]
-
 
 def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A prior as plain data and tensors whose names start with `part`; a user's own prior by its
-    import path.
-
-    Raises:
-        SaveError: a latent of an earlier posterior is not Normal in unconstrained coordinates.
-    """
+    import path. Latents that are not Normal in unconstrained coordinates are a SaveError."""
     if _ready(type(prior).__name__) is type(prior):
         return {"kind": "ready", "class": type(prior).__name__, **asdict(prior)}, {}
     if isinstance(prior, JointPrior):
@@ -62,11 +56,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def revive(
     description: dict[str, Any], tensors: dict[str, Tensor], part: str, given: PriorLike | None
 ) -> Prior:
-    """The inverse of `describe`, with `given` in place of a user's own prior.
-
-    Raises:
-        SaveError: it was a user's own prior, and none is given.
-    """
+    """The inverse of `describe`, with `given` in place of a user's own prior."""
     fields = dict(description)
     kind = fields.pop("kind")
     if kind == "ready":

@@ -17,8 +17,6 @@ from ..errors import PriorError
 from ..peft.sites import Site
 from .scales import FunctionSpaceNormal, along, log_of, multiplied
 
-__all__ = ["ARD", "Gates", "Hierarchical", "Horseshoe", "gated_layers"]
-
 _COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
 
 

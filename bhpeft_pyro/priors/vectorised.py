@@ -31,8 +31,6 @@ from ..peft.sites import Site
 if TYPE_CHECKING:
     from .prior import Prior
 
-__all__ = ["for_all_draws", "with_tensors"]
-
 
 def for_all_draws(prior: Prior, sites: Sequence[Site]) -> Mapping[str, Tensor]:
     """Call a prior such that every value has the leading dims of draws.
@@ -101,11 +99,8 @@ class _First(Messenger):
 class _Rest(Messenger):
     """Shows one draw of each value to the prior inside, and all draws to the handlers around it.
 
-    Args:
-        number: of the draw, under vmap.
-        lead: P, the dims of the draws.
-        known: values that have been sampled.
-        valid: whether distributions validate their arguments.
+    `number` is that of the draw, under vmap; `lead` is P, the dims of the draws; `known` are values
+    that have been sampled; `valid` says whether distributions validate their arguments.
     """
 
     def __init__(
@@ -142,13 +137,10 @@ class _Rest(Messenger):
         tensors: Sequence[Tensor],
         varies: Sequence[bool],
     ) -> Tensor:
-        """All draws of a value, `(draws, *shape)`, by the handlers around.
+        """All draws of a value, `(draws, *shape)`, by the handlers around, from the message of one.
 
-        Args:
-            message: of one draw.
-            modes: of torch functions, which are on around the prior.
-            tensors: those of its distribution and of its observed value, in every draw.
-            varies: which of them differ between draws, and are `(draws, *shape)`.
+        `tensors` are those of its distribution and of its observed value, in every draw; those
+        that `varies` says differ between draws are `(draws, *shape)`.
         """
         fn, observed = message["fn"], message["value"]
         shape = fn.shape()

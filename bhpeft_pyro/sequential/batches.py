@@ -11,8 +11,6 @@ from ..checks import COUNT, one_of
 from ..errors import DataError
 from ..names import Period
 
-__all__ = ["Period", "by_count", "by_period"]
-
 _FORMATS: dict[Period, tuple[str, str]] = {  # pandas' frequency, and the name of a batch
     "day": ("D", "%Y-%m-%d"),
     "week": ("W-SUN", "%Y-%m-%d"),  # its Monday

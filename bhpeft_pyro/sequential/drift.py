@@ -14,18 +14,16 @@ from torch import Tensor
 from ..checks import COUNT, SEED
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
-from ..forecast import ClassForecast, LabelsForecast, RatingForecast
+from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
-from ..inference.draws import drawing
+from ..inference.draws import drawing, drawn
 from ..inference.loop import as_module
-from ..inference.passes import Feed, drawn, passes
+from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
 from ..posterior.posterior import Posterior
 from .forgetting import Forgetting
-
-__all__ = ["Drift", "Signal", "assess", "check_samples"]
 
 Advice = Literal["keep", "update", "forget", "start anew"]
 
@@ -167,7 +165,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
             found = _mixture_nll(posterior, examples, sets, samples, 2 * seed)
         else:
-            found = _nll(forecast, sets)
+            found = torch.stack([nlls(forecast, each).double().mean() for each in sets])
         observed, expected = found[0], found[1:]
         as_large = int((expected >= observed).sum())
         nll = Signal(
@@ -195,18 +193,6 @@ def check_samples(samples: int) -> int:
             f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
     return samples
-
-
-def _nll(forecast: AnyForecast, labels: Tensor) -> Tensor:
-    """(...) mean NLL of labels (..., N), or (..., N, K)."""
-    if isinstance(forecast, LabelsForecast):
-        return forecast.count * _nll(forecast.pairs, labels.flatten(-2))
-    if isinstance(forecast, ClassForecast):
-        logs = forecast.log_probabilities.expand(*labels.shape, -1)
-        return -logs.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1).mean(-1)
-    rows = labels.reshape(-1, len(forecast))
-    found = torch.stack([-forecast.log_prob(row).double().mean() for row in rows])
-    return found.reshape(labels.shape[:-1])
 
 
 def _mixture_nll(
@@ -245,11 +231,7 @@ def _nll_with(
 
 def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., Any]]:
     """The model under the prior with `keep`, and this prior as a guide; in the linearised network
-    if the posterior is.
-
-    Raises:
-        GuideError, PriorError: there is no closed form.
-    """
+    if the posterior is. Without a closed form it is a GuideError or PriorError."""
     prior, model = posterior.first_prior, posterior.model
     if keep > 0:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)

@@ -27,8 +27,6 @@ from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
 from ..priors import independent_normals, with_rows
 
-__all__ = ["check_growing", "grow", "unknown_labels", "with_outputs_for"]
-
 _HEAD = ("head.weight", "head.bias")
 
 
@@ -89,12 +87,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
 
 
 def check_growing(model: Model, guide: nn.Module) -> None:
-    """Check before a fit that `grow` will work.
-
-    Raises:
-        LikelihoodError: the head or the likelihood cannot have new labels.
-        GuideError: the guide cannot have new rows.
-    """
+    """Check before a fit that `grow` will work with this likelihood and guide."""
     _head(model)
     row = {site.name: torch.ones(1, *site.shape[1:]) for site in model.sites if site.name in _HEAD}
     _grown(guide, {name: (ones, ones) for name, ones in row.items()})
@@ -118,11 +111,8 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
-    """The posterior with an output for every label in `data`.
-
-    Raises:
-        DataError: a label is new and `grow` is false, or new numbers have a gap.
-    """
+    """The posterior with an output for every label in `data`; unless `grow`, a new one is a
+    DataError."""
     labels = unknown_labels(posterior, data)
     if not labels:
         return posterior

@@ -25,14 +25,9 @@ from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, naming
 from ..inference.report import FitReport
-from ..model.likelihoods import Likelihood
-from ..model.model import Model
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..priors import PriorLike
-from .update import has_learnt
-
-__all__ = ["History", "check_same", "resume"]
 
 _PARTIAL = ".partial"
 _OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
@@ -93,10 +88,13 @@ class History:
         return [id for id in rounds if id not in parents]
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, wait: float = 0) -> Iterator[None]:
         """Be the only process that writes here, until the end of the block.
 
         The lock is the operating system's, so it ends with its process, however that ends.
+
+        Args:
+            wait: seconds to wait for another process that is writing.
 
         Raises:
             BusyError: another process is writing; says which.
@@ -109,11 +107,6 @@ class History:
         ...
         bhpeft_pyro.errors.BusyError: history: ...
         """
-        with self._locked(wait=0):
-            yield
-
-    @contextmanager
-    def _locked(self, wait: float) -> Iterator[None]:
         if not is_main():  # the first of the processes that work together holds it for all
             yield
             return
@@ -160,7 +153,7 @@ class History:
         folder = self.folder / report.id
         partial = self.folder / f"{report.id}{_PARTIAL}"
         if is_main():
-            with self._locked(_WAIT):
+            with self.writing(_WAIT):
                 if folder.exists():
                     raise SaveError(f"history: {self.folder} has the round {report.id} already")
                 named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
@@ -328,61 +321,3 @@ def _line(report: FitReport, folder: str) -> str:
         parts.append(f"another guide, {report.projection:.2f} nats away")
     parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
     return "  ".join(filter(None, parts))
-
-
-def resume(history: History, model: Model) -> Posterior | None:
-    """The last posterior of a single line of rounds, if there are any.
-
-    Raises:
-        ConfigError: the rounds branch, or belong to another model.
-    """
-    leaves = history.leaves
-    if len(leaves) > 1:
-        raise ConfigError(
-            f"folder: {history.folder} holds {len(leaves)} branches, which end in the rounds "
-            f"{', '.join(leaves)}; expected a single line of rounds (`bhpeft history FOLDER --keep "
-            "ROUND` keeps the one that ends in ROUND, and moves all others aside)"
-        )
-    if not leaves:
-        return None
-    network = model.network
-    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
-    there = last.model
-    for what, given, found in (
-        ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
-        ("likelihood", repr(_standardised(model, there)), repr(there.likelihood)),
-    ):
-        if given != found:
-            raise ConfigError(
-                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
-                "use the same model, or another folder"
-            )
-    return last
-
-
-def _standardised(model: Model, there: Model) -> Likelihood:
-    """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
-    given: Any = model.likelihood
-    left_open = [name for name, value in vars(given).items() if value is None]
-    if not left_open or type(model.likelihood) is not type(there.likelihood):
-        return model.likelihood
-    found: Likelihood = replace(
-        given, **{name: getattr(there.likelihood, name) for name in left_open}
-    )
-    return found
-
-
-def check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
-    """Check that a finished round learnt this very batch.
-
-    Raises:
-        ConfigError: it learnt another.
-    """
-    report = posterior.lineage[number]
-    examples = posterior.encode(data)
-    if report.name != name or not has_learnt(report, examples):
-        raise ConfigError(
-            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
-            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
-        )

@@ -17,8 +17,6 @@ from ..errors import DataError
 from ..files import write
 from ..posterior.posterior import Posterior
 
-__all__ = ["Record", "transfer"]
-
 TEST, TEST_NLL, UNTRAINED = "test/", "test_nll/", "untrained/"
 
 

@@ -21,6 +21,7 @@ from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.guide import title
 from ..inference.draws import seeded
 from ..inference.predict import predict
+from ..model.likelihoods import Likelihood
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
@@ -29,11 +30,9 @@ from ..posterior.stored import check_savable
 from .drift import assess, check_samples
 from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for
-from .history import History, check_same, resume
+from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .update import Replay
-
-__all__ = ["Learner", "prequential", "stream"]
+from .update import Replay, has_learnt
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
@@ -182,7 +181,7 @@ def prequential(
         tqdm(pairs, "stream", total, disable=not (progress and is_main()), unit="round") as bar,
     ):
         history.clean()
-        posterior = resume(history, model)
+        posterior = _resumed(history, model)
         done = () if posterior is None else posterior.lineage
         agree("folder", *(report.id for report in done))
         count = 0
@@ -191,7 +190,7 @@ def prequential(
             data = _reusable(data)
             if count <= len(done):
                 assert posterior is not None
-                check_same(posterior, count - 1, name, data)
+                _check_same(posterior, count - 1, name, data)
                 continue
             metrics: dict[str, float] = {}
             first = posterior is None
@@ -225,6 +224,55 @@ def prequential(
             )
         Record.of(posterior).save(folder)
         return posterior
+
+
+def _resumed(history: History, model: Model) -> Posterior | None:
+    """The last posterior of a single line of rounds of this model, if there are any."""
+    leaves = history.leaves
+    if len(leaves) > 1:
+        raise ConfigError(
+            f"folder: {history.folder} holds {len(leaves)} branches, which end in the rounds "
+            f"{', '.join(leaves)}; expected a single line of rounds (`bhpeft history FOLDER --keep "
+            "ROUND` keeps the one that ends in ROUND, and moves all others aside)"
+        )
+    if not leaves:
+        return None
+    network = model.network
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+    there = last.model
+    for what, given, found in (
+        ("PEFT weights", network.kinds, there.network.kinds),
+        ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
+        ("likelihood", repr(_standardised(model, there)), repr(there.likelihood)),
+    ):
+        if given != found:
+            raise ConfigError(
+                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
+                "use the same model, or another folder"
+            )
+    return last
+
+
+def _standardised(model: Model, there: Model) -> Likelihood:
+    """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
+    given: Any = model.likelihood
+    left_open = [name for name, value in vars(given).items() if value is None]
+    if not left_open or type(model.likelihood) is not type(there.likelihood):
+        return model.likelihood
+    known = vars(there.likelihood)
+    found: Likelihood = replace(given, **{name: known[name] for name in left_open})
+    return found
+
+
+def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
+    """Check that a finished round learnt this very batch."""
+    report = posterior.lineage[number]
+    examples = posterior.encode(data)
+    if report.name != name or not has_learnt(report, examples):
+        raise ConfigError(
+            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
+            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
+        )
 
 
 def _reusable(data: object) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,22 +13,19 @@ from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
-from ..guides import Guide, GuideLike
+from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import sampling
-from ..inference.loop import Callback, OptimizerFactory
+from ..inference.draws import sampling, seeded
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
+from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from ..posterior.rounds import Start, check_how, fit_components, pull_of, seeds
-from ..priors import Prior, PriorLike, as_prior
+from ..posterior.rounds import How, Start, fit_components, pull_of, seeds
+from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from .forgetting import Forgetting
 from .growth import with_outputs_for
-from .projection import guide_under, in_family
-
-__all__ = ["Replay", "has_learnt", "refuse_known", "update"]
 
 By = Literal["random", "uncertain"]
 
@@ -93,21 +89,15 @@ class Replay:
 def update(
     posterior: Posterior,
     data: object,
-    *,
-    validation: object | None,
-    options: FitOptions,
-    optimizer: OptimizerFactory | None,
-    callback: Callback | None,
-    executor: Executor | None,
+    how: How,
     family: GuideLike | None,
     prior: PriorLike | None,
     forgetting: Forgetting,
-    replay: Replay | None,
+    *,
     grow: bool,
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    check_how(options, validation, optimizer, replay, callback, executor)
     if prior is not None and forgetting != Forgetting():
         raise ConfigError("prior: expected no keep and no floor, which make a prior of their own")
     own = None if prior is None else as_prior(prior)
@@ -118,22 +108,20 @@ def update(
         data = read(data, posterior.model.likelihood.kind, columns, labelled=True)
     posterior = with_outputs_for(posterior, data, grow)
     examples = posterior.encode(data)
-    held_out = None if validation is None else posterior.encode(validation)
+    held_out = None if how.validation is None else posterior.encode(how.validation)
     if not again:
         refuse_known(posterior, examples)
     if own is not None:
-        vectorised = options.particles > 1 and not is_point(posterior.guide)
+        vectorised = how.options.particles > 1 and not is_point(posterior.guide)
         check_prior(own, posterior.model.sites, vectorised)
-    every = zip(posterior.components, seeds(options, len(posterior.components)), strict=True)
+    every = zip(posterior.components, seeds(how.options, len(posterior.components)), strict=True)
     lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
     with naming_rows(posterior.model, data=examples, validation=held_out):
         starts = [
-            _start(last, examples, held_out, how, family, own, forgetting, replay)
-            for last, how in every
+            _start(last, examples, held_out, options, family, own, forgetting, how.replay)
+            for last, options in every
         ]
-        return fit_components(
-            starts, held_out, options, optimizer, callback, executor, lineage=lineage
-        )
+        return fit_components(starts, held_out, how, lineage)
 
 
 def _start(
@@ -184,6 +172,33 @@ def _start(
         coreset=None,
     )
     return Start(start, examples, kept)
+
+
+def in_family(
+    model: Model, last: Prior, family: GuideLike, seed: int
+) -> tuple[Guide, Prior, float]:
+    """A guide of another family, at the last posterior or at the nearest member of the family.
+
+    With it come the posterior as this family can represent it, which is the next round's prior, and
+    the KL from the last posterior to it in nats.
+
+    Raises:
+        GuideError: the family is unknown, or cannot have this prior.
+        PriorError: the last posterior cannot be projected.
+    """
+    # A guide of any family can be made under independent weights, and says if it is joint.
+    alone, divergence = closed_form(last, "guide").independent()
+    guide = guide_under(model, alone, family, seed)
+    if guide.joint:
+        return guide_under(model, last, family, seed), last, 0.0
+    return guide, alone, divergence
+
+
+def guide_under(model: Model, prior: Prior, family: GuideLike, seed: int) -> Guide:
+    """A new guide of a family under a prior."""
+    with seeded(seed):
+        guide: Guide = autoguide(family, model.with_prior(prior), components=1)
+    return guide
 
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:

@@ -17,7 +17,8 @@ from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_like
-from bhpeft_pyro.inference.passes import Feed, drawn
+from bhpeft_pyro.inference.draws import drawn
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -22,8 +22,8 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.guides import FunctionGuide, prior_guide
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.passes import Block, Feed
+from bhpeft_pyro.inference.draws import Block, draw
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

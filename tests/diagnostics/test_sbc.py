@@ -22,8 +22,8 @@ from bhpeft_pyro.diagnostics.ratios import log_likelihoods
 from bhpeft_pyro.diagnostics.reference import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
-from bhpeft_pyro.inference.draws import draw
-from bhpeft_pyro.inference.passes import Block, Feed
+from bhpeft_pyro.inference.draws import Block, draw
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.posterior.rounds import is_open
 from bhpeft_pyro.priors import FunctionSpaceNormal

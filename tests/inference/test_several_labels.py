@@ -169,7 +169,7 @@ def test_drift_is_judged_by_the_likelihood() -> None:
     assert posterior.assess({**data, "label": [30] * 60}, 20).surprising
     # The same mixture of Poissons by hand, for the labels as they are and for simulated ones.
     examples = posterior.encode(data)
-    batch = Feed(posterior.model, examples).whole()
+    _, batch = next(iter(Feed(posterior.model, examples).prediction(len(examples))))
     with torch.no_grad():
         rates, others = [
             posterior.model.predictive(posterior.sample(20, seed=seed), batch).mean

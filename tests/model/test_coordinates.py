@@ -87,7 +87,11 @@ def test_a_prefix_that_is_off_reads_little() -> None:
     weights = network.coordinates(start)
     assert not weights["prefix.value"].any() and weights["prefix.key"].any()
     none = {**start, "prefix.key": start["prefix.key"] - weights["prefix.key"]}
-    frozen, off, blank = (network.features(batch, w) for w in (None, start, none))
+    frozen = network.features(batch)
+    with network.bind(start):
+        off = network.features(batch)
+    with network.bind(none):
+        blank = network.features(batch)
     assert (off - blank).norm() < 0.2 * (blank - frozen).norm()
 
 

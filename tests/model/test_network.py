@@ -18,7 +18,7 @@ from transformers import (
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.model.network import fingerprint
+from bhpeft_pyro.model.backbone import fingerprint
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
 HYBRID = (bh.peft.LoRA(rank=2), bh.peft.Adapter(size=3), bh.peft.Prefix(length=2))

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, SaveError
-from bhpeft_pyro.model.network import _check_weights
+from bhpeft_pyro.model.backbone import check_weights
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 
@@ -132,4 +132,4 @@ def test_weights_that_cannot_be_summed_are_not_looked_at():
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Opaque), requires_grad=False)
     with pytest.raises(NotImplementedError):
         layer.weight.sum()
-    _check_weights(backbone)
+    check_weights(backbone)

@@ -37,6 +37,9 @@ CRAFTED: list[tuple[Callable[[Content], Any], str]] = [
     (lambda c: c["tensors"].update(file=3), "as its tensors"),
     (lambda c: c["tensors"].update(bytes=7), "cut off or altered"),
     (lambda c: c.update(tensors=[]), "unknown parts"),
+    # Other classes of the package than those that may be there.
+    (lambda c: c["kinds"][0].update({"class": "Attachment"}), "kinds: 'Attachment' is unknown"),
+    (lambda c: c["likelihood"].update({"class": "Function"}), "likelihood: 'Function' is unknown"),
     # Numbers for which it has no weights.
     (lambda c: c["head"].update(outputs=10**9), r"Head has outputs=1000000000, .* tensors"),
     (lambda c: c["kinds"][0].update(rank=10**10), "LoRA has rank=10000000000"),

@@ -11,8 +11,8 @@ from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference.draws import drawing
-from bhpeft_pyro.inference.passes import Feed, drawn
+from bhpeft_pyro.inference.draws import drawing, drawn
+from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift

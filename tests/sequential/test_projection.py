@@ -16,7 +16,7 @@ from bhpeft_pyro.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import BlockGuide, LaplaceGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.priors import JointPrior, PosteriorPrior
-from bhpeft_pyro.sequential.projection import in_family
+from bhpeft_pyro.sequential.update import in_family
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 NOISE = 2.0

@@ -16,8 +16,6 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood
 
-__all__ = ["Categorical", "MultiLabel", "MultipleChoice", "OrderedLogistic"]
-
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):

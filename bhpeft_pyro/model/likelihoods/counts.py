@@ -17,8 +17,6 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
 
-__all__ = ["NegativeBinomial", "Poisson"]
-
 _MOST = 20.0  # e^20 times the usual rate: beyond it, a wide posterior's rates would overflow
 
 

@@ -21,8 +21,6 @@ from ...distributions import base_of
 from ...errors import LikelihoodError
 from ...peft.sites import Site
 
-__all__ = ["NO_EXTRA", "Extra", "Function", "Likelihood"]
-
 Extra = Mapping[str, Tensor]
 """Further columns of the data by name, each (B,), or (S, B/S) where S draws share the batch."""
 

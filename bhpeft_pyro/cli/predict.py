@@ -195,11 +195,7 @@ def _check_out(out: Path, data: str, overwrite: bool) -> None:
 
 
 def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
-    """The names of all columns and the number of rows, once all rows have been read.
-
-    Raises:
-        DataError: one of them cannot be predicted.
-    """
+    """The names of all columns and the number of rows, if all rows can be predicted."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..inference.predict import PART

@@ -92,9 +92,6 @@ class Task:
 def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     """The task of a table, from its columns and labels where it is not given.
 
-    Raises:
-        DataError: it is not clear, or a column is missing; the message names the option.
-
     >>> print(infer(Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})))
     ratings: 'stars' from 'review', between 1 and 5
     """

@@ -95,11 +95,7 @@ _VADER_RATINGS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar
 
 
 def minilm() -> Path:
-    """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`.
-
-    Raises:
-        DataError: the package is not installed, or lacks its weights.
-    """
+    """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`."""
     return _installed(_MINILM).parent
 
 
@@ -143,9 +139,6 @@ def smollm2() -> Path:
 
     For `from_pretrained(path.parent, gguf_file=path.name)`, of a model and of a tokenizer, which
     needs the packages gguf and accelerate.
-
-    Raises:
-        DataError: the package is not installed, or lacks its weights.
     """
     return _installed(_SMOLLM2)
 
@@ -200,11 +193,8 @@ def two_rounds(
 ) -> tuple[Round, Round]:
     """Film reviews first, then tweets: shorter, noisier, and with more positive ones.
 
-    Args:
-        domains: "movies" and "tweets", each rows with `text` and `rating` (`sentiment()`).
-        sizes: training rows of the two rounds.
-        validation, test: rows of each round.
-        seed: for the choice of rows.
+    `domains` are those of `sentiment()`, or like them; `sizes` the training rows of the two rounds;
+    `validation` and `test` the rows of each.
 
     >>> rows = [{"text": f"film {i}", "rating": i % 3 - 1.0} for i in range(30)]
     >>> both = {"movies": rows, "tweets": [{**row, "text": row["text"] + "!"} for row in rows]}

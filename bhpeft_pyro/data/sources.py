@@ -40,11 +40,7 @@ _EXPECTED = (
 
 
 def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
-    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`.
-
-    Raises:
-        DataError: the source cannot be read, is empty, lacks a column, or mixes types.
-    """
+    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`."""
     needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         splits = ", ".join(map(repr, source))
@@ -89,15 +85,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
 
 
 def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
-    """All columns of a file, by its suffix, or else of a data set of the hub.
-
-    Args:
-        source: a path, or a name.
-        texts: columns of a CSV file that are kept as text, whatever they look like; None for all.
-
-    Raises:
-        DataError: it does not exist, or cannot be read.
-    """
+    """All columns of a file, or of a data set of the hub. `texts` are the columns of a CSV file that
+    are kept as text, whatever they look like; None for all."""
     if (path := _file(source)) is None:
         return _from_hub(str(source))
     with _reading(source):
@@ -107,17 +96,11 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
 def parts(
     source: str | Path, texts: Collection[str] | None, size: int
 ) -> Iterator[dict[str, list[Any]]]:
-    """The same, one part after the other, so that memory does not grow with the rows.
+    """As `load`, `size` rows at a time, so that memory does not grow with the rows: the cells of
+    each column.
 
     A list in a JSON file is read whole. Each part of a CSV file decides for itself whether a column
     holds numbers, and lacks the columns of a JSON file that none of its rows has.
-
-    Args:
-        source, texts: as for `load`.
-        size: the number of rows of each part but the last.
-
-    Yields:
-        The cells of each column.
     """
     if (path := _file(source)) is None:
         table = _from_hub(str(source))

@@ -30,11 +30,8 @@ _TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def card(posterior: Posterior, repo: str) -> ModelCard:
-    """A model card: what the posterior is of, what it has learnt, how good it is, how to load it.
-
-    Args:
-        posterior: any that can be saved.
-        repo: where it is, a folder or "user/name".
+    """A model card of a posterior in `repo`, a folder or "user/name": what it is of, what it has
+    learnt, how good it is, how to load it.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

@@ -241,11 +241,7 @@ def _unsupported(names: Sequence[str]) -> ArchitectureError:
 
 
 def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
-    """Whether LoRA on these projections is the same here as a change of their weights.
-
-    Raises:
-        ArchitectureError: one also projects relative positions, where LoRA does not act here.
-    """
+    """Refuse projections that also project relative positions, on which LoRA does not act here."""
     config = backbone.config
     shared = architecture_of(config.model_type).positions and config.share_att_key
     for target in ("query", "key"):

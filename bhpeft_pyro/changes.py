@@ -225,10 +225,9 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         for site, moments in _moments(each).items():
             kind = site.split(".")[0]
             layers = next(s.layers for s in each.model.sites if s.name == site)
-            for i, layer in enumerate(layers):
-                parts.setdefault((kind, layer), []).append([t[i] for t in moments])
-            if not layers:
-                parts.setdefault((kind, None), []).append(moments)
+            for i, layer in enumerate(layers or (None,)):
+                own = [t[i] for t in moments] if layers else moments
+                parts.setdefault((kind, layer), []).append(own)
     found: dict[str, dict[int | None, Shift]] = {}
     for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
         loc0, sd0, loc, sd = (

@@ -193,8 +193,8 @@ def check_fields(
 
 
 def check_memory(name: str, count: int, each: int) -> None:
-    """Refuse `count` things of `each` bytes if this process has no memory for them, and say how many
-    would fit.
+    """Refuse `count` things of `each` bytes if there is no memory for them, and say how many would
+    fit.
 
     >>> check_memory("samples", 10**12, 10**6)
     Traceback (most recent call last):

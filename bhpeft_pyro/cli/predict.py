@@ -249,7 +249,7 @@ def _predicted(
                 forecast = posterior.predict(examples.of_rows(rows), **how)
         predicted: dict[int, Any] = {}
         if rows:
-            found = {name: forecast.by_row(each) for name, each in forecast.summary().items()}
+            found = forecast.summary()
             texts = forecast.texts or [""] * len(forecast)
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example

@@ -109,7 +109,7 @@ def mpnet() -> Path:
         DataError: a package is not installed, or a file has another SHA-256 than it should.
         WriteError: there is no room for it.
     """
-    folder = _folder(None) / "all-mpnet-base-v2"
+    folder = _folder() / "all-mpnet-base-v2"
     absent = [name for name, digest in _MPNET_SHA256.items() if not _intact(folder / name, digest)]
     if not absent:
         return folder
@@ -143,7 +143,7 @@ def smollm2() -> Path:
     return _installed(_SMOLLM2)
 
 
-def sentiment(cache_dir: str | os.PathLike[str] | None = None) -> DatasetDict:
+def sentiment() -> DatasetDict:
     """Sentences with a sentiment rating, from four domains: tweets, amazon, movies and nyt.
 
     The ground truth that came with VADER (Hutto and Gilbert, 2014, MIT licence): 4,200 tweets,
@@ -153,13 +153,10 @@ def sentiment(cache_dir: str | os.PathLike[str] | None = None) -> DatasetDict:
     deviation over raters. The rating is the published one: for 199 tweets with more than ninety
     raters it is not the mean of the ratings that `rating_sd` was computed from.
 
-    Args:
-        cache_dir: where the archive (2.4 MB) is kept; the user's cache folder by default.
-
     Raises:
         DataError: pip cannot fetch the archive, or it does not hold what it should.
     """
-    path = _fetch(_VADER, cache_dir)
+    path = _fetch(_VADER)
     with tarfile.open(path) as outer:
         inner = io.BytesIO(_member(outer, _VADER_RATINGS))
     with tarfile.open(fileobj=inner) as archive:
@@ -274,14 +271,13 @@ def _intact(path: Path, sha256: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
-def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache_dir) if cache_dir is not None else Path(root) / "bhpeft_pyro"
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
 
 
-def _fetch(archive: _Archive, cache_dir: str | os.PathLike[str] | None) -> Path:
+def _fetch(archive: _Archive) -> Path:
     """The archive in the cache, fetched there first if it is absent or damaged."""
-    folder = _folder(cache_dir)
+    folder = _folder()
     path = folder / archive.filename
     if not _intact(path, archive.sha256):
         folder.mkdir(parents=True, exist_ok=True)

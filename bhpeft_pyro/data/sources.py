@@ -85,8 +85,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
 
 
 def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
-    """All columns of a file, or of a data set of the hub. `texts` are the columns of a CSV file that
-    are kept as text, whatever they look like; None for all."""
+    """All columns of a file, or of a data set of the hub. `texts` are the columns of a CSV file to
+    keep as text, whatever they look like; None for all."""
     if (path := _file(source)) is None:
         return _from_hub(str(source))
     with _reading(source):

@@ -244,8 +244,7 @@ class ClassForecast(Forecast):
         return replace(mended, rows=self.rows), temperature
 
     def summary(self) -> dict[str, list[Any]]:
-        own = {"prediction": self.predicted, "probability": digits(self.confidence)}
-        return own | super().summary()
+        return self._by_row(prediction=self.predicted, probability=digits(self.confidence))
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].

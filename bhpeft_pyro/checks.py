@@ -29,27 +29,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import BHPEFTError, ConfigError
 
-__all__ = [
-    "COUNT",
-    "INSIDE",
-    "POSITIVE",
-    "SAMPLES",
-    "SEED",
-    "SHARE",
-    "Number",
-    "Rule",
-    "boolean",
-    "check",
-    "check_fields",
-    "check_memory",
-    "check_types",
-    "harmless",
-    "one_of",
-    "shown",
-    "string",
-    "strings",
-]
-
 Rule = Callable[..., Any]
 
 _WIDTH = 60  # characters of a value in a message

@@ -15,8 +15,6 @@ from filelock import FileLock, Timeout
 from .distributed import is_main
 from .errors import SaveError, WriteError
 
-__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write", "writing"]
-
 _LOCK = ".posterior.lock"
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
 

@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from .model.model import Model
     from .posterior.posterior import Posterior
 
-__all__ = [
-    "forecast_html",
-    "forecast_plots",
-    "image",
-    "least_certain",
-    "model_html",
-    "png",
-    "posterior_html",
-    "posterior_page",
-    "report_html",
-    "sites_html",
-    "table",
-]
-
 _LISTED = 10  # rows of a forecast
 _TEXT = 100  # characters of a text in a notebook
 

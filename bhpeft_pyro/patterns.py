@@ -9,8 +9,6 @@ from typing import Any
 from .checks import string
 from .errors import BHPEFTError, ConfigError
 
-__all__ = ["check_used", "first_match", "matching", "sort_by_pattern"]
-
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
     """The pattern that applies to a name, or None.

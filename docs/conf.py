@@ -114,7 +114,7 @@ def _constants(
     package, _, constant = name.rpartition(".")
     if what == "data":
         for module in [m for n, m in sys.modules.items() if n.startswith(package)]:
-            if constant in getattr(module, "__all__", ()):
+            if hasattr(module, constant):
                 docs = ModuleAnalyzer.for_module(module.__name__).find_attr_docs()
                 lines[:] = docs.get(("", constant), lines)
 

@@ -32,8 +32,6 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz
 
-__all__ = ["SMALL", "to_arviz"]
-
 SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 

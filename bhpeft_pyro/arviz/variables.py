@@ -17,8 +17,6 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
 
-__all__ = ["Variable", "chosen_draws", "dataset", "variables"]
-
 # ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
 # in which dims first appear in the dataset. Sorted by these, the variables' do.
 _ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")

@@ -31,8 +31,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from ..errors import DataError
 from ..files import naming, write
 
-__all__ = ["LABELS", "Round", "minilm", "mpnet", "sentiment", "smollm2", "two_rounds"]
-
 LABELS = ("negative", "positive")
 # Ratings run from -4 to 4. Sentences rated nearer to 0 than this have no clear class.
 _NEUTRAL = 0.5

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..checks import COUNT
 from ..errors import ConfigError, DataError
 
-__all__ = ["Batch", "in_order", "in_rows", "shuffled"]
-
 
 @dataclass(frozen=True, eq=False)
 class Batch:

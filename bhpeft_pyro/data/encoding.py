@@ -30,8 +30,6 @@ from .sources import read
 from .tokens import Tokens
 from .words import labelled_words, naming_words, read_words, tokenise_words
 
-__all__ = ["CutWarning", "cut_once", "encode"]
-
 _CHUNK = 10_000  # rows given to the tokenizer at once: bounds the memory its result takes
 
 

@@ -17,8 +17,6 @@ from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
 from .tokens import Tokens, cat
 
-__all__ = ["Examples", "describe", "revive"]
-
 _CHUNK = 10_000  # examples looked at together: bounds memory
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 

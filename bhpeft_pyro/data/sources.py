@@ -26,8 +26,6 @@ from ..checks import shown
 from ..errors import DataError
 from .columns import Columns, Kind
 
-__all__ = ["load", "parts", "read"]
-
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
 _SUFFIXES = (".csv", ".json", ".jsonl")
 # Neither names such as "007" nor numbers that would lose digits.

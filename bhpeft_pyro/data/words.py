@@ -18,8 +18,6 @@ from ..errors import DataError
 from .columns import as_list, check_text, wrong
 from .tokens import Tokens
 
-__all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words"]
-
 _CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory its result takes
 
 

@@ -19,8 +19,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Forecast", "as_labels", "check_shape", "digits", "join", "share_of"]
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Forecast(ABC):

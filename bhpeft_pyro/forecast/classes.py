@@ -16,8 +16,6 @@ from .base import Forecast, as_labels, check_shape, digits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ClassForecast", "entropy"]
-
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
 

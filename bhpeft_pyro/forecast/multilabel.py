@@ -16,8 +16,6 @@ from .classes import ClassForecast
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["LabelsForecast"]
-
 Measure = Literal["epistemic", "aleatoric", "total"]
 
 

@@ -18,8 +18,6 @@ from .base import Forecast, as_labels, digits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["RatingForecast"]
-
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
 

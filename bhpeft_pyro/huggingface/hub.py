@@ -16,8 +16,6 @@ from ..files import write
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
-__all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
-
 _FILES = ["posterior.json", "posterior-*.safetensors"]
 _PIPELINE = "text-classification"  # the hub counts ratings and several labels among these
 _BASES = {

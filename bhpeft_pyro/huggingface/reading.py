@@ -29,8 +29,6 @@ from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
 
-__all__ = ["CONFIG", "Layer", "check_targets", "from_peft", "library"]
-
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
 

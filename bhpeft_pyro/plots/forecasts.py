@@ -14,8 +14,6 @@ from ..errors import ConfigError, LikelihoodError
 from ..forecast import ClassForecast, Forecast, LabelsForecast, RatingForecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
-__all__ = ["epistemic_aleatoric", "new_axes", "rejection", "reliability"]
-
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"

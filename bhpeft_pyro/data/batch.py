@@ -159,9 +159,8 @@ def shuffled(
     All batches of an epoch have the same size B: a multiple of `multiple_of`, at most `batch_size`
     and as near as possible to equal shares of the N examples. Examples drawn at random appear a
     second time to fill steps * B places. They are chosen before examples are grouped by length, and
-    the order of the batches is random. So at each step the expectation of (N / B) * (sum over the
-    batch) is the sum over all the data, whatever the lengths. A smaller last batch would keep that
-    only if long texts were as likely in it as short ones, and its step would be noisier.
+    the order of the batches is random, so each step is unbiased (`Examples.batches`). A smaller
+    last batch would be so only if long texts were as likely in it as short ones.
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.

@@ -17,7 +17,6 @@ from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
 _FILES = ["posterior.json", "posterior-*.safetensors"]
-_PIPELINE = "text-classification"  # the hub counts ratings and several labels among these
 _BASES = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "mpnet": "sentence-transformers/all-mpnet-base-v2",
@@ -39,13 +38,16 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
     """
     network = posterior.model.network.backbone
     name = shared_name(network)
-    pipeline = "token-classification" if posterior.model.network.head.each_word else _PIPELINE
+    # The hub counts ratings and several labels among the classifications.
+    what = "token" if posterior.model.network.head.each_word else "text"
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=_BASES.get(name or "", name),
-        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else pipeline,
+        pipeline_tag=None
+        if posterior.model.likelihood.kind == "choice"
+        else f"{what}-classification",
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(each for each in scores if "/" not in each) or None,
     )

@@ -207,7 +207,8 @@ def _memory() -> float:
 
 def check_types(config: Any) -> None:
     """Raise TypeError unless the fields of a dataclass have their types. Integers are numbers."""
-    for name, hint in _hints(type(config)).items():
+    kind: Any = type(config)
+    for name, hint in _hints(kind).items():
         if not _fits(value := getattr(config, name), hint):
             expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
             raise TypeError(f"{name}={value!r:.100}; expected {expected}")

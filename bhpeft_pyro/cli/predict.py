@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
@@ -124,16 +125,16 @@ def predict(
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
-        records = kept.records(names, flagged, shown)
-        _write(out, records, [*(names | kept.columns), "flagged"], kept.quoted)
+        columns = [*(names | kept.columns), "flagged"]
+        _write(out, kept.records(names, flagged, shown), columns)
     what = f"{len(order)} words" if kept.words else f"{total} rows"
     say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.
-        columns = [name for name in some if not isinstance(some[name], dict)]
-        cells = [[each[name] for name in columns] for each in shown.values()]
-        table(f"Least certain ({by}); rows count from 0", columns, cells)
+        heads = [name for name in some if not isinstance(some[name], dict)]
+        cells = [[each[name] for name in heads] for each in shown.values()]
+        table(f"Least certain ({by}); rows count from 0", heads, cells)
 
 
 class _Kept:
@@ -144,7 +145,7 @@ class _Kept:
         self.file, self.words = file, words
         self.columns: dict[str, None] = {}  # that are predicted
         self.scores = array("d")  # how uncertain each example is
-        self.rows, self.quoted = 0, False
+        self.rows = 0
         self.bad: list[int] = []  # rows without a prediction
         self.left_out: dict[str, Any] = {}  # the first of them
 
@@ -157,9 +158,6 @@ class _Kept:
             self.bad.append(self.rows)
             self.left_out = self.left_out or row
         self.rows += 1
-        # The writer leaves a bare carriage return unquoted, and readers would end a row there.
-        cells = (*row.values(), *own.values())
-        self.quoted |= any("\r" in cell for cell in cells if isinstance(cell, str))
         self.file.write(json.dumps([row, own, texts], default=str) + "\n")
         self.scores.extend(scores)
 
@@ -261,21 +259,17 @@ def _predicted(
         first += len(next(iter(given.values())))
 
 
-def _write(
-    out: Path, records: Iterable[dict[str, Any]], names: Iterable[str], quoted: bool
-) -> None:
-    """Write a CSV file, with all cells in quotes if so wanted, or JSON lines."""
+def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
+    """Write a CSV file, or JSON lines."""
     from ..files import writing
 
     with writing(out) as file:
         text = TextIOWrapper(file, encoding="utf-8", newline="")
         if out.suffix == ".csv":
-            writer = csv.DictWriter(
-                text,
-                [*names],
-                lineterminator="\n",
-                quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL,
-            )
+            # A bare carriage return, at which readers would end a row, is quoted by the writer only
+            # if it is in the writer's own ends of lines.
+            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
+            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
             writer.writeheader()
             for record in records:
                 nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}

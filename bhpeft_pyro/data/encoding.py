@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -123,16 +124,19 @@ def encode(
         values = None
     extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
     text, feature = columns.inputs(kind)[0], table.features.get(target)
-    labels: Tensor | None = None
+    answers = partial(_read_labels, kind, columns, num_labels, labelled, new_names)
     counts: Tensor | None = None
     words: Tensor | None = None
-    cells: AbstractContextManager[None] = nullcontext()
     if each_word:
         sentences = read_words(table[text][:], text)
         values, kept = labelled_words(values, target, sentences, labelled)
+        with naming_words(sentences, kept):
+            labels, names, num_labels = answers(values, getattr(feature, "feature", None))
+        tokens, every = tokenise_words(tokenizer, sentences, limit, text)
+        words = every[kept]
+        extra = {name: value[words[:, 3]] for name, value in extra.items()}
         whole = [*chain.from_iterable(sentences)]
         texts = [whole[i] for i in kept]
-        cells, feature = naming_words(sentences, kept), getattr(feature, "feature", None)
     else:
         texts = check_texts(table[text][:], text)
         rows: list[tuple[str, ...]] = [(each,) for each in texts]
@@ -140,33 +144,11 @@ def encode(
             choices, marks = read_choices(table[columns.choices][:], columns.choices)
             counts = torch.tensor([len(options) for options in choices])
             rows = [(q, each) for q, own in zip(texts, choices, strict=True) for each in own]
-        elif columns.pair is not None:
-            rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
-    with cells:
-        if values is None:
-            pass
-        elif kind == "choice":
-            labels = read_answers(values, target, choices, marks)
-        elif kind == "rating":
-            labels = read_ratings(values, target)
+            labels = None if values is None else read_answers(values, target, choices, marks)
         else:
-            open_ended = labelled and names is None and num_labels is None
-            reader = read_labels if kind == "labels" else read_classes
-            labels, names, num_labels = reader(
-                values, target, feature, names, num_labels, new_names
-            )
-            if kind == "labels" and labelled and num_labels < 2:
-                raise DataError(f"column {target!r}: {num_labels} labels; expected two or more")
-            if kind == "class" and open_ended and len(labels.unique()) == 1:
-                raise DataError(
-                    f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
-                    "expected at least two classes"
-                )
-    if each_word:
-        tokens, every = tokenise_words(tokenizer, sentences, limit, text)
-        words = every[kept]
-        extra = {name: value[words[:, 3]] for name, value in extra.items()}
-    else:
+            if columns.pair is not None:
+                rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
+            labels, names, num_labels = answers(values, feature)
         tokens, cut = _tokenise(tokenizer, rows, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
@@ -209,6 +191,35 @@ def _check_arguments(
     if names is not None and count not in (None, len(names)):
         raise DataError(f"num_labels={count}, but there are {len(names)} label_names")
     return count
+
+
+def _read_labels(
+    kind: Kind,
+    columns: Columns,
+    num_labels: int | None,
+    labelled: bool,
+    new_names: bool,
+    values: list[Any] | None,
+    feature: object,
+) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
+    """Classes, labels or ratings; names and number of the classes. To learn, there must be two."""
+    column, names = columns.target(kind), columns.label_names
+    if values is None:
+        return None, names, num_labels
+    if kind == "rating":
+        return read_ratings(values, column), None, None
+    if kind == "labels":
+        several = read_labels(values, column, feature, names, num_labels, new_names)
+        if labelled and several[-1] < 2:
+            raise DataError(f"column {column!r}: {several[-1]} labels; expected two or more")
+        return several
+    found = read_classes(values, column, feature, names, num_labels, new_names)
+    if labelled and names is None and num_labels is None and len(found[0].unique()) == 1:
+        raise DataError(
+            f"column {column!r}: all {len(values)} labels are {values[0]!r}; "
+            "expected at least two classes"
+        )
+    return found
 
 
 def _check_compatible(

@@ -28,26 +28,17 @@ _TEMPLATE = Path(__file__).with_name("card.md")
 
 def card(posterior: Posterior, repo: str) -> ModelCard:
     """A model card of a posterior in `repo`, a folder or "user/name": what it is of, what it has
-    learnt, how good it is, how to load it.
-
-    >>> from bhpeft_pyro import fit
-    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=1, progress=False)
-    >>> print(card(posterior, "me/reviews").data.library_name)
-    bhpeft_pyro
-    """
-    network = posterior.model.network.backbone
+    learnt, how good it is, how to load it."""
+    network, head = posterior.model.network.backbone, posterior.model.network.head
     name = shared_name(network)
-    # The hub counts ratings and several labels among the classifications.
-    what = "token" if posterior.model.network.head.each_word else "text"
+    # The hub counts ratings and several labels among the classifications of texts.
+    pipeline = "token-classification" if head.each_word else "text-classification"
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(
         library_name="bhpeft_pyro",
         base_model=_BASES.get(name or "", name),
-        pipeline_tag=None
-        if posterior.model.likelihood.kind == "choice"
-        else f"{what}-classification",
+        pipeline_tag=None if posterior.model.likelihood.kind == "choice" else pipeline,
         tags=["bayesian", "uncertainty", "peft", "pyro"],
         metrics=sorted(each for each in scores if "/" not in each) or None,
     )

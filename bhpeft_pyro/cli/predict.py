@@ -23,7 +23,6 @@ from .screen import interactive, say, table
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-_SUFFIXES = (".csv", ".jsonl")
 _OF_CLASSES = ("variance", "confidence")
 
 
@@ -95,13 +94,17 @@ def predict(
     from ..files import naming
     from ..forecast.base import share_of
     from ..inference.passes import not_finite
-    from .runs import open_run
+    from .runs import check_file, open_run
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
     certainty = Number(above=0, most=1, none=True)("--certainty", certainty)
     out = out or _beside(data)
-    _check_out(out, data, overwrite)
+    check_file(out, ".csv", ".jsonl")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
     if (kind := posterior.model.likelihood.kind) in ("labels", "rating"):
         of_classes = {"--by": by if by in _OF_CLASSES else None, "--certainty": certainty}
@@ -178,18 +181,6 @@ class _Kept:
                 number += 1
             mark = (marks if self.words else marks[0]) if marks else None
             yield names | row | (own or self.columns) | {"flagged": mark}
-
-
-def _check_out(out: Path, data: str, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, or is not to be, before any work is done."""
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {out.parent}")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
 
 
 def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:

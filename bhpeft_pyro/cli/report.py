@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
 from . import options
 from .screen import say
 
@@ -33,12 +32,9 @@ def report(
     """
     from ..files import write
     from ..html import posterior_page
-    from .runs import open_run, rows_for
+    from .runs import check_file, open_run, rows_for
 
-    if out.suffix != ".html":
-        raise ConfigError(f"--out: {out} should end in .html")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {out.parent}")
+    check_file(out, ".html")
     posterior = open_run(run, backbone, device)
     forecast = None
     if data is not None:

@@ -85,6 +85,14 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
 
 
+def check_file(out: Path, *suffixes: str) -> None:
+    """Refuse a file of another kind, or in no folder, before any work is done."""
+    if out.suffix not in suffixes:
+        raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+
+
 def rounds_of(folder: Path) -> History:
     """The rounds in a folder, or in the folder of a stream."""
     inner = folder / _ROUNDS

@@ -124,7 +124,7 @@ def encode(
         values = None
     extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
     text, feature = columns.inputs(kind)[0], table.features.get(target)
-    answers = partial(_read_labels, kind, columns, num_labels, labelled, new_names)
+    answers = partial(_read_labels, kind, columns, num_labels, new_names)
     counts: Tensor | None = None
     words: Tensor | None = None
     if each_word:
@@ -197,29 +197,18 @@ def _read_labels(
     kind: Kind,
     columns: Columns,
     num_labels: int | None,
-    labelled: bool,
     new_names: bool,
     values: list[Any] | None,
     feature: object,
 ) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
-    """Classes, labels or ratings; names and number of the classes. To learn, there must be two."""
+    """Classes, labels or ratings; names and number of the classes."""
     column, names = columns.target(kind), columns.label_names
     if values is None:
         return None, names, num_labels
     if kind == "rating":
         return read_ratings(values, column), None, None
-    if kind == "labels":
-        several = read_labels(values, column, feature, names, num_labels, new_names)
-        if labelled and several[-1] < 2:
-            raise DataError(f"column {column!r}: {several[-1]} labels; expected two or more")
-        return several
-    found = read_classes(values, column, feature, names, num_labels, new_names)
-    if labelled and names is None and num_labels is None and len(found[0].unique()) == 1:
-        raise DataError(
-            f"column {column!r}: all {len(values)} labels are {values[0]!r}; "
-            "expected at least two classes"
-        )
-    return found
+    reader = read_labels if kind == "labels" else read_classes
+    return reader(values, column, feature, names, num_labels, new_names)
 
 
 def _check_compatible(

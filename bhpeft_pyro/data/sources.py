@@ -40,6 +40,7 @@ _EXPECTED = (
 def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
     """The rows of `source`, whatever it is; the target column may be absent if not `labelled`."""
     needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
+    empty = dict.fromkeys((*needed, target), ())
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         splits = ", ".join(map(repr, source))
         name = type(source).__name__
@@ -52,15 +53,14 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
         rows = [*stream]
-        empty = dict.fromkeys((*needed, target), ())
         source = Dataset.from_list(rows, stream.features) if rows else empty
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
         rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
-        # What is no list came out of an array without dimensions.
-        source = _from_rows(rows if isinstance(rows, list) else [rows], kind, columns)
+        rows = rows if isinstance(rows, list) else [rows]  # from an array without dimensions
+        source = _from_rows(rows, kind, columns) if rows else empty
 
     if not isinstance(source, (Dataset, Mapping)):
         raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
@@ -232,8 +232,6 @@ def _cells(column: pd.Series) -> list[Any]:
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
     """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
     choices)."""
-    if not rows:
-        raise DataError("source is empty: at least one example is needed")
     if isinstance(rows[0], Mapping):
         return _by_column(rows, "a dict")
     names = columns.inputs(kind)

@@ -131,9 +131,6 @@ class _Predictor:
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(self.posterior.predict(table).summary())
 
-    def get_raw_model(self) -> Posterior:
-        return self.posterior
-
 
 def _posterior(folder: Path, device: str) -> Posterior:
     backbone = folder / _BACKBONE

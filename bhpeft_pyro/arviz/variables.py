@@ -48,18 +48,8 @@ class Variable:
 
 
 def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """Everything that draws (S, *shape) of the latents and sites contain, by name.
-
-    Besides the draws themselves these are:
-
-    * `change.<branch>` (layer): the change that a PEFT branch makes (`changes.sizes`);
-    * `spectrum.lora.<target>` (layer, rank): the singular values of delta W (`changes.spectra`),
-      and `effective_rank.lora.<target>` (layer): (sum s^2)^2 / sum s^4 of these values s;
-    * `head_norm.lora.<target>` (layer, head): the norm of delta W by attention head;
-    * `gate.<kind>` (layer): how far a gate of `priors.Gates` is open, from 0 to 1;
-    * `head.effect` (output, axis): how far a label's logit moves with one sd of the texts along a
-      principal axis of the features; axis 0 is the one along which texts differ most.
-    """
+    """Everything that draws (S, *shape) of the latents and sites contain, by name: besides the draws
+    themselves, what docs/arviz.md lists."""
     network = model.network
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}

@@ -48,8 +48,8 @@ class Variable:
 
 
 def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """Everything that draws (S, *shape) of the latents and sites contain, by name: besides the draws
-    themselves, what docs/arviz.md lists."""
+    """Everything that draws (S, *shape) of the latents and sites contain, by name: the draws, and
+    what docs/arviz.md lists."""
     network = model.network
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}

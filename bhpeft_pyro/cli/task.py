@@ -69,24 +69,13 @@ class Task:
         self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[PEFT]
     ) -> Model:
         """The model for the task, with PEFT weights of some kinds."""
+        how: dict[str, Any] = {"kinds": kinds, "tokenizer": tokenizer}
         if self.name == "choices":
-            return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
+            return tasks.multiple_choice(backbone, **how)
         if self.classes:
-            return tasks.categories(
-                backbone,
-                self.classes,
-                several=self.name == "labels",
-                each_word=self.name == "words",
-                kinds=kinds,
-                tokenizer=tokenizer,
-            )
-        return tasks.ratings(
-            backbone,
-            *self.scale,
-            noise_by_text=self.noise_by_text,
-            kinds=kinds,
-            tokenizer=tokenizer,
-        )
+            how |= {"several": self.name == "labels", "each_word": self.name == "words"}
+            return tasks.categories(backbone, self.classes, **how)
+        return tasks.ratings(backbone, *self.scale, noise_by_text=self.noise_by_text, **how)
 
 
 def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:

@@ -225,10 +225,9 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
         for site, moments in _moments(each).items():
             kind = site.split(".")[0]
             layers = next(s.layers for s in each.model.sites if s.name == site)
-            for i, layer in enumerate(layers):
-                parts.setdefault((kind, layer), []).append([t[i] for t in moments])
-            if not layers:
-                parts.setdefault((kind, None), []).append(moments)
+            for i, layer in enumerate(layers or (None,)):
+                own = [t[i] for t in moments] if layers else moments
+                parts.setdefault((kind, layer), []).append(own)
     found: dict[str, dict[int | None, Shift]] = {}
     for (kind, number), pieces in sorted(parts.items(), key=lambda item: item[0][1] or 0):
         loc0, sd0, loc, sd = (
@@ -256,31 +255,24 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
         )
     means, sds = guide.means(), guide.prior_scales()
     found = {}
-    for name, prior in _prior(posterior).items():
-        mean = means[name]
-        moments = (*prior, mean, sds.get(name, torch.zeros_like(mean)))
-        found[name] = [t.detach().double().cpu() for t in moments]
-    return found
-
-
-def _prior(posterior: Posterior) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and marginal sd by site, each of the site's shape."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
     for latent in latents(posterior.model):
-        prior = latent.prior
-        if latent.sites:  # joint, of an earlier posterior
-            loc, sd = (unpack(flat, latent.sites) for flat in (prior.mean, prior.stddev))
-            found |= {name: (loc[name], sd[name]) for name in latent.sites}
-        elif not latent.is_site:
+        prior, joint = latent.prior, latent.sites  # of an earlier posterior
+        if not joint and not latent.is_site:
             raise PriorError(
                 f"shifts: the prior also samples {latent.name!r}, on which its sites may depend; "
                 "expected independent Normals or an earlier posterior of such"
             )
-        elif not isinstance(base_of(prior), Normal):
+        if not joint and not isinstance(base_of(prior), Normal):
             raise PriorError(
                 f"shifts: {latent.name!r} is {type(base_of(prior)).__name__} under the prior; "
                 "expected Normal"
             )
-        else:
-            found[latent.name] = prior.mean, prior.stddev
+        before = [
+            unpack(flat, joint) if joint else {latent.name: flat}
+            for flat in (prior.mean, prior.stddev)
+        ]
+        for name in latent.names:
+            mean = means[name]
+            four = (*(each[name] for each in before), mean, sds.get(name, torch.zeros_like(mean)))
+            found[name] = [t.detach().double().cpu() for t in four]
     return found

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,32 +29,18 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import BHPEFTError, ConfigError
 
-__all__ = [
-    "COUNT",
-    "INSIDE",
-    "POSITIVE",
-    "SAMPLES",
-    "SEED",
-    "SHARE",
-    "Number",
-    "Rule",
-    "boolean",
-    "check",
-    "check_fields",
-    "check_memory",
-    "check_types",
-    "harmless",
-    "one_of",
-    "shown",
-    "string",
-    "strings",
-]
-
 Rule = Callable[..., Any]
 
 _WIDTH = 60  # characters of a value in a message
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_ENDS: dict[str, tuple[str, Rule]] = {
+    "least": ("of at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+_hints = cache(get_type_hints)
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _WIDTH
 
@@ -99,13 +86,7 @@ class Number:
     none: bool = False
 
     def __str__(self) -> str:
-        ends = {
-            "of at least": self.least,
-            "above": self.above,
-            "at most": self.most,
-            "below": self.below,
-        }
-        range_ = " and ".join(f"{word} {end:n}" for word, end in ends.items() if end is not None)
+        range_ = " and ".join(f"{words} {end:n}" for words, _, end in self._ends())
         kind = "an integer" if self.whole else "a finite number"
         return f"{kind} {range_}".rstrip() + ", or None" * self.none
 
@@ -118,17 +99,15 @@ class Number:
                 plain: Any = int(number) if self.whole else float(number)  # type: ignore[call-overload]
             except OverflowError:
                 plain = math.inf
-            if (self.whole or math.isfinite(plain)) and self._holds(plain):
+            holds = all(compare(plain, end) for _, compare, end in self._ends())
+            if holds and (self.whole or math.isfinite(plain)):
                 return plain
         raise error(f"{name}={shown(value)} must be {self}")
 
-    def _holds(self, value: float) -> bool:
-        return (
-            (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+    def _ends(self) -> Iterator[tuple[str, Rule, float]]:
+        for name, (words, compare) in _ENDS.items():
+            if (end := getattr(self, name)) is not None:
+                yield words, compare, end
 
 
 COUNT = Number(least=1, whole=True)
@@ -186,29 +165,16 @@ def check_fields(
     where: str = "",
     error: type[BHPEFTError] = ConfigError,
 ) -> None:
-    """Check fields of a dataclass, frozen or not, and make their values plain.
-
-    Args:
-        config: the instance.
-        rules: by name of a field.
-        where: what comes before the names in messages.
-        error: what to raise.
-    """
+    """Check fields of a dataclass, frozen or not, and make their values plain. In messages `where`
+    comes before their names."""
     for name, rule in rules.items():
         label = f"{where}: {name}" if where else name
         object.__setattr__(config, name, rule(label, getattr(config, name), error))
 
 
 def check_memory(name: str, count: int, each: int) -> None:
-    """Refuse what this process has no memory for, before it is tried.
-
-    Args:
-        name: the argument that says how many.
-        count: how many things.
-        each: bytes that one of them takes.
-
-    Raises:
-        ConfigError: with the number of them that would fit.
+    """Refuse `count` things of `each` bytes if there is no memory for them, and say how many would
+    fit.
 
     >>> check_memory("samples", 10**12, 10**6)
     Traceback (most recent call last):
@@ -240,32 +206,12 @@ def _memory() -> float:
 
 
 def check_types(config: Any) -> None:
-    """Check that the fields of a dataclass have the types that it declares. Integers are numbers.
-
-    Raises:
-        TypeError: one has another.
-
-    >>> from dataclasses import dataclass
-    >>> @dataclass
-    ... class Config:
-    ...     name: str
-    ...     scales: dict[str, float] | None = None
-    >>> check_types(Config("one", {"a": 1}))
-    >>> check_types(Config("one", {"a": "1"}))
-    Traceback (most recent call last):
-        ...
-    TypeError: scales={'a': '1'}; expected dict[str, float] | None
-    """
+    """Raise TypeError unless the fields of a dataclass have their types. Integers are numbers."""
     kind: Any = type(config)
     for name, hint in _hints(kind).items():
         if not _fits(value := getattr(config, name), hint):
             expected = hint.__name__ if isinstance(hint, type) and not get_args(hint) else hint
             raise TypeError(f"{name}={value!r:.100}; expected {expected}")
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -201,11 +201,7 @@ def compare(
 
 
 def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
-    """Note how a comparison is made, or see that the one in the folder was made so.
-
-    Raises:
-        ConfigError: it was made otherwise.
-    """
+    """Note how a comparison is made, or check that the one in the folder was made so."""
     file = folder / _SETUP
     if not file.exists():
         if any(io.exists(each) for each in folder.glob("*")):

@@ -153,11 +153,7 @@ class _FromRank(Future[Any]):
 
 
 def agree(what: str, *values: Tensor | str) -> None:
-    """Check that all ranks were given the same values.
-
-    Raises:
-        ProcessError: a rank was given other values than rank 0.
-    """
+    """Check that all ranks were given the same values."""
     if world() == 1:
         return
     digest = hashlib.sha256()
@@ -173,15 +169,8 @@ def agree(what: str, *values: Tensor | str) -> None:
 
 
 def same(module: nn.Module, trained: bool = False) -> None:
-    """Give every rank the state that a module has on rank 0.
-
-    Args:
-        module: one with tensors of the same names and shapes on every rank.
-        trained: whether all ranks took the same steps, so that parameters differ by rounding alone.
-
-    Raises:
-        ProcessError: they differ by more.
-    """
+    """Give every rank the state that a module has on rank 0. If it is `trained`, all ranks took the
+    same steps: it is an error if parameters differ by more than rounding."""
     if world() == 1:
         return
     norms = torch.tensor(gathered([value.norm().item() for value in module.parameters()]))

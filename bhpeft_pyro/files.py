@@ -15,19 +15,13 @@ from filelock import FileLock, Timeout
 from .distributed import is_main
 from .errors import SaveError, WriteError
 
-__all__ = ["alone_in", "keep_names", "make_folder", "naming", "size_of", "write", "writing"]
-
 _LOCK = ".posterior.lock"
 _WAIT = 60.0  # seconds that a save waits for another; it takes a few at most
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say what could not be written, and why.
-
-    Raises:
-        WriteError: in place of an OSError.
-    """
+    """Turn an OSError into a WriteError that says what could not be written, and why."""
     try:
         yield
     except WriteError:
@@ -37,11 +31,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file as `writing` does.
-
-    Raises:
-        WriteError: the disk is full, or it cannot be written for another reason.
-    """
+    """Write a file as `writing` does."""
     with writing(path) as file:
         file.write(data)
 
@@ -49,11 +39,7 @@ def write(path: Path, data: bytes) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to under a temporary name; it is renamed at the end, or removed on an error.
-    Of several processes that work together, only the first writes.
-
-    Raises:
-        WriteError: the disk is full, or it cannot be written for another reason.
-    """
+    Of several processes that work together, only the first writes."""
     if not is_main():
         with open(os.devnull, "wb") as nothing:
             yield nothing
@@ -93,11 +79,8 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Let one process at a time write into a folder; a lock ends with its process.
-
-    Raises:
-        SaveError: another process has been writing for long.
-    """
+    """Let one process at a time write into a folder; a lock ends with its process. Give up after a
+    minute."""
     file = folder / _LOCK
     lock = FileLock(file, timeout=_WAIT)
     try:
@@ -116,11 +99,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a regular file: reading a FIFO could block for ever, and a device need not end.
-
-    Raises:
-        SaveError: it is something else.
-    """
+    """Bytes of a regular file: reading a FIFO could block for ever, and a device need not end."""
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise SaveError(f"path: {file} is not a regular file")

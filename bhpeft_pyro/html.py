@@ -1,5 +1,5 @@
-"""What notebooks show, and the parts of the page that `bhpeft report` writes: HTML that needs
-nothing from elsewhere. Every text in it is escaped."""
+"""What notebooks show, and the page that `bhpeft report` writes: HTML that needs nothing from
+elsewhere. Every text in it is escaped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import plots
+from . import __version__, plots
+from .changes import changes
 from .forecast import ClassForecast, Forecast
+from .forecast.metrics import MEANINGS, evaluate
 from .inference.report import FitReport
 from .options import FitOptions
 from .peft.sites import Site
@@ -22,20 +24,6 @@ from .peft.sites import Site
 if TYPE_CHECKING:
     from .model.model import Model
     from .posterior.posterior import Posterior
-
-__all__ = [
-    "forecast_html",
-    "forecast_plots",
-    "image",
-    "least_certain",
-    "model_html",
-    "page",
-    "png",
-    "posterior_html",
-    "report_html",
-    "sites_html",
-    "table",
-]
 
 _LISTED = 10  # rows of a forecast
 _TEXT = 100  # characters of a text in a notebook
@@ -53,13 +41,37 @@ footer { margin-top: 3rem; color: #767676; }
 """
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole document."""
+def posterior_page(
+    posterior: Posterior, title: str, forecast: Forecast | None, data: str | None
+) -> str:
+    """A document about a posterior, and a forecast of labelled rows of `data` if there is one."""
+    parts = [f"<h1>{escape(title)}</h1>", table((), posterior.facts.items())]
+    if forecast is not None:
+        rows = len(forecast.by_row(forecast.uncertainty()))
+        scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
+        parts += [
+            f"<h2>On {rows} rows of {escape(str(data))}</h2>",
+            table(("metric", "value", ""), scores),
+            forecast_plots(forecast),
+            "<h3>Least certain</h3>\n<p>Rows count from 0.</p>",
+            least_certain(forecast),
+        ]
+    if posterior.model.network.kinds:
+        found = changes(posterior)
+        height = 1.5 + max(map(len, found.values())) * (0.15 + 0.12 * len(found))
+        parts += [
+            "<h2>What the PEFT weights change</h2>",
+            "<p>Where nothing was learnt, a change is as large as one drawn from the prior.</p>",
+            image("Change by layer", partial(plots.change_forest, found), height),
+        ]
+    for number, report in reversed([*enumerate(posterior.lineage, 1)]):
+        parts += [f"<h2>Round {number}</h2>", report_html(report)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+        + "\n".join(parts)
+        + f"\n<footer>bhpeft_pyro {__version__}</footer>\n</body>\n</html>\n"
     )
 
 

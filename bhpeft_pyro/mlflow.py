@@ -129,12 +129,7 @@ class _Predictor:
         self.posterior = posterior
 
     def predict(self, table: pd.DataFrame) -> pd.DataFrame:
-        forecast = self.posterior.predict(table)
-        columns = forecast.summary().items()
-        return pd.DataFrame({name: forecast.by_row(values) for name, values in columns})
-
-    def get_raw_model(self) -> Posterior:
-        return self.posterior
+        return pd.DataFrame(self.posterior.predict(table).summary())
 
 
 def _posterior(folder: Path, device: str) -> Posterior:

@@ -5,8 +5,6 @@ What they stand for is slow to import; this module is not.
 
 from typing import Literal
 
-__all__ = ["Family", "GuideName", "Period", "Preset", "Task"]
-
 Task = Literal["classes", "labels", "words", "ratings", "choices"]
 """What a table may be used for."""
 

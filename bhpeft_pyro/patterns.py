@@ -9,8 +9,6 @@ from typing import Any
 from .checks import string
 from .errors import BHPEFTError, ConfigError
 
-__all__ = ["check_used", "first_match", "matching", "sort_by_pattern"]
-
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:
     """The pattern that applies to a name, or None.
@@ -23,9 +21,6 @@ def first_match(name: str, patterns: Iterable[str]) -> str | None:
 
 def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str) -> list[str]:
     """The names that match one of the patterns, in their order.
-
-    Raises:
-        ConfigError: a pattern matches no name, or is no str.
 
     >>> matching(["head.bias", "lora.query.A"], "lora.*", "sites")
     ['lora.query.A']
@@ -45,13 +40,8 @@ def matching(names: Iterable[str], patterns: str | Iterable[str], argument: str)
 def sort_by_pattern(
     names: Iterable[str], patterns: Iterable[str], argument: str, error: type[BHPEFTError]
 ) -> dict[str, str]:
-    """For each site name the pattern that applies.
-
-    Args:
-        names: of a model's sites.
-        patterns: in order.
-        argument: the argument that gave the patterns, for messages.
-        error: raised if no pattern applies to a name, or a pattern to no name.
+    """For each site name the pattern that applies. It is an error if none applies to a name, or a
+    pattern to no name; `argument` is the one that gave the patterns.
 
     >>> sort_by_pattern(["head.bias", "lora.query.A"], ["head.*", "*"], "prior", BHPEFTError)
     {'head.bias': 'head.*', 'lora.query.A': '*'}

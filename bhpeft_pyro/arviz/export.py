@@ -32,13 +32,10 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz
 
-__all__ = ["SMALL", "to_arviz"]
-
 SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 
 _FLOAT, _INTEGER = 4, 8  # bytes
-_DIMS = ("chain", "draw", "example", "output")  # the last one for several labels
 
 _STEPS = {
     "loss": "negative ELBO (nats per example)",
@@ -185,20 +182,17 @@ def _predictions(
     prior, and the log-likelihoods of the observed labels."""
     feed = Feed(model, examples)
 
-    def group(values: Sequence[Tensor]) -> xr.Dataset:
-        stacked = torch.stack([*values]).numpy()
-        dims = _DIMS[: stacked.ndim]
-        coords: dict[str, Any] = {dim: range(n) for dim, n in zip(dims, stacked.shape, strict=True)}
-        return xr.Dataset({"label": (dims, stacked)}, coords | named(dims))
+    def group(*dims: str, **values: np.ndarray) -> xr.Dataset:
+        """Arrays over `dims`, and over "output" where a text may have several labels."""
+        own = {name: ((*dims, "output")[: value.ndim], value) for name, value in values.items()}
+        found = xr.Dataset(own)
+        coords: dict[str, Any] = {str(dim): range(size) for dim, size in found.sizes.items()}
+        if "output" in coords and examples.label_names is not None:
+            coords["output"] = [*examples.label_names]
+        return found.assign_coords(coords)
 
-    def of_examples(**values: np.ndarray) -> xr.Dataset:
-        arrays = {name: (_DIMS[2 : 2 + value.ndim], value) for name, value in values.items()}
-        coords: dict[str, Any] = {"example": range(len(examples))}
-        return xr.Dataset(arrays, coords | named(arrays["label"][0] if "label" in arrays else ()))
-
-    def named(dims: Sequence[str]) -> dict[str, Any]:
-        names = examples.label_names if "output" in dims else None
-        return {} if names is None else {"output": [*names]}
+    def chains_of(values: Sequence[Tensor]) -> xr.Dataset:
+        return group("chain", "draw", "example", label=torch.stack([*values]).numpy())
 
     outcomes = []
     for own, guide in enumerate(guides, seed):
@@ -206,13 +200,13 @@ def _predictions(
             outcomes.append(simulate(model, drawn(model, guide, samples, own), feed))
     *chains, prior = outcomes
     groups = {
-        "prior_predictive": group([prior[0]]),
-        "constant_data": of_examples(text=np.array(examples.texts, dtype=object)),
+        "prior_predictive": chains_of([prior[0]]),
+        "constant_data": group("example", text=np.array(examples.texts, dtype=object)),
     }
     if chains:
-        groups["posterior_predictive"] = group([labels for labels, *_ in chains])
-    if chains and examples.labels is not None:
-        groups["log_likelihood"] = group([fit for _, fit in chains])
+        groups["posterior_predictive"] = chains_of([labels for labels, *_ in chains])
     if examples.labels is not None:
-        groups["observed_data"] = of_examples(label=examples.labels.numpy())
+        groups["observed_data"] = group("example", label=examples.labels.numpy())
+        if chains:
+            groups["log_likelihood"] = chains_of([fit for _, fit in chains])
     return groups

@@ -17,8 +17,6 @@ from ..model.model import Model
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
 
-__all__ = ["Variable", "chosen_draws", "dataset", "variables"]
-
 # ArviZ 1.x labels the rows of its tables correctly only if each variable's dims come in the order
 # in which dims first appear in the dataset. Sorted by these, the variables' do.
 _ORDER = ("layer", "kv", "position", "out", "rank", "bottleneck", "in", "output", "feature")
@@ -50,22 +48,8 @@ class Variable:
 
 
 def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """Everything that draws of the latents and sites contain, by name.
-
-    Besides the draws themselves these are:
-
-    * `change.<branch>` (layer): the change that a PEFT branch makes (`changes.sizes`);
-    * `spectrum.lora.<target>` (layer, rank): the singular values of delta W (`changes.spectra`),
-      and `effective_rank.lora.<target>` (layer): (sum s^2)^2 / sum s^4 of these values s;
-    * `head_norm.lora.<target>` (layer, head): the norm of delta W by attention head;
-    * `gate.<kind>` (layer): how far a gate of `priors.Gates` is open, from 0 to 1;
-    * `head.effect` (output, axis): how far a label's logit moves with one sd of the texts along a
-      principal axis of the features; axis 0 is the one along which texts differ most.
-
-    Args:
-        model: the model.
-        draws: (S, *shape) by name, of the posterior or its prior.
-    """
+    """Everything that draws (S, *shape) of the latents and sites contain, by name: the draws, and
+    what docs/arviz.md lists."""
     network = model.network
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}
@@ -125,14 +109,11 @@ def chosen_draws(
 def dataset(
     chains: Sequence[Mapping[str, Variable]], label_names: Sequence[str] | None, **attrs: Any
 ) -> xr.Dataset:
-    """A group with dims (chain, draw, ...), from the variables of each chain.
+    """A group with dims (chain, draw, ...), from the variables of each chain. `label_names` are the
+    coordinates of dims "output", if there are as many.
 
     A name that two variables use for dims of different size or coordinates (such as the layers of
     a subset) becomes one name per variable: "layer.adapter.up".
-
-    Args:
-        chains: variables by name.
-        label_names: the coordinates of dims "output", if there are as many.
     """
     coords = {name: _coordinates(each, label_names) for name, each in chains[0].items()}
     known: dict[str, set[tuple[Hashable, ...]]] = {}

@@ -50,12 +50,11 @@ def compare(
     from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
-    from .runs import split
+    from .runs import check_out, split
     from .task import infer
 
     how = FitOptions(progress=interactive()).change(**fitting.given)
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
+    check_out(out, overwrite=True)
     rows = load(data)
     task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")

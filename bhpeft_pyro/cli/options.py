@@ -44,11 +44,7 @@ def share_or_file(text: str) -> float | str:
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Make a file's entries the defaults of a command, parsed as on the command line.
-
-    Raises:
-        ConfigError: the file cannot be read, or has an entry that is not an option.
-    """
+    """Make a file's entries the defaults of a command, parsed as on the command line."""
     if path is None:
         return None
     try:

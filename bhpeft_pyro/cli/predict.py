@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
+from ..checks import Number
 from ..errors import ConfigError, DataError
 from . import options
 from .screen import interactive, say, table
@@ -21,7 +23,6 @@ from .screen import interactive, say, table
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
 
-_SUFFIXES = (".csv", ".jsonl")
 _OF_CLASSES = ("variance", "confidence")
 
 
@@ -60,6 +61,15 @@ def predict(
     draw_seed: options.DrawSeed = 0,
     backbone: options.Backbone = None,
     device: options.Device = "auto",
+    certainty: Annotated[
+        float | None,
+        typer.Option(
+            help="For classes and choices: leave a text out of the components to come once each "
+            "of them would have to prefer another class by this much in probability. At 1 they "
+            "cannot change its class; less is faster.",
+            show_default="all components",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --out if it exists.")
     ] = False,
@@ -84,91 +94,97 @@ def predict(
     from ..files import naming
     from ..forecast.base import share_of
     from ..inference.passes import not_finite
-    from .runs import open_run
+    from .runs import check_file, open_run
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
+    certainty = Number(above=0, most=1, none=True)("--certainty", certainty)
     out = out or _beside(data)
-    _check_out(out, data, overwrite)
+    check_file(out, ".csv", ".jsonl")
+    if out.resolve() == Path(data).resolve():
+        raise ConfigError(f"--out: {out} is the data; expected another file")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
-    kind = posterior.model.likelihood.kind
-    if by in _OF_CLASSES and kind in ("labels", "rating"):
-        what = "labels" if kind == "labels" else "ratings"
-        raise ConfigError(f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric")
+    if (kind := posterior.model.likelihood.kind) in ("labels", "rating"):
+        of_classes = {"--by": by if by in _OF_CLASSES else None, "--certainty": certainty}
+        for option, value in of_classes.items():
+            if value is not None:
+                what = "labels" if kind == "labels" else "ratings"
+                raise ConfigError(f"{option}: got {value!r} for {what}; it is for classes")
     names, total = _check_data(posterior, data)
-    first, left_out = posterior.columns.inputs(kind)[0], ""
-    words = posterior.model.network.head.each_word
-    blank: dict[str, None] = {}
-    values, counts, quoted = array("d"), array("l"), False
-    # Which examples are flagged is known when all are predicted; until then they are in a file.
-    with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as kept:
-        rows = _predicted(posterior, data, by, skip_bad, samples, draw_seed)
-        bar = tqdm(rows, "predict", total, disable=not interactive(), unit="row")
-        for row, own, scores, texts in bar:
-            blank = dict.fromkeys(own or blank)
-            left_out = left_out or ("" if own else row[first])
-            # The writer leaves a bare carriage return unquoted, and readers would end a row there.
-            cells = (*row.values(), *own.values())
-            quoted |= any("\r" in cell for cell in cells if isinstance(cell, str))
-            kept.write(json.dumps([row, own, texts], default=str) + "\n")
-            values.extend(scores)
-            counts.append(len(scores))
-        if bad := [number for number, count in enumerate(counts) if not count]:
-            error = not_finite("data", bad, left_out)
-            if len(bad) == total:
+    how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
+    with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
+        kept = _Kept(file, posterior.model.network.head.each_word)
+        rows = _predicted(posterior, data, by, skip_bad, how)
+        for row in tqdm(rows, "predict", total, disable=not interactive(), unit="row"):
+            kept.add(*row)
+        if kept.bad:
+            text = kept.left_out[posterior.columns.inputs(kind)[0]]
+            error = not_finite("data", kept.bad, text)
+            if len(kept.bad) == total:
                 raise error
-            say(f"note: no prediction for {len(bad)} rows. {error}")
-        order = torch.tensor(values).argsort(descending=True, stable=True)
+            say(f"note: no prediction for {len(kept.bad)} rows. {error}")
+        order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
-
-        def records() -> Iterator[dict[str, Any]]:
-            kept.seek(0)
-            number = 0
-            for at, line in enumerate(kept):
-                row, own, texts = json.loads(line)
-                marks = []
-                for place, text in enumerate(texts):
-                    if number in shown:
-                        one = {k: each[place] if words else each for k, each in own.items()}
-                        shown[number] = one | {"row": at, "text": " ".join(text.split())}
-                    marks.append(number in flagged)
-                    number += 1
-                mark = (marks if words else marks[0]) if marks else None
-                yield names | row | (own or blank) | {"flagged": mark}
-
-        _write(out, records(), [*(names | blank), "flagged"], quoted)
-    what = f"{len(values)} words" if words else f"{total} rows"
+        columns = [*(names | kept.columns), "flagged"]
+        _write(out, kept.records(names, flagged, shown), columns)
+    what = f"{len(order)} words" if kept.words else f"{total} rows"
     say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.
-        columns = ("row", *(name for name in blank if not isinstance(some[name], dict)), "text")
-        table(
-            f"Least certain ({by}); rows count from 0",
-            columns,
-            [tuple(own[name] for name in columns) for own in shown.values()],
-        )
+        heads = [name for name in some if not isinstance(some[name], dict)]
+        cells = [[each[name] for name in heads] for each in shown.values()]
+        table(f"Least certain ({by}); rows count from 0", heads, cells)
 
 
-def _check_out(out: Path, data: str, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, or is not to be, before any work is done."""
-    if out.suffix not in _SUFFIXES:
-        raise ConfigError(f"--out: {out} should end in {' or '.join(_SUFFIXES)}")
-    if out.resolve() == Path(data).resolve():
-        raise ConfigError(f"--out: {out} is the data; expected another file")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {out.parent}")
-    if out.exists() and not overwrite:
-        raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
+class _Kept:
+    """All rows with what was predicted for them, in a file: which examples are flagged is known
+    only when all are predicted."""
+
+    def __init__(self, file: TextIO, words: bool) -> None:
+        self.file, self.words = file, words
+        self.columns: dict[str, None] = {}  # that are predicted
+        self.scores = array("d")  # how uncertain each example is
+        self.rows = 0
+        self.bad: list[int] = []  # rows without a prediction
+        self.left_out: dict[str, Any] = {}  # the first of them
+
+    def add(
+        self, row: dict[str, Any], own: dict[str, Any], scores: list[float], texts: list[str]
+    ) -> None:
+        """One row, as `_predicted` gives it."""
+        self.columns = self.columns or dict.fromkeys(own)
+        if not own:
+            self.bad.append(self.rows)
+            self.left_out = self.left_out or row
+        self.rows += 1
+        self.file.write(json.dumps([row, own, texts], default=str) + "\n")
+        self.scores.extend(scores)
+
+    def records(
+        self, names: dict[str, None], flagged: set[int], shown: dict[int, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Each row as it is written, with `names`; those of `shown` are filled in on the way."""
+        self.file.seek(0)
+        number = 0
+        for at, line in enumerate(self.file):
+            row, own, texts = json.loads(line)
+            marks = []
+            for place, text in enumerate(texts):
+                if number in shown:
+                    one = {k: each[place] if self.words else each for k, each in own.items()}
+                    shown[number] = {"row": at} | one | {"text": " ".join(text.split())}
+                marks.append(number in flagged)
+                number += 1
+            mark = (marks if self.words else marks[0]) if marks else None
+            yield names | row | (own or self.columns) | {"flagged": mark}
 
 
 def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
-    """The names of all columns and the number of rows, once all rows have been read.
-
-    Raises:
-        DataError: one of them cannot be predicted.
-    """
+    """The names of all columns and the number of rows, if all rows can be predicted."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..inference.predict import PART
@@ -193,7 +209,7 @@ def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
 
 
 def _predicted(
-    posterior: Posterior, data: str, by: str, skip_bad: bool, samples: int | None, seed: int
+    posterior: Posterior, data: str, by: str, skip_bad: bool, how: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
     """Of each row its cells as they are in the file; the columns that are predicted; and how
     uncertain each of its examples is, with their texts. The last three are empty for a row that the
@@ -210,7 +226,7 @@ def _predicted(
             examples = model.encode_texts(part, columns)
         rows = examples.rows.unique().tolist()
         try:
-            forecast = posterior.predict(examples, samples, seed=seed)
+            forecast = posterior.predict(examples, **how)
         except DataError as error:
             if not error.rows:
                 raise
@@ -219,10 +235,10 @@ def _predicted(
                 raise not_finite("data", bad, part[read[0]][error.rows[0]]) from error
             rows = [row for row in rows if row not in error.rows]
             if rows:
-                forecast = posterior.predict(examples.of_rows(rows), samples, seed=seed)
+                forecast = posterior.predict(examples.of_rows(rows), **how)
         predicted: dict[int, Any] = {}
         if rows:
-            found = {name: forecast.by_row(each) for name, each in forecast.summary().items()}
+            found = forecast.summary()
             texts = forecast.texts or [""] * len(forecast)
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]
             if forecast.rows is None:  # a row has one example
@@ -234,21 +250,17 @@ def _predicted(
         first += len(next(iter(given.values())))
 
 
-def _write(
-    out: Path, records: Iterable[dict[str, Any]], names: Iterable[str], quoted: bool
-) -> None:
-    """Write a CSV file, with all cells in quotes if so wanted, or JSON lines."""
+def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
+    """Write a CSV file, or JSON lines."""
     from ..files import writing
 
     with writing(out) as file:
         text = TextIOWrapper(file, encoding="utf-8", newline="")
         if out.suffix == ".csv":
-            writer = csv.DictWriter(
-                text,
-                [*names],
-                lineterminator="\n",
-                quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL,
-            )
+            # A bare carriage return, at which readers would end a row, is quoted by the writer only
+            # if it is in the writer's own ends of lines.
+            lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
+            writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
             writer.writeheader()
             for record in records:
                 nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
 from . import options
 from .screen import say
 
@@ -32,13 +31,14 @@ def report(
         bhpeft report runs/reviews test.csv --out report.html
     """
     from ..files import write
-    from .page import page
-    from .runs import open_run
+    from ..html import posterior_page
+    from .runs import check_file, open_run, rows_for
 
-    if out.suffix != ".html":
-        raise ConfigError(f"--out: {out} should end in .html")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: there is no folder {out.parent}")
-    text = page(open_run(run, backbone, device), run, data, samples, draw_seed)
-    write(out, text.encode())
+    check_file(out, ".html")
+    posterior = open_run(run, backbone, device)
+    forecast = None
+    if data is not None:
+        examples = posterior.encode(rows_for(posterior, data, labelled=True))
+        forecast = posterior.predict(examples, samples, seed=draw_seed)
+    write(out, posterior_page(posterior, str(run), forecast, data).encode())
     say(f"written to {out}")

@@ -22,11 +22,7 @@ Rows = TypeVar("Rows", Dataset, Examples)
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
-    """A table for a posterior, which has the columns that it was fitted to.
-
-    Raises:
-        DataError: a column is missing.
-    """
+    """A table for a posterior, which has the columns that it was fitted to."""
     kind, columns = posterior.model.likelihood.kind, posterior.columns
     label = columns.target(kind)
     table = load(source, columns.inputs(kind))
@@ -63,11 +59,7 @@ def split(
     read: Callable[[str], Examples],
     option: str = "--validation",
 ) -> tuple[Examples, Examples | None]:
-    """Examples to learn from, and those held out: a share, or a file that `read` encodes.
-
-    Raises:
-        DataError: the share is no row, or all; or the file cannot be used.
-    """
+    """Examples to learn from, and those held out: a share, or a file that `read` encodes."""
     if isinstance(given, str):
         try:
             return examples, read(given)
@@ -93,6 +85,14 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
 
 
+def check_file(out: Path, *suffixes: str) -> None:
+    """Refuse a file of another kind, or in no folder, before any work is done."""
+    if out.suffix not in suffixes:
+        raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out: there is no folder {out.parent}")
+
+
 def rounds_of(folder: Path) -> History:
     """The rounds in a folder, or in the folder of a stream."""
     inner = folder / _ROUNDS
@@ -100,11 +100,7 @@ def rounds_of(folder: Path) -> History:
 
 
 def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
-    """A saved posterior, or the last one of a stream, on its backbone or on the one given.
-
-    Raises:
-        ConfigError: the stream has branches.
-    """
+    """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
     if not io.exists(folder) and (folder.name == _ROUNDS or (folder / _ROUNDS).is_dir()):
         history = rounds_of(folder)
         leaves = history.leaves

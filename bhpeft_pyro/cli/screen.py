@@ -18,24 +18,6 @@ from rich.text import Text
 
 from ..checks import harmless
 
-MEANINGS = {
-    "accuracy": "share correct; higher is better",
-    "hamming": "share of wrong labels; lower is better",
-    "f1": "macro F1; higher is better",
-    "f1_micro": "F1 of all labels together; higher is better",
-    "nll": "in nats; lower is better",
-    "brier": "squared probability error; lower is better",
-    "ece": "calibration error; lower is better",
-    "classwise_ece": "the same by class; lower is better",
-    "mce": "largest calibration gap; lower is better",
-    "aurc": "area under risk-coverage; lower is better",
-    "mutual_information": "mean epistemic uncertainty in nats",
-    "mse": "mean squared error; lower is better",
-    "mae": "mean absolute error; lower is better",
-    "crps": "continuous ranked score; lower is better",
-    "coverage_90": "labels in the 90 % interval; 0.9 is ideal",
-}
-
 
 def say(text: str) -> None:
     """Print a line to stderr, without markup and line breaks."""
@@ -75,6 +57,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:
     """Print a row for each metric and a column for each posterior."""
+    from ..forecast.metrics import MEANINGS
+
     first, *_ = columns.values()
     rows = [
         (name, *(scores[name] for scores in columns.values()), MEANINGS.get(name, ""))

@@ -69,31 +69,17 @@ class Task:
         self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kinds: Sequence[PEFT]
     ) -> Model:
         """The model for the task, with PEFT weights of some kinds."""
+        how: dict[str, Any] = {"kinds": kinds, "tokenizer": tokenizer}
         if self.name == "choices":
-            return tasks.multiple_choice(backbone, kinds=kinds, tokenizer=tokenizer)
+            return tasks.multiple_choice(backbone, **how)
         if self.classes:
-            return tasks.categories(
-                backbone,
-                self.classes,
-                several=self.name == "labels",
-                each_word=self.name == "words",
-                kinds=kinds,
-                tokenizer=tokenizer,
-            )
-        return tasks.ratings(
-            backbone,
-            *self.scale,
-            noise_by_text=self.noise_by_text,
-            kinds=kinds,
-            tokenizer=tokenizer,
-        )
+            how |= {"several": self.name == "labels", "each_word": self.name == "words"}
+            return tasks.categories(backbone, self.classes, **how)
+        return tasks.ratings(backbone, *self.scale, noise_by_text=self.noise_by_text, **how)
 
 
 def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     """The task of a table, from its columns and labels where it is not given.
-
-    Raises:
-        DataError: it is not clear, or a column is missing; the message names the option.
 
     >>> print(infer(Dataset.from_dict({"review": ["good", "bad"], "stars": [5, 1]})))
     ratings: 'stars' from 'review', between 1 and 5

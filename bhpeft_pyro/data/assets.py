@@ -31,8 +31,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from ..errors import DataError
 from ..files import naming, write
 
-__all__ = ["LABELS", "Round", "minilm", "mpnet", "sentiment", "smollm2", "two_rounds"]
-
 LABELS = ("negative", "positive")
 # Ratings run from -4 to 4. Sentences rated nearer to 0 than this have no clear class.
 _NEUTRAL = 0.5
@@ -95,11 +93,7 @@ _VADER_RATINGS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar
 
 
 def minilm() -> Path:
-    """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`.
-
-    Raises:
-        DataError: the package is not installed, or lacks its weights.
-    """
+    """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`."""
     return _installed(_MINILM).parent
 
 
@@ -113,7 +107,7 @@ def mpnet() -> Path:
         DataError: a package is not installed, or a file has another SHA-256 than it should.
         WriteError: there is no room for it.
     """
-    folder = _folder(None) / "all-mpnet-base-v2"
+    folder = _folder() / "all-mpnet-base-v2"
     absent = [name for name, digest in _MPNET_SHA256.items() if not _intact(folder / name, digest)]
     if not absent:
         return folder
@@ -143,14 +137,11 @@ def smollm2() -> Path:
 
     For `from_pretrained(path.parent, gguf_file=path.name)`, of a model and of a tokenizer, which
     needs the packages gguf and accelerate.
-
-    Raises:
-        DataError: the package is not installed, or lacks its weights.
     """
     return _installed(_SMOLLM2)
 
 
-def sentiment(cache_dir: str | os.PathLike[str] | None = None) -> DatasetDict:
+def sentiment() -> DatasetDict:
     """Sentences with a sentiment rating, from four domains: tweets, amazon, movies and nyt.
 
     The ground truth that came with VADER (Hutto and Gilbert, 2014, MIT licence): 4,200 tweets,
@@ -160,13 +151,10 @@ def sentiment(cache_dir: str | os.PathLike[str] | None = None) -> DatasetDict:
     deviation over raters. The rating is the published one: for 199 tweets with more than ninety
     raters it is not the mean of the ratings that `rating_sd` was computed from.
 
-    Args:
-        cache_dir: where the archive (2.4 MB) is kept; the user's cache folder by default.
-
     Raises:
         DataError: pip cannot fetch the archive, or it does not hold what it should.
     """
-    path = _fetch(_VADER, cache_dir)
+    path = _fetch(_VADER)
     with tarfile.open(path) as outer:
         inner = io.BytesIO(_member(outer, _VADER_RATINGS))
     with tarfile.open(fileobj=inner) as archive:
@@ -200,11 +188,8 @@ def two_rounds(
 ) -> tuple[Round, Round]:
     """Film reviews first, then tweets: shorter, noisier, and with more positive ones.
 
-    Args:
-        domains: "movies" and "tweets", each rows with `text` and `rating` (`sentiment()`).
-        sizes: training rows of the two rounds.
-        validation, test: rows of each round.
-        seed: for the choice of rows.
+    `domains` are those of `sentiment()`, or like them; `sizes` the training rows of the two rounds;
+    `validation` and `test` the rows of each.
 
     >>> rows = [{"text": f"film {i}", "rating": i % 3 - 1.0} for i in range(30)]
     >>> both = {"movies": rows, "tweets": [{**row, "text": row["text"] + "!"} for row in rows]}
@@ -248,8 +233,8 @@ def _installed(weights: _Weights) -> Path:
 def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:
     """One domain: texts and published means from one file, the raters' sds from another."""
     rows: list[dict[str, object]] = []
-    sds = {name: sd for name, _mean, sd, _ratings in _table(archive, f"{stem}_anonDataRatings")}
-    for name, rating, text in _table(archive, f"{stem}_GroundTruth"):
+    sds = {name: sd for name, _, sd, _ in _table(archive, f"{stem}_anonDataRatings", 4)}
+    for name, rating, text in _table(archive, f"{stem}_GroundTruth", 3):
         if name not in sds:
             raise DataError(f"sentiment {domain!r}: sentence {name!r} has no ratings")
         numbers = {"rating": float(rating), "rating_sd": float(sds[name])}
@@ -257,10 +242,9 @@ def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def _table(archive: tarfile.TarFile, stem: str) -> Iterator[list[str]]:
+def _table(archive: tarfile.TarFile, stem: str, width: int) -> Iterator[list[str]]:
     """Tab-separated rows; split by hand, as quotes and odd line breaks are part of the text."""
     name = f"hutto_ICWSM_2014/{stem}.txt"
-    width = 3 if stem.endswith("GroundTruth") else 4
     for number, line in enumerate(_member(archive, name).decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
@@ -277,12 +261,6 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return file.read()
 
 
-def _cached(archive: _Archive, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """The archive in the cache, if it is there and intact."""
-    path = _folder(cache_dir) / archive.filename
-    return path if _intact(path, archive.sha256) else None
-
-
 def _intact(path: Path, sha256: str) -> bool:
     """Whether a file is there and has this SHA-256."""
     if not path.is_file():
@@ -291,21 +269,20 @@ def _intact(path: Path, sha256: str) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
-def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache_dir) if cache_dir is not None else Path(root) / "bhpeft_pyro"
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
 
 
-def _fetch(archive: _Archive, cache_dir: str | os.PathLike[str] | None) -> Path:
+def _fetch(archive: _Archive) -> Path:
     """The archive in the cache, fetched there first if it is absent or damaged."""
-    if path := _cached(archive, cache_dir):
-        return path
-    folder = _folder(cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    _pip_download(archive, folder)
-    if path := _cached(archive, cache_dir):
-        return path
-    raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
+    folder = _folder()
+    path = folder / archive.filename
+    if not _intact(path, archive.sha256):
+        folder.mkdir(parents=True, exist_ok=True)
+        _pip_download(archive, folder)
+        if not _intact(path, archive.sha256):
+            raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
+    return path
 
 
 def _pip_download(archive: _Archive, folder: Path) -> None:

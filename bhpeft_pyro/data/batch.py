@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks import COUNT
 from ..errors import ConfigError, DataError
-
-__all__ = ["Batch", "in_order", "in_rows", "shuffled"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,28 +76,18 @@ class Batch:
             labels = labels.reshape(particles, -1, *((each,) if each > 1 else ()))
         shape = (-1,) if particles == 1 else (particles, -1)  # outputs of one draw may be (B, .)
         extra = {name: values.reshape(shape) for name, values in self.extra.items()}
-        inputs, states, spans = self.inputs, self.states, self.spans
-        if spans is not None:  # draws have equally many rows, so some read a few more than they see
-            own = [in_rows(share) for share in spans.chunk(particles)]
-            most = max(len(rows) for rows, _ in own)
-            at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in own])
-            inputs = {name: value[at] for name, value in inputs.items()}
-            states = None if states is None else states[at]
-            spans = torch.cat(
-                [
-                    share + torch.tensor([s * most, 0, 0]).to(share)
-                    for s, (_, share) in enumerate(own)
-                ]
-            )
-        return replace(
-            self,
-            inputs=inputs,
-            states=states,
-            spans=spans,
-            labels=labels,
-            extra=extra,
-            particles=particles,
-        )
+        split = replace(self, labels=labels, extra=extra, particles=particles)
+        if self.spans is None:
+            return split
+        # Draws have equally many rows, so some read a few more than they see.
+        own = [in_rows(share) for share in self.spans.chunk(particles)]
+        most = max(len(rows) for rows, _ in own)
+        at = torch.cat([rows[torch.arange(most) % len(rows)] for rows, _ in own])
+        spans = [
+            share + torch.tensor([s * most, 0, 0]).to(share) for s, (_, share) in enumerate(own)
+        ]
+        read = self._each(lambda value: value[at], "inputs", "states")
+        return replace(split, **read, spans=torch.cat(spans))
 
     def share(self, number: int, of: int) -> Batch:
         """One of `of` parts of a batch that was split: every `of`-th example of each draw.
@@ -116,20 +105,12 @@ class Batch:
             return self
         own = torch.arange(number, each, of)
         rows = (torch.arange(self.particles).unsqueeze(1) * each + own).flatten()
-        inputs, states, spans = self.inputs, self.states, self.spans
-        if spans is None:
-            inputs = {name: value[rows] for name, value in inputs.items()}
-            states = None if states is None else states[rows]
-        else:  # `split` leaves out the sentences without a word of this part
-            spans = spans[rows]
+        # Of words, `split` leaves out the sentences without one of this part.
+        by_row = ("inputs", "states") if self.spans is None else ("spans",)
         return replace(
             self,
-            inputs=inputs,
-            states=states,
-            spans=spans,
+            **self._each(lambda value: value[rows], *by_row, "choices", "features"),
             labels=None if self.labels is None else self.labels.flatten(0, 1)[rows],
-            choices=None if self.choices is None else self.choices[rows],
-            features=None if self.features is None else self.features[rows],
             extra={name: values.flatten()[rows] for name, values in self.extra.items()},
             size=len(self) if self.size is None else self.size,
             weight=of * len(own) / each,
@@ -137,16 +118,18 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        return replace(
-            self,
-            inputs={name: value.to(device) for name, value in self.inputs.items()},
-            labels=None if self.labels is None else self.labels.to(device),
-            choices=None if self.choices is None else self.choices.to(device),
-            features=None if self.features is None else self.features.to(device),
-            states=None if self.states is None else self.states.to(device),
-            extra={name: values.to(device) for name, values in self.extra.items()},
-            spans=None if self.spans is None else self.spans.to(device),
-        )
+        return replace(self, **self._each(lambda value: value.to(device), *vars(self)))
+
+    def _each(self, change: Callable[[Tensor], Tensor], *names: str) -> dict[str, Any]:
+        """Those of the fields `names` that hold tensors, with each of these changed."""
+        found: dict[str, Any] = {}
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                found[name] = change(value)
+            elif isinstance(value, Mapping):
+                found[name] = {key: change(each) for key, each in value.items()}
+        return found
 
 
 def in_rows(spans: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,9 +159,8 @@ def shuffled(
     All batches of an epoch have the same size B: a multiple of `multiple_of`, at most `batch_size`
     and as near as possible to equal shares of the N examples. Examples drawn at random appear a
     second time to fill steps * B places. They are chosen before examples are grouped by length, and
-    the order of the batches is random. So at each step the expectation of (N / B) * (sum over the
-    batch) is the sum over all the data, whatever the lengths. A smaller last batch would keep that
-    only if long texts were as likely in it as short ones, and its step would be noisier.
+    the order of the batches is random, so each step is unbiased (`Examples.batches`). A smaller
+    last batch would be so only if long texts were as likely in it as short ones.
 
     Args:
         keys: (N,) int64 what to group by, such as lengths.

@@ -14,21 +14,6 @@ from torch import Tensor
 from ..checks import Number, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
 
-__all__ = [
-    "Columns",
-    "Kind",
-    "as_list",
-    "check_text",
-    "check_texts",
-    "check_types",
-    "is_number",
-    "read_answers",
-    "read_choices",
-    "read_ratings",
-    "unlabelled",
-    "wrong",
-]
-
 Kind = Literal["class", "labels", "rating", "choice"]
 """A class, several labels, a real number, or the index of the right one of several choices."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -29,8 +30,6 @@ from .labels import read_classes, read_labels
 from .sources import read
 from .tokens import Tokens
 from .words import labelled_words, naming_words, read_words, tokenise_words
-
-__all__ = ["CutWarning", "cut_once", "encode"]
 
 _CHUNK = 10_000  # rows given to the tokenizer at once: bounds the memory its result takes
 
@@ -107,22 +106,8 @@ def encode(
     >>> batch.choices.tolist(), batch.labels.tolist()
     ([[True, True, False], [True, True, True]], [1, 2])
     """
-    check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
-    check(columns, Columns, "columns", "bh.Columns(...)")
-    names = columns.label_names
-    one_of(*get_args(Kind))("kind", kind, DataError)
-    if kind not in ("class", "labels") and (names is not None or num_labels is not None):
-        raise DataError(
-            f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
-        )
-    if each_word and kind == "choice":
-        raise DataError("each_word is not for kind='choice'")
-    if (each_word or kind == "choice") and columns.pair is not None:
-        what = "each_word=True" if each_word else f"{kind=}"
-        raise DataError(f"columns.pair={columns.pair!r} is not for {what}")
-    num_labels = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
-    if names is not None and num_labels not in (None, len(names)):
-        raise DataError(f"num_labels={num_labels}, but there are {len(names)} label_names")
+    num_labels = _check_arguments(tokenizer, kind, each_word, columns, num_labels)
+    names, target = columns.label_names, columns.target(kind)
     pair = len(columns.inputs(kind)) == 2
     limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
     if isinstance(source, Examples):
@@ -134,66 +119,38 @@ def encode(
         return source
 
     table = read(source, kind, columns, labelled)
-    target = columns.target(kind)
     values: list[Any] | None = table[target][:] if target in table.column_names else None
     if values is not None and not labelled and unlabelled(values):
         values = None
-
-    labels: Tensor | None = None
-    counts: Tensor | None = None
-    words: Tensor | None = None
-    second: list[str] | None = None
     extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
     text, feature = columns.inputs(kind)[0], table.features.get(target)
-    cells: AbstractContextManager[None] = nullcontext()
+    answers = partial(_read_labels, kind, columns, num_labels, new_names)
+    counts: Tensor | None = None
+    words: Tensor | None = None
     if each_word:
         sentences = read_words(table[text][:], text)
         values, kept = labelled_words(values, target, sentences, labelled)
-        whole = [*chain.from_iterable(sentences)]
-        texts = [whole[i] for i in kept]
-        cells, feature = naming_words(sentences, kept), getattr(feature, "feature", None)
-    else:
-        texts = first = check_texts(table[text][:], text)
-        if kind == "choice":
-            choices, marks = read_choices(table[columns.choices][:], columns.choices)
-            counts = torch.tensor([len(options) for options in choices])
-            first = [q for q, options in zip(texts, choices, strict=True) for _ in options]
-            second = list(chain.from_iterable(choices))
-        elif columns.pair is not None:
-            second = check_texts(table[columns.pair][:], columns.pair)
-    with cells:
-        if values is None:
-            pass
-        elif kind == "choice":
-            labels = read_answers(values, target, choices, marks)
-        elif kind == "rating":
-            labels = read_ratings(values, target)
-        elif kind == "labels":
-            labels, names, num_labels = read_labels(
-                values, target, feature, names, num_labels, new_names
-            )
-            if labelled and num_labels < 2:
-                raise DataError(f"column {target!r}: {num_labels} labels; expected two or more")
-        else:
-            open_ended = names is None and num_labels is None
-            labels, names, num_labels = read_classes(
-                values, target, feature, names, num_labels, new_names
-            )
-            if labelled and open_ended and len(labels.unique()) == 1:
-                raise DataError(
-                    f"column {target!r}: all {len(labels)} labels are {values[0]!r}; "
-                    "expected at least two classes"
-                )
-
-    if each_word:
+        with naming_words(sentences, kept):
+            labels, names, num_labels = answers(values, getattr(feature, "feature", None))
         tokens, every = tokenise_words(tokenizer, sentences, limit, text)
         words = every[kept]
         extra = {name: value[words[:, 3]] for name, value in extra.items()}
+        whole = [*chain.from_iterable(sentences)]
+        texts = [whole[i] for i in kept]
     else:
-        tokens, cut = _tokenise(tokenizer, first, second, limit)
-        owner = torch.arange(len(texts))
-        if counts is not None:
-            owner = owner.repeat_interleave(counts)
+        texts = check_texts(table[text][:], text)
+        rows: list[tuple[str, ...]] = [(each,) for each in texts]
+        if kind == "choice":
+            choices, marks = read_choices(table[columns.choices][:], columns.choices)
+            counts = torch.tensor([len(options) for options in choices])
+            rows = [(q, each) for q, own in zip(texts, choices, strict=True) for each in own]
+            labels = None if values is None else read_answers(values, target, choices, marks)
+        else:
+            if columns.pair is not None:
+                rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
+            labels, names, num_labels = answers(values, feature)
+        tokens, cut = _tokenise(tokenizer, rows, limit)
+        owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
             row = int(owner[tokens.lengths == 0][0])
             raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
@@ -211,6 +168,47 @@ def encode(
         extra=extra,
         words=words,
     )
+
+
+def _check_arguments(
+    tokenizer: object, kind: Kind, each_word: bool, columns: Columns, num_labels: int | None
+) -> int | None:
+    """Whether they are what `encode` takes, and go together; the number of labels as an int."""
+    check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
+    check(columns, Columns, "columns", "bh.Columns(...)")
+    names = columns.label_names
+    one_of(*get_args(Kind))("kind", kind, DataError)
+    if kind not in ("class", "labels") and (names is not None or num_labels is not None):
+        raise DataError(
+            f"label_names and num_labels are for kind='class' and 'labels', not for kind={kind!r}"
+        )
+    if each_word and kind == "choice":
+        raise DataError("each_word is not for kind='choice'")
+    if (each_word or kind == "choice") and columns.pair is not None:
+        what = "each_word=True" if each_word else f"{kind=}"
+        raise DataError(f"columns.pair={columns.pair!r} is not for {what}")
+    count: int | None = Number(least=2, whole=True, none=True)("num_labels", num_labels, DataError)
+    if names is not None and count not in (None, len(names)):
+        raise DataError(f"num_labels={count}, but there are {len(names)} label_names")
+    return count
+
+
+def _read_labels(
+    kind: Kind,
+    columns: Columns,
+    num_labels: int | None,
+    new_names: bool,
+    values: list[Any] | None,
+    feature: object,
+) -> tuple[Tensor | None, Sequence[str] | None, int | None]:
+    """Classes, labels or ratings; names and number of the classes."""
+    column, names = columns.target(kind), columns.label_names
+    if values is None:
+        return None, names, num_labels
+    if kind == "rating":
+        return read_ratings(values, column), None, None
+    reader = read_labels if kind == "labels" else read_classes
+    return reader(values, column, feature, names, num_labels, new_names)
 
 
 def _check_compatible(
@@ -273,50 +271,32 @@ def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _tokenise(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    limit: int | None,
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], limit: int | None
 ) -> tuple[Tokens, list[int]]:
-    """Tokens of R texts (or pairs of texts), and which of them had to be cut to `limit`.
+    """Tokens of R texts, or pairs of texts, and which of them had to be cut to `limit`.
 
     Two texts with a separator between them are cut longest first. Joined texts lose their
     beginning: cutting the end could leave nothing of the second text, and make all choices equal.
     """
     cutter = tokenizer
-    if pairs is not None and _joins_pairs(tokenizer):
-        texts = [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
-        pairs = None
+    if len(rows[0]) == 2 and _joins_pairs(tokenizer):
+        rows = [(" ".join(row),) for row in rows]
         if limit is not None and tokenizer.truncation_side != "left":
             cutter = copy.deepcopy(tokenizer)  # the caller's stays as it is
             cutter.truncation_side = "left"
-
-    def call(
-        tokenizer: PreTrainedTokenizerBase, rows: Sequence[int], limit: int | None
-    ) -> dict[str, list[list[int]]]:
-        encoded = tokenizer(
-            [texts[i] for i in rows],
-            None if pairs is None else [pairs[i] for i in rows],
-            padding=False,
-            truncation=limit is not None,
-            max_length=limit,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return dict(encoded)
-
+    how: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
     parts: list[Tokens] = []
     cut: list[int] = []
-    for start in range(0, len(texts), _CHUNK):
-        chunk = range(start, min(start + _CHUNK, len(texts)))
-        encoded = call(tokenizer, chunk, None)
-        sizes = [len(row) for row in encoded["input_ids"]]
-        over = [i for i, size in zip(chunk, sizes, strict=True) if limit and size > limit]
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
+        over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]
         if over:
-            shorter = call(cutter, over, limit)
-            for name, rows in encoded.items():
-                for i, row in zip(over, shorter[name], strict=True):
-                    rows[i - start] = row
-        cut += over
+            columns = map(list, zip(*(chunk[i] for i in over), strict=True))
+            shorter = cutter(*columns, truncation=True, max_length=limit, **how)
+            for name, found in shorter.items():
+                for i, row in zip(over, found, strict=True):
+                    encoded[name][i] = row
+        cut += [start + i for i in over]
         parts.append(Tokens.of(tokenizer, encoded["input_ids"], encoded.get("token_type_ids")))
     return Tokens.joined(parts), cut

@@ -17,8 +17,6 @@ from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
 from .tokens import Tokens, cat
 
-__all__ = ["Examples", "describe", "revive"]
-
 _CHUNK = 10_000  # examples looked at together: bounds memory
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 
@@ -203,9 +201,10 @@ class Examples:
             if wrong:
                 raise DataError(f"{self} and {other} differ in {', '.join(wrong)}")
         # The sequences and sentences of words get the numbers after those of the parts before.
-        counted = [(len(part.tokens.lengths), 0, 0, int(part.rows.max()) + 1) for part in parts]
-        ends = torch.tensor(counted).cumsum(0)
-        moved = zip(parts, ends - torch.tensor(counted), strict=True)
+        counted = torch.tensor(
+            [(len(part.tokens.lengths), 0, 0, int(part.rows.max()) + 1) for part in parts]
+        )
+        moved = zip(parts, counted.cumsum(0) - counted, strict=True)
         numbers = [part.num_labels for part in parts if part.num_labels is not None]
         return replace(
             self,

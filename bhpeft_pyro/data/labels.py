@@ -14,8 +14,6 @@ from ..checks import shown
 from ..errors import DataError
 from .columns import as_list, check_types, is_number, wrong
 
-__all__ = ["by_name", "name_of", "read_classes", "read_labels"]
-
 
 def name_of(value: Any) -> str:
     """The name of a class that a file has as a number or truth value.

@@ -26,8 +26,6 @@ from ..checks import shown
 from ..errors import DataError
 from .columns import Columns, Kind
 
-__all__ = ["load", "parts", "read"]
-
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
 _SUFFIXES = (".csv", ".json", ".jsonl")
 # Neither names such as "007" nor numbers that would lose digits.
@@ -40,12 +38,9 @@ _EXPECTED = (
 
 
 def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
-    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`.
-
-    Raises:
-        DataError: the source cannot be read, is empty, lacks a column, or mixes types.
-    """
+    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`."""
     needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
+    empty = dict.fromkeys((*needed, target), ())
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
         splits = ", ".join(map(repr, source))
         name = type(source).__name__
@@ -58,15 +53,14 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
         rows = [*stream]
-        empty = dict.fromkeys((*needed, target), ())
         source = Dataset.from_list(rows, stream.features) if rows else empty
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
         rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
-        # What is no list came out of an array without dimensions.
-        source = _from_rows(rows if isinstance(rows, list) else [rows], kind, columns)
+        rows = rows if isinstance(rows, list) else [rows]  # from an array without dimensions
+        source = _from_rows(rows, kind, columns) if rows else empty
 
     if not isinstance(source, (Dataset, Mapping)):
         raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
@@ -89,15 +83,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
 
 
 def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
-    """All columns of a file, by its suffix, or else of a data set of the hub.
-
-    Args:
-        source: a path, or a name.
-        texts: columns of a CSV file that are kept as text, whatever they look like; None for all.
-
-    Raises:
-        DataError: it does not exist, or cannot be read.
-    """
+    """All columns of a file, or of a data set of the hub. `texts` are the columns of a CSV file to
+    keep as text, whatever they look like; None for all."""
     if (path := _file(source)) is None:
         return _from_hub(str(source))
     with _reading(source):
@@ -107,17 +94,11 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
 def parts(
     source: str | Path, texts: Collection[str] | None, size: int
 ) -> Iterator[dict[str, list[Any]]]:
-    """The same, one part after the other, so that memory does not grow with the rows.
+    """As `load`, `size` rows at a time, so that memory does not grow with the rows: the cells of
+    each column.
 
     A list in a JSON file is read whole. Each part of a CSV file decides for itself whether a column
     holds numbers, and lacks the columns of a JSON file that none of its rows has.
-
-    Args:
-        source, texts: as for `load`.
-        size: the number of rows of each part but the last.
-
-    Yields:
-        The cells of each column.
     """
     if (path := _file(source)) is None:
         table = _from_hub(str(source))
@@ -251,8 +232,6 @@ def _cells(column: pd.Series) -> list[Any]:
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
     """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
     choices)."""
-    if not rows:
-        raise DataError("source is empty: at least one example is needed")
     if isinstance(rows[0], Mapping):
         return _by_column(rows, "a dict")
     names = columns.inputs(kind)

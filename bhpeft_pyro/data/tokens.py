@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Tokens", "cat"]
-
 _CHUNK = 10_000  # sequences looked at together: bounds memory
 
 

@@ -18,8 +18,6 @@ from ..errors import DataError
 from .columns import as_list, check_text, wrong
 from .tokens import Tokens
 
-__all__ = ["labelled_words", "naming_words", "read_words", "tokenise_words"]
-
 _CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory its result takes
 
 
@@ -51,12 +49,10 @@ def _split(text: str) -> list[str]:
 def labelled_words(
     cells: Sequence[Any] | None, column: str, sentences: Sequence[Sequence[str]], needed: bool
 ) -> tuple[list[Any] | None, list[int]]:
-    """The labels of those words that have one, neither None nor -100, and these words' numbers.
+    """The labels of those words that have one, neither None nor -100, and these words' numbers. A
+    cell is a list for a sentence, in a CSV file as JSON.
 
     Without labels, or if some word has none and they are not `needed`, None and all words.
-
-    Args:
-        cells: the labels of each sentence: a list, in a CSV file as JSON.
     """
     labels: list[Any] = []
     for i, (cell, words) in enumerate(zip(cells or (), sentences, strict=False)):

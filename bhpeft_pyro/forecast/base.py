@@ -19,8 +19,6 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Forecast", "as_labels", "check_shape", "digits", "join", "share_of"]
-
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Forecast(ABC):
@@ -133,10 +131,14 @@ class Forecast(ABC):
         if not self.labels.isfinite().all():
             raise DataError("labels must be finite")
 
+    @abstractmethod
     def summary(self) -> dict[str, list[Any]]:
-        """The columns that `bhpeft predict` writes, as plain values; those of all kinds come last.
-        Numbers have as many digits as float32 has."""
-        return {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+        """The columns that `bhpeft predict` writes, by row and as plain values."""
+
+    def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
+        """Columns of `summary`, with those that all kinds have at the end."""
+        columns |= {by: digits(self.uncertainty(by)) for by in ("epistemic", "aleatoric")}
+        return {name: self.by_row(values) for name, values in columns.items()}
 
     def _columns(self, *names: str) -> dict[str, Any]:
         """Text, label and row, where known, as they are shown; and the attributes `names`."""

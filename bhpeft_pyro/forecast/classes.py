@@ -16,8 +16,6 @@ from .base import Forecast, as_labels, check_shape, digits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ClassForecast", "entropy"]
-
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
 
@@ -244,8 +242,7 @@ class ClassForecast(Forecast):
         return replace(mended, rows=self.rows), temperature
 
     def summary(self) -> dict[str, list[Any]]:
-        own = {"prediction": self.predicted, "probability": digits(self.confidence)}
-        return own | super().summary()
+        return self._by_row(prediction=self.predicted, probability=digits(self.confidence))
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), prediction, confidence, uncertainties and E[p].

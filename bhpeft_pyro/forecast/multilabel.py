@@ -16,8 +16,6 @@ from .classes import ClassForecast
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["LabelsForecast"]
-
 Measure = Literal["epistemic", "aleatoric", "total"]
 
 
@@ -173,7 +171,7 @@ class LabelsForecast(Forecast):
     def summary(self) -> dict[str, list[Any]]:
         called = self.label_names or [str(k) for k in range(self.count)]
         rows = [dict(zip(called, digits(row), strict=True)) for row in self.probabilities]
-        return {"prediction": [*self.predicted], "probability": rows, **super().summary()}
+        return self._by_row(prediction=self.predicted, probability=rows)
 
     def to_dataset(self) -> Dataset:
         """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""

@@ -18,8 +18,6 @@ from .base import Forecast, as_labels, digits
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["RatingForecast"]
-
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
 
@@ -193,7 +191,7 @@ class RatingForecast(Forecast):
     def summary(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)
         own = {"prediction": self.mean, "sd": self.sd, "lower_90": lower, "upper_90": upper}
-        return {name: digits(values) for name, values in own.items()} | super().summary()
+        return self._by_row(**{name: digits(values) for name, values in own.items()})
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""

@@ -16,10 +16,7 @@ from ..files import write
 from ..model.backbone import shared_name
 from ..posterior.posterior import Posterior
 
-__all__ = ["card", "from_pretrained", "push_to_hub", "save_pretrained"]
-
 _FILES = ["posterior.json", "posterior-*.safetensors"]
-_PIPELINE = "text-classification"  # the hub counts ratings and several labels among these
 _BASES = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "mpnet": "sentence-transformers/all-mpnet-base-v2",
@@ -30,21 +27,12 @@ _TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def card(posterior: Posterior, repo: str) -> ModelCard:
-    """A model card: what the posterior is of, what it has learnt, how good it is, how to load it.
-
-    Args:
-        posterior: any that can be saved.
-        repo: where it is, a folder or "user/name".
-
-    >>> from bhpeft_pyro import fit
-    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
-    >>> posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=1, progress=False)
-    >>> print(card(posterior, "me/reviews").data.library_name)
-    bhpeft_pyro
-    """
-    network = posterior.model.network.backbone
+    """A model card of a posterior in `repo`, a folder or "user/name": what it is of, what it has
+    learnt, how good it is, how to load it."""
+    network, head = posterior.model.network.backbone, posterior.model.network.head
     name = shared_name(network)
-    pipeline = "token-classification" if posterior.model.network.head.each_word else _PIPELINE
+    # The hub counts ratings and several labels among the classifications of texts.
+    pipeline = "token-classification" if head.each_word else "text-classification"
     metrics = posterior.lineage[-1].metrics if posterior.lineage else {}
     scores = {each.removeprefix("held_out/") for each in metrics}
     data = ModelCardData(

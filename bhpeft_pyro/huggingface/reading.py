@@ -29,8 +29,6 @@ from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
 
-__all__ = ["CONFIG", "Layer", "check_targets", "from_peft", "library"]
-
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
 
@@ -241,11 +239,7 @@ def _unsupported(names: Sequence[str]) -> ArchitectureError:
 
 
 def check_targets(backbone: PreTrainedModel, targets: Collection[str]) -> None:
-    """Whether LoRA on these projections is the same here as a change of their weights.
-
-    Raises:
-        ArchitectureError: one also projects relative positions, where LoRA does not act here.
-    """
+    """Refuse projections that also project relative positions, on which LoRA does not act here."""
     config = backbone.config
     shared = architecture_of(config.model_type).positions and config.share_att_key
     for target in ("query", "key"):

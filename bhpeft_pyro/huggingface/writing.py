@@ -22,8 +22,6 @@ from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
 from .reading import CONFIG, Layer, check_targets, library
 
-__all__ = ["merge", "to_peft"]
-
 _TENSORS = "adapter_model.safetensors"
 
 

@@ -19,8 +19,6 @@ from .forecasts import BLUE, GREEN, GREY, STYLES, VERMILLION, new_axes
 if TYPE_CHECKING:
     from ..changes import Shift
 
-__all__ = ["change_forest", "elbo_trace", "shift_by_layer"]
-
 _LONG = 200  # steps; a longer trace is drawn faint, with its running mean over it
 
 _SHIFTS = {

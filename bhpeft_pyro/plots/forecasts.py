@@ -14,8 +14,6 @@ from ..errors import ConfigError, LikelihoodError
 from ..forecast import ClassForecast, Forecast, LabelsForecast, RatingForecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
-__all__ = ["epistemic_aleatoric", "new_axes", "rejection", "reliability"]
-
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
@@ -74,22 +72,18 @@ def reliability(
 
 
 def rejection(
-    forecasts: Forecast | Mapping[str, Forecast],
-    labels: Tensor | Sequence[float] | None = None,
-    ax: Axes | None = None,
-    *,
-    by: str = "total",
+    forecasts: Forecast | Mapping[str, Forecast], ax: Axes | None = None, *, by: str = "total"
 ) -> Axes:
     """Accuracy of the rest when the 0, 10, ... 90 % least certain are rejected; of several labels
     the share that is right, of ratings the MSE.
 
-    Several named forecasts of the same kind can be compared; `labels` are those of all of them.
+    Several named forecasts of the same kind can be compared.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
     kinds = {type(forecast) for forecast in named.values()}
     if len(kinds) != 1:
         raise ConfigError("forecasts must be one or more, all of classes or all of ratings")
-    curves = {name: rejection_curve(each, labels, by=by) for name, each in named.items()}
+    curves = {name: rejection_curve(each, by=by) for name, each in named.items()}
     ax = new_axes(ax)
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):
@@ -102,14 +96,8 @@ def rejection(
     return ax
 
 
-def epistemic_aleatoric(
-    forecast: Forecast,
-    labels: Tensor | Sequence[float] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
     """A scatter plot of the examples; where labels are known, wrong classes are crosses on top."""
-    if labels is not None:
-        forecast = forecast.with_labels(labels)
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}

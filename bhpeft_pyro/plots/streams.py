@@ -14,8 +14,6 @@ from .forecasts import BLUE, GREY, VERMILLION, new_axes
 if TYPE_CHECKING:
     from ..sequential import Record
 
-__all__ = ["score_matrix", "stream_overview"]
-
 _MANY = 12  # names of ticks, or numbers in a row, that can be read
 
 _LABELS = {

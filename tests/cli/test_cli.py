@@ -79,6 +79,18 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     assert shown == forecast.flag(1.0).tolist()
 
 
+def test_texts_that_are_certain_are_left_out_of_components(folder, posterior, tmp_path):
+    data, out = folder / "new.csv", tmp_path / "out.csv"
+    sure = posterior.predict(str(data), certainty=0.01)
+    assert (sure.components == 1).any()
+    bhpeft("predict", folder / "run", data, "--certainty", 0.01, "--out", out)
+    found = [float(row["epistemic"]) for row in read_csv(out)]
+    assert found == pytest.approx(sure.epistemic.tolist(), rel=1e-6)
+    assert found != pytest.approx(posterior.predict(str(data)).epistemic.tolist(), rel=1e-6)
+    wrong = error("predict", folder / "run", data, "--certainty", 0, "--out", out, "--overwrite")
+    assert "--certainty=0.0 must be a finite number above 0 and at most 1" in wrong
+
+
 def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
     data = tmp_path / "new.jsonl"
     records = [

@@ -50,9 +50,10 @@ def test_predictions_have_the_labels_and_their_probabilities(folder: Path) -> No
         assert json.loads(row["prediction"]) == above
         assert float(row["epistemic"]) >= 0
     assert sum(row["flagged"] == "True" for row in rows) == 2
-    wrong = error("predict", folder / "run", folder / "train.csv", "--by", "confidence",
-                  "--out", folder / "no.csv")  # fmt: skip
-    assert "--by: got 'confidence' for labels" in wrong
+    for option, value, shown in (("--by", "confidence", "'confidence'"), ("--certainty", 1, "1.0")):
+        wrong = error("predict", folder / "run", folder / "train.csv", option, value,
+                      "--out", folder / "no.csv")  # fmt: skip
+        assert f"{option}: got {shown} for labels" in wrong
 
 
 def test_evaluate_and_report(folder: Path) -> None:

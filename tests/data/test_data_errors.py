@@ -83,7 +83,6 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, -1), {}, "row 1: label -1.*labelled=False"),
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
-    (labels(1, 1), {}, "all 2 labels are 1; expected at least two"),
     (labels("a", 1), {}, "column 'label', row 1: 1: mixed"),
     (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is not one of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),

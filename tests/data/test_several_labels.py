@@ -67,7 +67,7 @@ def test_numbers_0_and_1_class_labels_and_csv_files(tmp_path: Path) -> None:
         ([["a"], ["b"], ["z"]], {"columns": Columns(label_names=["a", "b"])}, "row 2: 'z' is not"),
         ([["a"], ["b"], []], {"num_labels": 3}, r"has the 2 labels \('a', 'b'\)"),
         ([["a"], ["b"], []], {"new_names": False}, "the labels of this model have none"),
-        ([["a"], ["a"], []], {}, "1 labels; expected two or more"),
+        ([["a"], ["a"], []], {"num_labels": 2}, r"has the 1 labels \('a',\)"),
         ([[1, 0], [1], [0, 1]], {}, r"row 1: \[1\]; expected a list of names of labels, or 2"),
         ([[1, 0], [2, 0], [0, 1]], {}, r"row 1: \[2, 0\]"),
         ([[1, 0]] * 3, {"num_labels": 3}, "row 0: .* or 3 numbers 0 or 1"),

@@ -192,7 +192,6 @@ def test_a_csv_file_has_texts_and_json(tmp_path: Path) -> None:
         ([["w5"], ["w6", ""]], [["O"], ["O", "B"]], "'tokens', row 1: word 1: the text is empty"),
         ([["w5"], []], [["O"], []], "'tokens', row 1: there is no word"),
         ([5, 6], [["O"], ["B"]], "'tokens', row 0: 5; expected a list of words, or a text"),
-        ([["w5"], ["w6"]], [["O"], ["O"]], "all 2 labels are 'O'"),
     ],
 )  # fmt: skip
 def test_errors_name_the_word(tokens: Any, tags: Any, message: str) -> None:

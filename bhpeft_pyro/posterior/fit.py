@@ -26,7 +26,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import How, Start, fit_components, is_open, seeds
+from .rounds import FitArguments, Start, fit_components, is_open, seeds
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -101,7 +101,7 @@ def fit(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
-    how = How(options, validation, optimizer, callback, executor, replay)
+    how = FitArguments(options, validation, optimizer, callback, executor, replay)
     if unlabelled is not None and model.network.measured:
         raise ConfigError(
             "unlabelled: an earlier fit has set the coordinates of this network, which stay; "

@@ -300,13 +300,13 @@ class Posterior(PosteriorState):
         """
         from ..sequential.forgetting import Forgetting
         from ..sequential.update import update
-        from .rounds import How
+        from .rounds import FitArguments
 
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}
         options = (options or self.report.options).change(**changes)
-        how = How(options, validation, optimizer, callback, executor, replay)
+        how = FitArguments(options, validation, optimizer, callback, executor, replay)
         forgetting = Forgetting(keep, floor)
         return update(self, data, how, guide, prior, forgetting, grow=grow, again=again)
 

@@ -60,7 +60,7 @@ _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
 @dataclass(frozen=True, eq=False)
-class How:
+class FitArguments:
     """The arguments of `fit` and `update` that say how to fit, checked before data are read."""
 
     options: FitOptions
@@ -119,7 +119,7 @@ def seeds(options: FitOptions, components: int) -> list[FitOptions]:
 def fit_components(
     starts: Sequence[Start],
     held_out: Examples | None,
-    how: How,
+    how: FitArguments,
     lineage: tuple[FitReport, ...] = (),
 ) -> Posterior:
     """Fit components, one after the other or in the workers of an executor, and join them.

@@ -21,7 +21,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from ..posterior.rounds import How, Start, fit_components, pull_of, seeds
+from ..posterior.rounds import FitArguments, Start, fit_components, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from .forgetting import Forgetting
@@ -89,7 +89,7 @@ class Replay:
 def update(
     posterior: Posterior,
     data: object,
-    how: How,
+    how: FitArguments,
     family: GuideLike | None,
     prior: PriorLike | None,
     forgetting: Forgetting,

@@ -151,21 +151,24 @@ for site in network.sites:
 #
 # ## ARD: how much of LoRA's rank is used?
 #
-# Under the prior, all columns are alike and the effective rank is the full rank, 8. The same holds
-# for a posterior that has learnt nothing about them. ARD (automatic relevance determination) can
-# switch off columns that the data do not need.
+# The effective rank of a layer's change B A is (sum s^2)^2 / sum s^4 for its singular values s. It
+# is at most 8, the rank of LoRA here. It is much lower under any prior in these coordinates, since
+# directions in which the inputs hardly vary have little effect. ARD (automatic relevance
+# determination) can also switch off columns that the data do not need.
 #
 # This fit and the next one show how to read a structure; they are not good models. Their prior is
 # five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
-# compensate, and the accuracy falls to chance. The default `change` gives usable predictions, but
-# less certain answers about structure.
+# compensate. The default `change` gives better predictions, but less certain answers about
+# structure.
 
 # %%
 ard = fit(priors.ARD(change=0.5), bh.presets.lora(rank=8))
 for name, fitted in (("default", normal), ("ARD", ard)):
-    ranks = fitted.to_arviz(sites=["effective_rank.*"]).posterior.mean(["chain", "draw"])
-    for what, layers in ranks.items():
-        print(f"{name:8} {what:28}", "  ".join(f"{rank:3.1f}" for rank in layers.values))
+    found = fitted.to_arviz(sites=["effective_rank.*"])
+    for group in ("prior", "posterior"):
+        for what, layers in found[group].mean(["chain", "draw"]).items():
+            ranks = "  ".join(f"{rank:3.1f}" for rank in layers.values)
+            print(f"{name:8} {group:10} {what:27}", ranks)
 
 # %% [markdown]
 # ## Gates: which layers need which kind?
@@ -185,9 +188,8 @@ gates = fit(priors.Gates(change=0.5))
 probabilities(gates)
 
 # %% [markdown]
-# Where a probability stays near that of the prior, the sentences say nothing about it. This fit
-# predicts no better than chance, so its gates of 1.00 and 0.00 are accidents rather than evidence.
-# Trust the gates only of a fit whose held-out NLL (negative log likelihood) is better than that of
+# Where a probability stays near that of the prior, the sentences say nothing about it. Trust the
+# gates only of a fit whose held-out NLL (negative log likelihood) is no worse than that of
 # the default prior. Scales and gates are latent variables like any other, so an update continues to
 # learn them:
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from .checks import COUNT, SEED
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, latents
@@ -45,6 +46,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     >>> {branch: list(layers) for branch, layers in changes(fitted).items()}
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     parts = []
     for block in drawn(posterior.model, posterior.guide, samples, seed):

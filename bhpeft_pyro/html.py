@@ -42,15 +42,14 @@ footer { margin-top: 3rem; color: #767676; }
 
 
 def posterior_page(
-    posterior: Posterior, title: str, forecast: Forecast | None, data: str | None
+    posterior: Posterior, title: str, forecast: Forecast | None, heading: str
 ) -> str:
-    """A document about a posterior, and a forecast of labelled rows of `data` if there is one."""
+    """A document about a posterior, and under `heading` a forecast of labelled rows, if any."""
     parts = [f"<h1>{escape(title)}</h1>", table((), posterior.facts.items())]
     if forecast is not None:
-        rows = len(forecast.by_row(forecast.uncertainty()))
         scores = [(name, value, MEANINGS[name]) for name, value in evaluate(forecast).items()]
         parts += [
-            f"<h2>On {rows} rows of {escape(str(data))}</h2>",
+            f"<h2>{escape(heading)}</h2>",
             table(("metric", "value", ""), scores),
             forecast_plots(forecast),
             "<h3>Least certain</h3>\n<p>Rows count from 0.</p>",

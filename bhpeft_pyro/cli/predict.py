@@ -58,18 +58,18 @@ def predict(
         ),
     ] = False,
     samples: options.Samples = None,
-    draw_seed: options.DrawSeed = 0,
-    backbone: options.Backbone = None,
-    device: options.Device = "auto",
     certainty: Annotated[
         float | None,
         typer.Option(
-            help="For classes and choices: leave a text out of the components to come once each "
-            "of them would have to prefer another class by this much in probability. At 1 they "
-            "cannot change its class; less is faster.",
+            help="For classes and choices: leave a text out of the components to come once they "
+            "could change its class only by preferring another one by more than this in "
+            "probability, on average. At 1 they cannot; less is faster.",
             show_default="all components",
         ),
     ] = None,
+    draw_seed: options.DrawSeed = 0,
+    backbone: options.Backbone = None,
+    device: options.Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --out if it exists.")
     ] = False,
@@ -98,7 +98,8 @@ def predict(
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
-    certainty = Number(above=0, most=1, none=True)("--certainty", certainty)
+    if certainty is not None:
+        certainty = Number(above=0, most=1)("--certainty", certainty)
     out = out or _beside(data)
     check_file(out, ".csv", ".jsonl")
     if out.resolve() == Path(data).resolve():
@@ -107,11 +108,13 @@ def predict(
         raise ConfigError(f"--out: {out} exists already; --overwrite replaces it")
     posterior = open_run(run, backbone, device)
     if (kind := posterior.model.likelihood.kind) in ("labels", "rating"):
-        of_classes = {"--by": by if by in _OF_CLASSES else None, "--certainty": certainty}
-        for option, value in of_classes.items():
-            if value is not None:
-                what = "labels" if kind == "labels" else "ratings"
-                raise ConfigError(f"{option}: got {value!r} for {what}; it is for classes")
+        what = "labels" if kind == "labels" else "ratings"
+        if by in _OF_CLASSES:
+            raise ConfigError(
+                f"--by: got {by!r} for {what}; expected total, epistemic or aleatoric"
+            )
+        if certainty is not None:
+            raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
     names, total = _check_data(posterior, data)
     how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:

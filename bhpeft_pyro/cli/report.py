@@ -36,9 +36,10 @@ def report(
 
     check_file(out, ".html")
     posterior = open_run(run, backbone, device)
-    forecast = None
+    forecast, heading = None, ""
     if data is not None:
-        examples = posterior.encode(rows_for(posterior, data, labelled=True))
-        forecast = posterior.predict(examples, samples, seed=draw_seed)
-    write(out, posterior_page(posterior, str(run), forecast, data).encode())
+        rows = rows_for(posterior, data, labelled=True)
+        forecast = posterior.predict(posterior.encode(rows), samples, seed=draw_seed)
+        heading = f"On {len(rows)} rows of {data}"
+    write(out, posterior_page(posterior, str(run), forecast, heading).encode())
     say(f"written to {out}")

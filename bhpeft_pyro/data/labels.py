@@ -135,7 +135,7 @@ def read_labels(
     count = len(names) if names is not None else num_labels or len(cells[0])
     if num_labels not in (None, count):
         raise DataError(
-            f"num_labels={num_labels}, but column {column!r} has the {count} labels {names}; "
+            f"num_labels={num_labels}, but column {column!r} has {count} labels: {names}; "
             "label_names says which there are"
         )
     for i, cell in enumerate(cells):

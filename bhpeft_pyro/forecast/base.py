@@ -133,7 +133,8 @@ class Forecast(ABC):
 
     @abstractmethod
     def summary(self) -> dict[str, list[Any]]:
-        """The columns that `bhpeft predict` writes, by row and as plain values."""
+        """The columns that `bhpeft predict` writes, by row and as plain values. Numbers have as
+        many digits as float32 has."""
 
     def _by_row(self, **columns: Sequence[Any]) -> dict[str, list[Any]]:
         """Columns of `summary`, with those that all kinds have at the end."""

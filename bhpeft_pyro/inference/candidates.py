@@ -16,8 +16,6 @@ from torch import Tensor
 from ..model.linearized import Outputs, symmetric_noise
 from .draws import seeded
 
-__all__ = ["DRAWS", "TAUS", "Candidates", "Choice", "best_together", "of_draws", "with_noise"]
-
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)

@@ -22,16 +22,6 @@ from ..distributions import leading
 from ..model.model import Model
 from ..priors import complete
 
-__all__ = [
-    "Gathered",
-    "diagonal",
-    "every",
-    "from_prior",
-    "sampled",
-    "scores",
-]
-
-
 _DRAWS = 32  # from a prior
 
 

@@ -226,7 +226,8 @@ def alone() -> Iterator[None]:
 
 
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
-    """A guide's central values as a single draw, `(1, 1, *site shape)`; a GuideError if none."""
+    """A guide's central values as a single draw, `(1, 1, *site shape)`. Raises a GuideError if
+    there are none."""
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):

@@ -122,8 +122,8 @@ def by_batch(
 
 
 def check_all(model: Model, **sources: Examples | None) -> None:
-    """Name the texts of which the frozen transformer makes numbers that are not finite, by a
-    DataError; the sources have the names of the arguments that they came in."""
+    """Raise a DataError that names the texts of which the frozen transformer makes numbers that are
+    not finite, if there are any; `sources` have the names of the arguments they came in."""
     for what, examples in sources.items():
         if examples is None:
             continue

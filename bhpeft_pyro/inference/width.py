@@ -32,8 +32,6 @@ from .draws import seeded
 from .passes import Feed
 from .report import FitReport
 
-__all__ = ["equal_effect", "refine", "settle", "widen"]
-
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width

@@ -203,7 +203,7 @@ class RandomPEFT(PyroModule):
 
     def features(self, batch: Batch) -> Tensor:
         """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
-        transformer, or inside `bind` those under its weights."""
+        transformer, or inside `bind`, which takes kinds without gates, those under its weights."""
         self.attachment.check_mode()
         with torch.no_grad():
             pooled = self._pooled(_rows(batch, 1), batch.spans)

@@ -249,7 +249,7 @@ def read_lineage(folder: Path) -> tuple[FitReport, ...]:
 
 
 def read_report(folder: Path) -> FitReport:
-    """The report of a saved posterior's last round; without a round it is a SaveError."""
+    """The report of a saved posterior's last round, or a SaveError if there is none."""
     reports = _reports(folder, read_index(folder))
     if not reports:
         raise SaveError(f"path: {folder} holds a posterior of no round")

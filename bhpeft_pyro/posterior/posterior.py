@@ -18,7 +18,7 @@ from ..files import naming
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, MixtureGuide
 from ..guides.guide import check_not_linear, prior_of, title
-from ..inference.draws import draw, point
+from ..inference.draws import draw, point, sampling
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
@@ -173,9 +173,9 @@ class Posterior(PosteriorState):
                 `(S, N, C)` probabilities of classes or labels, or `(S, N)` means of ratings.
             bf16: autocast to bfloat16.
             certainty: for classes and multiple choice, leave a text out of the components to come
-                once they cannot change its most probable class (1), or would have to prefer another
-                one by this much in probability, each, on average. Smaller is faster. The forecast
-                of a text is the mixture of the components that it was given, counted in
+                once they could change its most probable class only by preferring another one by
+                more than this in probability, on average. At 1 they cannot; smaller is faster. The
+                forecast of a text is the mixture of the components that it was given, counted in
                 `ClassForecast.components`. None uses all components.
 
         Raises:
@@ -251,6 +251,7 @@ class Posterior(PosteriorState):
 
         return widen(self, data, validation=validation, changes=changes)
 
+    @sampling()
     def update(
         self,
         data: object,

@@ -125,8 +125,8 @@ def fit_components(
     """Fit components, one after the other or in the workers of an executor, and join them.
 
     The options in `how` are those given for all of them, `lineage` the reports of a mixture's
-    rounds before. A FitError has the fitted components, or else the last good state of the one that
-    failed.
+    rounds before. A FitError carries the fitted components, or else the last good state of the one
+    that failed.
     """
     options, callback, executor = how.options, how.callback, how.executor
     _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
@@ -173,7 +173,7 @@ def fit_round(
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
 ) -> Fitted:
-    """Fit a component's guide in place under its model's prior; a FitError has the last good state.
+    """Fit a component's guide in place. A FitError carries the last good state.
 
     `callback` is not called while the coreset is learnt.
     """

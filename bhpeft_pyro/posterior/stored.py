@@ -66,7 +66,7 @@ def check_savable(model: Model) -> None:
 
 
 def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
-    """A posterior without its lineage; what cannot be described is a SaveError."""
+    """A posterior without its lineage. Raises a SaveError if a part cannot be described."""
     network, parts = posterior.model.network, posterior.components
     check_savable(posterior.model)
     mixture = parts[0] is not posterior

@@ -21,7 +21,7 @@ from .prior import Prior, PriorLike, as_prior
 
 def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A prior as plain data and tensors whose names start with `part`; a user's own prior by its
-    import path. Latents that are not Normal in unconstrained coordinates are a SaveError."""
+    import path. Raises a SaveError if a latent is not Normal in unconstrained coordinates."""
     if _ready(type(prior).__name__) is type(prior):
         return {"kind": "ready", "class": type(prior).__name__, **asdict(prior)}, {}
     if isinstance(prior, JointPrior):

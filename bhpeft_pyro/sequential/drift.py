@@ -231,7 +231,7 @@ def _nll_with(
 
 def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., Any]]:
     """The model under the prior with `keep`, and this prior as a guide; in the linearised network
-    if the posterior is. Without a closed form it is a GuideError or PriorError."""
+    if the posterior is. Raises a GuideError or PriorError if there is no closed form."""
     prior, model = posterior.first_prior, posterior.model
     if keep > 0:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)

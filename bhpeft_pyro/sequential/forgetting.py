@@ -72,8 +72,10 @@ class Forgetting:
     def __call__(self, posterior: Prior, first: Prior | None, sites: Sequence[Site]) -> Prior:
         """The next round's prior, from q, p0 and the model's sites.
 
-        It is a PriorError if p0 is unknown, q or p0 is not Normal at a site with keep < 1, or q is
-        joint and `keep` differs between sites.
+        Raises:
+            ConfigError: a pattern matches no site.
+            PriorError: p0 is unknown, q or p0 is not Normal at a site with keep < 1, or q is joint
+                and `keep` differs between sites.
         """
         if isinstance(self.keep, Mapping):
             check_used((site.name for site in sites), self.keep, "keep", ConfigError)

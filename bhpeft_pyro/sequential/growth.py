@@ -111,8 +111,8 @@ def unknown_labels(posterior: Posterior, data: object) -> tuple[str, ...] | int:
 
 
 def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterior:
-    """The posterior with an output for every label in `data`; unless `grow`, a new one is a
-    DataError."""
+    """The posterior with an output for every label in `data`. Raises a DataError if a label is new
+    and `grow` is false."""
     labels = unknown_labels(posterior, data)
     if not labels:
         return posterior

@@ -15,7 +15,7 @@ from ..data.sources import read
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import sampling, seeded
+from ..inference.draws import seeded
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -85,7 +85,6 @@ class Replay:
         return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
 
 
-@sampling()
 def update(
     posterior: Posterior,
     data: object,

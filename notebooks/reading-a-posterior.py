@@ -147,8 +147,9 @@ az.plot_forest(idata, var_names=["change.lora"], filter_vars="like")
 _ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 # %% [markdown]
 # The dot is the median over the draws; the thick line contains half of them and the thin line 94 %.
-# (A mean over many weights can hide changes that `shifts`, below, shows.) The same for the adapter,
-# in numbers:
+# Prior and posterior are alike: most of what these few sentences taught is in the head. (A mean
+# over many weights can also hide changes that `shifts`, below, shows.) The same for the adapter, in
+# numbers:
 
 # %%
 print(az.summary(idata, var_names=["change.adapter"], kind="stats"))

@@ -21,7 +21,6 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import JOINT, JointPrior, unpack
-from ..priors.stored import moved
 from .budget import Budget, examples_at_once, gradients_at_once
 from .guide import Guide
 from .latent import Latent, evidence, latents
@@ -318,8 +317,10 @@ class LaplaceGuide(Guide):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the prior with the guide."""
         super()._apply(fn, recurse)
-        prior: Any = moved(self.own_prior(), fn)
-        self.prior = prior.normal  # the same object as in the model, if it is there already
+        loc, old = fn(self.prior.loc), self.prior.covariance
+        if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
+            covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
+            self.prior = LowRankNormal(loc, covariance, validate_args=False)
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

@@ -22,12 +22,11 @@ from bhpeft_pyro.posterior.posterior import MixturePosterior, Posterior
 
 from .job import Fitted, Inference, Job
 
-__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method"]
+__all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_hybrid"]
 
 # The search of each method: as many settings for all of them, the first one the default.
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
-_UPPER = (-3, -2, -1)  # half of MiniLM's layers
 _CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
 _REPORTED = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
 
@@ -171,6 +170,12 @@ def bayesian(guide: GuideLike) -> Inference:
     return infer
 
 
+def upper_hybrid(count: int = 3) -> tuple[Kind, ...]:
+    """The hybrid in the last `count` layers alone: half of MiniLM's."""
+    layers = tuple(range(-count, 0))
+    return tuple(replace(kind, layers=layers) for kind in presets.bh_peft())
+
+
 PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
     "head only": presets.head_only,
     "adapter": presets.adapter,
@@ -182,7 +187,7 @@ PEFT: dict[str, Callable[[], tuple[Kind, ...]]] = {
     "MAM": presets.mam,
     "UniPELT": presets.unipelt,
     "hybrid": presets.bh_peft,
-    "upper hybrid": lambda: tuple(replace(kind, layers=_UPPER) for kind in presets.bh_peft()),
+    "upper hybrid": upper_hybrid,
 }
 """The PEFT weights."""
 

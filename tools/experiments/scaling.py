@@ -41,6 +41,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 from .budgets import Budget
 from .cost import CLASSES, Step, hf_peft_step, in_turn, over, peak_bytes, svi_step, token_batch
 from .job import Load
+from .methods import upper_hybrid
 from .results import Run, commit, complete, load
 from .tables import Table, distinct
 
@@ -135,11 +136,8 @@ class _Work:
 
     def model(self, upper: bool) -> Model:
         backbone, tokenizer = self.load()
-        kinds = presets.bh_peft()
-        if upper:
-            depth = backbone.config.num_hidden_layers
-            layers = tuple(range(depth // 2, depth))
-            kinds = tuple(replace(kind, layers=layers) for kind in kinds)
+        depth = backbone.config.num_hidden_layers
+        kinds = upper_hybrid(-(-depth // 2)) if upper else presets.bh_peft()
         return Model(RandomPEFT(backbone, kinds, Head(CLASSES), tokenizer))
 
     def fit(self, guide: str, components: int, upper: bool) -> Posterior:

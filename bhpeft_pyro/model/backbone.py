@@ -45,7 +45,7 @@ def load_backbone(
         ConfigError: there is no such model or device.
         ArchitectureError: transformers does not have the code of this model.
     """
-    place = _device(device)
+    place = device_named(device)
     # `Path.expanduser` raises for a user that there is not.
     path = LOCAL[name]() if name in LOCAL else Path(os.path.expanduser(name))
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -125,7 +125,12 @@ def shared_name(backbone: PreTrainedModel) -> str | None:
     return None if not name or Path(name).exists() else name
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """ "cpu", "cuda", "cuda:1", "meta", or "auto" for a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     available = torch.cuda.is_available()
     known = ("auto", "cpu", "cuda", "meta") if available else ("auto", "cpu", "meta")
     if name not in known and not (available and name.startswith("cuda:")):

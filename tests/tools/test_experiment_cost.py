@@ -13,8 +13,9 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
-from tools.experiments import cost
-from tools.experiments.cost import CLASSES, hf_peft_step, peak_bytes, ratios, svi_step
+from tools.experiments import machine
+from tools.experiments.cost import CLASSES, hf_peft_step, svi_step
+from tools.experiments.machine import peak_bytes, ratios
 
 
 def _copy(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -79,19 +80,20 @@ def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours() -> None:
 def test_ratios_are_paired_by_round_and_the_first_round_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = 0.0
+    now = 0.0
     calls: list[str] = []
     # The machine gets slower all the time; a and b suffer alike.
     costs = {"a": [900.0, 3.0, 30.0, 300.0], "b": [1.0, 2.0, 20.0, 200.0]}
     turns = {name: iter(values) for name, values in costs.items()}
 
     def variant(name: str) -> None:
-        nonlocal clock
+        nonlocal now
         calls.append(name)
-        clock += next(turns[name])
+        now += next(turns[name])
 
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock)
-    found = ratios({"a": lambda: variant("a"), "b": lambda: variant("b")}, "b", rounds=3)
+    monkeypatch.setattr(machine.time, "process_time", lambda: now)
+    cpu = torch.device("cpu")
+    found = ratios({"a": lambda: variant("a"), "b": lambda: variant("b")}, "b", 3, cpu)
     assert found == {"a": 1.5, "b": 1.0}
     assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
 
@@ -104,4 +106,4 @@ def test_peak_counts_what_is_alive_together() -> None:
         del kept
 
     # From the second turn on a tensor is made before the last one of its name is let go.
-    assert peak_bytes(run) == 4 * 2 * 1000
+    assert peak_bytes(run, torch.device("cpu")) == 4 * 2 * 1000

@@ -296,7 +296,7 @@ def test_p_values_are_against_the_reference_and_corrected(tmp_path: Path) -> Non
     assert tested and all(math.isnan(reference[name]) for name in tested)
     assert mended["p (accuracy)"] == 1  # the same answers
     assert "holm" in table.note.lower() and "tiny-classes" in table.note
-    assert f"{ONCE.steps} steps" in table.note and results.commit() in table.note
+    assert f"{ONCE.steps} steps" in table.note and f"{results.commit()}; CPU;" in table.note
 
 
 @pytest.mark.parametrize("inference", sorted(INFERENCE))

@@ -25,7 +25,14 @@ def outcome(name: str, draws: torch.Tensor, rows: int = 24, seed: int = 0) -> Ou
         draws, labels=torch.zeros(len(draws[0]), dtype=torch.long)
     )
     setting = {"task": "t", "method": name, "rows": rows, "seed": seed, "temperature": 0.0}
-    facts = {**setting, **TINY.setting(), "commit": "c", "backbone": "b", "source": "s"}
+    facts = {
+        **setting,
+        **TINY.setting(),
+        "commit": "c",
+        "device": "CPU",
+        "backbone": "b",
+        "source": "s",
+    }
     return Outcome(facts, {"test": forecast}, {})
 
 

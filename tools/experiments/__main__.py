@@ -92,7 +92,7 @@ def experiment(
     ] = Path("runs/experiments"),
     device: Annotated[
         str,
-        typer.Option(help="Where to run; auto takes a GPU if any. What is timed runs on the CPU."),
+        typer.Option(help="Where to run; auto takes a GPU if any."),
     ] = "auto",
 ) -> None:
     """Fit and compare methods; tables and plots are made from the result files alone.
@@ -106,9 +106,8 @@ def experiment(
     count = seeds or chosen.seeds
     where = backbone or chosen.backbone
 
-    timed = name in ("cost", "scaling")  # on the CPU
-    load = partial(load_frozen, where, "cpu" if timed else device)
-    if timed:
+    load = partial(load_frozen, where, device)
+    if name in ("cost", "scaling"):
         others = {"data": data, "task": task, "method": method_, "rows": rows, **numbers}
         unused = {option for option, value in others.items() if value is not None} - {"samples"}
         if unused:

@@ -1,13 +1,7 @@
-"""What each method costs: weights, time and memory of a step, passes of a prediction.
-
-Times on a shared machine drift by more than what is to be measured. So all methods take turns, one
-step each in a round, and what is reported is the median over rounds of the ratios within a round.
-"""
+"""What each method costs: weights, time and memory of a step, passes of a prediction."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim import Adam
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from bhpeft_pyro.data.batch import Batch
@@ -36,11 +29,12 @@ from bhpeft_pyro.options import FitOptions
 
 from .budgets import Budget
 from .job import Load
+from .machine import Step, device_name, peak_bytes, ratios
 from .methods import GUIDES, PEFT, Method, dropout
 from .results import commit, complete, load
 from .tables import Table, distinct
 
-__all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "peak_bytes", "ratios", "svi_step"]
+__all__ = ["ABOUT", "CLASSES", "cost", "hf_peft_step", "svi_step", "token_batch"]
 
 ABOUT = "What does each method cost?"
 CLASSES = 4
@@ -58,8 +52,6 @@ _MEASURED = (
 
 RANK, ALPHA, TARGETS = 8, 16, ("query", "value")
 
-Step = Callable[[], Any]
-
 
 def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> Table:
     """Measure what is missing, once for each seed, and make the table of what is there.
@@ -70,15 +62,13 @@ def cost(load_backbone: Load, backbone: str, budget: Budget, seeds: int, out: Pa
     runs = [("cost", backbone, *budget.timed, seed) for seed in range(seeds)]
 
     def result(*_: object) -> dict[str, Any]:
-        return {"commit": commit(), "methods": _measure(load_backbone, *budget.timed)}
+        return {"commit": commit(), **_measure(load_backbone, *budget.timed)}
 
     complete(out, runs, result)
     return _table(load(out, runs), backbone, budget)
 
 
-def _measure(
-    load_backbone: Load, batch_size: int, length: int, rounds: int
-) -> dict[str, dict[str, float]]:
+def _measure(load_backbone: Load, batch_size: int, length: int, rounds: int) -> dict[str, Any]:
     """All methods in turn on the same batch, so that a slow moment slows all of them."""
     plain = load_backbone()[0]
     batch = token_batch(plain, batch_size, length)
@@ -90,9 +80,9 @@ def _measure(
     peers = [partial(hf_peft_step, load_backbone()[0], batch) for _ in range(2)]
     with pyro.validation_enabled(False):  # as in `fit`, after its first step
         timed = {name: start() for name, start in steps.items()} | {_PEER: peers[0]()}
-        ratio = ratios(timed, _PEER, rounds)
-        least = frozen + _peak(peers[1])
-        peaks = {name: frozen + _peak(start) for name, start in steps.items()}
+        ratio = ratios(timed, _PEER, rounds, plain.device)
+        least = frozen + _peak(peers[1], plain.device)
+        peaks = {name: frozen + _peak(start, plain.device) for name, start in steps.items()}
     found = {}
     for method, model in models.items():
         name = str(method)
@@ -102,7 +92,7 @@ def _measure(
             _STEP: ratio[name],
             _MEMORY: peaks[name] / least,
         }
-    return found
+    return {"device": device_name(plain.device), "methods": found}
 
 
 def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
@@ -132,7 +122,7 @@ def _step(model: Model, method: Method, batch: Batch) -> Step:
     return svi_step(model, guide, batch, particles)
 
 
-def _peak(start: Callable[[], Step]) -> int:
+def _peak(start: Callable[[], Step], device: torch.device) -> int:
     """Peak of two steps: the optimiser's state is there from the second step on."""
 
     def run() -> None:
@@ -140,7 +130,7 @@ def _peak(start: Callable[[], Step]) -> int:
         step()
         step()
 
-    return peak_bytes(run)
+    return peak_bytes(run, device)
 
 
 def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) -> Table:
@@ -154,9 +144,10 @@ def _table(results: Sequence[Mapping[str, Any]], backbone: str, budget: Budget) 
             records.append(head | result["methods"][measured])
     batch_size, length, rounds = budget.timed
     note = (
-        f"Commit {distinct(results, 'commit')}; {backbone}, {CLASSES} classes; {batch_size} texts "
-        f"of {length} tokens a step. Steps are timed in turn with those of {_PEER}: medians of "
-        f"{rounds} ratios. Memory is that of the frozen weights, and at most of a step's tensors. "
+        f"Commit {distinct(results, 'commit')}; {distinct(results, 'device')}; {backbone}; "
+        f"{CLASSES} classes; {batch_size} texts of {length} tokens a step. Steps are timed in turn "
+        f"with those of {_PEER}: medians of {rounds} ratios. Memory is that of the frozen weights, "
+        "and at most of a step's tensors. "
         "An ensemble's step is one member's, and a step of the default guide one component's; "
         "each component predicts in one pass forwards and one backwards for each class but one. "
         f"Mean ± standard error over {len(results)} measurements."
@@ -176,7 +167,7 @@ def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> St
     """One step of training as `fit` takes it; the particles share the batch."""
     loss = ELBO(particles)(model, guide)
     steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
-    shared = batch.split(particles)
+    shared = batch.to(model.network.device).split(particles)
 
     def step() -> float:
         for optimizer in steppers:
@@ -204,9 +195,11 @@ def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
         raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(TARGETS))
     network = get_peft_model(backbone, config).eval()
-    head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES)
+    device = backbone.device
+    head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES, device=device)
     trained = [p for p in (*network.parameters(), *last.parameters()) if p.requires_grad]
     optimizer = Adam(trained, lr=1e-3)
+    batch = batch.to(device)
     assert batch.labels is not None
     labels = batch.labels
 
@@ -229,63 +222,5 @@ def token_batch(backbone: PreTrainedModel, batch_size: int, length: int) -> Batc
     ids = torch.randint(5, backbone.config.vocab_size, shape, generator=generator)
     labels = torch.randint(0, CLASSES, (batch_size,), generator=generator)
     mask = torch.ones(shape, dtype=torch.long)
-    return Batch({"input_ids": ids, "attention_mask": mask}, labels, size=1000)
-
-
-def ratios(variants: Mapping[str, Step], base: str, rounds: int) -> dict[str, float]:
-    """Median time of each variant over that of `base`, which is one of them.
-
-    >>> sorted(ratios({"ours": bool, "theirs": int}, "theirs", rounds=3))
-    ['ours', 'theirs']
-    """
-    seconds = in_turn(variants, rounds + 1, time.perf_counter)
-    seconds = {name: own[1:] for name, own in seconds.items()}  # the first round warms up
-    return {name: over(own, seconds[base]) for name, own in seconds.items()}
-
-
-def in_turn(
-    variants: Mapping[str, Step], rounds: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; another one begins each round."""
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            started = clock()
-            variants[name]()
-            seconds[name].append(clock() - started)
-    return seconds
-
-
-def over(own: Sequence[float], base: Sequence[float]) -> float:
-    """The median of ratios within rounds.
-
-    >>> over([3.0, 30.0, 300.0], [2.0, 20.0, 300.0])
-    1.5
-    """
-    return statistics.median(a / b for a, b in zip(own, base, strict=True))
-
-
-def peak_bytes(run: Step) -> int:
-    """The most bytes of tensors alive at once among those that `run` allocates on the CPU.
-
-    Counted from the allocator's own events, so it is exact and repeatable, which the resident
-    memory of a process is not. Scratch memory inside matrix libraries is left out.
-
-    >>> def run():
-    ...     torch.zeros(1000)
-    ...     return torch.zeros(500) + torch.ones(500)
-    >>> peak_bytes(run)
-    6000
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None
-    events: Any = profiler.profiler.kineto_results.events()
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, size in memory:
-        alive += size
-        peak = max(peak, alive)
-    return peak
+    batch = Batch({"input_ids": ids, "attention_mask": mask}, labels, size=1000)
+    return batch.to(backbone.device)

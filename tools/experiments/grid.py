@@ -18,6 +18,7 @@ from bhpeft_pyro.data import CutWarning
 
 from .budgets import Budget
 from .job import Job, Load
+from .machine import device_name
 from .methods import INFERENCE, PEFT, Method
 from .outcome import Outcome
 from .results import Run, check_setting, commit, complete, file_of
@@ -123,6 +124,7 @@ class Grid:
             "data": parts.digest,
             "version": __version__,
             "commit": code,
+            "device": device_name(posterior.model.network.device),
             "seconds": {"fit": between - started, "predict": ended - between},
             "weights": sum(site.numel for site in posterior.model.sites),
         }

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel, PreTrainedToken
 
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference.predict import AnyForecast
-from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.backbone import device_named, load_backbone
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
@@ -39,10 +39,13 @@ def load_frozen(name: str, device: str) -> Frozen:
     >>> load_frozen("random:3x128", "cpu")[0].config.num_attention_heads
     2
     """
-    if name == "tiny":
-        return tiny_backbone(), tiny_tokenizer()
-    if not name.startswith("random:"):
+    if name != "tiny" and not name.startswith("random:"):
         return load_backbone(name, device)
+    backbone: Any = tiny_backbone() if name == "tiny" else _random(name)
+    return backbone.to(device_named(device)), tiny_tokenizer()
+
+
+def _random(name: str) -> BertModel:
     size = re.fullmatch(r"random:([1-9]\d*)x([1-9]\d*)", name)
     if size is None or int(size[2]) % 64:
         raise ConfigError(
@@ -50,8 +53,7 @@ def load_frozen(name: str, device: str) -> Frozen:
         )
     depth, width = map(int, size.groups())
     shape = {"num_hidden_layers": depth, "hidden_size": width, "intermediate_size": 4 * width}
-    config = BertConfig.from_dict(shape | {"num_attention_heads": width // 64})
-    return BertModel(config), tiny_tokenizer()
+    return BertModel(BertConfig.from_dict(shape | {"num_attention_heads": width // 64}))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ class Outcome:
         parts: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()[_KEY])
+                # Files from before the device was stored were made on CPUs.
+                facts = {"device": "CPU"} | json.loads(file.metadata()[_KEY])
                 for name in file.keys():  # noqa: SIM118
                     part, _, what = name.rpartition("/")
                     parts.setdefault(part, {})[what] = file.get_tensor(name)

@@ -102,9 +102,10 @@ def _note(facts: Sequence[Mapping[str, Any]], tested: bool) -> str:
 
     all_of = partial(distinct, facts)
     text = (
-        f"Commit {all_of('commit')}; {all_of('backbone')}; {all_of('rows')} rows of "
-        f"{all_of('source')}, {all_of('validation')} validation and {all_of('test')} test rows, "
-        f"another split for every seed; at most {all_of('steps')} steps, "
+        f"Commit {all_of('commit')}; {all_of('device')}; {all_of('backbone')}; "
+        f"{all_of('rows')} rows of {all_of('source')}, {all_of('validation')} validation and "
+        f"{all_of('test')} test rows, another split for every seed; at most "
+        f"{all_of('steps')} steps, "
         f"settings tried for each method on the validation rows: {all_of('search')}; "
         f"{all_of('samples')} draws, {all_of('members')} members of an ensemble. Mean ± standard "
         "error over seeds; temperature is the weight of the KL, 0 for maximum likelihood."

@@ -1,7 +1,7 @@
 """What whole fits and predictions cost: by components, PEFT layers, rows and processes.
 
-As in `cost`, what is compared takes turns. Times are those of the processor, so that other work
-does not count; those of several processes are by the clock.
+What is compared takes turns. Times are those of the processor, so that other work does not count,
+or of the GPU; those of several processes are by the clock, on a CPU.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
 
 from .budgets import Budget
-from .cost import CLASSES, Step, hf_peft_step, in_turn, over, peak_bytes, svi_step, token_batch
+from .cost import CLASSES, hf_peft_step, svi_step, token_batch
 from .job import Load
+from .machine import Step, clock, device_name, in_turn, over, peak_bytes
 from .methods import upper_hybrid
 from .results import Run, commit, complete, load
 from .tables import Table, distinct
@@ -89,26 +90,32 @@ def scaling(load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: P
         "fits in processes": f"{about}. `delta`, one thread a process, by the clock: it says "
         "something only if two processors were free.",
     }
-    measures: tuple[tuple[Callable[[], Records], Sequence[object]], ...] = (
+    measures: list[tuple[Callable[[], Records], Sequence[object]]] = [
         (lambda: _fits(work), sizes),
         (lambda: _predict(budget.predicted), budget.predicted),
-        (lambda: _processes(work), sizes),
-    )
-    tables = []
-    for (title, note), (measure, given) in zip(notes.items(), measures, strict=True):
+    ]
+    if work.device.type == "cpu":
+        measures.append((lambda: _processes(work), sizes))
+    machine, tables = _machine(work.device), []
+    for (title, note), (measure, given) in zip(notes.items(), measures, strict=False):
         runs: list[Run] = [("scaling", title, *given, seed) for seed in range(seeds)]
-        complete(out, runs, lambda *_, measure=measure: _machine() | {"records": measure()})
+        complete(out, runs, lambda *_, measure=measure: machine | {"records": measure()})
         results = load(out, runs)
-        facts = (f"{name} {distinct(results, name)}" for name in _machine())
+        facts = (f"{name} {distinct(results, name)}" for name in machine)
         records = [record for result in results for record in result["records"]]
         note = f"{note} {', '.join(facts)}."
         tables.append(Table.over_seeds(title, ["what"], records, note))
     return tables
 
 
-def _machine() -> dict[str, Any]:
+def _machine(device: torch.device) -> dict[str, Any]:
     load = f"{os.getloadavg()[0]:.1f}"
-    return {"commit": commit(), "processors": os.cpu_count(), "load at the start": load}
+    return {
+        "commit": commit(),
+        "device": device_name(device),
+        "processors": os.cpu_count(),
+        "load at the start": load,
+    }
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,10 @@ class _Work:
     batch_size: int
     tokens: int
     steps: int
+
+    @cached_property
+    def device(self) -> torch.device:
+        return self.load()[0].device
 
     @cached_property
     def rows(self) -> list[Examples]:
@@ -173,7 +184,7 @@ def _fits(work: _Work) -> Records:
             step()
 
     def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
-        seconds, records = in_turn(runs, rounds, time.process_time), []
+        seconds, records = in_turn(runs, rounds, clock(work.device)), []
         for name, own in seconds.items():
             record: dict[str, Any] = {"what": name}
             record["steps"] = together * over(own, seconds[_STEP])
@@ -194,7 +205,7 @@ def _fits(work: _Work) -> Records:
         for name, posterior in fitted.items():
             short[f"prediction, {name}"] = partial(posterior.predict, texts)
         singles = measured(short, _ROUNDS, 1)
-        peaks = {name: frozen + peak_bytes(run) for name, run in short.items()}
+        peaks = {name: frozen + peak_bytes(run, work.device) for name, run in short.items()}
     for record in singles:
         record["memory"] = peaks[record["what"]] / peaks[_STEP]
     return whole_fits + singles

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -36,7 +35,7 @@ from bhpeft_pyro.posterior.io import digest_of
 from bhpeft_pyro.sequential import Record, prequential
 
 from .arms import ARMS, GUIDE, KEEPS, OURS, Arm, Setup
-from .cost import in_turn, over
+from .machine import clock, in_turn, over
 from .protocols import PROTOCOLS, Stream
 from .results import Run, check_setting, commit, complete, file_of, known, load
 from .stream_report import curves, matrices, tables
@@ -211,7 +210,7 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
         fit(first, GUIDE, data, components=1, **setup.options(len(data)))
 
     rounds = {name: partial(learn, last[name], data) for name, learn in learners.items()}
-    seconds = in_turn({"": plain, **rounds}, repeats, time.process_time)
+    seconds = in_turn({"": plain, **rounds}, repeats, clock(first.network.device))
     return {name: over(seconds[name], seconds[""]) for name in rounds}
 
 

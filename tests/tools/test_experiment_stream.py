@@ -312,7 +312,7 @@ def test_the_cost_of_a_round_is_that_of_its_neighbour_in_time(
 
         return lambda setup: learn
 
-    monkeypatch.setattr(stream, "time", SimpleNamespace(process_time=lambda: now[0]))
+    monkeypatch.setattr(stream, "clock", lambda device: lambda: now[0])
     monkeypatch.setattr(stream, "fit", fit)
     setup = Setup(model, ROUNDS, None, epochs=1)
     ratios = stream.cost({"slow": taking(3.0), "fast": taking(1.0)}, setup)

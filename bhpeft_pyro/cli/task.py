@@ -169,7 +169,7 @@ def _is_list(value: object) -> bool:
     """Whether a cell is a list, in a CSV file as JSON."""
     try:
         return isinstance(json.loads(value) if isinstance(value, str) else value, list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -31,7 +31,8 @@ class Columns:
             them, one for each word, where words are labelled.
         question: the column of the question (kind "choice").
         choices: that of 2 to 8 answers: a list of str, or `{"text": [...], "label": [...]}`.
-        answer: that of the right choice: its index, its text, or its entry in `label`.
+        answer: that of the right choice: its entry in `label`, or without `label` its text; or its
+            index, unless the entries are numbers.
         max_length: longer texts are cut to this number of tokens; by default to the tokenizer's
             limit, and in `fit` also to the backbone's.
         label_names: the classes in the order of their indices; by default those of the data.
@@ -107,8 +108,9 @@ def read_choices(
         value = as_list(value, column, i)
         if isinstance(value, dict) and "text" in value:
             value, labels = value["text"], value.get("label")
-        if not isinstance(value, list):
-            raise wrong(column, i, f"a {type(value).__name__}; expected a list of str")
+        for each in (value,) if labels is None else (value, labels):
+            if not isinstance(each, list):
+                raise wrong(column, i, f"a {type(each).__name__}; expected a list of str")
         if not 2 <= len(value) <= _MAX_CHOICES:
             raise wrong(column, i, f"{len(value)} choices; expected 2 to {_MAX_CHOICES}")
         if labels is not None and len(labels) != len(value):
@@ -126,7 +128,7 @@ def as_list(value: Any, column: str, row: int) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         expected = 'is not a list; expected JSON such as ["yes", "no"]'
         raise wrong(column, row, f"{shown(value)} {expected}") from error
 
@@ -181,12 +183,13 @@ def read_answers(
     check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
     answers = []
     for i, (value, texts, labels) in enumerate(zip(values, choices, names, strict=True)):
-        if isinstance(value, str):
-            options = list(labels) if labels is not None else list(texts)
-            if (found := options.count(value)) != 1:
+        # A reader may have made 1 of "1", the name of a choice.
+        if isinstance(value, str) or any(map(is_number, labels or ())):
+            options = [*map(str, texts if labels is None else labels)]
+            if (found := options.count(str(value))) != 1:
                 what = f"{value!r} matches {found} of the choices {options}"
                 raise wrong(column, i, f"{what}; expected exactly one")
-            value = options.index(value)
+            value = options.index(str(value))
         if not 0 <= value < len(texts):
             raise wrong(column, i, f"answer {value}; expected 0 to {len(texts) - 1}")
         answers.append(value)
@@ -203,9 +206,9 @@ def check_types(
 ) -> None:
     """All values of the right types, and none missing."""
     # First, because a missing label makes a reader turn the others into floats.
-    missing = next((i for i, value in enumerate(values) if value is None), None)
-    if missing is not None:
-        raise wrong(column, missing, f"the {what} is missing (None)")
+    for i, value in enumerate(values):
+        if value is None or (value != value and float not in types):
+            raise wrong(column, i, f"the {what} is missing ({value})")
     for i, value in enumerate(values):
         if not isinstance(value, types) or isinstance(value, refused):
             what = f"{shown(value)} is a {type(value).__name__}"

@@ -63,6 +63,7 @@ def read_classes(
     from the strings in the column (sorted).
     """
     if isinstance(feature, ClassLabel):
+        check_types(values, column, (int,), "an integer")
         _check_range(values, column, len(feature.names))
         if names is None and new_names:
             names = feature.names
@@ -120,19 +121,22 @@ def read_labels(
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
     inner = getattr(feature, "feature", None)
     if isinstance(inner, ClassLabel):
-        cells = [[*map(inner.int2str, cell)] for cell in cells]
+        known = dict(enumerate(inner.names))
+        cells = [[known.get(each, each) for each in cell] for cell in cells]
         names = inner.names if names is None and new_names else names
-    kinds = {type(each) for cell in cells for each in cell}
-    if kinds == {str} or (names is not None and not kinds):
+    every = [each for cell in cells for each in cell]
+    called = {each for each in every if isinstance(each, str)}
+    if called or (names is not None and not every):
         if names is None and not new_names:
             raise DataError(f"column {column!r} has names, and the labels of this model have none")
-        names = tuple(names or sorted({each for cell in cells for each in cell}))
-        known = set(names)
+        names = tuple(names or sorted(filter(str.strip, called)))
         for i, cell in enumerate(cells):
-            if unknown := [each for each in cell if each not in known]:
-                raise wrong(column, i, f"{unknown[0]!r} is not one of {names}")
+            if unknown := [each for each in cell if each not in names]:
+                raise wrong(column, i, f"{shown(unknown[0])} is not one of {names}")
         cells = [[int(name in cell) for name in names] for cell in cells]
     count = len(names) if names is not None else num_labels or len(cells[0])
+    if not count:
+        raise wrong(column, 0, "[]; expected a number 0 or 1 for each label, or names in some row")
     if num_labels not in (None, count):
         raise DataError(
             f"num_labels={num_labels}, but column {column!r} has {count} labels: {names}; "

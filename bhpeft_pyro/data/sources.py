@@ -83,12 +83,16 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
 
 
 def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
-    """All columns of a file, or of a data set of the hub. `texts` are the columns of a CSV file to
-    keep as text, whatever they look like; None for all."""
+    """All columns of a file, or of a data set of the hub, if it has rows. `texts` are the columns
+    of a CSV file to keep as text, whatever they look like; None for all."""
     if (path := _file(source)) is None:
-        return _from_hub(str(source))
-    with _reading(source):
-        return _from_lists(next(_columns(path, texts, None)))
+        table = _from_hub(str(source))
+    else:
+        with _reading(source):
+            table = _from_lists(next(_columns(path, texts, None)))
+    if len(table) == 0:
+        raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
+    return table
 
 
 def parts(

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict
 from tokenizers.normalizers import Replace
 from toy_tokenizers import bert_like, gpt_like
 
@@ -83,6 +83,12 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
     (labels(0, -1), {}, "row 1: label -1.*labelled=False"),
     (labels(0, -1), {"labelled": False}, "row 1: label -1"),
     (labels(0, 1.5), {}, "row 0: 0.0 is a float; expected an integer or a str.*rating"),
+    (labels(0.0, float("nan")), {}, "row 1: the label is missing"),
+    (
+        Dataset.from_dict(labels(0, None)).cast_column("label", ClassLabel(names=["a", "b"])),
+        {},
+        "row 1: the label is missing",
+    ),
     (labels("a", 1), {}, "column 'label', row 1: 1: mixed"),
     (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is not one of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
@@ -143,6 +149,14 @@ QUIZZES: list[tuple[Any, str]] = [
         [{"question": "a", "choices": {"text": ["b", "c"], "label": ["A"]}, "answer": "A"}],
         "row 0: 2 texts but 1 labels",
     ),
+    (
+        [{"question": "a", "choices": {"text": ["b", "c"], "label": 2}, "answer": 1}],
+        "row 0: a int; expected a list of str",
+    ),
+    (
+        [{"question": "a", "choices": {"text": ["b", "c"], "label": ["1", "2"]}, "answer": 0}],
+        r"row 0: 0 matches 0 of the choices \['1', '2'\]",
+    ),
     (["why", "why not"], "row 0: a str .*a pair"),
 ]
 
@@ -173,7 +187,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     contents = {
         "empty.jsonl": ("", "empty.jsonl.*the file is empty"),
-        "header.csv": ("text,label\n", "source is empty"),
+        "header.csv": ("text,label\n", "header.csv' is empty"),
         "german.csv": (
             "text;label\ngood, very;0\n",
             "german.csv.*more cells than the header has names; expected commas",

@@ -96,6 +96,16 @@ def test_choices_are_the_same_from_every_source(tmp_path: Path) -> None:
     columns = {"question": QUESTIONS, "choices": CHOICES, "answer": ANSWERS}
     forms = in_every_form(columns, tmp_path, with_csv=False)
     letters = [{"text": options, "label": list("ABCD"[: len(options)])} for options in CHOICES]
+    numbers = [
+        {"text": options, "label": [*map(kind, range(1, len(options) + 1))]}
+        for kind in (str, int)
+        for options in CHOICES
+    ]
+    forms += [
+        {**columns, "choices": own, "answer": [kind(answer + 1) for answer in ANSWERS]}
+        for own in (numbers[:3], numbers[3:])
+        for kind in (str, int)  # a CSV reader makes 1 of "1"
+    ]
     forms += [
         {**columns, "choices": letters},
         {**columns, "choices": letters, "answer": ["B", "D", "A"]},  # as on the hub

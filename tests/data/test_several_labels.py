@@ -72,11 +72,25 @@ def test_numbers_0_and_1_class_labels_and_csv_files(tmp_path: Path) -> None:
         ([[1, 0], [2, 0], [0, 1]], {}, r"row 1: \[2, 0\]"),
         ([[1, 0]] * 3, {"num_labels": 3}, "row 0: .* or 3 numbers 0 or 1"),
         (["['a']", "[]", "[]"], {}, "row 0: .* is not a list; expected JSON"),
+        (["[" * 10**5, "[]", "[]"], {}, "row 0: .* is not a list; expected JSON"),
+        ([["a"], ["b"], ["a", None]], {}, r"row 2: None is not one of \('a', 'b'\)"),
+        ([["a"], [" "], []], {}, r"row 1: ' ' is not one of \('a',\)"),
+        ([[], [], []], {}, r"row 0: \[\]; expected a number 0 or 1 for each label, or names"),
+        ([[], [1, 0], [0, 1]], {}, r"row 0: \[\]; expected a number 0 or 1"),
     ],
 )
 def test_bad_cells_are_named(cells: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(cells, **options)
+
+
+@pytest.mark.parametrize("bad", [-1, None])
+def test_class_labels_that_are_missing_are_named(bad: int | None) -> None:
+    feature = ClassLabel(names=["a", "b"])
+    features = Features({"text": Value("string"), "label": Sequence(feature)})
+    table = Dataset.from_dict({"text": TEXTS, "label": [[0], [], [1, bad]]}, features=features)
+    with pytest.raises(DataError, match=f"row 2: {bad} is not one of"):
+        encode(table, tiny_tokenizer(), kind="labels")
 
 
 def test_without_labels() -> None:

@@ -131,7 +131,7 @@ def predict(
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
-        columns = [*(names | kept.columns), "flagged"]
+        columns = names | kept.columns | {"flagged": None}
         _write(out, kept.records(names, flagged, shown), columns)
     what = f"{len(order)} words" if kept.words else f"{total} rows"
     say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -81,8 +82,11 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
     if (out / _ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file; expected a folder, or the name of a new one")
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ConfigError(f"--out: {there} is a file; expected a folder, or the name of a new one")
+    if not os.access(there, os.W_OK):
+        raise ConfigError(f"--out: there is no permission to write into {there}")
 
 
 def check_file(out: Path, *suffixes: str) -> None:

@@ -422,6 +422,13 @@ def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
     assert "row 0: 'w6, w7' is not a list" in error("evaluate", tmp_path / "run", data)
 
 
+def test_predictions_can_be_predicted_again(folder, tmp_path):
+    again = tmp_path / "again.csv"
+    bhpeft("predict", folder / "run", folder / "new.csv", "--out", tmp_path / "out.csv")
+    bhpeft("predict", folder / "run", tmp_path / "out.csv", "--out", again)
+    assert again.read_text() == (tmp_path / "out.csv").read_text()
+
+
 def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("mine")
@@ -547,6 +554,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     lists, stream = tmp_path / "lists.jsonl", tmp_path / "stream"
     lists.write_text('{"text": "w5", "label": ["a"]}\n{"text": "w6", "label": ["b"]}\n')
     partly = write_csv(tmp_path / "partly.csv", text=["w5", "w6"], label=["bad", ""])
+    empty = write_csv(tmp_path / "empty.csv", text=[], label=[])
     (stream / "rounds").mkdir(parents=True)
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
@@ -566,6 +574,9 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
         (("fit", lists, "--task", "classes", "--out", out), r"row 0: expected an integer or a str"),
         (("report", run, partly, "--out", tmp_path / "x.html"), "row 1: the label is"),
+        (("fit", empty, "--out", out), "is empty: at least one row"),
+        (("evaluate", run, empty), "is empty: at least one row"),
+        (("fit", train, "--out", train / "x", "--backbone", tiny), "--out: .* is a file"),
         (("fit", train, "--out", stream), "holds a stream"),
         (("report", run, "--out", "x.pdf"), "should end in"),
     ):
@@ -578,6 +589,13 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     ):
         assert re.search(message, usage_error(*arguments)), arguments
     assert not out.exists() and not (tmp_path / "y.csv").exists()
+
+
+def test_a_folder_that_cannot_be_written_into_is_refused_before_the_fit(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runs.os, "access", lambda *_: False)
+    assert "no permission" in error("fit", folder / "train.csv", "--out", tmp_path / "a" / "b")
 
 
 def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):

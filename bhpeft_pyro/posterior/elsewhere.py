@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data import Columns
-from ..guides import DrawsGuide, check_made_for
+from ..errors import GuideError
+from ..guides import DrawsGuide, MixtureGuide, check_made_for
 from ..guides.guide import components_of
 from ..guides.registry import trained_by_pyro
 from ..inference.loop import as_module
@@ -48,17 +49,19 @@ def of(
     torch.Size([1, 2])
     """
     check_model(model)
-    made = trained_by_pyro(as_module(guide), model)
-    check_made_for(model, made)
-    if len(guides := components_of(made)) > 1:
-        parts = [of(model, part, data, columns) for part in guides]
-        return MixturePosterior.joined(parts, parts[0].report.options)
-    report = FitReport(0, "", FitOptions())
+    guides = [trained_by_pyro(each, model) for each in components_of(as_module(guide))]
+    for each in guides:
+        check_made_for(model, each)
+    learnt = 0, ""
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
         columns = model.columns_of(examples, columns)
-        report = FitReport(len(examples), examples.fingerprint, FitOptions())
-    return Posterior(model, made, (report,), columns, model.prior)
+        learnt = len(examples), examples.fingerprint
+    parts = [
+        Posterior(model, each, (FitReport(*learnt, FitOptions()),), columns, model.prior)
+        for each in guides
+    ]
+    return parts[0] if len(parts) == 1 else MixturePosterior.joined(parts, FitOptions())
 
 
 def from_draws(
@@ -82,7 +85,8 @@ def from_draws(
             `get_samples(group_by_chain=True)` returns; each becomes a component.
 
     Raises:
-        GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
+        GuideError: a latent is missing or unknown, shapes or numbers of chains differ, or a value
+            is not possible.
 
     >>> import torch
     >>> from bhpeft_pyro.testing import tiny_model
@@ -93,7 +97,8 @@ def from_draws(
     """
     if not chains:
         return of(model, DrawsGuide.of(model, draws), data, columns)
-    count = len(next(iter(draws.values())))
-    every = [{name: value[i] for name, value in draws.items()} for i in range(count)]
-    parts = [from_draws(model, each, data, columns) for each in every]
-    return MixturePosterior.joined(parts, parts[0].report.options)
+    counts = {len(value) for value in draws.values()}
+    if len(counts) != 1:
+        raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
+    every = ({name: value[i] for name, value in draws.items()} for i in range(*counts))
+    return of(model, MixtureGuide([DrawsGuide.of(model, each) for each in every]), data, columns)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import check
+from ..checks import Number, check
 from ..data import Examples
 from ..errors import ConfigError
 from ..files import naming
@@ -126,9 +126,7 @@ class Posterior(PosteriorState):
         """
         count = len(self.components)
         number = 0 if component is None and count == 1 else component
-        if not isinstance(number, int) or not 0 <= number < count:
-            raise ConfigError(f"component={component!r}: expected a number from 0 to {count - 1}")
-        part = self.components[number]
+        part = self.components[Number(least=0, most=count - 1, whole=True)("component", number)]
         if draw is None:
             return {name: value[0, 0] for name, value in point(part.model, part.guide).items()}
         check_not_linear(part.guide, f"draw={draw}")

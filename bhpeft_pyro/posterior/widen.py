@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from ..errors import GuideError
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
 from ..inference.width import widen as add_width
-from .posterior import Posterior
+from .posterior import MixturePosterior, Posterior
 from .rounds import Fitted, is_open, joined
 
 
@@ -34,7 +33,8 @@ def widen(
         examples, held_out = report.parted(examples)
     options = report.options.change(**changes)
     wide = [_widened(part, examples, held_out, changes) for part in posterior.components]
-    return joined(wide, held_out, options)
+    lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
+    return joined(wide, held_out, options, lineage)
 
 
 def _widened(
@@ -50,11 +50,12 @@ def _widened(
     center = torch.where(guide.at(inner), guide.loc.detach(), guide.prior.loc)
     prior = guide.recentre(center, guide.prior.covariance)
     report = replace(
-        copy.copy(part.report),
+        part.report,
         examples=len(examples),
         data=examples.fingerprint,
         options=part.report.options.change(**changes),
         held_out=0 if held_out is None else len(held_out),
+        metrics={},  # which were the point estimate's
     )
     model = part.model.with_prior(prior)
     model, candidates = add_width(guide, model, examples, held_out, report, is_open(part.model))

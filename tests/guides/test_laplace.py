@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from exact import Exact, flat, hierarchical, own_network, random_ratings, random
 from linearised import centred, derivative
 from pyro.infer import SVI
 from pyro.optim import Adam
+from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -330,6 +332,19 @@ def test_widening_points_is_fitting_the_default() -> None:
     torch.testing.assert_close(one.probabilities, other.probabilities, atol=2e-3, rtol=2e-2)
     assert torch.equal(*(each.predict(unseen, 0).probabilities for each in (points, wide)))
     assert wide.update(tiny_examples(12, seed=8), max_steps=3).report.parent == wide.report.id
+
+
+def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: Path) -> None:
+    first = bh.fit(tiny_model(()), "delta", tiny_examples(), components=2, **QUICK)
+    second = first.update(tiny_examples(seed=1), prior=bh.priors.default(), **QUICK)
+    second.components[0].report.metrics["held_out/nll"] = 0.5
+    wide = second.widen(tiny_examples(seed=1))
+    wide.save(tmp_path)
+    for found in (wide, load(tmp_path)):
+        assert [each.id for each in found.lineage[:-1]] == [first.report.id]
+        assert found.report.parent == first.report.id
+        assert [len(part.lineage) for part in found.components] == [2, 2]
+        assert found.components[0].report.metrics == {}
 
 
 def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:

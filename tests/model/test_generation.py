@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import tiny
@@ -213,8 +214,9 @@ def test_weights_of_a_component_or_a_draw(mixture: bh.Posterior) -> None:
     for number, part in enumerate(mixture.components):
         for name, value in mixture.weights(number).items():
             assert torch.equal(value, part.guide.means()[name])
-    for wrong in (None, 2, -1, 0.5):
-        with pytest.raises(ConfigError, match=f"component={wrong}: expected a number from 0 to 1"):
+    assert mixture.weights(np.int64(1)).keys() == mixture.weights(1).keys()  # type: ignore[arg-type]
+    for wrong in (None, 2, -1, 0.5, True):
+        with pytest.raises(ConfigError, match=f"component={wrong} must be an integer"):
             mixture.bind(wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="draw=7: this posterior is of the network linearised"):
         mixture.bind(1, draw=7)

@@ -84,6 +84,12 @@ def test_chains_are_chains_and_a_mixture() -> None:
     assert exported.sizes["chain"] == 2
     assert (exported.mean(["draw", "output"]).values > 50).tolist() == [False, True]
     assert "2 components, fitted elsewhere" in str(posterior)
+    rows = [{"text": "w5 w9", "label": 0}, {"text": "w6 w9", "label": 1}]
+    learnt = bh.Posterior.from_draws(model, draws, iter(rows), chains=True)  # read but once
+    assert [part.report.examples for part in learnt.components] == [2, 2]
+    for wrong in ({}, draws | {"head.bias": draws["head.bias"][:1]}):
+        with pytest.raises(GuideError, match="draws: expected as many chains of each latent"):
+            bh.Posterior.from_draws(model, wrong, chains=True)
 
 
 def test_draws_become_a_prior_of_their_moments() -> None:

@@ -7,7 +7,7 @@ from typing import get_args
 import pandas
 from datasets import Dataset
 
-from ..checks import COUNT, one_of
+from ..checks import COUNT, check, one_of
 from ..errors import DataError
 from ..names import Period
 
@@ -64,6 +64,7 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
     ['rows 1-2', 'rows 3-3']
     """
     count = COUNT("count", count)
+    check(table, Dataset, "table", "a datasets.Dataset")
     if column is not None:
         table = table.select(_times(table, column).index)
     every = range(len(table))
@@ -73,6 +74,7 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
 
 def _times(table: Dataset, column: str) -> pandas.Series:
     """UTC times in order, with the rows' numbers as their index."""
+    check(table, Dataset, "table", "a datasets.Dataset")
     if column not in table.column_names:
         raise DataError(
             f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"

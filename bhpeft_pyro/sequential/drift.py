@@ -136,7 +136,8 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     NLL under the predictive distribution. Nothing is learnt.
 
     Args:
-        posterior: of any guide but a point estimate.
+        posterior: of any guide. A point estimate has no epistemic uncertainty, so the advice is to
+            "keep" it unless the labels are surprising.
         data: what `Posterior.predict` takes; without labels only `epistemic` and `known` are
             computed.
         samples: p-values go down to 1 / (samples + 1); at least 19.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import COUNT, check_memory, shown
+from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
 from ..data.labels import by_name
 from ..data.sources import read
@@ -59,8 +59,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
     True
     """
-    names = _names(posterior, labels)
-    count = len(labels) if isinstance(labels, Sequence) else int(labels)
+    names, known = _names(posterior, labels), posterior.columns.label_names or ()
+    count = int(labels) if names is None else len(names) - len(known)  # type: ignore[arg-type]
     old, head = posterior.model.network, _head(posterior.model)
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
@@ -155,21 +155,19 @@ def _numbers(values: Sequence[Any]) -> set[int]:
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:
     known = posterior.columns.label_names
-    if not isinstance(labels, Sequence):
-        if known is not None:
-            raise ConfigError(f"labels={shown(labels)}: expected new names, as the others are")
+    if known is None:
         rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
         check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
         return None
-    if known is None:
-        raise ConfigError(f"labels={shown(labels)}: expected a number, as the labels have no names")
-    if isinstance(labels, str) or not labels or len({*known, *labels}) < len(known) + len(labels):
-        raise ConfigError(f"labels={labels!r}: expected one or more names that are not in {known}")
+    new = strings("labels", labels)
+    blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
+    if not new or blank or repeated:
+        raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
     alike = {name.strip().casefold(): name for name in known}
-    for label in labels:
+    for label in new:
         if (name := alike.get(label.strip().casefold())) is not None:
             warnings.warn(f"labels: {label!r} becomes a new class beside {name!r}", stacklevel=2)
-    return (*known, *labels)
+    return (*known, *new)
 
 
 def _head(model: Model) -> Head | ClassifierHead:

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..checks import check
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
@@ -100,8 +101,10 @@ def stream(
     >>> [row["batch"] for row in Record.of(last).rows]
     ['week 0', 'week 1', 'week 2']
     """
+    check(columns, Columns, "columns", "bh.Columns(...)")
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
-    tests = {str(name): _reusable(data) for name, data in (tests or {}).items()}
+    tests = _named(tests)
     _check_tests(model, tests, replace(columns, label_names=None))
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
@@ -170,7 +173,8 @@ def prequential(
     check_savable(model)
     if drift:
         check_samples(samples)
-    tests = {str(name): _reusable(data) for name, data in (tests or {}).items()}
+    tests = _named(tests)
+    check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = Path(folder)
     history = History(folder / "rounds")
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
@@ -185,9 +189,11 @@ def prequential(
         done = () if posterior is None else posterior.lineage
         agree("folder", *(report.id for report in done))
         count = 0
-        for count, (called, data) in enumerate(bar, 1):
-            name = str(called)  # dates and numbers too
-            data = _reusable(data)
+        for count, pair in enumerate(bar, 1):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                got = f"batches: number {count} is a {type(pair).__name__}"
+                raise ConfigError(f"{got}; expected a pair of a name and data")
+            name, data = str(pair[0]), _reusable(pair[1])  # dates and numbers are names too
             if count <= len(done):
                 assert posterior is not None
                 _check_same(posterior, count - 1, name, data)
@@ -273,6 +279,12 @@ def _check_same(posterior: Posterior, number: int, name: str, data: object) -> N
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
         )
+
+
+def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
+    """Data by name that can be read more than once."""
+    check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
+    return {str(name): _reusable(data) for name, data in (tests or {}).items()}
 
 
 def _reusable(data: object) -> object:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from datasets import Dataset
 from program import bhpeft, error, read_csv, usage_error, write_csv
@@ -277,6 +279,10 @@ def test_periods() -> None:
         by_count(table, 0)
     with pytest.raises(DataError, match="row 1: None is not a date"):
         by_period(Dataset.from_dict({"day": ["2024-01-01", None]}), "day")
+    frame: Any = pandas.DataFrame({"day": ["2024-01-01"]})
+    for cut in (partial(by_period, frame, "day"), partial(by_count, frame, 1)):
+        with pytest.raises(ConfigError, match="table: expected a"):
+            cut()
 
 
 def test_a_batch_too_small_to_be_tested_is_learnt_all_the_same(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
@@ -236,11 +237,14 @@ def test_a_label_that_is_another_but_for_its_case_is_noted(head: bh.Posterior) -
 
 
 def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
-    for labels in (["calm"], [], ["sad", "sad"], "sad"):
+    for labels in (["calm"], [], ["sad", "sad"], [" "]):
         with pytest.raises(ConfigError, match=r"labels=.*not in \('angry', 'calm'\)"):
             head.grow(labels)
-    with pytest.raises(ConfigError, match="expected new names"):
-        head.grow(1)
+    wrong: Any
+    for wrong in (1, "sad", [3]):
+        with pytest.raises(ConfigError, match=r"labels=.*str"):
+            head.grow(wrong)
+    assert head.grow(np.array(["sad"])).columns.label_names == ("angry", "calm", "sad")  # type: ignore[arg-type]
     data = {"text": ["w5", "w6"] * 4, "label": [0, 1] * 4}
     stars = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(2))
     with pytest.raises(LikelihoodError, match="OrderedLogistic"):

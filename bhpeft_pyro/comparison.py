@@ -12,7 +12,7 @@ import numpy as np
 
 from .checks import Number
 from .data import Columns
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .files import write
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
@@ -126,7 +126,7 @@ def compare(
     Raises:
         ConfigError: `out` holds a comparison with other rows or options, or `components` is less
             than 2.
-        DataError: as for `fit`.
+        DataError: as for `fit`; or `test` has one row only.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -146,6 +146,8 @@ def compare(
     rows = head.encode(data, columns, new_names=True)
     columns = head.columns_of(rows, columns)
     known, tested = (head.encode(given, columns) for given in (validation, test))
+    if len(tested) < 2:
+        raise DataError(f"test: {len(tested)} row; expected 2 or more, for intervals over rows")
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
     _check_setup(folder, setup | asdict(options.change(progress=True)))
 

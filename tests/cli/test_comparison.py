@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import bhpeft_pyro as bh
 from bhpeft_pyro import comparison
 from bhpeft_pyro.comparison import BASELINE, Comparison, compare
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.forecast.metrics import nlls
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
@@ -119,6 +119,8 @@ def test_a_comparison_made_otherwise_is_not_continued(
             compare(tiny_model, *rows, out, **(as_made | other))
     with pytest.raises(ConfigError, match="components=1"):
         compare(tiny_model, *data, out, components=1)
+    with pytest.raises(DataError, match="test: 1 row; expected 2 or more"):
+        compare(tiny_model, train, validation, test.subset([0]), out, **as_made)
 
 
 def test_other_test_rows_are_predicted_by_what_is_saved(

@@ -22,6 +22,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
 from . import __version__
+from .checks import strings
 from .errors import ConfigError
 from .model.backbone import shared_name
 from .posterior.posterior import Posterior
@@ -84,6 +85,7 @@ def log_model(
         ConfigError: there are `aliases`, but no name of a registered model.
         SaveError: as for `save_model`.
     """
+    aliases = strings("aliases", aliases)
     if aliases and registered_model_name is None:
         raise ConfigError(f"aliases={aliases}: expected a registered_model_name too")
     with _written(posterior, save_backbone) as model:

@@ -94,6 +94,11 @@ def test_a_posterior_comes_back_from_the_hub(posterior: bh.Posterior, repositori
     assert not (repositories / "cache/me/reviews/README.md").exists()
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SaveError, match=r"name: .*/gone is neither a folder nor"):
+        bh.Posterior.from_pretrained(tmp_path / "gone")
+
+
 def test_a_folder_has_a_card_that_the_hub_understands(
     posterior: bh.Posterior, tmp_path: Path
 ) -> None:

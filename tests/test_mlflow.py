@@ -120,3 +120,5 @@ def test_aliases_need_a_registered_model() -> None:
     posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     with pytest.raises(ConfigError, match="expected a registered_model_name"):
         log_model(posterior, "posterior", aliases=["champion"])
+    with pytest.raises(ConfigError, match="aliases='champion'; expected a sequence of str"):
+        log_model(posterior, "posterior", registered_model_name="news", aliases="champion")

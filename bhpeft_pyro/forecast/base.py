@@ -173,6 +173,8 @@ def as_labels(labels: Tensor | Sequence[Any] | None) -> Tensor | None:
     """Labels as a tensor on the CPU."""
     if labels is None:
         return None
+    if hasattr(labels, "to_numpy"):  # torch reads a pandas Series by its index
+        labels = labels.to_numpy().copy()
     try:
         return torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
 from .. import __version__
@@ -131,16 +132,19 @@ def from_pretrained(
         backbone, options: as for `Posterior.load`.
 
     Raises:
-        SaveError: as for `Posterior.load`.
+        SaveError: as for `Posterior.load`; or `name` is neither a folder nor a repository's.
         OSError: there is no such repository, or it can't be reached.
     """
     if not Path(name).is_dir():
-        name = snapshot_download(
-            str(name),
-            revision=revision,
-            token=token,
-            allow_patterns=_FILES,
-            library_name="bhpeft_pyro",
-            library_version=__version__,
-        )
+        try:
+            name = snapshot_download(
+                str(name),
+                revision=revision,
+                token=token,
+                allow_patterns=_FILES,
+                library_name="bhpeft_pyro",
+                library_version=__version__,
+            )
+        except HFValidationError as error:
+            raise SaveError(f"name: {name} is neither a folder nor a name on the hub") from error
     return Posterior.load(name, backbone, **options)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from ..checks import check, string
 from ..errors import ArchitectureError
 
 __all__ = ["TARGETS", "Architecture", "Block", "Part", "Projection", "register_architecture"]
@@ -239,7 +240,8 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
 
     >>> register_architecture("my-bert", architecture_of("bert"))
     """
-    _REGISTRY[model_type] = architecture
+    check(architecture, Architecture, "architecture", "an Architecture(...)")
+    _REGISTRY[string("model_type", model_type)] = architecture
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -42,10 +42,11 @@ def elbo_trace(history: Sequence[Mapping[str, float]], ax: Axes | None = None) -
     """
     if not history:
         raise DataError("history is empty")
-    table = pandas.DataFrame(list(history)).set_index("step")
-    for key in ("nll", "kl", "loss"):
+    table = pandas.DataFrame(list(history))
+    for key in ("step", "nll", "kl", "loss"):
         if key not in table or table[key].isna().any():
             raise DataError(f"history has steps without {key!r}")
+    table = table.set_index("step")
     point = history[0].get("draws") == 0
     curves = {
         "loss": ("loss" if point else "loss (negative ELBO)", "black", "-"),

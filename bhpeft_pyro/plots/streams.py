@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import DataError
 from .forecasts import BLUE, GREY, VERMILLION, new_axes
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def stream_overview(record: Record) -> Figure:
     """Accuracy, NLL, calibration and surprise over time, and with tests the matrix of scores.
 
     For ratings the first is the MSE, and calibration is the coverage of 90 % intervals.
+
+    Raises:
+        DataError: there are fewer than two rounds; nothing is predicted before the first.
     """
+    if len(record.rows) < 2:
+        raise DataError("record: expected two rounds or more")
     classes = any("accuracy" in row for row in record.rows)
     score, calibration = ("accuracy", "ece") if classes else ("mse", "coverage_90")
     heights = [1, 1, 1, 1, 1.6][: 4 + bool(record.tests)]

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from scipy import integrate, optimize, stats
@@ -125,6 +126,11 @@ def test_given_labels_come_before_the_forecasts_own(news):
             call(bare)
     with pytest.raises(DataError, match="labels has shape"):
         evaluate(bare, [0])
+
+
+def test_labels_may_be_a_series_with_any_index(news):
+    truth = pandas.Series(news.labels.numpy(), index=range(7, 307))
+    assert evaluate(news, truth) == evaluate(news)
 
 
 def test_aurc_is_that_of_a_loop(news):

@@ -107,6 +107,8 @@ def test_what_cannot_be_plotted_is_refused():
         plots.elbo_trace([])
     with pytest.raises(DataError, match="'kl'"):
         plots.elbo_trace([{"step": 0, "nll": 1.0, "loss": 1.0}])
+    with pytest.raises(DataError, match="'step'"):
+        plots.elbo_trace([{"kl": 1.0, "nll": 1.0, "loss": 1.0}])
     for plot in (plots.change_forest, plots.shift_by_layer):
         with pytest.raises(DataError, match="empty"):
             plot({})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bhpeft_pyro import plots
+from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.sequential import Record
 
 
@@ -38,6 +39,11 @@ def test_the_overview_has_all_that_the_record_has(classes: bool) -> None:
     numbers = {text.get_text() for text in axes[4].texts}
     assert "0.03" in numbers and "nan" not in numbers  # later tests are gaps
     assert len(plots.stream_overview(record(4, tests=False)).axes) == 4
+
+
+def test_a_first_round_has_nothing_to_show() -> None:
+    with pytest.raises(DataError, match="record: expected two rounds"):
+        plots.stream_overview(record(1))
 
 
 def test_many_rounds_have_few_names_and_colours_for_numbers() -> None:

@@ -69,13 +69,13 @@ def harmless(text: str) -> str:
 
 @dataclass(frozen=True)
 class Number:
-    """The rule for a finite number; truth values and arrays are none.
+    """The rule for a finite number; truth values and arrays are refused.
 
     Attributes:
         least, most: the ends of its range, both allowed.
         above, below: the same, not allowed.
         whole: whether it is an integer.
-        none: whether None will do.
+        none: whether None is allowed.
     """
 
     least: float | None = None

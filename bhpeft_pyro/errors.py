@@ -63,9 +63,9 @@ class ArchitectureError(BHPEFTError, ValueError):
 class DataError(BHPEFTError, ValueError):
     """The data cannot be used: empty, a column missing, a label out of range.
 
-    `rows` are those of which the backbone makes numbers that are not finite, all of them; else
-    empty. Without them the data can be used. `cell` is the column, the row and what is wrong there,
-    where one cell is at fault.
+    `rows` are all rows for which the backbone's output is not finite, without which the data can be
+    used; empty for other errors. `cell` is the column, the row and what is wrong there, where one
+    cell is at fault.
     """
 
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:

@@ -54,16 +54,16 @@ def predict(
         bool,
         typer.Option(
             "--skip-bad",
-            help="Leave rows empty of which the backbone makes numbers that are not finite.",
+            help="Leave rows empty for which the backbone's output is not finite.",
         ),
     ] = False,
     samples: options.Samples = None,
     certainty: Annotated[
         float | None,
         typer.Option(
-            help="For classes and choices: leave a text out of the components to come once they "
-            "could change its class only by preferring another one by more than this in "
-            "probability, on average. At 1 they cannot; less is faster.",
+            help="For classes and choices: stop predicting a text once the components left could "
+            "change its class only by preferring another one by more than this in probability, on "
+            "average. At 1 they cannot; less is faster.",
             show_default="all components",
         ),
     ] = None,

@@ -53,7 +53,9 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
         rows = [*stream]
-        source = Dataset.from_list(rows, stream.features) if rows else empty
+        source = _by_column(rows, "a dict") if rows else empty
+        if rows and stream.features is not None:
+            source = Dataset.from_dict(source, stream.features)
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}

@@ -30,7 +30,7 @@ class ClassForecast(Forecast):
         aleatoric: (N,) mean of the draws' entropies.
         epistemic: (N,) total - aleatoric, the mutual information of label and weights (BALD,
             Houlsby et al. 2011).
-        components: (N,) how many components of a mixture the forecast is of; None as `between`.
+        components: (N,) how many components of a mixture predicted it; None where `between` is.
         between: (N,) the part of `epistemic` that is disagreement between the components of a
             mixture; None if there is only one, or draws of all of them are pooled.
         variance: (N,) variance over the draws of the class probabilities, summed over classes:

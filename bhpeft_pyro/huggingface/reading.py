@@ -50,7 +50,7 @@ def from_peft(
 
     Without data it is a point estimate (a "delta" guide) with the logits of the model given. With
     data it is a Laplace approximation around it (`Posterior.widen`): the same mean, and a width.
-    What it was trained by need not be known.
+    How it was trained need not be known.
 
     Args:
         adapter: a `peft.PeftModel`, or the folder of a saved one, with LoRA on any of the layers

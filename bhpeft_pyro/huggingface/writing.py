@@ -102,7 +102,7 @@ def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel
         component: of a mixture, the one to merge.
 
     Raises:
-        ConfigError: adapter, prefix or gated weights, which are no change of the frozen weights; a
+        ConfigError: adapter, prefix or gated weights, which cannot be merged into frozen weights; a
             `Head`; a quantised backbone; several components, and none chosen.
     """
     _check(posterior, "merge")

@@ -170,10 +170,10 @@ class Posterior(PosteriorState):
             keep_samples: draw weights and keep the prediction of each draw, as `forecast.samples`:
                 `(S, N, C)` probabilities of classes or labels, or `(S, N)` means of ratings.
             bf16: autocast to bfloat16.
-            certainty: for classes and multiple choice, leave a text out of the components to come
-                once they could change its most probable class only by preferring another one by
-                more than this in probability, on average. At 1 they cannot; smaller is faster. The
-                forecast of a text is the mixture of the components that it was given, counted in
+            certainty: for classes and multiple choice, stop predicting a text once the components
+                left could change its most probable class only by preferring another one by more
+                than this in probability, on average. At 1 they cannot; smaller is faster. The
+                forecast of a text is the mixture of the components that predicted it, counted in
                 `ClassForecast.components`. None uses all components.
 
         Raises:

@@ -32,8 +32,8 @@ By = Literal["random", "uncertain"]
 
 @dataclass(frozen=True)
 class Replay:
-    """A coreset: examples that every round predicts with, but passes on to the next round to be
-    learnt again (variational continual learning; Nguyen et al. 2018).
+    """A coreset: examples that each round learns last, and passes on to the next round to be learnt
+    again (variational continual learning; Nguyen et al. 2018).
 
     In each round:
 

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from tokenizers.normalizers import Replace
 from toy_tokenizers import bert_like, gpt_like
 
@@ -25,6 +25,10 @@ def texts(*values: Any) -> dict[str, list[Any]]:
 
 def labels(*values: Any) -> dict[str, list[Any]]:
     return {"text": ["good"] * len(values), "label": list(values)}
+
+
+def streamed(*rows: Any) -> IterableDataset:
+    return IterableDataset.from_generator(lambda: iter(rows))
 
 
 def quiz(choices: Any, answer: Any = 0) -> dict[str, list[Any]]:
@@ -61,6 +65,9 @@ SOURCES: list[tuple[Any, str]] = [
     (texts("good", None), "column 'text', row 1: the text is missing"),
     (texts(1, 2), "column 'text', row 0: 1 is a int; expected a str"),
     (texts("good", 2), "column 'text', row 1: 2: mixed"),
+    (streamed({"text": "good", "label": 0}, {"text": "bad", "label": "x"}), "row 1: 'x': mixed"),
+    (streamed({"text": "good"}, {"text": "bad", "label": 1}), "row 0: the label is missing"),
+    (streamed({"text": "good", "label": 0}, "bad"), "row 1: a str .*expected a dict"),
 ]
 
 

@@ -31,6 +31,8 @@ def spoken_errors() -> Iterator[None]:
     try:
         with spoken_warnings():
             yield
+    except BrokenPipeError:  # under `| head`: Typer then ends the program without a message
+        raise
     except (FitError, BusyError, ProcessError, OSError) as error:  # the input may be fine
         _fail(error, 1)
     except BHPEFTError as error:

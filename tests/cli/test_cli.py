@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -630,6 +631,12 @@ def test_other_failures_have_exit_code_1(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", diverge)
     assert "not finite" in error(*fit, "--out", tmp_path / "run", code=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_has_enough_is_no_error(folder, monkeypatch):
+    closed = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    monkeypatch.setattr("typer.echo", Mock(side_effect=closed))  # as under `| head`
+    assert bhpeft("history", folder / "run", "--json", code=1).stderr == ""
 
 
 def test_warnings_are_lines_on_stderr(folder, tmp_path):

@@ -133,6 +133,13 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
     raise error(f"{name}={shown(value)} must be a str")
 
 
+def as_path(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> Path:
+    """The rule for a path."""
+    if isinstance(value, str | Path) and "\0" not in str(value):
+        return Path(value)
+    raise error(f"{name}={shown(value)} must be a path, a str or a Path")
+
+
 def strings(name: str, values: Any, error: type[BHPEFTError] = ConfigError) -> tuple[str, ...]:
     """The rule for a sequence of str."""
     if type(values).__module__ == "numpy":  # which is slow to import

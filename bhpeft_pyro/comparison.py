@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import Number
+from .checks import Number, as_path, check
 from .data import Columns
 from .errors import ConfigError, DataError
 from .files import write
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .inference.predict import AnyForecast
-from .model.model import Model
+from .model.model import Model, check_model
 from .options import FitOptions
 from .peft import Kind, presets
 from .posterior import io
@@ -140,9 +140,12 @@ def compare(
 '2 components']
     """
     components = Number(least=2, whole=True)("components", components)  # to make an ensemble
+    check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
+    check(model, Callable, "model", "a function from PEFT kinds to a bh.Model")
     options = options or FitOptions()
-    folder = Path(out)
+    folder = as_path("out", out)
     head = model(presets.head_only())
+    check_model(head)
     rows = head.encode(data, columns, new_names=True)
     columns = head.columns_of(rows, columns)
     known, tested = (head.encode(given, columns) for given in (validation, test))

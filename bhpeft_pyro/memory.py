@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from .checks import COUNT
+from .checks import COUNT, check
 from .errors import ConfigError, GuideError
 from .guides import budget
 from .guides.budget import Budget
@@ -82,6 +82,7 @@ def plan(
     2210
     """
     batch_size, tokens = COUNT("batch_size", batch_size), COUNT("tokens", tokens)
+    check(backbone, PreTrainedModel, "backbone", "a transformer on the device 'meta'")
     if backbone.device.type != "meta":
         raise ConfigError(
             f"backbone: it is on {backbone.device}, expected one without weights: "

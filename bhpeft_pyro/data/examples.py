@@ -157,11 +157,14 @@ class Examples:
         Raises:
             DataError: no index, or one outside 0..N-1.
         """
-        chosen = torch.as_tensor(indices)
-        if chosen.dim() != 1 or len(chosen) == 0:
+        try:
+            chosen = torch.as_tensor(indices)
+            whole = not (chosen.is_floating_point() or chosen.is_complex())
+            good = chosen.dim() == 1 and len(chosen) > 0 and whole and chosen.dtype != torch.bool
+        except (TypeError, ValueError, RuntimeError):
+            good = False
+        if not good:
             raise DataError(f"indices={shown(indices)}; expected a list of one or more integers")
-        if chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise DataError(f"indices are of type {chosen.dtype}; expected integers")
         chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):
             raise DataError(

@@ -291,7 +291,7 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
     for name, column in lists.items():
         try:
             tables.append(Dataset.from_dict({name: column}))
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
             known = (type(column[0]), type(None))
             odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
             where = "" if odd is None else f", row {odd}: {shown(column[odd])}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..checks import Number, one_of
+from ..checks import Number, check, one_of
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Forecast(ABC):
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """One forecast of the examples of all parts, which were predicted in the same way.
+        """One forecast of all parts of the same data, which were predicted in the same way.
 
         >>> from bhpeft_pyro.forecast import RatingForecast
         >>> parts = [RatingForecast.from_draws(torch.ones(4, n), torch.ones(4, n)) for n in (2, 3)]
@@ -97,7 +97,8 @@ class Forecast(ABC):
         Raises:
             DataError: there are not N values.
         """
-        found = values.tolist() if isinstance(values, Tensor) else [*values]
+        check(values, Iterable, "values", "a value for each example")
+        found = [*(values.tolist() if isinstance(values, Tensor) else values)]
         if len(found) != len(self):
             raise DataError(f"values: got {len(found)} for {len(self)} examples")
         if self.rows is None:
@@ -169,8 +170,8 @@ def digits(values: Tensor) -> list[float]:
     return [float(f"{value:.7g}") for value in values.tolist()]
 
 
-def as_labels(labels: Tensor | Sequence[Any] | None) -> Tensor | None:
-    """Labels as a tensor on the CPU."""
+def as_labels(labels: Any, name: str = "labels") -> Tensor | None:
+    """Labels, or other numbers, as a tensor on the CPU."""
     if labels is None:
         return None
     if hasattr(labels, "to_numpy"):  # torch reads a pandas Series by its index
@@ -178,7 +179,7 @@ def as_labels(labels: Tensor | Sequence[Any] | None) -> Tensor | None:
     try:
         return torch.as_tensor(labels).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"labels must be numbers: {error}") from error
+        raise DataError(f"{name} must be numbers: {error}") from error
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..checks import COUNT, Number
+from ..checks import COUNT, Number, check, check_memory
 from .base import Forecast
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
@@ -183,6 +183,7 @@ class CalibrationBins:
 def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> CalibrationBins:
     """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017)."""
     bins = COUNT("bins", bins)
+    check_memory("bins", bins, 32)
     confidence, correct = confidence.double(), correct.double()
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence.contiguous(), edges[1:-1])
@@ -223,11 +224,12 @@ def rejection_curve(
     [0.5, 1.0]
     """
     truth = forecast.observed(labels)
+    check(fractions, Iterable, "fractions", "a sequence of numbers")
     fractions = [Number(least=0, below=1)("fractions", fraction) for fraction in fractions]
     risk = _kept_risk(_loss(forecast, truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
-    score = risk[torch.tensor(kept) - 1]
+    score = risk[torch.tensor(kept, dtype=torch.long) - 1]
     if not isinstance(forecast, RatingForecast):
         score = 1 - score
     return torch.tensor(list(fractions), dtype=torch.float64), score

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..checks import shown
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, digits
 from .classes import ClassForecast
@@ -144,12 +145,17 @@ class LabelsForecast(Forecast):
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
         """The same forecast, with another threshold for all labels, or one for each (K,)."""
-        given = torch.as_tensor(threshold, dtype=torch.float32)
-        if given.shape not in ((), (self.count,)) or not ((given >= 0) & (given <= 1)).all():
+        given = as_labels(threshold, "threshold")
+        if (
+            given is None
+            or given.is_complex()
+            or given.shape not in ((), (self.count,))
+            or not ((given >= 0) & (given <= 1)).all()
+        ):
             raise DataError(
-                f"threshold={threshold}; expected a number in 0..1, or {self.count} of them"
+                f"threshold={shown(threshold)}; expected a number in 0..1, or {self.count} of them"
             )
-        return replace(self, threshold=given)
+        return replace(self, threshold=given.float())
 
     def best_threshold(self) -> Tensor:
         """(K,) thresholds with the highest F1 of each label; for other texts than these.

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedModel
 
 from .. import __version__
+from ..checks import as_path
 from ..distributed import is_main
 from ..errors import SaveError
 from ..files import write
@@ -66,7 +67,7 @@ def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = 
     Raises:
         SaveError: as for `Posterior.save`; or there is a README.md.
     """
-    readme = Path(folder) / "README.md"
+    readme = as_path("folder", folder) / "README.md"
     if readme.exists() and not overwrite and is_main():
         raise SaveError(f"folder: {readme} is there already; pass overwrite=True")
     posterior.save(folder, overwrite)
@@ -135,7 +136,7 @@ def from_pretrained(
         SaveError: as for `Posterior.load`; or `name` is neither a folder nor a repository's.
         OSError: there is no such repository, or it can't be reached.
     """
-    if not Path(name).is_dir():
+    if not as_path("name", name).is_dir():
         try:
             name = snapshot_download(
                 str(name),

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..checks import as_path
 from ..distributed import is_main
 from ..errors import ConfigError, SaveError
 from ..files import write
@@ -58,7 +59,7 @@ def to_peft(
             such component; draws of a linearised posterior, which are no weights of the network.
         SaveError: there is an adapter already.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     _check(posterior, "to_peft")
     network = posterior.model.network
     if not network.kinds:

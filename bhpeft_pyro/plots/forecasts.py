@@ -81,7 +81,7 @@ def rejection(
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
     kinds = {type(forecast) for forecast in named.values()}
-    if len(kinds) != 1:
+    if len(kinds) != 1 or not kinds <= _QUALITY.keys():
         raise ConfigError("forecasts must be one or more, all of classes or all of ratings")
     curves = {name: rejection_curve(each, by=by) for name, each in named.items()}
     ax = new_axes(ax)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import check
 from ..data import Columns
 from ..errors import GuideError
 from ..guides import DrawsGuide, MixtureGuide, check_made_for
@@ -95,9 +96,12 @@ def from_draws(
     >>> Posterior.from_draws(model, draws).predict(["w5 w6"]).probabilities.shape
     torch.Size([1, 2])
     """
+    check(draws, Mapping, "draws", "a tensor for each latent")
+    for name, value in draws.items():
+        check(value, Tensor, f"draws: {name!r}", "a tensor")
     if not chains:
         return of(model, DrawsGuide.of(model, draws), data, columns)
-    counts = {len(value) for value in draws.values()}
+    counts = {len(value) if value.dim() else 0 for value in draws.values()}
     if len(counts) != 1:
         raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
     every = ({name: value[i] for name, value in draws.items()} for i in range(*counts))

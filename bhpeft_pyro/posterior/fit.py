@@ -98,7 +98,6 @@ def fit(
     3
     """
     check_model(model)
-    check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     options = (options or FitOptions()).change(**changes)
     how = FitArguments(options, validation, optimizer, callback, executor, replay)

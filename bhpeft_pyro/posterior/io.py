@@ -175,6 +175,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             before, content = content, read_index(folder)
             if content == before:
                 raise SaveError(f"path: {error.filename} is missing") from None
+        except OSError as error:
+            raise SaveError(f"path: cannot read {folder}: {error.strerror or error}") from error
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -190,6 +192,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise SaveError(f"path: no saved posterior in {index.parent}") from None
     except SaveError:
         raise
+    except OSError as error:
+        raise SaveError(f"path: cannot read {index}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SaveError(
             f"path: {index} was cut off or is not a saved posterior: {error}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number, check
+from ..checks import Number, as_path, check
 from ..data import Examples
 from ..errors import ConfigError
 from ..files import naming
@@ -373,8 +373,9 @@ class Posterior(PosteriorState):
             WriteError: the disk is full, or it cannot be written for another reason; what was
                 there before is unchanged.
         """
-        with naming(Path(path)):
-            return io.save(self, Path(path), overwrite)
+        folder = as_path("path", path)
+        with naming(folder):
+            return io.save(self, folder, overwrite)
 
     @classmethod
     def load(
@@ -410,7 +411,7 @@ class Posterior(PosteriorState):
             ConfigError: there is no model of this name, or no such device.
             ArchitectureError: transformers does not have the code of this model.
         """
-        state = io.load(Path(path), backbone, tokenizer, prior, device)
+        state = io.load(as_path("path", path), backbone, tokenizer, prior, device)
         if isinstance(state, MixtureState):
             return MixturePosterior([Posterior(**vars(s)) for s in state.components], state.lineage)
         return Posterior(**vars(state))

@@ -7,7 +7,7 @@ from typing import get_args
 import pandas
 from datasets import Dataset
 
-from ..checks import COUNT, check, one_of
+from ..checks import COUNT, check, one_of, string
 from ..errors import DataError
 from ..names import Period
 
@@ -75,7 +75,7 @@ def by_count(table: Dataset, count: int, column: str | None = None) -> dict[str,
 def _times(table: Dataset, column: str) -> pandas.Series:
     """UTC times in order, with the rows' numbers as their index."""
     check(table, Dataset, "table", "a datasets.Dataset")
-    if column not in table.column_names:
+    if string("column", column) not in table.column_names:
         raise DataError(
             f"there is no date column {column!r}; columns there: {', '.join(table.column_names)}"
         )

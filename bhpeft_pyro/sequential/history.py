@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import harmless
+from ..checks import as_path, check, harmless
 from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, naming
@@ -63,7 +63,7 @@ class History:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path("folder", folder)
         self._lock = FileLock(self.folder / _LOCK)
 
     @property
@@ -147,8 +147,9 @@ class History:
             SaveError: the round is here already, or it cannot be saved.
             WriteError: the disk is full, or it cannot be written for another reason.
         """
+        check(posterior, Posterior, "posterior", "a bh.Posterior")
         last = posterior.report
-        noted = last.metrics | _numbers(metrics or {})
+        noted = last.metrics | _numbers({} if metrics is None else metrics)
         report = replace(last, name=str(name) or last.name, metrics=noted)
         folder = self.folder / report.id
         partial = self.folder / f"{report.id}{_PARTIAL}"
@@ -295,6 +296,7 @@ class History:
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as plain numbers; those of NumPy and tensors of one number are converted."""
+    check(metrics, Mapping, "metrics", "numbers by name")
     found = dict[str, float]()
     for name, value in metrics.items():
         try:

@@ -12,6 +12,7 @@ import pandas
 import torch
 from torch import Tensor
 
+from ..checks import as_path, check
 from ..distributed import is_main
 from ..errors import DataError
 from ..files import write
@@ -75,11 +76,11 @@ class Record:
         untrained = [self.rows[0].get(UNTRAINED + name, nan) for name in self.tests]
         return transfer(self.matrix, torch.tensor(untrained))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
         if not is_main():
             return
-        table = self.table.to_csv(index=False)
+        folder, table = as_path("folder", folder), self.table.to_csv(index=False)
         for name, text in (("record.json", json.dumps(self.rows, indent=1)), ("record.csv", table)):
             for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):  # by a `write` that was killed
                 left.unlink()
@@ -112,6 +113,8 @@ def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:
     >>> print(*(f"{name} {value:.2f}" for name, value in found.items()), sep=", ")
     average_accuracy 0.75, backward_transfer -0.20, forward_transfer 0.10, forgetting 0.20
     """
+    for name, value in (("scores", scores), ("untrained", untrained)):
+        check(value, Tensor, name, "a tensor")
     scores, untrained = scores.double(), untrained.double()
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.isnan().any():
         raise DataError(f"scores must be a (T, T) matrix without gaps, got {tuple(scores.shape)}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..checks import check
+from ..checks import as_path, check
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
@@ -101,11 +101,10 @@ def stream(
     >>> [row["batch"] for row in Record.of(last).rows]
     ['week 0', 'week 1', 'week 2']
     """
-    check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
     tests = _named(tests)
-    _check_tests(model, tests, replace(columns, label_names=None))
+    _check_tests(model, tests, columns)
     with seeded(chosen.seed):
         made = autoguide(guide, model, components=1)
     made.options()  # raises if the guide could not be saved after the round
@@ -175,7 +174,7 @@ def prequential(
         check_samples(samples)
     tests = _named(tests)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     history = History(folder / "rounds")
     pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
@@ -313,7 +312,7 @@ def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) ->
                     model.network.tokenizer,
                     kind=model.likelihood.kind,
                     each_word=model.network.head.each_word,
-                    columns=model.limited(columns, data),
+                    columns=replace(model.limited(columns, data), label_names=None),
                     labelled=False,
                 )
         except DataError as error:

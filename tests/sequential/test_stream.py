@@ -281,7 +281,6 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
         ({"batches": None}, ConfigError, "batches: expected data by name"),
         ({"batches": [[{"text": "w5", "label": 0}]]}, ConfigError, "number 1 is a list; expected"),
         ({"batches": [WEEKS["week 0"]]}, ConfigError, "batches: number 1 is a Examples"),
-        ({"columns": None}, ConfigError, "columns: expected"),
         (
             {"tests": {"t": {"text": ["w5", " "], "label": [0, 1]}}},
             DataError,

@@ -21,9 +21,10 @@ import typer
 from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
-from bhpeft_pyro import checks, diagnostics
+from bhpeft_pyro import checks, diagnostics, plots
 from bhpeft_pyro.cli.app import app
-from bhpeft_pyro.errors import BHPEFTError, ConfigError, GuideError
+from bhpeft_pyro.errors import BHPEFTError, ConfigError, DataError, GuideError, SaveError
+from bhpeft_pyro.forecast import metrics
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 SMALL, LARGE = 200, 10_000
@@ -113,8 +114,23 @@ def few(draw: random.Random, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def encoded(draw: random.Random) -> None:
-    kind = draw.choice(("class", "rating", "choice"))
-    bh.data.encode(source(draw), tiny_tokenizer(), kind=kind, labelled=draw.random() < 0.5)
+    kind, labelled = draw.choice(("class", "labels", "rating", "choice")), draw.random() < 0.5
+    each_word = draw.random() < 0.2
+    bh.data.encode(
+        source(draw), tiny_tokenizer(), kind=kind, each_word=each_word, labelled=labelled
+    )
+
+
+def encoded_from_lists(draw: random.Random) -> None:
+    """Columns of lists, as several labels, words and choices are."""
+    cells = ([], ["a"], ["a", "b"], [0, 1], '["a"]', "w5 w6", ["w5", "w6"], [odd(draw)], odd(draw))
+    labelled = {"text": ["w5", "w6"], "label": draw.choice((["A", "B"], odd(draw)))}
+    names = ("text", "label", "question", "choices", "answer")
+    table = {name: [draw.choice((*cells, labelled)) for _ in range(3)] for name in names}
+    kind = draw.choice(("class", "labels", "rating", "choice"))
+    table |= {name: ["w5 w6"] * 3 for name in ("text", "question") if draw.random() < 0.7}
+    each_word = draw.random() < 0.3
+    bh.data.encode(table, tiny_tokenizer(), kind=kind, each_word=each_word)
 
 
 def encoded_in_another_way(draw: random.Random) -> None:
@@ -183,6 +199,13 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         ),
         lambda: posterior.grow(odd(draw)),
         lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),
+        lambda: forecast.by_row(odd(draw)),
+        lambda: metrics.evaluate(forecast, odd(draw)),
+        lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
+        lambda: posterior.weights(odd(draw), odd(draw)),
+        lambda: bh.Posterior.load(odd(draw)),
+        lambda: bh.Posterior.from_draws(posterior.model, odd(draw), chains=True),
+        lambda: tiny_examples().subset(odd(draw)),
     )
     draw.choice(what)()
 
@@ -222,7 +245,7 @@ def many(small: int = SMALL) -> Any:
 
 
 @many()
-@pytest.mark.parametrize("act", [encoded, encoded_in_another_way, made])
+@pytest.mark.parametrize("act", [encoded, encoded_from_lists, encoded_in_another_way, made])
 def test_what_is_read_and_made(times: int, act: Callable[[random.Random], None]) -> None:
     count(times, 0, act)
 
@@ -326,6 +349,23 @@ def test_arguments_of_a_posterior(posterior: bh.Posterior) -> None:
     for sites in (0.5, [None], torch.tensor(1)):
         with pytest.raises(ConfigError, match=r"^sites=.* must be a str"):
             posterior.to_arviz(sites=sites)  # type: ignore[arg-type]
+    takes: tuple[Any, ...] = (
+        *(bh.Posterior.load, bh.Posterior.from_pretrained, posterior.save),
+        *(posterior.save_pretrained, bh.sequential.History, bh.sequential.Record([]).save),
+    )
+    for path in (None, 3, "a\0"):
+        for call in takes:
+            with pytest.raises(ConfigError, match=r"(path|name|folder)=.* must be a path"):
+                call(path)
+    with pytest.raises(SaveError, match=r"cannot read .*: File name too long"):
+        bh.Posterior.load("a" * 300)
+    several = bh.forecast.LabelsForecast.from_draws(torch.rand(2, 4, 3))
+    for threshold in ("a", None, 1j, [0.5]):
+        with pytest.raises(DataError, match="threshold"):
+            several.with_threshold(threshold)  # type: ignore[arg-type]
+    for drawn in (plots.elbo_trace, plots.change_forest, plots.shift_by_layer, plots.rejection):
+        with pytest.raises(ConfigError, match=r"expected|must be one or more"):
+            drawn(3)  # type: ignore[operator]
     with pytest.raises(GuideError, match=r"guide's name or class, or a mapping, got 0\.5"):
         posterior.update(tiny_examples(seed=5), guide=0.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^labels=1,000,000,.* expected at most \d"):

@@ -159,11 +159,10 @@ class Examples:
         """
         try:
             chosen = torch.as_tensor(indices)
-            whole = not (chosen.is_floating_point() or chosen.is_complex())
-            good = chosen.dim() == 1 and len(chosen) > 0 and whole and chosen.dtype != torch.bool
+            torch.iinfo(chosen.dtype)  # an error unless they are integers
         except (TypeError, ValueError, RuntimeError):
-            good = False
-        if not good:
+            chosen = torch.zeros(0)
+        if chosen.dim() != 1 or len(chosen) == 0:
             raise DataError(f"indices={shown(indices)}; expected a list of one or more integers")
         chosen = chosen.long()
         if int(chosen.min()) < 0 or int(chosen.max()) >= len(self):

@@ -160,7 +160,8 @@ def _columns(
         for table in _frames(path, size):
             if not isinstance(table.index, pd.RangeIndex):
                 raise DataError(
-                    "rows have more cells than the header has names; expected commas between"
+                    "rows have more cells than the header has names; expected commas between "
+                    "cells, and quotes around a cell with a comma in it"
                 )
             yield {
                 name: _cells(column) if texts is None or name in texts else _typed(column)

@@ -69,3 +69,5 @@ def test_a_class_in_brackets_is_no_list(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", text=TEXTS, label=["[spam]", "ham"] * 6)
     task = infer(load(tmp_path / "train.csv"), Reading())
     assert str(task) == "classes: 'label' from 'text', 2 classes ([spam], ham)"
+    write_csv(tmp_path / "deep.csv", text=TEXTS, label=["[" * 10**5, "ham"] * 6)
+    assert infer(load(tmp_path / "deep.csv"), Reading()).name == "classes"

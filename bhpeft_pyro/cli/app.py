@@ -93,8 +93,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Bayesian hybrid PEFT: fit a posterior over a few small weights on a frozen transformer, "
-    "and predict with uncertainty.",
+    help="Bayesian parameter-efficient fine-tuning: fit a posterior over small weights on a frozen "
+    "transformer, predict with uncertainty, and update it with new data.",
     epilog="bhpeft COMMAND --help shows the options, and examples.",
 )
 

@@ -28,9 +28,17 @@ def compare(
             parser=options.share_or_file,
         ),
     ] = "20%",
-    validation: options.Validation = "20%",
+    validation: Annotated[
+        Any,
+        typer.Option(
+            help="Rows held out to stop the training and to choose temperatures and widths: a "
+            "share of the data, or a file.",
+            metavar="SHARE|FILE",
+            parser=options.share_or_file,
+        ),
+    ] = "20%",
     components: Annotated[
-        int, typer.Option(help="Of the ensemble, and of the posterior.", min=2)
+        int, typer.Option(help="Components of the ensemble, and of the posterior.", min=2)
     ] = 5,
     device: options.Device = "auto",
     as_json: options.Json = False,

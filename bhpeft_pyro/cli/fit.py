@@ -23,7 +23,7 @@ def fit(
 ) -> None:
     """Fit a posterior to labelled text, and save it.
 
-    The data has columns text and label (classes by name or number, lists of several labels, or
+    The data have columns text and label (classes by name or number, lists of several labels, or
     real-valued ratings), tokens and ner_tags (lists of words and of their labels), or question,
     choices and answer.
 

@@ -84,7 +84,10 @@ _DATA = "A .csv, .json or .jsonl file, or a data set on the hub (fancyzhx/ag_new
 _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
-_VALIDATION = "Rows held out to evaluate the posterior: a share of the data, a file, or 0 for none."
+_VALIDATION = (
+    "Rows held out, and not learnt, for early stopping, the width of laplace and the metrics at "
+    "the end: a share of the data, a file, or 0 for none."
+)
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
 
@@ -107,7 +110,7 @@ Guide = Annotated[
 Components = Annotated[
     int | None,
     typer.Option(
-        help="Independent fits from different starts, which predict together as a mixture.",
+        help="Independent fits from different initial values, which predict as a mixture.",
         min=1,
         show_default="5 of laplace, else 1",
     ),
@@ -124,7 +127,7 @@ Again = Annotated[bool, typer.Option("--again", help="Learn data that was learnt
 Samples = Annotated[
     int | None,
     typer.Option(
-        help="Draws for each prediction; 0 predicts once, at the posterior mean.",
+        help="Draws for each prediction; 0 predicts once, at the mean of each component.",
         min=0,
         show_default=_ALL_DRAWS,
     ),
@@ -179,11 +182,11 @@ def _fitting(name: str, help: str, *flags: str) -> Any:
 
 
 _TEMPERATURE = (
-    "Weight of the KL: 1 gives the posterior, 0 ignores the prior. Under laplace and delta: how "
-    "strongly the prior pulls at the point estimate"
+    "Weight of the KL: 1 gives the posterior, 0 ignores the prior. For laplace and delta, the "
+    "weight of the prior when the point estimate is trained"
 )
-_TAU = "Weight of the prior in the covariance of laplace (chosen on the held-out rows)"
-_SEED = "Of the draws, the order of the data and the choice of held-out rows"
+_TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
+_SEED = "Seed of the draws, the order of the data and the choice of held-out rows"
 
 
 @dataclass(frozen=True)

@@ -76,13 +76,13 @@ def predict(
 ) -> None:
     """Predict new text, and flag the least certain predictions.
 
-    The file has the data's columns, and for classes prediction, probability, epistemic and
-    aleatoric uncertainty (nats) and flagged; for several labels the same, with a list of those that
-    are more probable than not, and the probability of each; for words lists of these, one of each
-    sentence; for ratings prediction, sd, the ends of the 90 % interval, epistemic and aleatoric
-    variance and flagged.
+    The file has the columns of the data and, for classes, the prediction, its probability, the
+    epistemic and aleatoric uncertainty (nats), and whether the row is flagged; for ratings the
+    prediction, its sd, the ends of the 90 % interval, the epistemic and aleatoric variance, and
+    whether it is flagged. With several labels per text, the prediction is the list of the labels
+    that are more probable than not. Where words have labels, a cell is a list for a sentence.
 
-    Rows are read, predicted and written part by part: memory does not grow with their number.
+    Rows are read, predicted and written part by part: memory hardly grows with their number.
 
     Examples:
         bhpeft predict runs/reviews new.csv --flag 10%

@@ -24,7 +24,7 @@ def report(
     backbone: options.Backbone = None,
     device: options.Device = "auto",
 ) -> None:
-    """Write a page: each round's fit, what the weights change, and metrics and plots of a test.
+    """Write an HTML page: each round's fit, what the weights change, metrics and plots of a test.
 
     Examples:
         bhpeft report runs/reviews --out report.html

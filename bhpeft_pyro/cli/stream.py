@@ -61,7 +61,7 @@ def stream(
     keep: options.Keep = 1.0,
     replay: Annotated[
         int | None,
-        typer.Option(help="Keep so many examples back, which each round learns last.", min=1),
+        typer.Option(help="Hold so many examples back; each round learns them last.", min=1),
     ] = None,
     grow: options.Grow = False,
     again: options.Again = False,

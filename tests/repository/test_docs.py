@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bhpeft_pyro.peft import architectures
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {  # to run
@@ -73,6 +75,11 @@ def test_links_and_paths_exist(page: Path) -> None:
 def test_readme_has_the_two_commands() -> None:
     named = re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert {"demo", "test"} <= set(named)
+
+
+def test_every_supported_architecture_is_listed() -> None:
+    listed = re.findall(r"`([\w-]+)`", (ROOT / "docs" / "own-architecture.md").read_text())
+    assert architectures._REGISTRY.keys() - {"my-bert"} <= set(listed)  # that page's own example
 
 
 def _map() -> dict[str, int]:

@@ -103,8 +103,7 @@ for guide in ("delta", "laplace", "normal", "mvn", blocks):
 # Each guide ran once, so small differences are not meaningful. `laplace` trains like `delta` and
 # computes its covariance afterwards; five components cost five fits. `normal` draws several sets of
 # weights per batch, each for a part of it. `mvn` also multiplies a square matrix with all weights.
-# Relative to such a tiny transformer these extras look large; `make bench` measures them with
-# MiniLM.
+# `make bench` measures these costs with MiniLM.
 #
 # ## Comparison with the true posterior
 #
@@ -206,12 +205,12 @@ for name in ("delta", "normal", "laplace", "mvn"):
     print("" if name == "delta" else f"{diagnostics.psis(fitted, movies.train).k_hat:8.2f}")
 
 # %% [markdown]
-# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027).
-# NLL is the negative log likelihood, ECE the calibration error; compare them down the column. What
-# a posterior adds is the epistemic column: how much of the uncertainty more data could remove. With
-# 770 weights no k-hat is below the limit of 0.67, and with the hundred thousand weights of a hybrid
-# it is far above 1 for any guide. Then the only comparison left is the score on test data of your
-# own.
+# The accuracies are the same, as far as 300 sentences can tell (the standard error is 0.027). So
+# nearly are the NLL (negative log likelihood) and the ECE (calibration error): with a head alone
+# there is little to gain, and `normal` happens to be best. What a posterior adds is the epistemic
+# column: how much of the uncertainty more data could remove. With 770 weights no k-hat is below the
+# limit of 0.67, and with the hundred thousand weights of a hybrid it is far above 1 for any guide.
+# Then the only comparison left is the score on test data of your own.
 #
 # ## Which one to use
 #

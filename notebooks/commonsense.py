@@ -24,13 +24,10 @@
 # works. On a published set, Social IQa, earlier versions of this package did not do well (see the
 # documentation's limits).
 #
-# **Terms.** The transformer stays frozen. *LoRA*, *adapter* and *prefix* weights in its layers, and
-# a linear *head* on top, adapt it to the task. A *prior* is the distribution of these weights
-# before any data, and a *likelihood* the distribution of the label given the weights. A *guide* is
-# a family of distributions that approximates the posterior, and a *draw* is one sample of all
-# weights. Here only the head is random, so each text goes through the transformer once and a laptop
-# is enough. With `bh.presets.bh_peft()` in place of `head_only()`, every layer gets LoRA, adapter
-# and prefix weights; all calls stay the same.
+# Here only the head, a linear layer on the frozen transformer, is random. So each text goes through
+# the transformer once, and a laptop is enough. With `bh.presets.bh_peft()` in place of
+# `head_only()`, every layer gets LoRA, adapter and prefix weights; all calls stay the same. The
+# tutorial in the documentation explains the terms.
 
 # %%
 import logging
@@ -291,4 +288,4 @@ for name, each in posteriors.items():
 
 # %% [markdown]
 # For real use, read your own questions from a file or a hub (columns `question`, `choices`,
-# `answer`), thousands of them rather than eighty, and set `kinds=bh.presets.bh_peft()`.
+# `answer`), thousands of them rather than eighty, and leave out `kinds`.

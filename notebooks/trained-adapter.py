@@ -58,8 +58,8 @@ train, held_out, test, epochs = (16, 20, 16, 1) if small else (400, 200, 400, 10
 # %% [markdown]
 # ## Your adapter
 #
-# The task is to say whether a sentence of a film review is positive. This cell holds nothing of
-# bhpeft_pyro but the data.
+# The task is to say whether a sentence of a film review is positive. Apart from the data, this cell
+# needs nothing of bhpeft_pyro.
 
 # %%
 movies, tweets = two_rounds(sentiment(), (train, train // 2), held_out, test, seed=0)

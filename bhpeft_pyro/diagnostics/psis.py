@@ -140,8 +140,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     if posterior.report.temperature == 0 and not is_linear(posterior.guide):
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     feed = Feed(posterior.model, _training_examples(posterior, data))
-    # Each component has its own linearised network.
-    parts = posterior.components if is_linear(posterior.guide) else (posterior,)
+    # Each component has its own prior after the first round, and its own linearised network.
+    parts = posterior.components
     share = -(-samples // len(parts))
     ratios = [
         log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))

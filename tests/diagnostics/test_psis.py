@@ -206,6 +206,18 @@ def test_rows_that_a_fit_has_held_out_are_no_part_of_it(components: int) -> None
         psis(point, given)
 
 
+def test_components_are_compared_under_the_priors_of_their_own() -> None:
+    first, second = tiny_examples(24), tiny_examples(24, seed=1)
+    options: dict[str, Any] = {"max_steps": 5, "components": 2, "progress": False}
+    before = bh.fit(tiny_model(()), "normal", first, **options)  # the two end far apart
+    after = before.update(second, max_steps=100)
+    logs = [
+        psis(each, second, 200, seed).log_evidence for seed, each in enumerate(after.components)
+    ]
+    together = torch.tensor(logs).logsumexp(0).item() - math.log(2)
+    assert psis(after, second, 400).log_evidence == pytest.approx(together, abs=0.2)
+
+
 def test_bad_input(model: bh.Model, data: bh.data.Examples, exact: Exact) -> None:
     posterior = posterior_of(model, data, guide_of(exact))
     with pytest.raises(ConfigError, match="samples=99 must be an integer of at least 100"):

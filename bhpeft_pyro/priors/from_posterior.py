@@ -201,6 +201,7 @@ class MixturePrior:
     """
 
     vectorised = True
+    has_density = False
 
     def __init__(self, parts: Sequence[Prior]) -> None:
         self.parts = tuple(parts)

@@ -205,9 +205,15 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
     """Run a prior once as a fit does, with several draws at once if `vectorised`.
 
     Raises:
-        PriorError: it fails, is not of the default dtype, or has parameters, which nothing would
-            train.
+        PriorError: it fails, its density is not known, it is not of the default dtype, or it has
+            parameters, which nothing would train.
     """
+    if not getattr(prior, "has_density", True):
+        raise PriorError(
+            "prior: the density of a mixture of posteriors is not known, so no guide can be fitted "
+            "under it; expected one component's, such as posterior.components[0].as_prior(), or "
+            "posterior.update(data), which fits each under its own"
+        )
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),
         torch.no_grad(),

@@ -14,7 +14,7 @@ from onehot import FIT, assert_posterior, exactly, model, words
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import DataError, SaveError
+from bhpeft_pyro.errors import DataError, PriorError, SaveError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.posterior.rounds import seeds
@@ -96,6 +96,15 @@ def test_new_labels_are_given_to_every_component(guide: str) -> None:
     assert [each.guide.means()["head.bias"].shape for each in grown.components] == [(3,)] * 3
     assert len({id(each.model.network) for each in grown.components}) == 1
     assert probabilities(grown).shape == (3, 3)
+
+
+def test_no_guide_is_fitted_under_a_mixture() -> None:
+    posterior = fit(of=tiny_model(()))
+    mixed = posterior.as_prior()
+    with pytest.raises(PriorError, match="the density of a mixture of posteriors is not known"):
+        fit(of=posterior.model.with_prior(mixed))
+    with pytest.raises(PriorError, match="the density of a mixture of posteriors is not known"):
+        posterior.update(SECOND, prior=mixed)
 
 
 def test_surprise_is_assessed() -> None:

@@ -65,7 +65,7 @@ def stream(
     ] = None,
     grow: options.Grow = False,
     again: options.Again = False,
-    samples: Annotated[int, typer.Option(help="Weight draws for each prediction.", min=19)] = 32,
+    samples: Annotated[int, typer.Option(help="Draws for each prediction.", min=19)] = 32,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:

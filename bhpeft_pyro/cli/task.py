@@ -142,7 +142,9 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
 
 
 def _has_lists(table: Dataset, column: str) -> bool:
-    return hasattr(table.features.get(column), "feature")
+    """Whether a column has lists, in a CSV file as JSON."""
+    feature = table.features.get(column)
+    return hasattr(feature, "feature") or (feature is not None and _is_list(table[0][column]))
 
 
 def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:

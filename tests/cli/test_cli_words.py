@@ -51,6 +51,14 @@ def test_the_task_of_lists_of_words(folder: Path) -> None:
     assert str(infer(load(folder / "train.csv"), Reading(task="words"))) == expected
 
 
+def test_lists_of_words_in_a_csv_file(tmp_path: Path) -> None:
+    for label in ("ner_tags", "label"):
+        cells = {"tokens": map(json.dumps, TOKENS), label: map(json.dumps, TAGS)}
+        write_csv(tmp_path / "train.csv", **{name: [*each] for name, each in cells.items()})
+        found = infer(load(tmp_path / "train.csv"), Reading())
+        assert str(found) == f"words: {label!r} from 'tokens', 2 classes (O, PER)"
+
+
 def test_lists_of_words_beside_a_text_and_its_class() -> None:
     rows = {"text": ["w5", "w6"], "tokens": [["w5"], ["w6"]], "label": ["a", "b"]}
     assert str(infer(Dataset.from_dict(rows))) == "classes: 'label' from 'text', 2 classes (a, b)"

@@ -363,19 +363,6 @@ def test_values_of_a_config_file_are_read_as_on_the_command_line(tmp_path):
         assert "'--epochs': Input should be a valid integer" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("fit DATA --out OUT", "stream DATA --batch 5 --out OUT", "update RUN DATA --out OUT"),
-        *("evaluate RUN DATA", "predict RUN DATA", "report RUN DATA"),
-    ],
-)
-def test_a_file_without_rows_is_an_error(folder, tmp_path, line):
-    data = write_csv(tmp_path / "none.csv", text=[], label=[])
-    places = {"DATA": data, "OUT": tmp_path / "out", "RUN": folder / "run"}
-    assert "none.csv' has no rows" in error(*(places.get(word, word) for word in line.split()))
-
-
 def test_ratings(folder, tmp_path):
     stars = [float(1 + i % 5) for i in range(20)]
     data = write_csv(tmp_path / "films.csv", review=TEXTS, stars=stars)

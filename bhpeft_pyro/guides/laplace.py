@@ -57,7 +57,7 @@ class LaplaceGuide(Guide):
         rank: the number of directions of F that are kept; each takes one number per weight.
 
     Attributes:
-        loc: (D,) the mean of all weights, in the order of the sites.
+        loc: (D,) the mean of all weights, in the order in which the prior samples them.
         prior: a Normal over the same vector.
         latent: the name under which the vector is sampled.
         measured: whether the covariance has been computed.

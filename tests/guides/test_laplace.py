@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
@@ -283,6 +284,23 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
     noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, 0.5)
     expected = 2.0 * prior + 0.5 * (exact.precision - prior)
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("likelihood", [None, Normal(0.5, 1.0)])
+def test_the_prior_may_sample_the_sites_in_any_order(likelihood: Any) -> None:
+    """A mapping samples the sites of a ready prior first."""
+    rows = {"text": random_texts(60), "label": [i % 2 for i in range(60)]}
+    ready, same = bh.priors.FunctionSpaceNormal(), lambda site: dist.Normal(0.0, site.unit)
+    found = []
+    for prior in ({"*": ready}, {"*.weight": same, "*": ready}):
+        model = tiny_model((), 2 if likelihood is None else 1, prior, likelihood)
+        found.append(bh.fit(model, "laplace", rows, components=1, max_steps=20, **PLAIN))
+    one, other = (guide_of(each).scales() for each in found)
+    assert [*one] != [*other]
+    for name, sd in one.items():
+        torch.testing.assert_close(other[name], sd, rtol=1e-3, atol=0.0)
+    a, b = (each.predict(rows["text"]).epistemic for each in found)
+    torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])

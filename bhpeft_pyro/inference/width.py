@@ -44,9 +44,9 @@ class Curvature:
     rest: Tensor
     root: Tensor
 
-    def times(self, factor: float) -> Curvature:
-        """The same for `factor` times as many examples."""
-        return Curvature(factor * self.rest, factor**0.5 * self.root)
+    def times(self, factor: Tensor) -> Curvature:
+        """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
+        return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
 
 
 @singledispatch
@@ -101,7 +101,7 @@ def widen(
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
-    learnt = curvature.times(choice.noise**-2)
+    learnt = curvature.times(guide.worth(choice.noise))
     guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, examples, report)
@@ -302,6 +302,7 @@ def _candidates(
         for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
-    if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had other noise
+    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
+    if model.likelihood.constant_noise and given is None and not prior.rank:
         return with_noise(taus, spreads, held, model.likelihood.unit)
     return of_draws(taus, spreads, held)

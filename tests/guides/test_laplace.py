@@ -281,9 +281,34 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
         dense(guide.covariance), dense(other.covariance), rtol=1e-3, atol=1e-5
     )
     prior = torch.eye(len(guide.loc)).double() / exact.prior_sd**2
-    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, 0.5)
+    half = torch.full_like(guide.loc, 0.5)
+    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, half)
     expected = 2.0 * prior + 0.5 * (exact.precision - prior)
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_another_noise_scale_says_as_much_about_itself() -> None:
+    """The Fisher information of a log scale is 2 for each example, whatever the scale is."""
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    fitted = bh.fit(tiny_model((), 1, likelihood=Normal()), "laplace", rows, components=1, **QUICK)
+    guide = guide_of(fitted)
+    own = torch.diag(guide.prior.covariance.scale.double() ** -2)
+    first = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
+    guide.retune(0.1, 0.5)
+    second = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
+    for learnt in (first, second):
+        assert learnt[-1, -1].item() == pytest.approx(2 * fitted.report.examples, rel=1e-3)
+    torch.testing.assert_close(second[:-1, :-1], 4 * first[:-1, :-1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("tau", [0.01, 1.0])
+def test_a_given_tau_is_that_of_the_covariance(tau: float) -> None:
+    """Of ratings too, whose noise scale is otherwise chosen with it."""
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    model = tiny_model((), 1, likelihood=Normal())
+    fitted = bh.fit(model, "laplace", rows, components=2, tau=tau, **QUICK)
+    for each in fitted.components:
+        assert each.report.tau == tau and guide_of(each).tau.item() == pytest.approx(tau)
 
 
 @pytest.mark.parametrize("likelihood", [None, Normal(0.5, 1.0)])

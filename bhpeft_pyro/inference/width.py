@@ -163,11 +163,15 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
     return examples.subset(chosen[:count])
 
 
-def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
-    """Batches on the model's device, of as many examples as there is memory for the Jacobians."""
+def _at_once(model: Model, examples: Examples) -> int:
+    """As many examples as there is memory for their Jacobians."""
     latents = sum(site.numel for site in model.sites)
-    size = examples_at_once(latents, model.network.outputs * examples.width)
-    for _, batch in Feed(model, examples).prediction(size):
+    return examples_at_once(latents, model.network.outputs * examples.width)
+
+
+def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
+    """Batches of `_at_once`, on the model's device."""
+    for _, batch in Feed(model, examples).prediction(_at_once(model, examples)):
         yield batch.to(model.network.device)
 
 
@@ -205,7 +209,7 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
     room = guide.rank + gradients_at_once(len(like), guide.rank)
-    gathered = Gathered(like, guide.rank, room + examples_at_once(len(like)))
+    gathered = Gathered(like, guide.rank, room + _at_once(model, examples))
     ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
@@ -237,7 +241,8 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
         outputs, rows = jacobian(model, means, batch)
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
-        count += len(inside) * (inside.shape[1] - model.likelihood.softmax)
+        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
+        count += there - len(inside) * model.likelihood.softmax
     effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
     effects = {name: effect for name, effect in effects.items() if name not in own and effect > 0}
     scales = [

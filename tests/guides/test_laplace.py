@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,32 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
     assert len(effects) == len(model.sites)
     for effect in effects.values():
         assert effect == pytest.approx(1 / len(effects), rel=1e-3)
+
+
+def test_a_choice_that_does_not_exist_is_no_output() -> None:
+    """Questions of two choices have one contrast each, whatever others share their batch."""
+    model = tiny_model((), 1, likelihood=bh.likelihoods.MultipleChoice())
+    choices = [[f"w{k}" for k in range(5 + i, 7 + i + 2 * (i == 0))] for i in range(9)]
+    rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
+    examples = model.encode(rows)
+    guide = LaplaceGuide(model)
+    prior = width.equal_effect(model, guide, examples, seed=0)
+    variances = []
+    for each in range(9):
+        (batch,) = examples.subset([each]).batches(1)
+        outputs = centred(model, derivative(model, guide.means(), batch)[1], batch)
+        variances.append((outputs * prior.scale).square().sum().item())
+    contrasts = sum(map(len, choices)) - 9
+    assert sum(variances) / contrasts == pytest.approx(1.0, rel=1e-3)
+
+
+def test_all_gradients_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one output, more examples are run at once than of three."""
+    model = tiny_model((), 1, likelihood=Normal(3.0, 2.0))
+    examples = model.encode({"text": random_texts(64), "label": [float(i % 5) for i in range(64)]})
+    monkeypatch.setitem(width.examples_at_once.__globals__, "_AT_ONCE", 5760)
+    with warnings.catch_warnings(action="error"):  # torch would enlarge the table
+        width.measured(model, LaplaceGuide(model, rank=1), examples, 0)
 
 
 def generator(seed: int) -> torch.Generator:

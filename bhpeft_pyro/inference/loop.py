@@ -26,6 +26,7 @@ from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide
 from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
+from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
 from .convergence import culprit, summarise
 from .draws import sampling, seeded
@@ -287,15 +288,17 @@ class _Run:
         that it knows by heart say nothing about the noise.
         """
         if self.point and self.model.likelihood.constant_noise:
-            square = self._squared_errors()
-            return 0.5 * (square / square.mean() + (2 * math.pi * square.mean()).log())
+            square, variance = self._errors()
+            return 0.5 * (square / variance + (2 * math.pi * variance).log())
         return nlls(self._forecast())
 
-    def _squared_errors(self) -> Tensor:
-        """(N,) of the ratings of the validation rows."""
-        forecast = self._forecast()
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        """Squared errors of the ratings of the validation rows, (N,), and the noise variance that
+        suits them."""
+        forecast, least = self._forecast(), LEAST_NOISE * self.model.likelihood.unit
         assert isinstance(forecast, RatingForecast)
-        return (forecast.mean - forecast.observed()).double().square()
+        square = (forecast.mean - forecast.observed()).double().square()
+        return square, square.mean().clamp_min(least**2)
 
     def _settle_noise(self) -> None:
         """Set the noise scale of ratings to the errors of the held-out rows."""
@@ -303,7 +306,8 @@ class _Run:
         assert isinstance(guide, Guide)
         if not likelihood.constant_noise or "noise.log_scale" not in guide.means():
             return
-        noise = (self._squared_errors().mean().sqrt() / likelihood.unit).log()
+        _, variance = self._errors()
+        noise = (variance.sqrt() / likelihood.unit).log()
         guide.move({"noise.log_scale": noise.to(torch.float32)})
 
 

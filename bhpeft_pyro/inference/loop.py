@@ -58,8 +58,8 @@ def optimise(
     Held-out rows, `validation`, stop the fit early or choose the state that is kept.
 
     Raises:
-        FitError: the loss was not finite for five steps in a row; the guide is in its last good
-            state.
+        FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
+            its last good state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
     _Run(model, guide, feed, validation, report, optimizer, callback).run()
@@ -132,6 +132,8 @@ class _Run:
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
+            if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
+                raise self._diverged("at the end")
             summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
         report.seconds = time.monotonic() - started
 
@@ -161,11 +163,8 @@ class _Run:
                 report.skipped += 1
                 bad += 1
                 if bad >= _MAX_SKIPPED:
-                    where = culprit(self.guide, self.elbo.parts)
-                    self.guide.load_state_dict(self.good)
-                    raise FitError(
-                        f"the loss was not finite for {bad} steps in a row (last step: {step} "
-                        f"of {self.steps}), first at {where}; the last good state is kept"
+                    raise self._diverged(
+                        f"for {bad} steps in a row (last step: {step} of {self.steps})"
                     )
                 continue
             bad = 0
@@ -189,6 +188,14 @@ class _Run:
                 f"the loss was not finite at any of {self.steps} steps, first at "
                 f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
             )
+
+    def _diverged(self, when: str) -> FitError:
+        """The error, with the guide in its last good state."""
+        where = culprit(self.guide, self.elbo.parts)
+        self.guide.load_state_dict(self.good)
+        return FitError(
+            f"the loss was not finite {when}, first at {where}; the last good state is kept"
+        )
 
     def _state(self) -> dict[str, Tensor]:
         values = self.guide.state_dict().items()

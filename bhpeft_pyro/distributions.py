@@ -110,6 +110,13 @@ class Covariance:
         """(D,) vector times the inverse."""
         return self._along(vector / self.scale, self.ratio.pow(-2) - 1) / self.scale
 
+    def projected(self, rows: Tensor) -> Tensor:
+        """The covariance of J w, (..., E, E), for J of (..., E, D)."""
+        # A square: along narrow axes the difference of two products is all rounding error.
+        half = self._along(rows * self.scale, self.ratio - 1)
+        with exact(rows):
+            return half @ half.mT
+
     def precision_root(self) -> Tensor:
         """(D, K) R with inverse = diag(1 / scale^2) + R R', for ratios of at most 1."""
         gain = (self.ratio.pow(-2) - 1).clamp_min(0).sqrt()

@@ -169,11 +169,7 @@ def output_moments(
         covariance: S, over the weights in the order of `at`.
     """
     outputs, rows = jacobian(model, at, batch)
-    with exact(rows):
-        scaled = rows * covariance.scale
-        along = scaled @ covariance.axes
-        found = scaled @ scaled.mT + (along * (covariance.ratio.square() - 1)) @ along.mT
-    return outputs, found
+    return outputs, covariance.projected(rows)
 
 
 def linear_predictives(

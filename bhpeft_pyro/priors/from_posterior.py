@@ -96,7 +96,7 @@ class PosteriorPrior:
             mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
             sd = precision.rsqrt().maximum(floor * s0)
             mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
-        return PosteriorPrior(mixed)
+        return PosteriorPrior(mixed, self.structure)
 
 
 class JointPrior:

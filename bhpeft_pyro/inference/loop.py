@@ -20,7 +20,7 @@ from ..checks import check, shown
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributed import average, is_main, rank, same, world
-from ..errors import ConfigError, FitError
+from ..errors import ConfigError, DataError, FitError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide
@@ -176,9 +176,15 @@ class _Run:
             last = self.selects and step == self.steps
             stops = False
             if self.validation is not None and (last or step % self.eval_every == 0):
-                rows = self._evaluate()
-                entry["validation_nll"] = rows.mean().item()
-                stops = self._stops(step, rows)
+                try:
+                    rows = self._evaluate()
+                except DataError as error:
+                    if error.rows:
+                        raise
+                    # The guide has diverged, as the next steps find too, or one draw was too far.
+                else:
+                    entry["validation_nll"] = rows.mean().item()
+                    stops = self._stops(step, rows)
             if self.callback is not None:
                 self.callback({**entry})
             if stops:

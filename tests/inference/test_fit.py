@@ -373,6 +373,18 @@ def test_weights_that_are_not_finite_are_never_the_last_good_state(steps: int) -
     assert all(value.isfinite().all() for value in error.value.posterior.guide.parameters())
 
 
+@pytest.mark.parametrize("steps", [10, 30])
+def test_a_look_at_weights_that_are_not_finite_loses_nothing(steps: int) -> None:
+    model = tiny_model()
+    options: dict[str, Any] = {"validation": tiny_examples(8, seed=1), "eval_every": 1}
+    options |= {"max_steps": steps, "optimizer": lambda params: Bomb(params, lr=1e-5)}
+    with pytest.raises(FitError) as error:
+        fit(model, NormalGuide(model, init_scale=0.1), **options)
+    posterior = error.value.posterior
+    assert all(value.isfinite().all() for value in posterior.guide.parameters())
+    assert ["validation_nll" in entry for entry in posterior.report.history] == [True] * 9 + [False]
+
+
 def test_the_site_with_a_bad_gradient_is_named() -> None:
     model = tiny_model(())
     guide = DeltaGuide(model)

@@ -210,10 +210,9 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     like = guide.loc.detach()
     room = guide.rank + gradients_at_once(len(like), guide.rank)
     gathered = Gathered(like, guide.rank, room + _at_once(model, examples))
-    ones = torch.full_like(like, weight)
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
-            gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
+            gathered.add(torch.einsum("be,bed->bd", score, rows), weight)
             if gathered.count >= room:
                 gathered.shorten()
     root = gathered.root()
@@ -263,7 +262,7 @@ def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covaria
         if prior.rank:  # the directions of an earlier posterior
             both = torch.cat([root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
             gathered = Gathered(rest, guide.rank, both.shape[1])
-            gathered.add([both.mT.contiguous()], torch.ones_like(rest))
+            gathered.add(both.mT)
             root = gathered.root()
             rest = rest + (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
         return Covariance.from_precision(

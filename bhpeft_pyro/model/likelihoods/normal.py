@@ -79,7 +79,7 @@ class Normal(_OneScale):
             sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
 
     Raises:
-        LikelihoodError: `center` is no finite number, or `spread` no positive one.
+        LikelihoodError: `center` is not a finite number, or `spread` not a positive one.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})

@@ -300,7 +300,7 @@ class _Run:
         For a point estimate of ratings, with the noise scale that suits these rows: training rows
         that it knows by heart say nothing about the noise.
         """
-        if self.point and self.model.likelihood.constant_noise:
+        if self.point and self.model.likelihood.learns_noise:
             square, variance = self._errors()
             return 0.5 * (square / variance + (2 * math.pi * variance).log())
         return nlls(self._forecast())
@@ -317,7 +317,7 @@ class _Run:
         """Set the noise scale of ratings to the errors of the held-out rows."""
         likelihood, guide = self.model.likelihood, self.guide
         assert isinstance(guide, Guide)
-        if not likelihood.constant_noise or "noise.log_scale" not in guide.means():
+        if not likelihood.learns_noise:
             return
         _, variance = self._errors()
         noise = (variance.sqrt() / likelihood.unit).log()

@@ -136,7 +136,7 @@ def _note(
 ) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
     means = guide.means()
-    if model.likelihood.constant_noise:
+    if model.likelihood.learns_noise:
         report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
     plain = guide.as_prior()
@@ -307,6 +307,6 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    if model.likelihood.constant_noise and given is None and not prior.rank:
+    if model.likelihood.learns_noise and given is None and not prior.rank:
         return with_noise(taus, spreads, held, model.likelihood.unit)
     return of_draws(taus, spreads, held)

@@ -11,7 +11,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
-from exact import Exact, flat, hierarchical, own_network, random_ratings, random_texts, regression
+from exact import (
+    Exact,
+    KnownNoise,
+    flat,
+    hierarchical,
+    own_network,
+    random_ratings,
+    random_texts,
+    regression,
+)
 from linearised import centred, derivative
 from pyro.infer import SVI
 from pyro.optim import Adam
@@ -326,6 +335,25 @@ def test_another_noise_scale_says_as_much_about_itself() -> None:
     for learnt in (first, second):
         assert learnt[-1, -1].item() == pytest.approx(2 * fitted.report.examples, rel=1e-3)
     torch.testing.assert_close(second[:-1, :-1], 4 * first[:-1, :-1], rtol=1e-2, atol=1e-2)
+
+
+class Constant(KnownNoise):
+    """It says that predictions have a closed form, and has no noise scale to learn."""
+
+    constant_noise = True
+
+
+@pytest.mark.parametrize("guide", ["laplace", "delta"])
+def test_a_noise_that_is_known_stays(guide: str) -> None:
+    model = bh.Model(own_network(), dist.Normal(0.0, 0.7), Constant(NOISE))
+    examples = random_ratings(model, 64, 3)
+    posterior = bh.fit(model, guide, examples, components=1, **QUICK)
+    forecast = posterior.predict(random_texts(9))
+    assert isinstance(forecast, bh.forecast.RatingForecast) and posterior.report.noise is None
+    torch.testing.assert_close(
+        forecast.aleatoric, torch.full((9,), NOISE**2).to(forecast.aleatoric)
+    )
+    assert bool((forecast.epistemic > 0).all()) == (guide == "laplace")
 
 
 @pytest.mark.parametrize("tau", [0.01, 1.0])

@@ -73,6 +73,11 @@ class Likelihood(ABC):
         """The likelihood's own random tensors."""
         return ()
 
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the noise is constant, with its scale as the site "noise.log_scale"."""
+        return self.constant_noise and any(site.name == "noise.log_scale" for site in self.sites)
+
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """Starting values of its sites for a point estimate, given (N,) labels.
 

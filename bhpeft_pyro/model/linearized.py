@@ -72,8 +72,8 @@ class Outputs:
 
         Args:
             covariance: (B, E, E).
-            noise: (S, E') standard Normal, first for the likelihood's own weights; the same for
-                every example, and with E' above E for every number of choices.
+            noise: (S, E') standard Normal, the same for every example; first comes that of the
+                likelihood's own weights. E' is at least E, whatever the number of choices is.
         """
         network = math.prod(self.shape)
         own = self.mean.shape[1] - network

@@ -113,8 +113,9 @@ class Covariance:
     def projected(self, rows: Tensor) -> Tensor:
         """The covariance of J w, (..., E, E), for J of (..., E, D)."""
         # A square: along narrow axes the difference of two products is all rounding error.
-        half = self._along(rows * self.scale, self.ratio - 1)
+        half = rows * self.scale
         with exact(rows):
+            half += ((half @ self.axes) * (self.ratio - 1)) @ self.axes.mT  # few copies of J
             return half @ half.mT
 
     def precision_root(self) -> Tensor:

@@ -112,10 +112,10 @@ class Covariance:
 
     def projected(self, rows: Tensor) -> Tensor:
         """The covariance of J w, (..., E, E), for J of (..., E, D)."""
-        # A square: along narrow axes the difference of two products is all rounding error.
+        # A square, as along narrow axes a difference of products is all rounding error.
         half = rows * self.scale
         with exact(rows):
-            half += ((half @ self.axes) * (self.ratio - 1)) @ self.axes.mT  # few copies of J
+            half += ((half @ self.axes) * (self.ratio - 1)) @ self.axes.mT
             return half @ half.mT
 
     def precision_root(self) -> Tensor:

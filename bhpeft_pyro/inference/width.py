@@ -209,7 +209,7 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
     room = guide.rank + gradients_at_once(len(like), guide.rank)
-    gathered = Gathered(like, guide.rank, room + _at_once(model, examples))
+    gathered = Gathered(like, guide.rank, room + _at_once(model, shown))
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
             gathered.add(torch.einsum("be,bed->bd", score, rows), weight)

@@ -110,6 +110,14 @@ class Covariance:
         """(D,) vector times the inverse."""
         return self._along(vector / self.scale, self.ratio.pow(-2) - 1) / self.scale
 
+    def projected(self, rows: Tensor) -> Tensor:
+        """The covariance of J w, (..., E, E), for J of (..., E, D)."""
+        # A square, as along narrow axes a difference of products is all rounding error.
+        half = rows * self.scale
+        with exact(rows):
+            half += ((half @ self.axes) * (self.ratio - 1)) @ self.axes.mT
+            return half @ half.mT
+
     def precision_root(self) -> Tensor:
         """(D, K) R with inverse = diag(1 / scale^2) + R R', for ratios of at most 1."""
         gain = (self.ratio.pow(-2) - 1).clamp_min(0).sqrt()

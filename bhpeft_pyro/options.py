@@ -62,7 +62,8 @@ class FitOptions:
             earlier one is better by more than two standard errors). In later rounds it is 0.1.
         tau: for "laplace", the multiple of the first prior's precision in the covariance. None
             takes the value with the highest density of held-out rows; without such rows that of the
-            last round, or 1 in the first.
+            last round, or 1 in the first. With a number the noise scale of ratings stays the
+            trained one.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after this many evaluations without a lower NLL and
             return to the best state; None fits to the end and keeps the last. It does not apply to

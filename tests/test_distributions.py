@@ -47,6 +47,17 @@ def test_every_product_is_that_of_the_dense_matrix(rank: int) -> None:
     torch.testing.assert_close(whole, torch.linalg.inv(matrix), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("narrow", [1.0, 1e-2, 1e-4])
+def test_what_varies_along_narrow_axes_alone_is_not_lost_in_rounding(narrow: float) -> None:
+    torch.manual_seed(0)
+    root = 30 * torch.randn(500, 16)
+    rows = torch.randn(20, 1, 16) @ root.T
+    covariance = Covariance.from_precision(torch.full((500,), narrow), root)
+    precision = narrow * torch.eye(500).double() + root.double() @ root.double().T
+    expected = rows.double() @ torch.linalg.solve(precision, rows.double().mT)
+    torch.testing.assert_close(covariance.projected(rows).double(), expected, atol=0.0, rtol=0.1)
+
+
 def test_density_and_divergence_are_those_of_torch() -> None:
     q, q_dense = normals(3, seed=1)
     p, p_dense = normals(5, seed=2)

@@ -123,7 +123,7 @@ class Guide(nn.Module):
 
     @property
     def covariance(self) -> Covariance | None:
-        """The covariance of all weights, in the order of the sites. A `linear` guide that has one
+        """The covariance of all weights, in the order of `means()`. A `linear` guide that has one
         predicts in closed form."""
         return None
 

@@ -57,7 +57,7 @@ class LaplaceGuide(Guide):
         rank: the number of directions of F that are kept; each takes one number per weight.
 
     Attributes:
-        loc: (D,) the mean of all weights, in the order of the sites.
+        loc: (D,) the mean of all weights, in the order in which the prior samples them.
         prior: a Normal over the same vector.
         latent: the name under which the vector is sampled.
         measured: whether the covariance has been computed.
@@ -231,8 +231,14 @@ class LaplaceGuide(Guide):
 
     def retune(self, tau: float, noise: float = 1.0) -> None:
         """Change tau, and multiply the ratings' noise scale by `noise`."""
-        own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, noise**-2)
+        times = None if noise == 1 else self.worth(noise)
+        own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, times)
         self.spread(own, tau, noise)
+
+    def worth(self, noise: float) -> Tensor:
+        """(D,) the information of ratings about each weight under a noise scale `noise` times as
+        large, as a multiple. That about the noise scale itself does not change."""
+        return torch.where(self.at(self._likelihood), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:
         return JointPrior(self.prior, self._shapes, self.latent)
@@ -352,15 +358,18 @@ def _normal(found: Sequence[Latent]) -> LowRankNormal:
 
 
 def retempered(
-    covariance: Covariance, first_scale: Tensor, old: float, new: float, times: float = 1.0
+    covariance: Covariance, first_scale: Tensor, old: float, new: float, times: Tensor | None = None
 ) -> Covariance:
-    """The covariance of precision new P + times (Q - old P), given that of precision Q.
+    """The covariance of precision new P + Q - old P, given that of precision Q.
 
-    P is the first prior's precision, so Q - old P is what the data have contributed.
+    P is the first prior's precision, so Q - old P is what the data have contributed. With `times`,
+    (D,), it is C (Q - old P) C, where C is the diagonal matrix of their roots.
     """
-    if new == old and times == 1:
+    if new == old and times is None:
         return covariance
     first = first_scale.pow(-2)
     learnt = (covariance.scale.pow(-2) - old * first).clamp_min(0)
-    root = times**0.5 * covariance.precision_root()
-    return Covariance.from_precision(new * first + times * learnt, root)
+    root = covariance.precision_root()
+    if times is not None:
+        learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
+    return Covariance.from_precision(new * first + learnt, root)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
+from ..checks import Number
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
@@ -21,6 +22,8 @@ from .budget import Budget
 from .guide import Guide, key
 from .latent import Latent, is_real, latents, normal_on
 from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
+
+_SD = Number(above=0, none=True)
 
 
 class _Located(Guide):
@@ -74,8 +77,7 @@ class NormalGuide(_Located):
     def __init__(
         self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
-        if init_scale is not None and not 0 < init_scale < torch.inf:
-            raise GuideError(f"NormalGuide: init_scale={init_scale} must be positive and finite")
+        init_scale = _SD("NormalGuide: init_scale", init_scale, GuideError)
         found = latents(model, names)
         super().__init__(found)
         self.init_scale = init_scale
@@ -161,8 +163,7 @@ class DeltaGuide(_Located):
     def __init__(
         self, model: Model, width: float | None = None, names: Collection[str] | None = None
     ) -> None:
-        if width is not None and not width > 0:
-            raise GuideError(f"DeltaGuide: width must be positive, got {width}")
+        width = _SD("DeltaGuide: width", width, GuideError)
         found = latents(model, names)
         super().__init__(found)
         self.width = width

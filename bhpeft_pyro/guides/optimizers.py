@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from ..checks import POSITIVE, Number
 from ..errors import ConfigError, GuideError
 from ..options import FitOptions
 
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _ADAM_LR = 2e-3
+_DECAY = Number(least=0, below=1)
 _TRUST = 0.2  # largest change of a log precision per step
 
 
@@ -63,11 +65,9 @@ class NaturalGradient(Optimizer):
         averaging: float = 0.9,
     ) -> None:
         groups: list[dict[str, Any]] = [{"params": list(pair)} for pair in pairs]
-        if not lr > 0:
-            raise ConfigError(f"NaturalGradient: lr must be positive, got {lr}")
+        POSITIVE("NaturalGradient: lr", lr)
         for name, value in (("momentum", momentum), ("averaging", averaging)):
-            if not 0 <= value < 1:
-                raise ConfigError(f"NaturalGradient: {name} must be in [0, 1), got {value}")
+            _DECAY(f"NaturalGradient: {name}", value)
         for group in groups:
             shapes = [tuple(tensor.shape) for tensor in group["params"]]
             if len(shapes) != 2 or shapes[0] != shapes[1]:

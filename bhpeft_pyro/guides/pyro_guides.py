@@ -219,7 +219,7 @@ class PyroGuide(Guide):
         options = {k: v for k, v in self._made_with().items() if k != "init_loc_fn"}
         why = None
         if isinstance(self.family, type) and self.family is not PYROS.get(name):
-            why = f"{name} is none of Pyro's own"
+            why = f"{name} is not one of Pyro's own"
         try:
             json.dumps(options)
         except TypeError as error:

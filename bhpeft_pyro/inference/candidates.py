@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.linearized import Outputs, symmetric_noise
 from .draws import seeded
 
@@ -167,7 +168,7 @@ def with_noise(
     trained = predictions[0].stddev.flatten()[0].double().cpu()
 
     def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
-        square = (errors.square() / (1 + share)).mean()
+        square = (errors.square() / (1 + share)).mean().clamp_min((LEAST_NOISE * unit) ** 2)
         variance = square * (1 + share)
         density = -0.5 * (errors.square() / variance + (2 * math.pi * variance).log())
         return square.sqrt() / trained, density

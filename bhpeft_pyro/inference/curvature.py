@@ -6,9 +6,8 @@ data are never used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -73,7 +72,6 @@ def scores(
     model: Model,
     weights: Mapping[str, Tensor],
     batch: Batch,
-    given: Mapping[str, Tensor] = MappingProxyType({}),
     outcomes: Callable[[TorchDistribution], list[Tensor]] = sampled,
 ) -> Iterator[dict[str, Tensor]]:
     """Per-example gradients of log p(y | x, w), with y from the model.
@@ -85,7 +83,6 @@ def scores(
         model: the model.
         weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
         batch: B examples, not split over particles.
-        given: values of the other sites or latents, without gradients.
         outcomes: which y: one that is `sampled`, or `every` one.
 
     Yields:
@@ -93,7 +90,7 @@ def scores(
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
     with torch.enable_grad():
-        whole = complete(model.prior, model.sites, {**given, **leaves})
+        whole = complete(model.prior, model.sites, leaves)
         predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
         for total in (each.sum() for each in outcomes(predictive)):
             if not total.requires_grad:  # PEFT weights alone, on frozen features
@@ -178,10 +175,10 @@ class Gathered:
         self.diagonal = torch.zeros_like(like)
         self._table = like.new_empty(room, len(like))
 
-    def add(self, parts: Sequence[Tensor], weight: Tensor) -> None:
-        """Add M vectors times `weight`, (D,). Each part, (M, .), holds some of their entries."""
-        rows = self._table[self.count : self.count + len(parts[0])]
-        torch.cat([*parts], 1, out=rows).mul_(weight)
+    def add(self, vectors: Tensor, weight: float = 1.0) -> None:
+        """Add M vectors, (M, D), times `weight`."""
+        rows = self._table[self.count : self.count + len(vectors)]
+        torch.mul(vectors, weight, out=rows)
         self.diagonal += torch.einsum("nd,nd->d", rows, rows)
         self.count += len(rows)
 

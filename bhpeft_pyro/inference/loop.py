@@ -20,12 +20,13 @@ from ..checks import check, shown
 from ..data import Examples
 from ..data.batch import Batch
 from ..distributed import average, is_main, rank, same, world
-from ..errors import ConfigError, FitError
+from ..errors import ConfigError, DataError, FitError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide
 from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
+from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
 from .convergence import culprit, summarise
 from .draws import sampling, seeded
@@ -57,8 +58,8 @@ def optimise(
     Held-out rows, `validation`, stop the fit early or choose the state that is kept.
 
     Raises:
-        FitError: the loss was not finite for five steps in a row; the guide is in its last good
-            state.
+        FitError: the loss was not finite for five steps in a row, or at the end; the guide is in
+            its last good state.
     """
     feed = data if isinstance(data, Feed) else Feed(model, data)
     _Run(model, guide, feed, validation, report, optimizer, callback).run()
@@ -131,6 +132,8 @@ class _Run:
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
+            if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
+                raise self._diverged("at the end")
             summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
         report.seconds = time.monotonic() - started
 
@@ -160,11 +163,8 @@ class _Run:
                 report.skipped += 1
                 bad += 1
                 if bad >= _MAX_SKIPPED:
-                    where = culprit(self.guide, self.elbo.parts)
-                    self.guide.load_state_dict(self.good)
-                    raise FitError(
-                        f"the loss was not finite for {bad} steps in a row (last step: {step} "
-                        f"of {self.steps}), first at {where}; the last good state is kept"
+                    raise self._diverged(
+                        f"for {bad} steps in a row (last step: {step} of {self.steps})"
                     )
                 continue
             bad = 0
@@ -176,9 +176,15 @@ class _Run:
             last = self.selects and step == self.steps
             stops = False
             if self.validation is not None and (last or step % self.eval_every == 0):
-                rows = self._evaluate()
-                entry["validation_nll"] = rows.mean().item()
-                stops = self._stops(step, rows)
+                try:
+                    rows = self._evaluate()
+                except DataError as error:
+                    if error.rows:
+                        raise
+                    # The guide has diverged, as the next steps find too, or one draw was too far.
+                else:
+                    entry["validation_nll"] = rows.mean().item()
+                    stops = self._stops(step, rows)
             if self.callback is not None:
                 self.callback({**entry})
             if stops:
@@ -188,6 +194,14 @@ class _Run:
                 f"the loss was not finite at any of {self.steps} steps, first at "
                 f"{culprit(self.guide, self.elbo.parts)}; the guide has its initial values"
             )
+
+    def _diverged(self, when: str) -> FitError:
+        """The error, with the guide in its last good state."""
+        where = culprit(self.guide, self.elbo.parts)
+        self.guide.load_state_dict(self.good)
+        return FitError(
+            f"the loss was not finite {when}, first at {where}; the last good state is kept"
+        )
 
     def _state(self) -> dict[str, Tensor]:
         values = self.guide.state_dict().items()
@@ -286,24 +300,27 @@ class _Run:
         For a point estimate of ratings, with the noise scale that suits these rows: training rows
         that it knows by heart say nothing about the noise.
         """
-        if self.point and self.model.likelihood.constant_noise:
-            square = self._squared_errors()
-            return 0.5 * (square / square.mean() + (2 * math.pi * square.mean()).log())
+        if self.point and self.model.likelihood.learns_noise:
+            square, variance = self._errors()
+            return 0.5 * (square / variance + (2 * math.pi * variance).log())
         return nlls(self._forecast())
 
-    def _squared_errors(self) -> Tensor:
-        """(N,) of the ratings of the validation rows."""
-        forecast = self._forecast()
+    def _errors(self) -> tuple[Tensor, Tensor]:
+        """Squared errors of the ratings of the validation rows, (N,), and the noise variance that
+        suits them."""
+        forecast, least = self._forecast(), LEAST_NOISE * self.model.likelihood.unit
         assert isinstance(forecast, RatingForecast)
-        return (forecast.mean - forecast.observed()).double().square()
+        square = (forecast.mean - forecast.observed()).double().square()
+        return square, square.mean().clamp_min(least**2)
 
     def _settle_noise(self) -> None:
         """Set the noise scale of ratings to the errors of the held-out rows."""
         likelihood, guide = self.model.likelihood, self.guide
         assert isinstance(guide, Guide)
-        if not likelihood.constant_noise or "noise.log_scale" not in guide.means():
+        if not likelihood.learns_noise:
             return
-        noise = (self._squared_errors().mean().sqrt() / likelihood.unit).log()
+        _, variance = self._errors()
+        noise = (variance.sqrt() / likelihood.unit).log()
         guide.move({"noise.log_scale": noise.to(torch.float32)})
 
 

@@ -44,9 +44,9 @@ class Curvature:
     rest: Tensor
     root: Tensor
 
-    def times(self, factor: float) -> Curvature:
-        """The same for `factor` times as many examples."""
-        return Curvature(factor * self.rest, factor**0.5 * self.root)
+    def times(self, factor: Tensor) -> Curvature:
+        """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
+        return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
 
 
 @singledispatch
@@ -101,7 +101,7 @@ def widen(
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
-    learnt = curvature.times(choice.noise**-2)
+    learnt = curvature.times(guide.worth(choice.noise))
     guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, examples, report)
@@ -136,7 +136,7 @@ def _note(
 ) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
     means = guide.means()
-    if model.likelihood.constant_noise:
+    if model.likelihood.learns_noise:
         report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
     plain = guide.as_prior()
@@ -163,11 +163,15 @@ def _subset(examples: Examples, count: int, seed: int) -> Examples:
     return examples.subset(chosen[:count])
 
 
-def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
-    """Batches on the model's device, of as many examples as there is memory for the Jacobians."""
+def _at_once(model: Model, examples: Examples) -> int:
+    """As many examples as there is memory for their Jacobians."""
     latents = sum(site.numel for site in model.sites)
-    size = examples_at_once(latents, model.network.outputs * examples.width)
-    for _, batch in Feed(model, examples).prediction(size):
+    return examples_at_once(latents, model.network.outputs * examples.width)
+
+
+def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
+    """Batches of `_at_once`, on the model's device."""
+    for _, batch in Feed(model, examples).prediction(_at_once(model, examples)):
         yield batch.to(model.network.device)
 
 
@@ -205,11 +209,10 @@ def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -
     weight = (len(examples) / len(shown)) ** 0.5
     like = guide.loc.detach()
     room = guide.rank + gradients_at_once(len(like), guide.rank)
-    gathered = Gathered(like, guide.rank, room + examples_at_once(len(like)))
-    ones = torch.full_like(like, weight)
+    gathered = Gathered(like, guide.rank, room + _at_once(model, shown))
     for _, outputs, rows in _jacobians(model, guide, shown):
         for score in _scores(outputs):
-            gathered.add([torch.einsum("be,bed->bd", score, rows)], ones)
+            gathered.add(torch.einsum("be,bed->bd", score, rows), weight)
             if gathered.count >= room:
                 gathered.shorten()
     root = gathered.root()
@@ -237,7 +240,8 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
         outputs, rows = jacobian(model, means, batch)
         inside = rows[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
-        count += len(inside) * (inside.shape[1] - model.likelihood.softmax)
+        there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
+        count += there - len(inside) * model.likelihood.softmax
     effects = {name: part.sum().item() for name, part in guide.unpack(total / count).items()}
     effects = {name: effect for name, effect in effects.items() if name not in own and effect > 0}
     scales = [
@@ -258,7 +262,7 @@ def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covaria
         if prior.rank:  # the directions of an earlier posterior
             both = torch.cat([root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
             gathered = Gathered(rest, guide.rank, both.shape[1])
-            gathered.add([both.mT.contiguous()], torch.ones_like(rest))
+            gathered.add(both.mT)
             root = gathered.root()
             rest = rest + (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
         return Covariance.from_precision(
@@ -302,6 +306,7 @@ def _candidates(
         for number, (inverse, gram) in enumerate(zip(inverses, grams, strict=True)):
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
-    if model.likelihood.constant_noise and not prior.rank:  # earlier rounds had other noise
+    # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
+    if model.likelihood.learns_noise and given is None and not prior.rank:
         return with_noise(taus, spreads, held, model.likelihood.unit)
     return of_draws(taus, spreads, held)

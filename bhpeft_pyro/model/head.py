@@ -145,7 +145,7 @@ class ClassifierHead(_Linear):
 
     Raises:
         ConfigError: `outputs` is not a whole number of at least 1; when a network is made, the
-            backbone is no sequence classifier.
+            backbone is not a sequence classifier.
 
     >>> ClassifierHead(3)
     ClassifierHead(outputs=3)

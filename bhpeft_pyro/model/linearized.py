@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ..data.batch import Batch
 from ..distributions import Covariance, exact
+from ..priors.from_posterior import places
 from .likelihoods.likelihood import Extra
 from .model import Model
 
@@ -71,8 +72,8 @@ class Outputs:
 
         Args:
             covariance: (B, E, E).
-            noise: (S, E') standard Normal, first for the likelihood's own weights; the same for
-                every example, and with E' above E for every number of choices.
+            noise: (S, E') standard Normal, the same for every example; first comes that of the
+                likelihood's own weights. E' is at least E, whatever the number of choices is.
         """
         network = math.prod(self.shape)
         own = self.mean.shape[1] - network
@@ -109,7 +110,7 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
         batch: B examples, not shared out; labels are not used.
 
     Returns:
-        The outputs, and J, (B, E, D), over the weights in the order of the model's sites.
+        The outputs, and J, (B, E, D), over the weights in the order of `at`.
     """
     sites, count = model.network.sites, len(batch)
     # Every example is run under weights of its own, so one backward pass gives all their rows.
@@ -145,6 +146,9 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
             ],
             1,
         )
+    shapes = {site.name: site.shape for site in model.sites}
+    if [*at] != [*shapes]:  # a prior may sample the sites in any order
+        network = network[..., places(shapes, at).to(network.device)]
     return Outputs(model, mean, shape, batch.choices, batch.extra), network
 
 
@@ -162,14 +166,10 @@ def output_moments(
 
     Args:
         model, at, batch: as for `jacobian`.
-        covariance: S, over the weights in the order of the model's sites.
+        covariance: S, over the weights in the order of `at`.
     """
     outputs, rows = jacobian(model, at, batch)
-    with exact(rows):
-        scaled = rows * covariance.scale
-        along = scaled @ covariance.axes
-        found = scaled @ scaled.mT + (along * (covariance.ratio.square() - 1)) @ along.mT
-    return outputs, found
+    return outputs, covariance.projected(rows)
 
 
 def linear_predictives(
@@ -191,9 +191,7 @@ def linear_predictives(
     away: list[Tensor] = []
     count = 0
     for block in blocks:
-        ways = [
-            (block[s.name][:, 0] - at[s.name]).reshape(len(block[s.name]), -1) for s in model.sites
-        ]
+        ways = [(block[k][:, 0] - value).reshape(len(block[k]), -1) for k, value in at.items()]
         away.append(torch.cat(ways, 1))
         count += len(away[-1])
         if count * away[-1][0].nbytes >= MAX_BYTES:

@@ -96,7 +96,7 @@ class PosteriorPrior:
             mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
             sd = precision.rsqrt().maximum(floor * s0)
             mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
-        return PosteriorPrior(mixed)
+        return PosteriorPrior(mixed, self.structure)
 
 
 class JointPrior:
@@ -147,8 +147,7 @@ class JointPrior:
         shapes = {name: shape for name, shape in self.shapes.items() if name in sites}
         if len(shapes) == len(self.shapes):
             return self
-        places = unpack(torch.arange(len(self.normal.loc)), self.shapes)
-        index = torch.cat([places[name].flatten() for name in shapes]).to(self.normal.loc.device)
+        index = places(self.shapes, shapes).to(self.normal.loc.device)
         covariance = self.normal.covariance.marginal(index)
         return JointPrior(LowRankNormal(self.normal.loc[index], covariance), shapes, self.name)
 
@@ -255,6 +254,12 @@ def unpack(flat: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Ten
         name: flat[..., start:end].reshape((*flat.shape[:-1], *shape))
         for (name, shape), start, end in zip(shapes.items(), ends, ends[1:], strict=False)
     }
+
+
+def places(shapes: Mapping[str, tuple[int, ...]], names: Iterable[str]) -> Tensor:
+    """Where the weights of some sites are in the vector that `unpack` takes, site by site."""
+    every = unpack(torch.arange(sum(map(prod, shapes.values()))), shapes)
+    return torch.cat([every[name].flatten() for name in names])
 
 
 def independent_normals(

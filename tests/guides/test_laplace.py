@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
-from exact import Exact, flat, hierarchical, own_network, random_ratings, random_texts, regression
+from exact import (
+    Exact,
+    KnownNoise,
+    flat,
+    hierarchical,
+    own_network,
+    random_ratings,
+    random_texts,
+    regression,
+)
 from linearised import centred, derivative
 from pyro.infer import SVI
 from pyro.optim import Adam
@@ -170,6 +181,32 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
         assert effect == pytest.approx(1 / len(effects), rel=1e-3)
 
 
+def test_a_choice_that_does_not_exist_is_no_output() -> None:
+    """Questions of two choices have one contrast each, whatever others share their batch."""
+    model = tiny_model((), 1, likelihood=bh.likelihoods.MultipleChoice())
+    choices = [[f"w{k}" for k in range(5 + i, 7 + i + 2 * (i == 0))] for i in range(9)]
+    rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
+    examples = model.encode(rows)
+    guide = LaplaceGuide(model)
+    prior = width.equal_effect(model, guide, examples, seed=0)
+    variances = []
+    for each in range(9):
+        (batch,) = examples.subset([each]).batches(1)
+        outputs = centred(model, derivative(model, guide.means(), batch)[1], batch)
+        variances.append((outputs * prior.scale).square().sum().item())
+    contrasts = sum(map(len, choices)) - 9
+    assert sum(variances) / contrasts == pytest.approx(1.0, rel=1e-3)
+
+
+def test_all_gradients_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one output, more examples are run at once than of three."""
+    model = tiny_model((), 1, likelihood=Normal(3.0, 2.0))
+    examples = model.encode({"text": random_texts(64), "label": [float(i % 5) for i in range(64)]})
+    monkeypatch.setitem(width.examples_at_once.__globals__, "_AT_ONCE", 5760)
+    with warnings.catch_warnings(action="error"):  # torch would enlarge the table
+        width.measured(model, LaplaceGuide(model, rank=1), examples, 0)
+
+
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -280,9 +317,70 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
         dense(guide.covariance), dense(other.covariance), rtol=1e-3, atol=1e-5
     )
     prior = torch.eye(len(guide.loc)).double() / exact.prior_sd**2
-    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, 0.5)
+    half = torch.full_like(guide.loc, 0.5)
+    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, half)
     expected = 2.0 * prior + 0.5 * (exact.precision - prior)
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_another_noise_scale_says_as_much_about_itself() -> None:
+    """The Fisher information of a log scale is 2 for each example, whatever the scale is."""
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    fitted = bh.fit(tiny_model((), 1, likelihood=Normal()), "laplace", rows, components=1, **QUICK)
+    guide = guide_of(fitted)
+    own = torch.diag(guide.prior.covariance.scale.double() ** -2)
+    first = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
+    guide.retune(0.1, 0.5)
+    second = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
+    for learnt in (first, second):
+        assert learnt[-1, -1].item() == pytest.approx(2 * fitted.report.examples, rel=1e-3)
+    torch.testing.assert_close(second[:-1, :-1], 4 * first[:-1, :-1], rtol=1e-2, atol=1e-2)
+
+
+class Constant(KnownNoise):
+    """It says that predictions have a closed form, and has no noise scale to learn."""
+
+    constant_noise = True
+
+
+@pytest.mark.parametrize("guide", ["laplace", "delta"])
+def test_a_noise_that_is_known_stays(guide: str) -> None:
+    model = bh.Model(own_network(), dist.Normal(0.0, 0.7), Constant(NOISE))
+    examples = random_ratings(model, 64, 3)
+    posterior = bh.fit(model, guide, examples, components=1, **QUICK)
+    forecast = posterior.predict(random_texts(9))
+    assert isinstance(forecast, bh.forecast.RatingForecast) and posterior.report.noise is None
+    torch.testing.assert_close(
+        forecast.aleatoric, torch.full((9,), NOISE**2).to(forecast.aleatoric)
+    )
+    assert bool((forecast.epistemic > 0).all()) == (guide == "laplace")
+
+
+@pytest.mark.parametrize("tau", [0.01, 1.0])
+def test_a_given_tau_is_that_of_the_covariance(tau: float) -> None:
+    """Of ratings too, whose noise scale is otherwise chosen with it."""
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    model = tiny_model((), 1, likelihood=Normal())
+    fitted = bh.fit(model, "laplace", rows, components=2, tau=tau, **QUICK)
+    for each in fitted.components:
+        assert each.report.tau == tau and guide_of(each).tau.item() == pytest.approx(tau)
+
+
+@pytest.mark.parametrize("likelihood", [None, Normal(0.5, 1.0)])
+def test_the_prior_may_sample_the_sites_in_any_order(likelihood: Any) -> None:
+    """A mapping samples the sites of a ready prior first."""
+    rows = {"text": random_texts(60), "label": [i % 2 for i in range(60)]}
+    ready, same = bh.priors.FunctionSpaceNormal(), lambda site: dist.Normal(0.0, site.unit)
+    found = []
+    for prior in ({"*": ready}, {"*.weight": same, "*": ready}):
+        model = tiny_model((), 2 if likelihood is None else 1, prior, likelihood)
+        found.append(bh.fit(model, "laplace", rows, components=1, max_steps=20, **PLAIN))
+    one, other = (guide_of(each).scales() for each in found)
+    assert [*one] != [*other]
+    for name, sd in one.items():
+        torch.testing.assert_close(other[name], sd, rtol=1e-3, atol=0.0)
+    a, b = (each.predict(rows["text"]).epistemic for each in found)
+    torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("likelihood", [Normal(3.0, 2.0), HeteroscedasticNormal(3.0, 2.0)])

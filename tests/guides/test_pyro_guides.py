@@ -147,7 +147,7 @@ class Own(pyro_guides.AutoNormal):
 def test_what_plain_data_cannot_make_again_says_what_to_do(tmp_path: Path) -> None:
     flow = {"init_transform_fn": lambda size: dist.transforms.affine_autoregressive(size)}
     cases: list[tuple[Any, dict[str, Any], str]] = [
-        (Own, {}, r"Own is none of Pyro's own.*state_dict.*guide='normal'"),
+        (Own, {}, r"Own is not one of Pyro's own.*state_dict.*guide='normal'"),
         (pyro_guides.AutoNormalizingFlow, flow, "was made with.*state_dict"),
     ]
     for number, (family, options, message) in enumerate(cases):

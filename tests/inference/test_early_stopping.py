@@ -152,6 +152,22 @@ def test_a_point_of_ratings_has_the_noise_of_held_out_rows() -> None:
     assert own.item() < 0.9 * noise.item()
 
 
+@pytest.mark.parametrize("guide", ["delta", "laplace"])
+@pytest.mark.parametrize("count", [1, 60])
+def test_ratings_that_are_all_the_same_are_learnt(guide: str, count: int) -> None:
+    """They leave no errors, of which the noise would be 0."""
+    texts, model = (
+        [f"w{5 + i % 40}" for i in range(count)],
+        tiny_model((), 1, likelihood=bh.likelihoods.Normal()),
+    )
+    rows = {"text": texts, "label": [3.0] * count}
+    posterior = bh.fit(model, guide, rows, components=1, max_steps=10, progress=False)
+    forecast = posterior.predict(texts)
+    assert isinstance(forecast, bh.forecast.RatingForecast)
+    assert forecast.mean.tolist() == pytest.approx([3.0] * count, abs=1e-3)
+    assert 0 < forecast.total.max() < 1e-2
+
+
 def test_patience_is_not_inherited_without_rows_to_look_at() -> None:
     rows = tiny_examples(8, seed=4)
     options: dict[str, Any] = {"max_steps": 2, "progress": False}

@@ -361,15 +361,28 @@ class Bomb(SGD):
             self.param_groups[0]["params"][3].data.view(-1)[2] = torch.inf
 
 
-def test_weights_that_are_not_finite_are_never_the_last_good_state() -> None:
+@pytest.mark.parametrize("steps", [10, 12, 30])
+def test_weights_that_are_not_finite_are_never_the_last_good_state(steps: int) -> None:
     model = tiny_model()
     guide = DeltaGuide(model)
     names = [name for name, _ in guide.named_parameters()]
     with pytest.raises(FitError) as error:
-        fit(model, guide, max_steps=30, optimizer=lambda params: Bomb(params, lr=1e-5))
+        fit(model, guide, max_steps=steps, optimizer=lambda params: Bomb(params, lr=1e-5))
     assert f"the guide's {names[3].replace('/', '.')}" in str(error.value)
     assert names[3].replace("/", ".").removeprefix("loc.") in [site.name for site in model.sites]
     assert all(value.isfinite().all() for value in error.value.posterior.guide.parameters())
+
+
+@pytest.mark.parametrize("steps", [10, 30])
+def test_a_look_at_weights_that_are_not_finite_loses_nothing(steps: int) -> None:
+    model = tiny_model()
+    options: dict[str, Any] = {"validation": tiny_examples(8, seed=1), "eval_every": 1}
+    options |= {"max_steps": steps, "optimizer": lambda params: Bomb(params, lr=1e-5)}
+    with pytest.raises(FitError) as error:
+        fit(model, NormalGuide(model, init_scale=0.1), **options)
+    posterior = error.value.posterior
+    assert all(value.isfinite().all() for value in posterior.guide.parameters())
+    assert ["validation_nll" in entry for entry in posterior.report.history] == [True] * 9 + [False]
 
 
 def test_the_site_with_a_bad_gradient_is_named() -> None:

@@ -23,7 +23,7 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.model.linearized import jacobian, output_moments
+from bhpeft_pyro.model.linearized import jacobian, linear_predictives, output_moments
 from bhpeft_pyro.testing import tiny_batch, tiny_model, tiny_tokenizer
 
 Weights = dict[str, Tensor]
@@ -156,3 +156,19 @@ def test_a_subclass_of_a_softmax_may_be_none() -> None:
 
     assert Categorical().softmax
     assert not Sigmoids().softmax
+
+
+def test_the_weights_may_be_in_any_order() -> None:
+    """The Jacobian's columns follow `at`, and draws predict the same."""
+    model = tiny_model(outputs=1, likelihood=Normal())
+    at, batch = random_weights(model, 1), tiny_batch(3)
+    other = {name: at[name] for name in [model.sites[-1].name, *at]}
+    rows, columns = jacobian(model, at, batch)[1], jacobian(model, other, batch)[1]
+    assert next(iter(other)) == "noise.log_scale"
+    torch.testing.assert_close(columns, rows.roll(1, -1))
+    block = {name: value + torch.randn(4, 1, *value.shape) for name, value in at.items()}
+    (a,), (b,) = (
+        [of(batch) for _, of in linear_predictives(model, x, [block])] for x in (at, other)
+    )
+    torch.testing.assert_close(a.mean, b.mean)
+    torch.testing.assert_close(a.stddev, b.stddev)

@@ -156,7 +156,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
     updated = (each.update(SECOND, replay=bh.sequential.Replay(4)) for each in (posterior, loaded))
     assert torch.equal(*map(probabilities, updated))
     AutoNormal = type("AutoNormal", (pyro.infer.autoguide.AutoNormal,), {})
-    with pytest.raises(SaveError, match="AutoNormal is none of Pyro's own"):
+    with pytest.raises(SaveError, match="AutoNormal is not one of Pyro's own"):
         fit(AutoNormal, 2).save(tmp_path / "b")
 
 

@@ -145,3 +145,12 @@ def test_the_width_of_laplace_is_that_of_a_fit_under_the_new_prior() -> None:
     assert sds.max() <= 0.0051  # 0.01 / sqrt(tau), where data say nothing more
     wide = old.update(tiny_examples(80, seed=3), prior=dist.Normal(0.0, 2.0), **QUICK)
     assert wide.report.negative_elbo < 1e3
+
+
+def test_a_prior_with_scales_can_be_forgotten_in_part() -> None:
+    """Sites that it computes from its scales still are, in the round after."""
+    first = bh.fit(tiny_model(), "normal", tiny_examples(24), **QUICK)
+    prior = bh.priors.Hierarchical()
+    second = first.update(tiny_examples(24, seed=3), guide="normal", prior=prior, **QUICK)
+    third = second.update(tiny_examples(24, seed=4), keep={"head.bias": 0.5}, **QUICK)
+    assert third.predict(["w5 w7"], samples=3).probabilities.isfinite().all()

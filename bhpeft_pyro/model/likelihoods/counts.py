@@ -78,11 +78,11 @@ class Poisson(_Counts):
     Args:
         center: the logarithm of a usual count (for an exposure of 1). None is that of the mean of
             the counts that `fit` is given in the first round; without a fit, 0.
-        exposure: the column of the data with each text's exposure, such as the hours in which was
-            counted; by default 1 for all.
+        exposure: the column of the data with each text's exposure, such as the hours over which
+            something was counted; by default 1 for all.
 
     Raises:
-        LikelihoodError: `center` is no finite number, or `exposure` no str.
+        LikelihoodError: `center` is not a finite number, or `exposure` not a str.
 
     >>> Poisson(exposure="hours").distribution(
     ...     torch.zeros(2, 1), {}, extra={"hours": torch.tensor([1.0, 3.0])}).mean.tolist()

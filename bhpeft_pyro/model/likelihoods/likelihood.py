@@ -73,18 +73,23 @@ class Likelihood(ABC):
         """The likelihood's own random tensors."""
         return ()
 
+    @property
+    def learns_noise(self) -> bool:
+        """Whether the noise is constant, with its scale as the site "noise.log_scale"."""
+        return self.constant_noise and any(site.name == "noise.log_scale" for site in self.sites)
+
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """Starting values of its sites for a point estimate, given (N,) labels.
 
-        Sites that are left out start as they say themselves.
+        Sites that are left out start at their own `init`.
         """
         return {}
 
     def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
         """The likelihood in the unit of (N,) labels, which `fit` gives it in the first round.
 
-        What its user has given stays. Without labels, it is as without a fit. `extra` has the
-        columns of the data, (N,) each.
+        Options that were given stay. Without labels the others get the values that they have
+        without a fit. `extra` has the columns of the data, (N,) each.
         """
         return self
 
@@ -199,7 +204,8 @@ class Function(Likelihood):
         kind, columns: as for `Likelihood`.
 
     Raises:
-        LikelihoodError: `function` is none, `kind` is unknown, or `columns` are no sequence of str.
+        LikelihoodError: `function` cannot be called, `kind` is unknown, or `columns` is not a
+            sequence of str.
 
     >>> import pyro.distributions as dist
     >>> waits = Function(lambda outputs: dist.Exponential(outputs[..., 0].exp()))

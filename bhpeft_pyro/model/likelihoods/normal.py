@@ -17,6 +17,8 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
 
+LEAST_NOISE = 1e-3
+"""The least noise scale that is set rather than trained, in units; ratings may all be the same."""
 _MOST = 20.0  # of a log scale: under a wide posterior it would become 0
 
 
@@ -56,7 +58,7 @@ class _OneScale(Ratings):
 
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """The noise of a constant prediction: the labels' sd."""
-        sd = labels.float().std().clamp_min(1e-3 * self.unit)
+        sd = labels.float().std(correction=len(labels) > 1).clamp_min(LEAST_NOISE * self.unit)
         return {"noise.log_scale": (sd / self.unit).log()}
 
     @property
@@ -77,7 +79,7 @@ class Normal(_OneScale):
             sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
 
     Raises:
-        LikelihoodError: `center` is no finite number, or `spread` no positive one.
+        LikelihoodError: `center` is not a finite number, or `spread` not a positive one.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
@@ -47,8 +48,9 @@ class Replay:
 
     Args:
         size: the number of examples.
-        by: how they are chosen: "random", or "uncertain" for those of the highest epistemic
-            uncertainty under the last posterior (in the first round at random).
+        by: how they are chosen: "random" for a sample of all rounds' examples, or "uncertain" for
+            those of the pool with the highest epistemic uncertainty under the last posterior (in
+            the first round at random).
 
     Raises:
         ConfigError: `size` is below 1, or `by` is unknown.
@@ -80,9 +82,24 @@ class Replay:
         if self.by == "uncertain" and posterior is not None:
             order = posterior.predict(pool, seed=seed).epistemic.argsort(descending=True)
         else:
-            order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))
+            order = self._random(pool, seed, posterior)
         kept, rest = order[: self.size], order[self.size :]
         return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
+
+    def _random(self, pool: Examples, seed: int, posterior: Posterior | None) -> Tensor:
+        """An order whose first rows are a sample of all rows so far, of which the last coreset, at
+        the end of the pool, is one (reservoir sampling)."""
+        generator = torch.Generator().manual_seed(seed)
+        old = seen = 0
+        if posterior is not None and posterior.coreset is not None:
+            old = len(posterior.coreset.examples)
+            seen = sum(report.examples for report in posterior.lineage)
+        new = len(pool) - old
+        sample = torch.randperm(seen + new, generator=generator)[: self.size]
+        again = min(int((sample < seen).sum()), old)
+        last = new + torch.randperm(old, generator=generator)
+        fresh = torch.randperm(new, generator=generator)
+        return torch.cat([last[:again], fresh, last[again:]])
 
 
 def update(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, permutations
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +90,27 @@ def test_replay_counts_every_example_once(by: Any) -> None:
         prior = following.model.prior.distributions["head.weight"]  # type: ignore[attr-defined]
         core = last.coreset.guide.distributions()["head.weight"]  # type: ignore[union-attr, operator]
         assert torch.equal(prior.mean, core.mean) and torch.equal(prior.variance, core.variance)
+
+
+def test_a_random_coreset_is_a_sample_of_all_rounds() -> None:
+    """By the pool alone, few of the earlier rounds' examples would stay in it."""
+    replay, sizes, seeds = bh.sequential.Replay(20), torch.tensor([50, 100, 30, 20]), 40
+    tokenizer, counts = model().network.tokenizer, torch.zeros(4)
+    for seed in range(seeds):
+        kept, last = None, None
+        for number, size in enumerate(sizes.tolist()):  # each round has a word of its own
+            rows = {"text": [f"w{5 + number}"] * size, "label": [0.0] * size}
+            pool = bh.data.encode(rows, tokenizer, kind="rating")
+            pool = pool if kept is None else pool.concat(kept)
+            kept, rest = replay.split(pool, 4 * seed + number, last)  # type: ignore[arg-type]
+            assert len(kept) == 20 and len(rest) == len(pool) - 20
+            lineage = [SimpleNamespace(examples=n) for n in sizes[: number + 1].tolist()]
+            last = SimpleNamespace(coreset=SimpleNamespace(examples=kept), lineage=lineage)
+        assert kept is not None
+        counts += torch.tensor([kept.texts.count(f"w{5 + number}") for number in range(4)])
+    share = sizes / sizes.sum()
+    error = (20 * share * (1 - share) * seeds).sqrt()  # at most, as none is drawn twice
+    assert ((counts - 20 * seeds * share).abs() < 4 * error).all(), counts
 
 
 @pytest.mark.usefixtures("exact_fits")

@@ -405,7 +405,7 @@ def test_a_guide_that_cannot_be_saved_is_refused_before_it_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
-    with pytest.raises(GuideError, match="Own is none of Pyro's own"):
+    with pytest.raises(GuideError, match="Own is not one of Pyro's own"):
         run(tmp_path, guide=Own, replay=None)
 
 

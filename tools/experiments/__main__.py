@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import say
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.model.backbone import device_named
 
 from . import cost, scaling
 from .budgets import BUDGETS
@@ -115,7 +116,10 @@ def experiment(
         if name == "cost":
             about, made = cost.ABOUT, [cost.cost(load, where, chosen, count, out)]
         else:
-            about, made = scaling.ABOUT, scaling.scaling(load, where, chosen, count, out)
+            about, made = (
+                scaling.ABOUT,
+                scaling.scaling(load, where, chosen, count, out, device_named(device)),
+            )
         _publish(out / name, about, made, dots)
         return
     if budget == "small" and data is None:

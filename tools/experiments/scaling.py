@@ -71,7 +71,9 @@ sys.exit(os.waitstatus_to_exitcode(status))
 Records = list[dict[str, Any]]
 
 
-def scaling(load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: Path) -> list[Table]:
+def scaling(
+    load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: Path, device: torch.device
+) -> list[Table]:
     """Measure what is missing, once for each seed, and make the tables of what is there.
 
     Raises:
@@ -82,26 +84,34 @@ def scaling(load_frozen: Load, backbone: str, budget: Budget, seeds: int, out: P
         f"{backbone}, hybrid, {CLASSES} classes; {work.batch_size} texts of {work.tokens} tokens a "
         f"step, {work.steps} steps a fit; {_TRAINED} rows, {_HELD_OUT} held out"
     )
-    notes = {
-        "fits and predictions": f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, "
-        "and of Hugging Face peft's LoRA. Memory is that of the frozen weights, and at most of "
-        "tensors, over that of a step of `delta`.",
-        "bhpeft predict": f"A tiny transformer; ms a row beyond the first {_FIRST}.",
-        "fits in processes": f"{about}. `delta`, one thread a process, by the clock: it says "
-        "something only if two processors were free.",
-    }
-    measures: list[tuple[Callable[[], Records], Sequence[object]]] = [
-        (lambda: _fits(work), sizes),
-        (lambda: _predict(budget.predicted), budget.predicted),
+    measures: list[tuple[str, str, Callable[[], Records], Sequence[object]]] = [
+        (
+            "fits and predictions",
+            f"{about}, {_PREDICTED} predicted. Times are in steps: of `delta`, and of Hugging Face "
+            "peft's LoRA. Memory is that of the frozen weights, and at most of tensors, over that "
+            "of a step of `delta`.",
+            lambda: _fits(work),
+            sizes,
+        ),
+        (
+            "bhpeft predict",
+            f"A tiny transformer; ms a row beyond the first {_FIRST}.",
+            lambda: _predict(budget.predicted),
+            budget.predicted,
+        ),
     ]
-    if work.device.type == "cpu":
-        measures.append((lambda: _processes(work), sizes))
-    machine, tables = _machine(work.device), []
-    for (title, note), (measure, given) in zip(notes.items(), measures, strict=False):
+    if device.type == "cpu":
+        note = (
+            f"{about}. `delta`, one thread a process, by the clock: it says something only if two "
+            "processors were free."
+        )
+        measures.append(("fits in processes", note, lambda: _processes(work), sizes))
+    tables = []
+    for title, note, measure, given in measures:
         runs: list[Run] = [("scaling", title, *given, seed) for seed in range(seeds)]
-        complete(out, runs, lambda *_, measure=measure: machine | {"records": measure()})
+        complete(out, runs, lambda *_, measure=measure: _machine(device) | {"records": measure()})
         results = load(out, runs)
-        facts = (f"{name} {distinct(results, name)}" for name in machine)
+        facts = (f"{name} {distinct(results, name)}" for name in _machine(device))
         records = [record for result in results for record in result["records"]]
         note = f"{note} {', '.join(facts)}."
         tables.append(Table.over_seeds(title, ["what"], records, note))
@@ -126,10 +136,6 @@ class _Work:
     batch_size: int
     tokens: int
     steps: int
-
-    @cached_property
-    def device(self) -> torch.device:
-        return self.load()[0].device
 
     @cached_property
     def rows(self) -> list[Examples]:
@@ -184,7 +190,7 @@ def _fits(work: _Work) -> Records:
             step()
 
     def measured(runs: Mapping[str, Step], rounds: int, together: int) -> Records:
-        seconds, records = in_turn(runs, rounds, clock(work.device)), []
+        seconds, records = in_turn(runs, rounds, clock(backbone.device)), []
         for name, own in seconds.items():
             record: dict[str, Any] = {"what": name}
             record["steps"] = together * over(own, seconds[_STEP])
@@ -205,7 +211,7 @@ def _fits(work: _Work) -> Records:
         for name, posterior in fitted.items():
             short[f"prediction, {name}"] = partial(posterior.predict, texts)
         singles = measured(short, _ROUNDS, 1)
-        peaks = {name: frozen + peak_bytes(run, work.device) for name, run in short.items()}
+        peaks = {name: frozen + peak_bytes(run, backbone.device) for name, run in short.items()}
     for record in singles:
         record["memory"] = peaks[record["what"]] / peaks[_STEP]
     return whole_fits + singles

@@ -111,11 +111,14 @@ class Number:
 
 
 COUNT = Number(least=1, whole=True)
+MAYBE_COUNT = Number(least=1, whole=True, none=True)
 SAMPLES = Number(least=0, whole=True)
 SEED = Number(least=0, most=2**62, whole=True)
 POSITIVE = Number(above=0)
+MAYBE_POSITIVE = Number(above=0, none=True)
 SHARE = Number(least=0, most=1)
 INSIDE = Number(above=0, below=1)
+BELOW_ONE = Number(least=0, below=1)
 
 
 def boolean(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> bool:

@@ -5,32 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .checks import COUNT, SAMPLES, SEED, Number, Rule, boolean, check_fields, one_of
+from .checks import (
+    BELOW_ONE,
+    COUNT,
+    MAYBE_COUNT,
+    MAYBE_POSITIVE,
+    SAMPLES,
+    SEED,
+    Number,
+    Rule,
+    boolean,
+    check_fields,
+    one_of,
+)
 from .errors import ConfigError
 
 __all__ = ["FitOptions"]
 
 # The schedules of transformers that need only a number of steps.
 _SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant", "inverse_sqrt")
-_MAYBE_COUNT = Number(least=1, whole=True, none=True)
-_MAYBE_POSITIVE = Number(above=0, none=True)
-_START = Number(least=0, below=1)
 
 _RULES: dict[str, Rule] = {
     "epochs": COUNT,
-    "max_steps": _MAYBE_COUNT,
+    "max_steps": MAYBE_COUNT,
     "batch_size": COUNT,
     "particles": COUNT,
     "accumulate": COUNT,
-    "lr": _MAYBE_POSITIVE,
+    "lr": MAYBE_POSITIVE,
     "schedule": one_of(*_SCHEDULES),
-    "warmup": _START,
-    "clip": _MAYBE_POSITIVE,
+    "warmup": BELOW_ONE,
+    "clip": MAYBE_POSITIVE,
     "temperature": Number(least=0, none=True),
     "tau": Number(least=1e-12, most=1e12, none=True),  # float32 must hold its square
-    "kl_warmup": _START,
-    "patience": _MAYBE_COUNT,
-    "eval_every": _MAYBE_COUNT,
+    "kl_warmup": BELOW_ONE,
+    "patience": MAYBE_COUNT,
+    "eval_every": MAYBE_COUNT,
     "eval_samples": SAMPLES,
     "bf16": boolean,
     "seed": SEED,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..checks import Number, Rule, check_fields, shown, string, strings
+from ..checks import MAYBE_COUNT, Rule, check_fields, shown, string, strings
 from ..errors import ConfigError, DataError
 
 Kind = Literal["class", "labels", "rating", "choice"]
@@ -60,7 +60,7 @@ class Columns:
         rules: dict[str, Rule] = {
             name: string for name in every if name != "pair" or self.pair is not None
         }
-        rules["max_length"] = Number(least=1, whole=True, none=True)
+        rules["max_length"] = MAYBE_COUNT
         check_fields(self, rules, "columns")
         object.__setattr__(self, "extra", strings("extra", self.extra))
         for names in (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import COUNT, Number, check, check_memory
+from ..checks import BELOW_ONE, COUNT, check, check_memory
 from .base import Forecast
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
@@ -225,7 +225,7 @@ def rejection_curve(
     """
     truth = forecast.observed(labels)
     check(fractions, Iterable, "fractions", "a sequence of numbers")
-    fractions = [Number(least=0, below=1)("fractions", fraction) for fraction in fractions]
+    fractions = [BELOW_ONE("fractions", fraction) for fraction in fractions]
     risk = _kept_risk(_loss(forecast, truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]

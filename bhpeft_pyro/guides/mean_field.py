@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.optim import Adam, Optimizer
 
-from ..checks import Number
+from ..checks import MAYBE_POSITIVE
 from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
@@ -22,8 +22,6 @@ from .budget import Budget
 from .guide import Guide, key
 from .latent import Latent, is_real, latents, normal_on
 from .optimizers import NOISE_STEPS, NaturalGradient, adam_lr, natural_lr
-
-_SD = Number(above=0, none=True)
 
 
 class _Located(Guide):
@@ -77,7 +75,7 @@ class NormalGuide(_Located):
     def __init__(
         self, model: Model, init_scale: float | None = None, names: Collection[str] | None = None
     ) -> None:
-        init_scale = _SD("NormalGuide: init_scale", init_scale, GuideError)
+        init_scale = MAYBE_POSITIVE("NormalGuide: init_scale", init_scale, GuideError)
         found = latents(model, names)
         super().__init__(found)
         self.init_scale = init_scale
@@ -163,7 +161,7 @@ class DeltaGuide(_Located):
     def __init__(
         self, model: Model, width: float | None = None, names: Collection[str] | None = None
     ) -> None:
-        width = _SD("DeltaGuide: width", width, GuideError)
+        width = MAYBE_POSITIVE("DeltaGuide: width", width, GuideError)
         found = latents(model, names)
         super().__init__(found)
         self.width = width

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from ..checks import POSITIVE, Number
+from ..checks import BELOW_ONE, POSITIVE
 from ..errors import ConfigError, GuideError
 from ..options import FitOptions
 
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
 _ADAM_LR = 2e-3
-_DECAY = Number(least=0, below=1)
 _TRUST = 0.2  # largest change of a log precision per step
 
 
@@ -67,7 +66,7 @@ class NaturalGradient(Optimizer):
         groups: list[dict[str, Any]] = [{"params": list(pair)} for pair in pairs]
         POSITIVE("NaturalGradient: lr", lr)
         for name, value in (("momentum", momentum), ("averaging", averaging)):
-            _DECAY(f"NaturalGradient: {name}", value)
+            BELOW_ONE(f"NaturalGradient: {name}", value)
         for group in groups:
             shapes = [tuple(tensor.shape) for tensor in group["params"]]
             if len(shapes) != 2 or shapes[0] != shapes[1]:

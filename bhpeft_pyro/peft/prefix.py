@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ..checks import COUNT, Number, check_fields
+from ..checks import COUNT, MAYBE_COUNT, check_fields
 from ..errors import ArchitectureError
 from .architectures import Block
 from .binding import AssignedForward, Attend, Binding, active
@@ -66,8 +66,7 @@ class Prefix(Kind):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoder = Number(least=1, whole=True, none=True)
-        check_fields(self, {"length": COUNT, "encoder": encoder}, "prefix")
+        check_fields(self, {"length": COUNT, "encoder": MAYBE_COUNT}, "prefix")
 
     def blocks(self, blocks: Sequence[Block]) -> tuple[Block, ...]:
         chosen = super().blocks(blocks)

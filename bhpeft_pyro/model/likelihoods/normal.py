@@ -12,7 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.nn import functional
 
-from ...checks import Number, check_fields
+from ...checks import MAYBE_POSITIVE, Number, check_fields
 from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
@@ -31,7 +31,7 @@ class Ratings(Likelihood):
     kind = "rating"
 
     def __post_init__(self) -> None:
-        rules = {"center": Number(none=True), "spread": Number(above=0, none=True)}
+        rules = {"center": Number(none=True), "spread": MAYBE_POSITIVE}
         check_fields(self, rules, type(self).__name__, LikelihoodError)
 
     @property

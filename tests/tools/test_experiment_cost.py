@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import tiny
 import torch
 from transformers import PreTrainedModel
 
@@ -12,7 +13,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
 from bhpeft_pyro.peft import presets
-from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from tools.experiments import machine
 from tools.experiments.cost import CLASSES, hf_peft_step, svi_step
 from tools.experiments.machine import peak_bytes, ratios
@@ -61,13 +62,15 @@ def test_the_timed_steps_are_those_that_fit_takes() -> None:
         torch.testing.assert_close(timed.get_parameter(name), value, rtol=1e-3, atol=1e-6)
 
 
-def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours() -> None:
+@pytest.mark.parametrize("model_type", ["bert", "mpnet", "llama"])  # minilm, mpnet and smollm2
+def test_the_step_of_hugging_face_peft_trains_as_many_weights_as_ours(model_type: str) -> None:
     pytest.importorskip("peft")
-    backbone: PreTrainedModel = tiny_backbone()
+    backbone: PreTrainedModel = tiny.build(model_type)
     frozen = _copy(backbone)
     step = hf_peft_step(backbone, _batch())
     trained = [p for p in backbone.parameters() if p.requires_grad]
-    ours = [site for site in _model(presets.lora()).sites if site.name.startswith("lora")]
+    network = bh.RandomPEFT(tiny.build(model_type), presets.lora(), bh.Head(CLASSES))
+    ours = [site for site in network.sites if site.name.startswith("lora")]
     assert sum(p.numel() for p in trained) == sum(site.numel for site in ours)
     start = [p.detach().clone() for p in trained]
     losses = [step() for _ in range(10)]

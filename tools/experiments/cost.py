@@ -26,6 +26,7 @@ from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
 from bhpeft_pyro.options import FitOptions
+from bhpeft_pyro.peft.architectures import blocks_of
 
 from .budgets import Budget
 from .job import Load
@@ -193,7 +194,9 @@ def hf_peft_step(backbone: PreTrainedModel, batch: Batch) -> Step:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError(f"cost: it is measured against Hugging Face peft: {error}") from error
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=list(TARGETS))
+    adapted = [block.projections[name].module for block in blocks_of(backbone) for name in TARGETS]
+    names = [name for name, module in backbone.named_modules() if module in adapted]
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=names)
     network = get_peft_model(backbone, config).eval()
     device = backbone.device
     head, last = Head(CLASSES), nn.Linear(backbone.config.hidden_size, CLASSES, device=device)

@@ -352,8 +352,10 @@ def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="draws=3: this posterior is of the network linearised"):
         posterior.to_peft(tmp_path / "draws", draws=3)
     with pytest.raises(SaveError, match="holds an adapter already"):
-        posterior.to_peft(tmp_path)
-    posterior.to_peft(tmp_path, overwrite=True)
+        posterior.to_peft(tmp_path, component=0)
+    posterior.to_peft(tmp_path, component=0, overwrite=True)
+    found = {file.parent.relative_to(tmp_path) for file in tmp_path.rglob("adapter_*")}
+    assert found == {Path("."), Path("one")}  # "one" is a folder of the user's own
 
 
 def test_draws_of_a_normal_guide(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def to_peft(
         draws: write so many draws of the weights, in place of the central values; of a mixture
             rounded up, as many of each component.
         seed: of the draws.
-        overwrite: replace adapters that are there.
+        overwrite: replace all adapters that an earlier call wrote to `folder`.
 
     Returns:
         The folder.
@@ -84,11 +84,15 @@ def to_peft(
             f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
         }
     places = {folder if len(chosen) == 1 else folder / name: v for name, v in chosen.items()}
-    for place in places:
-        if (place / CONFIG).exists() and not overwrite and is_main():
-            raise SaveError(f"folder: {place} holds an adapter already; pass overwrite=True")
+    before = [folder, *folder.glob("component-*"), *folder.glob("draw-*")]
+    before = [place for place in before if (place / CONFIG).exists()]
+    if before and not overwrite and is_main():
+        raise SaveError(f"folder: {before[0]} holds an adapter already; pass overwrite=True")
     for place, values in places.items():
         _write(network, values, place)
+    for place in {*before} - {*places} if is_main() else ():
+        (place / CONFIG).unlink()  # first: without it, no reader takes the rest for an adapter
+        (place / _TENSORS).unlink(missing_ok=True)
     return folder
 
 

@@ -8,6 +8,7 @@ from ..errors import GuideError
 
 _AT_ONCE = 2**31  # bytes of Jacobians, and of gathered gradients
 _GATHERED, _EXAMPLES = 256, 16
+_REUSED, _MOST = 256, 2**30  # Jacobian rows that are kept for another use, in so many bytes
 _TRAINED = 16  # bytes a parameter: float32 value, gradient and the two moments of Adam
 _KEPT = 4  # bytes of any other number
 
@@ -61,6 +62,12 @@ def gradients_at_once(latents: int, rank: int) -> int:
     """How many gradients are gathered before a Laplace approximation's leading directions are
     computed again: as many as 2 GiB hold, at least `rank` and at most 256."""
     return max(rank, min(_GATHERED, _AT_ONCE // (_KEPT * latents)))
+
+
+def rows_kept(latents: int) -> int:
+    """How many rows of Jacobians are kept for another use: 256 if 1 GiB holds them, or else none,
+    and they are computed again."""
+    return _REUSED if _KEPT * latents * _REUSED <= _MOST else 0
 
 
 def examples_at_once(latents: int, outputs: int = 3, most: int = _EXAMPLES) -> int:

@@ -21,7 +21,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import JOINT, JointPrior, unpack
-from .budget import Budget, examples_at_once, gradients_at_once
+from .budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from .guide import Guide
 from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
@@ -316,7 +316,7 @@ class LaplaceGuide(Guide):
         examples = examples_at_once(latents)
         columns = rank + gradients_at_once(latents, rank) + examples
         products = 2 * (CHUNK + 4 * columns**2)  # in double precision
-        measuring = latents * (columns + rank + 14 * examples) + products
+        measuring = latents * (columns + rank + 14 * examples + rows_kept(latents)) + products
         kept = latents * (2 * rank + 1)  # the directions, now and in the last good state
         return Budget.of(latents, latents, kept + measuring)
 

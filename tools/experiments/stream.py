@@ -20,12 +20,12 @@ from typing import Annotated, Any
 import matplotlib.pyplot as plt
 import torch
 import typer
-from transformers import AutoModel, AutoTokenizer, logging
+from transformers import AutoModel, AutoTokenizer
 
 from bhpeft_pyro import __version__
+from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.data import Columns, CutWarning, Examples, encode
 from bhpeft_pyro.data.assets import minilm
-from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
@@ -65,46 +65,43 @@ def stream(
     preset: Annotated[str, typer.Option(help="The PEFT weights.")] = "bh_peft",
 ) -> None:
     """Run the arms on a protocol; with all results there, only tables and plots are made."""
-    try:
-        known("protocol", [protocol], PROTOCOLS)
-        known("preset", [preset], presets.__all__)
-        chosen = PROTOCOLS[protocol]
-        there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
-        arms = arm or list(there)
-        known("arm", arms, there)
-        sizes = (rows or chosen.rows, chosen.test if test is None else test)
-        setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
-        setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
-        runs = list(product([protocol], range(seeds), arms))
-        backbone = minilm()
-        setting["backbone"] = backbone.parent.name
-        for each in (*runs, (protocol, "cost")):
-            if (path := file_of(out, each)).exists():
-                check_setting(path, json.loads(path.read_text()), setting)
-        code = commit()  # files may change while it runs
+    known("protocol", [protocol], PROTOCOLS)
+    known("preset", [preset], presets.__all__)
+    chosen = PROTOCOLS[protocol]
+    there = {**ARMS, **KEEPS} if chosen.keeps else ARMS
+    arms = arm or list(there)
+    known("arm", arms, there)
+    sizes = (rows or chosen.rows, chosen.test if test is None else test)
+    setting: dict[str, Any] = dict(zip(("rows", "test"), sizes, strict=True))
+    setting |= {"epochs": epochs, "least": least, "samples": samples, "preset": preset}
+    runs = list(product([protocol], range(seeds), arms))
+    backbone = minilm()
+    setting["backbone"] = backbone.parent.name
+    for each in (*runs, (protocol, "cost")):
+        if (path := file_of(out, each)).exists():
+            check_setting(path, json.loads(path.read_text()), setting)
+    code = commit()  # files may change while it runs
 
-        def encoded(seed: int) -> Encoded:
-            return Encoded(chosen.read(data, seed, *sizes), backbone)
+    def encoded(seed: int) -> Encoded:
+        return Encoded(chosen.read(data, seed, *sizes), backbone)
 
-        def result(_: str, seed: int, method: str) -> dict[str, Any]:
-            text = encoded(seed)
-            common = setup(text, backbone, preset, epochs, least, seed)
-            folder = _rounds(out, (protocol, seed, method), setting)
-            found = run(there[method], common, text, folder, samples)
-            facts = {"protocol": protocol, "seed": seed, "arm": method}
-            facts |= {"version": __version__, "commit": code}
-            return {**facts, **setting, **found}
+    def result(_: str, seed: int, method: str) -> dict[str, Any]:
+        text = encoded(seed)
+        common = setup(text, backbone, preset, epochs, least, seed)
+        folder = _rounds(out, (protocol, seed, method), setting)
+        found = run(there[method], common, text, folder, samples)
+        facts = {"protocol": protocol, "seed": seed, "arm": method}
+        facts |= {"version": __version__, "commit": code}
+        return {**facts, **setting, **found}
 
-        def ratios(*_: str) -> dict[str, Any]:
-            common = setup(encoded(0), backbone, preset, epochs, least, 0)
-            timed = {name: each for name, each in ARMS.items() if name.startswith(OURS)}
-            facts = {"protocol": protocol, "version": __version__}
-            return {**facts, **setting, "cost": cost(timed, common)}
+    def ratios(*_: str) -> dict[str, Any]:
+        common = setup(encoded(0), backbone, preset, epochs, least, 0)
+        timed = {name: each for name, each in ARMS.items() if name.startswith(OURS)}
+        facts = {"protocol": protocol, "version": __version__}
+        return {**facts, **setting, "cost": cost(timed, common)}
 
-        complete(out, runs, result)
-        complete(out, [(protocol, "cost")], ratios)
-    except BHPEFTError as error:
-        raise typer.BadParameter(str(error)) from error
+    complete(out, runs, result)
+    complete(out, [(protocol, "cost")], ratios)
     for each in runs:
         shutil.rmtree(_rounds(out, each, setting), ignore_errors=True)
     results = load(out, runs)
@@ -152,7 +149,6 @@ class Encoded:
 
 def setup(data: Encoded, backbone: Path, preset: str, epochs: int, least: int, seed: int) -> Setup:
     """What the arms have in common, on a stream."""
-    logging.disable_progress_bar()
 
     def model() -> Model:
         torch.manual_seed(seed)
@@ -215,4 +211,4 @@ def cost(arms: dict[str, Arm], setup: Setup, repeats: int = 3) -> dict[str, floa
 
 
 if __name__ == "__main__":
-    typer.run(stream)
+    typer.run(spoken_errors()(quietly(stream)))

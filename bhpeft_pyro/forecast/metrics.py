@@ -125,7 +125,7 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
         "ece": bins.expected_error,
         "classwise_ece": sum(classwise) / classes,
         "mce": bins.maximum_error,
-        "aurc": aurc(_loss(forecast, labels), forecast.uncertainty("confidence")),
+        "aurc": aurc(loss_of(forecast, labels), forecast.uncertainty("confidence")),
         "mutual_information": forecast.epistemic.double().mean().item(),
     }
 
@@ -138,7 +138,7 @@ def _macro_f1(truth: Tensor, guessed: Tensor) -> float:
 
 def _evaluate_labels(forecast: LabelsForecast, labels: Tensor) -> dict[str, float]:
     truth, guessed = labels.double(), forecast.label.double()
-    p, wrong = forecast.probabilities.double(), _loss(forecast, labels)
+    p, wrong = forecast.probabilities.double(), loss_of(forecast, labels)
     return {
         "accuracy": (wrong == 0).double().mean().item(),
         "hamming": wrong.mean().item(),
@@ -226,7 +226,7 @@ def rejection_curve(
     truth = forecast.observed(labels)
     check(fractions, Iterable, "fractions", "a sequence of numbers")
     fractions = [BELOW_ONE("fractions", fraction) for fraction in fractions]
-    risk = _kept_risk(_loss(forecast, truth), forecast.uncertainty(by))
+    risk = _kept_risk(loss_of(forecast, truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.
     kept = [len(forecast) - math.floor(f * len(forecast) + 1e-9) for f in fractions]
     score = risk[torch.tensor(kept, dtype=torch.long) - 1]
@@ -302,7 +302,7 @@ def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:
     return shared.cumsum(0) / torch.arange(1, len(loss) + 1)
 
 
-def _loss(forecast: Forecast, labels: Tensor) -> Tensor:
+def loss_of(forecast: Forecast, labels: Tensor) -> Tensor:
     """(N,) 0-1 loss of the predicted class, share of wrong labels, or squared error of the mean."""
     if isinstance(forecast, ClassForecast):
         return (forecast.label != labels).double()

@@ -13,6 +13,7 @@ from bhpeft_pyro.forecast.metrics import (
     FRACTIONS,
     coverage,
     evaluate,
+    loss_of,
     nlls,
     ood_auroc,
     rejection_curve,
@@ -141,11 +142,8 @@ def shift(outcome: Outcome) -> list[Score]:
 
 def losses(forecast: AnyForecast) -> dict[str, Tensor]:
     """(N,) NLL, and error or squared error, of each example."""
-    labels, nll = forecast.observed(), nlls(forecast)
-    if isinstance(forecast, ClassForecast):
-        return {"accuracy": (forecast.label != labels).double(), "nll": nll}
-    assert isinstance(forecast, RatingForecast)
-    return {"mse": (forecast.mean.double() - labels.double()).square(), "nll": nll}
+    metric = "accuracy" if isinstance(forecast, ClassForecast) else "mse"
+    return {metric: loss_of(forecast, forecast.observed()), "nll": nlls(forecast)}
 
 
 def _percent(share: float) -> str:

@@ -128,6 +128,6 @@ def minilm_path() -> Path:
 @pytest.fixture
 def sentiment() -> None:
     """In CI a fetch that fails is a failure; elsewhere only what is in the cache is used."""
-    file = assets._folder() / assets._VADER.filename
-    if not assets._intact(file, assets._VADER.sha256) and os.environ.get("CI") != "true":
+    file = assets._folder() / assets._VADER
+    if not assets._intact(file, assets._VADER_SHA256) and os.environ.get("CI") != "true":
         pytest.skip("fetches from PyPI; set CI=true to run")

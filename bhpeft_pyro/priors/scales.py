@@ -113,6 +113,21 @@ class FunctionSpaceNormal:
         value: Tensor = pyro.sample(site.name, normal.expand(lead + site.shape).to_event(site.ndim))
         return value
 
+    def non_centred(self, site: Site, factor: Tensor) -> Tensor:
+        """The same as loc + sd * factor * a standard Normal ("<site>.standard").
+
+        Data say little about single PEFT weights. In this form weights and their scale are then
+        nearly independent in the posterior, as a mean-field guide assumes.
+        """
+        zero = torch.zeros_like(site.unit)
+        standard = pyro.sample(
+            f"{site.name}.standard",
+            dist.Normal(zero, torch.ones_like(zero)).expand(site.shape).to_event(site.ndim),
+        )
+        made = self.loc(site) + self.sd(site) * factor * standard
+        value: Tensor = pyro.deterministic(site.name, made, event_dim=site.ndim)
+        return value
+
 
 def along(values: Tensor, site: Site, dims: Sequence[str]) -> Tensor:
     """`(*P, *sizes)` by `dims` to `(*P, *sizes and ones)`, broadcastable to the site.
@@ -133,24 +148,6 @@ def log_of(positive: TorchDistribution) -> TorchDistribution:
     tensor([0., 0., 0.])
     """
     return dist.TransformedDistribution(positive, [ExpTransform().inv])
-
-
-def multiplied(site: Site, loc: Tensor, factor: Tensor) -> Tensor:
-    """A site as loc + factor * a standard Normal ("<site>.standard"), its non-centred form.
-
-    Data say little about single PEFT weights. In this form weights and their scale are then nearly
-    independent in the posterior, as a mean-field guide assumes.
-
-    Args:
-        factor: `(*P, *broadcastable to the site)`.
-    """
-    zero = torch.zeros_like(site.unit)
-    standard = pyro.sample(
-        f"{site.name}.standard",
-        dist.Normal(zero, torch.ones_like(zero)).expand(site.shape).to_event(site.ndim),
-    )
-    value: Tensor = pyro.deterministic(site.name, loc + factor * standard, event_dim=site.ndim)
-    return value
 
 
 def default() -> FunctionSpaceNormal:

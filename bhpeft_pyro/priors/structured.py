@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import PriorError
 from ..peft.sites import Site
-from .scales import FunctionSpaceNormal, along, log_of, multiplied
+from .scales import FunctionSpaceNormal, along, log_of
 
 _COLUMNS = (("layer", "rank"), ("layer", "bottleneck"))
 
@@ -58,8 +58,7 @@ class Hierarchical(FunctionSpaceNormal):
         log_layers = pyro.sample(
             f"{site.name}.log_layers", dist.Normal(layers, self.between).to_event(1)
         )
-        factor = along(log_layers, site, ("layer",)).exp()
-        return multiplied(site, self.loc(site), self.sd(site) * factor)
+        return self.non_centred(site, along(log_layers, site, ("layer",)).exp())
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class ARD(FunctionSpaceNormal):
             f"{site.name}.log_ranks",
             log_of(dist.HalfNormal(site.unit.new_ones(sizes))).to_event(len(dims)),
         )
-        return multiplied(site, self.loc(site), self.sd(site) * along(log_ranks, site, dims).exp())
+        return self.non_centred(site, along(log_ranks, site, dims).exp())
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Horseshoe(FunctionSpaceNormal):
         )
         log_t = along(log_tau, site, ()) + log_local
         share_of_slab = (2 * log_t).sigmoid().sqrt()  # t / sqrt(1 + t^2) without overflow
-        return multiplied(site, self.loc(site), self.sd(site) * share_of_slab)
+        return self.non_centred(site, share_of_slab)
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,7 @@ class Gates(FunctionSpaceNormal):
                 logits = dist.Logistic(loc, 1 / self.relaxation).to_event(1)
                 gates[kind] = pyro.sample(f"gates.{kind}", logits).sigmoid()
             own = gates[kind][..., [layers[kind].index(number) for number in site.layers]]
-            factor = self.sd(site) * along(own, site, ("layer",))
-            values[site.name] = multiplied(site, self.loc(site), factor)
+            values[site.name] = self.non_centred(site, along(own, site, ("layer",)))
         return values
 
 

@@ -38,7 +38,7 @@ from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead
 from ..priors import PriorLike
 from . import stored
-from .state import MixtureState, PosteriorState
+from .state import PosteriorState
 
 FORMAT = 2
 INDEX = "posterior.json"
@@ -127,8 +127,9 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
     device: str = "auto",
-) -> PosteriorState | MixtureState:
-    """Read a posterior; see `Posterior.load`. The files are checked before a backbone is loaded."""
+) -> tuple[list[PosteriorState], tuple[FitReport, ...] | None]:
+    """Read a posterior (`stored.revive`); see `Posterior.load`. The files are checked before a
+    backbone is loaded."""
     if not isinstance(backbone, PreTrainedModel | str | None):
         raise SaveError(
             "backbone: expected the transformers model that this posterior was fitted on, or its "

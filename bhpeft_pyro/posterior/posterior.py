@@ -26,7 +26,7 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
 from . import io
-from .state import Coreset, MixtureState, PosteriorState
+from .state import Coreset, PosteriorState
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -411,10 +411,9 @@ class Posterior(PosteriorState):
             ConfigError: there is no model of this name, or no such device.
             ArchitectureError: transformers does not have the code of this model.
         """
-        state = io.load(as_path("path", path), backbone, tokenizer, prior, device)
-        if isinstance(state, MixtureState):
-            return MixturePosterior([Posterior(**vars(s)) for s in state.components], state.lineage)
-        return Posterior(**vars(state))
+        states, lineage = io.load(as_path("path", path), backbone, tokenizer, prior, device)
+        fits = [Posterior(**vars(state)) for state in states]
+        return fits[0] if lineage is None else MixturePosterior(fits, lineage)
 
 
 class MixturePosterior(Posterior):

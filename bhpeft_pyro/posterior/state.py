@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -51,11 +50,3 @@ class PosteriorState:
         new = copy.copy(self)
         vars(new).update(changes)
         return new
-
-
-@dataclass(frozen=True, eq=False)
-class MixtureState:
-    """An equal-weight mixture, with one report per round; components have their own too."""
-
-    components: Sequence[PosteriorState]
-    lineage: tuple[FitReport, ...]

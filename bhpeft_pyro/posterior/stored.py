@@ -28,7 +28,7 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
-from .state import Coreset, MixtureState, PosteriorState
+from .state import Coreset, PosteriorState
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,
@@ -108,8 +108,9 @@ def revive(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
-) -> PosteriorState | MixtureState:
-    """The posterior that was described, with the reports of its rounds.
+) -> tuple[list[PosteriorState], tuple[FitReport, ...] | None]:
+    """The posterior that was described, with the reports of its rounds; of a mixture the components
+    with those of theirs, and its own.
 
     Raises:
         SaveError: the backbone is another one, a prior is needed, or tensors do not fit.
@@ -146,7 +147,7 @@ def revive(
         guide, coreset = _revive_fit(fit, tensors, f"{number}." if mixture else "", model)
         rounds = tuple(r.components[number] for r in lineage) if mixture else lineage
         states.append(PosteriorState(model, guide, rounds, columns, firsts[number], coreset))
-    return MixtureState(states, lineage) if mixture else states[0]
+    return states, lineage if mixture else None
 
 
 def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedModel) -> None:

@@ -219,9 +219,8 @@ def guide_under(model: Model, prior: Prior, family: GuideLike, seed: int) -> Gui
 
 def has_learnt(report: FitReport, examples: Examples) -> bool:
     """Whether a round has learnt these examples, but for those that it held out itself."""
-    rest, _ = (examples, None) if report.split is None else examples.hold_out(report.split)
-    known = (report.data, report.given)
-    return examples.fingerprint in known or rest.fingerprint in known
+    rest, _ = report.parted(examples)
+    return rest.fingerprint == report.data or examples.fingerprint == report.given
 
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:

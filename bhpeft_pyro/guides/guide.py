@@ -299,8 +299,9 @@ def prior_of(model: Model, guide: nn.Module) -> Prior:
             + ", or give update(..., prior=...) the next prior"
         )
     prior = guide.as_prior()
-    if isinstance(prior, PosteriorPrior) and not prior.covers(model.sites):
-        return PosteriorPrior(
-            prior.distributions, getattr(model.prior, "structure", None) or model.prior
-        )
+    if isinstance(prior, PosteriorPrior) and any(
+        site.name not in prior.distributions for site in model.sites
+    ):
+        structure = getattr(model.prior, "structure", None) or model.prior
+        return PosteriorPrior(prior.distributions, structure)
     return prior

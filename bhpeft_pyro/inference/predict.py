@@ -177,7 +177,8 @@ def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -
     outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
-        return center.mean[None], center.stddev[None], outputs.mean_variance(covariance)[None]
+        variance = model.likelihood.unit**2 * covariance[:, 0, 0]
+        return center.mean[None], center.stddev[None], variance[None]
     return draw(outputs.labels(outputs.draws(covariance, noise)), batch.labels)
 
 

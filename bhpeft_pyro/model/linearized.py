@@ -86,10 +86,6 @@ class Outputs:
         root = (axes * variance.clamp_min(0).sqrt().unsqueeze(-2)) @ axes.mT
         return self.mean + torch.einsum("bef,sf->sbe", root.to(noise), noise)
 
-    def mean_variance(self, covariance: Tensor) -> Tensor:
-        """(B,) variance of the labels' mean, for likelihoods of constant noise."""
-        return self.model.likelihood.unit**2 * covariance[:, 0, 0]
-
 
 def symmetric_noise(draws: int, size: int) -> Tensor:
     """(draws, size) standard Normal in pairs of opposite signs, so that odd terms average out."""

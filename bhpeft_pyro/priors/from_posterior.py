@@ -53,10 +53,6 @@ class PosteriorPrior:
             self.distributions
         )
 
-    def covers(self, sites: Sequence[Site]) -> bool:
-        """Whether every site has a distribution of its own."""
-        return all(site.name in self.distributions for site in sites)
-
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
             known = self.distributions.get(site.name)

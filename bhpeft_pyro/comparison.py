@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,35 +155,27 @@ def compare(
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
     _check_setup(folder, setup | asdict(options.change(progress=True)))
 
-    def learn(name: str, made: Model, count: int) -> Posterior:
-        place, network = folder / name.replace(" ", "-"), made.network
+    def kept(name: str, doing: str, make: Callable[[], Posterior]) -> Posterior:
+        place, network = folder / name.replace(" ", "-"), head.network
         if io.exists(place):
             say(f"{name} is in {place}")
             return Posterior.load(place, network.backbone, tokenizer=network.tokenizer)
-        say(f"fitting {name}")
-        posterior = fit(
-            made,
-            "delta",
-            rows,
-            validation=known,
-            columns=columns,
-            options=options,
-            components=count,
-        )
+        say(doing)
+        posterior = make()
         posterior.save(place)
         return posterior
+
+    def learn(name: str, made: Model, count: int) -> Posterior:
+        how: dict[str, Any] = {"validation": known, "columns": columns, "options": options}
+        one = partial(fit, made, "delta", rows, components=count, **how)
+        return kept(name, f"fitting {name}", one)
 
     head_only = learn("head only", head, 1)
     lora = learn("LoRA", model(presets.lora()), 1)
     points = learn("points", model(presets.bh_peft()), components)
     assert isinstance(points, MixturePosterior)
-    place, network = folder / "posterior", head.network
-    if io.exists(place):
-        wide = Posterior.load(place, network.backbone, tokenizer=network.tokenizer)
-    else:
-        say(f"measuring the width of {components} points")
-        wide = points.widen(rows, validation=known)
-        wide.save(place)
+    widening = f"measuring the width of {components} points"
+    wide = kept("posterior", widening, partial(points.widen, rows, validation=known))
     ensemble = f"{components} hybrids"
     methods = {
         "head only": head_only,

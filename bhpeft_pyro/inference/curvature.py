@@ -18,18 +18,11 @@ from torch.distributions import Independent, Normal
 
 from ..data.batch import Batch
 from ..distributions import leading
+from ..model.linearized import slopes
 from ..model.model import Model
 from ..priors import complete
 
 _DRAWS = 32  # from a prior
-
-
-def _slopes(total: Tensor, leaves: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Gradients by each leaf, zero if it has no effect; the graph is kept."""
-    every = list(leaves.values())
-    return torch.autograd.grad(
-        total, every, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
 
 
 def sampled(predictive: TorchDistribution) -> list[Tensor]:
@@ -96,7 +89,7 @@ def scores(
             if not total.requires_grad:  # PEFT weights alone, on frozen features
                 yield {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
                 continue
-            grads = _slopes(total, leaves)
+            grads = slopes(total, [*leaves.values()])
             yield {name: grad[:, 0] for name, grad in zip(leaves, grads, strict=True)}
 
 
@@ -147,7 +140,7 @@ def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]
             log_prob = sum((fn.log_prob(fn.sample()).sum() for fn in densities), torch.zeros(()))
             if not log_prob.requires_grad:  # no latent depends on another
                 break
-            grads = _slopes(log_prob, leaves)
+            grads = slopes(log_prob, [*leaves.values()])
             for name, grad in zip(leaves, grads, strict=True):
                 sums[name] += grad.square()
     return {name: total / _DRAWS for name, total in sums.items()}

@@ -121,10 +121,8 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
             sums = tuple(each - sums[0] for each in sums[1:])
     rows = []
     for total in sums:
-        gradients = torch.autograd.grad(
-            total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        rows.append(torch.cat([gradient.reshape(count, -1) for gradient in gradients], 1).float())
+        gradients = [gradient.reshape(count, -1) for gradient in slopes(total, leaves)]
+        rows.append(torch.cat(gradients, 1).float())
     if model.likelihood.softmax:
         rows.insert(0, torch.zeros_like(rows[0]))
         network = _centred(torch.stack(rows, 1), batch.choices)
@@ -146,6 +144,13 @@ def jacobian(model: Model, at: Mapping[str, Tensor], batch: Batch) -> tuple[Outp
     if [*at] != [*shapes]:  # a prior may sample the sites in any order
         network = network[..., places(shapes, at).to(network.device)]
     return Outputs(model, mean, shape, batch.choices, batch.extra), network
+
+
+def slopes(total: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients by each leaf, zero if it has no effect; the graph is kept."""
+    return torch.autograd.grad(
+        total, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
 
 
 def _centred(rows: Tensor, choices: Tensor | None) -> Tensor:

@@ -36,7 +36,7 @@ _RULES: dict[str, Rule] = {
     "warmup": BELOW_ONE,
     "clip": MAYBE_POSITIVE,
     "temperature": Number(least=0, none=True),
-    "tau": Number(least=1e-12, most=1e12, none=True),  # float32 must hold its square
+    "tau": Number(least=1e-5, most=1e5, none=True),  # float32 holds sums with what data say
     "kl_warmup": BELOW_ONE,
     "patience": MAYBE_COUNT,
     "eval_every": MAYBE_COUNT,
@@ -69,10 +69,10 @@ class FitOptions:
             except for point estimates: with held-out rows it is 0 in the first round, and these
             rows choose the step whose state is kept (of ten evaluations the last one, unless an
             earlier one is better by more than two standard errors). In later rounds it is 0.1.
-        tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-12 to
-            1e12. None takes the value with the highest density of held-out rows; without such rows
+        tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
+            1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings
-            stays the trained one.
+            stays that of the point estimate.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after this many evaluations without a lower NLL and
             return to the best state; None fits to the end and keeps the last. It does not apply to

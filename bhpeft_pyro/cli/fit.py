@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import options
-from .screen import interactive, say
+from .screen import interactive, pulse, say
 
 
 def fit(
@@ -65,5 +65,6 @@ def fit(
         options=how,
         components=components,
         columns=task.columns,
+        callback=pulse(),
     )
     finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import names
 from ..data import Columns, Kind
 from ..data.columns import is_number, read_ratings, wrong
-from ..data.labels import name_of, read_labels
+from ..data.labels import look_alikes, name_of, read_labels
 from ..data.words import labelled_words, naming_words, read_words
 from ..errors import DataError
 from ..model import tasks
@@ -104,6 +105,11 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     ]
     usual = [column for column in ("tokens" if words else "text", "text") if column in there]
     text = _column("text", reading.text_column, usual[:1] or texts, there)
+    if text == label:
+        raise DataError(
+            f"column {text!r} cannot be the text and the label; name the other with "
+            "--text-column or --label-column"
+        )
     if pair is not None:
         _column("pair", pair, [], there)
     values, feature = table[label][:], table.features[label]
@@ -152,8 +158,10 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
         return "classes"
     if _is_list(values[0]):
         return "labels"
-    # Most of them, as one cell that is not a number turns the whole column into text.
-    if label in _RATINGS and 2 * sum(map(is_number, values)) > len(values):
+    # Most of them, as one cell that is not a number turns the whole column into text. 3,5 counts
+    # too: it is refused as a rating, where it would become a class.
+    dotted = (value.replace(",", ".") if isinstance(value, str) else value for value in values)
+    if label in _RATINGS and 2 * sum(map(is_number, dotted)) > len(values):
         return "ratings"
     if isinstance(values[0], str):
         return "classes"
@@ -186,6 +194,8 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
             f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
         )
+    for one, other in look_alikes(map(str, sorted(found, key=str))):
+        warnings.warn(f"column {label!r}: {one!r} and {other!r} are two classes", stacklevel=2)
     if isinstance(feature, ClassLabel):
         called = tuple(feature.names)
     elif type(values[0]) is int and found == set(range(len(found))):

@@ -8,7 +8,7 @@ import typer
 
 from .. import names
 from . import options
-from .screen import interactive, say
+from .screen import interactive, pulse, say
 
 
 def update(
@@ -79,6 +79,7 @@ def update(
         guide=guide,
         keep=keep,
         again=again,
+        callback=pulse(),
     )
     finish(
         after,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,17 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
         known = {float(name): name for name in names if is_number(name)}
         return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
+
+
+def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ in case or in spaces around them alone.
+
+    >>> look_alikes(["sports", "world", "Sports "])
+    [('sports', 'Sports ')]
+    """
+    first: dict[str, str] = {}
+    pairs = [(first.setdefault(name.strip().casefold(), name), name) for name in names]
+    return [(one, other) for one, other in pairs if one != other]
 
 
 def _name_among(known: Mapping[float, str], value: float) -> Any:

@@ -28,9 +28,14 @@ from .columns import Columns, Kind
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
 _SUFFIXES = (".csv", ".json", ".jsonl")
+_OTHERS = (".parquet", ".tsv", ".txt", ".xlsx")  # which are no names on the hub either
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
 _REAL = rf"[+]?(?:{_INTEGER}(?:\.\d*)?|-?\.\d+)(?:[eE][+-]?\d{{1,2}})?"
+_CELLS = (
+    "expected commas between cells, not semicolons or tabs, and quotes around a cell with a comma "
+    "or a line break in it"
+)
 _EXPECTED = (
     "a datasets.Dataset or IterableDataset, the name of one on the hub, a path to a .csv, .json or "
     ".jsonl file, a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"
@@ -121,7 +126,8 @@ def _file(source: str | Path) -> Path | None:
         if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
             raise DataError(f"source={called}: no such file (a single text goes in a list)")
         return path
-    if isinstance(source, Path) or os.path.exists(path):  # of a folder, all files would be read
+    other = path.suffix.lower() in _OTHERS and " " not in str(source)
+    if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
         raise DataError(f"source={called}: expected a .csv, .json or .jsonl file")
     return None
 
@@ -130,6 +136,9 @@ def _file(source: str | Path) -> Path | None:
 def _reading(source: str | Path) -> Iterator[None]:
     try:
         yield
+    except UnicodeDecodeError as error:
+        called = shown(str(source))
+        raise DataError(f"source={called}: expected a text file in UTF-8: {error}") from error
     except (OSError, ValueError, RecursionError) as error:  # a DataError is a ValueError
         raise DataError(f"source={shown(str(source))} cannot be read: {error}") from error
 
@@ -159,10 +168,7 @@ def _columns(
     if path.suffix.lower() == ".csv":
         for table in _frames(path, size):
             if not isinstance(table.index, pd.RangeIndex):
-                raise DataError(
-                    "rows have more cells than the header has names; expected commas between "
-                    "cells, and quotes around a cell with a comma in it"
-                )
+                raise DataError(f"rows have more cells than the header has names; {_CELLS}")
             yield {
                 name: _cells(column) if texts is None or name in texts else _typed(column)
                 for name, column in table.items()
@@ -203,12 +209,17 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
     # "None" and "null" are not missing values.
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     # pandas would give a column that comes twice another name.
-    header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
-    if any("\0" in name for name in header):
-        raise DataError("the header has a NUL character; expected a text file in UTF-8")
-    _check_once([name for name in header if name])
-    table = pd.read_csv(path, na_values="", chunksize=size, **how)
-    yield from [table] if size is None else table
+    try:
+        header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+        if any("\0" in name for name in header):
+            raise DataError("the header has a NUL character; expected a text file in UTF-8")
+        _check_once([name for name in header if name])
+        table = pd.read_csv(path, na_values="", chunksize=size, **how)
+        yield from [table] if size is None else table
+    except pd.errors.EmptyDataError as error:
+        raise DataError("the file is empty") from error
+    except pd.errors.ParserError as error:
+        raise DataError(f"{_CELLS} ({' '.join(str(error).split())})") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

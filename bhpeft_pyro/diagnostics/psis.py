@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class PSIS:
         effective_samples: 1 / (sum of squared normalised weights): the S weighted draws are worth
             this many independent draws of the posterior.
         log_evidence: log p(labels), in nats. At a temperature T other than 1 it is the logarithm
-            of the integral of p(labels | w)^(1/T) p(w).
+            of the integral of p(labels | w)^(1/T) p(w). NaN for a Laplace approximation, unless it
+            was fitted with temperature=1 and tau=1: its target has another prior than the model.
         standard_error: of `log_evidence`; meaningful if `k_hat` is not bad.
         samples: S.
 
@@ -103,7 +104,7 @@ log evidence -21.50 ± 0.05
             f"PSIS k-hat {self.k_hat:.2f}: {self.verdict} ({side} {self.threshold:.2f}, the limit "
             f"for {self.samples} draws); effective sample size {self.effective_samples:.1f}"
         )
-        if self.verdict == "bad":
+        if self.verdict == "bad" or math.isnan(self.log_evidence):
             return line
         return f"{line}; log evidence {self.log_evidence:.2f} ± {self.standard_error:.2f}"
 
@@ -147,7 +148,11 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
         log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))
         for number, each in enumerate(parts)
     ]
-    return PSIS.of(torch.cat(ratios))
+    found, report = PSIS.of(torch.cat(ratios)), posterior.report
+    taus = {each.report.tau or 1.0 for each in parts}
+    if is_linear(posterior.guide) and (report.temperature != 1 or taus != {1.0}):
+        return replace(found, log_evidence=math.nan, standard_error=math.nan)
+    return found
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def prior_like(model: Model, guide: object) -> Callable[..., Any]:
     if not isinstance(guide, Guide):
         return prior_guide(model)
     if guide.own_mode:
-        model = model.with_prior(guide.own_prior())
+        model, _ = guide.for_predictions(model.with_prior(guide.own_prior()))
     return prior_guide(model, guide.means() if guide.linear else None)
 
 

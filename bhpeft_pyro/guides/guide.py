@@ -198,6 +198,13 @@ class Guide(nn.Module):
         """Continue with the same weights under a prior that no earlier round has led to."""
         self.follow(model)
 
+    def began_under(self, sds: Mapping[str, Tensor]) -> None:
+        """Take notice of the first round's prior, if this guide is made in a later one.
+
+        Args:
+            sds: by site, of its shape.
+        """
+
     def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
         """Centre the prior at an initial value of the guide's own, if `own_mode`.
 

@@ -11,19 +11,19 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
 from ..checks import COUNT
 from ..data.batch import Batch
-from ..distributions import CHUNK, Covariance, LowRankNormal, base_of
-from ..errors import GuideError
+from ..distributions import CHUNK, Covariance, LowRankNormal
+from ..errors import GuideError, PriorError
 from ..model.model import Model
 from ..options import FitOptions
-from ..priors import JOINT, JointPrior, unpack
+from ..priors import JOINT, JointPrior, independent_normals, unpack
 from .budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from .guide import Guide
-from .latent import Latent, evidence, latents
+from .latent import evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 
 _BUFFERS = ("scale", "axes", "ratio")
@@ -62,7 +62,7 @@ class LaplaceGuide(Guide):
         latent: the name under which the vector is sampled.
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
-        first_scale: (D,) sds of the first round's prior.
+        first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
 
     Raises:
         GuideError: the prior is not an independent Normal at every site, or has observations.
@@ -84,7 +84,7 @@ class LaplaceGuide(Guide):
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self.follow(model)
+        self._take(model)
         self._shapes: dict[str, tuple[int, ...]] = {}
         found = latents(model)
         for latent in found:
@@ -146,24 +146,42 @@ class LaplaceGuide(Guide):
         }
 
     def follow(self, model: Model) -> None:
+        self._take(model)
+        # Where a prior is wider than the first one, data have contributed nothing to it.
+        self.first_scale = self.first_scale.maximum(self.prior.covariance.scale)
+
+    def _take(self, model: Model) -> None:
+        """Make the model's prior this guide's."""
         found = latents(model)
-        if others := [latent.name for latent in found if not (latent.is_site or latent.sites)]:
-            raise GuideError(
-                f"LaplaceGuide: the prior also samples {', '.join(others)}, on which its sites may "
-                "depend; expected independent Normals; for other priors use 'normal'"
-            )
+        if not found:
+            raise GuideError("LaplaceGuide: the model has no random weights")
+        self._joint = bool(found[0].sites)
+        self.latent = found[0].name if self._joint else JOINT
+        if self._joint:
+            self.prior = found[0].prior
+        else:
+            names = [latent.name for latent in found]
+            try:
+                normals = independent_normals(model.prior, model.sites, names, "LaplaceGuide")
+            except PriorError as error:
+                raise GuideError(
+                    f"{error}; for other priors use 'normal' or a guide of Pyro"
+                ) from error
+            loc, scale = (torch.cat([normals[n][i].flatten() for n in names]) for i in range(2))
+            self.prior = LowRankNormal(loc, Covariance.diagonal(scale))
         if seen := evidence(model):
             raise GuideError(
                 f"LaplaceGuide: the prior has observations or factors, {', '.join(seen)}, which "
                 "its covariance would leave out; for such priors use 'normal'"
             )
-        self.prior = _normal(found)
-        self._joint = bool(found[0].sites)
-        self.latent = found[0].name if self._joint else JOINT
+
+    def began_under(self, sds: Mapping[str, Tensor]) -> None:
+        first = torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes])
+        self.first_scale = first.maximum(self.prior.covariance.scale)
 
     @torch.no_grad()
     def begin_anew(self, model: Model) -> None:
-        self.follow(model)
+        self._take(model)
         self.first_scale = self.prior.covariance.scale.clone()
         self.tau.fill_(1.0)
 
@@ -335,26 +353,6 @@ class LaplaceGuide(Guide):
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, value.to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _normal(found: Sequence[Latent]) -> LowRankNormal:
-    """The prior of all latents as one Normal."""
-    if not found:
-        raise GuideError("LaplaceGuide: the model has no random weights")
-    if len(found) == 1 and isinstance(normal := found[0].prior, LowRankNormal):
-        return normal
-    parts = []
-    for latent in found:
-        base = base_of(latent.prior)
-        if not isinstance(base, Normal):
-            raise GuideError(
-                f"LaplaceGuide: the prior of {latent.name!r} is a {type(base).__name__}, expected "
-                "a Normal; for other priors use 'normal' or one of Pyro's guides"
-            )
-        shape = latent.loc.shape
-        parts.append([x.to(latent.loc).expand(shape).flatten() for x in (base.loc, base.scale)])
-    locs, scales = zip(*parts, strict=True)
-    return LowRankNormal(torch.cat(locs), Covariance.diagonal(torch.cat(scales)))
 
 
 def retempered(

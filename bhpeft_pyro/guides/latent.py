@@ -144,11 +144,16 @@ def _traced(model: Model) -> poutine.Trace:
 
 def _start(fn: Any, site: Site) -> Tensor:
     """The prior mean, unless it is zero, a saddle point of B A."""
+    mean: Tensor = fn.mean.clone() if has_mean(fn) else site.init()
+    return mean
+
+
+def has_mean(fn: Any) -> bool:
+    """Whether a distribution has a mean that is known and other than zero."""
     try:
-        mean: Tensor = fn.mean
+        return bool(fn.mean.isfinite().all() and fn.mean.any())
     except NotImplementedError:
-        return site.init()
-    return mean.clone() if mean.isfinite().all() and mean.any() else site.init()
+        return False
 
 
 def _center(fn: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -127,6 +127,19 @@ class PyroGuide(Guide):
             if (width := widths.get(name.removesuffix("_unconstrained"))) is not None:
                 parameter.copy_(width.reshape(parameter.shape))  # flat in AutoStructured
 
+    @torch.no_grad()
+    def move(self, values: Mapping[str, Tensor]) -> None:
+        """Set locations. A flow has none; those of AutoStructured wait for its first batch."""
+        if self._waits():
+            return
+        parts = self.means() | dict(values)
+        locs = {x.name: biject_to(x.support).inv(parts[x.name]).to(x.loc) for x in self._latents}
+        whole = torch.cat([loc.flatten() for loc in locs.values()])
+        places = {f"locs.{name}": loc for name, loc in locs.items()} | locs | {"loc": whole}
+        for name, parameter in self.auto.named_parameters():
+            if (loc := places.get(name.removesuffix("_unconstrained"))) is not None:
+                parameter.copy_(loc.reshape(parameter.shape))  # flat in AutoStructured
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
             drawn: dict[str, Tensor] = self.auto(batch)
@@ -206,10 +219,10 @@ class PyroGuide(Guide):
             elif not hasattr(posterior, "covariance_matrix"):
                 why = "its posterior is not a Normal of known moments"
             if why is not None:
+                fit = "'normal'" if others else "'laplace' or 'normal'"
                 raise GuideError(
-                    f"{type(self.auto).__name__} cannot be a prior: {why}; fit 'laplace' or "
-                    "'normal', or derive your guide from bhpeft_pyro.guides.Guide and give it "
-                    "distributions()"
+                    f"{type(self.auto).__name__} cannot be a prior: {why}; fit {fit}, or derive "
+                    "your guide from bhpeft_pyro.guides.Guide and give it distributions()"
                 )
             covariance = Covariance.dense(posterior.covariance_matrix)
             return JointPrior(LowRankNormal(posterior.mean.clone(), covariance), self._shapes)

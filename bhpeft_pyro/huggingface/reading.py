@@ -18,6 +18,7 @@ from ..data import Columns
 from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
 from ..inference.draws import sampling, seeded
+from ..inference.loop import settle_noise
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
@@ -112,6 +113,8 @@ def from_peft(
     examples = posterior.encode(data)
     assert examples.labels is not None
     guide.move(likelihood.start(examples.labels))
+    if likelihood.learns_noise:
+        settle_noise(model, guide, examples)
     return posterior.widen(examples, validation=validation)
 
 

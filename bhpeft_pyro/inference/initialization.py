@@ -22,7 +22,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributed import same
 from ..guides import Guide, latents
-from ..guides.latent import Latent
+from ..guides.latent import Latent, has_mean
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
@@ -187,15 +187,14 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
     """Random initial values for a point estimate, on the input side of every PEFT branch.
 
     LoRA's A, an adapter's down-projections and a prefix's keys are random projections; others lead
-    to another mode. The output side starts at zero, which leaves the transformer unchanged.
+    to another mode. The output side starts at zero, which leaves the transformer unchanged. Where
+    the prior has a mean other than zero, a site starts there.
     """
     coordinates = model.network.coordinates
+    given = {latent.name for latent in latents(model) if has_mean(latent.prior)}
     with seeded(seed):
-        return {
-            site.name: away
-            for site in model.network.sites
-            if (away := coordinates.another(site.name)) is not None
-        }
+        own = {site.name: coordinates.another(site.name) for site in model.network.sites}
+    return {k: away for k, away in own.items() if away is not None and k not in given}
 
 
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:

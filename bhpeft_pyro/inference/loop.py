@@ -32,7 +32,7 @@ from .convergence import culprit, summarise
 from .draws import sampling, seeded
 from .elbo import ELBO
 from .passes import Feed, check_all
-from .predict import AnyForecast, predict
+from .predict import predict
 from .report import FitReport
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -127,8 +127,9 @@ class _Run:
             if self.best is not None:
                 report.best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
-            if self.selects:
-                self._settle_noise()
+            if self.selects and self.model.likelihood.learns_noise:
+                assert isinstance(self.guide, Guide) and self.validation is not None
+                settle_noise(self.model, self.guide, self.validation, self.options.bf16)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
@@ -289,39 +290,36 @@ class _Run:
             return False
         return not self.selects and step - best.step >= (patience or 0) * self.eval_every
 
-    def _forecast(self) -> AnyForecast:
-        assert self.validation is not None
-        samples = 0 if self.point else self.options.eval_samples
-        return predict(self.model, self.guide, self.validation, samples, bf16=self.options.bf16)
-
     def _evaluate(self) -> Tensor:
         """(N,) NLLs of the validation rows.
 
         For a point estimate of ratings, with the noise scale that suits these rows: training rows
         that it knows by heart say nothing about the noise.
         """
+        assert self.validation is not None
         if self.point and self.model.likelihood.learns_noise:
-            square, variance = self._errors()
+            square, variance = _errors(self.model, self.guide, self.validation, self.options.bf16)
             return 0.5 * (square / variance + (2 * math.pi * variance).log())
-        return nlls(self._forecast())
+        samples = 0 if self.point else self.options.eval_samples
+        bf16 = self.options.bf16
+        return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
 
-    def _errors(self) -> tuple[Tensor, Tensor]:
-        """Squared errors of the ratings of the validation rows, (N,), and the noise variance that
-        suits them."""
-        forecast, least = self._forecast(), LEAST_NOISE * self.model.likelihood.unit
-        assert isinstance(forecast, RatingForecast)
-        square = (forecast.mean - forecast.observed()).double().square()
-        return square, square.mean().clamp_min(least**2)
 
-    def _settle_noise(self) -> None:
-        """Set the noise scale of ratings to the errors of the held-out rows."""
-        likelihood, guide = self.model.likelihood, self.guide
-        assert isinstance(guide, Guide)
-        if not likelihood.learns_noise:
-            return
-        _, variance = self._errors()
-        noise = (variance.sqrt() / likelihood.unit).log()
-        guide.move({"noise.log_scale": noise.to(torch.float32)})
+def settle_noise(model: Model, guide: Guide, examples: Examples | Feed, bf16: bool = False) -> None:
+    """Set the noise scale of ratings to the errors of a point estimate on some examples."""
+    _, variance = _errors(model, guide, examples, bf16)
+    noise = (variance.sqrt() / model.likelihood.unit).log()
+    guide.move({"noise.log_scale": noise.to(torch.float32)})
+
+
+def _errors(
+    model: Model, guide: nn.Module, examples: Examples | Feed, bf16: bool
+) -> tuple[Tensor, Tensor]:
+    """Squared errors of ratings, (N,), and the noise variance that suits them."""
+    forecast = predict(model, guide, examples, 0, bf16=bf16)
+    assert isinstance(forecast, RatingForecast)
+    square = (forecast.mean - forecast.observed()).double().square()
+    return square, square.mean().clamp_min((LEAST_NOISE * model.likelihood.unit) ** 2)
 
 
 def _worse(rows: Tensor, best: Tensor) -> bool:

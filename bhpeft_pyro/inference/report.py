@@ -61,7 +61,7 @@ class FitReport:
             mixture, of the mixture of all point estimates.
         component_nll: held-out NLL with the width; for a mixture, of all components together.
         expected_nll: expected NLL of one training example under the posterior of the linearised
-            network. With the KL it gives the negative ELBO.
+            network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
             from disagreement between components.
         name: your name for the round.
@@ -318,7 +318,7 @@ class FitReport:
         if self.expected_nll is not None:
             total = self.negative_elbo
             parts.append(
-                f"negative ELBO {total:.3f} = NLL {self.expected_nll:.3f} + "
+                f"negative ELBO {total:.3f} = NLL {self.expected_nll:.3f} (of a sample of rows) + "
                 f"KL {total - self.expected_nll:.3f}"
             )
         return ", ".join(parts)

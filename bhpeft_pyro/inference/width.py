@@ -115,12 +115,15 @@ def widen(
 
 
 def settle(
-    guides: Sequence[LaplaceGuide], candidates: Sequence[Candidates], reports: Sequence[FitReport]
+    guides: Sequence[Sequence[LaplaceGuide]],
+    candidates: Sequence[Candidates],
+    reports: Sequence[FitReport],
 ) -> tuple[float, float]:
     """Choose the widths of a mixture's components together (`best_together`).
 
     Args:
-        guides: the components; their covariances change in place.
+        guides: of each component, with replay both of its guides; their covariances change in
+            place.
         candidates: from `refine`, one per component.
         reports: one per component; the new choices are noted there.
 
@@ -128,9 +131,10 @@ def settle(
         The held-out NLL of the mixture of point estimates, and of the mixture of components.
     """
     choices, point_nll, nll = best_together(candidates)
-    for guide, report, choice, own in zip(guides, reports, choices, candidates, strict=True):
+    for each, report, choice, own in zip(guides, reports, choices, candidates, strict=True):
         times = choice.noise / own.best().noise
-        guide.retune(choice.tau, times)
+        for guide in each:
+            guide.retune(choice.tau, times)
         report.tau, report.component_nll = choice.tau, choice.nll
         if report.noise is not None:
             report.noise *= times

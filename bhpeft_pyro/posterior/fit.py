@@ -116,7 +116,10 @@ def fit(
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
-    modules = [as_module(each) for each in _made(guide, model, every)]
+    modules = []
+    for made, own in zip(_made(guide, model, every), every, strict=True):
+        with seeded(own.seed):  # a function may draw initial values
+            modules.append(as_module(made))
     for module in modules:
         check_made_for(model, module)
     point = is_point(modules[0])

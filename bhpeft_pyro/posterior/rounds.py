@@ -184,7 +184,7 @@ def fit_round(
             posterior.first_prior = posterior.model.prior
         if start.kept is None:
             return posterior, candidates
-        return _fit_coreset(posterior, start.kept, optimizer), None
+        return _fit_coreset(posterior, start.kept, optimizer), candidates
     except FitError as error:
         error.posterior = posterior
         raise
@@ -206,7 +206,9 @@ def joined(
     candidates = [each for _, each in fitted if each is not None]
     nlls = None
     if len(candidates) == len(fitted) > 1:
-        guides: list[Any] = [each.guide for each in components]
+        guides: list[list[Any]] = [[each.guide] for each in components]
+        for own, each in zip(guides, components, strict=True):
+            own += [each.coreset.guide] if each.coreset else []
         nlls = settle(guides, candidates, [each.report for each in components])
     mixture = MixturePosterior.joined(components, options, lineage)
     if nlls is not None:

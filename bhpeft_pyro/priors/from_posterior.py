@@ -281,15 +281,29 @@ def independent_normals(
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         found = prior.moments()
         return {name: found[name] for name in names}
-    with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad(), poutine.block():
-        trace = poutine.trace(checked).get_trace(prior, sites)
-    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
-    if others := nodes.keys() - {site.name for site in sites}:
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        found, again = (_drawn(prior, sites) for _ in range(2))
+    if others := found.keys() - {site.name for site in sites}:
         raise PriorError(
             f"{purpose}: the prior also samples {', '.join(sorted(others))}, on which its sites "
             "may depend; expected independent Normals"
         )
-    return _moments({name: node["fn"] for name, node in nodes.items()}, names, purpose)
+    names = [*names]
+    first, second = (_moments(each, names, purpose) for each in (found, again))
+    for name, pair in first.items():
+        if not all(map(torch.equal, pair, second[name])):
+            raise PriorError(
+                f"{purpose}: {name!r} depends on what else the prior samples; expected independent "
+                "Normals"
+            )
+    return first
+
+
+def _drawn(prior: Prior, sites: Sequence[Site]) -> dict[str, Any]:
+    """The distributions of what a prior samples, in one draw of it."""
+    with torch.no_grad(), poutine.block():
+        trace = poutine.trace(checked).get_trace(prior, sites)
+    return {name: node["fn"] for name, node in trace.iter_stochastic_nodes()}
 
 
 def _moments(

@@ -62,7 +62,7 @@ class Drift:
         examples: N.
         epistemic: mean epistemic uncertainty: mutual information in nats, or a variance (ratings).
         known: the share of the total uncertainty that is not epistemic.
-        nll: minus the log evidence per example under the posterior (None without labels).
+        nll: mean negative log predictive density of the labels (None without labels).
         alternatives: the NLL if half of what was learnt had been forgotten, or all of it: under
             the priors with keep = 0.5 and 0; nan where there is no closed form. Empty if the data
             are not surprising.

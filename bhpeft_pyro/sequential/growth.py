@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
-from ..data.labels import by_name
+from ..data.labels import by_name, look_alikes
 from ..data.sources import read
 from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
@@ -130,9 +130,10 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
                     f"{count} on"
                 )
     if not grow:
+        alike = "".join(f"; {b!r} may mean {a!r}" for a, b in _alike(posterior, labels))
         raise DataError(
-            f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
-            "labels"
+            f"data: {new} is not among the labels {known}{alike}; grow=True (--grow) adds outputs "
+            "for new labels"
         )
     return posterior.grow(labels)
 
@@ -163,11 +164,15 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
-    alike = {name.strip().casefold(): name for name in known}
-    for label in new:
-        if (name := alike.get(label.strip().casefold())) is not None:
-            warnings.warn(f"labels: {label!r} becomes a new class beside {name!r}", stacklevel=2)
+    for name, label in _alike(posterior, new):
+        warnings.warn(f"labels: {label!r} becomes a new class beside {name!r}", stacklevel=2)
     return (*known, *new)
+
+
+def _alike(posterior: Posterior, new: Sequence[str] | int) -> list[tuple[str, str]]:
+    """Known labels and new ones that look like them."""
+    known = posterior.columns.label_names
+    return [] if known is None or isinstance(new, int) else look_alikes((*known, *new))
 
 
 def _head(model: Model) -> Head | ClassifierHead:

@@ -311,6 +311,16 @@ def test_a_rating() -> None:
     assert (forecast.epistemic > 0).all() and posterior.report.noise > 0
 
 
+def test_without_validation_the_noise_of_ratings_is_that_of_the_errors() -> None:
+    model = tiny_classifier(1)
+    texts = [f"w{5 + i % 40} w{6 + i % 17}" for i in range(60)]
+    exact = bh.from_peft(model, tokenizer=tiny_tokenizer()).predict(texts, 0).mean
+    away = 0.01 * torch.randn(60, generator=torch.Generator().manual_seed(0))
+    data = {"text": texts, "label": (exact + away).tolist()}
+    posterior = bh.from_peft(model, data, tokenizer=tiny_tokenizer())
+    assert posterior.report.noise == pytest.approx(away.square().mean().sqrt().item(), rel=0.01)
+
+
 def trained_rating() -> Any:
     return adapted(tiny_classifier(1), target_modules=["query"])
 

@@ -149,6 +149,14 @@ def test_a_linear_posterior_has_the_predictions_of_the_linearised_network() -> N
         posterior.to_arviz(data, samples=200, sites=["head.*", "lora.*"], max_bytes=needed - 1)
 
 
+def test_the_prior_of_a_laplace_approximation_has_its_tau() -> None:
+    options = {"components": 1, "max_steps": 5, "tau": 0.01, "progress": False}
+    posterior = fit(tiny_model(()), "laplace", tiny_examples(6), **options)
+    drawn = posterior.to_arviz(samples=400).prior["head.weight"].values[0]
+    plain = posterior.guide.unpack(posterior.guide.prior.stddev)["head.weight"]
+    np.testing.assert_allclose((drawn.std(0) / plain.numpy()).mean(), 10, rtol=0.05)
+
+
 def test_steps_left_out_are_gaps() -> None:
     history = [{"step": 1, "loss": 2.0, "nll": 1.5}, {"step": 4, "loss": 1.0, "nll": 0.5}]
     stats = trace(FitReport(9, "", FitOptions(), steps=5, skipped=3, history=history))

@@ -513,6 +513,17 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
     for more in ((), ("--task", "ratings")):
         assert re.search(rf"'rating', row 19: '?{cell}'?\b", error(*fit, *more))
     assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
+    commas = [each.replace(".", ",") for each in stars[:19]]
+    data = write_csv(tmp_path / "films.csv", text=TEXTS[:19], rating=commas)
+    assert "'rating', row 0: '1,0000' is not a number" in error(*fit)
+
+
+def test_columns_and_classes_that_are_mixed_up_are_named():
+    rows = {"text": TEXTS, "label": [*NAMES[:-1], f" {NAMES[0].upper()}"]}
+    with pytest.warns(UserWarning, match=rf"' {NAMES[0].upper()}' .* are two classes"):
+        infer(Dataset.from_dict(rows))
+    with pytest.raises(DataError, match="'text' cannot be the text and the label"):
+        infer(Dataset.from_dict(rows), Reading(label_column="text"))
 
 
 def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp_path, monkeypatch):

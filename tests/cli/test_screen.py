@@ -1,4 +1,4 @@
-"""Interrupts, and texts that would control the terminal."""
+"""Interrupts, texts that would control the terminal, and signs of life in logs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from bhpeft_pyro.cli import screen
 from bhpeft_pyro.cli.screen import say, table
 
 _STOPPED = """
@@ -39,3 +40,20 @@ def test_texts_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -
     output = "".join(capsys.readouterr())
     assert "\\x1b[2J" in output
     assert not any(sign in output for sign in "\x1b\x07\x9b\u202e")
+
+
+def test_a_log_gets_a_line_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(screen, "interactive", lambda: False)
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now)
+    line = screen.pulse()
+    assert line is not None
+    for step in range(1, 9):
+        now = 20.0 * step
+        line({"component": 1, "step": step, "loss": 0.5})
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [f"component 2, step {step}: loss 0.500" for step in (4, 8)]
+    monkeypatch.setattr(screen, "interactive", lambda: True)
+    assert screen.pulse() is None

@@ -201,7 +201,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         "tabs.csv": ("text\tlabel\ngood\t0\n", "columns there: 'text.tlabel'"),
         "wide.csv": ("text,label\na,good,0\nb,bad,1\n", "more cells than the header has names"),
-        "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ragged.csv.*line 3"),
+        "ragged.csv": ("text,label\ngood,0\nbad,so,1\n", "ragged.csv.*expected commas.*line 3"),
+        "open.csv": ('text,label\n"good,0\n', "open.csv.*quotes around a cell"),
+        "nothing.csv": ("", "nothing.csv.*the file is empty"),
         "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*line 1 is not JSON"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
@@ -214,6 +216,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=message):
             encode(tmp_path / name, bert_like(), kind="class")
+    (tmp_path / "latin.csv").write_bytes("text,label\ncafé,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"latin.csv.*expected a text file in UTF-8"):
+        encode(tmp_path / "latin.csv", bert_like(), kind="class")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

@@ -143,12 +143,23 @@ def test_a_laplace_approximations_kl_is_to_the_prior_that_is_kept() -> None:
         assert sum(each.report.kl.values()) > 0.1
 
 
-@pytest.mark.parametrize("guide", ["delta", "down only"])
+def test_a_prior_mean_of_ones_own_on_an_input_side_stays() -> None:
+    priors = {"lora.*.A": dist.Normal(5.0, 0.01), "*": dist.Normal(0.0, 0.1)}
+    model = bh.Model(tiny_model().network, priors)
+    posterior = fit("laplace", 2, of=model, max_steps=1, lr=1e-9)
+    for each in posterior.components:
+        means = each.guide.unpack(each.guide.prior.loc)
+        assert (means["lora.query.A"] == 5).all() and (means["lora.query.B"] == 0).all()
+        assert (each.guide.means()["lora.query.A"] - 5).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("guide", ["delta", "down only", "AutoNormal", "mvn", "lowrank"])
 def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     of = tiny_model(())
     if guide == "down only":
         of = tiny_model()
     starts = fit(guide, of=of, max_steps=1, lr=1e-9)
+    assert starts.components[1].predict(TEXTS, 4) is not None
     site = next(
         s for s in of.sites if s.name == ("lora.query.B" if of.network.kinds else "head.weight")
     )
@@ -159,6 +170,18 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
     sd = trace.nodes[site.name]["fn"].stddev
     for value in away[1:]:
         assert 0.6 < (value / sd).std() < 1.5
+
+
+def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
+    of = tiny_model(())
+
+    def guide(_batch: object) -> None:
+        for site in of.sites:
+            start = pyro.param(f"{site.name}.loc", torch.randn(site.shape))
+            pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
+
+    one, other = (fit(guide, 1, of, seed=3) for _ in range(2))
+    assert same(one, other)
 
 
 def test_pyros_guides_and_functions_have_components_too() -> None:

@@ -160,6 +160,16 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
         fit(AutoNormal, 2).save(tmp_path / "b")
 
 
+def test_widths_are_chosen_together_with_replay_too() -> None:
+    replay = bh.sequential.Replay(5)
+    posterior = bh.fit(
+        tiny_model(()), "laplace", tiny_examples(60), components=2, replay=replay, **FIT
+    )
+    assert posterior.report.component_nll is not None
+    for each in posterior.components:
+        assert each.guide.tau == each.coreset.guide.tau == pytest.approx(each.report.tau)
+
+
 def test_history_keeps_rounds_of_mixtures(tmp_path: Path) -> None:
     history = bh.sequential.History(tmp_path)
     first = fit(of=tiny_model(()))

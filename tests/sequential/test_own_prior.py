@@ -154,3 +154,50 @@ def test_a_prior_with_scales_can_be_forgotten_in_part() -> None:
     second = first.update(tiny_examples(24, seed=3), guide="normal", prior=prior, **QUICK)
     third = second.update(tiny_examples(24, seed=4), keep={"head.bias": 0.5}, **QUICK)
     assert third.predict(["w5 w7"], samples=3).probabilities.isfinite().all()
+
+
+def carried(last: bh.Posterior, data: Any, tau: float, **more: Any) -> torch.Tensor:
+    """The sds that a round passes on, which do not depend on the tau of its predictions."""
+    new = last.update(data, tau=tau, **QUICK, **more)
+    return new.as_prior().normal.stddev  # type: ignore[attr-defined]
+
+
+def test_another_family_has_the_first_prior_of_the_one_before(first: bh.Posterior) -> None:
+    data = tiny_examples(9, seed=3)
+    second = first.update(data, guide="laplace", **QUICK)
+    guide: Any = second.guide
+    sds = {latent.name: latent.scale for latent in latents(first.model)}
+    for name, sd in guide.unpack(guide.first_scale).items():
+        torch.testing.assert_close(sd, sds[name])
+    narrow, wide = (carried(first, data, tau, guide="laplace") for tau in (10.0, 0.01))
+    torch.testing.assert_close(narrow, wide)
+    # Rows choose a tau below 1: what a part of the evidence leaves must stay a precision.
+    third = second.update(tiny_examples(9, seed=4), keep=0.5, validation=data, **QUICK)
+    assert third.predict(["w5"]).probabilities.isfinite().all()
+
+
+def test_a_prior_that_is_wider_than_the_first_one_takes_its_place() -> None:
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=1, **QUICK)
+    own = first.update(tiny_examples(9, seed=3), prior=dist.Normal(0.0, 0.05), **QUICK)
+    data = tiny_examples(9, seed=4)
+    sds = [carried(own, data, tau, keep=0.5) for tau in (1.0, 0.5, 2.0)]
+    torch.testing.assert_close(sds[1], sds[0])
+    torch.testing.assert_close(sds[2], sds[0])
+    assert sds[0].max() > 0.06  # half of what was learnt is forgotten
+
+
+def test_sites_that_depend_on_each_other_are_refused() -> None:
+    def prior(sites: Any) -> dict[str, torch.Tensor]:
+        values: dict[str, torch.Tensor] = {}
+        for site in sites:
+            loc = values["head.weight"][..., 0] if values else torch.zeros(site.shape)
+            normal = dist.Normal(loc, 0.1).expand(site.shape).to_event(site.ndim)
+            values[site.name] = pyro.sample(site.name, normal)
+        return values
+
+    model = bh.Model(tiny_model(()).network, prior)
+    with pytest.raises(GuideError, match=r"'head.bias' depends on what else the prior samples"):
+        bh.fit(model, "laplace", tiny_examples(), **QUICK)
+    posterior = bh.fit(model, "normal", tiny_examples(), **QUICK)
+    with pytest.raises(PriorError, match=r"'head.bias' depends on what else"):
+        posterior.update(tiny_examples(9, seed=3), keep=0.5, **QUICK)

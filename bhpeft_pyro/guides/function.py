@@ -109,29 +109,26 @@ class FunctionGuide(nn.Module):
         return result
 
 
-def prior_guide(model: Model, around: Mapping[str, Tensor] | None = None) -> Callable[..., Any]:
+def prior_guide(model: Model, around: Mapping[str, Tensor] | None = None) -> Guide:
     """A model's prior in the form of a guide, to draw from and to predict with.
 
     Args:
         model: the model.
         around: weights at which the network is linearised for predictions; by default it is not.
     """
-
-    def draw(batch: object = None) -> Mapping[str, Tensor]:
-        return checked(model.prior, model.sites)
-
-    return draw if around is None else _Linearised(draw, around)
+    return _PriorGuide(model, around)
 
 
-def prior_like(model: Model, guide: object) -> Callable[..., Any]:
+def prior_like(model: Model, guide: object) -> Guide:
     """The prior that a guide was fitted under, to predict with as the guide does.
 
-    Under a `linear` guide the network is linearised around the guide's means; under a mixture of
-    such guides this is a mixture too.
+    Under a `linear` guide the network is linearised around the guide's means. Under a mixture this
+    is a mixture too, of the priors of its components.
     """
-    if isinstance(guide, MixtureGuide) and guide.linear:
-        components: list[Any] = [prior_like(model, each) for each in guide.components]
-        return MixtureGuide(components)
+    if isinstance(guide, MixtureGuide):
+        priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
+        pairs = zip(priors, guide.components, strict=True)
+        return MixtureGuide([prior_like(model.with_prior(prior), each) for prior, each in pairs])
     if not isinstance(guide, Guide):
         return prior_guide(model)
     if guide.own_mode:
@@ -139,17 +136,17 @@ def prior_like(model: Model, guide: object) -> Callable[..., Any]:
     return prior_guide(model, guide.means() if guide.linear else None)
 
 
-class _Linearised(Guide):
-    """A function that draws weights, and predictions with the network linearised at `around`."""
-
-    linear = True
-
-    def __init__(self, draw: Callable[..., Any], around: Mapping[str, Tensor]) -> None:
+class _PriorGuide(Guide):
+    def __init__(self, model: Model, around: Mapping[str, Tensor] | None) -> None:
         super().__init__()
-        self._draw, self._around = draw, dict(around)
+        self._model = (model,)  # a tuple keeps it out of the submodules
+        self._around, self.linear = around, around is not None
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
-        return dict(self._draw(batch))
+        (model,) = self._model
+        return checked(model.prior, model.sites)
 
     def means(self) -> dict[str, Tensor]:
-        return self._around
+        if self._around is None:
+            raise GuideError("a prior has no central values; expected samples=1 or more")
+        return dict(self._around)

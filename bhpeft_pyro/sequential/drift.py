@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -18,7 +18,6 @@ from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
 from ..inference.draws import drawing, drawn
-from ..inference.loop import as_module
 from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
@@ -225,12 +224,12 @@ def _nll_with(
         )
     except (GuideError, PriorError):
         return math.nan
-    guide = guides[0] if len(guides) == 1 else MixtureGuide([*map(as_module, guides)])
+    guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
     forecast = predict(models[0], guide, examples, samples, seed=2 * seed)
     return nlls(forecast).double().mean().item()
 
 
-def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Callable[..., Any]]:
+def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
     """The model under the prior with `keep`, and this prior as a guide; in the linearised network
     if the posterior is. Raises a GuideError or PriorError if there is no closed form."""
     prior, model = posterior.first_prior, posterior.model

@@ -157,6 +157,16 @@ def test_the_prior_of_a_laplace_approximation_has_its_tau() -> None:
     np.testing.assert_allclose((drawn.std(0) / plain.numpy()).mean(), 10, rtol=0.05)
 
 
+def test_the_prior_of_a_mixture_s_round_is_that_of_all_components() -> None:
+    options = {"max_steps": 1, "lr": 1e-9, "progress": False}
+    first = fit(tiny_model(()), "normal", tiny_examples(6), components=2, **options)
+    for number, each in enumerate(first.components):
+        each.guide.move({"head.bias": torch.full((2,), 9.0 * number)})
+    second = first.update(tiny_examples(6, seed=1), **options)
+    drawn = second.to_arviz(samples=10).prior["head.bias"].values[0, :, 0]
+    assert sorted(drawn > 4.5) == [False] * 5 + [True] * 5
+
+
 def test_steps_left_out_are_gaps() -> None:
     history = [{"step": 1, "loss": 2.0, "nll": 1.5}, {"step": 4, "loss": 1.0, "nll": 0.5}]
     stats = trace(FitReport(9, "", FitOptions(), steps=5, skipped=3, history=history))

@@ -166,9 +166,10 @@ def test_another_family_has_the_first_prior_of_the_one_before(first: bh.Posterio
     data = tiny_examples(9, seed=3)
     second = first.update(data, guide="laplace", **QUICK)
     guide: Any = second.guide
-    sds = {latent.name: latent.scale for latent in latents(first.model)}
+    sds, after = {x.name: x.scale for x in latents(first.model)}, first.guide.scales()  # type: ignore[operator]
     for name, sd in guide.unpack(guide.first_scale).items():
-        torch.testing.assert_close(sd, sds[name])
+        torch.testing.assert_close(sd, sds[name].maximum(after[name]))
+        assert (sd == sds[name]).float().mean() > 0.8  # elsewhere a short fit has widened it
     narrow, wide = (carried(first, data, tau, guide="laplace") for tau in (10.0, 0.01))
     torch.testing.assert_close(narrow, wide)
     # Rows choose a tau below 1: what a part of the evidence leaves must stay a precision.

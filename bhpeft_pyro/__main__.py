@@ -24,7 +24,7 @@ def main() -> None:
         # An import that is interrupted may end in any other error.
         if not interrupted:
             raise
-        sys.stderr.write("interrupted; what was saved before is unchanged\n")
+        sys.stderr.write("interrupted; every saved posterior is whole\n")
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to do but to exit

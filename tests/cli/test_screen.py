@@ -30,7 +30,7 @@ def test_an_interrupt_during_the_imports_is_one_line(after: int) -> None:
     code = _STOPPED.format(after=after)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130, done.stderr
-    assert done.stderr == "interrupted; what was saved before is unchanged\n" and not done.stdout
+    assert done.stderr == "interrupted; every saved posterior is whole\n" and not done.stdout
 
 
 def test_texts_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

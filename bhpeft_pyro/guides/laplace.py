@@ -167,7 +167,10 @@ class LaplaceGuide(Guide):
                 raise GuideError(
                     f"{error}; for other priors use 'normal' or a guide of Pyro"
                 ) from error
-            loc, scale = (torch.cat([normals[n][i].flatten() for n in names]) for i in range(2))
+            loc, scale = (
+                torch.cat([normals[name][i].flatten() for name in names]).to(found[0].loc)
+                for i in range(2)
+            )
             self.prior = LowRankNormal(loc, Covariance.diagonal(scale))
         if seen := evidence(model):
             raise GuideError(

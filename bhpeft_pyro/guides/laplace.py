@@ -164,9 +164,7 @@ class LaplaceGuide(Guide):
             try:
                 normals = independent_normals(model.prior, model.sites, names, "LaplaceGuide")
             except PriorError as error:
-                raise GuideError(
-                    f"{error}; for other priors use 'normal' or a guide of Pyro"
-                ) from error
+                raise GuideError(f"{error}; for other priors use 'normal'") from error
             loc, scale = (
                 torch.cat([normals[name][i].flatten() for name in names]).to(found[0].loc)
                 for i in range(2)

@@ -174,6 +174,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1.0}, "temperature=-1.0"),
     ({"kl_warmup": 1.0}, "kl_warmup=1.0"),
     ({"tau": 1e-300}, "tau=1e-300"),
+    ({"tau": 1e6}, "tau=1000000.0 must be .* at most 100000"),
     ({"clip": 0.0}, "clip=0.0"),
     ({"schedule": "cosinus"}, "schedule='cosinus' must be one of 'cosine'"),
     ({"eval_samples": -1}, "eval_samples=-1"),

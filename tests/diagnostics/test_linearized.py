@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(12, seed=9)
 NOISE = 0.3
+PLAIN = {"temperature": 1.0, "tau": 1.0}  # the plain negative ELBO
 
 
 def ratings() -> dict[str, list[Any]]:
@@ -58,6 +60,16 @@ def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
     slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 100)
     fast = psis(posterior, ratings(), 100)
     assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
+
+
+@pytest.mark.parametrize("options", [{"tau": 1.0}, {"temperature": 1.0, "tau": 3.0}, PLAIN])
+def test_there_is_no_evidence_for_a_prior_that_is_not_the_models(options: dict[str, Any]) -> None:
+    how: dict[str, Any] = {"components": 1, "max_steps": 5, "progress": False, **options}
+    data = tiny_examples(60)
+    found = psis(bh.fit(tiny_model(()), "laplace", data, **how), data, samples=100)
+    known = options == PLAIN
+    assert math.isfinite(found.log_evidence) == known
+    assert ("log evidence" in str(found)) == (known and found.verdict != "bad")
 
 
 class Plain(torch.nn.Module):

@@ -116,10 +116,7 @@ def fit(
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)
     every = seeds(options, count)
-    modules = []
-    for made, own in zip(_made(guide, model, every), every, strict=True):
-        with seeded(own.seed):  # a function may draw initial values
-            modules.append(as_module(made))
+    modules = _made(guide, model, every)
     for module in modules:
         check_made_for(model, module)
     point = is_point(modules[0])
@@ -198,16 +195,14 @@ def _components(given: Any, guide: object, model: Model) -> int:
     return given
 
 
-def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Any]:
+def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[nn.Module]:
     """One guide per component."""
     if isinstance(guide, nn.Module):
         return [*components_of(guide)]
-    if not isinstance(guide, str | type | Mapping):
-        return [guide] * len(every)
-    made = []
+    known, made = isinstance(guide, str | type | Mapping), []
     for own in every:
-        with seeded(own.seed):
-            made.append(autoguide(guide, model, components=1))
+        with seeded(own.seed):  # a function, too, may draw initial values
+            made.append(autoguide(guide, model, components=1) if known else as_module(guide))
     return made
 
 

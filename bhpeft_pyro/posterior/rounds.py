@@ -206,9 +206,9 @@ def joined(
     candidates = [each for _, each in fitted if each is not None]
     nlls = None
     if len(candidates) == len(fitted) > 1:
-        guides: list[list[Any]] = [[each.guide] for each in components]
-        for own, each in zip(guides, components, strict=True):
-            own += [each.coreset.guide] if each.coreset else []
+        guides: list[list[Any]] = [
+            [holder.guide for holder in (each, each.coreset) if holder] for each in components
+        ]
         nlls = settle(guides, candidates, [each.report for each in components])
     mixture = MixturePosterior.joined(components, options, lineage)
     if nlls is not None:

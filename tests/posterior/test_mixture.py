@@ -172,14 +172,20 @@ def test_starts_are_draws_of_the_priors_sds(guide: str) -> None:
         assert 0.6 < (value / sd).std() < 1.5
 
 
-def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
-    of = tiny_model(())
+def at_random(of: bh.Model) -> Any:
+    """A guide function that draws where its parameters start."""
 
     def guide(_batch: object) -> None:
         for site in of.sites:
             start = pyro.param(f"{site.name}.loc", torch.randn(site.shape))
             pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
 
+    return guide
+
+
+def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
+    of = tiny_model(())
+    guide = at_random(of)
     one, other = (fit(guide, 1, of, seed=3) for _ in range(2))
     assert same(one, other)
 
@@ -187,12 +193,7 @@ def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
 def test_pyros_guides_and_functions_have_components_too() -> None:
     assert fit("AutoNormal", 2).predict(TEXTS, 4) is not None
     of = tiny_model(())
-
-    def guide(_batch: object) -> None:
-        for site in of.sites:
-            start = pyro.param(f"{site.name}.loc", torch.randn(site.shape))
-            pyro.sample(site.name, dist.Normal(start, 0.1).to_event(site.ndim))
-
+    guide = at_random(of)
     one, other = fit(guide, 2, of).components
     assert not same(one, other)
     assert fit("AutoNormal", 2).guide.as_prior().parts

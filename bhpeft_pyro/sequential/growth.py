@@ -170,9 +170,11 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
 
 
 def _alike(posterior: Posterior, new: Sequence[str] | int) -> list[tuple[str, str]]:
-    """Known labels and new ones that look like them."""
+    """New labels, each with an earlier one that it looks like."""
     known = posterior.columns.label_names
-    return [] if known is None or isinstance(new, int) else look_alikes((*known, *new))
+    if known is None or isinstance(new, int):
+        return []
+    return [(one, other) for one, other in look_alikes((*known, *new)) if other in new]
 
 
 def _head(model: Model) -> Head | ClassifierHead:

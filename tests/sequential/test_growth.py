@@ -19,7 +19,7 @@ from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
-from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 OLD = {"text": ["w5 w20", "w6 w21", "w5 w22", "w6 w23"] * 4, "label": ["calm", "angry"] * 8}
 NEW = {"text": ["w7 w20", "w7 w21", "w7", "w5 w30"] * 4, "label": (["sad"] * 3 + ["calm"]) * 4}
@@ -258,3 +258,15 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
     with pytest.raises(PriorError, match="StudentT"):
         prior = dist.StudentT(3.0, 0.0, 1.0)
         bh.fit(tiny_model((), prior=prior), "normal", data, **QUICK).grow(1)
+
+
+def test_only_new_labels_are_said_to_look_like_others() -> None:
+    rows = {"text": ["w5 w20", "w6 w21"] * 4, "label": ["Calm", "calm"] * 4}
+    model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
+    posterior = bh.fit(model, "normal", rows, max_steps=1, progress=False)
+    with pytest.raises(DataError) as error:
+        posterior.update({"text": ["w5"], "label": ["sad"]})
+    assert "may mean" not in str(error.value)
+    with pytest.warns(UserWarning, match="'CALM' becomes a new class beside 'Calm'") as notes:
+        posterior.grow(["CALM"])
+    assert len(notes) == 1

@@ -15,7 +15,7 @@ def fit(
     preset: options.Preset = "bh_peft",
     guide: options.Guide = "laplace",
     components: options.Components = None,
-    validation: options.Validation = "20%",
+    validation: options.Validation = None,
     samples: options.Samples = None,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,

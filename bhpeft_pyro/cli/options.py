@@ -116,7 +116,13 @@ Components = Annotated[
     ),
 ]
 Validation = Annotated[
-    Any, typer.Option(help=_VALIDATION, metavar="SHARE|FILE", parser=share_or_file)
+    Any,
+    typer.Option(
+        help=_VALIDATION,
+        metavar="SHARE|FILE",
+        parser=share_or_file,
+        show_default="a fifth, 500 rows at most, and none of fewer than 50",
+    ),
 ]
 Keep = Annotated[
     float,

@@ -55,12 +55,18 @@ def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:
 
 def split(
     examples: Examples,
-    given: float | str,
+    given: float | str | None,
     seed: int,
     read: Callable[[str], Examples],
     option: str = "--validation",
 ) -> tuple[Examples, Examples | None]:
-    """Examples to learn from, and those held out: a share, or a file that `read` encodes."""
+    """Examples to learn from, and those held out: a share, or a file that `read` encodes; None
+    holds out as `fit` does."""
+    if given is None:
+        train, held_out = examples.hold_out(seed)
+        if held_out is None:
+            say(f"too few rows to hold some out; {option} 20% does, and shows metrics on them")
+        return train, held_out
     if isinstance(given, str):
         try:
             return examples, read(given)

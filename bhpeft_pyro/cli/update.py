@@ -28,7 +28,7 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
-    validation: options.Validation = "20%",
+    validation: options.Validation = None,
     samples: options.Samples = None,
     backbone: options.Backbone = None,
     device: options.Device = "auto",

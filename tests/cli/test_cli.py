@@ -31,6 +31,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
+FIFTH = ("--validation", "20%")
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NAMES = ["good" if i % 2 else "bad" for i in range(20)]
 
@@ -147,7 +148,7 @@ def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
 
 def test_an_update_that_may_grow_and_need_not_shows_both_rounds(folder, tmp_path):
     new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
-    update = ("update", folder / "run", new, *QUICK, "--grow", "--json")
+    update = ("update", folder / "run", new, *QUICK, *FIFTH, "--grow", "--json")
     found = json.loads(bhpeft(*update, "--out", tmp_path / "same").stdout)
     assert {"before", "after"} <= found.keys()
     write_csv(new, text=TEXTS, label=["strange", *NAMES[1:]])
@@ -197,6 +198,20 @@ def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
     common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")
     result = bhpeft("fit", *common, *ONE, "--validation", folder / "train.csv", "--json")
     assert json.loads(result.stdout)["examples"] == 20  # a file leaves all rows to learn from
+
+
+def test_rows_are_held_out_as_fit_does_unless_a_share_is_given(folder, tmp_path):
+    """Of few rows none are; of more, those that `fit` in Python takes with the same seed."""
+    fit = ("--backbone", folder / "tiny", *ONE, "--preset", "head_only", "--out", tmp_path / "run")
+    few = bhpeft("fit", folder / "train.csv", *fit)
+    assert "--validation 20% does" in few.stderr and "fitting head_only" in few.stderr
+    texts = [f"w{5 + i % 2} w{10 + i % 30} w{40 - i // 30}" for i in range(60)]
+    more = write_csv(tmp_path / "more.csv", text=texts, label=NAMES * 3)
+    result = bhpeft("fit", more, *fit, "--overwrite", "--json")
+    run = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    train, held_out = run.encode({"text": texts, "label": NAMES * 3}).hold_out(0)
+    assert (run.report.examples, run.report.held_out) == (len(train), len(held_out)) == (48, 12)
+    assert json.loads(result.stdout)["held_out"] == pytest.approx(run.evaluate(held_out))
 
 
 def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
@@ -259,10 +274,10 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
 
 
 def test_a_round_notes_how_good_it_was_on_held_out_rows(folder, tmp_path):
-    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--json")
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, *FIFTH, "--json")
     fitted = json.loads(bhpeft(*fit, "--out", tmp_path / "one").stdout)["held_out"]
     new = write_csv(tmp_path / "new.csv", text=[f"{text} w3" for text in TEXTS], label=NAMES)
-    update = ("update", tmp_path / "one", new, "--out", tmp_path / "two", "--json")
+    update = ("update", tmp_path / "one", new, *FIFTH, "--out", tmp_path / "two", "--json")
     after = json.loads(bhpeft(*update).stdout)["after"]
     rounds = json.loads(bhpeft("history", tmp_path / "two", "--json").stdout)["rounds"]
     for metrics, expected in zip((r["metrics"] for r in rounds), (fitted, after), strict=True):
@@ -282,7 +297,7 @@ def test_update_forgets_grows_and_refuses_what_it_knows(folder, tmp_path):
     assert "--again" in error("update", tmp_path / "next", new, *quick)
     for more in (("--seed", 1), ("--validation", 0), ("--validation", "30%")):  # other rows of it
         same = ("update", folder / "run", folder / "train.csv", "--out", tmp_path / "no", *more)
-        assert "has learnt 16 of these examples already" in error(*same)
+        assert "has learnt 20 of these examples already" in error(*same)
     bhpeft("update", tmp_path / "next", new, *quick, "--again")
     bhpeft("update", tmp_path / "next", new, *quick, "--again", "--guide", "normal")
     last = bh.Posterior.load(tmp_path / "next", *_tiny(folder))
@@ -367,7 +382,7 @@ def test_ratings(folder, tmp_path):
     stars = [float(1 + i % 5) for i in range(20)]
     data = write_csv(tmp_path / "films.csv", review=TEXTS, stars=stars)
     arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
-    result = bhpeft(*arguments, "--preset", "lora", "--noise-by-text", "--json")
+    result = bhpeft(*arguments, *FIFTH, "--preset", "lora", "--noise-by-text", "--json")
     assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
     assert "mse" in json.loads(result.stdout)["held_out"]
     bhpeft("predict", tmp_path / "run", data, "--out", tmp_path / "out.csv", "--samples", 4)

@@ -65,7 +65,6 @@ def stream(
     ] = None,
     grow: options.Grow = False,
     again: options.Again = False,
-    samples: Annotated[int, typer.Option(help="Draws for each prediction.", min=19)] = 32,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -152,7 +151,6 @@ def stream(
             replay=None if replay is None else sequential.Replay(replay),
             grow=grow,
             again=again,
-            samples=samples,
             progress=interactive(),
             columns=task.columns,
         )

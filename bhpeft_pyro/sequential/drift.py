@@ -129,17 +129,17 @@ class Drift:
 def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int = 0) -> Drift:
     """Compare new data with what a posterior expects of data on the same texts.
 
-    `samples` draws make the predictive distribution, and as many others simulate labels. Each
-    simulated set of labels comes from one draw of the weights, so its labels are correlated as
-    they are under the model. The observed labels are ranked among the simulated ones by their mean
-    NLL under the predictive distribution. Nothing is learnt.
+    `samples` sets of labels are simulated, each from one draw of the weights, so that its labels
+    are correlated as they are under the model. The observed labels are ranked among them by their
+    mean NLL under the predictive distribution, that of `predict`. Nothing is learnt.
 
     Args:
         posterior: of any guide. A point estimate has no epistemic uncertainty, so the advice is to
             "keep" it unless the labels are surprising.
         data: what `Posterior.predict` takes; without labels only `epistemic` and `known` are
             computed.
-        samples: p-values go down to 1 / (samples + 1); at least 19.
+        samples: simulated sets, at least 19, and draws of each alternative; p-values go down to
+            1 / (samples + 1).
         seed: of draws and simulation.
 
     Raises:
@@ -152,9 +152,14 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     >>> drift.surprising, 0 < drift.nll.p <= 1
     (False, True)
     """
-    samples, seed = check_samples(samples), SEED("seed", seed)
+    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    if 1 / (samples + 1) > _LEVEL:
+        raise ConfigError(
+            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
+            f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
+        )
     examples = posterior.encode(data, labelled=False)
-    forecast = posterior.predict(examples, samples, seed=2 * seed)
+    forecast = posterior.predict(examples, seed=2 * seed)
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
@@ -182,17 +187,6 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     epistemic = forecast.epistemic.double().mean().item()
     known = 1 - epistemic / total if total > 0 else 1.0
     return Drift(len(examples), epistemic, known, nll, alternatives, forecast)
-
-
-def check_samples(samples: int) -> int:
-    """Raise `ConfigError` if so few draws cannot give a p-value of `_LEVEL`."""
-    samples = COUNT("samples", samples)
-    if 1 / (samples + 1) > _LEVEL:
-        raise ConfigError(
-            f"samples={samples}: p-values are multiples of 1/{samples + 1}, and below {_LEVEL} is "
-            f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
-        )
-    return samples
 
 
 def _mixture_nll(

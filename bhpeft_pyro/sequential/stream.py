@@ -28,7 +28,7 @@ from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..posterior.stored import check_savable
-from .drift import assess, check_samples
+from .drift import assess
 from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
@@ -58,7 +58,6 @@ def stream(
     replay: Replay | None = None,
     grow: bool = False,
     again: bool = False,
-    samples: int = 32,
     progress: bool = True,
     **changes: Any,
 ) -> Posterior:
@@ -80,7 +79,6 @@ def stream(
         unlabelled, columns, options, changes: as for `fit`. If the first
             batch is small, give unlabelled texts.
         keep, floor, replay, grow, again: as for `Posterior.update`.
-        samples: draws of each prediction; twice as many before a round (`assess`).
         progress: show a progress bar.
 
     Returns:
@@ -130,9 +128,7 @@ def stream(
             )
         return last.update(data, keep=keep, floor=floor, grow=grow, again=again, **how)
 
-    return prequential(
-        model, learn, batches, folder, tests=tests, grow=grow, samples=samples, progress=progress
-    )
+    return prequential(model, learn, batches, folder, tests=tests, grow=grow, progress=progress)
 
 
 def prequential(
@@ -143,7 +139,7 @@ def prequential(
     *,
     tests: Mapping[str, object] | None = None,
     grow: bool = False,
-    samples: int = 32,
+    samples: int | None = None,
     drift: bool = True,
     progress: bool = True,
 ) -> Posterior:
@@ -153,9 +149,10 @@ def prequential(
         model: as it is before the first round.
         learn: a function of the last posterior (None in the first round) and a batch, which
             returns the next posterior; its lineage extends the last one's.
-        batches, folder, tests, grow, samples, progress: as for `stream`.
-        drift: compare batches with what was expected (`assess`). Without it a batch is predicted
-            with `samples` draws, which may be 0, and the guide may be a point estimate.
+        batches, folder, tests, grow, progress: as for `stream`.
+        samples: draws of each prediction, as for `predict`.
+        drift: compare batches with what was expected (`assess`). Without it the guide may be a
+            point estimate.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -170,8 +167,6 @@ def prequential(
     (2, 0.0)
     """
     check_savable(model)
-    if drift:
-        check_samples(samples)
     tests = _named(tests)
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)
@@ -202,7 +197,7 @@ def prequential(
             if posterior is not None:
                 posterior, examples = _ready_for(posterior, data, name, grow)
                 if drift:
-                    found = assess(posterior, examples, samples)
+                    found = assess(posterior, examples)
                     metrics = evaluate(found.forecast)
                     metrics |= {f"drift/{key}": value for key, value in found.metrics().items()}
                     bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=found.advice, refresh=False)
@@ -322,7 +317,7 @@ def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) ->
 
 
 def _scores(
-    posterior: Posterior, tests: Mapping[str, Examples], samples: int, first: bool
+    posterior: Posterior, tests: Mapping[str, Examples], samples: int | None, first: bool
 ) -> dict[str, float]:
     """Score and NLL on each test; in the first round also the score under the prior."""
     model, found = posterior.model, dict[str, float]()

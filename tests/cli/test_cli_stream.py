@@ -20,7 +20,7 @@ from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.sequential import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
-QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu", "--samples", 19)
+QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu")
 # Four rows a week from Monday the 1st of January 2024 on, in the file last day first.
 DAYS = [(date(2024, 1, 1) + timedelta(days=2 * i)).isoformat() for i in range(14)][::-1]
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(14)][::-1]
@@ -50,7 +50,7 @@ def test_weeks_are_learnt_in_order_as_in_python(folder: Path) -> None:
     table = Dataset.from_dict({"date": DAYS, "text": TEXTS, "label": NAMES})
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
     last = bh.stream(
-        model, by_period(table, "date"), folder / "own", keep=0.9, samples=19,
+        model, by_period(table, "date"), folder / "own", keep=0.9,
         columns=bh.Columns(label_names=("bad", "good")), seed=3, max_steps=2, batch_size=8,
         components=2, progress=False,
     )  # fmt: skip

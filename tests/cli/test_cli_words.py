@@ -95,7 +95,7 @@ def test_evaluate_update_and_stream(folder: Path) -> None:
     bhpeft(*again, "--out", folder / "from-csv")
     stream = ("stream", folder / "train.jsonl", "--out", folder / "stream", "--batch", 6)
     tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--components", 1)
-    bhpeft(*stream, *tiny, "--max-steps", 1, "--device", "cpu", "--samples", 19)
+    bhpeft(*stream, *tiny, "--max-steps", 1, "--device", "cpu")
 
 
 def test_shares_are_of_whole_sentences(folder: Path) -> None:

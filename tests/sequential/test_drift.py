@@ -69,7 +69,7 @@ def test_drift_is_seen(posterior: bh.Posterior) -> None:
 def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     data = labelled(torch.ones(WIDTH), seed=0)
     found = posterior.assess(data, SAMPLES, seed=5)
-    forecast = posterior.predict(data, SAMPLES, seed=10)
+    forecast = posterior.predict(data, seed=10)
     assert found.nll is not None and data.labels is not None
     assert found.nll.observed == pytest.approx(
         bh.forecast.metrics.evaluate(forecast)["nll"], rel=1e-5

@@ -35,7 +35,6 @@ TESTS = {name: tiny_examples(10, seed=50 + i) for i, name in enumerate(WEEKS)}
 OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
-    "samples": 20,
     "progress": False,
     "replay": bh.sequential.Replay(4),
     "components": 2,
@@ -155,10 +154,10 @@ def test_each_batch_is_predicted_before_it_is_learnt(tmp_path: Path) -> None:
         tiny_model(()), "laplace", WEEKS["week 0"], max_steps=2, lr=0.3, progress=False,
         replay=OPTIONS["replay"],
     )  # fmt: skip
-    assert second["nll"] == by_hand.evaluate(WEEKS["week 1"], 20)["nll"]
-    drift = by_hand.assess(WEEKS["week 1"], 20)
+    assert second["nll"] == by_hand.evaluate(WEEKS["week 1"])["nll"]
+    drift = by_hand.assess(WEEKS["week 1"])
     assert second["drift/nll_z"] == drift.nll.z  # type: ignore[union-attr]
-    tested = by_hand.evaluate(TESTS["week 2"], 20)
+    tested = by_hand.evaluate(TESTS["week 2"])
     assert (first["test/week 2"], first["test_nll/week 2"]) == (tested["accuracy"], tested["nll"])
     # The record on disk is this one.
     assert json.loads((tmp_path / "record.json").read_text()) == record.rows
@@ -287,7 +286,6 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
             "tests: 't': .*row 1",
         ),
         ({"tests": {"t": {"text": ["w5"], "label": [None]}}}, DataError, "'t': labels are missing"),
-        ({"samples": 8}, ConfigError, "samples=8"),
         (
             {"keep": {"head.bias": 0.5}, "guide": "laplace"},
             PriorError,
@@ -470,7 +468,7 @@ def test_a_stream_of_ratings_in_their_own_unit_goes_on(tmp_path: Path) -> None:
     """The first round has set the likelihood's unit; the model given leaves it open."""
     rows = {"text": ["w5 w20", "w6 w21"] * 6, "label": [100.0, 300.0] * 6}
     more = {"text": ["w7 w20", "w8 w21"] * 6, "label": [120.0, 280.0] * 6}
-    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "samples": 19, "progress": False}
+    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "progress": False}
     model = tiny_model((), 1, likelihood=bh.likelihoods.Normal())
     bh.stream(model, {"a": rows}, tmp_path, **options)
     last = bh.stream(model, {"a": rows, "b": more}, tmp_path, **options)

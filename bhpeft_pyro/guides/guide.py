@@ -205,6 +205,14 @@ class Guide(nn.Module):
             sds: by site, of its shape.
         """
 
+    def first_prior(self, known: Prior | None) -> Prior | None:
+        """The first round's prior after a fit, in which its scales may have been set.
+
+        Args:
+            known: what it was before.
+        """
+        return known
+
     def centre(self, values: Mapping[str, Tensor]) -> Prior | None:
         """Centre the prior at an initial value of the guide's own, if `own_mode`.
 

@@ -20,7 +20,7 @@ from ..distributions import CHUNK, Covariance, LowRankNormal
 from ..errors import GuideError, PriorError
 from ..model.model import Model
 from ..options import FitOptions
-from ..priors import JOINT, JointPrior, independent_normals, unpack
+from ..priors import JOINT, JointPrior, Prior, independent_normals, unpack
 from .budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from .guide import Guide
 from .latent import evidence, latents
@@ -63,6 +63,7 @@ class LaplaceGuide(Guide):
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
         first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
+        open: whether the prior leaves `first_scale` to `fit`, which sets it in every round.
 
     Raises:
         GuideError: the prior is not an independent Normal at every site, or has observations.
@@ -157,6 +158,7 @@ class LaplaceGuide(Guide):
             raise GuideError("LaplaceGuide: the model has no random weights")
         self._joint = bool(found[0].sites)
         self.latent = found[0].name if self._joint else JOINT
+        self.open = bool(getattr(model.prior, "open", False))
         if self._joint:
             self.prior = found[0].prior
         else:
@@ -260,7 +262,7 @@ class LaplaceGuide(Guide):
         return torch.where(self.at(self._likelihood), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:
-        return JointPrior(self.prior, self._shapes, self.latent)
+        return JointPrior(self.prior, self._shapes, self.latent, self.open)
 
     def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
         """The linearised network, at temperature 1, under the prior of this mean and covariance.
@@ -297,6 +299,22 @@ class LaplaceGuide(Guide):
             self.covariance = covariance
         return self.own_prior()
 
+    def rescale(self, first_scale: Tensor) -> JointPrior:
+        """Change the sds of the first round's prior, (D,), in the prior, and return that for the
+        model. What earlier data have contributed to it stays."""
+        old = self.prior.covariance
+        learnt = (old.scale.pow(-2) - self.first_scale.pow(-2)).clamp_min(0)
+        covariance = Covariance.from_precision(first_scale.pow(-2) + learnt, old.precision_root())
+        self.prior, self.first_scale = LowRankNormal(self.prior.loc, covariance), first_scale
+        self.covariance = covariance
+        return self.own_prior()
+
+    def first_prior(self, known: Prior | None) -> Prior | None:
+        if not self.open or not isinstance(known, JointPrior):
+            return known
+        normal = LowRankNormal(known.normal.loc, Covariance.diagonal(self.first_scale))
+        return JointPrior(normal, self._shapes, self.latent, self.open)
+
     def as_prior(self) -> JointPrior:
         if not self.measured:
             raise GuideError(
@@ -305,7 +323,10 @@ class LaplaceGuide(Guide):
             )
         covariance = retempered(self.covariance, self.first_scale, self.tau.item(), 1.0)
         return JointPrior(
-            LowRankNormal(self.loc.detach().clone(), covariance), self._shapes, self.latent
+            LowRankNormal(self.loc.detach().clone(), covariance),
+            self._shapes,
+            self.latent,
+            self.open,
         )
 
     @torch.no_grad()

@@ -60,7 +60,6 @@ def refine(
     examples: Examples,
     held_out: Examples | None,
     report: FitReport,
-    open_scales: bool,
 ) -> tuple[Model, Candidates | None]:
     """Compute what is not trained: for a `LaplaceGuide` its width, and nothing for other guides.
 
@@ -76,7 +75,6 @@ def widen(
     examples: Examples,
     held_out: Examples | None,
     report: FitReport,
-    open_scales: bool,
 ) -> tuple[Model, Candidates | None]:
     """Compute the covariance of a trained guide, and add the results to the report.
 
@@ -87,7 +85,6 @@ def widen(
         held_out: labelled examples that choose tau and the ratings' noise. Without them tau is that
             of `report.options`, or does not change (it is 1 at first).
         report: of the fit.
-        open_scales: whether the prior leaves the sites' scales open (`equal_effect`).
 
     Returns:
         The model, with the prior that the covariance was computed with; and the densities of the
@@ -97,9 +94,8 @@ def widen(
     first, more = _sampled(examples, options.seed)
     with seeded(options.seed):
         again = _repeatable(model, guide, first)
-        if open_scales:
-            prior = guide.recentre(guide.prior.loc, equal_effect(model, guide, again()))
-            model = model.with_prior(prior)
+        if guide.open:
+            model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
         rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
         weight = len(examples) / (len(first) + sum(map(len, more)))
         curvature = measured(model, guide, rows, weight)
@@ -232,8 +228,8 @@ def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) 
 
 
 @torch.no_grad()
-def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Covariance:
-    """A prior under which every site of the network has the same effect on the outputs.
+def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
+    """Prior sds under which every site of the network has the same effect on the outputs.
 
     The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
     the sum averaged over examples and over outputs (under a softmax over the contrasts between
@@ -241,7 +237,7 @@ def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Covarian
     own sites keep their scales.
 
     Returns:
-        The diagonal covariance over all D weights.
+        (D,) sds.
     """
     own = {site.name for site in model.likelihood.sites}
     total = torch.zeros_like(guide.loc)
@@ -255,9 +251,9 @@ def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Covarian
     effects = {name: effect for name, effect in effects.items() if name not in own and effect > 0}
     scales = [
         torch.full_like(scale, (len(effects) * effects[name]) ** -0.5) if name in effects else scale
-        for name, scale in guide.unpack(guide.prior.covariance.scale).items()
+        for name, scale in guide.unpack(guide.first_scale).items()
     ]
-    return Covariance.diagonal(torch.cat([scale.flatten() for scale in scales]))
+    return torch.cat([scale.flatten() for scale in scales])
 
 
 def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covariance:

@@ -26,7 +26,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
 from .posterior import Posterior
-from .rounds import FitArguments, Start, fit_components, is_open, seeds
+from .rounds import FitArguments, Start, fit_components, seeds
 
 if TYPE_CHECKING:
     from ..sequential import Replay
@@ -153,7 +153,7 @@ def fit(
             if starts and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
-        starts.append(Start(posterior, rest, kept, is_open(model)))
+        starts.append(Start(posterior, rest, kept))
     with named():
         return fit_components(starts, held_out, how)
 

@@ -28,7 +28,6 @@ from ..inference.report import FitReport
 from ..inference.width import refine, settle
 from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
-from ..model.model import Model
 from ..options import FitOptions
 from .jobs import in_workers
 from .posterior import MixturePosterior, Posterior
@@ -46,13 +45,11 @@ class Start:
         posterior: with the guide's initial values.
         examples: what it learns.
         kept: the coreset, which a copy of the guide learns after the rest.
-        open_scales: whether the prior leaves the scales of the sites to a Laplace approximation.
     """
 
     posterior: Posterior
     examples: Examples
     kept: Examples | None = None
-    open_scales: bool = False
 
 
 _STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
@@ -104,11 +101,6 @@ class FitArguments:
 def pull_of(guide: nn.Module) -> float | None:
     """The default weight of an earlier posterior at a point estimate; None for other guides."""
     return guide.pull if isinstance(guide, Guide) and guide.point else None
-
-
-def is_open(model: Model) -> bool:
-    """Whether the prior leaves the scales of the sites to the data."""
-    return bool(getattr(model.prior, "open", False))
 
 
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
@@ -180,8 +172,6 @@ def fit_round(
     posterior = start.posterior
     try:
         candidates = _learn(start, held_out, optimizer, callback)
-        if start.open_scales:
-            posterior.first_prior = posterior.model.prior
         if start.kept is None:
             return posterior, candidates
         return _fit_coreset(posterior, start.kept, optimizer), candidates
@@ -248,10 +238,13 @@ def _learn(
     if isinstance(guide, Guide):
         guide.follow(posterior.model)
         guide.hold()
+    first = posterior.first_prior is posterior.model.prior
     optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
-    posterior.model, candidates = refine(
-        guide, posterior.model, examples, held_out, report, start.open_scales
-    )
+    posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
+    if first:
+        posterior.first_prior = posterior.model.prior
+    elif isinstance(guide, Guide):
+        posterior.first_prior = guide.first_prior(posterior.first_prior)
     same(guide, trained=True)
     return candidates
 

@@ -14,7 +14,7 @@ from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
 from ..inference.width import widen as add_width
 from .posterior import MixturePosterior, Posterior
-from .rounds import Fitted, is_open, joined
+from .rounds import Fitted, joined
 
 
 def widen(
@@ -58,6 +58,6 @@ def _widened(
         metrics={},  # which were the point estimate's
     )
     model = part.model.with_prior(prior)
-    model, candidates = add_width(guide, model, examples, held_out, report, is_open(part.model))
+    model, candidates = add_width(guide, model, examples, held_out, report)
     lineage = (*part.lineage[:-1], report)
     return Posterior(model, guide, lineage, part.columns, model.prior), candidates

@@ -102,6 +102,7 @@ class JointPrior:
         normal: of vectors of D weights.
         shapes: of the sites, in the order of their weights in the vector.
         name: of the latent variable.
+        open: whether a `laplace` guide sets the scales of the first round's prior in it.
 
     >>> normal = LowRankNormal(torch.zeros(3), Covariance.diagonal(torch.ones(3)))
     >>> sorted(JointPrior(normal, {"head.bias": (3,)})([]))
@@ -111,9 +112,13 @@ class JointPrior:
     vectorised = True
 
     def __init__(
-        self, normal: LowRankNormal, shapes: Mapping[str, tuple[int, ...]], name: str = JOINT
+        self,
+        normal: LowRankNormal,
+        shapes: Mapping[str, tuple[int, ...]],
+        name: str = JOINT,
+        open: bool = False,
     ) -> None:
-        self.normal, self.shapes, self.name = normal, dict(shapes), name
+        self.normal, self.shapes, self.name, self.open = normal, dict(shapes), name, open
 
     def __call__(self, sites: Sequence[Site]) -> dict[str, Tensor]:
         for site in sites:
@@ -178,7 +183,7 @@ class JointPrior:
         covariance = Covariance.from_precision(power * old.scale**-2 + rest, root)
         # As a difference from the old mean, which is exact where the posterior is narrow.
         mean = self.normal.loc + covariance.apply(rest * (loc - self.normal.loc))
-        return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name)
+        return JointPrior(LowRankNormal(mean, covariance), self.shapes, self.name, self.open)
 
 
 class MixturePrior:
@@ -232,7 +237,9 @@ def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:
         found[name] = torch.cat([mean, torch.zeros_like(more)]), torch.cat([sd, more])
     loc, scale = (torch.cat([each[i].flatten() for each in found.values()]) for i in range(2))
     shapes = {name: tuple(mean.shape) for name, (mean, _) in found.items()}
-    return JointPrior(LowRankNormal(loc, Covariance.diagonal(scale)), shapes, prior.name)
+    return JointPrior(
+        LowRankNormal(loc, Covariance.diagonal(scale)), shapes, prior.name, prior.open
+    )
 
 
 def _check_shape(site: Site, known: tuple[int, ...] | None) -> None:

@@ -28,7 +28,8 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         covariance = prior.normal.covariance
         tensors = {f"{part}.loc": prior.normal.loc}
         tensors |= {f"{part}.{name}": getattr(covariance, name) for name in _COVARIANCE}
-        return {"kind": "joint", "name": prior.name, "shapes": prior.shapes}, tensors
+        plain = {"name": prior.name, "shapes": prior.shapes, "open": prior.open}
+        return {"kind": "joint", **plain}, tensors
     if isinstance(prior, MixturePrior):
         parts, tensors = [], {}
         for number, block in enumerate(prior.parts):
@@ -67,7 +68,7 @@ def revive(
         shapes = {name: tuple(shape) for name, shape in fields["shapes"].items()}
         covariance = Covariance(*(tensors[f"{part}.{name}"] for name in _COVARIANCE))
         normal = LowRankNormal(tensors[f"{part}.loc"], covariance)
-        return JointPrior(normal, shapes, fields["name"])
+        return JointPrior(normal, shapes, fields["name"], fields.get("open", False))
     if kind == "mixture":
         parts = enumerate(fields["parts"])
         return MixturePrior([revive(own, tensors, f"{part}.{n}", given) for n, own in parts])

@@ -69,7 +69,7 @@ def test_no_more_is_held_than_foretold_while_a_width_is_measured(rank: int) -> N
     report = bh.inference.FitReport(128, "", bh.FitOptions())
     with Memory() as memory:
         learnt, held_out = examples.subset(range(128)), examples.subset(range(128, 160))
-        widen(guide, model, learnt, held_out, report, open_scales=False)
+        widen(guide, model, learnt, held_out, report)
     kept = 2 * sum(buffer.nbytes for buffer in guide.buffers()) + 16 * len(guide.loc)
     assert guide.covariance.rank == rank
     assert kept + memory.peak <= size.bytes < 2 * (kept + memory.peak)
@@ -86,7 +86,7 @@ def test_with_many_weights_fewer_gradients_are_held(monkeypatch: pytest.MonkeyPa
         assert size is not None
         report = bh.inference.FitReport(40, "", bh.FitOptions(tau=1.0))
         with Memory() as memory:
-            widen(guide, model, tiny_examples(40), None, report, open_scales=False)
+            widen(guide, model, tiny_examples(40), None, report)
         assert memory.peak < size.bytes
         found.append((size.bytes, memory.peak, guide.covariance.variance))
     (size, peak, variance), (smaller, less, other) = found

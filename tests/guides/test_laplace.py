@@ -38,6 +38,7 @@ from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import Outputs, jacobian
 from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 NOISE = 2.0
@@ -169,16 +170,71 @@ def test_every_site_moves_the_outputs_alike_under_the_default_prior() -> None:
     with torch.no_grad():
         guide.loc.add_(0.3 * torch.randn(guide.loc.shape, generator=generator(1)))
     examples = tiny_examples(16)
-    prior = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
+    scale = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
     batch = next(examples.batches(len(examples)))
     rows = centred(model, derivative(model, guide.means(), batch)[1], batch)
     effects = {  # two contrasts between three outputs
         name: part.square().sum((1, 2)).mean().item() / 2
-        for name, part in ((n, (rows * prior.scale)[..., at]) for n, at in places(guide).items())
+        for name, part in ((n, (rows * scale)[..., at]) for n, at in places(guide).items())
     }
     assert len(effects) == len(model.sites)
     for effect in effects.values():
         assert effect == pytest.approx(1 / len(effects), rel=1e-3)
+
+
+@pytest.mark.parametrize("tau", [1.0, 7.0])
+def test_every_round_sets_open_scales_again_and_keeps_what_was_learnt(tau: float) -> None:
+    """The precision is tau times that of scales of equal effect at the new point estimate, plus the
+    information of both rounds, by brute force; a prior that is given stays as it is."""
+    parts = [tiny_examples(24, seed=seed) for seed in (0, 1)]
+    options: dict[str, Any] = {"tau": tau, "temperature": 1.0, "lr": 0.1}
+
+    def learnt(guide: LaplaceGuide) -> Tensor:
+        """What all rounds' data have contributed to the precision."""
+        root = guide.covariance.precision_root().double()
+        rest = guide.covariance.scale.double() ** -2 - guide.tau * guide.first_scale.double() ** -2
+        return rest.diag() + root @ root.mT
+
+    given = bh.priors.FunctionSpaceNormal(change=0.3)
+    for prior in (None, given):
+        model = tiny_model(bh.presets.lora(rank=1), prior=prior)
+        first = exactly(model, parts[0], **options)
+        second = first.update(parts[1], again=True)
+        old, guide = guide_of(first), guide_of(second)
+        assert guide.open == (prior is None)
+        fresh = LaplaceGuide(
+            model.with_prior(given), len(guide.loc)
+        )  # the second round's information alone
+        fresh.move(guide.means())
+        report = bh.inference.FitReport(24, "", bh.FitOptions(tau=tau))
+        width.widen(fresh, model.with_prior(given), parts[1], None, report)
+        both = learnt(old) + learnt(fresh)
+        torch.testing.assert_close(learnt(guide), both, rtol=2e-2, atol=2e-2)
+        scale = guide.first_scale
+        if prior is None:
+            rows = width._jacobians(second.model, guide, parts[1])
+            scale = width.equal_effect(second.model, guide, rows)
+            assert not torch.allclose(scale, old.first_scale, rtol=0.01)
+        torch.testing.assert_close(guide.first_scale, scale)
+        known = second.first_prior
+        assert isinstance(known, JointPrior)
+        torch.testing.assert_close(known.normal.stddev, scale)
+        torch.testing.assert_close(known.normal.loc, first.first_prior.normal.loc)  # type: ignore[union-attr]
+
+
+def test_a_tiny_first_round_does_not_make_later_ones_wide() -> None:
+    """After one step weights have almost no effect, so their scales of equal effect are large."""
+    options: dict[str, Any] = {"components": 1, "progress": False}
+    model = tiny_model(bh.presets.lora(rank=2))
+    first = bh.fit(model, "laplace", tiny_examples(8), max_steps=1, **options)
+    second = first.update(tiny_examples(40, seed=1), max_steps=60, lr=0.05)
+    batch = next(tiny_examples(16, seed=2).batches(16))
+    rows = centred(
+        second.model, derivative(second.model, guide_of(second).means(), batch)[1], batch
+    )
+    scales = (guide_of(each).first_scale for each in (first, second))
+    early, late = ((rows * scale).square().sum(-1).mean().item() for scale in scales)
+    assert early > 100 and late < 3  # on the rows of the round it is 1 / 2
 
 
 def test_a_choice_that_does_not_exist_is_no_output() -> None:
@@ -188,12 +244,12 @@ def test_a_choice_that_does_not_exist_is_no_output() -> None:
     rows = {"question": ["w9"] * 9, "choices": choices, "answer": [0] * 9}
     examples = model.encode(rows)
     guide = LaplaceGuide(model)
-    prior = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
+    scale = width.equal_effect(model, guide, width._jacobians(model, guide, examples))
     variances = []
     for each in range(9):
         (batch,) = examples.subset([each]).batches(1)
         outputs = centred(model, derivative(model, guide.means(), batch)[1], batch)
-        variances.append((outputs * prior.scale).square().sum().item())
+        variances.append((outputs * scale).square().sum().item())
     contrasts = sum(map(len, choices)) - 9
     assert sum(variances) / contrasts == pytest.approx(1.0, rel=1e-3)
 

@@ -175,9 +175,10 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     anew = grown.update(NEW, keep=0.0, max_steps=1)
     assert isinstance(anew, MixturePosterior)
     for each, before in zip(anew.components, grown.components, strict=True):
-        prior, first = each.model.prior, before.first_prior
+        prior, first, old_first = each.model.prior, each.first_prior, before.first_prior
         assert isinstance(prior, JointPrior) and isinstance(first, JointPrior)
-        torch.testing.assert_close(prior.normal.loc, first.normal.loc)
+        assert isinstance(old_first, JointPrior)
+        torch.testing.assert_close(prior.normal.loc, old_first.normal.loc)
         torch.testing.assert_close(prior.normal.stddev, first.normal.stddev)
 
 

@@ -1,6 +1,6 @@
 """Bayesian hybrid parameter-efficient fine-tuning (arXiv 2508.02711) as Pyro modules.
 
-Five nouns: a *site* is one random PEFT tensor; a *prior* is a stochastic function from sites to
+Five nouns: a *site* is one random tensor; a *prior* is a stochastic function from sites to
 tensors; a *likelihood* turns outputs into a distribution of labels; a *guide* is a family of
 approximate posteriors; a *posterior* is a fitted guide, which predicts, is saved, and becomes the
 prior of the next round.

@@ -75,8 +75,8 @@ class FitOptions:
             stays that of the point estimate.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after this many evaluations without a lower NLL and
-            return to the best state; None fits to the end and keeps the last. It does not apply to
-            point estimates without a given temperature.
+            return to the best state; None fits to the end and keeps the last. It does not apply
+            where held-out rows choose the state of a point estimate (`temperature`).
         eval_every: steps between evaluations; None for once an epoch, or at the end of a shorter
             fit.
         eval_samples: weight draws of an evaluation.

@@ -154,7 +154,7 @@ class Reading:
     """The backbone, and what the columns of a table are for."""
 
     backbone: Annotated[
-        str, typer.Option(help="The transformer: a hub name, a folder, minilm, mpnet or smollm2.")
+        str, typer.Option(help="A hub name, a folder, a GGUF file, minilm, mpnet or smollm2.")
     ] = "FacebookAI/roberta-base"
     task: Annotated[
         names.Task | None,

@@ -52,7 +52,7 @@ def fit(
     executor: Executor | None = None,
     **changes: Any,
 ) -> Posterior:
-    """Fit a guide to data by stochastic variational inference.
+    """Fit a guide to data: by stochastic variational inference, or as Laplace approximations.
 
     Args:
         model: the model. The head's axes and the coordinates of the PEFT sites, which the first fit

@@ -274,8 +274,8 @@ class Posterior(PosteriorState):
         not given are those of the last round; without `validation`, `patience` is dropped.
 
         Args:
-            data, validation, options, optimizer, callback, executor: as for `fit`. With `replay`,
-                the callback is not called while the coreset is learnt.
+            data, validation, options, optimizer, callback, executor: as for `fit`, but no
+                rows are held out of `data`.
             guide: another family for this round and later ones, by the name or mapping that `fit`
                 takes. The prior is then this posterior if the family can represent it, or else the
                 nearest member of the family. `FitReport.projection` is the KL between the two.

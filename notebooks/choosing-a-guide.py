@@ -138,10 +138,10 @@ for name in ("laplace", "normal", "mvn"):
     print(f" of the true ones, k-hat {k_hat:5.2f}")
 
 # %% [markdown]
-# With so few rows `laplace` holds none out, so it uses the prior as we gave it. It is centred at
-# the mode and keeps 16 directions. `mvn` can represent any covariance, but it has 1,224 parameters
-# to train by gradient steps; after 200 of them it is about as close as `laplace`. `normal` ignores
-# correlations between weights, so its predictions are much too wide. k-hat shows that without NUTS.
+# With so few rows `laplace` holds none out and uses the prior as given. It keeps 16 directions.
+# `mvn` can represent any covariance, but trains 1,224 parameters by gradient steps; after 200 of
+# them it is about as close. `normal` ignores correlations between weights, so its predictions are
+# much too wide. k-hat shows that without NUTS, but rejects `mvn` too: it judges all weights.
 #
 # ## Does the result depend on the initial values?
 #

@@ -174,8 +174,9 @@ class LaplaceGuide(Guide):
             self.prior = LowRankNormal(loc, Covariance.diagonal(scale))
         if seen := evidence(model):
             raise GuideError(
-                f"LaplaceGuide: the prior has observations or factors, {', '.join(seen)}, which "
-                "its covariance would leave out; for such priors use 'normal'"
+                f"LaplaceGuide: the prior has observations, factors, scales or masks at "
+                f"{', '.join(seen)}, which its covariance would leave out; for such priors use "
+                "'normal'"
             )
 
     def began_under(self, sds: Mapping[str, Tensor]) -> None:

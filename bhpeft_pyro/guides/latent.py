@@ -111,14 +111,15 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
 
 
 def evidence(model: Model) -> list[str]:
-    """Names of a prior's observations and factors."""
+    """Names of a prior's observations and factors, and of what it scales or masks."""
     sites = {site.name for site in model.sites}
     nodes: dict[str, Any] = _traced(model).nodes
     return [
         name
         for name, node in nodes.items()
-        if node["type"] == "sample" and node["is_observed"] and name not in sites
-        if not node["infer"].get("_deterministic")
+        if node["type"] == "sample" and not node["infer"].get("_deterministic")
+        if (node["is_observed"] and name not in sites)
+        or (not node["is_observed"] and (node["scale"] != 1 or node["mask"] is not None))
     ]
 
 

@@ -106,7 +106,15 @@ class PyroGuide(Guide):
             return auto
         try:
             guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
-            guide.auto.load_state_dict(auto.state_dict())
+            if "scale_tril" in auto.state_dict():  # of `laplace_approximation`, not constrained
+                normal = auto.get_posterior()
+                scale = normal.scale_tril.diagonal()
+                own: Any = guide.auto
+                own.loc.data.copy_(normal.loc)
+                own.scale = scale.clone()
+                own.scale_tril = normal.scale_tril / scale.unsqueeze(-1)
+            else:
+                guide.auto.load_state_dict(auto.state_dict())
         except (RuntimeError, TypeError):  # other sizes, or options that cannot be guessed
             return auto
         return guide
@@ -212,14 +220,17 @@ class PyroGuide(Guide):
             if isinstance(self.auto, pyro_guides.AutoContinuous) and size <= _LARGEST:
                 posterior = self.auto.get_posterior()
             why = None
-            if others:
+            made = [site.name for site in self._model[0].sites if site.name not in self._shapes]
+            if made:
+                why = f"the prior computes {', '.join(made)}, which would be lost"
+            elif others:
                 why = f"it also covers {', '.join(others)}, which are not real-valued sites"
             elif size > _LARGEST:
                 why = f"its covariance of {size:,} weights would be dense, for at most {_LARGEST:,}"
             elif not hasattr(posterior, "covariance_matrix"):
                 why = "its posterior is not a Normal of known moments"
             if why is not None:
-                fit = "'normal'" if others else "'laplace' or 'normal'"
+                fit = "'normal'" if others or made else "'laplace' or 'normal'"
                 raise GuideError(
                     f"{type(self.auto).__name__} cannot be a prior: {why}; fit {fit}, or derive "
                     "your guide from bhpeft_pyro.guides.Guide and give it distributions()"

@@ -16,6 +16,7 @@ from ..model.model import Model
 from ..patterns import first_match
 from .blocks import BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
+from .empirical import DrawsGuide
 from .function import FunctionGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
@@ -179,7 +180,7 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
     if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
         return
     there = latents(model)
-    if not guide.joint:
+    if not guide.joint and not isinstance(guide, DrawsGuide):  # its draws of all weights are split
         check_separate(guide.title(), there)
     try:
         found = {name: tuple(value.shape) for name, value in guide.means().items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..guides import Guide, latents
 from ..model.model import Model
+from ..priors import JOINT
 from .elbo import Parts
 from .report import FitReport
 
@@ -22,7 +23,7 @@ def summarise(
     guide: nn.Module, model: Model, parts: Parts, slopes: Slopes, report: FitReport
 ) -> None:
     """Write the final KLs, and the sds of a guide of this package, into the report."""
-    report.kl = {name: value.item() for name, value in parts.kl.items()}
+    report.kl = _by_latent(parts.kl, {latent.name for latent in latents(model)})
     if not isinstance(guide, Guide):
         return
     report.points = [name for name in guide.points() if name in report.kl]
@@ -38,6 +39,17 @@ def summarise(
         for name, slope in noted.items() if end * 3 // 4 < step <= end else ():
             last.setdefault(name, []).append(slope)
     report.unsettled = unsettled(last, report.temperature)
+
+
+def _by_latent(kl: Mapping[str, Tensor], names: Collection[str]) -> dict[str, float]:
+    """The KL of each latent, if each has auxiliary variables of its own; or else that of all."""
+    found = {name: value.item() for name, value in kl.items() if name in names}
+    for name in kl.keys() - found.keys():
+        latent = name.removesuffix("_unconstrained")  # of Pyro's AutoNormal
+        if latent not in found:
+            return {JOINT: sum(value.item() for value in kl.values())}
+        found[latent] += kl[name].item()
+    return found
 
 
 def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> list[str]:

@@ -31,15 +31,20 @@ def sampled(predictive: TorchDistribution) -> list[Tensor]:
 
 
 def every(predictive: TorchDistribution) -> list[Tensor]:
-    """Quantities whose gradients' outer products sum to the Fisher information.
+    """`known`, or else log p of a draw, whose expectation is the same."""
+    return known(predictive) or sampled(predictive)
+
+
+def known(predictive: TorchDistribution) -> list[Tensor]:
+    """Quantities whose gradients' outer products sum to the Fisher information, or none.
 
     For K classes these are K - 1 contrasts. The K scores g_k = sqrt(p_k) grad log p_k would do, but
     sum_k sqrt(p_k) g_k = 0, so a reflection that takes sqrt(p) to the last axis makes the last one
     zero. For a Normal: the mean in sds, and sqrt(2) times the log sd, whose scores are independent.
-    For several labels: those of each label. For any other distribution: log p of a draw.
+    For several labels: those of each label.
     """
     if isinstance(predictive, Independent):
-        inner = every(predictive.base_dist)
+        inner = known(predictive.base_dist)
         return [
             part
             for each in inner
@@ -49,7 +54,7 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
         try:
             outcomes = predictive.enumerate_support()
         except NotImplementedError:  # a Binomial whose examples differ in their number of trials
-            return sampled(predictive)
+            return []
         logs = predictive.log_prob(outcomes)
         roots = (0.5 * logs.detach()).exp()
         # An impossible outcome, such as a choice that does not exist, has no gradient.
@@ -58,7 +63,7 @@ def every(predictive: TorchDistribution) -> list[Tensor]:
         return list(roots[:-1] * (logs[:-1] - share * logs[-1]))
     if isinstance(predictive, Normal):
         return [predictive.mean / predictive.stddev.detach(), 2**0.5 * predictive.stddev.log()]
-    return sampled(predictive)
+    return []
 
 
 def scores(

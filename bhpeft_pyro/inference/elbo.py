@@ -111,7 +111,8 @@ class ELBO(TraceMeanField_ELBO):
 def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     q, p = guide_site["fn"], model_site["fn"]
     # Pyro's KL from a Delta omits its log density (the Jacobian of a transformed latent).
-    if not isinstance(base_of(q), Delta):
+    alike = guide_site["scale"] == model_site["scale"] and guide_site["mask"] is model_site["mask"]
+    if alike and not isinstance(base_of(q), Delta):
         mask, copies = guide_site["mask"], 1
         if mask is None:
             q, p, copies = _once(q, p)

@@ -28,13 +28,14 @@ from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
-from .curvature import Gathered, every
+from .curvature import Gathered, known, sampled
 from .draws import seeded
 from .passes import Feed
 from .report import FitReport
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
+_LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 _HELD_OUT = 256  # rows at most, for the choice of the width
 
 Jacobians = Iterable[tuple[Batch, Outputs, Tensor]]
@@ -202,11 +203,19 @@ def _scores(outputs: Outputs) -> list[Tensor]:
     """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
     values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
-        return [
-            torch.autograd.grad(total, values, retain_graph=True)[0]
-            for total in (each.sum() for each in every(outputs.labels(values)))
-            if total.requires_grad  # not a fixed noise scale
-        ]
+        found = [each.sum() for each in known(outputs.labels(values))]
+        if found:
+            return [
+                torch.autograd.grad(total, values, retain_graph=True)[0]
+                for total in found
+                if total.requires_grad  # not a fixed noise scale
+            ]
+        values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
+        (total,) = sampled(outputs.labels(values))
+        (scores,) = torch.autograd.grad(total.sum(), values)
+    information = torch.einsum("sbe,sbf->bef", scores, scores) / _LABELS
+    strengths, axes = torch.linalg.eigh(information)
+    return list((axes * strengths.clamp_min(0).sqrt().unsqueeze(1)).unbind(-1))
 
 
 @torch.no_grad()
@@ -233,13 +242,14 @@ def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
 
     The variance of a site's weights is 1 / (number of sites * sum of its squared Jacobian entries),
     the sum averaged over examples and over outputs (under a softmax over the contrasts between
-    them, one less). So the prior sd of an output of the linearised network is 1. The likelihood's
-    own sites keep their scales.
+    them, one less). So the prior sd of an output of the linearised network is 1. Gates, whose
+    effect is that of what they multiply, and the likelihood's own sites keep their scales.
 
     Returns:
         (D,) sds.
     """
     own = {site.name for site in model.likelihood.sites}
+    own |= {site.name for site in model.sites if site.role == "gate"}
     total = torch.zeros_like(guide.loc)
     count = 0
     for batch, outputs, jacobians in rows:

@@ -154,23 +154,28 @@ class Model(PyroModule):
         if labels is None or examples.kind != "rating":
             return
 
-        def support(rows: slice, value: float = 0.0) -> Any:
-            """The support of some rows' labels where the network's outputs are all `value`."""
+        def at(value: float, rows: slice = slice(None)) -> Any:
+            """The distribution of some rows' labels where the network's outputs are all `value`."""
             own = (site.to(device) for site in self.likelihood.sites)
             weights = {site.name: site.init() + value for site in own}
             outputs = torch.full((len(labels[rows]), self.network.outputs), value, device=device)
             extra = {name: values[rows].to(device) for name, values in examples.extra.items()}
-            return self.likelihood.checked(outputs, weights, extra=extra).support
+            return self.likelihood.checked(outputs, weights, extra=extra)
 
-        whole = support(slice(None))
-        if _bounds(whole) != _bounds(support(slice(None), 1.0)):
+        predicted, numbers = [at(0.0), at(1.0)], labels.to(device)
+        support, other = (each.support for each in predicted)
+        if _bounds(support) != _bounds(other):
             return  # it depends on the outputs, as a Pareto's does
-        possible = whole.check(labels.to(device)).expand(len(labels))
+        possible = support.check(numbers).expand(len(labels))
+        if possible.all():  # also where the density is zero, as a Beta's may be at 0 and 1
+            possible = torch.stack([each.log_prob(numbers) > -torch.inf for each in predicted]).any(
+                0
+            )
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(
                 f"column {column!r}, row {examples.rows[row]}: {labels[row]:g} has probability 0 "
-                f"under {self.likelihood}; expected {support(slice(row, row + 1))}"
+                f"under {self.likelihood}; expected {at(0.0, slice(row, row + 1)).support}"
             )
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:

@@ -17,6 +17,7 @@ from ..inference.loop import as_module
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
+from ..priors.prior import check_prior
 from .posterior import MixturePosterior, Posterior
 
 __all__ = ["from_draws", "of"]
@@ -42,6 +43,8 @@ def of(
     Raises:
         ConfigError: `model` or `guide` is none.
         GuideError: the guide has no parameters, or was made for another model.
+        PriorError: the prior cannot be used. If it has parameters, give the model one with their
+            trained values.
 
     >>> from bhpeft_pyro.guides import NormalGuide
     >>> from bhpeft_pyro.testing import tiny_model
@@ -50,6 +53,7 @@ def of(
     torch.Size([1, 2])
     """
     check_model(model)
+    check_prior(model.prior, model.sites)
     guides = [trained_by_pyro(each, model) for each in components_of(as_module(guide))]
     for each in guides:
         check_made_for(model, each)

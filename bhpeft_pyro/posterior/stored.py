@@ -7,6 +7,7 @@ plain data, which JSON can hold, and a dict of tensors; `revive` makes the objec
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +19,7 @@ from .. import peft
 from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
-from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide
+from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
 from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import likelihoods
@@ -167,10 +168,10 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
 def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
     """The same for a guide."""
     room = sum(value.numel() for value in tensors.values())
-    shapes = [site.shape for site in model.sites]
-    latents = sum(site.numel for site in model.sites)
-    size = _GUIDES[name].size(latents, shapes, **options)  # type: ignore[attr-defined]
-    if (needed := max(latents, size.parameters if size else 0)) > room:
+    shapes = [tuple(latent.loc.shape) for latent in latents(model)]
+    count = sum(map(math.prod, shapes))
+    size = _GUIDES[name].size(count, shapes, **options)  # type: ignore[attr-defined]
+    if (needed := max(count, size.parameters if size else 0)) > room:
         raise SaveError(
             f"path: the saved guide {name!r} has {needed} parameters, and its tensors only {room} "
             "entries"

@@ -205,8 +205,8 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
     """Run a prior once as a fit does, with several draws at once if `vectorised`.
 
     Raises:
-        PriorError: it fails, its density is not known, it is not of the default dtype, or it has
-            parameters, which nothing would train.
+        PriorError: it fails, its density is not known, it is not of the default dtype, it returns
+            other values than it samples, or it has parameters, which nothing would train.
     """
     if not getattr(prior, "has_density", True):
         raise PriorError(
@@ -239,6 +239,13 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             "are sampled: torch.set_default_dtype(torch.float32)"
         )
     for site in sites:
+        node: Any = tracer.trace.nodes.get(site.name, {"value": values[site.name]})
+        if not torch.equal(*torch.broadcast_tensors(node["value"], values[site.name])):
+            raise PriorError(
+                f"prior: it samples {site.name!r} and returns another value for it; expected that "
+                "one. A site that is computed needs a latent variable of another name, and "
+                f"pyro.deterministic({site.name!r}, value, event_dim=site.ndim)"
+            )
         if (dtype := values[site.name].dtype) != default:
             raise PriorError(
                 f"prior: the site {site.name!r} has dtype {dtype}, expected {default}; "

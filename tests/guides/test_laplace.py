@@ -237,6 +237,37 @@ def test_a_tiny_first_round_does_not_make_later_ones_wide() -> None:
     assert early > 100 and late < 3  # on the rows of the round it is 1 / 2
 
 
+def test_gates_keep_their_scale() -> None:
+    """Before a branch has learnt anything its gate has no effect, at any scale."""
+    model = tiny_model(bh.presets.unipelt())
+    fitted = bh.fit(model, "laplace", tiny_examples(), components=1, **QUICK)
+    scales = guide_of(fitted).unpack(guide_of(fitted).first_scale)
+    gates = [site for site in model.sites if site.role == "gate"]
+    assert gates
+    for site in gates:
+        torch.testing.assert_close(scales[site.name], (0.1 * site.unit).expand(site.shape))
+
+
+def counted(outputs: Tensor) -> Any:
+    return dist.Poisson(outputs[..., 0].exp())
+
+
+def test_information_is_an_expectation_over_labels_where_it_has_no_closed_form() -> None:
+    """P + sum rate x x', for counts; in the order of the weights."""
+    model = tiny_model((), 1, likelihood=counted, prior=bh.priors.FunctionSpaceNormal(head=0.5))
+    rows = {"text": random_texts(20), "label": [float(i % 4) for i in range(20)]}
+    examples = model.encode(rows)
+    guide = guide_of(exactly(model, examples, max_steps=20))
+    x = model.network.features(next(examples.batches(20))).double()
+    weights = guide.means()
+    rates = (x @ weights["head.weight"].T.double() + weights["head.bias"].double()).exp()
+    ones = torch.cat([x, torch.ones(20, 1)], 1).double()
+    precision = (rates * ones).T @ ones + (guide.prior.covariance.scale.double() ** -2).diag()
+    expected = torch.linalg.inv(precision)
+    ratio = dense(guide.covariance).diagonal() / expected.diagonal()
+    assert ratio.log().abs().max() < 0.1  # one label for each text gives 0.4
+
+
 def test_a_choice_that_does_not_exist_is_no_output() -> None:
     """Questions of two choices have one contrast each, whatever others share their batch."""
     model = tiny_model((), 1, likelihood=bh.likelihoods.MultipleChoice())

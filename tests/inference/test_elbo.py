@@ -20,9 +20,12 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.distributions import Covariance, LowRankNormal
+from bhpeft_pyro.errors import GuideError
 from bhpeft_pyro.guides import DeltaGuide, NormalGuide
-from bhpeft_pyro.guides.guide import key
+from bhpeft_pyro.guides.guide import key, prior_of
 from bhpeft_pyro.inference.passes import Feed
+from bhpeft_pyro.priors import JointPrior, PosteriorPrior
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 PRIOR_SD = 0.5
@@ -219,6 +222,55 @@ def test_the_temperature_weighs_a_monte_carlo_kl_like_a_closed_one() -> None:
     assert kl[1.0] - kl[0.0] == pytest.approx(exact, abs=0.25)
     assert exact > 10
     assert kl[3.0] - kl[0.0] == pytest.approx(3 * (kl[1.0] - kl[0.0]), rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.2, None])
+def test_a_scaled_or_masked_prior_counts_as_it_says(factor: float | None) -> None:
+    """Against E_q[log q] - factor E_q[log p], in closed form."""
+    model = normal_model(())
+    change: Any = pyro.poutine.mask(mask=False) if factor is None else None
+    change = change or pyro.poutine.scale(scale=factor)
+    own = model.prior
+    guide = stirred(NormalGuide(model, init_scale=0.3))
+    elbo = bh.inference.ELBO(4000)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        batch = on_features(model, 2)
+        elbo.differentiable_loss(model.with_prior(change(own)), guide, batch)
+    minus_entropy = expected = 0.0
+    for name in guide.scales():
+        q = Normal(guide.loc[key(name)], guide.log_scale[key(name)].exp())
+        minus_entropy -= q.entropy().sum().item()
+        kl = kl_divergence(q, Normal(torch.zeros(()), PRIOR_SD)).sum().item()
+        expected += kl + q.entropy().sum().item()  # - E_q[log p]
+    assert elbo.parts is not None
+    found = sum(elbo.parts.kl.values()).item()  # type: ignore[union-attr]
+    assert found == pytest.approx(minus_entropy + (factor or 0.0) * expected, abs=0.5)
+    with pytest.raises(GuideError, match=r"scales or masks at head\.weight, head\.bias"):
+        bh.autoguide("laplace", model.with_prior(change(own)), components=1)
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", "mvn"])
+def test_the_report_has_the_kl_of_a_guide_with_auxiliary_variables(name: str) -> None:
+    """Site by site where each site has its own; else in one number."""
+    model = normal_model(())
+    fitted = bh.fit(model, name, tiny_examples(), max_steps=5, particles=16, progress=False)
+    kl = fitted.report.kl
+    assert [*kl] == (["head.weight", "head.bias"] if name == "AutoNormal" else ["weights"])
+    joint = prior_of(fitted.model, fitted.guide)
+    exact = {}
+    for site in model.sites:
+        if isinstance(joint, PosteriorPrior):
+            q: Any = joint.distributions[site.name].base_dist  # type: ignore[attr-defined]
+            exact[site.name] = kl_divergence(q, Normal(torch.zeros(()), PRIOR_SD)).sum().item()
+    if isinstance(joint, JointPrior):
+        p = LowRankNormal(
+            torch.zeros_like(joint.normal.loc),
+            Covariance.diagonal(torch.full_like(joint.normal.loc, PRIOR_SD)),
+        )
+        exact["weights"] = kl_divergence(joint.normal, p).item()
+    for site_name, value in kl.items():
+        assert value == pytest.approx(exact[site_name], abs=4.0)  # of 16 draws
 
 
 def positive_prior(sites: Sequence[Any]) -> dict[str, Tensor]:

@@ -15,9 +15,11 @@ from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, GuideError
+from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
 from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
+from bhpeft_pyro.guides.guide import prior_of
 from bhpeft_pyro.model.likelihoods import Poisson
+from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (
     tiny_backbone,
     tiny_batch,
@@ -203,6 +205,41 @@ def test_draws_under_the_prior_of_a_joint_posterior() -> None:
     whole = torch.cat([value.flatten(1) for value in draws.values()], 1)
     apart, together = (DrawsGuide.of(model, each).means() for each in (draws, {"weights": whole}))
     assert torch.equal(apart["head.weight"], together["head.weight"])
+    posterior = bh.Posterior.from_draws(model, {"weights": whole})
+    assert posterior.update(tiny_examples(9, seed=4), guide="normal", **QUICK).report.steps == 3
+
+
+def test_a_prior_with_parameters_is_refused() -> None:
+    """Its trained values are in Pyro's store, which a posterior does not read."""
+
+    def prior(sites: Any) -> Any:
+        tau = pyro.param("tau", torch.tensor(0.5))
+        return {
+            s.name: pyro.sample(s.name, dist.Normal(0.0, tau).expand(s.shape).to_event(s.ndim))
+            for s in sites
+        }
+
+    model = tiny_model(())
+    guide = NormalGuide(model)
+    with pytest.raises(PriorError, match="the parameters 'tau' would not be trained"):
+        bh.Posterior.of(model.with_prior(prior), guide)
+
+
+def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> None:
+    """Its covariance has no unconstrained parameters, as that of a trained guide has."""
+    model = tiny_model(())
+    mode = trained(model, autoguide.AutoLaplaceApproximation(model))
+    own = mode.laplace_approximation(tiny_batch(16)).get_posterior()
+    posterior = bh.Posterior.of(model, mode.laplace_approximation(tiny_batch(16)))
+    posterior.save(tmp_path)
+    for each in (posterior, bh.Posterior.load(tmp_path, model.network.backbone)):
+        joint = prior_of(each.model, each.guide)
+        assert isinstance(joint, JointPrior)
+        covariance = own.covariance_matrix.detach()
+        torch.testing.assert_close(joint.normal.variance, covariance.diagonal())
+        rows = torch.stack([joint.normal.covariance.apply(row) for row in torch.eye(34)])
+        torch.testing.assert_close(rows, covariance, rtol=1e-3, atol=1e-4)
+    assert posterior.update(tiny_examples(9, seed=4), **QUICK).report.steps == 3
 
 
 def test_a_mixture_of_guides_becomes_a_mixture_of_posteriors(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior
-from bhpeft_pyro.testing import tiny_backbone, tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
 SITES = MODEL.sites
@@ -150,6 +150,22 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
 def test_errors_name_what_is_wrong(prior: Any, message: str) -> None:
     with pytest.raises(PriorError, match=message):
         latents(bh.Model(MODEL.network, prior))
+
+
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_a_prior_that_returns_another_value_than_it_samples_is_refused(guide: str) -> None:
+    """Fits would use the one and predictions the other."""
+
+    def scaled(sites: Sequence[Site]) -> dict[str, Tensor]:
+        return {name: 0.1 * value for name, value in by_hand(sites).items()}
+
+    def pruned(sites: Sequence[Site]) -> dict[str, Tensor]:
+        values = by_hand(sites)
+        return values | {"head.weight": values["head.weight"] * torch.eye(2, 16)}
+
+    for prior, site in ((scaled, "lora.query.A"), (pruned, "head.weight")):
+        with pytest.raises(PriorError, match=f"samples '{site}' and returns another value"):
+            bh.fit(MODEL.with_prior(prior), guide, tiny_examples(), max_steps=1, progress=False)
 
 
 def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:

@@ -38,7 +38,7 @@ from ..model.backbone import load_backbone
 from ..model.head import ClassifierHead
 from ..priors import PriorLike
 from . import stored
-from .state import PosteriorState
+from .posterior import Posterior
 
 FORMAT = 2
 INDEX = "posterior.json"
@@ -55,7 +55,7 @@ def exists(folder: Path) -> bool:
     return (folder / INDEX).exists()
 
 
-def save(posterior: PosteriorState, folder: Path, overwrite: bool, alone: bool = True) -> Path:
+def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True) -> Path:
     """Write a posterior into `folder`; see `Posterior.save`.
 
     Unless `alone`, the reports of rounds whose folders, named by their ids, are beside this one are
@@ -127,7 +127,7 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
     device: str = "auto",
-) -> tuple[list[PosteriorState], tuple[FitReport, ...] | None]:
+) -> Posterior:
     """Read a posterior (`stored.revive`); see `Posterior.load`. The files are checked before a
     backbone is loaded."""
     if not isinstance(backbone, PreTrainedModel | str | None):

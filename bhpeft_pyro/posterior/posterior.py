@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import Number, as_path, check
-from ..data import Examples
+from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..files import naming
 from ..forecast.metrics import evaluate
@@ -25,8 +27,6 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
-from . import io
-from .state import Coreset, PosteriorState
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -35,7 +35,23 @@ if TYPE_CHECKING:
 __all__ = ["Coreset", "MixturePosterior", "Posterior"]
 
 
-class Posterior(PosteriorState):
+@dataclass(frozen=True, eq=False)
+class Coreset:
+    """Examples kept for later rounds, and the posterior of all other examples.
+
+    Attributes:
+        examples: learnt last; any later round may learn them again, starting from `guide`.
+        guide: the posterior of everything except these examples.
+        report: of the fit that learnt them.
+    """
+
+    examples: Examples
+    guide: nn.Module
+    report: FitReport
+
+
+@dataclass(eq=False, repr=False)
+class Posterior:
     """A fitted guide with its model, its reports and the columns of its data.
 
     Its methods lead to later parts of the package (`sequential`, `diagnostics`, `arviz`), which
@@ -50,6 +66,13 @@ class Posterior(PosteriorState):
             not passed to `load`.
         coreset: what replay keeps, if anything.
     """
+
+    model: Model
+    guide: nn.Module
+    lineage: tuple[FitReport, ...]
+    columns: Columns = Columns()
+    first_prior: Prior | None = None
+    coreset: Coreset | None = None
 
     @staticmethod
     def of(
@@ -71,6 +94,12 @@ class Posterior(PosteriorState):
     def components(self) -> tuple[Posterior, ...]:
         """The independent fits of a mixture; otherwise the posterior itself."""
         return (self,)
+
+    def replace(self, **changes: Any) -> Self:
+        """The same posterior with some attributes changed."""
+        new = copy.copy(self)
+        vars(new).update(changes)
+        return new
 
     @property
     def report(self) -> FitReport:
@@ -373,6 +402,8 @@ class Posterior(PosteriorState):
             WriteError: the disk is full, or it cannot be written for another reason; what was
                 there before is unchanged.
         """
+        from . import io
+
         folder = as_path("path", path)
         with naming(folder):
             return io.save(self, folder, overwrite)
@@ -411,9 +442,9 @@ class Posterior(PosteriorState):
             ConfigError: there is no model of this name, or no such device.
             ArchitectureError: transformers does not have the code of this model.
         """
-        states, lineage = io.load(as_path("path", path), backbone, tokenizer, prior, device)
-        fits = [Posterior(**vars(state)) for state in states]
-        return fits[0] if lineage is None else MixturePosterior(fits, lineage)
+        from . import io
+
+        return io.load(as_path("path", path), backbone, tokenizer, prior, device)
 
 
 class MixturePosterior(Posterior):

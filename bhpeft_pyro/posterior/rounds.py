@@ -30,8 +30,7 @@ from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
 from ..options import FitOptions
 from .jobs import in_workers
-from .posterior import MixturePosterior, Posterior
-from .state import Coreset
+from .posterior import Coreset, MixturePosterior, Posterior
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""

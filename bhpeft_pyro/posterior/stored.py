@@ -29,7 +29,7 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
-from .state import Coreset, PosteriorState
+from .posterior import Coreset, MixturePosterior, Posterior
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,
@@ -66,7 +66,7 @@ def check_savable(model: Model) -> None:
             )
 
 
-def describe(posterior: PosteriorState) -> tuple[Plain, Tensors]:
+def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
     """A posterior without its lineage. Raises a SaveError if a part cannot be described."""
     network, parts = posterior.model.network, posterior.components
     check_savable(posterior.model)
@@ -109,9 +109,8 @@ def revive(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
-) -> tuple[list[PosteriorState], tuple[FitReport, ...] | None]:
-    """The posterior that was described, with the reports of its rounds; of a mixture the components
-    with those of theirs, and its own.
+) -> Posterior:
+    """The posterior that was described, with the reports of its rounds.
 
     Raises:
         SaveError: the backbone is another one, a prior is needed, or tensors do not fit.
@@ -142,13 +141,13 @@ def revive(
         backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
     _load(network, tensors, "network")
-    states = []
+    found = []
     for number, fit in enumerate(fits):
         model = Model(network, priors[number], likelihood)
         guide, coreset = _revive_fit(fit, tensors, f"{number}." if mixture else "", model)
         rounds = tuple(r.components[number] for r in lineage) if mixture else lineage
-        states.append(PosteriorState(model, guide, rounds, columns, firsts[number], coreset))
-    return states, lineage if mixture else None
+        found.append(Posterior(model, guide, rounds, columns, firsts[number], coreset))
+    return MixturePosterior(found, lineage) if mixture else found[0]
 
 
 def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedModel) -> None:
@@ -206,7 +205,7 @@ def _revive_priors(
     )
 
 
-def _describe_fit(part: PosteriorState, prefix: str) -> tuple[Plain, Tensors]:
+def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """What each component has of its own: a guide and a coreset."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)

@@ -161,23 +161,14 @@ def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     if lora is None:
         return {}
     found: ByLayer = {}
+    layers = {site.name: site.layers for site in network.attachment.sites}
     for target in lora.targets:
-        a, b = (_by_layer(network, weights, f"lora.{target}.{side}") for side in "AB")
+        down, up = f"lora.{target}.A", f"lora.{target}.B"
+        pairs = zip(layers[down], weights[down].unbind(1), weights[up].unbind(1), strict=True)
         found[f"lora.{target}"] = {
-            layer: lora.alpha / lora.rank * b[layer] @ torch.linalg.qr(a[layer].mT).R.mT
-            for layer in sorted(a)
+            layer: lora.alpha / lora.rank * b @ torch.linalg.qr(a.mT).R.mT for layer, a, b in pairs
         }
     return found
-
-
-def _by_layer(network: RandomPEFT, weights: Mapping[str, Tensor], name: str) -> dict[int, Tensor]:
-    """Layer number to (S, ...), of a site or, where layers differ in width, of several."""
-    return {
-        layer: value
-        for site in network.attachment.sites
-        if site.name == name or site.name.startswith(f"{name}.")
-        for layer, value in zip(site.layers, weights[site.name].unbind(1), strict=True)
-    }
 
 
 @dataclass(frozen=True)

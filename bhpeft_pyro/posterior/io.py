@@ -87,7 +87,8 @@ def save(posterior: Posterior, folder: Path, overwrite: bool, alone: bool = True
     with alone_in(folder):
         _check_free(folder, overwrite)  # another process may have been faster
         write(folder / new, data)
-        write(folder / INDEX, index_of(content))
+        index = {"sha256": digest_of(content), "content": content}
+        write(folder / INDEX, json.dumps(index, indent=1).encode())
         for name in os.listdir(folder):  # of the save before, and of those that were killed
             if name != new and (_TENSORS.fullmatch(name) or _TEMPORARY.fullmatch(name)):
                 (folder / name).unlink(missing_ok=True)
@@ -307,11 +308,6 @@ def _unknown_parts(folder: Path, content: dict[str, Any], error: Exception) -> S
     return SaveError(
         f"path: {folder / INDEX} has missing or unknown parts: {error!s:.300}{_writer(content)}"
     )
-
-
-def index_of(content: Mapping[str, Any]) -> bytes:
-    """The file that holds this content, with its checksum."""
-    return json.dumps({"sha256": digest_of(content), "content": content}, indent=1).encode()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -461,7 +461,6 @@ class MixturePosterior(Posterior):
 
     Attributes:
         components: the fits, that of the options' seed first. Each has a report of its own.
-        own_priors: whether the components were fitted under different priors.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -474,13 +473,8 @@ class MixturePosterior(Posterior):
     def __init__(self, components: Sequence[Posterior], lineage: tuple[FitReport, ...]) -> None:
         first = components[0]
         self._components = tuple(components)
-        prior = first.model.prior
-        self.own_priors = any(each.model.prior is not prior for each in components)
-        if self.own_priors:
-            prior = MixturePrior([each.model.prior for each in components])
-        model = first.model.with_prior(prior)
+        model = first.model.with_prior(MixturePrior.of([each.model.prior for each in components]))
         guide = MixtureGuide([each.guide for each in components])
-        guide.follow(model)
         super().__init__(model, guide, lineage, first.columns, first.first_prior)
 
     @property

@@ -78,11 +78,11 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         fit, more = _describe_fit(part, f"{number}." if mixture else "")
         fits.append(fit)
         tensors |= more
-    prior, own_priors = _shared([part.model.prior for part in parts])
+    prior = MixturePrior.of([part.model.prior for part in parts])
+    first_prior = MixturePrior.of([part.first_prior for part in parts])
     described, more = stored_priors.describe(prior, "prior")
     tensors |= more
     first: Plain | None = None  # in the first round it is the prior above
-    first_prior, own_first_priors = _shared([part.first_prior for part in parts])
     if any(part.first_prior is not part.model.prior for part in parts):
         first, more = stored_priors.describe(first_prior, "first_prior")
         tensors |= more
@@ -96,10 +96,13 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         "likelihood": _describe(posterior.model.likelihood),
         "prior": described,
         "first_prior": first,
-        "own_first_priors": own_first_priors,
+        "own_first_priors": first_prior is not parts[0].first_prior,
         "columns": asdict(posterior.columns),
     }
-    return plain | ({"components": fits, "own_priors": own_priors} if mixture else fits[0]), tensors
+    if not mixture:
+        return plain | fits[0], tensors
+    own_priors = prior is not parts[0].model.prior
+    return plain | {"components": fits, "own_priors": own_priors}, tensors
 
 
 def revive(
@@ -175,12 +178,6 @@ def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> N
             f"path: the saved guide {name!r} has {needed} parameters, and its tensors only {room} "
             "entries"
         )
-
-
-def _shared(priors: Sequence[Any]) -> tuple[Any, bool]:
-    """The prior of all components, or a mixture of theirs; and whether they differ."""
-    own = any(prior is not priors[0] for prior in priors)
-    return (MixturePrior(priors) if own else priors[0]), own
 
 
 def _revive_priors(

@@ -207,6 +207,11 @@ class MixturePrior:
         self.parts = tuple(parts)
         self.structure = getattr(self.parts[0], "structure", None)
 
+    @classmethod
+    def of(cls, priors: Sequence[Any]) -> Any:
+        """The prior of all components if they have the same one, or else a mixture of theirs."""
+        return priors[0] if all(prior is priors[0] for prior in priors) else cls(priors)
+
     def __repr__(self) -> str:
         return f"a mixture of {len(self.parts)}, the first of them {self.parts[0]!r}"
 

@@ -95,9 +95,7 @@ def test_the_first_component_is_the_single_fit_and_others_start_elsewhere(guide:
     assert posterior.report.options.seed == 0
     priors = [each.model.prior for each in posterior.components]
     assert len({*map(id, priors)}) == (3 if guide == "laplace" else 1)
-    assert posterior.own_priors == (guide == "laplace")
-    if not posterior.own_priors:
-        assert posterior.model.prior is priors[0]
+    assert (posterior.model.prior is priors[0]) == (guide != "laplace")
 
 
 @pytest.mark.parametrize("given", [None, FunctionSpaceNormal(change=0.2, head=2.0)])

@@ -18,6 +18,7 @@ from bhpeft_pyro.errors import DataError, PriorError, SaveError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.posterior.rounds import seeds
+from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 FAMILIES = ["normal", "laplace"]
@@ -37,7 +38,8 @@ def test_each_component_is_updated_as_it_would_be_alone(guide: Any) -> None:
         assert new.report.history == alone.report.history
         assert new.report.parent == old.report.id
     assert torch.equal(probabilities(posterior), before)
-    assert second.own_priors and posterior.own_priors == (guide == "laplace")
+    assert isinstance(second.model.prior, MixturePrior)
+    assert isinstance(posterior.model.prior, MixturePrior) == (guide == "laplace")
     assert second.report.parent == posterior.report.id and second.report.keep == 0.8
     assert [report.examples for report in second.lineage] == [16, 12]
     third = second.update(FIRST, again=True)
@@ -126,7 +128,9 @@ def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
         loaded = load(tmp_path / str(number))
         assert isinstance(loaded, MixturePosterior)
         assert loaded.lineage == each.lineage
-        assert loaded.own_priors == each.own_priors == (number == 1 or guide == "laplace")
+        for mixture in (loaded, each):
+            own_priors = isinstance(mixture.model.prior, MixturePrior)
+            assert own_priors == (number == 1 or guide == "laplace")
         assert torch.equal(probabilities(loaded), probabilities(each))
         assert [c.lineage for c in loaded.components] == [c.lineage for c in each.components]
         assert repr(loaded) == repr(each)

@@ -17,7 +17,7 @@ from ..errors import ConfigError, DataError
 Kind = Literal["class", "labels", "rating", "choice"]
 """A class, several labels, a real number, or the index of the right one of several choices."""
 
-_MAX_CHOICES = 8
+MAX_CHOICES = 8
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def read_choices(
         for each in (value,) if labels is None else (value, labels):
             if not isinstance(each, list):
                 raise wrong(column, i, f"a {type(each).__name__}; expected a list of str")
-        if not 2 <= len(value) <= _MAX_CHOICES:
-            raise wrong(column, i, f"{len(value)} choices; expected 2 to {_MAX_CHOICES}")
+        if not 2 <= len(value) <= MAX_CHOICES:
+            raise wrong(column, i, f"{len(value)} choices; expected 2 to {MAX_CHOICES}")
         if labels is not None and len(labels) != len(value):
             raise wrong(column, i, f"{len(value)} texts but {len(labels)} labels")
         for k, text in enumerate(value):

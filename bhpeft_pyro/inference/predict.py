@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch, in_order
+from ..data.columns import MAX_CHOICES
 from ..distributed import independent
 from ..distributions import base_of
 from ..errors import ConfigError, DataError, LikelihoodError
@@ -129,6 +130,8 @@ def _runs(
     latents, own = (sum(s.numel for s in of.sites) for of in (model, model.likelihood))
     most = max(1, min(BATCH, max_rows // feed.examples.width))
     size = examples_at_once(latents, width, most)
+    # For as many choices as there may be: noise of another shape has other values.
+    normals = width if feed.examples.choices is None else MAX_CHOICES * model.network.outputs
     seeds = torch.Generator().manual_seed(seed)
 
     def run(
@@ -139,7 +142,7 @@ def _runs(
             found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
             return [torch.cat(part) for part in zip(*found, strict=True)]
         with drawing(seed + number):  # the same for every example, whatever its batch
-            noise = symmetric_noise(share, own + width).to(model.network.device)
+            noise = symmetric_noise(share, own + normals).to(model.network.device)
         read = partial(_read, model, component, noise, take)
         return by_batch(model, feed, read, size=size, bf16=bf16, only=only)
 

@@ -528,6 +528,8 @@ def test_forecasts_do_not_depend_on_batches_padding_or_order() -> None:
         torch.testing.assert_close(other, whole.probabilities, atol=1e-5, rtol=1e-4)
     for row, each in zip(whole.probabilities, alone, strict=True):
         torch.testing.assert_close(each[0], row[: each.shape[1]], atol=1e-5, rtol=1e-4)
+    two_choices = posterior.predict(questions[1:2]).epistemic  # beside none that has three
+    torch.testing.assert_close(two_choices, whole.epistemic[1:2], atol=1e-6, rtol=1e-3)
 
 
 def test_widening_points_is_fitting_the_default() -> None:

@@ -16,13 +16,13 @@ from transformers import (
 
 from .data import Examples, encode
 from .data.batch import Batch
-from .inference.draws import seeded
 from .model.head import Head
 from .model.likelihoods import Likelihood
 from .model.model import Model
 from .model.network import RandomPEFT
 from .peft import Kind, presets
 from .priors import PriorLike
+from .threads import seeded
 
 __all__ = [
     "tiny_backbone",

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
-from ..inference.draws import PLATE, Block, alone, centre, traces
+from ..inference.draws import PLATE, Block, centre, traces
 from ..inference.passes import Feed, passes
 from ..model.model import Model
 from ..priors import checked, complete
+from ..threads import alone
 
 
 def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:

@@ -17,7 +17,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
-from ..inference.draws import Block, drawn, seeded
+from ..inference.draws import Block, drawn
 from ..inference.initialization import align
 from ..inference.passes import Feed
 from ..inference.predict import simulate
@@ -27,6 +27,7 @@ from ..patterns import matching
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..priors import FunctionSpaceNormal
+from ..threads import seeded
 from .ranks import Calibration
 from .ratios import log_likelihoods
 from .reference import predictions

@@ -15,6 +15,7 @@ from ..data.batch import Batch
 from ..errors import GuideError
 from ..model.model import Model
 from ..priors import checked
+from ..threads import sampling
 from .blocks import MixtureGuide
 from .guide import Guide, key
 
@@ -45,7 +46,12 @@ class FunctionGuide(nn.Module):
     def __init__(self, function: Callable[[Batch | None], Any]) -> None:
         super().__init__()
         self.function = function
-        with pyro.get_param_store().scope() as state, poutine.block(), poutine.trace() as tracer:
+        with (
+            sampling(),
+            pyro.get_param_store().scope() as state,
+            poutine.block(),
+            poutine.trace() as tracer,
+        ):
             try:
                 function(None)
             except TypeError as error:

@@ -20,6 +20,7 @@ from ..errors import PriorError
 from ..model.model import Model
 from ..peft.sites import Site
 from ..priors import checked
+from ..threads import undisturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,7 @@ def _traced(model: Model) -> poutine.Trace:
         return _start(fn, site).to(device)
 
     with (
-        torch.random.fork_rng(range(torch.cuda.device_count())),
+        undisturbed(),
         torch.no_grad(),
         poutine.block(),
         InitMessenger(start),

@@ -24,6 +24,7 @@ from ..distributions import Covariance, LowRankNormal
 from ..errors import KEEP_TENSORS, GuideError
 from ..model.model import Model
 from ..priors import JointPrior, PosteriorPrior, Prior, unpack
+from ..threads import alone, undisturbed
 from .budget import Budget
 from .guide import Guide
 from .latent import is_real, latents, normal_on
@@ -92,7 +93,7 @@ class PyroGuide(Guide):
             options = {"init_loc_fn": start, **options}
         self.auto: AutoGuide = make(own, **options)
         if not self._waits():  # Pyro's guides make their parameters when they are first called
-            with pyro.get_param_store().scope(), poutine.block(), torch.no_grad():
+            with alone():
                 self.auto(None)
             if "init_scale" not in options:
                 self._widen()
@@ -169,7 +170,7 @@ class PyroGuide(Guide):
         self._joint = model.prior if isinstance(model.prior, JointPrior) else None
 
     def means(self) -> dict[str, Tensor]:
-        with pyro.get_param_store().scope(), torch.no_grad():
+        with alone():
             if isinstance(self.auto, pyro_guides.AutoNormalizingFlow):
                 center = self.auto.get_transform()(self.auto.get_base_dist().mean)
             elif isinstance(self.auto, pyro_guides.AutoContinuous):
@@ -195,7 +196,7 @@ class PyroGuide(Guide):
     def _independent(self) -> dict[str, TorchDistribution] | None:
         """Independent Normals, if it has these."""
         auto = self.auto
-        with pyro.get_param_store().scope(), torch.no_grad():
+        with alone():
             if isinstance(auto, pyro_guides.AutoNormal):
                 pairs = {name: auto._get_loc_and_scale(name) for name in self._shapes}
             elif isinstance(auto, pyro_guides.AutoDiagonalNormal):
@@ -216,7 +217,7 @@ class PyroGuide(Guide):
         size = sum(map(prod, self._shapes.values()))
         others = [x.name for x in self._latents if not (x.is_site and is_real(x.support))]
         posterior: Any = None
-        with pyro.get_param_store().scope(), torch.no_grad():
+        with alone():
             if isinstance(self.auto, pyro_guides.AutoContinuous) and size <= _LARGEST:
                 posterior = self.auto.get_posterior()
             why = None
@@ -283,7 +284,7 @@ class PyroGuide(Guide):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PyroGuide:
         """A new guide in the same state; Pyro's copy would include a run of the model."""
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with undisturbed():
             new = PyroGuide(self._model[0], self.family, **self._made_with())
         if not self._waits():
             new.load_state_dict(self.state_dict())

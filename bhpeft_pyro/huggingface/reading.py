@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Columns
 from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
-from ..inference.draws import sampling, seeded
 from ..inference.loop import settle_noise
 from ..inference.report import FitReport
 from ..model.backbone import load_backbone
@@ -29,6 +28,7 @@ from ..options import FitOptions
 from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
+from ..threads import sampling, seeded
 
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.linearized import Outputs, symmetric_noise
-from .draws import seeded
+from ..threads import seeded
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 DRAWS = 256  # of the outputs, to evaluate a width

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +11,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine import runtime
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -24,57 +21,10 @@ from ..guides import Guide
 from ..guides.guide import components_of, is_linear
 from ..model.model import Model
 from ..priors import complete, unpack
-
-_LOCK = threading.RLock()
-
-
-def _forget_other_threads() -> None:
-    """In a forked process, end what a thread was doing that held the lock and does not exist here.
-
-    Its lock would never be released, and its Pyro handlers would act on every later sample.
-    """
-    global _LOCK
-    if _LOCK.acquire(blocking=False):  # nobody's, or this thread's own
-        _LOCK.release()
-        return
-    _LOCK = threading.RLock()
-    # Private, but handlers leave Pyro's stack only by the `with` blocks of the lost thread.
-    runtime._PYRO_STACK.clear()
-    runtime._DIM_ALLOCATOR._stack.clear()
-    pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_other_threads)
-
-
-@contextmanager
-def sampling() -> Iterator[None]:
-    """Lock Pyro and the random state: both are global, so only one thread at a time may sample."""
-    with _LOCK:
-        yield
-
-
-@contextmanager
-def unlocked() -> Iterator[None]:
-    """Inside `sampling`, let other threads sample while this one waits for them."""
-    _LOCK.release()
-    try:
-        yield
-    finally:
-        _LOCK.acquire()
-
+from ..threads import alone, seeded
 
 PLATE = "draws"
 _BLOCK = 16  # draws made at a time
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Set torch's random state to `seed`, and restore it at the end."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -218,20 +168,13 @@ def traces(
         yield tracer.trace
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Run Pyro in one thread, without gradients, outer handlers or global parameters."""
-    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
-        yield
-
-
 def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
     """A guide's central values as a single draw, `(1, 1, *site shape)`. Raises a GuideError if
     there are none."""
     if isinstance(guide, Guide):
         means = guide.means()
     elif isinstance(guide, AutoGuide):
-        with sampling(), torch.no_grad(), pyro.get_param_store().scope():
+        with alone():
             means = guide.median(None)
     else:
         raise GuideError(

@@ -26,8 +26,8 @@ from ..guides.latent import Latent, has_mean
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
+from ..threads import seeded
 from .curvature import diagonal, from_prior, scores
-from .draws import seeded
 from .loop import optimise
 from .passes import Feed
 from .report import FitReport

@@ -28,8 +28,8 @@ from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
 from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
+from ..threads import seeded
 from .convergence import culprit, summarise
-from .draws import sampling, seeded
 from .elbo import ELBO
 from .passes import Feed, check_all
 from .predict import predict
@@ -114,7 +114,6 @@ class _Run:
         report, started = self.report, time.monotonic()
         quiet = not (self.options.progress and is_main())
         with (
-            sampling(),
             seeded(self.options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,

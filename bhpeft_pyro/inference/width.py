@@ -27,9 +27,9 @@ from ..guides import LaplaceGuide
 from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
+from ..threads import seeded
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
 from .curvature import Gathered, known, sampled
-from .draws import seeded
 from .passes import Feed
 from .report import FitReport
 

@@ -17,7 +17,6 @@ from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide, check_made_for
 from ..guides.guide import components_of, is_point
 from ..guides.registry import default_components
-from ..inference.draws import sampling, seeded
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import Callback, OptimizerFactory, as_module
 from ..inference.passes import naming_rows
@@ -25,6 +24,7 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
+from ..threads import sampling, seeded
 from .posterior import Posterior
 from .rounds import FitArguments, Start, fit_components, seeds
 

@@ -19,7 +19,7 @@ import cloudpickle
 from tqdm.auto import tqdm
 
 from ..errors import BHPEFTError, ConfigError, FitError
-from ..inference.draws import sampling, unlocked
+from ..threads import sampling, unlocked
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -20,13 +20,14 @@ from ..files import naming
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, MixtureGuide
 from ..guides.guide import check_not_linear, prior_of, title
-from ..inference.draws import draw, point, sampling
+from ..inference.draws import draw, point
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
+from ..threads import sampling
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis

@@ -20,7 +20,6 @@ from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
-from ..inference.draws import seeded
 from ..inference.report import FitReport
 from ..model import likelihoods
 from ..model.backbone import fingerprint
@@ -29,6 +28,7 @@ from ..model.model import Model
 from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
+from ..threads import seeded
 from .posterior import Coreset, MixturePosterior, Posterior
 
 _GUIDES: dict[str, Callable[..., Guide]] = {

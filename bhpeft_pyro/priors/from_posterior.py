@@ -17,6 +17,7 @@ from torch import Tensor
 from ..distributions import Covariance, LowRankNormal, base_of
 from ..errors import PriorError
 from ..peft.sites import Site
+from ..threads import undisturbed
 from .prior import Prior, checked, complete
 from .vectorised import for_all_draws
 
@@ -293,7 +294,7 @@ def independent_normals(
     if isinstance(prior, JointPrior) and not prior.normal.covariance.rank:
         found = prior.moments()
         return {name: found[name] for name in names}
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with undisturbed():
         found, again = (_drawn(prior, sites) for _ in range(2))
     if others := found.keys() - {site.name for site in sites}:
         raise PriorError(

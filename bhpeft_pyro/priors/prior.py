@@ -22,6 +22,7 @@ from torch.distributions import Distribution
 from ..errors import PriorError
 from ..patterns import sort_by_pattern
 from ..peft.sites import Site
+from ..threads import alone, undisturbed
 from .scales import FunctionSpaceNormal
 from .vectorised import for_all_draws, with_tensors
 
@@ -215,10 +216,8 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
             "posterior.update(data), which fits each under its own"
         )
     with (
-        torch.random.fork_rng(range(torch.cuda.device_count())),
-        torch.no_grad(),
-        pyro.get_param_store().scope(),
-        poutine.block(),
+        undisturbed(),
+        alone(),
         poutine.trace() as tracer,
         pyro.plate("draws", 2, dim=-2) if vectorised else nullcontext(),
     ):

@@ -20,7 +20,6 @@ from ..errors import ConfigError, DataError, GuideError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.guide import title
-from ..inference.draws import seeded
 from ..inference.predict import predict
 from ..model.likelihoods import Likelihood
 from ..model.model import Model
@@ -28,6 +27,7 @@ from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..posterior.stored import check_savable
+from ..threads import seeded
 from .drift import assess
 from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for

@@ -17,7 +17,6 @@ from ..data.sources import read
 from ..errors import ConfigError, DataError, PriorError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
-from ..inference.draws import seeded
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -26,6 +25,7 @@ from ..posterior.posterior import MixturePosterior, Posterior
 from ..posterior.rounds import FitArguments, Start, fit_components, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form, independent_normals
 from ..priors.prior import check_prior
+from ..threads import seeded
 from .forgetting import Forgetting
 from .growth import with_outputs_for
 

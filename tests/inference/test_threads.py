@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
 
@@ -66,6 +68,27 @@ def test_threads_give_what_each_gives_alone(shared: bool) -> None:
         for result in results:
             assert torch.equal(result, expected)
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_guides_are_made_and_posteriors_loaded_beside_predictions(tmp_path: Path) -> None:
+    """Each runs the prior under Pyro's handlers, which all threads share."""
+    backbone = tiny_backbone()
+    posterior = fit(backbone, (), seed=1)
+    folder = posterior.save(tmp_path / "saved")
+    tasks = [
+        lambda: posterior.predict(TEXTS[:2], samples=4).probabilities,
+        lambda: bh.autoguide("normal", posterior.model).means()["head.weight"],
+        lambda: bh.Posterior.load(folder, backbone).guide.means()["head.weight"],
+        lambda: posterior.grow(1).guide.means()["head.weight"],
+    ]
+    alone, interval = [task() for task in tasks], sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        found = at_once(tasks, rounds=12)
+    finally:
+        sys.setswitchinterval(interval)
+    for expected, results in zip(alone, found, strict=True):
+        assert all(torch.equal(result, expected) for result in results)
 
 
 def test_a_prediction_in_another_thread_waits_for_the_fit() -> None:

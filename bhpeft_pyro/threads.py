@@ -1,0 +1,77 @@
+"""Turns of threads: Pyro's handlers, its store and torch's random state are shared by all of them.
+
+Whatever runs a Pyro function, or sets the random state, does so inside one of the blocks below.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import runtime
+
+_LOCK = threading.RLock()
+
+
+def _forget_other_threads() -> None:
+    """In a forked process, end what a thread was doing that held the lock and does not exist here.
+
+    Its lock would never be released, and its Pyro handlers would act on every later sample.
+    """
+    global _LOCK
+    if _LOCK.acquire(blocking=False):  # nobody's, or this thread's own
+        _LOCK.release()
+        return
+    _LOCK = threading.RLock()
+    # Private, but handlers leave Pyro's stack only by the `with` blocks of the lost thread.
+    runtime._PYRO_STACK.clear()
+    runtime._DIM_ALLOCATOR._stack.clear()
+    pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Lock Pyro and the random state: both are global, so only one thread at a time may sample."""
+    with _LOCK:
+        yield
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Inside `sampling`, let other threads sample while this one waits for them."""
+    _LOCK.release()
+    try:
+        yield
+    finally:
+        _LOCK.acquire()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """`sampling`, and torch's random state is restored at the end."""
+    with sampling(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set torch's random state to `seed`, and restore it at the end."""
+    with undisturbed():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run Pyro in one thread, without gradients, outer handlers or global parameters."""
+    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+        yield

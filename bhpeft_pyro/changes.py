@@ -17,7 +17,7 @@ from .checks import COUNT, SEED
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, latents
-from .inference.draws import drawn
+from .inference.draws import draw_blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
@@ -49,7 +49,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     parts = []
-    for block in drawn(posterior.model, posterior.guide, samples, seed):
+    for block in draw_blocks(posterior.model, posterior.guide, samples, seed):
         values = {site.name: block.weights[site.name][:, 0] for site in network.sites}
         parts.append(sizes(network, network.coordinates(values)))
     return {

@@ -91,7 +91,7 @@ def average(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def spread(
+def map_over_ranks(
     items: Iterable[Item], compute: Callable[[Item], Iterable[Tensor]]
 ) -> Iterator[tuple[Item, Iterable[Tensor]]]:
     """Compute something for each item, on one rank each; all ranks get all results, in order.

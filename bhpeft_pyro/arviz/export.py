@@ -17,7 +17,7 @@ from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..guides import prior_guide, prior_like
 from ..guides.guide import components_of
-from ..inference.draws import draw, drawing, drawn
+from ..inference.draws import draw, draw_blocks, private_rng
 from ..inference.passes import Feed
 from ..inference.predict import simulate
 from ..inference.report import FitReport
@@ -196,8 +196,8 @@ def _predictions(
 
     outcomes = []
     for own, guide in enumerate(guides, seed):
-        with drawing(own):
-            outcomes.append(simulate(model, drawn(model, guide, samples, own), feed))
+        with private_rng(own):
+            outcomes.append(simulate(model, draw_blocks(model, guide, samples, own), feed))
     *chains, prior = outcomes
     groups = {
         "prior_predictive": chains_of([prior[0]]),

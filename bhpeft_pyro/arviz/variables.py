@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..changes import head_norms, sizes, spectra
-from ..inference.draws import drawn
+from ..inference.draws import draw_blocks
 from ..model.model import Model
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
@@ -95,7 +95,7 @@ def chosen_draws(
 ) -> dict[str, Variable]:
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []
-    for block in drawn(model, guide, samples, seed):
+    for block in draw_blocks(model, guide, samples, seed):
         every = variables(model, {name: value[:, 0] for name, value in block.weights.items()})
         parts.append(
             {name: replace(every[name], values=every[name].values.cpu()) for name in chosen}

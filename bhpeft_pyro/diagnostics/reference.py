@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import SEED, Number
 from ..errors import ConfigError
-from ..inference.draws import Block, drawn
+from ..inference.draws import Block, draw_blocks
 from ..inference.passes import Feed, passes
 from ..model.model import Model
 
@@ -94,7 +94,7 @@ def against(
     model = posterior.model
     reference = _checked(model, draws)
     feed = Feed(model, posterior.encode(data, labelled=False))
-    ours = predictions(model, drawn(model, posterior.guide, samples, seed), feed)
+    ours = predictions(model, draw_blocks(model, posterior.guide, samples, seed), feed)
     theirs = predictions(model, [Block(reference)], feed)
     sd = theirs.std(0)
     changing = sd > _LEAST  # probabilities of missing choices are always 0

@@ -17,7 +17,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import GuideLike, prior_guide
-from ..inference.draws import Block, drawn
+from ..inference.draws import Block, draw_blocks
 from ..inference.initialization import align
 from ..inference.passes import Feed
 from ..inference.predict import simulate
@@ -109,7 +109,7 @@ def sbc(
         feed = copy.copy(whole)
         feed.examples = data
         names, true = _quantities(model, [Block(truth)], feed, places, chosen)
-        inferred = [*drawn(model, guide, draws, seed + number)]
+        inferred = [*draw_blocks(model, guide, draws, seed + number)]
         _, values = _quantities(model, inferred, feed, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
@@ -164,7 +164,9 @@ def _simulate(
     twice as many are drawn as are wanted."""
 
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for number, block in enumerate(drawn(model, prior_guide(model), 2 * replications, seed)):
+        for number, block in enumerate(
+            draw_blocks(model, prior_guide(model), 2 * replications, seed)
+        ):
             with seeded(seed + number):
                 every, *_ = simulate(model, [block], feed)
             for i, labels in enumerate(every):

@@ -236,7 +236,7 @@ class LaplaceGuide(Guide):
         self.measured.fill_(False)
         self.covariance = self.prior.covariance
 
-    def spread(self, covariance: Covariance, tau: float = 1.0, noise: float = 1.0) -> None:
+    def set_covariance(self, covariance: Covariance, tau: float = 1.0, noise: float = 1.0) -> None:
         """Set the covariance.
 
         Args:
@@ -253,11 +253,11 @@ class LaplaceGuide(Guide):
 
     def retune(self, tau: float, noise: float = 1.0) -> None:
         """Change tau, and multiply the ratings' noise scale by `noise`."""
-        times = None if noise == 1 else self.worth(noise)
+        times = None if noise == 1 else self.information_factor(noise)
         own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, times)
-        self.spread(own, tau, noise)
+        self.set_covariance(own, tau, noise)
 
-    def worth(self, noise: float) -> Tensor:
+    def information_factor(self, noise: float) -> Tensor:
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
         large, as a multiple. That about the noise scale itself does not change."""
         return torch.where(self.at(self._likelihood), 1.0, noise**-2)

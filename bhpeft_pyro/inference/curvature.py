@@ -25,17 +25,12 @@ from ..priors import complete
 _DRAWS = 32  # from a prior
 
 
-def sampled(predictive: TorchDistribution) -> list[Tensor]:
+def one_outcome(predictive: TorchDistribution) -> list[Tensor]:
     """log p(y) of one drawn outcome per example."""
     return [predictive.log_prob(predictive.sample())]
 
 
-def every(predictive: TorchDistribution) -> list[Tensor]:
-    """`known`, or else log p of a draw, whose expectation is the same."""
-    return known(predictive) or sampled(predictive)
-
-
-def known(predictive: TorchDistribution) -> list[Tensor]:
+def all_outcomes(predictive: TorchDistribution) -> list[Tensor]:
     """Quantities whose gradients' outer products sum to the Fisher information, or none.
 
     For K classes these are K - 1 contrasts. The K scores g_k = sqrt(p_k) grad log p_k would do, but
@@ -44,7 +39,7 @@ def known(predictive: TorchDistribution) -> list[Tensor]:
     For several labels: those of each label.
     """
     if isinstance(predictive, Independent):
-        inner = known(predictive.base_dist)
+        inner = all_outcomes(predictive.base_dist)
         return [
             part
             for each in inner
@@ -70,7 +65,7 @@ def scores(
     model: Model,
     weights: Mapping[str, Tensor],
     batch: Batch,
-    outcomes: Callable[[TorchDistribution], list[Tensor]] = sampled,
+    outcomes: Callable[[TorchDistribution], list[Tensor]] = one_outcome,
 ) -> Iterator[dict[str, Tensor]]:
     """Per-example gradients of log p(y | x, w), with y from the model.
 
@@ -81,7 +76,7 @@ def scores(
         model: the model.
         weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
         batch: B examples, not split over particles.
-        outcomes: which y: one that is `sampled`, or `every` one.
+        outcomes: which y: `one_outcome` that is sampled, or `all_outcomes`.
 
     Yields:
         For each outcome, the names of `weights` to tensors `(B, *shape)`.
@@ -111,12 +106,16 @@ def diagonal(
     Returns:
         The same names to tensors of the same shapes.
     """
+
+    def outcomes(predictive: TorchDistribution) -> list[Tensor]:
+        return all_outcomes(predictive) or one_outcome(predictive)  # the latter in expectation
+
     sums = {name: torch.zeros_like(value) for name, value in weights.items()}
     count = 0
     for batch in batches:
         count += len(batch)
         copies = {name: weights[name].expand(len(batch), 1, *sums[name].shape) for name in sums}
-        for gradients in scores(model, copies, batch, outcomes=every):
+        for gradients in scores(model, copies, batch, outcomes):
             for name, gradient in gradients.items():
                 sums[name] += gradient.square().sum(0)
     return {name: total / count for name, total in sums.items()}

@@ -28,7 +28,7 @@ _BLOCK = 16  # draws made at a time
 
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
+def private_rng(seed: int) -> Iterator[None]:
     """`seeded`, whatever other threads do: the random state is global, and they draw from it too.
 
     So torch's random functions get generators of this block's own. That costs a call of Python for
@@ -85,7 +85,7 @@ def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     # Twice: the parts, and the whole that they are put together to.
     check_memory("samples", samples, 8 * sum(site.numel for site in model.sites))
-    parts = [block.weights for block in drawn(model, guide, samples, seed)]
+    parts = [block.weights for block in draw_blocks(model, guide, samples, seed)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -103,7 +103,7 @@ class Block:
     at: Mapping[str, Tensor] | None = None
 
 
-def drawn(
+def draw_blocks(
     model: Model, guide: Callable[..., Any], samples: int, seed: int | torch.Generator
 ) -> Iterator[Block]:
     """The draws of `draw` in blocks, so that they need not all be in memory.
@@ -160,7 +160,7 @@ def traces(
         own = int(torch.randint(2**62, (), generator=seeds))
         with (
             alone(),
-            drawing(own),
+            private_rng(own),
             poutine.trace() as tracer,
             pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):

@@ -18,7 +18,7 @@ from ..checks import shown
 from ..data import Examples
 from ..data.batch import Batch, shuffled
 from ..data.tokens import Tokens
-from ..distributed import agree, spread
+from ..distributed import agree, map_over_ranks
 from ..errors import DataError
 from ..forecast.base import join
 from ..model.head import check_features
@@ -114,7 +114,7 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    for (indices, _), found in spread(feed.prediction(size, only), values):
+    for (indices, _), found in map_over_ranks(feed.prediction(size, only), values):
         parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
@@ -267,7 +267,7 @@ class Feed:
                 raise
 
         batches = self.examples.by_length(batch_size * self.per_text)
-        parts = [(indices, *own) for (indices, _), own in spread(batches, features_of)]
+        parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
         for indices, features in parts:

@@ -26,7 +26,7 @@ from ..guides.budget import examples_at_once
 from ..guides.guide import components_of, is_linear
 from ..model.linearized import output_moments, symmetric_noise
 from ..model.model import Model
-from .draws import Block, drawing, drawn, strata
+from .draws import Block, draw_blocks, private_rng, strata
 from .passes import BATCH, Feed, Take, by_batch, check_all, passes
 
 PART = 1024
@@ -138,10 +138,10 @@ def _runs(
         number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
         if not closed:
-            draws = drawn(model, component, share, seeds)
+            draws = draw_blocks(model, component, share, seeds)
             found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
             return [torch.cat(part) for part in zip(*found, strict=True)]
-        with drawing(seed + number):  # the same for every example, whatever its batch
+        with private_rng(seed + number):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + normals).to(model.network.device)
         read = partial(_read, model, component, noise, take)
         return by_batch(model, feed, read, size=size, bf16=bf16, only=only)
@@ -232,7 +232,7 @@ def _quantities(model: Model, samples: int, seed: int, rows: int) -> Take:
         if isinstance(base, Normal):  # the moments are enough
             return mean, sd
         check_memory("data: rows", rows, _DRAWN * each * max(samples, 1))
-        with drawing(int(torch.randint(2**62, (), generator=seeds))):
+        with private_rng(int(torch.randint(2**62, (), generator=seeds))):
             outcomes = distribution.sample(torch.Size((each,))).movedim(0, -1).float()
         finite = (mean + sd).isfinite().all()
         if not finite and distribution.log_prob(outcomes[..., 0]).isfinite().all():

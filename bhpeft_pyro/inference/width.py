@@ -21,7 +21,7 @@ from torch.distributions import kl_divergence
 
 from ..data import Examples
 from ..data.batch import Batch
-from ..distributed import spread
+from ..distributed import map_over_ranks
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
 from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
@@ -29,7 +29,7 @@ from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
 from ..threads import seeded
 from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
-from .curvature import Gathered, known, sampled
+from .curvature import Gathered, all_outcomes, one_outcome
 from .passes import Feed
 from .report import FitReport
 
@@ -104,8 +104,8 @@ def widen(
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
-    learnt = curvature.times(guide.worth(choice.noise))
-    guide.spread(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
+    learnt = curvature.times(guide.information_factor(choice.noise))
+    guide.set_covariance(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, again(), report)
     return model, candidates
@@ -182,7 +182,7 @@ def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobia
         outputs, rows = jacobian(model, means, batch)
         return [torch.tensor(outputs.shape), outputs.mean, rows]
 
-    for batch, (shape, mean, rows) in spread(batches(), compute):
+    for batch, (shape, mean, rows) in map_over_ranks(batches(), compute):
         yield batch, Outputs(model, mean, tuple(shape.tolist()), batch.choices, batch.extra), rows
 
 
@@ -203,7 +203,7 @@ def _scores(outputs: Outputs) -> list[Tensor]:
     """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
     values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
-        found = [each.sum() for each in known(outputs.labels(values))]
+        found = [each.sum() for each in all_outcomes(outputs.labels(values))]
         if found:
             return [
                 torch.autograd.grad(total, values, retain_graph=True)[0]
@@ -211,7 +211,7 @@ def _scores(outputs: Outputs) -> list[Tensor]:
                 if total.requires_grad  # not a fixed noise scale
             ]
         values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
-        (total,) = sampled(outputs.labels(values))
+        (total,) = one_outcome(outputs.labels(values))
         (scores,) = torch.autograd.grad(total.sum(), values)
     information = torch.einsum("sbe,sbf->bef", scores, scores) / _LABELS
     strengths, axes = torch.linalg.eigh(information)

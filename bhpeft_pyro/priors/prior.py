@@ -102,12 +102,12 @@ class PatternPrior:
                 values |= prior([site for site in sites if pattern_of[site.name] == pattern])
         for site in sites:
             if site.name not in values:
-                own = spread(self.patterns[pattern_of[site.name]], site)
+                own = expand_to_site(self.patterns[pattern_of[site.name]], site)
                 values[site.name] = pyro.sample(site.name, own)
         return values
 
 
-def spread(prior: Any, site: Site) -> TorchDistribution:
+def expand_to_site(prior: Any, site: Site) -> TorchDistribution:
     """A distribution of one weight, or of a site's last dims, as one of the whole site."""
     distribution = prior
     if not isinstance(prior, TorchDistributionMixin) and callable(prior):

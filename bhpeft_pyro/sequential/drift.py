@@ -17,7 +17,7 @@ from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import Guide, MixtureGuide, prior_guide
-from ..inference.draws import drawing, drawn
+from ..inference.draws import draw_blocks, private_rng
 from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
@@ -163,8 +163,8 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
-        others = drawn(posterior.model, posterior.guide, samples, 2 * seed + 1)
-        with drawing(seed):
+        others = draw_blocks(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        with private_rng(seed):
             labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])
         if isinstance(forecast, RatingForecast) and forecast.outcomes is not None:
@@ -202,7 +202,7 @@ def _mixture_nll(
         assert each is not None  # (B, M)
         return (predicted.log_prob(each.T.unsqueeze(1)).movedim(0, -1),)
 
-    draws = drawn(posterior.model, posterior.guide, samples, seed)
+    draws = draw_blocks(posterior.model, posterior.guide, samples, seed)
     found = [part.double() for (part,) in passes(posterior.model, draws, feed, take)]
     logs = torch.stack([part.logsumexp(0) for part in found]).logsumexp(0)
     return (math.log(sum(map(len, found))) - logs).mean(0)

@@ -18,7 +18,7 @@ from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_like
-from bhpeft_pyro.inference.draws import drawn
+from bhpeft_pyro.inference.draws import draw_blocks
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -106,7 +106,7 @@ def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
     examples = bh.data.encode(ELSEWHERE, model.network.tokenizer, kind="rating", labelled=False)
     known = torch.zeros(len(ELSEWHERE))
     feed = Feed(model, dataclasses.replace(examples, labels=known))
-    draws = [*drawn(model, posterior.guide, 20, seed=3)]
+    draws = [*draw_blocks(model, posterior.guide, 20, seed=3)]
     _, found = _quantities(model, draws, feed, feed, ())
     forecast = posterior.predict(ELSEWHERE, 20, seed=3, keep_samples=True)
     torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)

@@ -47,7 +47,7 @@ def mixture(kind: str, guide: str, kinds: Any = None) -> bh.Posterior:
             point: Any = module.predict(model, each, examples, 0)
             each.move({"head.bias": each.means()["head.bias"] - point.log_probabilities.mean(0)})
         if guide == "laplace":
-            each.spread(Covariance(0.2 * each.scale, each.axes, each.ratio))
+            each.set_covariance(Covariance(0.2 * each.scale, each.axes, each.ratio))
     return bh.Posterior(model, MixtureGuide(guides), ())
 
 

@@ -14,7 +14,7 @@ from exact import Designed
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.inference.curvature import every
+from bhpeft_pyro.inference.curvature import all_outcomes
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.model.likelihoods import MultiLabel, NegativeBinomial, Poisson, StudentT
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
@@ -71,7 +71,7 @@ def test_the_information_of_several_labels_is_exact() -> None:
 
     found = sum(
         torch.einsum("be,bf->bef", score, score)
-        for score in (slopes(each.sum()) for each in every(predictive))
+        for score in (slopes(each.sum()) for each in all_outcomes(predictive))
     )
     exact = torch.zeros(2, 3, 3).double()
     for outcome in itertools.product([0.0, 1.0], repeat=3):

@@ -24,7 +24,7 @@ from bhpeft_pyro.guides import GUIDES, Guide
 from bhpeft_pyro.peft.binding import LayerForward, active
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import PosteriorPrior
-from bhpeft_pyro.priors.prior import spread
+from bhpeft_pyro.priors.prior import expand_to_site
 from bhpeft_pyro.priors.stored import moved
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
@@ -238,6 +238,6 @@ def test_a_prior_in_its_short_form_is_where_the_sites_are() -> None:
     own = dist.Laplace(torch.zeros(()), torch.ones(()))
     for short in (dist.Normal(0.0, 1.0), dist.LogNormal(0.0, 1.0), lambda site: own):
         with pyro.validation_enabled(False):
-            wide = spread(short, site)
+            wide = expand_to_site(short, site)
             assert wide.sample().device.type == "meta"
         assert wide.event_shape == site.shape

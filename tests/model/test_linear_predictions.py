@@ -21,7 +21,7 @@ def posterior_of(**options: Any) -> bh.Posterior:
     model = tiny_model(bh.presets.lora(rank=8), **options)
     guide = bh.autoguide("laplace", model, components=1)
     assert isinstance(guide, LaplaceGuide)
-    guide.spread(guide.prior.covariance)
+    guide.set_covariance(guide.prior.covariance)
     return bh.Posterior(model, guide, ())
 
 

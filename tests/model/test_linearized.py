@@ -70,7 +70,7 @@ def posterior_of(likelihood: Likelihood) -> bh.Posterior:
     # A noise scale is taken at its mean in closed form: as data leave it, it is nearly known.
     noise = guide.at({site.name for site in likelihood.sites})
     scale = torch.where(noise, 0.01, guide.prior.covariance.scale)
-    guide.spread(Covariance(scale, axes, torch.tensor([0.1, 0.4, 0.7, 0.9])))
+    guide.set_covariance(Covariance(scale, axes, torch.tensor([0.1, 0.4, 0.7, 0.9])))
     return bh.Posterior(model, guide, ())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import prior_guide
-from bhpeft_pyro.inference.draws import draw, drawing
+from bhpeft_pyro.inference.draws import draw, private_rng
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.priors import MixturePrior, complete
@@ -162,7 +162,7 @@ def test_draws_are_those_of_a_prior_that_handles_the_dims_itself() -> None:
     sites, found = tiny_model().sites, []
     for call in (lambda: for_all_draws(one_scale, sites), lambda: vectorised(sites)):
         torch.manual_seed(len(found))  # has no effect
-        with drawing(0), pyro.plate("draws", 4, dim=-2):
+        with private_rng(0), pyro.plate("draws", 4, dim=-2):
             found.append(call())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 

@@ -11,7 +11,7 @@ from onehot import FIT, NOISE, WIDTH, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.inference.draws import drawing, drawn
+from bhpeft_pyro.inference.draws import draw_blocks, private_rng
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.posterior.posterior import MixturePosterior
@@ -81,8 +81,8 @@ def test_statistics_are_those_of_a_loop(posterior: bh.Posterior) -> None:
     assert found.nll is not None
     assert found.nll.observed == pytest.approx(scores["nll"], rel=1e-5)
     assert found.epistemic == pytest.approx(scores["mutual_information"], rel=1e-5)
-    draws = drawn(classes.model, classes.guide, 30, 1)
-    with drawing(0):
+    draws = draw_blocks(classes.model, classes.guide, 30, 1)
+    with private_rng(0):
         simulated, *_ = simulate(classes.model, draws, Feed(classes.model, batch))
     values = []
     for labels in simulated:

@@ -21,6 +21,11 @@ _LAST = 50  # steps over which losses are averaged
 _FAR = 2.0  # factor between the temperature and 1
 
 
+def new_id() -> str:
+    """An id for a round."""
+    return uuid.uuid4().hex[:12]
+
+
 @dataclass
 class FitReport:
     """The report of one round.
@@ -85,7 +90,7 @@ class FitReport:
     points: list[str] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
     best_step: int | None = None
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    id: str = field(default_factory=new_id)
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     keep: float | dict[str, float] = 1.0

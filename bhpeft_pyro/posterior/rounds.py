@@ -64,7 +64,7 @@ class FitArguments:
     optimizer: Any
     callback: Callback | None
     executor: Executor | None
-    replay: Any  # its class is defined above this module
+    replay: Any  # a `sequential.Replay`, which is defined in a later part
 
     def __post_init__(self) -> None:
         options, executor, optimizer = self.options, self.executor, self.optimizer

@@ -12,6 +12,7 @@ from ..data import Examples
 from ..errors import GuideError
 from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
+from ..inference.report import new_id
 from ..inference.width import widen as add_width
 from .posterior import MixturePosterior, Posterior
 from .rounds import Fitted, joined
@@ -51,6 +52,7 @@ def _widened(
     prior = guide.recentre(center, guide.prior.covariance)
     report = replace(
         part.report,
+        id=new_id(),  # a `History` may have the point estimate too
         examples=len(examples),
         data=examples.fingerprint,
         options=part.report.options.change(**changes),

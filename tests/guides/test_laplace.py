@@ -557,6 +557,9 @@ def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: 
         assert found.report.parent == first.report.id
         assert [len(part.lineage) for part in found.components] == [2, 2]
         assert found.components[0].report.metrics == {}
+    history = bh.sequential.History(tmp_path / "history")
+    ids = [history.add(each) for each in (second.components[0], wide.components[0])]
+    assert {*history.leaves} == {*ids} and len({*ids}) == 2
 
 
 def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:

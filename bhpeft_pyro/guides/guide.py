@@ -195,11 +195,11 @@ class Guide(nn.Module):
         """Continue with the same weights under the model's prior, such as the next round's."""
 
     def begin_anew(self, model: Model) -> None:
-        """Continue with the same weights under a prior that no earlier round has led to."""
+        """Continue with the same weights under a prior that no earlier posterior has become."""
         self.follow(model)
 
     def began_under(self, sds: Mapping[str, Tensor]) -> None:
-        """Take notice of the first round's prior, if this guide is made in a later one.
+        """Note the sds of the first round's prior, for a guide that is made in a later round.
 
         Args:
             sds: by site, of its shape.

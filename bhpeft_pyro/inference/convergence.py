@@ -73,7 +73,7 @@ def unsettled(slopes: Mapping[str, Sequence[Tensor]], temperature: float) -> lis
 
 
 def culprit(guide: nn.Module, parts: Parts | None) -> str:
-    """Where the first value is that is not finite."""
+    """Name the first value found that is not finite: a parameter, a KL, the NLL or a gradient."""
     params = {
         f"the guide's {name.replace('/', '.')}": parameter
         for name, parameter in guide.named_parameters()

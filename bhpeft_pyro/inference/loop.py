@@ -293,7 +293,7 @@ class _Run:
         """(N,) NLLs of the validation rows.
 
         For a point estimate of ratings, with the noise scale that suits these rows: training rows
-        that it knows by heart say nothing about the noise.
+        that the network has memorised say nothing about the noise.
         """
         assert self.validation is not None
         if self.point and self.model.likelihood.learns_noise:

@@ -122,8 +122,8 @@ def by_batch(
 
 
 def check_all(model: Model, **sources: Examples | None) -> None:
-    """Raise a DataError that names the texts of which the frozen transformer makes numbers that are
-    not finite, if there are any; `sources` have the names of the arguments they came in."""
+    """Raise a DataError if the frozen transformer's output is not finite for some texts. It names
+    them; `sources` are the data by the name of the argument that they came in."""
     for what, examples in sources.items():
         if examples is None:
             continue
@@ -153,7 +153,7 @@ def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
 
 @contextmanager
 def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
-    """Where numbers that are not finite end a fit, name the row that is the cause, if one is."""
+    """If non-finite values end a fit, name the row that caused them, if one did."""
     try:
         yield
     except (RuntimeError, ValueError):

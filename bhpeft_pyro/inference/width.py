@@ -3,7 +3,7 @@
 The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
 of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
 ratings, maximise the log density of held-out rows; training rows will not do, since a network may
-know them by heart. The mean does not depend on tau. In later rounds tau still multiplies the first
+have memorised them. The mean does not depend on tau. In later rounds tau still multiplies the first
 prior's precision only, and the information of earlier data counts once.
 """
 

@@ -115,7 +115,7 @@ class Posterior:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Those of the model, the guide, the number of rounds and the classes, in words."""
+        """The facts of the model, and the guide, the number of rounds and the classes, in words."""
         names, parts = self.columns.label_names, self.components
         guide = title(parts[0].guide)
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"

@@ -154,7 +154,8 @@ def revive(
 
 
 def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedModel) -> None:
-    """Refuse numbers for which the file has not enough weights, before there are any such."""
+    """Refuse sizes, such as ranks, for which the file has too few weights, before anything of that
+    size is made."""
     room = sum(value.numel() for value in tensors.values())
     width = getattr(backbone.config, "hidden_size", 1)
     for part in parts:

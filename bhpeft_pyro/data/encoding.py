@@ -164,7 +164,7 @@ def encode(
         label_names=None if names is None else tuple(names),
         num_labels=num_labels if names is None else len(names),
         counts=counts,
-        probe=_probe(tokenizer),
+        probe=probe_of(tokenizer),
         extra=extra,
         words=words,
     )
@@ -227,7 +227,7 @@ def _check_compatible(
         raise DataError(
             f"source was encoded with each_word={not each_word}; expected each_word={each_word}"
         )
-    if examples.probe != _probe(tokenizer):
+    if examples.probe != probe_of(tokenizer):
         raise DataError("source was encoded with another tokenizer; encode the texts again")
     if labelled and examples.labels is None:
         raise DataError("source holds examples without labels; labelled=True needs them")
@@ -263,7 +263,7 @@ def _joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.sep_token_id is None
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def probe_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Vocabulary size and ids of a fixed text: tokenizers that agree on them pass for the same."""
     text = "The 2nd quick-brown fox didn't jump; 'na\u00efve' caf\u00e9s, $1,984.50!"
     ids = tokenizer(text, padding=False, truncation=False, verbose=False)["input_ids"]

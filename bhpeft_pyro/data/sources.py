@@ -38,7 +38,8 @@ _CELLS = (
 )
 _EXPECTED = (
     "a datasets.Dataset or IterableDataset, the name of one on the hub, a path to a .csv, .json or "
-    ".jsonl file, a DataFrame, a mapping of lists, a list of dicts, or (to predict) a list of texts"
+    ".jsonl file, a pandas DataFrame, a mapping of lists, a list of dicts, or (to predict) a list "
+    "of texts"
 )
 
 
@@ -70,7 +71,10 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         source = _from_rows(rows, kind, columns) if rows else empty
 
     if not isinstance(source, (Dataset, Mapping)):
-        raise DataError(f"source is a {type(source).__name__}; expected {_EXPECTED}")
+        what = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}".removeprefix(
+            "builtins."
+        )
+        raise DataError(f"source is a {what}; expected {_EXPECTED}")
     names = source.column_names if isinstance(source, Dataset) else list(source)
     for name in (*needed, target) if labelled else needed:
         if name not in names:
@@ -304,8 +308,18 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         try:
             tables.append(Dataset.from_dict({name: column}))
         except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
-            known = (type(column[0]), type(None))
-            odd = next((i for i, value in enumerate(column) if type(value) not in known), None)
+            first = type(column[0])
+            odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
             where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
-            raise DataError(f"column {name!r}{where}: mixed or unknown types: {error}") from error
+            why = (
+                "not valid Unicode" if isinstance(error, UnicodeError) else "mixed or unknown types"
+            )
+            raise DataError(f"column {name!r}{where}: {why}: {error}") from error
     return concatenate_datasets(tables, axis=1)
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Whether a cell can stand in a column of a type."""
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return False  # half of a pair, such as of an emoji that was cut
+    return value is None or type(value) is kind

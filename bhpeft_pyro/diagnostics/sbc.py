@@ -26,7 +26,7 @@ from ..model.network import RandomPEFT
 from ..patterns import matching
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..priors import FunctionSpaceNormal
+from ..priors import closed
 from ..threads import seeded
 from .ranks import Calibration
 from .ratios import log_likelihoods
@@ -95,9 +95,7 @@ def sbc(
     first = examples.subset(range(min(_AT, len(examples))))
     with seeded(seed):
         _align(model, examples)
-    prior = model.prior
-    if isinstance(prior, FunctionSpaceNormal):  # scales are not to be chosen for each data set
-        prior = prior.closed()
+    prior = closed(model.prior)  # scales are not to be chosen for each data set
     likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
     model = Model(_remembering(model.network), prior, likelihood)
     whole, places = Feed(model, examples), Feed(model, first)

@@ -126,9 +126,13 @@ class _Run:
             if self.best is not None:
                 report.best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
-            if self.selects and self.model.likelihood.learns_noise:
-                assert isinstance(self.guide, Guide) and self.validation is not None
-                settle_noise(self.model, self.guide, self.validation, self.options.bf16)
+            if self.point and self.model.likelihood.learns_noise:
+                assert isinstance(self.guide, Guide)
+                bf16 = self.options.bf16
+                if self.selects and self.validation is not None:
+                    settle_noise(self.model, self.guide, self.validation, bf16)
+                elif self.validation is None and report.parent is None:  # a few rows and steps
+                    settle_noise(self.model, self.guide, self.feed, bf16, known=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
@@ -304,11 +308,20 @@ class _Run:
         return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
 
 
-def settle_noise(model: Model, guide: Guide, examples: Examples | Feed, bf16: bool = False) -> None:
-    """Set the noise scale of ratings to the errors of a point estimate on some examples."""
+def settle_noise(
+    model: Model,
+    guide: Guide,
+    examples: Examples | Feed,
+    bf16: bool = False,
+    known: bool = False,
+) -> None:
+    """Set the noise scale of ratings to the errors of a point estimate on some examples; if these
+    are `known` to it, so that errors may be too small, only where that is larger."""
     _, variance = _errors(model, guide, examples, bf16)
-    noise = (variance.sqrt() / model.likelihood.unit).log()
-    guide.move({"noise.log_scale": noise.to(torch.float32)})
+    noise = (variance.sqrt() / model.likelihood.unit).log().to(torch.float32)
+    if known:
+        noise = noise.maximum(guide.means()["noise.log_scale"].to(noise))
+    guide.move({"noise.log_scale": noise})
 
 
 def _errors(

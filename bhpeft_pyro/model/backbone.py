@@ -100,7 +100,7 @@ def check_weights(backbone: PreTrainedModel) -> None:
 
 
 def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its configuration and a sample of every tensor that counts.
+    """A digest of a backbone: its type and size, and a sample of every tensor that counts.
 
     Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
     lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
@@ -119,10 +119,17 @@ def fingerprint(backbone: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def shared_name(backbone: PreTrainedModel) -> str | None:
-    """The name by which a backbone can be loaded elsewhere; None for a folder or one without."""
+def saved_name(backbone: PreTrainedModel) -> str:
+    """The name by which a backbone can be loaded again here: of a folder its absolute path."""
     name: str = backbone.config._name_or_path
-    return None if not name or Path(name).exists() else name
+    return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+
+def shared_name(backbone: PreTrainedModel) -> str | None:
+    """The name by which a backbone can be loaded elsewhere; None for a folder, even one that is
+    gone, or one without a name."""
+    name = saved_name(backbone)
+    return None if not name or Path(name).is_absolute() or name.startswith((".", "~")) else name
 
 
 def device_named(name: str) -> torch.device:

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -19,7 +20,7 @@ from torch.optim import Optimizer
 from ..checks import check, shown
 from ..data import Examples
 from ..distributed import Ranks, agree, gathered, is_main, same, world
-from ..errors import ConfigError, FitError
+from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
 from ..guides.guide import is_linear, prior_of
 from ..inference.candidates import Candidates
@@ -29,6 +30,7 @@ from ..inference.width import refine, settle
 from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
 from ..options import FitOptions
+from ..priors import closed, independent_normals
 from .jobs import in_workers
 from .posterior import Coreset, MixturePosterior, Posterior
 
@@ -100,6 +102,16 @@ class FitArguments:
 def pull_of(guide: nn.Module) -> float | None:
     """The default weight of an earlier posterior at a point estimate; None for other guides."""
     return guide.pull if isinstance(guide, Guide) and guide.point else None
+
+
+def note_first_prior(guide: Guide, posterior: Posterior) -> None:
+    """Tell a guide that is made in a later round under which prior the first one was. Where that is
+    not Normal or not known, the guide takes the prior of the last round for it."""
+    sites = posterior.model.sites
+    with suppress(PriorError):
+        names = [site.name for site in sites]
+        first = independent_normals(posterior.first_prior, sites, names, "guide")
+        guide.began_under({name: sd for name, (_, sd) in first.items()})
 
 
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
@@ -257,7 +269,7 @@ def _fit_coreset(
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
     report.pull = pull_of(guide)
-    after = model.with_prior(prior_of(model, core))
+    after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)
     if isinstance(guide, Guide):

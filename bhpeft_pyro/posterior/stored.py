@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import peft
 from ..data import Columns
 from ..data import examples as stored_examples
+from ..data.encoding import probe_of
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
 from ..inference.report import FitReport
 from ..model import likelihoods
-from ..model.backbone import fingerprint
+from ..model.backbone import fingerprint, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
 from ..model.network import RandomPEFT
@@ -89,7 +90,8 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
     plain: Plain = {
         "backbone": {
             "fingerprint": fingerprint(network.backbone),
-            "name": network.backbone.config._name_or_path,
+            "name": saved_name(network.backbone),
+            "tokenizer": network.tokenizer and [*probe_of(network.tokenizer)],
         },
         "kinds": [_describe(kind) for kind in network.kinds],
         "head": _describe(network.head),
@@ -139,6 +141,9 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
+    known = fitted_on.get("tokenizer")
+    if known is not None and tokenizer is not None and known != [*probe_of(tokenizer)]:
+        raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
     _check_room((*kinds, top, likelihood), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)

@@ -15,7 +15,7 @@ from ..guides.guide import is_point
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
 from .posterior import MixturePosterior, Posterior
-from .rounds import Fitted, joined
+from .rounds import Fitted, joined, note_first_prior
 
 
 def widen(
@@ -50,6 +50,8 @@ def _widened(
     inner = {site.name for site in part.model.sites if site.role == "input"}
     center = torch.where(guide.at(inner), guide.loc.detach(), guide.prior.loc)
     prior = guide.recentre(center, guide.prior.covariance)
+    if later := len(part.lineage) > 1:
+        note_first_prior(guide, part)
     report = replace(
         part.report,
         id=new_id(),  # a `History` may have the point estimate too
@@ -62,4 +64,5 @@ def _widened(
     model = part.model.with_prior(prior)
     model, candidates = add_width(guide, model, examples, held_out, report)
     lineage = (*part.lineage[:-1], report)
-    return Posterior(model, guide, lineage, part.columns, model.prior), candidates
+    first = part.first_prior if later else model.prior
+    return Posterior(model, guide, lineage, part.columns, first), candidates

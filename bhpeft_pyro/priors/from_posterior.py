@@ -137,6 +137,10 @@ class JointPrior:
             self.shapes
         )
 
+    def closed(self) -> JointPrior:
+        """The same prior, with scales that no guide sets."""
+        return JointPrior(self.normal, self.shapes, self.name)
+
     def moments(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Mean and sd of each site."""
         means, sds = (
@@ -229,6 +233,11 @@ def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
             "of 'laplace', 'normal', or a Normal guide of Pyro"
         )
     return prior
+
+
+def closed(prior: Any) -> Any:
+    """The prior, or if it leaves scales open to a `laplace` guide, the same with those fixed."""
+    return prior.closed() if getattr(prior, "open", False) else prior
 
 
 def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:

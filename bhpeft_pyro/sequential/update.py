@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
-from ..errors import ConfigError, DataError, PriorError
+from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import is_point, prior_of
 from ..inference.passes import naming_rows
@@ -22,8 +21,8 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
-from ..posterior.rounds import FitArguments, Start, fit_components, pull_of, seeds
-from ..priors import Prior, PriorLike, as_prior, closed_form, independent_normals
+from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, pull_of, seeds
+from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..threads import seeded
 from .forgetting import Forgetting
@@ -162,10 +161,7 @@ def _start(
             guide.begin_anew(model.with_prior(own))
     elif own is None:
         guide, last, projection = in_family(model, last, family, options.seed)
-        with suppress(PriorError):  # where it is not Normal, the family takes `last` for it
-            names = [site.name for site in model.sites]
-            first = independent_normals(posterior.first_prior, model.sites, names, "guide")
-            guide.began_under({name: sd for name, (_, sd) in first.items()})
+        note_first_prior(guide, posterior)
     else:
         guide = guide_under(model, own, family, options.seed)
     prior = forgetting(last, posterior.first_prior, model.sites)

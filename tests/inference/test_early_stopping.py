@@ -11,7 +11,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference import loop as optimise
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
 def turned(examples: bh.data.Examples) -> bh.data.Examples:
@@ -166,6 +166,17 @@ def test_ratings_that_are_all_the_same_are_learnt(guide: str, count: int) -> Non
     assert isinstance(forecast, bh.forecast.RatingForecast)
     assert forecast.mean.tolist() == pytest.approx([3.0] * count, abs=1e-3)
     assert 0 < forecast.total.max() < 1e-2
+
+
+def test_a_few_skewed_ratings_do_not_make_a_fit_too_certain() -> None:
+    """A few steps leave the mean near the middle of the scale; the noise is then that of errors."""
+    model = bh.tasks.ratings(tiny_backbone(), 1, 5, kinds=(), tokenizer=tiny_tokenizer())
+    for ratings in ([5.0] * 39 + [1.0], [5.0] * 40):
+        data = {"text": [f"w{5 + i % 30}" for i in range(40)], "label": ratings}
+        fitted = bh.fit(model, "laplace", data, components=1, progress=False)
+        scores = fitted.evaluate(data)
+        assert scores["mse"] ** 0.5 == pytest.approx(fitted.report.noise, rel=0.05)
+        assert scores["coverage_90"] > 0.9
 
 
 def test_patience_is_not_inherited_without_rows_to_look_at() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, ConfigError, SaveError
-from bhpeft_pyro.model.backbone import load_backbone
+from bhpeft_pyro.model.backbone import load_backbone, shared_name
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 DATA = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
@@ -106,6 +106,32 @@ def test_another_checkpoint_under_the_same_name_is_refused(tmp_path: Path) -> No
     other.save_pretrained(tmp_path / "tiny")
     with pytest.raises(SaveError, match=r"backbone: .*weights differ"):
         bh.Posterior.load(tmp_path / "run", device="cpu")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Its tokens would be other words, without an error anywhere."""
+    posterior = saved(tmp_path, tiny_backbone(), tiny_tokenizer())
+    other = tiny_tokenizer()
+    other.add_tokens(["good"])
+    with pytest.raises(SaveError, match="tokenizer: this posterior was fitted with another one"):
+        bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=other)
+    assert same(posterior, bh.Posterior.load(tmp_path, tiny_backbone(), tokenizer=tiny_tokenizer()))
+
+
+def test_a_relative_folder_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is saved by its absolute path, and never taken for a name on the hub."""
+    tiny_backbone().save_pretrained(tmp_path / "tiny")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    posterior = saved(tmp_path / "run", AutoModel.from_pretrained("tiny"), tiny_tokenizer())
+    assert shared_name(posterior.model.network.backbone) is None
+    monkeypatch.chdir(tmp_path / "run")
+    loaded = bh.Posterior.load(tmp_path / "run", device="cpu")
+    assert same(posterior, loaded)
+    (tmp_path / "tiny").rename(tmp_path / "gone")
+    assert shared_name(loaded.model.network.backbone) is None
 
 
 def test_code_beside_a_checkpoint_is_never_run(tmp_path: Path) -> None:

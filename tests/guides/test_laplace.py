@@ -562,6 +562,19 @@ def test_widening_keeps_the_rounds_before_and_no_metric_of_the_points(tmp_path: 
     assert {*history.leaves} == {*ids} and len({*ids}) == 2
 
 
+def test_widening_in_a_later_round_leaves_the_first_prior_what_it_was() -> None:
+    points = bh.fit(tiny_model(()), {"*": ("delta", {"width": 0.01})}, tiny_examples(), **QUICK)
+    later = points.update(tiny_examples(seed=1), **QUICK)
+    wide = later.widen(tiny_examples(seed=1))
+    assert wide.first_prior is later.first_prior is points.model.prior
+    for site in wide.model.sites:
+        first = guide_of(wide).unpack(guide_of(wide).first_scale)[site.name]
+        torch.testing.assert_close(first, bh.priors.default().sd(site).expand(site.shape))
+    anew = wide.update(tiny_examples(seed=2), keep=0.0, **QUICK)
+    sds = anew.model.prior.moments()["head.weight"][1]  # type: ignore[attr-defined]
+    assert (sds > 0.1).all()  # as wide as the first prior, where the round's own had 0.0025
+
+
 def test_it_is_trained_by_hand_with_svi_and_then_measured() -> None:
     model, rows = tiny_model(()), tiny_examples(24)
     guide = bh.autoguide("laplace", model, components=1)

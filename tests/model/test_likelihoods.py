@@ -361,6 +361,19 @@ def test_a_support_that_the_outputs_move_is_not_checked_and_one_of_the_data_is()
         model.encode(ratings([2, 6, 4], tries=[2, 5, 9]))
 
 
+def test_a_label_of_density_zero_is_refused_with_its_row() -> None:
+    """0 is in the support of this Beta, and impossible under it whatever the outputs are."""
+
+    def share(outputs: Tensor) -> Any:
+        mean = outputs[..., 0].sigmoid()
+        return dist.Beta(1.1 + 5 * mean, 1.1 + 5 * (1 - mean))
+
+    model = tiny_model((), 1, likelihood=share)
+    model.encode({"text": ["w5", "w6"], "label": [0.2, 0.9]})
+    with pytest.raises(DataError, match="row 1: 0 has probability 0"):
+        model.encode({"text": ["w5", "w6"], "label": [0.2, 0.0]})
+
+
 def test_the_own_weights_of_a_likelihood_are_on_the_networks_device() -> None:
     seen: list[str] = []
 

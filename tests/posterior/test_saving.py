@@ -340,6 +340,28 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
     assert load(tmp_path / "distribution", prior=dist.Normal(0.0, 1.0)).report.steps == 3
 
 
+def tied(sites: Any) -> Any:
+    """One tensor for two sites of the same shape."""
+    values = {}
+    for site in sites:
+        if site.name == "lora.value.A":
+            value = values["lora.query.A"]
+            values[site.name] = pyro.deterministic(site.name, value, event_dim=site.ndim)
+        else:
+            normal = dist.Normal(0.0, 0.1 * site.unit).expand(site.shape).to_event(site.ndim)
+            values[site.name] = pyro.sample(site.name, normal)
+    return values
+
+
+def test_a_prior_with_fewer_latents_than_weights_comes_back(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(prior=tied), "normal", CLASSES, max_steps=2, progress=False)
+    posterior.save(tmp_path)
+    again = bh.Posterior.load(tmp_path, posterior.model.network.backbone, prior=tied)
+    weights = again.sample(3)
+    assert torch.equal(weights["lora.query.A"], weights["lora.value.A"])
+    assert torch.equal(weights["head.weight"], posterior.sample(3)["head.weight"])
+
+
 def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> None:
     model = tiny_model(())
     posterior = bh.fit(model, AutoNormal(model), CLASSES, max_steps=3, progress=False)

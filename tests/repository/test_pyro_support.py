@@ -47,8 +47,8 @@ NOTES = {
     "AutoCallable": "give `fit` the function itself",
     "AutoDiscreteParallel": "weights are continuous",
     "AutoGuideList": "a mapping from site patterns to families does this",
-    "AutoLaplaceApproximation": "`fit` finds the mode only; for the covariance call "
-    "`laplace_approximation` under `sdpa_kernel(SDPBackend.MATH)`",
+    "AutoLaplaceApproximation": "`fit` finds the mode only; for the covariance give "
+    "`Posterior.of` the `laplace_approximation`, made under `sdpa_kernel(SDPBackend.MATH)`",
     "AutoNormalizingFlow": "with a function that makes its transform",
     "reparam": "of the prior, with AutoReparam",
     "lift": "of a prior's parameters: they are samples then",

@@ -166,7 +166,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     here, there = (first_prior(each, "loc") for each in grown.components)
     assert all(not torch.equal(here[name], there[name]) for name in here if name.endswith(".A"))
     assert all(torch.equal(here[name], there[name]) for name in here if name.startswith("head."))
-    assert grown.own_priors and grown.first_prior is grown.components[0].first_prior
+    assert grown.first_prior is grown.components[0].first_prior
     grown.save(tmp_path)
     again = load(tmp_path)
     new = [each.update(NEW, keep=0.5, replay=bh.sequential.Replay(4)) for each in (grown, again)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..checks import as_path, check
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
-from ..errors import ConfigError, DataError, GuideError
+from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, autoguide, prior_guide
 from ..guides.guide import title
@@ -108,18 +107,15 @@ def stream(
     made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
-    forgetting = Forgetting(keep, floor)
+    forgetting, prior = Forgetting(keep, floor), made.own_prior()  # raises if it cannot be one
     if forgetting != Forgetting():
-        with suppress(GuideError):  # some guides have no posterior before a fit
-            forgetting(made.own_prior(), model.prior, model.sites)
+        forgetting(prior, model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "replay": replay, "executor": executor}
         if last is None:
             start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
-            first = fit(model, guide, data, **start, **how)
-            first.as_prior()  # raises before the round is saved, if it cannot be a prior
-            return first
+            return fit(model, guide, data, **start, **how)
         one = last.components[0]
         if type(one.guide) is not type(made):
             raise ConfigError(

@@ -313,10 +313,14 @@ def test_a_test_may_have_labels_of_one_class(tmp_path: Path) -> None:
     assert len(scores) == len(WEEKS) and all(0 <= score <= 1 for score in scores)
 
 
-def test_a_point_is_no_round_that_another_could_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(GuideError, match="point"):
-        run(tmp_path, guide="delta", replay=None)
-    assert not bh.sequential.History(tmp_path / "rounds").rounds
+def test_a_guide_that_cannot_be_a_prior_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    for guide, message in (
+        ("delta", "a point estimate has no width"),
+        ("iaf", "cannot be a prior"),
+    ):
+        with pytest.raises(GuideError, match=message):
+            run(tmp_path, guide=guide, replay=None)
+    assert not any(tmp_path.iterdir())  # nothing was begun
     run(tmp_path)  # the folder is as good as new
 
 

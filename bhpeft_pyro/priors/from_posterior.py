@@ -236,8 +236,8 @@ def closed_form(prior: Prior, purpose: str) -> PosteriorPrior | JointPrior:
 
 
 def closed(prior: Any) -> Any:
-    """The prior, or if it leaves scales open to a `laplace` guide, the same with those fixed."""
-    return prior.closed() if getattr(prior, "open", False) else prior
+    """The prior, with fixed scales in place of those that it may leave to a guide."""
+    return prior.closed() if hasattr(prior, "closed") else prior
 
 
 def with_rows(prior: Prior | None, rows: Mapping[str, int]) -> Prior | None:

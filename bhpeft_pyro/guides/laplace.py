@@ -306,8 +306,8 @@ class LaplaceGuide(Guide):
         old = self.prior.covariance
         learnt = (old.scale.pow(-2) - self.first_scale.pow(-2)).clamp_min(0)
         covariance = Covariance.from_precision(first_scale.pow(-2) + learnt, old.precision_root())
-        self.prior, self.first_scale = LowRankNormal(self.prior.loc, covariance), first_scale
-        self.covariance = covariance
+        self.prior, self.covariance = LowRankNormal(self.prior.loc, covariance), covariance
+        self.first_scale = first_scale.maximum(covariance.scale)  # by rounding, as in `follow`
         return self.own_prior()
 
     def first_prior(self, known: Prior | None) -> Prior | None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
 from ..data.batch import Batch
+from ..data.encoding import probe_of
 from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
@@ -151,6 +152,10 @@ class RandomPEFT(PyroModule):
                 )
             self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return self._tokenizer
+
+    def probe(self) -> list[int] | None:
+        """Numbers by which the tokenizer is known again; None if none has been used."""
+        return None if self._tokenizer is None else [*probe_of(self._tokenizer)]
 
     @cached_property
     def causal(self) -> bool:

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import peft
 from ..data import Columns
 from ..data import examples as stored_examples
-from ..data.encoding import probe_of
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
 from ..inference.report import FitReport
@@ -91,7 +90,7 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         "backbone": {
             "fingerprint": fingerprint(network.backbone),
             "name": saved_name(network.backbone),
-            "tokenizer": network.tokenizer and [*probe_of(network.tokenizer)],
+            "tokenizer": network.probe(),
         },
         "kinds": [_describe(kind) for kind in network.kinds],
         "head": _describe(network.head),
@@ -141,13 +140,13 @@ def revive(
             f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
             f"{backbone.config._name_or_path or 'the one given'!r}"
         )
-    known = fitted_on.get("tokenizer")
-    if known is not None and tokenizer is not None and known != [*probe_of(tokenizer)]:
-        raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
     _check_room((*kinds, top, likelihood), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
+    probes = fitted_on.get("tokenizer"), network.probe()
+    if None not in probes and probes[0] != probes[1]:
+        raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
     _load(network, tensors, "network")
     found = []
     for number, fit in enumerate(fits):

@@ -194,7 +194,7 @@ def seen(sites: Sites) -> Mapping[str, Tensor]:
 def test_a_laplace_approximation_refuses_what_its_covariance_would_leave_out(
     prior: Callable[..., Any], name: str
 ) -> None:
-    with pytest.raises(GuideError, match=f"observations or factors, {name}.*use 'normal'"):
+    with pytest.raises(GuideError, match=f"factors, scales or masks at {name}.*use 'normal'"):
         bh.autoguide("laplace", tiny_model((), prior=prior))
 
 

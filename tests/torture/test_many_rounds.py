@@ -59,7 +59,7 @@ def test_no_round_costs_more_than_those_before(runs: int, tmp_path: Path) -> Non
             if number < runs:
                 yield f"week {number}", tiny_examples(8, seed=number)
 
-    how = {"max_steps": 1, "samples": 19, "progress": False}
+    how = {"max_steps": 1, "progress": False}
     bh.stream(model, weeks(), tmp_path, guide="normal", **how)  # type: ignore[arg-type]
     first, *_, last = parts
     more = 3 * every  # rounds from the first to the last

@@ -185,7 +185,7 @@ def test_saves_on_a_full_disk(
 def test_streams_on_a_full_disk(runs: int, shortage: Shortage, tmp_path: Path) -> None:
     """Each goes on once there is room."""
     disk = tmp_path / "disk"
-    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "samples": 19, "progress": False}
+    options: dict[str, Any] = {"guide": "normal", "max_steps": 1, "progress": False}
 
     def run(folder: Path) -> bh.Posterior:
         return bh.stream(tiny_model(()), WEEKS, folder, **options)

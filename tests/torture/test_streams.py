@@ -41,7 +41,7 @@ small_and_large = pytest.mark.parametrize(
 
 
 def run(folder: Path) -> bh.Posterior:
-    options: dict[str, Any] = {"max_steps": 1, "samples": 19, "progress": False}
+    options: dict[str, Any] = {"max_steps": 1, "progress": False}
     return bh.stream(tiny_model(()), WEEKS, folder, guide="normal", **options)
 
 

@@ -23,6 +23,8 @@ from transformers import (
 from ..data import assets
 from ..errors import ArchitectureError, ConfigError
 
+__all__ = ["load_backbone"]
+
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
 

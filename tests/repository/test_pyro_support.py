@@ -30,9 +30,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "pyro-support.md"
 HEAD = """# What works of Pyro
 
 `tests/repository/test_pyro_support.py` tries each line and fails if this page says something else.
-Of an autoguide, "result" has what works: `bh.fit`, `save`, `update`; the notes quote the error of
-what does not, then say what to do. "Refused" is an error of this package's. How to use what works
-is on [coming from Pyro](from-pyro.md).
+For an autoguide, "result" lists which of `bh.fit`, `save` and `update` work; the notes quote the
+errors of the others, then say what to do. "Refused" means an error of this package. How to use what
+works is on [coming from Pyro](from-pyro.md).
 """
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
 

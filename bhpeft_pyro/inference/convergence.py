@@ -23,12 +23,12 @@ def summarise(
     guide: nn.Module, model: Model, parts: Parts, slopes: Slopes, report: FitReport
 ) -> None:
     """Write the final KLs, and the sds of a guide of this package, into the report."""
-    report.kl = _by_latent(parts.kl, {latent.name for latent in latents(model)})
+    before = {latent.name: latent.scale for latent in latents(model)}
+    report.kl = _by_latent(parts.kl, before.keys())
     if not isinstance(guide, Guide):
         return
     report.points = [name for name in guide.points() if name in report.kl]
     after = guide.scales()
-    before = {latent.name: latent.scale for latent in latents(model)} if after else {}
     report.scales = {
         name: (scale / before[name]).log().mean().exp().item() for name, scale in after.items()
     }

@@ -71,9 +71,8 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         source = _from_rows(rows, kind, columns) if rows else empty
 
     if not isinstance(source, (Dataset, Mapping)):
-        what = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}".removeprefix(
-            "builtins."
-        )
+        package, name = type(source).__module__.partition(".")[0], type(source).__name__
+        what = name if package == "builtins" else f"{package}.{name}"
         raise DataError(f"source is a {what}; expected {_EXPECTED}")
     names = source.column_names if isinstance(source, Dataset) else list(source)
     for name in (*needed, target) if labelled else needed:
@@ -311,9 +310,8 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
             first = type(column[0])
             odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
             where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
-            why = (
-                "not valid Unicode" if isinstance(error, UnicodeError) else "mixed or unknown types"
-            )
+            unicode = isinstance(error, UnicodeError)
+            why = "not valid Unicode" if unicode else "mixed or unknown types"
             raise DataError(f"column {name!r}{where}: {why}: {error}") from error
     return concatenate_datasets(tables, axis=1)
 

@@ -168,9 +168,8 @@ class Model(PyroModule):
             return  # it depends on the outputs, as a Pareto's does
         possible = support.check(numbers).expand(len(labels))
         if possible.all():  # also where the density is zero, as a Beta's may be at 0 and 1
-            possible = torch.stack([each.log_prob(numbers) > -torch.inf for each in predicted]).any(
-                0
-            )
+            densities = torch.stack([each.log_prob(numbers) for each in predicted])
+            possible = (densities > -torch.inf).any(0)
         if not possible.all():
             row = int((~possible).nonzero()[0])
             raise DataError(

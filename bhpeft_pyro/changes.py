@@ -6,7 +6,7 @@ round moved the weights from its prior.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from .checks import COUNT, SEED
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import Guide, latents
+from .guides.guide import components_of, is_linear
 from .inference.draws import draw_blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
@@ -40,6 +41,9 @@ _HEADS = {
 def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
 
+    For a linearised posterior they are those at the central weights of each of its components,
+    (components,): its branches are linearised too, so products of drawn weights are not in it.
+
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> fitted = fit(tiny_model(), "normal", tiny_examples(), max_steps=2, progress=False)
@@ -48,9 +52,16 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     network = posterior.model.network
+    blocks: Iterable[Mapping[str, Tensor]]
+    if is_linear(posterior.guide):
+        means = (guide.means() for guide in components_of(posterior.guide))
+        blocks = ({name: value.unsqueeze(0) for name, value in each.items()} for each in means)
+    else:
+        drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
+        blocks = ({name: v[:, 0] for name, v in block.weights.items()} for block in drawn)
     parts = []
-    for block in draw_blocks(posterior.model, posterior.guide, samples, seed):
-        values = {site.name: block.weights[site.name][:, 0] for site in network.sites}
+    for block in blocks:
+        values = {site.name: block[site.name] for site in network.sites}
         parts.append(sizes(network, network.coordinates(values)))
     return {
         branch: {

@@ -202,7 +202,7 @@ def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
     """Note how a comparison is made, or check that the one in the folder was made so."""
     file = folder / _SETUP
     if not file.exists():
-        if any(io.exists(each) for each in folder.glob("*")):
+        if any(io.exists(each) for each in (folder, *folder.glob("*"))):
             raise ConfigError(f"out: {folder} holds posteriors of something else; expected another")
         folder.mkdir(parents=True, exist_ok=True)
         write(file, json.dumps(setup, indent=1).encode())

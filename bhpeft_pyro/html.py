@@ -17,6 +17,7 @@ from . import __version__, plots
 from .changes import changes
 from .forecast import ClassForecast, Forecast
 from .forecast.metrics import MEANINGS, evaluate
+from .guides.guide import is_linear
 from .inference.report import FitReport
 from .options import FitOptions
 from .peft.sites import Site
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from .posterior.posterior import Posterior
 
 _LISTED = 10  # rows of a forecast
-_TEXT = 100  # characters of a text in a notebook
+_TEXT, _LONG_TEXT = 100, 300  # characters of a text in a notebook, and in a page
+
+_DRAWN = "Where nothing was learnt, a change is as large as one drawn from the prior."
+_CENTRAL = "At the central weights, around which the network is linearised, of each component."
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -53,14 +57,14 @@ def posterior_page(
             table(("metric", "value", ""), scores),
             forecast_plots(forecast),
             "<h3>Least certain</h3>\n<p>Rows count from 0.</p>",
-            least_certain(forecast),
+            least_certain(forecast, _LONG_TEXT),
         ]
     if posterior.model.network.kinds:
         found = changes(posterior)
         height = 1.5 + max(map(len, found.values())) * (0.15 + 0.12 * len(found))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            "<p>Where nothing was learnt, a change is as large as one drawn from the prior.</p>",
+            f"<p>{_CENTRAL if is_linear(posterior.guide) else _DRAWN}</p>",
             image("Change by layer", partial(plots.change_forest, found), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):
@@ -138,7 +142,7 @@ def report_html(report: FitReport) -> str:
     )
     if not report.history:
         return text
-    return text + image("ELBO trace", partial(plots.elbo_trace, report.history))
+    return text + image("Trace of the fit", partial(plots.elbo_trace, report.history))
 
 
 def forecast_html(forecast: Forecast) -> str:

@@ -46,6 +46,13 @@ def sampling() -> Iterator[None]:
 
 
 @contextmanager
+def with_gradients() -> Iterator[None]:
+    """`sampling`, and gradients are there even if the caller has turned them off."""
+    with sampling(), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def unlocked() -> Iterator[None]:
     """Inside `sampling`, let other threads sample while this one waits for them."""
     _LOCK.release()

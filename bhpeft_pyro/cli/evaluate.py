@@ -30,4 +30,4 @@ def evaluate(
     if as_json:
         print_json({"examples": len(rows), **scores})
     else:
-        show_metrics(f"{len(rows)} rows of {data}", {"": scores})
+        show_metrics(f"{len(rows)} rows of {data}", {"value": scores})

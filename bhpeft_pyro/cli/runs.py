@@ -141,6 +141,7 @@ def finish(
     """
     report = posterior.report
     report.name, report.given = Path(data).name, examples.fingerprint
+    check_out(out, overwrite)  # another process may have been faster
     posterior.save(out, overwrite)
     say(f"{report}\nsaved in {out}")
     columns = {"held_out": posterior} if before is None else {"before": before, "after": posterior}

@@ -21,7 +21,7 @@ def name_of(value: Any) -> str:
     >>> name_of(3.0), name_of(True)
     ('3', 'True')
     """
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+    return str(_whole(value))
 
 
 def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None) -> list[Any]:
@@ -78,8 +78,10 @@ def read_classes(
         _check_range(values, column, len(feature.names))
         if names is None and new_names:
             names = feature.names
-    values = by_name(values, feature, names)
-    check_types(values, column, (int, str), 'an integer or a str; kind="rating" is real')
+    values = [_whole(value) for value in by_name(values, feature, names)]
+    check_types(values, column, (int, str), "an integer or a str")
+    if names is None and new_names and all(isinstance(value, bool) for value in values):
+        names = ("False", "True")
     if isinstance(values[0], str):
         empty = next((i for i, value in enumerate(values) if not value.strip()), None)
         if empty is not None:
@@ -103,6 +105,11 @@ def read_classes(
     labels = torch.tensor(values, dtype=torch.int64)
     names = None if names is None else tuple(names)
     return labels, names, int(labels.max()) + 1 if count is None else count
+
+
+def _whole(value: Any) -> Any:
+    """A class's index: pandas makes floats of a column that has had a gap."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:

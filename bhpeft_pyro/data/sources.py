@@ -84,6 +84,11 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
             )
     wanted = [name for name in (*needed, target) if name in names]
     if isinstance(source, Dataset):
+        if source.format["type"] == "custom":
+            raise DataError(
+                "source has a transform, which would not be applied; expected a Dataset that "
+                "source.map(...) made"
+            )
         table = source.select_columns(wanted).with_format(None)
     else:
         table = _from_lists({name: source[name] for name in wanted})
@@ -310,9 +315,13 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
             first = type(column[0])
             odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
             where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
-            unicode = isinstance(error, UnicodeError)
-            why = "not valid Unicode" if unicode else "mixed or unknown types"
-            raise DataError(f"column {name!r}{where}: {why}: {error}") from error
+            if isinstance(error, UnicodeError):
+                why = f"not valid Unicode: {error}"
+            elif odd is None:
+                why = f"mixed or unknown types: {error}"
+            else:
+                why = f"a {type(column[odd]).__name__}, where row 0 has a {first.__name__}"
+            raise DataError(f"column {name!r}{where}: {why}") from error
     return concatenate_datasets(tables, axis=1)
 
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
 from .. import __version__
@@ -148,4 +148,9 @@ def from_pretrained(
             )
         except HFValidationError as error:
             raise SaveError(f"name: {name} is neither a folder nor a name on the hub") from error
+        except LocalEntryNotFoundError as error:
+            raise SaveError(
+                f"name: {name} is no folder, and the hub can't be reached for a repository of this "
+                "name"
+            ) from error
     return Posterior.load(name, backbone, **options)

@@ -19,7 +19,7 @@ from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
 from ..inference.loop import settle_noise
 from ..inference.report import FitReport
-from ..model.backbone import load_backbone
+from ..model.backbone import check_plain, load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
 from ..model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
 from ..model.model import Model
@@ -28,7 +28,7 @@ from ..options import FitOptions
 from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
-from ..threads import sampling, seeded
+from ..threads import seeded, with_gradients
 
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
@@ -37,7 +37,7 @@ CONFIG = "adapter_config.json"
 _KEEP = ("gaussian", "eva", "orthogonal")  # initialisations that leave the frozen weights alone
 
 
-@sampling()
+@with_gradients()
 def from_peft(
     adapter: Any,
     data: object | None = None,
@@ -55,9 +55,9 @@ def from_peft(
 
     Args:
         adapter: a `peft.PeftModel`, or the folder of a saved one, with LoRA on any of the layers
-            that `peft.LoRA` supports. It is left as it is, and shares its frozen weights. Or a
-            fully fine-tuned sequence classifier, which becomes the frozen backbone; its last layer
-            alone becomes random.
+            that `peft.LoRA` supports. It is left as it is, and shares its frozen weights, so do not
+            merge it later. Or a fully fine-tuned sequence classifier, which becomes the frozen
+            backbone; its last layer alone becomes random.
         data: what it was trained on, as for `fit`.
         validation: rows it was not trained on, which choose the width. Without, the prior's
             precision counts once (tau = 1).
@@ -141,8 +141,13 @@ def _loaded(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     given = backbone
     if backbone is None:
+        if config.base_model_name_or_path is None:
+            raise ConfigError(
+                f"adapter: {folder} does not say which model it was trained on; expected backbone="
+            )
         backbone, own = load_backbone(config.base_model_name_or_path, classifier=True)
         tokenizer = own if tokenizer is None else tokenizer
+    check_plain(backbone)
     name, final = final_layer(backbone)
     backbone = with_tail(backbone, ClassifierHead(final.out_features).tail(backbone))
     saved = peft.load_peft_weights(str(folder), device="cpu")
@@ -154,7 +159,14 @@ def _loaded(
             f"adapter: {folder} holds no weights for {name!r} (its modules_to_save is "
             f"{config.modules_to_save}); expected backbone=, the classifier it was trained on"
         )
-    return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
+    try:
+        return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
+    except ValueError as error:  # among others peft's own, of modules that it does not find
+        kind = type(backbone).__name__
+        raise ConfigError(
+            f"adapter: {folder} does not fit the backbone, a {kind} ({error}); expected the model "
+            "that it was trained on"
+        ) from error
 
 
 def _unwrapped(model: Any) -> tuple[PreTrainedModel, dict[str, Layer]]:
@@ -209,7 +221,7 @@ def _active(model: Any) -> str:
     (name,) = active
     config = model.peft_config[name]
     if config.peft_type != "LORA":
-        raise _refused(f"a {config.peft_type.value} adapter", "only LoRA has a counterpart")
+        raise _refused(f"an adapter of the type {config.peft_type.value}", "only LoRA has a counterpart")
     start = config.init_lora_weights
     merged = any(getattr(module, "merged", False) for module in model.modules())
     for wrong, what, reason in (

@@ -10,6 +10,7 @@ prior's precision only, and the information of earlier data counts once.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, singledispatch
@@ -91,7 +92,7 @@ def widen(
         The model, with the prior that the covariance was computed with; and the densities of the
         held-out rows, if any, by which `settle` chooses again for a mixture.
     """
-    options = report.options
+    options, started = report.options, time.monotonic()
     first, more = _sampled(examples, options.seed)
     with seeded(options.seed):
         again = _repeatable(model, guide, first)
@@ -108,6 +109,7 @@ def widen(
     guide.set_covariance(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
     with seeded(options.seed):
         _note(model, guide, choice, again(), report)
+    report.seconds += time.monotonic() - started
     return model, candidates
 
 

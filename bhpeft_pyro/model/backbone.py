@@ -84,12 +84,18 @@ def load_backbone(
 
 
 def check_weights(backbone: PreTrainedModel) -> None:
-    """Refuse a damaged backbone; of quantised weights only the scales are looked at."""
+    """Refuse a damaged or changed backbone; of quantised weights only the scales are looked at."""
+    check_plain(backbone)
     for name, weight in backbone.base_model.named_parameters():
         if weight.is_meta and backbone.device.type != "meta":
             raise ConfigError(
                 f"backbone: its weights {name!r} were offloaded to the CPU or to disk; expected "
                 "all of them in memory: load it quantised, or with a device_map over accelerators"
+            )
+        if weight.is_inference():
+            raise ConfigError(
+                "backbone: it was made under torch.inference_mode, so it lets no gradient through; "
+                "expected one that was loaded outside"
             )
         # One pass without a copy. Poolers and the like are not used (`fingerprint`).
         plain = type(weight.data) is Tensor and weight.is_floating_point()
@@ -99,6 +105,15 @@ def check_weights(backbone: PreTrainedModel) -> None:
             raise ConfigError(
                 f"backbone: its weights {name!r} are not finite; expected a whole checkpoint"
             )
+
+
+def check_plain(backbone: PreTrainedModel) -> None:
+    """Refuse a model that the peft library has changed in place."""
+    if any(name.endswith(".base_layer") for name, _ in backbone.named_modules()):
+        raise ConfigError(
+            "backbone: it carries an adapter of the peft library, which changes a model in place; "
+            "expected the model loaded again, or bh.from_peft of the PeftModel"
+        )
 
 
 def fingerprint(backbone: PreTrainedModel) -> str:

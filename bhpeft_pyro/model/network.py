@@ -64,6 +64,7 @@ class RandomPEFT(PyroModule):
     torch.Size([7, 5, 3])
     """
 
+    @torch.inference_mode(False)  # tensors that are made there can't be trained with elsewhere
     def __init__(
         self,
         backbone: PreTrainedModel,

@@ -67,7 +67,7 @@ def reliability(
     ax.annotate("examples", (0, 1), (0, 12), ha="left", **small)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     ax.set_title(f"ECE {binned.expected_error:.3f}", pad=16)
-    ax.legend(loc="upper left")
+    ax.legend(loc="best")
     return ax
 
 

@@ -24,7 +24,7 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
-from ..threads import sampling, seeded
+from ..threads import seeded, with_gradients
 from .posterior import Posterior
 from .rounds import FitArguments, Start, fit_components, seeds
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 
-@sampling()
+@with_gradients()
 def fit(
     model: Model,
     guide: GuideLike | Guide | AutoGuide | nn.Module | Callable[..., Any],

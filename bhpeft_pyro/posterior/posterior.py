@@ -27,7 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
-from ..threads import sampling
+from ..threads import with_gradients
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -259,6 +259,7 @@ class Posterior:
         """
         return prior_of(self.model, self.guide)
 
+    @with_gradients()
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
         """Add a Laplace approximation to a fitted point estimate, without training it again.
 
@@ -279,7 +280,7 @@ class Posterior:
 
         return widen(self, data, validation=validation, changes=changes)
 
-    @sampling()
+    @with_gradients()
     def update(
         self,
         data: object,
@@ -410,6 +411,7 @@ class Posterior:
             return io.save(self, folder, overwrite)
 
     @classmethod
+    @with_gradients()
     def load(
         cls,
         path: str | Path,

@@ -24,7 +24,7 @@ from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
 from ..guides.guide import components_of, is_linear
-from ..model.linearized import output_moments, symmetric_noise
+from ..model.linearized import jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Block, draw_blocks, private_rng, strata
 from .passes import BATCH, Feed, Take, by_batch, check_all, passes
@@ -58,7 +58,7 @@ def predict(
     """The posterior predictive of N examples; arguments and errors as for `Posterior.predict`.
 
     For a guide of the linearised network the outputs are Normal in closed form
-    (`linearized.output_moments`), and no weights are drawn. Ratings with a Normal likelihood are
+    (`linearized.jacobian`), and no weights are drawn. Ratings with a Normal likelihood are
     then a mixture of Normals, one per component. For other labels the outputs of each example are
     drawn, at almost no cost.
 
@@ -177,7 +177,8 @@ def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -
 def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
     assert guide.covariance is not None
-    outputs, covariance = output_moments(model, guide.means(), guide.covariance, batch)
+    outputs, rows = jacobian(model, guide.means(), batch)
+    covariance = guide.covariance.projected(rows)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
         variance = model.likelihood.unit**2 * covariance[:, 0, 0]

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..data.batch import Batch
-from ..distributions import Covariance, exact
+from ..distributions import exact
 from ..priors.from_posterior import places
 from .likelihoods.likelihood import Extra
 from .model import Model
@@ -29,7 +29,6 @@ __all__ = [
     "Outputs",
     "jacobian",
     "linear_predictives",
-    "output_moments",
     "symmetric_noise",
 ]
 
@@ -160,25 +159,12 @@ def _centred(rows: Tensor, choices: Tensor | None) -> Tensor:
     return rows.sub_(mean.unsqueeze(1)).mul_(there.unsqueeze(2))
 
 
-def output_moments(
-    model: Model, at: Mapping[str, Tensor], covariance: Covariance, batch: Batch
-) -> tuple[Outputs, Tensor]:
-    """The outputs of a batch under N(at, covariance): their mean and their covariance (B, E, E).
-
-    Args:
-        model, at, batch: as for `jacobian`.
-        covariance: S, over the weights in the order of `at`.
-    """
-    outputs, rows = jacobian(model, at, batch)
-    return outputs, covariance.projected(rows)
-
-
 def linear_predictives(
     model: Model, at: Mapping[str, Tensor], blocks: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[tuple[int, Callable[[Batch], TorchDistribution]]]:
     """The labels' distribution in the linearised network, under up to `MAX_BYTES` of draws at once.
 
-    For uses that need weight draws; predictions take `output_moments`. A batch costs one
+    For uses that need weight draws; predictions take `Covariance.projected`. A batch costs one
     `jacobian`, whatever the number of draws.
 
     Args:

@@ -23,7 +23,7 @@ from bhpeft_pyro.model.likelihoods import (
     Normal,
     OrderedLogistic,
 )
-from bhpeft_pyro.model.linearized import jacobian, linear_predictives, output_moments
+from bhpeft_pyro.model.linearized import jacobian, linear_predictives
 from bhpeft_pyro.testing import tiny_batch, tiny_model, tiny_tokenizer
 
 Weights = dict[str, Tensor]
@@ -91,7 +91,8 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
     assert isinstance(guide, LaplaceGuide)
     examples = posterior.encode(data, labelled=False)
     (batch,) = examples.batches(len(examples))
-    outputs, found = output_moments(model, guide.means(), guide.covariance, batch)
+    outputs, jacobians = jacobian(model, guide.means(), batch)
+    found = guide.covariance.projected(jacobians)
     _, rows = derivative(model, guide.means(), batch)
     own = sum(site.numel for site in likelihood.sites)
     whole = torch.stack([guide.covariance.apply(e) for e in torch.eye(len(guide.loc))])

@@ -21,20 +21,13 @@ def compare(
     fitting: options.Fitting,
     config: options.Config = None,
     test: Annotated[
-        Any,
-        typer.Option(
-            help="Rows to test on: a share of the data, or a file.",
-            metavar="SHARE|FILE",
-            parser=options.share_or_file,
-        ),
+        Any, options.held_out("Rows to test on: a share of the data, or a file.")
     ] = "20%",
     validation: Annotated[
         Any,
-        typer.Option(
-            help="Rows held out to stop the training and to choose temperatures and widths: a "
-            "share of the data, or a file.",
-            metavar="SHARE|FILE",
-            parser=options.share_or_file,
+        options.held_out(
+            "Rows held out to stop the training and to choose temperatures and widths: a share of "
+            "the data, or a file."
         ),
     ] = "20%",
     components: Annotated[

@@ -43,6 +43,11 @@ def share_or_file(text: str) -> float | str:
     return share(text) if re.fullmatch(r"[\d.]+%?", text) else text
 
 
+def held_out(help: str, **how: Any) -> Any:
+    """An option for rows that are held out: a share of the data, or a file."""
+    return typer.Option(help=help, metavar="SHARE|FILE", parser=share_or_file, **how)
+
+
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make a file's entries the defaults of a command, parsed as on the command line."""
     if path is None:
@@ -116,13 +121,7 @@ Components = Annotated[
     ),
 ]
 Validation = Annotated[
-    Any,
-    typer.Option(
-        help=_VALIDATION,
-        metavar="SHARE|FILE",
-        parser=share_or_file,
-        show_default="a fifth, 500 rows at most, and none of fewer than 50",
-    ),
+    Any, held_out(_VALIDATION, show_default="a fifth, 500 rows at most, and none of fewer than 50")
 ]
 Keep = Annotated[
     float,

@@ -221,7 +221,9 @@ def _active(model: Any) -> str:
     (name,) = active
     config = model.peft_config[name]
     if config.peft_type != "LORA":
-        raise _refused(f"an adapter of the type {config.peft_type.value}", "only LoRA has a counterpart")
+        raise _refused(
+            f"an adapter of the type {config.peft_type.value}", "only LoRA has a counterpart"
+        )
     start = config.init_lora_weights
     merged = any(getattr(module, "merged", False) for module in model.modules())
     for wrong, what, reason in (

@@ -7,17 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..checks import Number, check, one_of
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from datasets import ClassLabel, Dataset, Features
 from torch import Tensor
 
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, check_shape, digits
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
@@ -249,8 +247,6 @@ class ClassForecast(Forecast):
 
         With `label_names`, label and prediction are `ClassLabel` columns.
         """
-        from datasets import ClassLabel, Dataset, Features  # slow to import, and seldom needed
-
         columns = self._columns("confidence", *Forecast.measures, "variance", "probabilities")
         columns["prediction"] = self.label.tolist()
         dataset = Dataset.from_dict(columns)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from ..checks import shown
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, digits
 from .classes import ClassForecast
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Measure = Literal["epistemic", "aleatoric", "total"]
 
@@ -181,8 +179,6 @@ class LabelsForecast(Forecast):
 
     def to_dataset(self) -> Dataset:
         """Rows of text and labels (where known), labels predicted, probabilities, uncertainties."""
-        from datasets import Dataset  # slow to import, and seldom needed
-
         columns = self._columns(*self.measures, "probabilities")
         if self.labels is not None:
             columns["label"] = self._named(self.labels == 1)

@@ -6,17 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from ..checks import INSIDE
 from ..errors import LikelihoodError
 from .base import Forecast, as_labels, digits
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
@@ -195,8 +193,6 @@ class RatingForecast(Forecast):
 
     def to_dataset(self) -> Dataset:
         """Rows of text and label (where known), mean, sd, variances, ends of the 90 % interval."""
-        from datasets import Dataset  # slow to import, and seldom needed
-
         columns = self._columns("mean", "sd", *Forecast.measures)
         lower, upper = self.interval(0.9)
         return Dataset.from_dict(columns | {"lower_90": lower.tolist(), "upper_90": upper.tolist()})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas
 
 from .checks import Number, as_path, check
 from .data import Columns
@@ -26,7 +27,6 @@ from .posterior.fit import fit
 from .posterior.posterior import MixturePosterior, Posterior
 
 if TYPE_CHECKING:
-    import pandas
     from matplotlib.figure import Figure
 
 __all__ = ["BASELINE", "Comparison", "compare"]
@@ -56,8 +56,6 @@ class Comparison:
     def table(self) -> pandas.DataFrame:
         """A row for each method: its metrics on the test rows, and its NLL minus that of `BASELINE`
         (negative is better) with a 95 % interval over test rows (paired bootstrap)."""
-        import pandas
-
         base = nlls(self.forecasts[BASELINE]).numpy()
         rows: dict[str, dict[str, float]] = {}
         for name, forecast in self.forecasts.items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from html import escape
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,12 +19,10 @@ from .forecast import ClassForecast, Forecast
 from .forecast.metrics import MEANINGS, evaluate
 from .guides.guide import is_linear
 from .inference.report import FitReport
+from .model.model import Model
 from .options import FitOptions
 from .peft.sites import Site
-
-if TYPE_CHECKING:
-    from .model.model import Model
-    from .posterior.posterior import Posterior
+from .posterior.posterior import Posterior
 
 _LISTED = 10  # rows of a forecast
 _TEXT, _LONG_TEXT = 100, 300  # characters of a text in a notebook, and in a page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas
@@ -23,10 +23,8 @@ from ..inference.predict import simulate
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..patterns import matching
+from ..posterior.posterior import Posterior
 from .variables import chosen_draws, dataset, variables
-
-if TYPE_CHECKING:
-    from ..posterior.posterior import Posterior
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     warnings.simplefilter("ignore", FutureWarning)

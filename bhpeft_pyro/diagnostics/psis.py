@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,12 @@ from ..errors import ConfigError, DataError
 from ..guides import Guide
 from ..guides.guide import is_linear
 from ..inference.passes import Feed
-from ..posterior.posterior import MixturePosterior
+from ..posterior.posterior import MixturePosterior, Posterior
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
     warnings.simplefilter("ignore", FutureWarning)
     import arviz
-
-if TYPE_CHECKING:
-    from ..posterior.posterior import Posterior
 
 _FEWEST = 100  # draws; with fewer, no k-hat above 0.5 could be trusted
 _EQUAL = 1e-3  # ratios within 0.1 % of each other differ by rounding only, so there is no tail

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from ..errors import ConfigError
 from ..inference.draws import Block, draw_blocks
 from ..inference.passes import Feed, passes
 from ..model.model import Model
-
-if TYPE_CHECKING:
-    from ..posterior.posterior import Posterior
+from ..posterior.posterior import Posterior
 
 _LEAST = 1e-9  # the sd of a prediction that no draw changes
 

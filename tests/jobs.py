@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor, Future
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class Inline(Executor):
 
 
 def _facts(report: Any) -> dict[str, Any]:
-    found = report.to_json() | dict.fromkeys(("id", "created", "seconds", "parent"))
+    found = asdict(report) | dict.fromkeys(("id", "created", "seconds", "parent"))
     return found | {"components": [_facts(each) for each in report.components]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any
@@ -224,13 +224,9 @@ class FitReport:
         """
         return fmean(entry[name] for entry in self.history[-steps:])
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data.
+        """From plain data, as `dataclasses.asdict` makes them.
 
         Raises:
             KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.

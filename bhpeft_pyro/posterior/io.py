@@ -18,6 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _described_lineage(
         ids = {number: reports[number - 1].id for number in numbers}
         first = next((n for n in numbers if _holds(folder.with_name(ids[n]), ids[n])), 0)
     kept = [report.thinned() for report in reports[first:-1]] + [*reports[-1:]]
-    return [report.to_json() for report in kept]
+    return [asdict(report) for report in kept]
 
 
 def _holds(folder: Path, round_id: str) -> bool:

@@ -225,7 +225,7 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     tensors = _state(f"{prefix}guide", guide)
     if (coreset := part.coreset) is not None:
         examples, parts = stored_examples.describe(coreset.examples)
-        plain["coreset"] = {"examples": examples, "report": coreset.report.to_json()}
+        plain["coreset"] = {"examples": examples, "report": asdict(coreset.report)}
         tensors |= {f"{prefix}coreset.examples.{name}": value for name, value in parts.items()}
         tensors |= _state(f"{prefix}coreset.guide", coreset.guide)
     return plain, tensors

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def test_code_beside_a_tokenizer_is_never_run(
 
 
 def test_a_report_says_which_field_is_of_another_type() -> None:
-    plain = FitReport(4, "", bh.FitOptions()).to_json()
+    plain = asdict(FitReport(4, "", bh.FitOptions()))
     assert FitReport.from_json(plain).examples == 4
     with pytest.raises(TypeError, match=r"keep=\{'a': None\}; expected float \| dict"):
         FitReport.from_json(plain | {"keep": {"a": None}})

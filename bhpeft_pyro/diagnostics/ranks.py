@@ -45,7 +45,7 @@ def band(replications: int, draws: int, level: float) -> tuple[np.ndarray, np.nd
     if (1 - level) * (_SIMULATIONS + 1) > 1:
         least = np.quantile(_null(replications, draws), 1 - level, method="inverted_cdf")
     lower = binom.ppf(least / 2, replications, _points(draws))
-    return lower / replications, 1 - lower[::-1] / replications
+    return lower / replications, (replications - lower[::-1]) / replications
 
 
 def _points(draws: int) -> np.ndarray:

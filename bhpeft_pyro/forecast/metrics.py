@@ -131,9 +131,11 @@ def _evaluate_classes(forecast: ClassForecast, labels: Tensor) -> dict[str, floa
 
 
 def _macro_f1(truth: Tensor, guessed: Tensor) -> float:
-    """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1."""
+    """Mean F1 = 2 TP / (2 TP + FP + FN) of 0 or 1 (N, K), over the columns that are ever 1; 0 if
+    there are none."""
     occurs = (truth + guessed).sum(0)
-    return (2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]).mean().item()
+    found = 2 * (truth * guessed).sum(0)[occurs > 0] / occurs[occurs > 0]
+    return found.mean().item() if len(found) else 0.0
 
 
 def _evaluate_labels(forecast: LabelsForecast, labels: Tensor) -> dict[str, float]:

@@ -122,9 +122,9 @@ class RatingForecast(Forecast):
         return self._rounded(self._between + self._within.mean(0))
 
     @property
-    def between(self) -> Tensor:
-        """(N,) the part of `epistemic` that is disagreement between the parts."""
-        return self._rounded(self._between)
+    def between(self) -> Tensor | None:
+        """(N,) the part of `epistemic` that is disagreement between components; None for draws."""
+        return None if self.within is None else self._rounded(self._between)
 
     @property
     def aleatoric(self) -> Tensor:
@@ -164,7 +164,8 @@ class RatingForecast(Forecast):
         the least that has this share of them at or below it."""
         probability = INSIDE("probability", probability)
         if (drawn := self.sorted_outcomes) is not None:
-            return self._rounded(drawn[:, math.ceil(probability * drawn.shape[1] - 1e-9) - 1])
+            count = math.ceil(probability * drawn.shape[1] - 1e-9)
+            return self._rounded(drawn[:, max(count, 1) - 1])
         means, sds = self.means.double(), self.component_sds
         ends = means + sds * torch.special.ndtri(torch.tensor(probability, dtype=torch.float64))
         lower, upper = ends.amin(0), ends.amax(0)

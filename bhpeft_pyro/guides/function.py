@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..checks import shown
 from ..data.batch import Batch
+from ..distributions import Covariance
 from ..errors import GuideError
 from ..model.model import Model
-from ..priors import checked
+from ..priors import JointPrior, checked
 from ..threads import sampling
 from .blocks import MixtureGuide
 from .guide import Guide, key
@@ -151,6 +152,11 @@ class _PriorGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         (model,) = self._model
         return checked(model.prior, model.sites)
+
+    @property
+    def covariance(self) -> Covariance | None:
+        prior = self._model[0].prior
+        return prior.normal.covariance if self.linear and isinstance(prior, JointPrior) else None
 
     def means(self) -> dict[str, Tensor]:
         if self._around is None:

@@ -50,7 +50,10 @@ class Signal:
     @property
     def z(self) -> float:
         """How many sds the observed value lies above the expected one."""
-        return (self.observed - self.expected) / self.sd if self.sd > 0 else 0.0
+        above = self.observed - self.expected
+        if self.sd > 0:
+            return above / self.sd
+        return math.copysign(math.inf, above) if above else 0.0
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
             "keep" it unless the labels are surprising.
         data: what `Posterior.predict` takes; without labels only `epistemic` and `known` are
             computed.
-        samples: simulated sets, at least 19, and draws of each alternative; p-values go down to
-            1 / (samples + 1).
+        samples: simulated sets, at least 19; p-values go down to 1 / (samples + 1).
         seed: of draws and simulation.
 
     Raises:
@@ -181,7 +183,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
         )
         if nll.p <= _LEVEL:
             alternatives = {
-                keep: _nll_with(posterior, keep, examples, samples, seed) for keep in (_HALF, 0.0)
+                keep: _nll_with(posterior, keep, examples, seed) for keep in (_HALF, 0.0)
             }
     total = forecast.total.double().mean().item()
     epistemic = forecast.epistemic.double().mean().item()
@@ -208,9 +210,7 @@ def _mixture_nll(
     return (math.log(sum(map(len, found))) - logs).mean(0)
 
 
-def _nll_with(
-    posterior: Posterior, keep: float, examples: Examples, samples: int, seed: int
-) -> float:
+def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) -> float:
     """The NLL if only a part of what was learnt had been kept, by each component separately."""
     try:
         models, guides = zip(
@@ -219,7 +219,7 @@ def _nll_with(
     except (GuideError, PriorError):
         return math.nan
     guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
-    forecast = predict(models[0], guide, examples, samples, seed=2 * seed)
+    forecast = predict(models[0], guide, examples, seed=2 * seed)
     return nlls(forecast).double().mean().item()
 
 

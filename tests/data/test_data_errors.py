@@ -64,9 +64,12 @@ SOURCES: list[tuple[Any, str]] = [
     (texts("good", "bad", " \n\t"), "column 'text', row 2: the text is empty"),
     (texts("good", None), "column 'text', row 1: the text is missing"),
     (texts(1, 2), "column 'text', row 0: 1 is a int; expected a str"),
-    (texts("good", 2), "column 'text', row 1: 2: mixed"),
+    (texts("good", 2), "column 'text', row 1: 2: a int, where row 0 has a str"),
     (texts("good", "cut \ud83d"), "column 'text', row 1: .*: not valid Unicode"),
-    (streamed({"text": "good", "label": 0}, {"text": "bad", "label": "x"}), "row 1: 'x': mixed"),
+    (
+        streamed({"text": "good", "label": 0}, {"text": "bad", "label": "x"}),
+        "row 1: 'x': a str, where row 0 has a int",
+    ),
     (streamed({"text": "good"}, {"text": "bad", "label": 1}), "row 0: the label is missing"),
     (streamed({"text": "good", "label": 0}, "bad"), "row 1: a str .*expected a dict"),
 ]

@@ -55,7 +55,9 @@ class _Counts(Likelihood):
         choices: Tensor | None = None,
         extra: Extra = NO_EXTRA,
     ) -> TorchDistribution:
-        mean = ((self.center or 0.0) + outputs[..., 0].clamp(-_MOST, _MOST)).exp()
+        # In double precision, as log densities of large counts are differences of large numbers.
+        log_rate = outputs[..., 0].double().clamp(-_MOST, _MOST)
+        mean = ((self.center or 0.0) + log_rate).exp()
         if self.exposure is None:
             return self._around(mean, weights)
         exposure = extra[self.exposure]
@@ -116,5 +118,5 @@ class NegativeBinomial(_Counts):
         return (Site("dispersion.log", (), (), unit, zeros((), unit)),)
 
     def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
-        dispersion = weights["dispersion.log"].clamp(-_MOST, _MOST)
+        dispersion = weights["dispersion.log"].double().clamp(-_MOST, _MOST)
         return dist.NegativeBinomial((-dispersion).exp(), logits=mean.log() + dispersion)

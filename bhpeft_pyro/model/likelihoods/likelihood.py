@@ -44,7 +44,7 @@ class Likelihood(ABC):
         outputs: how many outputs it needs from the head; None: any number.
         constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
             noise that no output changes. Under Normal weights they are then Normal themselves,
-            and predictions have a closed form.
+            given the noise scale, and predictions have a closed form.
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs matter, those of classes or of
             choices. Derivatives by the weights then take one backward pass less.

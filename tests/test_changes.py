@@ -95,3 +95,15 @@ def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates():
     for branch, layers in expected.items():
         for layer, size in layers.items():
             torch.testing.assert_close(found[branch][layer], size)
+
+
+def test_changes_of_a_linearised_posterior_are_those_at_its_components_centres():
+    model = tiny_model(kinds=KINDS, aligned=True)
+    options = {"components": 2, "max_steps": 2, "progress": False}
+    posterior = bh.fit(model, "laplace", tiny_examples(), **options)
+    found = changes(posterior)
+    for number, each in enumerate(posterior.components):
+        centre = {name: value.unsqueeze(0) for name, value in each.guide.means().items()}
+        for branch, layers in sizes(model.network, model.network.coordinates(centre)).items():
+            for layer, size in layers.items():
+                torch.testing.assert_close(found[branch][layer][number], size[0])

@@ -147,3 +147,12 @@ def test_the_card_names_no_metric_of_a_stream(
     card = hub.card(posterior, "me/reviews")
     assert card.data.to_dict()["metrics"] == ["accuracy", "nll"]
     assert "| test/monday | 0.5 |" in card.text
+
+
+def test_a_mistyped_folder_is_named_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SaveError, match=r"name: runs/nothere is no folder, and the hub can't"):
+        bh.Posterior.from_pretrained("runs/nothere")

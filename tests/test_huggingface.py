@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,9 @@ def test_a_model_of_several_labels_comes_in_and_goes_out() -> None:
 
 def test_other_adapters_are_refused(tmp_path: Path) -> None:
     other = peft.IA3Config(task_type="SEQ_CLS", target_modules=["key"], feedforward_modules=[])
-    with pytest.raises(ConfigError, match="a IA3 adapter cannot become a posterior: only LoRA"):
+    with pytest.raises(
+        ConfigError, match="an adapter of the type IA3 cannot become a posterior: only LoRA"
+    ):
         bh.from_peft(peft.get_peft_model(classifier(), other))
     model = adapted(classifier(), target_modules=["query"])
     model.merge_adapter()
@@ -480,3 +483,26 @@ def test_several_labels_go_out_only_where_the_backbone_says_so(tmp_path: Path) -
     posterior.to_peft(tmp_path)
     again = bh.from_peft(tmp_path, backbone=backbone, tokenizer=tiny_tokenizer())
     assert again.model.likelihood == bh.likelihoods.MultiLabel()
+
+
+def test_a_model_that_peft_has_changed_is_no_backbone(tmp_path: Path) -> None:
+    base = classifier()
+    adapted(base, target_modules=["query"]).save_pretrained(tmp_path)
+    for use in (
+        lambda: bh.from_peft(base),
+        lambda: bh.from_peft(tmp_path, backbone=base),
+        lambda: bh.RandomPEFT(base.base_model),
+    ):
+        with pytest.raises(ConfigError, match="backbone: it carries an adapter of the peft lib"):
+            use()
+
+
+def test_a_folder_that_names_no_backbone_or_fits_another(tmp_path: Path) -> None:
+    adapted(classifier(), target_modules=["query"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = None
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="does not say which model"):
+        bh.from_peft(tmp_path)
+    with pytest.raises(ConfigError, match=r"does not fit the backbone, a DistilBert"):
+        bh.from_peft(tmp_path, backbone=classifier("distilbert"))

@@ -16,6 +16,7 @@ from toy_tokenizers import bert_like
 
 from bhpeft_pyro.data import Columns, Examples, encode, sources
 from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.testing import tiny_model
 
 TEXTS = ["good film", "NA", "a very bad, bad plot", 'not "so" dull', "null"]
 CLASSES = ["pos", "neg", "neg", "pos", "neutral"]
@@ -229,3 +230,10 @@ def test_rows_at_the_end_of_a_large_file_may_have_other_types_and_columns(tmp_pa
     table = sources.load(path)
     assert len(table) == 12_001 and table[-1]["label"] == 3.5 and table[0]["note"] is None
     assert table[0]["day"] == "2024-03-01"
+
+
+def test_a_transform_is_not_dropped_in_silence() -> None:
+    table = Dataset.from_dict({"text": ["w5", "w6"]})
+    turned = table.with_transform(lambda batch: {"text": ["w9" for _ in batch["text"]]})
+    with pytest.raises(DataError, match=r"source has a transform, .* source\.map"):
+        tiny_model().encode(turned, labelled=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 import bhpeft_pyro as bh
@@ -187,3 +188,20 @@ def test_classes_are_found_again_where_their_names_are_written_otherwise() -> No
     assert model.encode(versions, columns).labels.tolist() == [0, 1, 2, 2] * 2
     numbers = rows([1.1, 1.9] * 4)  # as a reader makes them of a file without "beta"
     assert model.encode(numbers, columns).labels.tolist() == [0, 1] * 4
+
+
+def test_whole_floats_are_numbers_of_classes() -> None:
+    """pandas makes floats of a column that has had a gap."""
+    first = tiny_model().encode({"text": ["w5", "w6"], "label": [0, 1]})
+    later = tiny_model().encode({"text": ["w5", "w6"], "label": [0.0, 1.0]})
+    assert torch.equal(first.labels, later.labels) and later.labels.dtype == torch.int64
+    with pytest.raises(DataError, match=r"row 1: 0\.5 is a float; expected an integer or a str"):
+        tiny_model().encode({"text": ["w5", "w6"], "label": [0, 0.5]})
+
+
+def test_truth_values_name_their_classes() -> None:
+    data = {"text": ["w5 w20", "w6 w21"] * 4, "label": [True, False] * 4}
+    fitted = bh.fit(tiny_model(()), "normal", data, max_steps=1, progress=False)
+    assert fitted.columns.label_names == ("False", "True")
+    words = fitted.encode({"text": ["w5", "w6"], "label": ["True", "False"]})
+    assert words.labels.tolist() == [1, 0]

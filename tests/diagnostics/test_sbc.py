@@ -257,3 +257,11 @@ def test_many_quantities_fail_as_few_do() -> None:
 def test_the_bound_where_simulations_end_against_the_binomial() -> None:
     """With one draw the ECDF has one point, and all ranks at one end a probability of 2 / 2^R."""
     assert uniform(np.zeros(30, int), draws=1) == pytest.approx(2 / 2**30)
+
+
+def test_the_bands_upper_end_has_no_rounding_error() -> None:
+    """Counts that lie on it are inside."""
+    for replications in (50, 100, 200):
+        lower, upper = band(replications, 9, 0.95)
+        assert set(upper) <= {count / replications for count in range(replications + 1)}
+        np.testing.assert_allclose(upper, 1 - lower[::-1])

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.regression import continuous_ranked_probability_score
 
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 from bhpeft_pyro.forecast.metrics import (
     aurc,
     calibration_bins,
@@ -261,3 +261,9 @@ def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:
     expected = -(math.log(tiny) + math.log(0.6)) / 2
     assert evaluate(forecast)["nll"] == pytest.approx(expected, rel=1e-6)
     assert scores.losses(forecast)["nll"].isfinite().all()
+
+
+def test_f1_is_zero_where_no_label_occurs() -> None:
+    labels = LabelsForecast.from_draws(torch.full((2, 4, 3), 0.1), labels=torch.zeros(4, 3))
+    scores = evaluate(labels)
+    assert scores["f1"] == scores["f1_micro"] == 0.0

@@ -40,3 +40,18 @@ def test_crps_is_that_of_all_pairs_of_draws() -> None:
         pairs = (pooled[:, None] - pooled[None, :]).abs().mean()
         expected = (pooled - labels[n]).abs().mean() - pairs / 2
         assert crps(forecast, labels)[n].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_extreme_quantiles_are_the_ends() -> None:
+    forecast = counts()
+    assert forecast.outcomes is not None
+    least, most = forecast.outcomes.movedim(1, 0).flatten(1).aminmax(dim=1)
+    assert torch.equal(forecast.quantile(1e-12), least)
+    assert torch.equal(forecast.quantile(1 - 1e-12), most)
+
+
+def test_draws_do_not_say_which_part_is_between_components() -> None:
+    assert counts().between is None
+    mean, sd = torch.zeros(2, 3), torch.ones(2, 3)
+    exact = RatingForecast.from_draws(mean, sd, within=torch.ones(2, 3))
+    assert exact.between is not None and torch.equal(exact.between, torch.zeros(3))

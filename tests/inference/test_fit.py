@@ -416,3 +416,26 @@ def test_ratings_of_another_scale_are_noted() -> None:
     )
     with pytest.warns(UserWarning, match=r"a rating of 90 is 87 spreads from .*Normal\(center=3"):
         first.update({**texts, "label": [60.0, 90.0, 70.0]}, max_steps=1)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_a_caller_has_turned_off_are_there(context, tmp_path) -> None:
+    """Serving code often runs under one of these."""
+    options = {"components": 1, "max_steps": 2, "progress": False}
+    outside = bh.fit(tiny_model(), "laplace", tiny_examples(), **options)
+    backbone, model, data = tiny_backbone(), tiny_model(), tiny_examples(12, seed=3)
+    with context():
+        inside = bh.fit(model, "laplace", tiny_examples(), **options)
+        inside.save(tmp_path)
+        loaded = bh.Posterior.load(tmp_path, backbone, tokenizer=tiny_tokenizer())
+        later = loaded.update(data, max_steps=2, progress=False)
+    again = outside.update(data, max_steps=2, progress=False)
+    for one, other in ((inside, outside), (later, again)):
+        torch.testing.assert_close(one.guide.loc, other.guide.loc)
+
+
+def test_a_backbone_of_inference_mode_is_refused() -> None:
+    with torch.inference_mode():
+        backbone = tiny_backbone()
+    with pytest.raises(bh.errors.ConfigError, match=r"made under torch\.inference_mode"):
+        bh.RandomPEFT(backbone)

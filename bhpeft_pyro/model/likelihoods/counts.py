@@ -20,6 +20,17 @@ from .likelihood import NO_EXTRA, Extra, Likelihood
 _MOST = 20.0  # e^20 times the usual rate: beyond it, a wide posterior's rates would overflow
 
 
+# Log probabilities of large counts are small differences of large numbers.
+class _DoublePoisson(dist.Poisson):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.double())
+
+
+class _DoubleNegativeBinomial(dist.NegativeBinomial):
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value.double())
+
+
 @dataclass(frozen=True)
 class _Counts(Likelihood):
     """Counts whose mean is exposure * exp(center + output)."""
@@ -55,9 +66,8 @@ class _Counts(Likelihood):
         choices: Tensor | None = None,
         extra: Extra = NO_EXTRA,
     ) -> TorchDistribution:
-        # In double precision, as log densities of large counts are differences of large numbers.
-        log_rate = outputs[..., 0].double().clamp(-_MOST, _MOST)
-        mean = ((self.center or 0.0) + log_rate).exp()
+        log_rate = (self.center or 0.0) + outputs[..., 0].double().clamp(-_MOST, _MOST)
+        mean = log_rate.exp()
         if self.exposure is None:
             return self._around(mean, weights)
         exposure = extra[self.exposure]
@@ -92,7 +102,7 @@ class Poisson(_Counts):
     """
 
     def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
-        return dist.Poisson(mean)
+        return _DoublePoisson(mean)
 
 
 @dataclass(frozen=True)
@@ -119,4 +129,4 @@ class NegativeBinomial(_Counts):
 
     def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:
         dispersion = weights["dispersion.log"].double().clamp(-_MOST, _MOST)
-        return dist.NegativeBinomial((-dispersion).exp(), logits=mean.log() + dispersion)
+        return _DoubleNegativeBinomial((-dispersion).exp(), logits=mean.log() + dispersion)

@@ -52,7 +52,6 @@ class FitReport:
         parent: id of the round whose posterior was the prior; None in the first round.
         created: UTC time.
         keep: how much of the last posterior the prior kept (`Posterior.update`).
-        floor: the least sd of that prior, as a share of the first prior's.
         projection: if the round changed the family of guides, KL(q || p) in nats from the last
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
@@ -94,7 +93,6 @@ class FitReport:
     parent: str | None = None
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     keep: float | dict[str, float] = 1.0
-    floor: float = 0.0
     projection: float | None = None
     pull: float | None = None
     held_out: int = 0
@@ -127,7 +125,7 @@ class FitReport:
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
         projections = [each.projection for each in components if each.projection is not None]
-        same = ("points", "keep", "floor", "pull", "held_out", "split", "learnt", "given")
+        same = ("points", "keep", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
             first.data,
@@ -226,7 +224,8 @@ class FitReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data, as `dataclasses.asdict` makes them.
+        """From plain data, as `dataclasses.asdict` makes them; `floor`, which older ones have, is
+        left out.
 
         Raises:
             KeyError, TypeError, AttributeError: fields are missing, unknown or of another type.
@@ -234,7 +233,8 @@ class FitReport:
         """
         components = [cls.from_json(report) for report in data.get("components", [])]
         options = FitOptions(**data["options"])
-        report = cls(**{**data, "options": options, "components": components})
+        known = {name: value for name, value in data.items() if name != "floor"}
+        report = cls(**{**known, "options": options, "components": components})
         check_types(report)
         return report
 

@@ -293,7 +293,6 @@ class Posterior:
         guide: GuideLike | None = None,
         prior: PriorLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
-        floor: float = 0.0,
         replay: Replay | None = None,
         grow: bool = False,
         again: bool = False,
@@ -316,14 +315,13 @@ class Posterior:
             keep: forget on purpose (`sequential.Forgetting`): the prior is proportional to
                 q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
                 one per pattern of site names ("lora.*"); other sites are kept.
-            floor: the least sd of the prior, as a share of the first prior's.
             replay: keep a coreset of this and the earlier rounds (`sequential.Replay`).
             grow: give labels that are new in `data` an output (`grow`).
             again: learn `data` even if an earlier round did; their evidence then counts twice.
 
         Raises:
             DataError: the data cannot be used, or an earlier round learnt them.
-            ConfigError: `prior` comes with `keep` or `floor`.
+            ConfigError: `prior` comes with `keep`.
             GuideError: the guide is a point estimate, or one of the guides is not of this package
                 and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
@@ -337,7 +335,7 @@ class Posterior:
             changes = {"patience": None, **changes}
         options = (options or self.report.options).change(**changes)
         how = FitArguments(options, validation, optimizer, callback, executor, replay)
-        forgetting = Forgetting(keep, floor)
+        forgetting = Forgetting(keep)
         return update(self, data, how, guide, prior, forgetting, grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:

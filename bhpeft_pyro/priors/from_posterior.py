@@ -74,25 +74,23 @@ class PosteriorPrior:
         itself, and 0."""
         return self, 0.0
 
-    def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> PosteriorPrior:
+    def tempered(self, keep: Mapping[str, float], first: Moments) -> PosteriorPrior:
         """The normalised q^keep p0^(1 - keep), with q this prior (`Forgetting`).
 
         Args:
             keep: the power by site; other sites are unchanged.
-            floor: the least sd, as a share of the first prior's.
             first: p0 at the sites of `keep`.
 
         Raises:
             PriorError: a site is not Normal under q.
         """
-        own = _moments(self.distributions, keep, "keep, floor")
+        own = _moments(self.distributions, keep, "keep")
         mixed = dict(self.distributions)
         for name, power in keep.items():
             (m, s), (m0, s0) = own[name], first[name]
             precision = power * s**-2 + (1 - power) * s0**-2
             mean = (power * m * s**-2 + (1 - power) * m0 * s0**-2) / precision
-            sd = precision.rsqrt().maximum(floor * s0)
-            mixed[name] = dist.Normal(mean, sd).to_event(mean.dim())
+            mixed[name] = dist.Normal(mean, precision.rsqrt()).to_event(mean.dim())
         return PosteriorPrior(mixed, self.structure)
 
 
@@ -172,15 +170,12 @@ class JointPrior:
         }
         return PosteriorPrior(found), divergence.item()
 
-    def tempered(self, keep: Mapping[str, float], floor: float, first: Moments) -> JointPrior:
+    def tempered(self, keep: Mapping[str, float], first: Moments) -> JointPrior:
         """As `PosteriorPrior.tempered`, by an average of precision matrices; sites with different
-        powers, or a floor, are a PriorError."""
+        powers are a PriorError."""
         powers = {keep.get(name, 1.0) for name in self.shapes}
-        if len(powers) > 1 or floor > 0:
-            raise PriorError(
-                "keep, floor: this posterior is joint over all sites; expected one number for "
-                "keep, and no floor"
-            )
+        if len(powers) > 1:
+            raise PriorError("keep: this posterior is joint over all sites; expected one number")
         power = powers.pop()
         loc, sd = (torch.cat([first[name][i].flatten() for name in self.shapes]) for i in range(2))
         old, rest = self.normal.covariance, (1 - power) * sd**-2

@@ -37,11 +37,9 @@ class Forgetting:
         keep: from 0 (start again) to 1 (forget nothing), or a mapping from patterns of site names
             to such numbers. The first pattern that matches a site is used; sites that no pattern
             matches are kept.
-        floor: the least sd, as a share of the first prior's, so that every weight can still move
-            after many rounds.
 
     Raises:
-        ConfigError: `keep` or `floor` is out of range.
+        ConfigError: `keep` is out of range.
 
     >>> import torch
     >>> import pyro.distributions as dist
@@ -57,10 +55,9 @@ class Forgetting:
     """
 
     keep: float | Mapping[str, float] = 1.0
-    floor: float = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, {"keep": _keep, "floor": SHARE})
+        check_fields(self, {"keep": _keep})
 
     def share(self, site: str) -> float:
         """`keep` at a site."""
@@ -80,9 +77,9 @@ class Forgetting:
         if isinstance(self.keep, Mapping):
             check_used((site.name for site in sites), self.keep, "keep", ConfigError)
         keep = {site.name: self.share(site.name) for site in sites}
-        keep = {name: share for name, share in keep.items() if share < 1 or self.floor > 0}
+        keep = {name: share for name, share in keep.items() if share < 1}
         if not keep:
             return posterior
-        known = closed_form(posterior, "keep, floor")
-        firsts = independent_normals(first, sites, keep, "keep, floor")
-        return known.tempered(keep, self.floor, firsts)
+        known = closed_form(posterior, "keep")
+        firsts = independent_normals(first, sites, keep, "keep")
+        return known.tempered(keep, firsts)

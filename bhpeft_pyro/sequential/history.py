@@ -317,8 +317,6 @@ def _line(report: FitReport, folder: str) -> str:
         parts.append(f"temperature {report.temperature:g}")
     if report.keep != 1:
         parts.append(f"keep {report.keep}")
-    if report.floor:
-        parts.append(f"floor {report.floor:g}")
     if report.projection is not None:
         parts.append(f"another guide, {report.projection:.2f} nats away")
     parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]

@@ -53,7 +53,6 @@ def stream(
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
-    floor: float = 0.0,
     replay: Replay | None = None,
     grow: bool = False,
     again: bool = False,
@@ -77,7 +76,7 @@ def stream(
             each batch, in the same order, `Record.transfer` works too.
         unlabelled, columns, options, changes: as for `fit`. If the first
             batch is small, give unlabelled texts.
-        keep, floor, replay, grow, again: as for `Posterior.update`.
+        keep, replay, grow, again: as for `Posterior.update`.
         progress: show a progress bar.
 
     Returns:
@@ -88,7 +87,7 @@ def stream(
         ConfigError: the folder holds other rounds than these, or rounds of another guide.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
-        PriorError: `keep` or `floor` has no closed form under the guide.
+        PriorError: `keep` has no closed form under the guide.
         SaveError: the model cannot be saved, for example because the likelihood is your own.
 
     >>> import tempfile
@@ -107,7 +106,7 @@ def stream(
     made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
-    forgetting, prior = Forgetting(keep, floor), made.own_prior()  # raises if it cannot be one
+    forgetting, prior = Forgetting(keep), made.own_prior()  # raises if it cannot be one
     if forgetting != Forgetting():
         forgetting(prior, model.prior, model.sites)
 
@@ -122,7 +121,7 @@ def stream(
                 f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
                 "same guide, or another folder"
             )
-        return last.update(data, keep=keep, floor=floor, grow=grow, again=again, **how)
+        return last.update(data, keep=keep, grow=grow, again=again, **how)
 
     return prequential(model, learn, batches, folder, tests=tests, grow=grow, progress=progress)
 

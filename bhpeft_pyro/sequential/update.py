@@ -115,7 +115,7 @@ def update(
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
     if prior is not None and forgetting != Forgetting():
-        raise ConfigError("prior: expected no keep and no floor, which make a prior of their own")
+        raise ConfigError("prior: expected no keep, which makes a prior of its own")
     own = None if prior is None else as_prior(prior)
     for each in posterior.components if own is None else ():
         prior_of(each.model, each.guide)  # refused before data are read, if it cannot be one
@@ -171,7 +171,6 @@ def _start(
         options,
         parent=posterior.report.id,
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
-        floor=forgetting.floor,
         projection=projection,
         pull=pull_of(guide),
         held_out=len(held_out) if is_point(guide) and held_out is not None else 0,

@@ -34,7 +34,7 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
     assert away @ precision @ away / 2 < 1e-3  # nats
 
 
-@pytest.mark.parametrize("given", [{"keep": "0.9"}, {"keep": None}, {"floor": "0.1"}])
+@pytest.mark.parametrize("given", [{"keep": "0.9"}, {"keep": None}])
 def test_shares_are_numbers(given: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError,

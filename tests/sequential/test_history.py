@@ -96,7 +96,7 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
     first = fit()
     root = history.add(first, name="[monday]", metrics={"accuracy": 0.75})
     left = history.add(first.update(DATA[1], keep=0.5), name="left")
-    right = history.add(load(history, root[:6]).update(DATA[1], floor=0.2), name="right")
+    right = history.add(load(history, root[:6]).update(DATA[1], keep=0.25), name="right")
     assert sorted(history.leaves) == sorted([left, right])
     assert history.rounds[root].metrics == {"accuracy": 0.75}
     console = Console(width=200, record=True)
@@ -104,7 +104,7 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
     lines = console.export_text().splitlines()
     assert "[monday]  12 examples  accuracy 0.750" in lines[1] and root in lines[1]
     below = {name: line for line in lines[2:] for name in (left, right) if name in line}
-    assert "keep 0.5" in below[left] and "floor 0.2" in below[right]
+    assert "keep 0.5" in below[left] and "keep 0.25" in below[right]
     indent = [line.index(id) for line, id in ((lines[1], root), *((below[i], i) for i in below))]
     assert indent[0] < indent[1] == indent[2]
     for id, message in (("", "3 rounds"), ("zzz", "no round")):
@@ -265,7 +265,7 @@ def test_the_first_prior_is_found_again(tmp_path: Path) -> None:
         second.save(tmp_path / str(number))
         own = {} if prior is None else {"prior": prior}
         again = saves.load(tmp_path / str(number), **own)
-        here, there = (each.update(DATA[2], keep=0.3, floor=0.1) for each in (second, again))
+        here, there = (each.update(DATA[2], keep=0.3) for each in (second, again))
         assert torch.equal(predicted(here), predicted(there))
     # One's own prior is needed for forgetting only.
     again = saves.load(tmp_path / "1")
@@ -280,7 +280,6 @@ def test_bad_forgetting_is_refused() -> None:
         ({"keep": 1.5}, r"keep=1.5 must be a finite number of at least 0 and at most 1"),
         ({"keep": {"*": -0.1}}, r"keep\['\*'\]=-0.1 must be"),
         ({"keep": {"lora.*": 0.9}}, r"keep: 'lora\.\*' match no site"),
-        ({"floor": 2.0}, "floor=2.0"),
     ):
         with pytest.raises(ConfigError, match=message):
             fit().update(DATA[1], **options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from onehot import FIT, PRIOR_SD, assert_posterior, exact, exactly, model, words
+from onehot import FIT, assert_posterior, exact, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
@@ -61,17 +61,6 @@ def test_what_is_forgotten_is_chosen_by_site() -> None:
     )
     assert_posterior(kept, [(ROUNDS[0], 1.0), (ROUNDS[1], 1.0)])
     assert_posterior(forgotten, [(ROUNDS[0], 0.5), (ROUNDS[1], 1.0)])
-
-
-@pytest.mark.usefixtures("exact_fits")
-def test_a_floor_holds_the_prior_open() -> None:
-    first = bh.fit(model(), "normal", ROUNDS[2], **FIT)
-    own = first.guide.scales()["head.weight"]  # type: ignore[operator]
-    floor = (own.median() / PRIOR_SD).item()  # above half of the sds
-    second = first.update(ROUNDS[0], floor=floor)
-    sd = second.model.prior.distributions["head.weight"].base_dist.scale  # type: ignore[attr-defined]
-    torch.testing.assert_close(sd, own.clamp_min(floor * PRIOR_SD))
-    assert second.report.floor == floor
 
 
 @pytest.mark.usefixtures("exact_fits")

@@ -289,9 +289,8 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
         (
             {"keep": {"head.bias": 0.5}, "guide": "laplace"},
             PriorError,
-            "floor: this posterior is joint",
+            "keep: this posterior is joint",
         ),
-        ({"floor": 0.1, "guide": "laplace"}, PriorError, "floor: this posterior is joint"),
         ({"keep": {"tail.*": 0.5}}, ConfigError, "keep: 'tail"),
     ],
 )

@@ -151,7 +151,7 @@ def made(draw: random.Random) -> None:
         (bh.likelihoods.OrderedLogistic, ("levels",)),
         (bh.likelihoods.Normal, ("center", "spread")),
         (bh.priors.FunctionSpaceNormal, ("change", "spread", "head", "other")),
-        (bh.sequential.Forgetting, ("keep", "floor")),
+        (bh.sequential.Forgetting, ("keep",)),
         (bh.RandomPEFT, ("backbone", "kinds", "head", "tokenizer")),
     )
     cls, names = draw.choice(what)
@@ -195,7 +195,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
             tiny_examples(seed=5),
             max_steps=1,
             progress=False,
-            **few(draw, ("keep", "floor", "replay", "guide", "options", "optimizer", "validation")),
+            **few(draw, ("keep", "replay", "guide", "options", "optimizer", "validation")),
         ),
         lambda: posterior.grow(odd(draw)),
         lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),

@@ -36,6 +36,7 @@ BASELINE = "hybrid"
 
 _SETUP = "comparison.json"
 _SCALED = ", scaled"
+_FEW = 30  # rows
 _METRICS = ("accuracy", "mse", "nll", "ece", "coverage_90")
 
 
@@ -150,6 +151,8 @@ def compare(
     known, tested = (head.encode(given, columns) for given in (validation, test))
     if len(tested) < 2:
         raise DataError(f"test: {len(tested)} row; expected 2 or more, for intervals over rows")
+    if min(len(known), len(tested)) < _FEW:
+        say(f"fewer than {_FEW} validation or test rows: temperatures and intervals may be far off")
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
     _check_setup(folder, setup | asdict(options.change(progress=True)))
 

@@ -97,7 +97,8 @@ def test_it_goes_on_where_it_was_interrupted(
     monkeypatch.setattr(comparison, "fit", plain)
     said: list[str] = []
     again = compare(tiny_model, *data, tmp_path, components=2, options=HOW, say=said.append)
-    assert [line.split()[0] for line in said] == ["head", "LoRA", "fitting", "measuring"]
+    assert [line.split()[0] for line in said] == ["fewer", "head", "LoRA", "fitting", "measuring"]
+    assert said[0].startswith("fewer than 30 validation or test rows: temperatures and intervals")
     first = made[0].table().drop(columns="seconds")
     pandas.testing.assert_frame_equal(again.table().drop(columns="seconds"), first, rtol=1e-5)
 
@@ -137,9 +138,10 @@ def test_other_test_rows_are_predicted_by_what_is_saved(
 def test_posteriors_of_something_else_are_not_compared(
     made: tuple[Comparison, Path], data: tuple[bh.data.Examples, ...], tmp_path: Path
 ) -> None:
-    made[0].posteriors["LoRA"].save(tmp_path / "LoRA")
-    with pytest.raises(ConfigError, match="something else"):
-        compare(tiny_model, *data, tmp_path, components=2, options=HOW)
+    for name, folder in (("inside", "inside/LoRA"), ("itself", "itself")):
+        made[0].posteriors["LoRA"].save(tmp_path / folder)
+        with pytest.raises(ConfigError, match="something else"):
+            compare(tiny_model, *data, tmp_path / name, components=2, options=HOW)
 
 
 def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:

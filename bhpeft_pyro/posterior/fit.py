@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -26,10 +26,8 @@ from ..options import FitOptions
 from ..priors.prior import check_prior
 from ..threads import seeded, with_gradients
 from .posterior import Posterior
+from .replay import Replay
 from .rounds import FitArguments, Start, fit_components, seeds
-
-if TYPE_CHECKING:
-    from ..sequential import Replay
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128

@@ -31,7 +31,8 @@ from ..threads import with_gradients
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
-    from ..sequential import Drift, Replay
+    from ..sequential import Drift
+    from .replay import Replay
 
 __all__ = ["Coreset", "MixturePosterior", "Posterior"]
 

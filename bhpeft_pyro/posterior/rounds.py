@@ -17,7 +17,7 @@ from pyro.optim import PyroOptim
 from torch import nn
 from torch.optim import Optimizer
 
-from ..checks import check, shown
+from ..checks import check
 from ..data import Examples
 from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError, PriorError
@@ -33,6 +33,7 @@ from ..options import FitOptions
 from ..priors import closed, independent_normals
 from .jobs import in_workers
 from .posterior import Coreset, MixturePosterior, Posterior
+from .replay import Replay
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
@@ -66,7 +67,7 @@ class FitArguments:
     optimizer: Any
     callback: Callback | None
     executor: Executor | None
-    replay: Any  # a `sequential.Replay`, which is defined in a later part
+    replay: Replay | None
 
     def __post_init__(self) -> None:
         options, executor, optimizer = self.options, self.executor, self.optimizer
@@ -82,9 +83,7 @@ class FitArguments:
                 "executor: forked processes hang in torch if it uses several threads; expected "
                 'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
             )
-        if self.replay is not None and not hasattr(self.replay, "by"):
-            got = shown(self.replay)
-            raise ConfigError(f"replay: expected a bh.sequential.Replay or None, got {got}")
+        check(self.replay, Replay | None, "replay", "a bh.sequential.Replay or None")
         made = isinstance(optimizer, (Optimizer, PyroOptim))
         if optimizer is not None and (made or not callable(optimizer)):
             raise ConfigError(

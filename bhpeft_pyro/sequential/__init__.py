@@ -1,5 +1,6 @@
 """Updating in rounds: forgetting, replay, new labels, drift, history, streams."""
 
+from ..posterior.replay import Replay
 from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
 from .forgetting import Forgetting
@@ -7,7 +8,6 @@ from .growth import grow
 from .history import History
 from .record import Record, transfer
 from .stream import prequential, stream
-from .update import Replay
 
 __all__ = [
     "Drift",

@@ -25,6 +25,7 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
+from ..posterior.replay import Replay
 from ..posterior.stored import check_savable
 from ..threads import seeded
 from .drift import assess
@@ -32,7 +33,7 @@ from .forgetting import Forgetting
 from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .update import Replay, has_learnt
+from .update import has_learnt
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, get_args
 
-import torch
-from torch import Tensor
-
-from ..checks import COUNT, check_fields, one_of
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
@@ -21,85 +15,13 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.replay import Replay
 from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..threads import seeded
 from .forgetting import Forgetting
 from .growth import with_outputs_for
-
-By = Literal["random", "uncertain"]
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A coreset: examples that each round learns last, and passes on to the next round to be learnt
-    again (variational continual learning; Nguyen et al. 2018).
-
-    In each round:
-
-    1. The pool is the new data and the last round's coreset.
-    2. A new coreset of `size` examples is chosen from the pool.
-    3. The guide learns the rest of the pool.
-    4. A copy of it also learns the new coreset, and that copy predicts.
-    5. The next round starts from the guide of step 3, with the new coreset in its pool.
-
-    So every example counts exactly once in the posterior that predicts.
-
-    Args:
-        size: the number of examples.
-        by: how they are chosen: "random" for a sample of all rounds' examples, or "uncertain" for
-            those of the pool with the highest epistemic uncertainty under the last posterior (in
-            the first round at random).
-
-    Raises:
-        ConfigError: `size` is below 1, or `by` is unknown.
-
-    >>> from bhpeft_pyro.testing import tiny_examples
-    >>> kept, rest = Replay(size=3).split(tiny_examples(12), seed=0)
-    >>> len(kept), len(rest)
-    (3, 9)
-    """
-
-    size: int
-    by: By = "random"
-
-    def __post_init__(self) -> None:
-        check_fields(self, {"size": COUNT, "by": one_of(*get_args(By))}, "Replay")
-
-    def split(
-        self, pool: Examples, seed: int, posterior: Posterior | None = None
-    ) -> tuple[Examples, Examples]:
-        """The coreset and the rest of a pool; the last posterior, if any, says what is uncertain.
-
-        Raises:
-            ConfigError: nothing is left to learn.
-        """
-        if self.size >= len(pool):
-            raise ConfigError(
-                f"Replay: size={self.size} must be below the number of examples, {len(pool)}"
-            )
-        if self.by == "uncertain" and posterior is not None:
-            order = posterior.predict(pool, seed=seed).epistemic.argsort(descending=True)
-        else:
-            order = self._random(pool, seed, posterior)
-        kept, rest = order[: self.size], order[self.size :]
-        return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
-
-    def _random(self, pool: Examples, seed: int, posterior: Posterior | None) -> Tensor:
-        """An order whose first rows are a sample of all rows so far, of which the last coreset, at
-        the end of the pool, is one (reservoir sampling)."""
-        generator = torch.Generator().manual_seed(seed)
-        old = seen = 0
-        if posterior is not None and posterior.coreset is not None:
-            old = len(posterior.coreset.examples)
-            seen = sum(report.examples for report in posterior.lineage)
-        new = len(pool) - old
-        sample = torch.randperm(seen + new, generator=generator)[: self.size]
-        again = min(int((sample < seen).sum()), old)
-        last = new + torch.randperm(old, generator=generator)
-        fresh = torch.randperm(new, generator=generator)
-        return torch.cat([last[:again], fresh, last[again:]])
 
 
 def update(

@@ -64,9 +64,8 @@ def test_what_is_forgotten_is_chosen_by_site() -> None:
 
 
 @pytest.mark.usefixtures("exact_fits")
-@pytest.mark.parametrize("by", ["random", "uncertain"])
-def test_replay_counts_every_example_once(by: Any) -> None:
-    posteriors = in_rounds((0, 1, 2, 3), bh.sequential.Replay(20, by))
+def test_replay_counts_every_example_once() -> None:
+    posteriors = in_rounds((0, 1, 2, 3), bh.sequential.Replay(20))
     everything = [(data, 1.0) for data in ROUNDS]
     for number, posterior in enumerate(posteriors, 1):
         assert posterior.coreset is not None
@@ -112,27 +111,8 @@ def test_without_replay_the_coreset_stays_learnt() -> None:
     assert_posterior(third.guide, [(ROUNDS[i], 1.0) for i in (0, 2, 3)])
 
 
-@pytest.mark.usefixtures("exact_fits")
-def test_the_most_uncertain_are_kept() -> None:
-    """Words that were never seen are those that the last posterior knows least about."""
-    tokens = torch.arange(5, 21).repeat(3)
-    seen = tokens[tokens < 13]
-    tokenizer = model().network.tokenizer
-
-    def data(tokens: torch.Tensor, label: float) -> bh.data.Examples:
-        rows = {"text": [f"w{t}" for t in tokens.tolist()], "label": [label] * len(tokens)}
-        return bh.data.encode(rows, tokenizer, kind="rating")
-
-    first = bh.fit(model(), "normal", data(seen, 0.2), **FIT)
-    second = first.update(data(tokens, 0.4), replay=bh.sequential.Replay(24, "uncertain"))
-    assert second.coreset is not None
-    assert set(second.coreset.examples.texts) == {f"w{t}" for t in range(13, 21)}
-
-
 def test_bad_replay_is_refused() -> None:
     with pytest.raises(ConfigError, match="size=0 must be an integer"):
         bh.sequential.Replay(0)
-    with pytest.raises(ConfigError, match="by='oldest'"):
-        bh.sequential.Replay(3, "oldest")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="size=48 must be below the number of examples, 48"):
         bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(48), **FIT)

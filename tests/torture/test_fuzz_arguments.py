@@ -143,7 +143,7 @@ def made(draw: random.Random) -> None:
     what: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         (bh.FitOptions, tuple(vars(bh.FitOptions()))),
         (bh.Columns, tuple(vars(bh.Columns()))),
-        (bh.sequential.Replay, ("size", "by")),
+        (bh.sequential.Replay, ("size",)),
         (bh.Head, ("outputs", "pooling", "principal")),
         (bh.peft.LoRA, ("rank", "alpha", "targets", "layers", "gated")),
         (bh.peft.Adapter, ("size", "scale", "placement", "activation", "layers", "gated")),

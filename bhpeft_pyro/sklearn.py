@@ -165,8 +165,8 @@ class BayesianTextClassifier(ClassifierMixin, _TextEstimator):
 
     def _start(self, texts: list[str], y: np.ndarray, classes: Any) -> Self:
         found = unique_labels(classes)
-        if len(found) < 2:
-            raise DataError(f"y: the only class is {found[0]}; expected at least two classes")
+        if len(there := unique_labels(y)) < 2:
+            raise DataError(f"y: the only class is {there[0]}; expected at least two classes")
         self._learn(texts, _named(y, found), Categorical(), [*map(str, found)])
         self.classes_ = found
         return self

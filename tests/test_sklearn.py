@@ -126,6 +126,8 @@ def test_partial_fit_is_an_update(folder: str) -> None:
     classifier = BayesianTextClassifier(folder, **QUICK)
     with pytest.raises(ConfigError, match="classes=None"):
         classifier.partial_fit(TEXTS[:30], CLASSES[:30])
+    with pytest.raises(DataError, match="y: the only class is good; expected at least two"):
+        classifier.partial_fit(TEXTS[:2], ["good", "good"], classes=["good", "bad"])
     classifier.partial_fit(TEXTS[:30], CLASSES[:30], classes=["good", "so-so", "bad"])
     assert classifier.predict_proba(TEXTS).shape == (len(TEXTS), 3)
     first = classifier.posterior_

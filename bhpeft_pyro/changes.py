@@ -55,13 +55,13 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     blocks: Iterable[Mapping[str, Tensor]]
     if is_linear(posterior.guide):
         means = (guide.means() for guide in components_of(posterior.guide))
-        blocks = ({name: value.unsqueeze(0) for name, value in each.items()} for each in means)
+        blocks = ({name: value[None, None] for name, value in each.items()} for each in means)
     else:
         drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
-        blocks = ({name: v[:, 0] for name, v in block.weights.items()} for block in drawn)
+        blocks = (block.weights for block in drawn)
     parts = []
     for block in blocks:
-        values = {site.name: block[site.name] for site in network.sites}
+        values = {site.name: block[site.name][:, 0] for site in network.sites}
         parts.append(sizes(network, network.coordinates(values)))
     return {
         branch: {

@@ -133,8 +133,9 @@ def from_pretrained(
         backbone, options: as for `Posterior.load`.
 
     Raises:
-        SaveError: as for `Posterior.load`; or `name` is neither a folder nor a repository's.
-        OSError: there is no such repository, or it can't be reached.
+        SaveError: as for `Posterior.load`; or `name` is neither a folder nor a repository's, or no
+            folder while the hub can't be reached.
+        OSError: there is no such repository.
     """
     if not as_path("name", name).is_dir():
         try:

@@ -46,7 +46,7 @@ class Comparison:
 
     Attributes:
         forecasts: by method.
-        seconds: how long each method's fit took, without what it shares with the method before it.
+        seconds: how long each method's fits took, their widths included.
         posteriors: the fitted posteriors, by the names of their folders.
     """
 

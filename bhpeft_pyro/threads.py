@@ -47,8 +47,8 @@ def sampling() -> Iterator[None]:
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """`sampling`, and gradients are there even if the caller has turned them off."""
-    with sampling(), torch.inference_mode(False), torch.enable_grad():
+    """Gradients are there even if the caller has turned them off, which each thread does alone."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
 
 

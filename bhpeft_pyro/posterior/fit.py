@@ -24,7 +24,7 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
-from ..threads import seeded, with_gradients
+from ..threads import sampling, seeded, with_gradients
 from .posterior import Posterior
 from .replay import Replay
 from .rounds import FitArguments, Start, fit_components, seeds
@@ -33,6 +33,7 @@ from .rounds import FitArguments, Start, fit_components, seeds
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 
+@sampling()
 @with_gradients()
 def fit(
     model: Model,

@@ -27,7 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import MixturePrior, Prior, PriorLike
-from ..threads import with_gradients
+from ..threads import sampling, with_gradients
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -281,6 +281,7 @@ class Posterior:
 
         return widen(self, data, validation=validation, changes=changes)
 
+    @sampling()
     @with_gradients()
     def update(
         self,

@@ -7,17 +7,19 @@ only the density of each held-out row, under each component, at each tau of a gr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.linearized import Outputs, symmetric_noise
 from ..threads import seeded
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
+NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)  # where there is no closed form
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL: smaller differences are ignored
@@ -118,8 +120,7 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
 
 
 def _nll(log_densities: Sequence[Tensor]) -> float:
-    together = torch.stack(list(log_densities)).logsumexp(0) - math.log(len(log_densities))
-    return -together.mean().item()
+    return -_mean(torch.stack(list(log_densities))).mean().item()
 
 
 def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
@@ -136,16 +137,29 @@ def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> C
 
 def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
     """(N,) log densities; those of the point estimate if there are no spreads."""
-    found = []
+    found = [
+        _mean(outputs.labels(values).log_prob(labels))
+        for outputs, values, labels in _draws(held, spreads)
+    ]
+    return torch.cat(found).cpu()
+
+
+def _draws(
+    held: Held, spreads: Sequence[Tensor] | None
+) -> Iterator[tuple[Outputs, Tensor, Tensor]]:
+    """Batch by batch the outputs, draws of them, (S, B, E), and the labels."""
     for number, (outputs, labels) in enumerate(held):
         values = outputs.mean[None]
         if spreads is not None:
             with seeded(0):  # the same noise for every tau
                 noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(values)
             values = outputs.draws(spreads[number], noise)
-        log_prob = outputs.labels(values).log_prob(labels).double()
-        found.append(log_prob.logsumexp(0) - math.log(len(values)))
-    return torch.cat(found).cpu()
+        yield outputs, values, labels
+
+
+def _mean(log_densities: Tensor) -> Tensor:
+    """(B,) the log of the mean density over (S, B)."""
+    return log_densities.double().logsumexp(0) - math.log(len(log_densities))
 
 
 def with_noise(
@@ -180,3 +194,34 @@ def with_noise(
     noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
     _, point = fitted(torch.zeros_like(errors))
     return Candidates(taus, noises, densities, point)
+
+
+def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
+    """Candidates for ratings whose noise depends on the text, with the best noise scale of `NOISES`
+    for every tau.
+
+    As in `with_noise`, the outputs vary s / s0 times as much as under tau'. This is exact for what
+    ratings say about their mean; what they say about their noise does not depend on s.
+    """
+    densities = torch.stack([_at_noises(held, each) for each in spreads])
+    best = densities.mean(-1).argmax(1)
+    point = _at_noises(held, None)
+    return Candidates(
+        taus,
+        NOISES[best],
+        densities[torch.arange(len(taus)), best],
+        point[point.mean(-1).argmax()],
+    )
+
+
+def _at_noises(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
+    """As `_densities`, for each of `NOISES`."""
+    found = []
+    for outputs, values, labels in _draws(held, spreads):
+        own = torch.arange(values.shape[-1], device=values.device) >= math.prod(outputs.shape)
+        away, each = values - outputs.mean, []
+        for noise in NOISES.tolist():
+            normal = outputs.labels(outputs.mean + torch.where(own, away, noise * away))
+            each.append(_mean(Normal(normal.mean, noise * normal.stddev).log_prob(labels)))
+        found.append(torch.stack(each))
+    return torch.cat(found, 1).cpu()

@@ -301,8 +301,8 @@ class _Run:
         """
         assert self.validation is not None
         if self.point and self.model.likelihood.learns_noise:
-            square, variance = _errors(self.model, self.guide, self.validation, self.options.bf16)
-            return 0.5 * (square / variance + (2 * math.pi * variance).log())
+            assert isinstance(self.guide, Guide)
+            return _with_noise(self.model, self.guide, self.validation, self.options.bf16)[0]
         samples = 0 if self.point else self.options.eval_samples
         bf16 = self.options.bf16
         return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
@@ -317,21 +317,25 @@ def settle_noise(
 ) -> None:
     """Set the noise scale of ratings to the errors of a point estimate on some examples; if these
     are `known` to it, so that errors may be too small, only where that is larger."""
-    _, variance = _errors(model, guide, examples, bf16)
-    noise = (variance.sqrt() / model.likelihood.unit).log().to(torch.float32)
+    _, noise = _with_noise(model, guide, examples, bf16)
     if known:
         noise = noise.maximum(guide.means()["noise.log_scale"].to(noise))
-    guide.move({"noise.log_scale": noise})
+    guide.move({"noise.log_scale": noise.float()})
 
 
-def _errors(
-    model: Model, guide: nn.Module, examples: Examples | Feed, bf16: bool
+def _with_noise(
+    model: Model, guide: Guide, examples: Examples | Feed, bf16: bool
 ) -> tuple[Tensor, Tensor]:
-    """Squared errors of ratings, (N,), and the noise variance that suits them."""
+    """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
+    logarithm of that scale, ()."""
     forecast = predict(model, guide, examples, 0, bf16=bf16)
     assert isinstance(forecast, RatingForecast)
     square = (forecast.mean - forecast.observed()).double().square()
-    return square, square.mean().clamp_min((LEAST_NOISE * model.likelihood.unit) ** 2)
+    own = guide.means()["noise.log_scale"].double()
+    variance = forecast.aleatoric.double() / (2 * own).exp().to(square)  # at a log scale of 0
+    scale = (square / variance).mean().sqrt().clamp_min(LEAST_NOISE)
+    variance = scale.square() * variance
+    return 0.5 * (square / variance + (2 * math.pi * variance).log()), scale.log()
 
 
 def _worse(rows: Tensor, best: Tensor) -> bool:

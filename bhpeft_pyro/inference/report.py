@@ -311,7 +311,7 @@ class FitReport:
             f"tau {tau:.3g} (prior scale x {tau**-0.5:.3g})",
         ]
         if self.noise is not None:
-            parts.append(f"noise sd {self.noise:.3g}")
+            parts.append(f"noise scale {self.noise:.3g}")
         if self.component_nll is not None:
             parts.append(
                 f"held-out NLL {self.component_nll:.3f} (point estimate {self.point_nll:.3f})"

@@ -29,7 +29,16 @@ from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
 from ..threads import seeded
-from .candidates import DRAWS, TAUS, Candidates, Choice, best_together, of_draws, with_noise
+from .candidates import (
+    DRAWS,
+    TAUS,
+    Candidates,
+    Choice,
+    best_together,
+    of_draws,
+    with_noise,
+    with_noise_by_text,
+)
 from .curvature import Gathered, all_outcomes, one_outcome
 from .passes import Feed
 from .report import FitReport
@@ -328,6 +337,8 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    if model.likelihood.learns_noise and given is None and not prior.rank:
+    if not model.likelihood.learns_noise or given is not None or prior.rank:
+        return of_draws(taus, spreads, held)
+    if model.likelihood.constant_noise:
         return with_noise(taus, spreads, held, model.likelihood.unit)
-    return of_draws(taus, spreads, held)
+    return with_noise_by_text(taus, spreads, held)

@@ -36,10 +36,11 @@ from bhpeft_pyro.guides.laplace import retempered
 from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
-from bhpeft_pyro.model.linearized import Outputs, jacobian
+from bhpeft_pyro.model.linearized import Outputs, jacobian, symmetric_noise
 from bhpeft_pyro.posterior.posterior import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.threads import seeded
 
 NOISE = 2.0
 FIT: dict[str, Any] = {
@@ -352,6 +353,52 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     assert choice.noise * trained == pytest.approx(sd, rel=5e-3)
     assert choice.tau * choice.noise**2 == pytest.approx(tau)
     assert choice.nll == pytest.approx(nlls[tau, sd], abs=1e-4)
+
+
+def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
+    """A search over noise scales, against the closed form where the noise is that of all texts,
+    and against a loop over draws where it is not."""
+    torch.manual_seed(1)
+    labels, taus = 3.0 + 2.0 * torch.randn(40), torch.logspace(-1, 3, 5, dtype=torch.float64)
+    sds = torch.rand(40, 3, 1).double()
+
+    def candidates_of(likelihood: Any, own: float, by_text: float) -> Candidates:
+        model = tiny_model((), likelihood.outputs, likelihood=likelihood)
+        others = [by_text * torch.randn(40, 1)] if likelihood.outputs == 2 else []
+        mean = torch.cat([torch.zeros(40, 1), *others, torch.full((40, 1), own)], 1)
+        outputs = Outputs(model, mean, (likelihood.outputs,), None)
+        size = mean.shape[1]
+        root = torch.cat([sds[:, :1], by_text * sds[:, 1:size]], 1)
+        found = [[root @ root.mT / tau] for tau in taus]
+        held = [(outputs, labels)]
+        if likelihood.constant_noise:
+            return candidates.with_noise(taus, found, held, 2.0)
+        made = candidates.with_noise_by_text(taus, found, held)
+        index = 3
+        with seeded(0):
+            noise = symmetric_noise(candidates.DRAWS, size)
+        factor = made.noises[index].item()
+        densities = []
+        for each in outputs.draws(found[index][0], noise):
+            away = (each - mean) * torch.tensor([factor] * (size - 1) + [1.0])
+            values = mean + away
+            values[:, -1] += math.log(factor)
+            densities.append(outputs.labels(values).log_prob(labels).double())
+        brute = torch.stack(densities).logsumexp(0) - math.log(len(densities))
+        torch.testing.assert_close(made.log_densities[index], brute, rtol=1e-4, atol=1e-4)
+        return made
+
+    exact = candidates_of(Normal(3.0, 2.0), 0.5, 0.0)
+    searched = candidates_of(HeteroscedasticNormal(3.0, 2.0), 0.5, 0.0)
+    step = (candidates.NOISES[1] / candidates.NOISES[0]).item()
+    ratio = searched.noises / exact.noises
+    assert ((step**-0.6 < ratio) & (ratio < step**0.6)).all()
+    for one, other in (
+        (searched.log_densities, exact.log_densities),
+        (searched.point, exact.point),
+    ):
+        torch.testing.assert_close(one.mean(-1), other.mean(-1), rtol=5e-3, atol=5e-3)
+    assert candidates_of(HeteroscedasticNormal(3.0, 2.0), 0.5, 0.7).noises.unique().numel() > 1
 
 
 def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:

@@ -11,6 +11,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference import loop as optimise
+from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
@@ -129,27 +130,27 @@ def test_a_point_that_the_prior_pulls_has_its_last_state() -> None:
     assert [fit.report.temperature for fit in fits] == [0.0, 1.0, 0.0]
 
 
-def test_a_point_of_ratings_has_the_noise_of_held_out_rows() -> None:
+@pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal])
+def test_a_point_of_ratings_has_the_noise_of_held_out_rows(kind: Any) -> None:
     """What it has learnt by heart leaves none in the training rows."""
     texts = [f"w{5 + i % 40} w{7 + i % 30}" for i in range(40)]
     labels = (2 * torch.randn(40, generator=torch.Generator().manual_seed(0))).tolist()
     data, rows = (
         {"text": texts[part], "label": labels[part]} for part in (slice(30), slice(30, 40))
     )
-    model = tiny_model((), 1, likelihood=bh.likelihoods.Normal(spread=2.0), aligned=True)
+    model = tiny_model((), kind.outputs, likelihood=kind(spread=2.0), aligned=True)
     options: dict[str, Any] = {"max_steps": 40, "lr": 0.1, "progress": False}
     posterior = bh.fit(model, "delta", data, validation=rows, **options)
     forecast = posterior.predict(rows, 0)
     assert isinstance(forecast, bh.forecast.RatingForecast)
-    square = (forecast.mean - torch.tensor(rows["label"])).square().mean()
-    noise = 2.0 * posterior.guide.means()["noise.log_scale"].exp()  # type: ignore[operator]
-    assert noise.item() == pytest.approx(square.sqrt().item(), rel=1e-4)
-    nll = 0.5 * (1 + (2 * torch.pi * square).log()).item()
+    square = (forecast.mean - torch.tensor(rows["label"])).square()
+    assert (square / forecast.aleatoric).mean().item() == pytest.approx(1.0, rel=1e-4)
+    nll = 0.5 * (1 + (2 * torch.pi * forecast.aleatoric).log().mean()).item()
     kept = posterior.report.history[(posterior.report.best_step or 0) - 1]
     assert kept["validation_nll"] == pytest.approx(nll, rel=1e-4)
     pulled = bh.fit(model, "delta", data, validation=rows, temperature=1.0, **options)
-    own = 2.0 * pulled.guide.means()["noise.log_scale"].exp()  # type: ignore[operator]
-    assert own.item() < 0.9 * noise.item()
+    memorised = pulled.predict(rows, 0)
+    assert memorised.aleatoric.mean() < 0.9 * forecast.aleatoric.mean()
 
 
 @pytest.mark.parametrize("guide", ["delta", "laplace"])

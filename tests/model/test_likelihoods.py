@@ -152,13 +152,17 @@ def test_normal_is_in_units_of_spread_around_center() -> None:
 
 def test_heteroscedastic_normal_has_a_scale_for_each_text() -> None:
     outputs, ratings = torch.randn(2, 5, 2), 3 + 2 * torch.randn(5)
-    found = log_prob(HeteroscedasticNormal(3.0, 2.0), outputs, ratings)
-    scale = 2 * torch.log1p((outputs[..., 1] + math.log(math.e - 1)).exp())
+    log_scale = torch.tensor([[-0.5], [0.3]])  # of two draws
+    own = {"noise.log_scale": log_scale}
+    found = log_prob(HeteroscedasticNormal(3.0, 2.0), outputs, ratings, own)
+    factor = torch.log1p((outputs[..., 1] + math.log(math.e - 1)).exp())
+    scale = 2 * log_scale.exp() * factor
     expected = stats.norm.logpdf(ratings.numpy(), 3 + 2 * outputs[..., 0].numpy(), scale.numpy())
     torch.testing.assert_close(found, torch.from_numpy(expected).float(), rtol=2e-3, atol=2e-3)
-    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(torch.zeros(1, 2), {}).stddev
+    own = {"noise.log_scale": torch.tensor(0.0)}
+    at_zero = HeteroscedasticNormal(0.0, 2.0).distribution(torch.zeros(1, 2), own).stddev
     assert at_zero.item() == pytest.approx(2.0, rel=1e-3)
-    narrow = HeteroscedasticNormal().distribution(torch.tensor([[0.0, -1e4]]), {}).stddev
+    narrow = HeteroscedasticNormal().distribution(torch.tensor([[0.0, -1e4]]), own).stddev
     assert narrow.item() > 0
 
 

@@ -45,6 +45,9 @@ class Likelihood(ABC):
         constant_noise: whether labels are a constant plus `unit` times the first output plus Normal
             noise that no output changes. Under Normal weights they are then Normal themselves,
             given the noise scale, and predictions have a closed form.
+        learns_noise: whether labels are numbers with Normal noise whose sd is proportional to
+            exp(s), with s its site "noise.log_scale" (). Held-out rows then choose the noise scale
+            of a point estimate, and that of `laplace` together with its width.
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs matter, those of classes or of
             choices. Derivatives by the weights then take one backward pass less.
@@ -64,6 +67,7 @@ class Likelihood(ABC):
     kind: Kind
     outputs: int | None = None
     constant_noise: bool = False
+    learns_noise: bool = False
     unit: float = 1.0
     softmax: bool = False
     columns: tuple[str, ...] = ()
@@ -72,11 +76,6 @@ class Likelihood(ABC):
     def sites(self) -> tuple[Site, ...]:
         """The likelihood's own random tensors."""
         return ()
-
-    @property
-    def learns_noise(self) -> bool:
-        """Whether the noise is constant, with its scale as the site "noise.log_scale"."""
-        return self.constant_noise and any(site.name == "noise.log_scale" for site in self.sites)
 
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """Starting values of its sites for a point estimate, given (N,) labels.

@@ -24,7 +24,8 @@ _MOST = 20.0  # of a log scale: under a wide posterior it would become 0
 
 @dataclass(frozen=True)
 class Ratings(Likelihood):
-    """Ratings whose mean is `center` + `spread` times the first output."""
+    """Ratings whose mean is `center` + `spread` times the first output, and whose noise has a
+    learnt scale, spread * exp(s) with s the site "noise.log_scale" ()."""
 
     center: float | None = None
     spread: float | None = None
@@ -46,16 +47,6 @@ class Ratings(Likelihood):
         spread = given.std(correction=0).item() if self.spread is None else self.spread
         return replace(self, center=center, spread=spread or 1.0)  # ratings may all be the same
 
-    def _normal(self, outputs: Tensor, noise: Tensor) -> TorchDistribution:
-        return dist.Normal((self.center or 0.0) + self.unit * outputs[..., 0], self.unit * noise)
-
-
-@dataclass(frozen=True)
-class _OneScale(Ratings):
-    """Ratings with one noise scale, spread * exp(s) with s the site "noise.log_scale" ()."""
-
-    outputs = 1
-
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """The noise of a constant prediction: the labels' sd."""
         sd = labels.float().std(correction=len(labels) > 1).clamp_min(LEAST_NOISE * self.unit)
@@ -66,9 +57,12 @@ class _OneScale(Ratings):
         unit = torch.tensor(1.0)
         return (Site("noise.log_scale", (), (), unit, zeros((), unit)),)
 
+    def _middle(self, outputs: Tensor) -> Tensor:
+        return (self.center or 0.0) + self.unit * outputs[..., 0]
+
 
 @dataclass(frozen=True)
-class Normal(_OneScale):
+class Normal(Ratings):
     """Ratings with one learnt noise scale for all texts.
 
     mean = center + spread * output, sd = spread * exp(s) with s the site "noise.log_scale" ().
@@ -87,19 +81,24 @@ class Normal(_OneScale):
     (3.0, 2.0)
     """
 
+    outputs = 1
     constant_noise = True
+    learns_noise = True
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        return self._normal(outputs, weights["noise.log_scale"].exp())
+        scale = weights["noise.log_scale"].exp()
+        return dist.Normal(self._middle(outputs), self.unit * scale)
 
 
 @dataclass(frozen=True)
 class HeteroscedasticNormal(Ratings):
-    """Ratings with a noise scale for each text, which a second output gives.
+    """Ratings with a noise scale for each text: a learnt scale for all, times a second output's
+    factor.
 
-    mean = center + spread * output_0; sd is spread at output_1 = 0 and grows with output_1.
+    mean = center + spread * output_0, sd = spread * exp(s) * factor with s the site
+    "noise.log_scale" (). The factor is 1 at output_1 = 0 and grows with it.
 
     Args:
         center, spread: as for `Normal`.
@@ -107,21 +106,26 @@ class HeteroscedasticNormal(Ratings):
     Raises:
         LikelihoodError: as for `Normal`.
 
-    >>> HeteroscedasticNormal().distribution(torch.zeros(1, 2), {}).stddev.round(decimals=3).item()
-    1.0
+    >>> fit = HeteroscedasticNormal(center=3., spread=2.).distribution(
+    ...     torch.zeros(1, 2), {"noise.log_scale": torch.tensor(0.)})
+    >>> fit.mean.item(), round(fit.stddev.item(), 3)
+    (3.0, 2.0)
     """
 
     outputs = 2
+    learns_noise = True
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
         # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
-        return self._normal(outputs, functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4)
+        factor = functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4
+        scale = weights["noise.log_scale"].exp() * factor
+        return dist.Normal(self._middle(outputs), self.unit * scale)
 
 
 @dataclass(frozen=True)
-class StudentT(_OneScale):
+class StudentT(Ratings):
     """Ratings of which a few are far off: Student's t, with one learnt scale for all texts.
 
     center + spread * output is the middle, and the scale is spread * exp(s) with s the site
@@ -142,6 +146,7 @@ class StudentT(_OneScale):
     """
 
     df: float = 4.0
+    outputs = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,6 +155,5 @@ class StudentT(_OneScale):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        middle = (self.center or 0.0) + self.unit * outputs[..., 0]
         scale = weights["noise.log_scale"].clamp(-_MOST, _MOST).exp()
-        return dist.StudentT(self.df, middle, self.unit * scale)
+        return dist.StudentT(self.df, self._middle(outputs), self.unit * scale)

@@ -24,7 +24,8 @@ from .options import FitOptions
 from .peft import Kind, presets
 from .posterior import io
 from .posterior.fit import fit
-from .posterior.posterior import MixturePosterior, Posterior
+from .posterior.mixture import MixturePosterior
+from .posterior.posterior import Posterior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,8 @@ from ..errors import ConfigError, DataError
 from ..guides import Guide
 from ..guides.guide import is_linear
 from ..inference.passes import Feed
-from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import Posterior
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import

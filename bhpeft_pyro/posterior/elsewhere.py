@@ -18,7 +18,8 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
-from .posterior import MixturePosterior, Posterior
+from .mixture import MixturePosterior
+from .posterior import Posterior
 
 __all__ = ["from_draws", "of"]
 

@@ -5,11 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from ..checks import COUNT, check_fields
 from ..data import Examples
 from ..errors import ConfigError
-from .posterior import Posterior
+from ..inference.report import FitReport
+
+
+@dataclass(frozen=True, eq=False)
+class Coreset:
+    """Examples kept for later rounds, and the posterior of all other examples.
+
+    Attributes:
+        examples: learnt last; any later round may learn them again, starting from `guide`.
+        guide: the posterior of everything except these examples.
+        report: of the fit that learnt them.
+    """
+
+    examples: Examples
+    guide: nn.Module
+    report: FitReport
 
 
 @dataclass(frozen=True)
@@ -46,11 +62,16 @@ class Replay:
         check_fields(self, {"size": COUNT}, "Replay")
 
     def split(
-        self, pool: Examples, seed: int, posterior: Posterior | None = None
+        self, pool: Examples, seed: int, old: int = 0, seen: int = 0
     ) -> tuple[Examples, Examples]:
-        """The coreset and the rest of a pool, which ends in the last posterior's coreset, if any.
+        """The coreset and the rest of a pool: a sample of all rows so far, if the last coreset was
+        one (reservoir sampling).
 
-        The coreset is a sample of all rows so far, because the last one is (reservoir sampling).
+        Args:
+            pool: the new data, then the last coreset.
+            seed: of the sample.
+            old: the size of the last coreset.
+            seen: the number of examples of all earlier rounds, if there was a coreset.
 
         Raises:
             ConfigError: nothing is left to learn.
@@ -60,10 +81,6 @@ class Replay:
                 f"Replay: size={self.size} must be below the number of examples, {len(pool)}"
             )
         generator = torch.Generator().manual_seed(seed)
-        old = seen = 0
-        if posterior is not None and posterior.coreset is not None:
-            old = len(posterior.coreset.examples)
-            seen = sum(report.examples for report in posterior.lineage)
         new = len(pool) - old
         sample = torch.randperm(seen + new, generator=generator)[: self.size]
         again = min(int((sample < seen).sum()), old)

@@ -32,8 +32,9 @@ from ..model.likelihoods.normal import Ratings
 from ..options import FitOptions
 from ..priors import closed, independent_normals
 from .jobs import in_workers
-from .posterior import Coreset, MixturePosterior, Posterior
-from .replay import Replay
+from .mixture import MixturePosterior
+from .posterior import Posterior
+from .replay import Coreset, Replay
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""

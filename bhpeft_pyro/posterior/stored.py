@@ -29,7 +29,9 @@ from ..model.network import RandomPEFT
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from ..threads import seeded
-from .posterior import Coreset, MixturePosterior, Posterior
+from .mixture import MixturePosterior
+from .posterior import Posterior
+from .replay import Coreset
 
 _GUIDES: dict[str, Callable[..., Guide]] = {
     **GUIDES,

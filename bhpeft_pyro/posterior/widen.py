@@ -14,7 +14,8 @@ from ..guides import Guide, LaplaceGuide
 from ..guides.guide import is_point
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
-from .posterior import MixturePosterior, Posterior
+from .mixture import MixturePosterior
+from .posterior import Posterior
 from .rounds import Fitted, joined, note_first_prior
 
 

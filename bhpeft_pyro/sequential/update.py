@@ -14,7 +14,8 @@ from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..posterior.posterior import MixturePosterior, Posterior
+from ..posterior.mixture import MixturePosterior
+from ..posterior.posterior import Posterior
 from ..posterior.replay import Replay
 from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form
@@ -99,10 +100,13 @@ def _start(
     )
     kept = None
     if replay is not None:
-        pool = examples if coreset is None else examples.concat(coreset.examples)
+        pool, old, seen = examples, 0, 0
+        if coreset is not None:
+            pool, old = examples.concat(coreset.examples), len(coreset.examples)
+            seen = sum(each.examples for each in posterior.lineage)
         report.learnt = pool.fingerprint
         seed = options.seed + len(posterior.lineage)  # another choice in every round
-        kept, examples = replay.split(pool, seed, posterior)
+        kept, examples = replay.split(pool, seed, old, seen)
     start = posterior.replace(
         model=model.with_prior(prior),
         guide=guide,

@@ -16,7 +16,7 @@ from program import bhpeft, error, read_csv, usage_error, write_csv
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.sequential import History, Record, by_count, by_period
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 

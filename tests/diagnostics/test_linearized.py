@@ -20,7 +20,7 @@ from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, prior_like
 from bhpeft_pyro.inference.draws import draw_blocks
 from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ELSEWHERE = random_texts(12, seed=9)

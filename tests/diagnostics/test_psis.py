@@ -28,7 +28,7 @@ from bhpeft_pyro.errors import ConfigError, DataError, GuideError
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Feed
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 

@@ -37,7 +37,7 @@ from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import Outputs, jacobian, symmetric_noise
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 from bhpeft_pyro.threads import seeded

@@ -26,7 +26,7 @@ from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
 from bhpeft_pyro.posterior import rounds
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import FunctionSpaceNormal, JointPrior, unpack
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 

@@ -16,7 +16,7 @@ from saves import load
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError, PriorError, SaveError
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.posterior.rounds import seeds
 from bhpeft_pyro.priors import MixturePrior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer

@@ -15,7 +15,7 @@ from bhpeft_pyro.inference.draws import draw_blocks, private_rng
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
 from bhpeft_pyro.model.likelihoods import Normal
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.sequential import Drift, drift
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 

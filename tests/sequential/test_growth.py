@@ -16,7 +16,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, LikelihoodError, PriorError
 from bhpeft_pyro.guides import LaplaceGuide
-from bhpeft_pyro.posterior.posterior import MixturePosterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior, unpack
 from bhpeft_pyro.sequential.growth import unknown_labels
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer

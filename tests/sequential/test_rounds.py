@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise, permutations
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,15 +84,14 @@ def test_a_random_coreset_is_a_sample_of_all_rounds() -> None:
     replay, sizes, seeds = bh.sequential.Replay(20), torch.tensor([50, 100, 30, 20]), 40
     tokenizer, counts = model().network.tokenizer, torch.zeros(4)
     for seed in range(seeds):
-        kept, last = None, None
+        kept = None
         for number, size in enumerate(sizes.tolist()):  # each round has a word of its own
             rows = {"text": [f"w{5 + number}"] * size, "label": [0.0] * size}
             pool = bh.data.encode(rows, tokenizer, kind="rating")
+            old, seen = (0, 0) if kept is None else (len(kept), int(sizes[:number].sum()))
             pool = pool if kept is None else pool.concat(kept)
-            kept, rest = replay.split(pool, 4 * seed + number, last)  # type: ignore[arg-type]
+            kept, rest = replay.split(pool, 4 * seed + number, old, seen)
             assert len(kept) == 20 and len(rest) == len(pool) - 20
-            lineage = [SimpleNamespace(examples=n) for n in sizes[: number + 1].tolist()]
-            last = SimpleNamespace(coreset=SimpleNamespace(examples=kept), lineage=lineage)
         assert kept is not None
         counts += torch.tensor([kept.texts.count(f"w{5 + number}") for number in range(4)])
     share = sizes / sizes.sum()

@@ -18,7 +18,8 @@ from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.guides import GuideLike
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.peft import Kind, presets
-from bhpeft_pyro.posterior.posterior import MixturePosterior, Posterior
+from bhpeft_pyro.posterior.mixture import MixturePosterior
+from bhpeft_pyro.posterior.posterior import Posterior
 
 from .job import Fitted, Inference, Job
 

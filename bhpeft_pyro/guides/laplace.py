@@ -259,7 +259,8 @@ class LaplaceGuide(Guide):
 
     def information_factor(self, noise: float) -> Tensor:
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
-        large, as a multiple. That about the noise scale itself does not change."""
+        large, as a multiple. It is taken to be about the ratings' means, except that about the
+        noise scale itself, which does not change."""
         return torch.where(self.at(self._likelihood), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:

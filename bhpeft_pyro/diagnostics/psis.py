@@ -123,7 +123,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
         seed: of the draws.
 
     Raises:
-        DataError: other data than the last round's.
+        DataError: other data than the last round's; or components that learnt different rows.
         ConfigError: fewer than 100 samples, or a fit at temperature 0, which has no posterior.
         GuideError: the guide is a point estimate, or its density is not known.
 
@@ -201,6 +201,11 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
         raise DataError(
             "data: it is not known what this posterior has learnt; expected one that was made with "
             "its data, as by Posterior.from_draws(model, draws, data)"
+        )
+    if len({each.report.learnt for each in posterior.components}) > 1:
+        raise DataError(
+            "data: by replay the components of this mixture have learnt different rows; expected "
+            "one of posterior.components, with the rows that it has learnt"
         )
     examples, _ = report.parted(posterior.encode(data))
     if examples.fingerprint != (report.learnt or report.data):

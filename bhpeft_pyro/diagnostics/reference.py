@@ -117,12 +117,14 @@ def predictions(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
 
 def _checked(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """(R, 1, *shape) for each site."""
+    device = model.network.device
+    found = {name: torch.as_tensor(value).detach().to(device) for name, value in draws.items()}
     for site in model.sites:
-        value = draws.get(site.name)
+        value = found.get(site.name)
         if value is None or value.dim() < 1 or tuple(value.shape[1:]) != site.shape:
             got = "nothing" if value is None else f"shape {tuple(value.shape)}"
             raise ConfigError(f"draws: site {site.name!r} has {got}, expected (R, *{site.shape})")
-    counts = sorted({len(draws[site.name]) for site in model.sites})
+    counts = sorted({len(found[site.name]) for site in model.sites})
     if len(counts) != 1 or counts[0] < 2:
         raise ConfigError(f"draws: expected equally many for every site, 2 or more, got {counts}")
-    return {site.name: draws[site.name].detach().unsqueeze(1) for site in model.sites}
+    return {site.name: found[site.name].unsqueeze(1) for site in model.sites}

@@ -213,7 +213,7 @@ def rejection_curve(
     labels: Tensor | Sequence[float] | None = None,
     *,
     by: str = "total",
-    fractions: Sequence[float] = FRACTIONS,
+    fractions: Sequence[float] | Tensor = FRACTIONS,
 ) -> tuple[Tensor, Tensor]:
     """Quality of what is kept when the least certain are rejected (BH-PEFT's rejection curve).
 
@@ -227,6 +227,7 @@ def rejection_curve(
     """
     truth = forecast.observed(labels)
     check(fractions, Iterable, "fractions", "a sequence of numbers")
+    fractions = fractions.tolist() if isinstance(fractions, Tensor) else fractions
     fractions = [BELOW_ONE("fractions", fraction) for fraction in fractions]
     risk = _kept_risk(loss_of(forecast, truth), forecast.uncertainty(by))
     # 0.29 * 100 is a little below 29.

@@ -261,7 +261,7 @@ class LaplaceGuide(Guide):
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
         large, as a multiple. It is taken to be about the ratings' means, except that about the
         noise scale itself, which does not change."""
-        return torch.where(self.at(self._likelihood), 1.0, noise**-2)
+        return torch.where(self.at({"noise.log_scale"}), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:
         return JointPrior(self.prior, self._shapes, self.latent, self.open)

@@ -19,7 +19,9 @@ from ..model.linearized import Outputs, symmetric_noise
 from ..threads import seeded
 
 TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
-NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)  # where there is no closed form
+NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
+"""Noise scales that are tried where there is no closed form, as multiples of the one that suits the
+point estimate."""
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL: smaller differences are ignored
@@ -162,10 +164,11 @@ def _mean(log_densities: Tensor) -> Tensor:
     return log_densities.double().logsumexp(0) - math.log(len(log_densities))
 
 
-def with_noise(
-    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float
+def with_constant_noise(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, unit: float, free: bool
 ) -> Candidates:
-    """Candidates for ratings with one noise scale, with the best noise scale for every tau.
+    """Candidates for ratings with constant noise, in closed form; if it is `free`, with the best
+    noise scale for every tau.
 
     With noise s in place of the trained s0, the precision tau P + (s0 / s)^2 N F is (s0 / s)^2
     times that of tau' = tau (s / s0)^2. So a rating has the variance s^2 (1 + v / s0^2), with v the
@@ -174,18 +177,17 @@ def with_noise(
     Args:
         taus, spreads, held: as for `of_draws`.
         unit: of the ratings; the noise scale is a multiple of it.
+        free: whether the noise scale is chosen too.
     """
-    predictions = [outputs.labels(outputs.mean) for outputs, _ in held]
-    errors = torch.cat(
-        [(labels - p.mean).double() for (_, labels), p in zip(held, predictions, strict=True)]
-    ).cpu()
-    trained = predictions[0].stddev.flatten()[0].double().cpu()
+    errors, trained = _errors(held)
+    least = (LEAST_NOISE * unit / trained).square().max()
 
     def fitted(share: Tensor) -> tuple[Tensor, Tensor]:
-        square = (errors.square() / (1 + share)).mean().clamp_min((LEAST_NOISE * unit) ** 2)
-        variance = square * (1 + share)
-        density = -0.5 * (errors.square() / variance + (2 * math.pi * variance).log())
-        return square.sqrt() / trained, density
+        variance = trained.square() * (1 + share)
+        square = (
+            (errors.square() / variance).mean().maximum(least) if free else torch.ones_like(least)
+        )
+        return square.sqrt(), Normal(0.0, (square * variance).sqrt()).log_prob(errors)
 
     shares = [
         torch.cat([each[:, 0, 0] for each in one]).cpu().clamp_min(0) * (unit / trained) ** 2
@@ -197,31 +199,42 @@ def with_noise(
 
 
 def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
-    """Candidates for ratings whose noise depends on the text, with the best noise scale of `NOISES`
-    for every tau.
+    """Candidates for ratings whose noise depends on the text, with the best noise scale for every
+    tau, among `NOISES` times that which suits the point estimate's errors.
 
-    As in `with_noise`, the outputs vary s / s0 times as much as under tau'. This is exact for what
-    ratings say about their mean; what they say about their noise does not depend on s.
+    As in `with_constant_noise`, the outputs vary s / s0 times as much as under tau'. This is exact
+    for what ratings say about their mean; what they say about their noise does not depend on s.
     """
-    densities = torch.stack([_at_noises(held, each) for each in spreads])
+    errors, trained = _errors(held)
+    noises = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE) * NOISES
+    densities = torch.stack([_at_noises(held, each, noises) for each in spreads])
     best = densities.mean(-1).argmax(1)
-    point = _at_noises(held, None)
+    point = _at_noises(held, None, noises)
     return Candidates(
         taus,
-        NOISES[best],
+        noises[best],
         densities[torch.arange(len(taus)), best],
         point[point.mean(-1).argmax()],
     )
 
 
-def _at_noises(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
-    """As `_densities`, for each of `NOISES`."""
+def _errors(held: Held) -> tuple[Tensor, Tensor]:
+    """(N,) errors of ratings under the point estimate, and the sds that it gives them."""
+    parts = []
+    for outputs, labels in held:
+        normal = outputs.labels(outputs.mean)
+        parts.append(torch.stack([labels - normal.mean, normal.stddev.expand(len(labels))]))
+    errors, sds = torch.cat(parts, 1).double().cpu()
+    return errors, sds
+
+
+def _at_noises(held: Held, spreads: Sequence[Tensor] | None, noises: Tensor) -> Tensor:
+    """As `_densities`, for each of F factors of the noise scale: (F, N)."""
     found = []
     for outputs, values, labels in _draws(held, spreads):
-        own = torch.arange(values.shape[-1], device=values.device) >= math.prod(outputs.shape)
-        away, each = values - outputs.mean, []
-        for noise in NOISES.tolist():
-            normal = outputs.labels(outputs.mean + torch.where(own, away, noise * away))
-            each.append(_mean(Normal(normal.mean, noise * normal.stddev).log_prob(labels)))
-        found.append(torch.stack(each))
+        factors = noises.to(values).reshape(-1, 1, 1, 1)
+        away = (values - outputs.mean) * torch.where(outputs.of_noise(), 1.0, factors)
+        normal = outputs.labels(outputs.mean + away)  # (F, S, B)
+        scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)
+        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
     return torch.cat(found, 1).cpu()

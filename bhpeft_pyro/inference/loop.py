@@ -126,7 +126,7 @@ class _Run:
             if self.best is not None:
                 report.best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
-            if self.point and self.model.likelihood.learns_noise:
+            if self._learns_noise():
                 assert isinstance(self.guide, Guide)
                 bf16 = self.options.bf16
                 if self.selects and self.validation is not None:
@@ -293,6 +293,11 @@ class _Run:
             return False
         return not self.selects and step - best.step >= (patience or 0) * self.eval_every
 
+    def _learns_noise(self) -> bool:
+        """Whether this is a point estimate that includes a noise scale; a prior may fix that."""
+        learns = self.point and self.model.likelihood.learns_noise
+        return learns and isinstance(self.guide, Guide) and "noise.log_scale" in self.guide.means()
+
     def _evaluate(self) -> Tensor:
         """(N,) NLLs of the validation rows.
 
@@ -300,7 +305,7 @@ class _Run:
         that the network has memorised say nothing about the noise.
         """
         assert self.validation is not None
-        if self.point and self.model.likelihood.learns_noise:
+        if self._learns_noise():
             assert isinstance(self.guide, Guide)
             return _with_noise(self.model, self.guide, self.validation, self.options.bf16)[0]
         samples = 0 if self.point else self.options.eval_samples

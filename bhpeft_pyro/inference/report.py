@@ -214,13 +214,15 @@ class FitReport:
         return found
 
     def last(self, name: str, steps: int = _LAST) -> float:
-        """The mean of a history entry over the last steps.
+        """The mean of a history entry over the last steps; nan for a guide that was trained
+        elsewhere.
 
         >>> history = [{"loss": 1.0}, {"loss": 3.0}]
         >>> FitReport(9, "", FitOptions(), history=history).last("loss", steps=1)
         3.0
         """
-        return fmean(entry[name] for entry in self.history[-steps:])
+        kept = self.history[-steps:]
+        return fmean(entry[name] for entry in kept) if kept else math.nan
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:

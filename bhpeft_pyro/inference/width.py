@@ -36,7 +36,7 @@ from .candidates import (
     Choice,
     best_together,
     of_draws,
-    with_noise,
+    with_constant_noise,
     with_noise_by_text,
 )
 from .curvature import Gathered, all_outcomes, one_outcome
@@ -133,7 +133,8 @@ def settle(
         guides: of each component, with replay both of its guides; their covariances change in
             place.
         candidates: from `refine`, one per component.
-        reports: one per component; the new choices are noted there.
+        reports: one per component; the new choices are noted there. KL and ELBO stay those under
+            the noise scale that the component would have alone.
 
     Returns:
         The held-out NLL of the mixture of point estimates, and of the mixture of components.
@@ -216,11 +217,19 @@ def _scores(outputs: Outputs) -> list[Tensor]:
     with torch.enable_grad():
         found = [each.sum() for each in all_outcomes(outputs.labels(values))]
         if found:
-            return [
+            by_outcome = [
                 torch.autograd.grad(total, values, retain_graph=True)[0]
                 for total in found
                 if total.requires_grad  # not a fixed noise scale
             ]
+            likelihood = outputs.model.likelihood
+            if not likelihood.learns_noise or likelihood.constant_noise:
+                return by_outcome
+            # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
+            # factors the posterior would be as wide as the prior. So the scale counts as known to
+            # the factors, and they to it.
+            own = outputs.of_noise()
+            return [part for each in by_outcome for part in (each * ~own, each * own)]
         values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
         (total,) = one_outcome(outputs.labels(values))
         (scores,) = torch.autograd.grad(total.sum(), values)
@@ -337,8 +346,8 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    if not model.likelihood.learns_noise or given is not None or prior.rank:
-        return of_draws(taus, spreads, held)
+    earlier = bool(prior.rank) or bool((prior.scale < guide.first_scale).any())
+    free = model.likelihood.learns_noise and given is None and not earlier
     if model.likelihood.constant_noise:
-        return with_noise(taus, spreads, held, model.likelihood.unit)
-    return with_noise_by_text(taus, spreads, held)
+        return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
+    return with_noise_by_text(taus, spreads, held) if free else of_draws(taus, spreads, held)

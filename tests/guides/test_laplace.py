@@ -340,7 +340,9 @@ def test_a_ratings_noise_is_the_best_for_held_out_rows(noise: float) -> None:
     labels = 3.0 + 2.0 * mean[:, 0] + noise * torch.randn(30)
     found = [[torch.diag_embed(torch.rand(30, 2).double() / tau)] for tau in taus]
     unit = model.likelihood.unit
-    choice = candidates.with_noise(taus, found, [(outputs, labels)], unit).best()
+    choice = candidates.with_constant_noise(
+        taus, found, [(outputs, labels)], unit, free=True
+    ).best()
     trained = 2.0 * 0.3
     errors = (labels - 3.0 - 2.0 * mean[:, 0]).double()
     nlls = {}
@@ -372,7 +374,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
         found = [[root @ root.mT / tau] for tau in taus]
         held = [(outputs, labels)]
         if likelihood.constant_noise:
-            return candidates.with_noise(taus, found, held, 2.0)
+            return candidates.with_constant_noise(taus, found, held, 2.0, free=True)
         made = candidates.with_noise_by_text(taus, found, held)
         index = 3
         with seeded(0):

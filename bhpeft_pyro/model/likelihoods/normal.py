@@ -19,7 +19,7 @@ from .likelihood import NO_EXTRA, Extra, Likelihood
 
 LEAST_NOISE = 1e-3
 """The least noise scale that is set rather than trained, in units; ratings may all be the same."""
-_MOST = 20.0  # of a log scale: under a wide posterior it would become 0
+_MOST = 20.0  # of a log scale: under a wide posterior it would overflow or become 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ class Ratings(Likelihood):
     def _middle(self, outputs: Tensor) -> Tensor:
         return (self.center or 0.0) + self.unit * outputs[..., 0]
 
+    def _scale(self, weights: Mapping[str, Tensor]) -> Tensor:
+        return self.unit * weights["noise.log_scale"].clamp(-_MOST, _MOST).exp()
+
 
 @dataclass(frozen=True)
 class Normal(Ratings):
@@ -88,8 +91,7 @@ class Normal(Ratings):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        scale = weights["noise.log_scale"].exp()
-        return dist.Normal(self._middle(outputs), self.unit * scale)
+        return dist.Normal(self._middle(outputs), self._scale(weights))
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,7 @@ class HeteroscedasticNormal(Ratings):
     ) -> TorchDistribution:
         # softplus, shifted to give 1 at 0: no overflow, and never exactly 0
         factor = functional.softplus(outputs[..., 1] + 0.5413248546) + 1e-4
-        scale = weights["noise.log_scale"].exp() * factor
-        return dist.Normal(self._middle(outputs), self.unit * scale)
+        return dist.Normal(self._middle(outputs), self._scale(weights) * factor)
 
 
 @dataclass(frozen=True)
@@ -155,5 +156,4 @@ class StudentT(Ratings):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        scale = weights["noise.log_scale"].clamp(-_MOST, _MOST).exp()
-        return dist.StudentT(self.df, self._middle(outputs), self.unit * scale)
+        return dist.StudentT(self.df, self._middle(outputs), self._scale(weights))

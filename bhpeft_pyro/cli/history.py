@@ -14,6 +14,8 @@ from .screen import print_json, say, table
 
 _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
 _MORE = ("parent", "data", "projection", "metrics")
+_SHOWN = ("id", "name", "examples", "keep")
+_HELD_OUT = "held_out/nll"
 
 
 def history(
@@ -66,7 +68,10 @@ def history(
         ]
         print_json({"rounds": facts})
     elif single:
-        cells = [[getattr(report, name) for name in _COLUMNS] for report in rounds]
-        table("Rounds", _COLUMNS, cells)
+        cells = [
+            [*(getattr(each, name) for name in _SHOWN), each.metrics.get(_HELD_OUT)]
+            for each in rounds
+        ]
+        table("Rounds", (*_SHOWN, "held-out NLL"), cells)
     else:
         Console().print(tree)

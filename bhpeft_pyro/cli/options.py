@@ -91,7 +91,8 @@ _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
     "Rows held out, and not learnt, for early stopping, the width of laplace and the metrics at "
-    "the end: a share of the data, a file, or 0 for none."
+    "the end: a share of the data, a file, or 0 for no metrics (laplace still holds out what it "
+    "needs, unless it is given --temperature 1 --tau 1)."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"

@@ -61,9 +61,10 @@ def predict(
     certainty: Annotated[
         float | None,
         typer.Option(
-            help="For classes and choices: stop predicting a text once the components left could "
-            "change its class only by preferring another one by more than this in probability, on "
-            "average. At 1 they cannot; less is faster.",
+            help="For classes and choices: skip the other components for a text once they could "
+            "change its predicted class only by preferring another one by more than this "
+            "(difference in probability, averaged over them). 1 never changes a predicted class; "
+            "less is faster, and may change some.",
             show_default="all components",
         ),
     ] = None,

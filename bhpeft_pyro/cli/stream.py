@@ -128,7 +128,7 @@ def stream(
         raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     if done := len(rounds_of(out).rounds):
-        say(f"rounds that exist already: {done}")
+        say(f"rounds that exist already: {done}" + ("; none is new" if done == len(learnt) else ""))
     with cut_once():
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
@@ -159,7 +159,9 @@ def stream(
         figure = plots.stream_overview(record)
         write(out / "stream.png", png(figure))
         plt.close(figure)
-    say(f"{last.report}\nthe last posterior is in {out / 'rounds' / last.report.id}")
+    if done < len(learnt):
+        say(f"{last.report}")
+    say(f"the last posterior is in {out / 'rounds' / last.report.id}")
     _show(record, as_json)
 
 

@@ -143,6 +143,11 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         return given
     if len(likely) == 1:
         return likely[0]
+    if len(there) == 1 and (mark := next((each for each in ";\t" if each in there[0]), None)):
+        found = "semicolons" if mark == ";" else "tabs"
+        raise DataError(
+            f"one column, {there[0]!r}: the cells have {found} between them; expected commas"
+        )
     problem = f"{_few(likely)} may all be the {what}" if likely else f"no column has the {what}"
     raise DataError(f"{problem}; name it with --{what}-column, one of {_few(there)}")
 

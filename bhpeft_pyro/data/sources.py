@@ -132,7 +132,7 @@ def _file(source: str | Path) -> Path | None:
     path, called = Path(source), shown(str(source))
     if path.suffix.lower() in _SUFFIXES:
         if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
-            raise DataError(f"source={called}: no such file (a single text goes in a list)")
+            raise DataError(f"{source}: no such file (a single text goes in a list)")
         return path
     other = path.suffix.lower() in _OTHERS and " " not in str(source)
     if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read

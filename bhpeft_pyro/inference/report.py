@@ -262,7 +262,7 @@ class FitReport:
         if self.history:
             lines.append(self._loss())
         if self.held_out:
-            lines.append(f"{self.held_out} held-out rows for early stopping and the width")
+            lines.append(f"{self.held_out} held-out rows{self._chosen()}")
         if self.tau is not None:
             lines.append(self._width())
         for number, report in enumerate(self.components if self.steps else (), 1):
@@ -303,6 +303,13 @@ class FitReport:
             cost = f"-log prior density {self.kl[name]:.2f} nats"
             lines.append(f"  {name:<{width}}  point estimate, {cost}")
         return lines
+
+    def _chosen(self) -> str:
+        """What the held-out rows chose, in words."""
+        parts = (self, *self.components)
+        step = ["the step"] if any(each.best_step is not None for each in parts) else []
+        width = ["the width"] if any(each.component_nll is not None for each in parts) else []
+        return f" chose {' and '.join(step + width)}" if step + width else ""
 
     def _width(self) -> str:
         """A Laplace approximation in one line."""

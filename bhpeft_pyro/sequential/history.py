@@ -28,6 +28,7 @@ from ..inference.report import FitReport
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..priors import PriorLike
+from .record import TEST, TEST_NLL, UNTRAINED
 
 _PARTIAL = ".partial"
 _OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
@@ -319,5 +320,6 @@ def _line(report: FitReport, folder: str) -> str:
         parts.append(f"keep {report.keep}")
     if report.projection is not None:
         parts.append(f"another guide, {report.projection:.2f} nats away")
-    parts += [f"{name} {value:.3f}" for name, value in list(report.metrics.items())[:_SHOWN]]
+    own = [each for each in report.metrics if not each.startswith((TEST, TEST_NLL, UNTRAINED))]
+    parts += [f"{name} {report.metrics[name]:.3f}" for name in own[:_SHOWN]]
     return "  ".join(filter(None, parts))

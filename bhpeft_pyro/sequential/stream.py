@@ -263,8 +263,11 @@ def _standardised(model: Model, there: Model) -> Likelihood:
 def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
     """Check that a finished round learnt this very batch."""
     report = posterior.lineage[number]
-    examples = posterior.encode(data)
-    if report.name != name or not has_learnt(report, examples):
+    try:
+        same = report.name == name and has_learnt(report, posterior.encode(data))
+    except DataError:  # such as labels that it does not know
+        same = False
+    if not same:
         raise ConfigError(
             f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
             f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")

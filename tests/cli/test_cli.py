@@ -27,7 +27,7 @@ from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import ScaledAdam
 from bhpeft_pyro.model import backbone
 from bhpeft_pyro.options import FitOptions
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
@@ -265,6 +265,12 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     assert all(word in shown for word in ("monday", "tuesday", "instead"))
     listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
     assert first in listed and children[0] in listed and children[1] not in listed
+    model, labelled = tiny_model(), {"text": TEXTS, "label": NAMES}
+    elsewhere = bh.Posterior.of(model, bh.autoguide("normal", model), labelled)
+    other = bh.sequential.History(tmp_path / "elsewhere")
+    id = other.add(elsewhere)  # it has no trace of a loss
+    (found,) = json.loads(bhpeft("history", tmp_path / "elsewhere", "--json").stdout)["rounds"]
+    assert found["id"] == id and found["negative_elbo"] is None
     assert "no rounds" in error("history", tmp_path / "nothing")
     tree = bhpeft("history", folder).stdout  # posteriors side by side are a tree too
     assert f"{first}  in run" in tree and f"{first}  in" not in shown
@@ -539,6 +545,9 @@ def test_columns_and_classes_that_are_mixed_up_are_named():
         infer(Dataset.from_dict(rows))
     with pytest.raises(DataError, match="'text' cannot be the text and the label"):
         infer(Dataset.from_dict(rows), Reading(label_column="text"))
+    for mark, called in ((";", "semicolons"), ("\t", "tabs")):
+        with pytest.raises(DataError, match=f"the cells have {called} between them"):
+            infer(Dataset.from_dict({f"text{mark}label": [f"w5{mark}good"]}))
 
 
 def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp_path, monkeypatch):

@@ -129,6 +129,8 @@ def test_a_killed_stream_goes_on_and_so_does_one_whose_file_has_grown(
     shown = bhpeft(*arguments(folder, *options)).stdout
     assert "rows 11-14" in shown and "drift/nll_z" in shown
     assert [report.id for report in rounds(folder)][:2] == first
+    idle = bhpeft(*arguments(folder, *options))
+    assert "none is new" in idle.stderr and "steps on" not in idle.stderr
     assert [report.examples for report in rounds(folder)] == [5, 5, 4]
     assert calls == [1, 1, 2]  # no round was learnt twice
 

@@ -186,6 +186,10 @@ def test_a_round_with_replay_is_held_against_all_that_it_learnt() -> None:
     learnt = second.subset(range(20)).concat(before.coreset.examples)
     assert psis(after, learnt).k_hat < 0.7
     assert psis(before, first).k_hat < 0.7
+    replay = bh.sequential.Replay(5)  # of which every component draws its own
+    both = bh.fit(tiny_model(()), "normal", first, components=2, replay=replay, epochs=2)
+    with pytest.raises(DataError, match=r"one of posterior\.components"):
+        psis(both.update(second, replay=replay), second)
 
 
 @pytest.mark.parametrize("components", [1, 2])

@@ -63,6 +63,9 @@ def test_classes_and_missing_choices() -> None:
         tiny_model(outputs=3), "normal", tiny_examples(12), max_steps=2, progress=False
     )
     found = against(posterior, posterior.sample(30, seed=5), ELSEWHERE[:4], samples=30, seed=5)
+    arrays: Any = {name: each.numpy() for name, each in posterior.sample(30, seed=5).items()}
+    of_arrays = against(posterior, arrays, ELSEWHERE[:4], samples=30, seed=5)
+    assert torch.equal(of_arrays.errors, found.errors)
     assert found.errors.shape == (4 * 3,)
     assert found.error < 1e-5 and found.ratio == pytest.approx(1.0, abs=1e-5)
     choosing = bh.tasks.multiple_choice(

@@ -401,6 +401,8 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
     ):
         torch.testing.assert_close(one.mean(-1), other.mean(-1), rtol=5e-3, atol=5e-3)
     assert candidates_of(HeteroscedasticNormal(3.0, 2.0), 0.5, 0.7).noises.unique().numel() > 1
+    narrow = candidates_of(HeteroscedasticNormal(3.0, 2.0), -4.0, 0.0)  # all of it memorised
+    assert narrow.point.mean().item() == pytest.approx(exact.point.mean().item(), abs=5e-3)
 
 
 def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
@@ -484,10 +486,13 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_another_noise_scale_says_as_much_about_itself() -> None:
-    """The Fisher information of a log scale is 2 for each example, whatever the scale is."""
+@pytest.mark.parametrize("likelihood", [Normal(), HeteroscedasticNormal()])
+def test_another_noise_scale_says_as_much_about_itself(likelihood: Any) -> None:
+    """The Fisher information of a log scale is 2 for each example, whatever the scale is. With a
+    factor for each text, the scale and the factors' bias count as known to each other."""
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
-    fitted = bh.fit(tiny_model((), 1, likelihood=Normal()), "laplace", rows, components=1, **QUICK)
+    model = tiny_model((), likelihood.outputs, likelihood=likelihood)
+    fitted = bh.fit(model, "laplace", rows, components=1, **QUICK)
     guide = guide_of(fitted)
     own = torch.diag(guide.prior.covariance.scale.double() ** -2)
     first = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
@@ -495,7 +500,42 @@ def test_another_noise_scale_says_as_much_about_itself() -> None:
     second = torch.linalg.inv(dense(guide.as_prior().normal.covariance)) - own
     for learnt in (first, second):
         assert learnt[-1, -1].item() == pytest.approx(2 * fitted.report.examples, rel=1e-3)
+        assert learnt[-1, :-1].abs().max() < 1e-2
     torch.testing.assert_close(second[:-1, :-1], 4 * first[:-1, :-1], rtol=1e-2, atol=1e-2)
+
+
+class Precise(Normal):
+    """Every rating has an sd of its own, which is known up to a factor."""
+
+    columns = ("sd",)
+
+    def distribution(
+        self, outputs: Any, weights: Any, choices: Any = None, extra: Any = None
+    ) -> Any:
+        return dist.Normal(self._middle(outputs), weights["noise.log_scale"].exp() * extra["sd"])
+
+
+def test_a_noise_that_differs_by_row_is_that_of_each_row() -> None:
+    """The noise that is chosen, and the NLL that is reported, are those of the forecast."""
+    noise = torch.randn(200, generator=generator(2))
+    sds = torch.where(torch.arange(200) % 2 == 0, 0.1, 3.0)
+    rows = {"text": random_texts(200), "label": (sds * noise).tolist(), "sd": sds.tolist()}
+    train, held_out = (
+        {k: v[part] for k, v in rows.items()} for part in (slice(100), slice(100, 200))
+    )
+    model = tiny_model((), 1, likelihood=Precise(0.0, 3.0))
+    fitted = bh.fit(model, "laplace", train, components=1, validation=held_out, **QUICK)
+    assert fitted.report.component_nll == pytest.approx(fitted.evaluate(held_out)["nll"], rel=1e-3)
+    assert fitted.report.noise == pytest.approx(3.0, rel=0.3)
+
+
+def test_a_later_rounds_width_is_chosen_by_the_forecasts_that_it_makes() -> None:
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    model = tiny_model((), 1, likelihood=Normal())
+    first = bh.fit(model, "normal", rows, max_steps=40, progress=False)
+    rows = {"text": random_texts(90)[60:], "label": [float(i % 3) for i in range(30)]}
+    second = first.update(rows, guide="laplace", validation=rows, max_steps=20)
+    assert second.report.component_nll == pytest.approx(second.evaluate(rows)["nll"], rel=5e-3)
 
 
 class Constant(KnownNoise):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -151,6 +153,30 @@ def test_a_point_of_ratings_has_the_noise_of_held_out_rows(kind: Any) -> None:
     pulled = bh.fit(model, "delta", data, validation=rows, temperature=1.0, **options)
     memorised = pulled.predict(rows, 0)
     assert memorised.aleatoric.mean() < 0.9 * forecast.aleatoric.mean()
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_a_noise_that_the_prior_fixes_stays(count: int) -> None:
+    def prior(sites: Any) -> Any:
+        noise = pyro.deterministic("noise.log_scale", torch.tensor(-0.5), event_dim=0)
+        normals = {
+            site.name: pyro.sample(
+                site.name, dist.Normal(0.0, site.unit).expand(site.shape).to_event(site.ndim)
+            )
+            for site in sites
+            if site.name != "noise.log_scale"
+        }
+        return normals | {"noise.log_scale": noise}
+
+    model = tiny_model((), 1, prior, Normal(0.0, 2.0))
+    rows = {
+        "text": [f"w{5 + i % 40}" for i in range(count)],
+        "label": [float(i % 5) for i in range(count)],
+    }
+    posterior = bh.fit(model, "delta", rows, max_steps=3, progress=False)
+    forecast = posterior.predict(["w5"])
+    assert isinstance(forecast, bh.forecast.RatingForecast)
+    assert forecast.aleatoric.item() == pytest.approx(4 * torch.tensor(-1.0).exp().item())
 
 
 @pytest.mark.parametrize("guide", ["delta", "laplace"])

@@ -11,6 +11,7 @@ from onehot import FIT, assert_posterior, exact, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.testing import tiny_model
 
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
 
@@ -114,3 +115,21 @@ def test_bad_replay_is_refused() -> None:
         bh.sequential.Replay(0)
     with pytest.raises(ConfigError, match="size=48 must be below the number of examples, 48"):
         bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(48), **FIT)
+
+
+def test_a_coreset_does_not_set_the_noise_scale() -> None:
+    """One outlier that is kept would make all forecasts as wide as it is wrong."""
+    rows = {
+        "text": [f"w{5 + i % 40}" for i in range(60)],
+        "label": [float(i % 3) for i in range(60)],
+    }
+    small = tiny_model((), 1, likelihood=bh.likelihoods.Normal(0.0, 9.0))
+    options: Any = {"components": 1, "max_steps": 3, "lr": 1e-6, "progress": False}
+    replay = bh.sequential.Replay(1)
+    kept, _ = replay.split(small.encode(rows), seed=0)
+    assert kept.texts is not None
+    rows["label"][rows["text"].index(kept.texts[0])] = 20.0
+    fitted = bh.fit(small, "laplace", rows, replay=replay, **options)
+    assert fitted.coreset is not None
+    noises = [each.means()["noise.log_scale"] for each in (fitted.guide, fitted.coreset.guide)]
+    torch.testing.assert_close(*noises, rtol=0.0, atol=1e-3)

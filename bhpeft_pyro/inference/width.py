@@ -346,7 +346,8 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    earlier = bool(prior.rank) or bool((prior.scale < guide.first_scale).any())
+    # (Setting the prior's scales leaves rounding errors in them.)
+    earlier = bool(prior.rank) or bool((prior.scale < 0.999 * guide.first_scale).any())
     free = model.likelihood.learns_noise and given is None and not earlier
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)

@@ -529,6 +529,25 @@ def test_a_noise_that_differs_by_row_is_that_of_each_row() -> None:
     assert fitted.report.noise == pytest.approx(3.0, rel=0.3)
 
 
+def test_the_noise_is_chosen_with_the_width_of_the_first_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Later rounds have information of earlier noise scales."""
+    free: list[bool] = []
+
+    def chosen(*args: Any) -> Candidates:
+        free.append(args[-1])
+        return candidates.with_constant_noise(*args)
+
+    monkeypatch.setattr(width, "with_constant_noise", chosen)
+    rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
+    model = tiny_model(bh.presets.bh_peft(), 1, likelihood=Normal())
+    first = bh.fit(model, "laplace", rows, components=1, **QUICK)
+    new = {"text": random_texts(90)[60:], "label": [float(i % 3) for i in range(30)]}
+    first.update(new, validation=rows, max_steps=3)
+    assert free == [True, False]
+
+
 def test_a_later_rounds_width_is_chosen_by_the_forecasts_that_it_makes() -> None:
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     model = tiny_model((), 1, likelihood=Normal())

@@ -262,7 +262,7 @@ class FitReport:
         if self.history:
             lines.append(self._loss())
         if self.held_out:
-            lines.append(f"{self.held_out} held-out rows{self._chosen()}")
+            lines.append(f"{self.held_out} held-out rows{self._purpose()}")
         if self.tau is not None:
             lines.append(self._width())
         for number, report in enumerate(self.components if self.steps else (), 1):
@@ -304,12 +304,12 @@ class FitReport:
             lines.append(f"  {name:<{width}}  point estimate, {cost}")
         return lines
 
-    def _chosen(self) -> str:
-        """What the held-out rows chose, in words."""
+    def _purpose(self) -> str:
+        """What the held-out rows were for, in words."""
         parts = (self, *self.components)
-        step = ["the step"] if any(each.best_step is not None for each in parts) else []
+        step = ["early stopping"] if any(each.best_step is not None for each in parts) else []
         width = ["the width"] if any(each.component_nll is not None for each in parts) else []
-        return f" chose {' and '.join(step + width)}" if step + width else ""
+        return f" for {' and '.join(step + width)}" if step + width else ""
 
     def _width(self) -> str:
         """A Laplace approximation in one line."""

@@ -217,3 +217,17 @@ def test_patience_is_not_inherited_without_rows_to_look_at() -> None:
     assert first.update(new, validation=rows).report.options.patience == 2
     with pytest.raises(ConfigError, match="patience=3 needs validation"):
         first.update(new, patience=3)
+
+
+def test_a_report_says_what_held_out_rows_were_for() -> None:
+    data, rows = tiny_examples(60), tiny_examples(20, seed=3)
+    options: dict[str, Any] = {"components": 1, "max_steps": 3, "progress": False}
+    point = bh.fit(tiny_model(), "delta", data, validation=rows, **options)
+    wide = bh.fit(tiny_model(), "laplace", data, validation=rows, **options)
+    later = wide.update(tiny_examples(12, seed=4), validation=rows, max_steps=3)
+    for posterior, purpose in (
+        (point, "for early stopping"),
+        (wide, "for early stopping and the width"),
+        (later, "for the width"),
+    ):
+        assert f"20 held-out rows {purpose}\n" in f"{posterior.report}\n"

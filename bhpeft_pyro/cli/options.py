@@ -111,7 +111,11 @@ Preset = Annotated[
 ]
 Guide = Annotated[
     names.GuideName,
-    typer.Option(help=f"The family of the posterior: {listed(names.GuideName)}.", metavar="NAME"),
+    typer.Option(
+        help=f"The family of the posterior: {listed(names.GuideName)}. delta is a point estimate, "
+        "which `update` refuses.",
+        metavar="NAME",
+    ),
 ]
 Components = Annotated[
     int | None,

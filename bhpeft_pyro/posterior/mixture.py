@@ -11,6 +11,8 @@ from ..options import FitOptions
 from ..priors import MixturePrior
 from .posterior import Posterior
 
+__all__ = ["MixturePosterior"]
+
 
 class MixturePosterior(Posterior):
     """Independent fits as one posterior: an equal-weight mixture (`fit(..., components=K)`).

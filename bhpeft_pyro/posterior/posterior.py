@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
     from ..sequential import Drift
 
+__all__ = ["Posterior"]
+
 
 @dataclass(eq=False, repr=False)
 class Posterior:

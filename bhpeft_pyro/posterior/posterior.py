@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
     from ..sequential import Drift
 
-__all__ = ["Posterior"]
+__all__ = ["Coreset", "Posterior"]
 
 
 @dataclass(eq=False, repr=False)

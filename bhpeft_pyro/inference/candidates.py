@@ -206,16 +206,12 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     for what ratings say about their mean; what they say about their noise does not depend on s.
     """
     errors, trained = _errors(held)
-    noises = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE) * NOISES
+    noise = (errors / trained).square().mean().sqrt().clamp_min(LEAST_NOISE)
+    noises = noise * NOISES
     densities = torch.stack([_at_noises(held, each, noises) for each in spreads])
     best = densities.mean(-1).argmax(1)
-    point = _at_noises(held, None, noises)
-    return Candidates(
-        taus,
-        noises[best],
-        densities[torch.arange(len(taus)), best],
-        point[point.mean(-1).argmax()],
-    )
+    point = Normal(0.0, noise * trained).log_prob(errors)
+    return Candidates(taus, noises[best], densities[torch.arange(len(taus)), best], point)
 
 
 def _errors(held: Held) -> tuple[Tensor, Tensor]:
@@ -228,7 +224,7 @@ def _errors(held: Held) -> tuple[Tensor, Tensor]:
     return errors, sds
 
 
-def _at_noises(held: Held, spreads: Sequence[Tensor] | None, noises: Tensor) -> Tensor:
+def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
     """As `_densities`, for each of F factors of the noise scale: (F, N)."""
     found = []
     for outputs, values, labels in _draws(held, spreads):

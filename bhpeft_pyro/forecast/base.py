@@ -123,12 +123,10 @@ class Forecast(ABC):
         if self.labels is None:
             return
         check_shape("labels", self.labels, shape or (len(self),))
-        if whole and self.labels.is_floating_point():
-            raise DataError(
-                f"labels must be whole numbers (class indices), got {self.labels.dtype}"
-            )
         if not self.labels.isfinite().all():
             raise DataError("labels must be finite")
+        if whole and (odd := self.labels[self.labels != self.labels.long()]).numel():
+            raise DataError(f"labels must be whole numbers (class indices), got {odd[0].item():g}")
 
     @abstractmethod
     def summary(self) -> dict[str, list[Any]]:
@@ -168,14 +166,17 @@ def digits(values: Tensor) -> list[float]:
     return [float(f"{value:.7g}") for value in values.tolist()]
 
 
-def as_labels(labels: Any, name: str = "labels") -> Tensor | None:
-    """Labels, or other numbers, as a tensor on the CPU."""
-    if labels is None:
-        return None
-    if hasattr(labels, "to_numpy"):  # torch reads a pandas Series by its index
-        labels = labels.to_numpy().copy()
+def as_labels(labels: Any) -> Tensor | None:
+    """Labels as a tensor on the CPU, if there are any."""
+    return None if labels is None else as_numbers("labels", labels)
+
+
+def as_numbers(name: str, values: Any) -> Tensor:
+    """Numbers as a tensor on the CPU."""
+    if hasattr(values, "to_numpy"):  # torch reads a pandas Series by its index
+        values = values.to_numpy().copy()
     try:
-        return torch.as_tensor(labels).detach().cpu()
+        return torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} must be numbers: {error}") from error
 

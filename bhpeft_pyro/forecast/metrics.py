@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import BELOW_ONE, COUNT, check, check_memory
-from .base import Forecast
+from .base import Forecast, as_numbers, check_shape
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
 from .ratings import RatingForecast
@@ -182,11 +182,17 @@ class CalibrationBins:
         return (self.accuracy - self.confidence).abs().max().item()
 
 
-def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> CalibrationBins:
-    """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017)."""
+def calibration_bins(
+    confidence: Tensor | Sequence[float], correct: Tensor | Sequence[float], bins: int = BINS
+) -> CalibrationBins:
+    """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017).
+
+    >>> calibration_bins([0.9, 0.8], [True, False], bins=2).expected_error
+    0.35
+    """
     bins = COUNT("bins", bins)
     check_memory("bins", bins, 32)
-    confidence, correct = confidence.double(), correct.double()
+    confidence, correct = _two_columns(confidence=confidence, correct=correct)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence.contiguous(), edges[1:-1])
     count = index.bincount(minlength=bins).double()
@@ -199,13 +205,13 @@ def calibration_bins(confidence: Tensor, correct: Tensor, bins: int = BINS) -> C
     )
 
 
-def aurc(loss: Tensor, uncertainty: Tensor) -> float:
+def aurc(loss: Tensor | Sequence[float], uncertainty: Tensor | Sequence[float]) -> float:
     """Area under the risk-coverage curve (Geifman and El-Yaniv 2017); smaller is better.
 
     The mean, over k = 1..N, of the mean `loss` (N,) of the k most certain examples. Examples that
     are equally certain count as if in random order.
     """
-    return _kept_risk(loss, uncertainty).mean().item()
+    return _kept_risk(*_two_columns(loss=loss, uncertainty=uncertainty)).mean().item()
 
 
 def rejection_curve(
@@ -294,6 +300,14 @@ def _mean_absolute(mean: Tensor, sd: Tensor) -> Tensor:
     ratio = mean / sd
     density = (-0.5 * ratio.square()).exp() / math.sqrt(2 * math.pi)
     return 2 * sd * density + mean * torch.erf(ratio / math.sqrt(2))
+
+
+def _two_columns(**columns: Tensor | Sequence[float]) -> list[Tensor]:
+    """Two (N,) columns of numbers in double precision."""
+    found = [as_numbers(name, values).double() for name, values in columns.items()]
+    for name, values in zip(columns, found, strict=True):
+        check_shape(name, values, (found[0].numel(),))
+    return found
 
 
 def _kept_risk(loss: Tensor, uncertainty: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import shown
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels, digits
+from .base import Forecast, as_labels, as_numbers, digits
 from .classes import ClassForecast
 
 Measure = Literal["epistemic", "aleatoric", "total"]
@@ -143,10 +143,9 @@ class LabelsForecast(Forecast):
 
     def with_threshold(self, threshold: float | Sequence[float] | Tensor) -> LabelsForecast:
         """The same forecast, with another threshold for all labels, or one for each (K,)."""
-        given = as_labels(threshold, "threshold")
+        given = as_numbers("threshold", threshold)
         if (
-            given is None
-            or given.is_complex()
+            given.is_complex()
             or given.shape not in ((), (self.count,))
             or not ((given >= 0) & (given <= 1)).all()
         ):

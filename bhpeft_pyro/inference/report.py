@@ -196,9 +196,14 @@ class FitReport:
                 f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point "
                 f"estimate, at {', '.join(collapsed)}"
             )
-        if nothing := [name for name, kl in self.site_kl.items() if abs(kl) < _NOTHING]:
+        # One side of a branch says little: LoRA's A may stay at the prior while B has learnt.
+        branches: dict[str, float] = {}
+        for name, kl in self.site_kl.items():
+            branch = name.rpartition(".")[0] or name
+            branches[branch] = max(branches.get(branch, 0.0), abs(kl))
+        if nothing := [branch for branch, kl in branches.items() if kl < _NOTHING]:
             found.append(
-                f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at "
+                f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
                 f"{', '.join(nothing)}"
             )
         if self.unsettled:
@@ -208,10 +213,14 @@ class FitReport:
                 f"unstable: {self.skipped} of {self.steps} steps were skipped because the loss or "
                 "gradient was not finite"
             )
-        # Of a Laplace approximation it is the temperature of the point estimate only.
-        if all(each.tau is None for each in (self, *self.components)):
+        if not self._is_laplace:
             found += _unusual(self.temperature)
         return found
+
+    @property
+    def _is_laplace(self) -> bool:
+        """Whether the temperature is that of a point estimate only, the prior's weight."""
+        return any(each.tau is not None for each in (self, *self.components))
 
     def last(self, name: str, steps: int = _LAST) -> float:
         """The mean of a history entry over the last steps; nan for a guide that was trained
@@ -251,10 +260,11 @@ class FitReport:
         return replace(self, history=[*early[::every], *late], components=components)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.steps} steps on {self.examples} examples at temperature "
-            f"{self.temperature:g}" + (f", {self.skipped} skipped" if self.skipped else "")
-        ]
+        lines = [f"{self.steps} steps on {self.examples} examples"]
+        if not self._is_laplace:
+            lines[0] += f" at temperature {self.temperature:g}"
+        if self.skipped:
+            lines[0] += f", {self.skipped} skipped"
         if not self.steps:
             lines[0] = f"fitted elsewhere to {self.examples or 'unknown'} examples"
         if self.components:

@@ -154,7 +154,8 @@ def test_draws_that_are_no_probabilities_are_refused(draws, words):
     ("options", "words"),
     [
         ({"labels": torch.zeros(29, dtype=torch.long)}, "labels has shape"),
-        ({"labels": torch.zeros(30)}, "whole numbers"),
+        ({"labels": torch.full((30,), 0.5)}, "whole numbers .class indices., got 0.5"),
+        ({"labels": torch.full((30,), math.nan)}, "finite"),
         ({"labels": [4] * 30}, r"0\.\.3, got 4"),
         ({"labels": [-1] * 30}, r"got -1"),
         ({"labels": ["good"] * 30}, "labels must be numbers"),
@@ -166,6 +167,12 @@ def test_draws_that_are_no_probabilities_are_refused(draws, words):
 def test_what_does_not_go_with_the_draws_is_refused(options, words):
     with pytest.raises(DataError, match=words):
         ClassForecast.from_draws(some_draws(), **options)
+
+
+def test_classes_may_be_whole_floats() -> None:
+    """As pandas reads a column with gaps, and scikit-learn takes them."""
+    forecast = ClassForecast.from_draws(some_draws(), labels=[1.0, 2.0, 0.0] * 10)
+    assert forecast.observed().tolist() == [1, 2, 0] * 10
 
 
 def test_choices_that_do_not_exist_have_no_probability_and_are_no_labels():

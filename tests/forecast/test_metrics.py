@@ -255,6 +255,15 @@ def test_bins_must_be_some():
         calibration_bins(torch.tensor([0.5]), torch.tensor([True]), 0)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, pandas.Series, list])
+def test_columns_of_any_library(kind):
+    loss, uncertainty = [0.0, 1.0, 1.0], [0.2, 0.9, 0.4]
+    assert aurc(kind(loss), kind(uncertainty)) == pytest.approx((0 + 1 / 2 + 2 / 3) / 3)
+    assert calibration_bins(kind(uncertainty), kind(loss)).count.sum() == 3
+    with pytest.raises(DataError, match=r"uncertainty has shape \(2,\), expected \(3,\)"):
+        aurc(kind(loss), kind(uncertainty[:2]))
+
+
 def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:
     forecast = ClassForecast.from_draws(torch.tensor([[[1.0, 0.0], [0.6, 0.4]]]), labels=[1, 0])
     tiny = torch.finfo(torch.float32).tiny

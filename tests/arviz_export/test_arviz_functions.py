@@ -1,4 +1,4 @@
-"""ArviZ's own functions on exported results: leave-one-out, comparisons, summaries, plots."""
+"""ArviZ's own functions on exported results: leave-one-out, comparisons, summaries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -34,7 +33,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-    plt.close("all")
 
 
 def left_out(exact: Exact, last: int = COUNT) -> np.ndarray:
@@ -98,20 +96,6 @@ def test_loo_is_leave_one_out(conjugate: dict[str, tuple[Exact, Any]], name: str
     assert np.log(np.exp(drawn).mean(0)).sum() - expected.sum() > 2 * error
 
 
-@pytest.mark.parametrize("other", ["narrow", "updated"])
-def test_compare_ranks_by_leave_one_out(
-    conjugate: dict[str, tuple[Exact, Any]], other: str
-) -> None:
-    """Prior against prior; the next round, whose prior is a posterior, against a first one."""
-    expected = {name: left_out(conjugate[name][0]).sum() for name in ("fresh", other)}
-    table = arviz.compare({name: conjugate[name][1] for name in expected}, **EXACT)
-    best, worst = sorted(expected, key=lambda name: -expected[name])
-    assert list(table.index) == [best, worst]
-    difference = expected[best] - expected[worst]
-    assert difference > 0.5
-    assert abs(float(table.loc[worst, "elpd_diff"])) == pytest.approx(difference, rel=0.1)
-
-
 def test_compare_kinds(fitted: dict[str, tuple[bh.Posterior, Any]]) -> None:
     """LoRA against a hybrid; with what is left out put back, it is the forecast's own NLL."""
     table = arviz.compare({name: idata for name, (_, idata) in fitted.items()}, **EXACT)
@@ -151,30 +135,3 @@ def test_summary_of_all_that_is_exported(fitted: dict[str, tuple[bh.Posterior, A
         for index in np.ndindex(means.shape):
             found = float(table.loc[f"{name}[{', '.join(map(str, index))}]", "mean"])
             assert found == pytest.approx(float(means[index]), abs=1e-5), name
-
-
-@pytest.mark.skipif(not OLD, reason="ArviZ 1.x has other plots, of other classes")
-def test_plots_of_draws_show_where_they_are(fitted: dict[str, tuple[bh.Posterior, Any]]) -> None:
-    drawn = fitted["hybrid"][1].posterior["effective_rank.lora.query"]
-    means, medians = (getattr(drawn, what)(("chain", "draw")).values for what in ("mean", "median"))
-    name = ["effective_rank.lora.query"]
-    (ax,) = arviz.plot_forest(fitted["hybrid"][1], var_names=name, combined=True)
-    points = [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(points[::-1], medians, rtol=1e-5)  # the first is on top
-    axes = arviz.plot_posterior(fitted["hybrid"][1], var_names=name, round_to=4).ravel()
-    for ax, mean in zip(axes, means, strict=True):
-        assert any(text.get_text() == f"mean={mean:.4g}" for text in ax.texts)
-
-
-@pytest.mark.skipif(not OLD, reason="ArviZ 1.x has other plots, of other classes")
-@pytest.mark.parametrize("group", ["posterior", "prior"])
-def test_predictive_checks_show_the_observed_labels(
-    fitted: dict[str, tuple[bh.Posterior, Any]], group: str
-) -> None:
-    idata = fitted["hybrid"][1]
-    ax = arviz.plot_ppc(idata, group=group, observed=True)
-    shown = {line.get_label(): line.get_ydata()[1:] for line in ax.lines}
-    ones = float(idata[f"{group}_predictive"]["label"].mean())
-    np.testing.assert_allclose(shown["Observed"], [0.5, 0.5])
-    mean = shown[f"{group.title()} predictive mean"]
-    np.testing.assert_allclose(mean, [1 - ones, ones], atol=1e-6)

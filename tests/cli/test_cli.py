@@ -726,14 +726,6 @@ def test_texts_cannot_break_a_page(folder, tmp_path):
     assert "<b>" not in html and "w5 | &lt;b&gt; w6" in html
 
 
-@pytest.mark.parametrize(
-    "name", ["fit", "compare", "predict", "evaluate", "update", "stream", "report"]
-)
-def test_every_command_has_help_with_examples(name):
-    text = bhpeft(name, "--help").stdout
-    assert re.search(rf"Examples:\s+bhpeft {name}", text)
-
-
 def test_shares():
     assert share("10%") == share("0.1") == pytest.approx(0.1)
     for text in ("10", "-1%", "x", "nan", "101%"):

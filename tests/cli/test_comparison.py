@@ -166,9 +166,3 @@ def test_an_interval_is_that_of_a_mean() -> None:
     low, high = comparison._interval(away)
     half = 1.96 * away.std() / 2000**0.5
     assert (low, high) == pytest.approx((away.mean() - half, away.mean() + half), abs=0.02)
-
-
-def test_the_nll_of_rows_is_that_of_the_metric(made: tuple[Comparison, Path]) -> None:
-    found, _ = made
-    for name, forecast in found.forecasts.items():
-        assert nlls(forecast).mean().item() == pytest.approx(found.table().loc[name, "nll"])

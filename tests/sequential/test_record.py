@@ -1,4 +1,4 @@
-"""Metrics of transfer against values worked out by hand, and against the papers' sums."""
+"""Metrics of transfer against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -37,28 +37,6 @@ def test_bad_matrices() -> None:
         transfer(SCORES[:1, :1], UNTRAINED[:1])
     with pytest.raises(DataError, match=r"shape \(2,\), expected \(3,\)"):
         transfer(SCORES, UNTRAINED[:2])
-
-
-def test_by_the_papers_sums() -> None:
-    """Those of Lopez-Paz and Ranzato (2017) and of Chaudhry et al. (2018), counted from 1."""
-    generator = torch.Generator().manual_seed(3)
-    for rounds in range(2, 7):
-        scores = torch.rand(rounds, rounds, generator=generator)
-        untrained = torch.rand(rounds, generator=generator)
-
-        def a(i: int, j: int, scores: torch.Tensor = scores) -> float:
-            return scores[i - 1, j - 1].item()
-
-        b = [float("nan"), *untrained.tolist()]
-        last, earlier = rounds, range(1, rounds)
-        sums = {
-            "average_accuracy": sum(a(last, j) for j in range(1, last + 1)) / last,
-            "backward_transfer": sum(a(last, j) - a(j, j) for j in earlier) / (last - 1),
-            "forward_transfer": sum(a(j - 1, j) - b[j] for j in range(2, last + 1)) / (last - 1),
-            "forgetting": sum(max(a(i, j) for i in range(1, last)) - a(last, j) for j in earlier)
-            / (last - 1),
-        }
-        assert transfer(scores, untrained) == pytest.approx(sums, abs=1e-6)
 
 
 def test_a_record_is_a_table() -> None:

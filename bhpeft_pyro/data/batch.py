@@ -61,6 +61,40 @@ class Batch:
             return len(self.spans)
         return next(iter(self.inputs.values())).shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B,) or (B, C), with B/S in place of B where S particles share the examples."""
+        value = next(iter(self.inputs.values())) if self.features is None else self.features
+        return len(self) // self.particles, *value.shape[1:-1]
+
+    def rows(self, particles: int) -> dict[str, Tensor]:
+        """The inputs of `particles` draws as (R, T) rows, draw by draw."""
+        if not self.inputs:
+            raise DataError("batch: it has neither inputs nor features")
+        first = next(iter(self.inputs.values()))
+        for name, value in self.inputs.items():
+            if value.shape != first.shape:
+                raise DataError(
+                    f"batch: {name} has shape {tuple(value.shape)}, expected that of the others, "
+                    f"{tuple(first.shape)}: a number for each token"
+                )
+        return {k: self.shared(value, particles).flatten(0, 1) for k, value in self.inputs.items()}
+
+    def row_spans(self, particles: int) -> Tensor | None:
+        """The spans in the rows of all draws, draw by draw."""
+        if self.spans is None or self.particles > 1:
+            return self.spans
+        rows = len(next(iter(self.inputs.values())))
+        shift = torch.arange(particles).reshape(-1, 1, 1) * torch.tensor([rows, 0, 0])
+        return (self.spans + shift.to(self.spans)).flatten(0, 1)
+
+    def shared(self, value: Tensor, particles: int) -> Tensor:
+        """(B, ..., D) as (S, rows, D) for S draws: all rows for each, or its share of them."""
+        rows = value.flatten(0, -2)
+        if self.particles == 1:
+            return rows.expand(particles, *rows.shape)
+        return rows.unflatten(0, (particles, -1))
+
     def split(self, particles: int) -> Batch:
         """Share the examples out over `particles` weight draws; labels and extra columns become
         (S, B/S)."""

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Columns
 from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
-from ..inference.loop import settle_noise
+from ..inference.noise import settle_noise
 from ..inference.report import FitReport
 from ..model.backbone import check_plain, load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail

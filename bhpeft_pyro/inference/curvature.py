@@ -1,153 +1,85 @@
-"""The Fisher information of a model's weights, from per-example gradients.
+"""The curvature of a linearised network: the Fisher information of all examples, N F.
 
-For the likelihoods of this package it equals the generalised Gauss-Newton matrix. Labels of the
-data are never used.
+It is kept as its leading directions and the diagonal of the rest. It is computed from the
+derivatives of the outputs with respect to the weights, example by example; labels are not used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
-from pyro import poutine
-from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal
 
 from ..data.batch import Batch
 from ..distributions import leading
-from ..model.linearized import slopes
+from ..guides import LaplaceGuide
+from ..guides.budget import examples_at_once, gradients_at_once
+from ..model.linearized import Outputs
 from ..model.model import Model
-from ..priors import complete
+from .fisher import all_outcomes, one_outcome
 
-_DRAWS = 32  # from a prior
+_LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 
-
-def one_outcome(predictive: TorchDistribution) -> list[Tensor]:
-    """log p(y) of one drawn outcome per example."""
-    return [predictive.log_prob(predictive.sample())]
+Jacobians = Iterable[tuple[Batch, Outputs, Tensor]]
+"""Batches with their outputs and the (B, E, D) derivatives of these."""
 
 
-def all_outcomes(predictive: TorchDistribution) -> list[Tensor]:
-    """Quantities whose gradients' outer products sum to the Fisher information, or none.
+@dataclass(frozen=True)
+class Curvature:
+    """N F in units of the prior's scale: diag(rest) + root root', (D,) and (D, rank)."""
 
-    For K classes these are K - 1 contrasts. The K scores g_k = sqrt(p_k) grad log p_k would do, but
-    sum_k sqrt(p_k) g_k = 0, so a reflection that takes sqrt(p) to the last axis makes the last one
-    zero. For a Normal: the mean in sds, and sqrt(2) times the log sd, whose scores are independent.
-    For several labels: those of each label.
-    """
-    if isinstance(predictive, Independent):
-        inner = all_outcomes(predictive.base_dist)
-        return [
-            part
-            for each in inner
-            for part in each.flatten(-predictive.reinterpreted_batch_ndims).unbind(-1)
-        ]
-    if predictive.has_enumerate_support:
-        try:
-            outcomes = predictive.enumerate_support()
-        except NotImplementedError:  # a Binomial whose examples differ in their number of trials
-            return []
-        logs = predictive.log_prob(outcomes)
-        roots = (0.5 * logs.detach()).exp()
-        # An impossible outcome, such as a choice that does not exist, has no gradient.
-        logs = logs.masked_fill(roots == 0, 0.0)
-        share = roots[-1] / (1 + roots[-1])
-        return list(roots[:-1] * (logs[:-1] - share * logs[-1]))
-    if isinstance(predictive, Normal):
-        return [predictive.mean / predictive.stddev.detach(), 2**0.5 * predictive.stddev.log()]
-    return []
+    rest: Tensor
+    root: Tensor
+
+    def times(self, factor: Tensor) -> Curvature:
+        """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
+        return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
 
 
-def scores(
-    model: Model,
-    weights: Mapping[str, Tensor],
-    batch: Batch,
-    outcomes: Callable[[TorchDistribution], list[Tensor]] = one_outcome,
-) -> Iterator[dict[str, Tensor]]:
-    """Per-example gradients of log p(y | x, w), with y from the model.
+@torch.no_grad()
+def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) -> Curvature:
+    """N F at the guide's mean, from the Jacobians of some examples, each of which counts `weight`
+    times."""
+    like, scale = guide.loc.detach(), guide.prior.covariance.scale
+    room = guide.rank + gradients_at_once(len(like), guide.rank)
+    most = examples_at_once(len(like), model.network.outputs)
+    gathered = Gathered(like, guide.rank, room + most)
+    for _, outputs, jacobians in rows:
+        for score in _scores(outputs):
+            gathered.add(torch.einsum("be,bed->bd", score, jacobians) * scale)
+            if gathered.count >= room:
+                gathered.shorten()
+    root, rest = gathered.parts()
+    return Curvature(weight * rest, weight**0.5 * root)
 
-    The sum of their squares is the diagonal of the Fisher information. Every example is run as a
-    particle with its own weights.
 
-    Args:
-        model: the model.
-        weights: for each site, or for each latent of its prior, a tensor `(B, 1, *shape)`.
-        batch: B examples, not split over particles.
-        outcomes: which y: `one_outcome` that is sampled, or `all_outcomes`.
-
-    Yields:
-        For each outcome, the names of `weights` to tensors `(B, *shape)`.
-    """
-    leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
+def _scores(outputs: Outputs) -> list[Tensor]:
+    """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
+    values = outputs.mean.detach().requires_grad_()
     with torch.enable_grad():
-        whole = complete(model.prior, model.sites, leaves)
-        predictive = model.predictive(whole, replace(batch.split(len(batch)), labels=None))
-        for total in (each.sum() for each in outcomes(predictive)):
-            if not total.requires_grad:  # PEFT weights alone, on frozen features
-                yield {name: torch.zeros_like(leaf[:, 0]) for name, leaf in leaves.items()}
-                continue
-            grads = slopes(total, [*leaves.values()])
-            yield {name: grad[:, 0] for name, grad in zip(leaves, grads, strict=True)}
-
-
-def diagonal(
-    model: Model, weights: Mapping[str, Tensor], batches: Iterable[Batch]
-) -> dict[str, Tensor]:
-    """The diagonal of the Fisher information of one example, averaged over examples.
-
-    Args:
-        model: the model.
-        weights: for each site, or for each latent of its prior, a tensor of its shape.
-        batches: the examples.
-
-    Returns:
-        The same names to tensors of the same shapes.
-    """
-
-    def outcomes(predictive: TorchDistribution) -> list[Tensor]:
-        return all_outcomes(predictive) or one_outcome(predictive)  # the latter in expectation
-
-    sums = {name: torch.zeros_like(value) for name, value in weights.items()}
-    count = 0
-    for batch in batches:
-        count += len(batch)
-        copies = {name: weights[name].expand(len(batch), 1, *sums[name].shape) for name in sums}
-        for gradients in scores(model, copies, batch, outcomes):
-            for name, gradient in gradients.items():
-                sums[name] += gradient.square().sum(0)
-    return {name: total / count for name, total in sums.items()}
-
-
-def from_prior(model: Model, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The information of latents about others that their prior depends on.
-
-    Weights, for example, are informative about their scale. The result is the diagonal of the
-    Fisher information of p(latents), without the contribution of each latent's own density.
-
-    Args:
-        model: the model; only its prior is used.
-        latents: one value, of its shape, of each latent of the prior.
-
-    Returns:
-        The same names to tensors of the same shapes.
-    """
-    leaves = {name: value.detach().requires_grad_() for name, value in latents.items()}
-    sums = {name: torch.zeros_like(value) for name, value in leaves.items()}
-    with torch.enable_grad(), poutine.block():
-        conditioned = poutine.condition(model.prior, data=leaves)
-        nodes: dict[str, Any] = poutine.trace(conditioned).get_trace(model.sites).nodes
-        for _ in range(_DRAWS):
-            densities = (nodes[name]["fn"] for name in leaves)
-            log_prob = sum((fn.log_prob(fn.sample()).sum() for fn in densities), torch.zeros(()))
-            if not log_prob.requires_grad:  # no latent depends on another
-                break
-            grads = slopes(log_prob, [*leaves.values()])
-            for name, grad in zip(leaves, grads, strict=True):
-                sums[name] += grad.square()
-    return {name: total / _DRAWS for name, total in sums.items()}
+        found = [each.sum() for each in all_outcomes(outputs.labels(values))]
+        if found:
+            by_outcome = [
+                torch.autograd.grad(total, values, retain_graph=True)[0]
+                for total in found
+                if total.requires_grad  # not a fixed noise scale
+            ]
+            likelihood = outputs.model.likelihood
+            if not likelihood.learns_noise or likelihood.constant_noise:
+                return by_outcome
+            # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
+            # factors the posterior would be as wide as the prior. So the scale counts as known to
+            # the factors, and they to it.
+            own = outputs.of_noise()
+            return [part for each in by_outcome for part in (each * ~own, each * own)]
+        values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
+        (total,) = one_outcome(outputs.labels(values))
+        (scores,) = torch.autograd.grad(total.sum(), values)
+    information = torch.einsum("sbe,sbf->bef", scores, scores) / _LABELS
+    strengths, axes = torch.linalg.eigh(information)
+    return list((axes * strengths.clamp_min(0).sqrt().unsqueeze(1)).unbind(-1))
 
 
 class Gathered:
@@ -178,13 +110,18 @@ class Gathered:
         self.diagonal += torch.einsum("nd,nd->d", vectors, vectors)
         self.count += len(vectors)
 
-    def root(self) -> Tensor:
-        """(D, rank): a root of the best low-rank approximation."""
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The root of the best low-rank approximation, (D, rank), and the diagonal of the rest,
+        (D,)."""
+        root = self._root()
+        return root, (self.diagonal - root.square().sum(-1)).clamp_min(0)
+
+    def _root(self) -> Tensor:
         axes, strength = leading(self._table[: self.count].mT, self.rank)
         return axes.mul_(strength.sqrt())
 
     def shorten(self) -> None:
         """Replace the vectors by the root."""
-        root = self.root()
+        root = self._root()
         self.count = root.shape[-1]
         self._table[: self.count] = root.mT

@@ -27,7 +27,7 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
 from ..threads import seeded
-from .curvature import diagonal, from_prior, scores
+from .fisher import diagonal, from_prior, scores
 from .loop import optimise
 from .passes import Feed
 from .report import FitReport

@@ -13,7 +13,6 @@ import pyro
 import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
-from torch.distributions import Normal
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
@@ -22,16 +21,15 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributed import average, is_main, rank, same, world
 from ..errors import ConfigError, DataError, FitError
-from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide
 from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
-from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
 from ..threads import seeded
 from .convergence import culprit, summarise
 from .elbo import ELBO
+from .noise import has_noise, noise_of, settle_noise
 from .passes import Feed, check_all
 from .predict import predict
 from .report import FitReport
@@ -127,12 +125,12 @@ class _Run:
             if self.best is not None:
                 report.best_step = self.best.step
                 self.guide.load_state_dict(self.best.state)
-            if (guide := self._with_noise()) is not None:
+            if has_noise(self.guide, self.model):
                 bf16 = self.options.bf16
                 if self.selects and self.validation is not None:
-                    settle_noise(self.model, guide, self.validation, bf16)
+                    settle_noise(self.model, self.guide, self.validation, bf16)
                 elif self.validation is None and report.parent is None:  # a few rows and steps
-                    settle_noise(self.model, guide, self.feed, bf16, known=True)
+                    settle_noise(self.model, self.guide, self.feed, bf16, known=True)
             with torch.no_grad():  # once more, as the state that is kept may be an earlier one
                 self.loss(next(self.batches).to(self.model.network.device))
             assert self.elbo.parts is not None
@@ -293,13 +291,6 @@ class _Run:
             return False
         return not self.selects and step - best.step >= (patience or 0) * self.eval_every
 
-    def _with_noise(self) -> Guide | None:
-        """The guide, if it is a point estimate with a noise scale, which a prior may fix."""
-        learns = self.point and self.model.likelihood.learns_noise
-        if learns and isinstance(self.guide, Guide) and "noise.log_scale" in self.guide.means():
-            return self.guide
-        return None
-
     def _evaluate(self) -> Tensor:
         """(N,) NLLs of the validation rows.
 
@@ -308,39 +299,10 @@ class _Run:
         """
         assert self.validation is not None
         bf16 = self.options.bf16
-        if (guide := self._with_noise()) is not None:
-            return _noise_of(self.model, guide, self.validation, bf16)[0]
+        if has_noise(self.guide, self.model):
+            return noise_of(self.model, self.guide, self.validation, bf16)[0]
         samples = 0 if self.point else self.options.eval_samples
         return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
-
-
-def settle_noise(
-    model: Model,
-    guide: Guide,
-    examples: Examples | Feed,
-    bf16: bool = False,
-    known: bool = False,
-) -> None:
-    """Set the noise scale of ratings to the errors of a point estimate on some examples; if these
-    are `known` to it, so that errors may be too small, only where that is larger."""
-    _, noise = _noise_of(model, guide, examples, bf16)
-    if known:
-        noise = noise.maximum(guide.means()["noise.log_scale"].to(noise))
-    guide.move({"noise.log_scale": noise.float()})
-
-
-def _noise_of(
-    model: Model, guide: Guide, examples: Examples | Feed, bf16: bool
-) -> tuple[Tensor, Tensor]:
-    """NLLs of ratings, (N,), under a point estimate with the noise scale that suits them, and the
-    logarithm of that scale, ()."""
-    forecast = predict(model, guide, examples, 0, bf16=bf16)
-    assert isinstance(forecast, RatingForecast)
-    errors = (forecast.mean - forecast.observed()).double()
-    own = guide.means()["noise.log_scale"].to(errors)
-    sds = forecast.aleatoric.double().sqrt() / own.exp()  # at a log scale of 0
-    scale = (errors / sds).square().mean().sqrt().clamp_min(LEAST_NOISE)
-    return -Normal(0.0, scale * sds).log_prob(errors), scale.log()
 
 
 def _worse(rows: Tensor, best: Tensor) -> bool:

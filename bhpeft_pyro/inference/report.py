@@ -13,12 +13,9 @@ from typing import Any
 from ..checks import check_types
 from ..data import Examples
 from ..options import FitOptions
+from .report_text import described, guards
 
-_COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
-_NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
-_SKIPPED = 0.1  # of the steps
 _LAST = 50  # steps over which losses are averaged
-_FAR = 2.0  # factor between the temperature and 1
 
 
 def new_id() -> str:
@@ -190,37 +187,7 @@ class FitReport:
         Warnings about sites cover those in `scales`: other guides' sds and KLs per site are
         unknown.
         """
-        found = []
-        if collapsed := [name for name, scale in self.scales.items() if scale < _COLLAPSED]:
-            found.append(
-                f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point "
-                f"estimate, at {', '.join(collapsed)}"
-            )
-        # One side of a branch says little: LoRA's A may stay at the prior while B has learnt.
-        branches: dict[str, float] = {}
-        for name, kl in self.site_kl.items():
-            branch = name.rpartition(".")[0] or name
-            branches[branch] = max(branches.get(branch, 0.0), abs(kl))
-        if nothing := [branch for branch, kl in branches.items() if kl < _NOTHING]:
-            found.append(
-                f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
-                f"{', '.join(nothing)}"
-            )
-        if self.unsettled:
-            found.append(f"not converged: the sds still move at {', '.join(self.unsettled)}")
-        if self.skipped > _SKIPPED * self.steps:
-            found.append(
-                f"unstable: {self.skipped} of {self.steps} steps were skipped because the loss or "
-                "gradient was not finite"
-            )
-        if not self._is_laplace:
-            found += _unusual(self.temperature)
-        return found
-
-    @property
-    def _is_laplace(self) -> bool:
-        """Whether the temperature is that of a point estimate only, the prior's weight."""
-        return any(each.tau is not None for each in (self, *self.components))
+        return guards(self)
 
     def last(self, name: str, steps: int = _LAST) -> float:
         """The mean of a history entry over the last steps; nan for a guide that was trained
@@ -260,100 +227,12 @@ class FitReport:
         return replace(self, history=[*early[::every], *late], components=components)
 
     def __str__(self) -> str:
-        lines = [f"{self.steps} steps on {self.examples} examples"]
-        if not self._is_laplace:
-            lines[0] += f" at temperature {self.temperature:g}"
-        if self.skipped:
-            lines[0] += f", {self.skipped} skipped"
-        if not self.steps:
-            lines[0] = f"fitted elsewhere to {self.examples or 'unknown'} examples"
-        if self.components:
-            lines[0] = f"{len(self.components)} components, {lines[0]}"
-        if self.history:
-            lines.append(self._loss())
-        if self.held_out:
-            lines.append(f"{self.held_out} held-out rows{self._purpose()}")
-        if self.tau is not None:
-            lines.append(self._width())
-        for number, report in enumerate(self.components if self.steps else (), 1):
-            if report.tau is not None:
-                lines.append(f"  component {number}: {report._width()}")
-                continue
-            converged = "" if not report.scales else ", sds converged"
-            if report.unsettled:
-                converged = ", sds not converged"
-            lines.append(f"  component {number}: {report._loss()}{converged}")
-        if self.components and self.component_nll is not None:
-            lines.append(
-                f"mixture: held-out NLL {self.component_nll:.3f} (of the point estimates alone "
-                f"{self.point_nll:.3f})"
-            )
-        if self.between is not None:
-            lines.append(
-                f"disagreement between components: {self.between:.0%} of the epistemic uncertainty "
-                "of the held-out rows"
-            )
-        if self.projection is not None:
-            how = f"KL {self.projection:.2f} nats" if self.projection else "exact"
-            lines.append(f"prior: the last posterior in the new family of guides, {how}")
-        return "\n".join([*lines, *self._sites(), *self.guards])
+        return described(self)
 
     def _repr_html_(self) -> str:
         from ..html import report_html  # matplotlib is slow to import
 
         return report_html(self)
-
-    def _sites(self) -> list[str]:
-        width = max(map(len, [*self.scales, *self.points]), default=0)
-        lines, kls = [], self.site_kl
-        for name, scale in self.scales.items():
-            kl = f"KL {kls[name]:9.2f} nats, " if name in kls else ""
-            lines.append(f"  {name:<{width}}  {kl}posterior sd / prior sd {scale:.3f}")
-        for name in self.points:
-            cost = f"-log prior density {self.kl[name]:.2f} nats"
-            lines.append(f"  {name:<{width}}  point estimate, {cost}")
-        return lines
-
-    def _purpose(self) -> str:
-        """What the held-out rows were for, in words."""
-        parts = (self, *self.components)
-        step = ["early stopping"] if any(each.best_step is not None for each in parts) else []
-        width = ["the width"] if any(each.component_nll is not None for each in parts) else []
-        return f" for {' and '.join(step + width)}" if step + width else ""
-
-    def _width(self) -> str:
-        """A Laplace approximation in one line."""
-        tau = self.tau or 1.0
-        parts = [
-            f"point estimate of step {self.best_step or self.steps}",
-            f"prior weight {self.temperature:g}",
-            f"tau {tau:.3g} (prior scale x {tau**-0.5:.3g})",
-        ]
-        if self.noise is not None:
-            parts.append(f"noise scale {self.noise:.3g}")
-        if self.component_nll is not None:
-            parts.append(
-                f"held-out NLL {self.component_nll:.3f} (point estimate {self.point_nll:.3f})"
-            )
-        if self.expected_nll is not None:
-            total = self.negative_elbo
-            parts.append(
-                f"negative ELBO {total:.3f} = NLL {self.expected_nll:.3f} (of a sample of rows) + "
-                f"KL {total - self.expected_nll:.3f}"
-            )
-        return ", ".join(parts)
-
-    def _loss(self) -> str:
-        point, loss = self.pull is not None, f"{self.last('loss'):.3f}"
-        if point and self.temperature == 0:
-            return f"loss {loss} nats per example"
-        kl, nll = f"{self.last('kl'):.3f}", f"NLL {self.last('nll'):.3f}"
-        unit = "nats per example"
-        if point:  # it has a prior density instead of a KL
-            return f"loss {loss} = {nll} + {self.temperature:g} x -log prior density {kl} {unit}"
-        if self.temperature == 1:
-            return f"negative ELBO {loss} = {nll} + KL {kl} {unit}"
-        return f"loss {loss} = {nll} + {self.temperature:g} x KL {kl} {unit}"
 
 
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -361,15 +240,3 @@ def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = dict.fromkeys(name for entry in entries for name in entry)
     found = {name: [entry[name] for entry in entries if name in entry] for name in names}
     return {name: fmean(values) for name, values in found.items()}
-
-
-def _unusual(temperature: float) -> list[str]:
-    if temperature == 0:
-        return ["temperature 0: maximum likelihood, no posterior"]
-    if 1 / _FAR <= temperature <= _FAR:
-        return []
-    kind = "cold" if temperature < 1 else "hot"
-    return [
-        f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
-        f"{1 / temperature:.3g} times"
-    ]

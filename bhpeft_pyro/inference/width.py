@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, singledispatch
 from itertools import chain
 
@@ -25,7 +24,7 @@ from ..data.batch import Batch
 from ..distributed import map_over_ranks
 from ..distributions import Covariance, exact
 from ..guides import LaplaceGuide
-from ..guides.budget import examples_at_once, gradients_at_once, rows_kept
+from ..guides.budget import examples_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
 from ..threads import seeded
@@ -39,29 +38,13 @@ from .candidates import (
     with_constant_noise,
     with_noise_by_text,
 )
-from .curvature import Gathered, all_outcomes, one_outcome
+from .curvature import Curvature, Gathered, Jacobians, measured
 from .passes import Feed
 from .report import FitReport
 
 _EXAMPLES = 64  # at most, for the curvature
 _SCALED = 32  # at most, for the prior's scales and the expected NLL: the first of those above
-_LABELS = 256  # drawn for each example, where the expectation over labels has no closed form
 _HELD_OUT = 256  # rows at most, for the choice of the width
-
-Jacobians = Iterable[tuple[Batch, Outputs, Tensor]]
-"""Batches with their outputs and the (B, E, D) derivatives of these."""
-
-
-@dataclass(frozen=True)
-class Curvature:
-    """N F in units of the prior's scale: diag(rest) + root root', (D,) and (D, rank)."""
-
-    rest: Tensor
-    root: Tensor
-
-    def times(self, factor: Tensor) -> Curvature:
-        """C N F C, with C the diagonal matrix of the roots of `factor`, (D,)."""
-        return Curvature(factor * self.rest, factor.sqrt().unsqueeze(-1) * self.root)
 
 
 @singledispatch
@@ -211,51 +194,6 @@ def _repeatable(model: Model, guide: LaplaceGuide, examples: Examples) -> Callab
     return lambda: kept
 
 
-def _scores(outputs: Outputs) -> list[Tensor]:
-    """(B, E) vectors whose outer products sum to the Fisher information of the outputs."""
-    values = outputs.mean.detach().requires_grad_()
-    with torch.enable_grad():
-        found = [each.sum() for each in all_outcomes(outputs.labels(values))]
-        if found:
-            by_outcome = [
-                torch.autograd.grad(total, values, retain_graph=True)[0]
-                for total in found
-                if total.requires_grad  # not a fixed noise scale
-            ]
-            likelihood = outputs.model.likelihood
-            if not likelihood.learns_noise or likelihood.constant_noise:
-                return by_outcome
-            # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
-            # factors the posterior would be as wide as the prior. So the scale counts as known to
-            # the factors, and they to it.
-            own = outputs.of_noise()
-            return [part for each in by_outcome for part in (each * ~own, each * own)]
-        values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
-        (total,) = one_outcome(outputs.labels(values))
-        (scores,) = torch.autograd.grad(total.sum(), values)
-    information = torch.einsum("sbe,sbf->bef", scores, scores) / _LABELS
-    strengths, axes = torch.linalg.eigh(information)
-    return list((axes * strengths.clamp_min(0).sqrt().unsqueeze(1)).unbind(-1))
-
-
-@torch.no_grad()
-def measured(model: Model, guide: LaplaceGuide, rows: Jacobians, weight: float) -> Curvature:
-    """N F at the guide's mean, from the Jacobians of some examples, each of which counts `weight`
-    times."""
-    like, scale = guide.loc.detach(), guide.prior.covariance.scale
-    room = guide.rank + gradients_at_once(len(like), guide.rank)
-    most = examples_at_once(len(like), model.network.outputs)
-    gathered = Gathered(like, guide.rank, room + most)
-    for _, outputs, jacobians in rows:
-        for score in _scores(outputs):
-            gathered.add(torch.einsum("be,bed->bd", score, jacobians) * scale)
-            if gathered.count >= room:
-                gathered.shorten()
-    root = gathered.root()
-    rest = (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
-    return Curvature(weight * rest, weight**0.5 * root)
-
-
 @torch.no_grad()
 def equal_effect(model: Model, guide: LaplaceGuide, rows: Jacobians) -> Tensor:
     """Prior sds under which every site of the network has the same effect on the outputs.
@@ -298,8 +236,8 @@ def covariance(guide: LaplaceGuide, curvature: Curvature, tau: float) -> Covaria
             both = torch.cat([root, prior.scale.unsqueeze(-1) * prior.precision_root()], 1)
             gathered = Gathered(rest, guide.rank, both.shape[1])
             gathered.add(both.mT)
-            root = gathered.root()
-            rest = rest + (gathered.diagonal - root.square().sum(-1)).clamp_min(0)
+            root, left = gathered.parts()
+            rest = rest + left
         return Covariance.from_precision(
             rest / prior.scale.square(), root / prior.scale.unsqueeze(-1)
         )

@@ -195,25 +195,25 @@ class RandomPEFT(PyroModule):
                 f"batch.particles={batch.particles}, but the weights carry {particles} draws"
             )
         if batch.features is not None:
-            outputs = self.head(_shared(batch.features, batch, particles), folded)
+            outputs = self.head(batch.shared(batch.features, particles), folded)
         else:
-            inputs = _rows(batch, particles)
+            inputs = batch.rows(particles)
             states = batch.states
             if states is not None:
-                rows = _shared(states.flatten(-2), batch, particles).flatten(0, 1)
+                rows = batch.shared(states.flatten(-2), particles).flatten(0, 1)
                 states = rows.unflatten(-1, states.shape[-2:])
             with self.attachment.bind(folded, _mask(inputs), states):
-                pooled = self._pooled(inputs, _spans(batch, particles))
+                pooled = self._pooled(inputs, batch.row_spans(particles))
                 outputs = self.head(pooled.unflatten(0, (particles, -1)), folded)
-        return outputs.reshape(*shape, *_examples(batch), outputs.shape[-1])
+        return outputs.reshape(*shape, *batch.shape, outputs.shape[-1])
 
     def features(self, batch: Batch) -> Tensor:
         """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
         transformer, or inside `bind`, which takes kinds without gates, those under its weights."""
         self.attachment.check_mode()
         with torch.no_grad():
-            pooled = self._pooled(_rows(batch, 1), batch.spans)
-        return pooled.reshape(*_examples(batch), -1)
+            pooled = self._pooled(batch.rows(1), batch.spans)
+        return pooled.reshape(*batch.shape, -1)
 
     @contextmanager
     def bind(self, weights: Mapping[str, Tensor]) -> Iterator[PreTrainedModel]:
@@ -243,8 +243,8 @@ class RandomPEFT(PyroModule):
         if not self.attachment.constant:
             return None
         whole = batch.split(1)
-        states = self.attachment.constant_states(self._accepted(_rows(whole, 1)))
-        return states.unflatten(0, _examples(whole))
+        states = self.attachment.constant_states(self._accepted(whole.rows(1)))
+        return states.unflatten(0, whole.shape)
 
     def align(self, batches: Iterable[Batch]) -> None:
         """Take the head's principal axes from these texts, unless it has some already.
@@ -329,45 +329,6 @@ class RandomPEFT(PyroModule):
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
-
-
-def _rows(batch: Batch, particles: int) -> dict[str, Tensor]:
-    """The batch's inputs as (R, T) rows, particle by particle."""
-    if not batch.inputs:
-        raise DataError("batch: it has neither inputs nor features")
-    first = next(iter(batch.inputs.values()))
-    for name, value in batch.inputs.items():
-        if value.shape != first.shape:
-            raise DataError(
-                f"batch: {name} has shape {tuple(value.shape)}, expected that of the others, "
-                f"{tuple(first.shape)}: a number for each token"
-            )
-    return {
-        name: _shared(value, batch, particles).flatten(0, 1) for name, value in batch.inputs.items()
-    }
-
-
-def _shared(value: Tensor, batch: Batch, particles: int) -> Tensor:
-    """(B, ..., D) as (S, rows, D): all rows for every particle, or its share of them."""
-    rows = value.flatten(0, -2)
-    if batch.particles == 1:
-        return rows.expand(particles, *rows.shape)
-    return rows.unflatten(0, (particles, -1))
-
-
-def _spans(batch: Batch, particles: int) -> Tensor | None:
-    """The batch's spans in the rows of all particles, particle by particle."""
-    if batch.spans is None or batch.particles > 1:
-        return batch.spans
-    rows = len(next(iter(batch.inputs.values())))
-    shift = torch.arange(particles).reshape(-1, 1, 1) * torch.tensor([rows, 0, 0])
-    return (batch.spans + shift.to(batch.spans)).flatten(0, 1)
-
-
-def _examples(batch: Batch) -> tuple[int, ...]:
-    """(B,) or (B, C), with B/S in place of B where the batch is shared out."""
-    value = next(iter(batch.inputs.values())) if batch.features is None else batch.features
-    return len(batch) // batch.particles, *value.shape[1:-1]
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

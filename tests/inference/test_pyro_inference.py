@@ -139,11 +139,11 @@ def test_fit_with_a_guide_of_ones_own(
 
 
 def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:
-    kernel = NUTS(model, jit_compile=False, max_tree_depth=4)
-    mcmc = MCMC(kernel, num_samples=150, warmup_steps=60, disable_progbar=True)
+    kernel = NUTS(model, jit_compile=False, max_tree_depth=5)
+    mcmc = MCMC(kernel, num_samples=200, warmup_steps=60, disable_progbar=True)
     mcmc.run(batch)
-    # 150 draws: standard errors of 0.08 sds for a mean, and 6 % for a sd.
-    assert_near(flat(mcmc.get_samples()), exact, exact.sd, 0.3, 0.25)
+    # 80 to 100 effective draws: standard errors of 0.11 sds for a mean, and 8 % for an sd.
+    assert_near(flat(mcmc.get_samples()), exact, exact.sd, 0.4, 0.3)
 
 
 def test_parallel_predictive_equals_a_loop() -> None:

@@ -14,7 +14,7 @@ from exact import Designed
 from torch import Tensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.inference.curvature import all_outcomes
+from bhpeft_pyro.inference.fisher import all_outcomes
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.model.likelihoods import MultiLabel, NegativeBinomial, Poisson, StudentT
 from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer

@@ -16,7 +16,7 @@ from transformers import BertModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import NormalGuide
-from bhpeft_pyro.inference.curvature import diagonal, scores
+from bhpeft_pyro.inference.fisher import diagonal, scores
 from bhpeft_pyro.inference.initialization import _eigen, align
 from bhpeft_pyro.model import coordinates
 from bhpeft_pyro.peft import LoRA

@@ -1,0 +1,163 @@
+"""A fit report in words: its lines, and warnings of what may have gone wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import FitReport
+
+_COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
+_NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
+_SKIPPED = 0.1  # of the steps
+_FAR = 2.0  # factor between the temperature and 1
+
+
+def guards(report: FitReport) -> list[str]:
+    """See `FitReport.guards`."""
+    found = []
+    if collapsed := [name for name, scale in report.scales.items() if scale < _COLLAPSED]:
+        found.append(
+            f"collapsed: the sds are below {_COLLAPSED:g} of the prior's, nearly a point "
+            f"estimate, at {', '.join(collapsed)}"
+        )
+    # One side of a branch says little: LoRA's A may stay at the prior while B has learnt.
+    branches: dict[str, float] = {}
+    for name, kl in report.site_kl.items():
+        branch = name.rpartition(".")[0] or name
+        branches[branch] = max(branches.get(branch, 0.0), abs(kl))
+    if nothing := [branch for branch, kl in branches.items() if kl < _NOTHING]:
+        found.append(
+            f"learnt nothing: still the prior (KL below {_NOTHING:g} nats) at all sites of "
+            f"{', '.join(nothing)}"
+        )
+    if report.unsettled:
+        found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
+    if report.skipped > _SKIPPED * report.steps:
+        found.append(
+            f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
+            "gradient was not finite"
+        )
+    if not _is_laplace(report):
+        found += _unusual(report.temperature)
+    return found
+
+
+def described(report: FitReport) -> str:
+    """What the fit did, its warnings at the end; many lines."""
+    lines = [_fit(report)]
+    if report.history:
+        lines.append(_loss(report))
+    if report.held_out:
+        lines.append(f"{report.held_out} held-out rows{_purpose(report)}")
+    if report.tau is not None:
+        lines.append(_width(report))
+    for number, each in enumerate(report.components if report.steps else (), 1):
+        lines.append(f"  component {number}: {_component(each)}")
+    if report.components and report.component_nll is not None:
+        lines.append(
+            f"mixture: held-out NLL {report.component_nll:.3f} (of the point estimates alone "
+            f"{report.point_nll:.3f})"
+        )
+    if report.between is not None:
+        lines.append(
+            f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
+            "of the held-out rows"
+        )
+    if report.projection is not None:
+        how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
+        lines.append(f"prior: the last posterior in the new family of guides, {how}")
+    return "\n".join([*lines, *_sites(report), *guards(report)])
+
+
+def _fit(report: FitReport) -> str:
+    """How much was fitted, to how many examples."""
+    said = f"{report.steps} steps on {report.examples} examples"
+    if not report.steps:
+        said = f"fitted elsewhere to {report.examples or 'unknown'} examples"
+    elif not _is_laplace(report):
+        said += f" at temperature {report.temperature:g}"
+    if report.skipped:
+        said += f", {report.skipped} skipped"
+    return f"{len(report.components)} components, {said}" if report.components else said
+
+
+def _component(report: FitReport) -> str:
+    if report.tau is not None:
+        return _width(report)
+    if not report.scales:
+        return _loss(report)
+    return f"{_loss(report)}, sds {'not ' if report.unsettled else ''}converged"
+
+
+def _sites(report: FitReport) -> list[str]:
+    width = max(map(len, [*report.scales, *report.points]), default=0)
+    lines, kls = [], report.site_kl
+    for name, scale in report.scales.items():
+        kl = f"KL {kls[name]:9.2f} nats, " if name in kls else ""
+        lines.append(f"  {name:<{width}}  {kl}posterior sd / prior sd {scale:.3f}")
+    for name in report.points:
+        cost = f"-log prior density {report.kl[name]:.2f} nats"
+        lines.append(f"  {name:<{width}}  point estimate, {cost}")
+    return lines
+
+
+def _purpose(report: FitReport) -> str:
+    """What the held-out rows were for, in words."""
+    parts = (report, *report.components)
+    step = ["early stopping"] if any(each.best_step is not None for each in parts) else []
+    width = ["the width"] if any(each.component_nll is not None for each in parts) else []
+    return f" for {' and '.join(step + width)}" if step + width else ""
+
+
+def _width(report: FitReport) -> str:
+    """A Laplace approximation in one line."""
+    tau = report.tau or 1.0
+    parts = [
+        f"point estimate of step {report.best_step or report.steps}",
+        f"prior weight {report.temperature:g}",
+        f"tau {tau:.3g} (prior scale x {tau**-0.5:.3g})",
+    ]
+    if report.noise is not None:
+        parts.append(f"noise scale {report.noise:.3g}")
+    if report.component_nll is not None:
+        parts.append(
+            f"held-out NLL {report.component_nll:.3f} (point estimate {report.point_nll:.3f})"
+        )
+    if report.expected_nll is not None:
+        total = report.negative_elbo
+        parts.append(
+            f"negative ELBO {total:.3f} = NLL {report.expected_nll:.3f} (of a sample of rows) + "
+            f"KL {total - report.expected_nll:.3f}"
+        )
+    return ", ".join(parts)
+
+
+def _loss(report: FitReport) -> str:
+    point, loss = report.pull is not None, f"{report.last('loss'):.3f}"
+    if point and report.temperature == 0:
+        return f"loss {loss} nats per example"
+    kl, nll = f"{report.last('kl'):.3f}", f"NLL {report.last('nll'):.3f}"
+    unit = "nats per example"
+    if point:  # it has a prior density instead of a KL
+        return f"loss {loss} = {nll} + {report.temperature:g} x -log prior density {kl} {unit}"
+    if report.temperature == 1:
+        return f"negative ELBO {loss} = {nll} + KL {kl} {unit}"
+    return f"loss {loss} = {nll} + {report.temperature:g} x KL {kl} {unit}"
+
+
+def _is_laplace(report: FitReport) -> bool:
+    """Whether the temperature is that of a point estimate only, the prior's weight."""
+    return any(each.tau is not None for each in (report, *report.components))
+
+
+def _unusual(temperature: float) -> list[str]:
+    if temperature == 0:
+        return ["temperature 0: maximum likelihood, no posterior"]
+    if 1 / _FAR <= temperature <= _FAR:
+        return []
+    kind = "cold" if temperature < 1 else "hot"
+    return [
+        f"temperature {temperature:g}: a {kind} posterior, as if every example had been seen "
+        f"{1 / temperature:.3g} times"
+    ]

@@ -13,6 +13,8 @@ from . import options
 from .screen import interactive, print_json, say, table
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from ..sequential import Record
 
 # Columns of the table on the screen, if the rounds have them.
@@ -78,18 +80,14 @@ def stream(
         bhpeft stream news.jsonl --by date --batch week --backbone minilm --out runs/news
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
-    import matplotlib.pyplot as plt
-
-    from .. import plots, sequential
+    from .. import sequential
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
-    from ..files import write
-    from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import hold_out, rounds_of
+    from .runs import rounds_of
     from .task import infer
 
     how = FitOptions(progress=False).change(**fitting.given)
@@ -99,15 +97,7 @@ def stream(
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     rows = load(data)
     whole = infer(rows, reading)
-    if isinstance(batch, int):
-        batches = sequential.by_count(rows, batch, by)
-    elif by is not None:
-        batches = sequential.by_period(rows, by, batch)
-    else:
-        raise ConfigError(
-            f"--by: a batch of a {batch} needs a column of dates; columns there: "
-            f"{', '.join(rows.column_names)} (--batch 100 needs none)"
-        )
+    batches = _batches(rows, by, batch)
     task = whole
     if grow and whole.name == "classes":  # those of the first batch; the others come later
         first, *_ = batches
@@ -116,16 +106,7 @@ def stream(
         except DataError as error:
             raise DataError(f"--grow: the first batch, {first}: {error}") from error
     say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
-    tested: dict[str, object] = {}
-    learnt: dict[str, object] = {}
-    for name, each in batches.items():
-        learnt[name], test = hold_out(each, tests, how.seed)
-        if test is not None:
-            tested[name] = test
-        elif tests:
-            say(f"{name}: no test, as {tests:.3g} of {len(each)} rows is none, or all")
-    if tests and not tested:
-        raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
+    learnt, tested = _with_tests(batches, tests, how.seed)
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     if done := len(rounds_of(out).rounds):
         say(f"rounds that exist already: {done}" + ("; none is new" if done == len(learnt) else ""))
@@ -156,13 +137,54 @@ def stream(
         )
     record = sequential.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
-        figure = plots.stream_overview(record)
-        write(out / "stream.png", png(figure))
-        plt.close(figure)
+        _plot(record, out / "stream.png")
     if done < len(learnt):
         say(f"{last.report}")
     say(f"the last posterior is in {out / 'rounds' / last.report.id}")
     _show(record, as_json)
+
+
+def _batches(rows: Dataset, by: str | None, batch: names.Period | int) -> dict[str, Dataset]:
+    from ..sequential import by_count, by_period
+
+    if isinstance(batch, int):
+        return by_count(rows, batch, by)
+    if by is None:
+        raise ConfigError(
+            f"--by: a batch of a {batch} needs a column of dates; columns there: "
+            f"{', '.join(rows.column_names)} (--batch 100 needs none)"
+        )
+    return by_period(rows, by, batch)
+
+
+def _with_tests(
+    batches: dict[str, Dataset], tests: float, seed: int
+) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
+    """By batch, the rows that are learnt, and those held out."""
+    from .runs import hold_out
+
+    learnt, tested = {}, {}
+    for name, each in batches.items():
+        learnt[name], test = hold_out(each, tests, seed)
+        if test is not None:
+            tested[name] = test
+        elif tests:
+            say(f"{name}: no test, as {tests:.3g} of {len(each)} rows is none, or all")
+    if tests and not tested:
+        raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
+    return learnt, tested
+
+
+def _plot(record: Record, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    from ..files import write
+    from ..html import png
+    from ..plots import stream_overview
+
+    figure = stream_overview(record)
+    write(path, png(figure))
+    plt.close(figure)
 
 
 def _show(record: Record, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..checks import COUNT, check, check_memory
 from ..data import Columns, Examples
+from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide, check_made_for
 from ..guides.guide import components_of, is_point
@@ -138,17 +139,10 @@ def fit(
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
         report.held_out = len(held_out) if point and held_out is not None else 0
-        first = model
+        if point and isinstance(module, Guide):
+            report.pull = 1.0 if held_out is None else 0.0
         with seeded(own.seed), named():
-            if isinstance(module, Guide):
-                module.follow(model)
-            if isinstance(module, Guide) and point:
-                report.pull = 1.0 if held_out is None else 0.0
-                first = _start_point(model, module, rest, report)
-            elif may_start(module, own):
-                start(model, module, rest, own, batches)
-            elif own.temperature != 0:  # at 0 the weights themselves are trained
-                align(model, batches)  # has an effect once: all components share the coordinates
+            first = _start(model, module, rest, report, batches)
             if starts and isinstance(module, Guide) and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
@@ -167,8 +161,22 @@ def _starts_anew(guide: Guide, report: FitReport) -> bool:
     return guide.own_mode or (guide.point and report.temperature == 0)
 
 
+def _start(
+    model: Model, guide: nn.Module, examples: Examples, report: FitReport, batches: list[Batch]
+) -> Model:
+    """Initialise a component. The model, whose prior is centred there if the guide's is."""
+    if isinstance(guide, Guide):
+        guide.follow(model)
+        if guide.point:
+            return _start_point(model, guide, examples, report)
+    if may_start(guide, report.options):
+        start(model, guide, examples, report.options, batches)
+    elif report.options.temperature != 0:  # at 0 the weights themselves are trained
+        align(model, batches)  # has an effect once: all components share the coordinates
+    return model
+
+
 def _start_point(model: Model, guide: Guide, examples: Examples, report: FitReport) -> Model:
-    """Initialise a point estimate; the model's prior is centred there if the guide's is."""
     labels = examples.labels
     assert labels is not None
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}

@@ -56,7 +56,7 @@ def compare(
 
     how = FitOptions(progress=interactive()).change(**fitting.given)
     check_out(out, overwrite=True)
-    rows = load(data)
+    rows = load(data, reading.texts)
     task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")
     backbone, tokenizer = load_backbone(reading.backbone, device)
@@ -68,7 +68,7 @@ def compare(
             examples,
             given,
             how.seed,
-            lambda file: model.encode(load(file), task.columns),
+            lambda file: model.encode(load(file, reading.texts), task.columns),
             f"--{name}",
         )
         if parts[name] is None:

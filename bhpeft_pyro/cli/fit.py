@@ -42,7 +42,7 @@ def fit(
 
     how = FitOptions(progress=interactive()).change(**fitting.given)
     check_out(out, overwrite)
-    table = load(data)
+    table = load(data, reading.texts)
     task = infer(table, reading)
     say(f"{len(table)} rows, {task}")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
@@ -52,7 +52,7 @@ def fit(
         examples,
         validation,
         how.seed,
-        lambda file: model.encode(load(file), task.columns),
+        lambda file: model.encode(load(file, reading.texts), task.columns),
     )
     where = f"{reading.backbone}, {model.network.device}"
     say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")

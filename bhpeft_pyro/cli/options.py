@@ -184,6 +184,12 @@ class Reading:
         typer.Option(help="Cut longer texts.", show_default="what the backbone can read"),
     ] = None
 
+    @property
+    def texts(self) -> list[str]:
+        """Columns of a CSV file that are texts, even if all of them look like numbers."""
+        known = (self.text_column or "text", self.pair_column, "question")
+        return [column for column in known if column and column != self.label_column]
+
 
 def _fitting(name: str, help: str, *flags: str) -> Any:
     default = getattr(FitOptions(), name)

@@ -95,7 +95,7 @@ def stream(
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
     if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
-    rows = load(data)
+    rows = load(data, reading.texts)
     whole = infer(rows, reading)
     batches = _batches(rows, by, batch)
     task = whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import names
 from ..data import Columns, Kind
 from ..data.columns import is_number, read_ratings, wrong
-from ..data.labels import look_alikes, name_of, read_labels
+from ..data.labels import name_of, read_labels, warn_of_look_alikes
 from ..data.words import labelled_words, naming_words, read_words
 from ..errors import DataError
 from ..model import tasks
@@ -199,8 +198,7 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
             f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
         )
-    for one, other in look_alikes(map(str, sorted(found, key=str))):
-        warnings.warn(f"column {label!r}: {one!r} and {other!r} are two classes", stacklevel=2)
+    warn_of_look_alikes(label, map(str, sorted(found, key=str)))
     if isinstance(feature, ClassLabel):
         called = tuple(feature.names)
     elif type(values[0]) is int and found == set(range(len(found))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -144,10 +145,16 @@ def check_text(value: Any, column: str, row: int, where: str = "") -> None:
         raise wrong(column, row, f"{where}the text is empty; drop the row or fill it in")
 
 
-def unlabelled(values: Sequence[Any]) -> bool:
-    """Whether a label is missing, or all are -1, the placeholder in test splits of the hub."""
-    missing = any(value is None or value == "" or value != value for value in values)
-    return missing or all(value == -1 for value in values)
+def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
+    """Whether a label is missing, or all are -1, the placeholder for classes in test splits of the
+    hub. Warns if there are others, which are then not used."""
+    missing = sum(value is None or value == "" or value != value for value in values)
+    if 0 < missing < len(values):
+        warnings.warn(
+            f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used",
+            stacklevel=4,
+        )
+    return bool(missing) or (placeholder and all(value == -1 for value in values))
 
 
 def is_number(value: Any) -> bool:

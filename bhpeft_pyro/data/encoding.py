@@ -120,7 +120,8 @@ def encode(
 
     table = read(source, kind, columns, labelled)
     values: list[Any] | None = table[target][:] if target in table.column_names else None
-    if values is not None and not labelled and unlabelled(values):
+    placeholder = kind in ("class", "choice") and "-1" not in (names or ())
+    if values is not None and not labelled and unlabelled(values, target, placeholder):
         values = None
     extra = {name: read_ratings(table[name][:], name, "number") for name in columns.extra}
     text, feature = columns.inputs(kind)[0], table.features.get(target)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,12 @@ def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(one, other) for one, other in pairs if one != other]
 
 
+def warn_of_look_alikes(column: str, names: Iterable[str]) -> None:
+    """Warn of classes that may be meant to be one."""
+    for one, other in look_alikes(names):
+        warnings.warn(f"column {column!r}: {one!r} and {other!r} are two classes", stacklevel=2)
+
+
 def _name_among(known: Mapping[float, str], value: float) -> Any:
     if value != value:
         return value
@@ -89,7 +96,10 @@ def read_classes(
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
         else:
-            names = tuple(names or sorted(set(values)))
+            if names is None:
+                names = sorted(set(values))
+                warn_of_look_alikes(column, names)
+            names = tuple(names)
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
                 if value not in index:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datasets import (
+    Column,
     Dataset,
     DatasetDict,
     IterableDataset,
@@ -65,7 +66,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
     elif isinstance(source, pd.DataFrame):
         _check_once([*source.columns])
         source = {name: _cells(source[name]) for name in source.columns}
-    elif isinstance(source, (list, tuple, pd.Series, np.ndarray, Iterator)):
+    elif isinstance(source, (list, tuple, Column, pd.Series, pd.Index, np.ndarray, Iterator)):
         rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
         rows = rows if isinstance(rows, list) else [rows]  # from an array without dimensions
         source = _from_rows(rows, kind, columns) if rows else empty
@@ -301,7 +302,7 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
                 f"column {shown(name)} is a {type(column).__name__}; expected a list of values, in "
                 "the order of the rows"
             )
-        lists[name] = found
+        lists[name] = _without_gaps(found)
     if len({len(column) for column in lists.values()}) > 1:
         counts = ", ".join(f"{name!r} {len(column)}" for name, column in lists.items())
         raise DataError(f"columns differ in length: {counts}")
@@ -323,6 +324,12 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
                 why = f"a {type(column[odd]).__name__}, where row 0 has a {first.__name__}"
             raise DataError(f"column {name!r}{where}: {why}") from error
     return concatenate_datasets(tables, axis=1)
+
+
+def _without_gaps(column: list[Any]) -> list[Any]:
+    """None in place of what pandas has where there is nothing: NaN among texts, or NA."""
+    texts = any(isinstance(value, str) for value in column)
+    return [None if value is pd.NA or (texts and value != value) else value for value in column]
 
 
 def _fits(value: object, kind: type) -> bool:

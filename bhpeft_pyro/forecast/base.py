@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain, pairwise
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -16,6 +17,9 @@ from torch.nn.functional import pad
 
 from ..checks import Number, check, one_of
 from ..errors import DataError
+
+Labels = Tensor | Sequence[float] | Sequence[str]
+"""Observed labels: numbers, or names of classes."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -82,7 +86,7 @@ class Forecast(ABC):
                 values[name] = tuple(chain.from_iterable(own))
         return replace(parts[0], **values)
 
-    def with_labels(self, labels: Tensor | Sequence[float]) -> Self:
+    def with_labels(self, labels: Labels) -> Self:
         """The same forecast with these observed labels."""
         return replace(self, labels=as_labels(labels))
 
@@ -104,7 +108,7 @@ class Forecast(ABC):
         ends = self.rows.unique_consecutive(return_counts=True)[1].cumsum(0).tolist()
         return [found[start:end] for start, end in pairwise([0, *ends])]
 
-    def observed(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+    def observed(self, labels: Labels | None = None) -> Tensor:
         """The given labels, once checked, or else the forecast's own."""
         known = self.labels if labels is None else self.with_labels(labels).labels
         if known is None:
@@ -174,7 +178,9 @@ def as_labels(labels: Any) -> Tensor | None:
 def as_numbers(name: str, values: Any) -> Tensor:
     """Numbers as a tensor on the CPU."""
     if hasattr(values, "to_numpy"):  # torch reads a pandas Series by its index
-        values = values.to_numpy().copy()
+        values = values.to_numpy()
+    if isinstance(values, np.ndarray):  # torch takes neither reversed ones nor those of objects
+        values = values.tolist() if values.dtype == object else values.copy()
     try:
         return torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -11,8 +11,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from torch import Tensor
 
+from ..checks import check
 from ..errors import DataError, LikelihoodError
-from .base import Forecast, as_labels, check_shape, digits
+from .base import Forecast, Labels, as_labels, check_shape, digits
 
 _CHUNK = 32  # draws in double precision at a time
 _MAX_TEMPERATURE = 100.0
@@ -187,6 +188,22 @@ class ClassForecast(Forecast):
         draws = sum(each.draws for each in components)
         return replace(first, **changes, components=counts, draws=draws)
 
+    def with_labels(self, labels: Labels) -> ClassForecast:
+        """The same forecast with these observed labels: numbers, or names if the classes have them.
+
+        >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]])
+        >>> forecast = ClassForecast.from_draws(draws, label_names=["bad", "good"])
+        >>> forecast.with_labels(["good", "bad"]).labels
+        tensor([1, 0])
+        """
+        names = self.label_names
+        if names is not None and not isinstance(labels, Tensor):
+            cells = [*labels]
+            if unknown := [each for each in cells if isinstance(each, str) and each not in names]:
+                raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
+            labels = [names.index(each) if isinstance(each, str) else each for each in cells]
+        return replace(self, labels=as_labels(labels))
+
     def __len__(self) -> int:
         return self.probabilities.shape[0]
 
@@ -293,6 +310,7 @@ def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
 
 def _checked(draws: Tensor) -> Tensor:
     """The draws (s, N, C) on the CPU, if they are probabilities at all."""
+    check(draws, Tensor, "probabilities", "a tensor (S, N, C)")
     shape = tuple(draws.shape)
     if not draws.is_floating_point() or len(shape) != 3 or min(shape) < 1 or shape[2] < 2:
         raise LikelihoodError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import BELOW_ONE, COUNT, check, check_memory
-from .base import Forecast, as_numbers, check_shape
+from .base import Forecast, Labels, as_numbers, check_shape
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
 from .ratings import RatingForecast
@@ -48,9 +48,7 @@ MEANINGS = {
 }
 
 
-def evaluate(
-    forecast: Forecast, labels: Tensor | Sequence[float] | None = None
-) -> dict[str, float]:
+def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, float]:
     """All metrics of a forecast against `labels` (default: the forecast's own).
 
     Classes: `accuracy`; `f1` (macro: over the classes that occur as label or prediction);
@@ -92,7 +90,7 @@ def evaluate(
     }
 
 
-def nlls(forecast: Forecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+def nlls(forecast: Forecast, labels: Labels | None = None) -> Tensor:
     """(N,) NLL of each example, float64; their mean is the `nll` of `evaluate`.
 
     >>> nlls(ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]])), [0])
@@ -216,7 +214,7 @@ def aurc(loss: Tensor | Sequence[float], uncertainty: Tensor | Sequence[float]) 
 
 def rejection_curve(
     forecast: Forecast,
-    labels: Tensor | Sequence[float] | None = None,
+    labels: Labels | None = None,
     *,
     by: str = "total",
     fractions: Sequence[float] | Tensor = FRACTIONS,
@@ -256,7 +254,7 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
     return torch.stack(below).double().mean().item() / len(known)
 
 
-def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+def crps(forecast: RatingForecast, labels: Labels | None = None) -> Tensor:
     """(N,) continuous ranked probability score of the mixture of Normals (Grimit et al. 2006).
 
     In closed form: E|Y - y| - E|Y - Y'| / 2 with Y, Y' independent draws of the mixture; of
@@ -278,7 +276,7 @@ def crps(forecast: RatingForecast, labels: Tensor | Sequence[float] | None = Non
 
 
 def coverage(
-    forecast: RatingForecast, labels: Tensor | Sequence[float] | None = None, *, level: float = 0.9
+    forecast: RatingForecast, labels: Labels | None = None, *, level: float = 0.9
 ) -> tuple[float, float]:
     """The share of labels within the central interval of probability `level`, and its mean width.
 

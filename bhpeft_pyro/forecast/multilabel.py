@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..checks import shown
+from ..checks import check, shown
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, as_numbers, digits
 from .classes import ClassForecast
@@ -71,6 +71,7 @@ class LabelsForecast(Forecast):
             LikelihoodError: `probabilities` is not such a tensor.
             DataError: `labels`, `texts` or `label_names` do not match it.
         """
+        check(probabilities, Tensor, "probabilities", "a tensor (S, N, K)")
         if probabilities.dim() != 3:
             raise LikelihoodError(
                 f"probabilities must be (S, N, K), got shape {tuple(probabilities.shape)}"

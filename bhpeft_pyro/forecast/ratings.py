@@ -12,9 +12,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..checks import INSIDE
+from ..checks import INSIDE, check
 from ..errors import LikelihoodError
-from .base import Forecast, as_labels, digits
+from .base import Forecast, Labels, as_labels, digits
 
 _BISECTIONS = 80  # halves any bracket down to rounding in float64
 
@@ -78,6 +78,7 @@ class RatingForecast(Forecast):
             DataError: `labels` or `texts` do not match them.
         """
         for name, tensor in (("mean", mean), ("sd", sd)):
+            check(tensor, Tensor, name, "a tensor (S, N)")
             whole = tensor.ndim == 2 and tensor.numel() > 0 and tensor.shape == mean.shape
             if not tensor.is_floating_point() or not whole:
                 raise LikelihoodError(
@@ -141,11 +142,11 @@ class RatingForecast(Forecast):
         """(N,) standard deviation of the mixture."""
         return self.total.sqrt()
 
-    def with_labels(self, labels: Tensor | Sequence[float]) -> RatingForecast:
+    def with_labels(self, labels: Labels) -> RatingForecast:
         """The same forecast with these observed labels; `densities` were those of other labels."""
         return replace(self, labels=as_labels(labels), densities=None)
 
-    def log_prob(self, labels: Tensor | Sequence[float] | None = None) -> Tensor:
+    def log_prob(self, labels: Labels | None = None) -> Tensor:
         """(N,) log density of the mixture at `labels` (N,), by default the forecast's own.
 
         For its own labels it is exact where `densities` are known.

@@ -77,6 +77,8 @@ class DrawsGuide(Guide):
             value = torch.as_tensor(given[name]).detach()
             if value.shape != (wanted := (guide.samples, *shape)):
                 raise GuideError(f"draws: {name!r} has shape {(*value.shape,)}, expected {wanted}")
+            if not value.is_floating_point():
+                raise GuideError(f"draws: {name!r} is of {value.dtype}; expected floating numbers")
             if not (support.check(value).all() and value.isfinite().all()):
                 raise GuideError(f"draws: {name!r} has values that are not finite or impossible")
             guide.get_buffer(key(name)).copy_(value)
@@ -92,6 +94,12 @@ class DrawsGuide(Guide):
             name: pyro.sample(name, dist.Delta(value[index], event_dim=value.dim() - 1))
             for name, value in values.items()
         }
+
+    def spread_out(self, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        # Each of the S draws once, before any comes again.
+        rounds = -(-samples // self.samples)
+        order = [torch.randperm(self.samples, generator=generator) for _ in range(rounds)]
+        return {"draw": torch.cat(order)[:samples] + 0.5}
 
     def _values(self) -> dict[str, Tensor]:
         return {name: self.get_buffer(key(name)) for name in self._supports}

@@ -8,7 +8,7 @@ from typing import Any
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.runtime import effectful
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ..data.batch import Batch
@@ -223,6 +223,11 @@ class Guide(nn.Module):
             The new prior for the model; None if it is unchanged.
         """
         return None
+
+    def spread_out(self, samples: int, generator: Generator) -> dict[str, Tensor]:
+        """Values of auxiliary sites, (samples,) each, for draws that represent the posterior better
+        than independent ones."""
+        return {}
 
     def hold(self) -> None:
         """Become a point estimate again before training, if `fit` computes the width."""

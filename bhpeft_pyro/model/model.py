@@ -145,6 +145,7 @@ class Model(PyroModule):
             labelled=labelled,
             new_names=new_names,
         )
+        self.likelihood.check_extra(examples.extra, examples.rows)
         self._check_support(examples, columns.label)
         return examples
 
@@ -163,6 +164,13 @@ class Model(PyroModule):
             return self.likelihood.checked(outputs, weights, extra=extra)
 
         predicted, numbers = [at(0.0), at(1.0)], labels.to(device)
+        try:
+            _ = predicted[0].mean, predicted[0].stddev  # which forecasts have
+        except NotImplementedError as error:
+            raise LikelihoodError(
+                f"{type(self.likelihood).__name__}: its {type(predicted[0]).__name__} has no mean "
+                "or no stddev; expected a distribution that has both"
+            ) from error
         support, other = (each.support for each in predicted)
         if _bounds(support) != _bounds(other):
             return  # it depends on the outputs, as a Pareto's does

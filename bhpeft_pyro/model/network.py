@@ -297,7 +297,10 @@ class RandomPEFT(PyroModule):
         if not shape and shares > 1:
             shape = (shares,)
         folded = {
-            site.name: weights[site.name].expand(*shape, *site.shape).reshape(-1, *site.shape)
+            site.name: weights[site.name]
+            .expand(*shape, *site.shape)
+            .reshape(-1, *site.shape)
+            .float()
             for site in self.sites
             if not features or site.role == "head"
         }

@@ -22,7 +22,7 @@ from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
 from ..inference.report import FitReport
 from ..model import likelihoods
-from ..model.backbone import fingerprint, saved_name
+from ..model.backbone import check_identity, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.model import Model
 from ..model.network import RandomPEFT
@@ -90,7 +90,7 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         tensors |= more
     plain: Plain = {
         "backbone": {
-            "fingerprint": fingerprint(network.backbone),
+            **identity(network.backbone),
             "name": saved_name(network.backbone),
             "tokenizer": network.probe(),
         },
@@ -136,12 +136,7 @@ def revive(
         _GUIDES[fit["guide"]]  # an unknown one is a KeyError
     priors, firsts = _revive_priors(plain, tensors, prior, len(fits))
     fitted_on = plain["backbone"]
-    if fingerprint(backbone) != fitted_on["fingerprint"]:
-        raise SaveError(
-            "backbone: this posterior was fitted on another one "
-            f"({fitted_on['name'] or 'unnamed'!r}); its weights differ from those of "
-            f"{backbone.config._name_or_path or 'the one given'!r}"
-        )
+    check_identity(backbone, fitted_on)
     _check_room((*kinds, top, likelihood), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)

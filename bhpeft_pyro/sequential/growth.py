@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
-from ..data.labels import by_name, look_alikes
+from ..data.labels import by_name, look_alikes, name_of
 from ..data.sources import read
 from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, GuideError, LikelihoodError
@@ -151,7 +151,7 @@ def _labels(posterior: Posterior, data: object) -> list[Any]:
 
 
 def _numbers(values: Sequence[Any]) -> set[int]:
-    return {int(value) for value in values if re.fullmatch(r"\d+", str(value))}
+    return {int(text) for text in map(name_of, values) if re.fullmatch(r"\d+", text)}
 
 
 def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...] | None:

@@ -85,7 +85,8 @@ def stream(
 
     Raises:
         BusyError: another stream is writing into the folder.
-        ConfigError: the folder holds other rounds than these, or rounds of another guide.
+        ConfigError: the folder holds other rounds than these, or rounds of another guide, of
+            another number of components or of other labels.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.
@@ -116,15 +117,26 @@ def stream(
         if last is None:
             start: Any = {"unlabelled": unlabelled, "columns": columns, "components": components}
             return fit(model, guide, data, **start, **how)
-        one = last.components[0]
-        if type(one.guide) is not type(made):
-            raise ConfigError(
-                f"guide: {folder} holds rounds of {title(one.guide)}, not {title(made)}; use the "
-                "same guide, or another folder"
-            )
         return last.update(data, keep=keep, grow=grow, again=again, **how)
 
-    return prequential(model, learn, batches, folder, tests=tests, grow=grow, progress=progress)
+    def check_same(last: Posterior) -> None:
+        there, own = last.components, title(last.components[0].guide)
+        if type(there[0].guide) is not type(made):
+            what, found, given = "guide", own, title(made)
+        elif components not in (None, len(there)):
+            what, found, given = "components", str(len(there)), str(components)
+        elif names != (last.columns.label_names or ())[: len(names)]:
+            what, found, given = "columns", f"labels {last.columns.label_names}", f"{names}"
+        else:
+            return
+        raise ConfigError(
+            f"{what}: {folder} holds rounds of {found}, not {given}; use the same {what}, or "
+            "another folder"
+        )
+
+    names = columns.label_names or ()
+    how: Any = {"tests": tests, "grow": grow, "progress": progress}
+    return prequential(model, learn, batches, folder, check_same=check_same, **how)
 
 
 def prequential(
@@ -138,6 +150,7 @@ def prequential(
     samples: int | None = None,
     drift: bool = True,
     progress: bool = True,
+    check_same: Callable[[Posterior], None] | None = None,
 ) -> Posterior:
     """`stream` with any way of learning.
 
@@ -149,6 +162,8 @@ def prequential(
         samples: draws of each prediction, as for `predict`.
         drift: compare batches with what was expected (`assess`). Without it the guide may be a
             point estimate.
+        check_same: is called with the last posterior in the folder, to refuse it before anything is
+            learnt.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -176,6 +191,8 @@ def prequential(
     ):
         history.clean()
         posterior = _resumed(history, model)
+        if posterior is not None and check_same is not None:
+            check_same(posterior)
         done = () if posterior is None else posterior.lineage
         agree("folder", *(report.id for report in done))
         count = 0

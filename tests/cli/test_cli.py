@@ -738,3 +738,9 @@ def test_json_has_no_word_for_infinity(capsys):
 
     print_json({"nll": math.inf, "held_out": {"mse": math.nan, "n": 3}})
     assert json.loads(capsys.readouterr().out) == {"nll": None, "held_out": {"mse": None, "n": 3}}
+
+
+def test_texts_that_look_like_numbers_are_texts(folder, tmp_path):
+    data = write_csv(tmp_path / "codes.csv", text=range(20), label=NAMES)
+    fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
+    assert "classes: 'label' from 'text'" in bhpeft(*fit).stderr

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -129,6 +130,15 @@ def test_without_labels() -> None:
         {"text": TEXTS, "label": [None] * 5},
     ):
         assert same(encode(source, bert_like(), kind="class", **options), bare)
+    with pytest.warns(UserWarning, match="'label': 2 of 5 labels are missing, so none is used"):
+        some = {"text": TEXTS, "label": [None, None, *CLASSES[2:]]}
+        assert encode(some, bert_like(), kind="class", **options).labels is None
+    for values, how in (([-1.0] * 5, {"kind": "rating"}), (["-1"] * 5, {"kind": "class"})):
+        source = {"text": TEXTS, "label": values}
+        assert encode(source, bert_like(), **how, **options).labels is not None
+    named = Columns(label_names=("-1", "1"))
+    source = {"text": TEXTS, "label": [-1] * 5}
+    assert encode(source, bert_like(), kind="class", columns=named, **options).labels is not None
     there = encode({"text": TEXTS, "label": CLASSES}, bert_like(), kind="class", **options)
     assert there.labels is not None and there.fingerprint != bare.fingerprint
 
@@ -237,3 +247,18 @@ def test_a_transform_is_not_dropped_in_silence() -> None:
     turned = table.with_transform(lambda batch: {"text": ["w9" for _ in batch["text"]]})
     with pytest.raises(DataError, match=r"source has a transform, .* source\.map"):
         tiny_model().encode(turned, labelled=False)
+
+
+def test_a_column_of_a_data_set_is_a_list_of_texts() -> None:
+    options: Any = {"kind": "class", "labelled": False}
+    bare = encode(TEXTS, bert_like(), **options)
+    for column in (Dataset.from_dict({"text": TEXTS})["text"], pd.Index(TEXTS), pd.Series(TEXTS)):
+        assert same(encode(column, bert_like(), **options), bare)
+
+
+@pytest.mark.parametrize("gap", [float("nan"), None, pd.NA, np.nan])
+def test_a_gap_is_a_gap_in_the_first_row_too(gap: Any) -> None:
+    for column, values in (("text", [gap, *TEXTS[1:]]), ("label", [gap, *CLASSES[1:]])):
+        rows = {"text": TEXTS, "label": CLASSES, column: values}
+        with pytest.raises(DataError, match=f"'{column}', row 0: the {column} is missing"):
+            encode(rows, bert_like(), kind="class")

@@ -103,7 +103,8 @@ def test_new_labels_are_found_by_what_they_are_called(stars: Posterior) -> None:
 @pytest.mark.parametrize("missing", [None, float("nan"), ""])
 def test_a_prediction_needs_no_labels(stars: Posterior, missing: object) -> None:
     partly = pd.DataFrame(rows(["1", missing] * 4))
-    assert stars.predict(partly).labels is None
+    with pytest.warns(UserWarning, match="'label': 4 of 8 labels are missing, so none is used"):
+        assert stars.predict(partly).labels is None
     with pytest.raises(DataError, match="row 1: the label is"):
         stars.evaluate(partly)
 
@@ -205,3 +206,9 @@ def test_truth_values_name_their_classes() -> None:
     assert fitted.columns.label_names == ("False", "True")
     words = fitted.encode({"text": ["w5", "w6"], "label": ["True", "False"]})
     assert words.labels.tolist() == [1, 0]
+
+
+def test_names_that_look_alike_are_said() -> None:
+    data = rows(["bad", "good", "good ", "bad"] * 2)
+    with pytest.warns(UserWarning, match="'label': 'good' and 'good ' are two classes"):
+        bh.data.encode(data, tiny_tokenizer(), kind="class")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
-from bhpeft_pyro.forecast import ClassForecast, RatingForecast
+from bhpeft_pyro.forecast import ClassForecast, LabelsForecast, RatingForecast
 
 
 def some_draws(draws: int = 7, count: int = 30, classes: int = 4, seed: int = 0) -> Tensor:
@@ -173,6 +174,28 @@ def test_classes_may_be_whole_floats() -> None:
     """As pandas reads a column with gaps, and scikit-learn takes them."""
     forecast = ClassForecast.from_draws(some_draws(), labels=[1.0, 2.0, 0.0] * 10)
     assert forecast.observed().tolist() == [1, 2, 0] * 10
+
+
+def test_labels_of_any_kind() -> None:
+    forecast = ClassForecast.from_draws(some_draws()[:, :3], label_names=["a", "b", "c", "d"])
+    backwards = np.array([3, 0, 2])[::-1]
+    every: list[Any] = [["c", "a", "d"], np.array(["c", "a", "d"]), backwards]
+    every += [backwards.astype(object), torch.tensor([2, 0, 3]), (2, 0, 3)]
+    for labels in every:
+        assert forecast.with_labels(labels).observed().tolist() == [2, 0, 3]
+    with pytest.raises(DataError, match=r"labels: 'e' is not one of \('a', 'b', 'c', 'd'\)"):
+        forecast.with_labels(["a", "b", "e"])
+
+
+def test_draws_are_tensors() -> None:
+    many: Any = np.full((1, 2, 2), 0.5)
+    for make in (
+        lambda: ClassForecast.from_draws(many),
+        lambda: LabelsForecast.from_draws(many),
+        lambda: RatingForecast.from_draws(many[0], many[0]),
+    ):
+        with pytest.raises(ConfigError, match="expected a tensor"):
+            make()
 
 
 def test_choices_that_do_not_exist_have_no_probability_and_are_no_labels():

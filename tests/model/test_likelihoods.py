@@ -247,13 +247,15 @@ def test_counts_grow_with_their_exposure(split: int) -> None:
     rates = (0.7 + outputs[..., 0].numpy()).ravel()
     means = hours.numpy() * np.exp(rates)
     found = Poisson(0.7, "hours").checked(outputs, {}, extra=batch.extra).log_prob(batch.labels)
-    expected = torch.from_numpy(stats.poisson.logpmf(counts.numpy(), means))
+    expected = torch.from_numpy(stats.poisson.logpmf(counts.numpy(), means)).float()
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-4, atol=1e-4)
     own = {"dispersion.log": torch.tensor(-0.4)}
     likelihood = NegativeBinomial(0.7, "hours")
     found = likelihood.checked(outputs, own, extra=batch.extra).log_prob(batch.labels)
     size = math.exp(0.4)
-    expected = torch.from_numpy(stats.nbinom.logpmf(counts.numpy(), size, size / (size + means)))
+    expected = torch.from_numpy(
+        stats.nbinom.logpmf(counts.numpy(), size, size / (size + means))
+    ).float()
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -318,6 +320,24 @@ def test_a_label_that_cannot_be_is_named_before_a_fit(label: float) -> None:
     ):
         model.encode(table)
     assert tiny_model((), 1, likelihood=StudentT()).encode(table).labels is not None
+
+
+def test_a_distribution_without_moments_is_refused_before_a_fit() -> None:
+    def scaled(outputs: Tensor) -> Any:
+        shift = dist.transforms.AffineTransform(3.0, 2.0)
+        return dist.TransformedDistribution(dist.Normal(outputs[..., 0], 1.0), [shift])
+
+    network = bh.RandomPEFT(tiny_backbone(), (), bh.Head(1), tiny_tokenizer())
+    model = bh.Model(network, likelihood=scaled)
+    with pytest.raises(LikelihoodError, match="TransformedDistribution has no mean or no stddev"):
+        bh.fit(model, "normal", {"text": ["w5", "w6"], "label": [0.1, 2.0]})
+
+
+def test_an_exposure_that_cannot_be_is_named_before_anything_is_done() -> None:
+    model = tiny_model((), 1, likelihood=Poisson(exposure="hours"))
+    rows = {"text": ["w5", "w6", "w7"], "hours": [1.0, 2.0, 0.0]}
+    with pytest.raises(DataError, match="'hours', row 2: 0; expected an exposure above 0"):
+        model.encode(rows, labelled=False)
 
 
 def test_a_distribution_of_another_kind_is_an_error() -> None:

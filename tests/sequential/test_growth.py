@@ -188,6 +188,7 @@ def test_unknown_labels_are_found_in_every_form_of_data(head: bh.Posterior) -> N
     assert unknown_labels(head, bh.data.encode(NEW, tiny_tokenizer(), kind="class")) == ("sad",)
     numbered = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
     assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [3, 0]}) == 2
+    assert unknown_labels(numbered, {"text": ["w5", "w6"], "label": [2.0, 0.0]}) == 1  # by pandas
     assert unknown_labels(numbered, tiny_examples()) == 0
     assert numbered.update({"text": ["w5", "w6"], "label": [3, 2]}, grow=True).predict(
         ["w5"], samples=2
@@ -264,7 +265,8 @@ def test_what_cannot_grow_is_refused(head: bh.Posterior) -> None:
 def test_only_new_labels_are_said_to_look_like_others() -> None:
     rows = {"text": ["w5 w20", "w6 w21"] * 4, "label": ["Calm", "calm"] * 4}
     model = bh.tasks.categories(tiny_backbone(), 2, kinds=(), tokenizer=tiny_tokenizer())
-    posterior = bh.fit(model, "normal", rows, max_steps=1, progress=False)
+    with pytest.warns(UserWarning, match="'Calm' and 'calm' are two classes"):
+        posterior = bh.fit(model, "normal", rows, max_steps=1, progress=False)
     with pytest.raises(DataError) as error:
         posterior.update({"text": ["w5"], "label": ["sad"]})
     assert "may mean" not in str(error.value)

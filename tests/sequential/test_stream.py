@@ -342,6 +342,20 @@ def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
     assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
 
 
+def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Even if no batch is new."""
+    run(tmp_path)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"guide": "normal", "replay": None}, "guide: .*LaplaceGuide, not NormalGuide"),
+        ({"components": 3}, "components: .*rounds of 2, not 3"),
+        ({"columns": bh.Columns(label_names=("a", "b"))}, "columns: .*labels None, not ..a., .b."),
+    ]
+    for options, message in others:
+        with pytest.raises(ConfigError, match=message):
+            run(tmp_path, **options)
+    run(tmp_path, components=None)
+
+
 def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

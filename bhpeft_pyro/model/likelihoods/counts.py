@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ...checks import Number, check_fields, string
+from ...data.columns import wrong
 from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
@@ -20,15 +21,16 @@ from .likelihood import NO_EXTRA, Extra, Likelihood
 _MOST = 20.0  # e^20 times the usual rate: beyond it, a wide posterior's rates would overflow
 
 
-# Log probabilities of large counts are small differences of large numbers.
+# Log probabilities of large counts are small differences of large numbers. Samplers expect the
+# type of the weights.
 class _DoublePoisson(dist.Poisson):
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.double())
+        return super().log_prob(value.double()).float()
 
 
 class _DoubleNegativeBinomial(dist.NegativeBinomial):
     def log_prob(self, value: Tensor) -> Tensor:
-        return super().log_prob(value.double())
+        return super().log_prob(value.double()).float()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class _Counts(Likelihood):
         exposure = torch.ones_like(labels) if self.exposure is None else extra[self.exposure]
         rate = labels.double().sum() / exposure.double().sum()
         return replace(self, center=rate.log().item() if rate > 0 else 0.0)
+
+    def check_extra(self, extra: Extra, rows: Tensor) -> None:
+        for column in self.columns:
+            for i in (extra[column] <= 0).nonzero().flatten().tolist():
+                got = f"{extra[column][i]:g}; expected an exposure above 0"
+                raise wrong(column, int(rows[i]), got)
 
     def distribution(
         self,

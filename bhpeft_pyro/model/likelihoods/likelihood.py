@@ -92,6 +92,17 @@ class Likelihood(ABC):
         """
         return self
 
+    def check_extra(self, extra: Extra, rows: Tensor) -> None:  # noqa: B027  (most need none)
+        """Refuse a cell of the further `columns`, (N,) each, that cannot be used.
+
+        Args:
+            extra: the columns by name.
+            rows: (N,) the row of the data that each cell is in.
+
+        Raises:
+            DataError: names column and row.
+        """
+
     @abstractmethod
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None

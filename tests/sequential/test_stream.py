@@ -1,12 +1,9 @@
-"""A stream: predict first, learn then, and survive being killed at any write."""
+"""A stream: predict first, learn then."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,87 +44,6 @@ def run(folder: Path, batches: Any = WEEKS, **options: Any) -> bh.Posterior:
 
 def weights(posterior: bh.Posterior) -> dict[str, torch.Tensor]:
     return posterior.guide.state_dict()
-
-
-class Killed(BaseException):
-    """Nothing catches it by mistake."""
-
-
-@contextmanager
-def killed_at(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
-    """From the n-th call that changes the disk on, none does anything any more."""
-    calls = [0]
-
-    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            calls[0] += 1
-            if calls[0] >= number:
-                raise Killed
-            return function(*args, **options)
-
-        return call
-
-    with monkeypatch.context() as patch:
-        for owner, name in (
-            (os, "replace"),
-            (os, "rename"),
-            (os, "fsync"),
-            (Path, "unlink"),
-            (Path, "mkdir"),
-            (shutil, "rmtree"),
-        ):
-            patch.setattr(owner, name, dying(getattr(owner, name)))
-        yield lambda: calls[0] >= number
-
-
-def test_killed_at_every_write_no_round_is_lost_or_learnt_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(tmp_path / "whole", tests=None)
-    fitted: list[str] = []
-    update, fit = bh.Posterior.update, bh.sequential.stream.__globals__["fit"]
-    monkeypatch.setitem(
-        bh.sequential.stream.__globals__,
-        "fit",
-        lambda model, guide, data, **o: (
-            fitted.append(data.fingerprint) or fit(model, guide, data, **o)
-        ),
-    )
-    monkeypatch.setattr(
-        bh.Posterior,
-        "update",
-        lambda self, data, **o: fitted.append(data.fingerprint) or update(self, data, **o),
-    )
-    # One folder, killed at its 1st write, then at the 2nd of what is left, and so on: every kind of
-    # write is hit in every round.
-    folder = tmp_path / "killed"
-    kills = 0
-    for number in (*range(1, 24), 10**6):
-        with killed_at(number, monkeypatch) as was_killed:
-            try:
-                posterior = run(folder)
-            except Killed:
-                kills += 1
-                rounds = bh.sequential.History(folder / "rounds").rounds
-                learnt = [report.data for report in rounds.values()]
-                assert learnt == [week.fingerprint for week in WEEKS.values()][: len(learnt)]
-                continue
-            assert not was_killed()
-        break
-    assert kills >= 10
-    assert [report.data for report in posterior.lineage] == [
-        week.fingerprint for week in WEEKS.values()
-    ]
-    assert all(
-        torch.equal(value, weights(whole)[name]) for name, value in weights(posterior).items()
-    )
-    columns = ("batch", "nll", "drift/nll_p", "steps")
-    for row, expected in zip(Record.of(posterior).rows, Record.of(whole).rows, strict=True):
-        assert [row.get(name) for name in columns] == [expected.get(name) for name in columns]
-    again = len(fitted)
-    run(folder)
-    assert len(fitted) == again  # all is done
-    assert not list((folder / "rounds").glob("*.partial"))
 
 
 def test_that_texts_were_cut_is_said_once(tmp_path: Path) -> None:

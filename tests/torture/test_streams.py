@@ -1,27 +1,29 @@
 """Streams that are killed at any moment, and two in one folder: a single line of right rounds.
 
 Each runs in a process that is forked from this one, so that nothing is imported again. After each
-the folder holds the rounds of the first batches, whole, and the next run continues them. Counts by
-outcome are printed.
+the folder holds the rounds of the first batches, whole, and the next run continues them.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import random
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forks import start, wait
+from outcomes import report, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BusyError
@@ -30,14 +32,12 @@ from bhpeft_pyro.testing import tiny_examples, tiny_model
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
 WEEKS = {f"week {i}": tiny_examples(8, seed=i) for i in range(3)}
-OUTCOMES = ("finished", "hung", "refused", "wrong answer", "error")  # by exit code
+Die = Callable[[], object]
+"""What a process does first, so that it is killed later."""
+NUMBERS = count()
 HUNG = 60  # seconds
 SECONDS = 1.0  # a timer kills within
-CALLS = 61  # to files, at one of which a process is killed; a whole run has as many
-
-small_and_large = pytest.mark.parametrize(
-    "trials", [3, pytest.param(300, marks=pytest.mark.torture)]
-)
+CALLS = 80  # to files, at one of which a process is killed; a whole run has as many
 
 
 def run(folder: Path) -> bh.Posterior:
@@ -55,33 +55,34 @@ def expected(folder: Path) -> list[torch.Tensor]:
     return facts(run(folder))
 
 
-def start(folder: Path, right: list[torch.Tensor], die: Callable[[], object] | None) -> int:
-    """A process that runs the stream from the same moment on as others that are started now."""
+def started(folder: Path, right: list[torch.Tensor], die: Die | None) -> tuple[int, Path]:
+    """A process that runs the stream from the same moment on as others that are started now, and
+    the file of its outcome."""
     moment = time.monotonic() + 0.02
-    if pid := os.fork():
-        return pid
-    code = OUTCOMES.index("error")
-    try:
-        faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__)  # 1
+
+    def work() -> str:
+        faulthandler.dump_traceback_later(HUNG, exit=True, file=sys.__stderr__)
         time.sleep(max(0.0, moment - time.monotonic()))
         if die is not None:
             die()
-        same = all(torch.equal(*pair) for pair in zip(facts(run(folder)), right, strict=True))
-        code = OUTCOMES.index("finished" if same else "wrong answer")
-    except BusyError as error:
-        code = OUTCOMES.index("refused" if " is writing into " in str(error) else "error")
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-    finally:
-        os._exit(code)
+        try:
+            found = facts(run(folder))
+        except BusyError as error:
+            assert " is writing into " in str(error)
+            return "refused"
+        return "finished" if all(map(torch.equal, found, right)) else "wrong answer"
+
+    result = folder.with_name(f"{folder.name}.{next(NUMBERS)}.json")
+    return start(work, result), result
 
 
-def outcome(pid: int) -> str:
-    _, status = os.waitpid(pid, 0)
-    return "killed" if os.WIFSIGNALED(status) else OUTCOMES[os.WEXITSTATUS(status)]
+def outcome(process: tuple[int, Path]) -> str:
+    child, result = process
+    code = wait(child)
+    return "killed" if code < 0 else "error" if code else json.loads(result.read_text())
 
 
-def at_a_moment(seconds: float) -> Callable[[], object]:
+def at_a_moment(seconds: float) -> Die:
     def die() -> None:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # at once, without any cleaning up
         signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -89,7 +90,7 @@ def at_a_moment(seconds: float) -> Callable[[], object]:
     return die
 
 
-def at_a_file(folder: Path, number: int) -> Callable[[], object]:
+def at_a_file(folder: Path, number: int) -> Die:
     """Just before the n-th time that a file there is opened, renamed, made or removed."""
     left = [number]
 
@@ -104,7 +105,7 @@ def at_a_file(folder: Path, number: int) -> Callable[[], object]:
     return lambda: sys.addaudithook(hook)
 
 
-def fate(chance: random.Random, folder: Path) -> Callable[[], object]:
+def fate(chance: random.Random, folder: Path) -> Die:
     if chance.random() < 0.3:
         return at_a_moment(chance.uniform(0.001, SECONDS))
     return at_a_file(folder, chance.randint(1, CALLS))
@@ -123,7 +124,7 @@ def check_rounds(folder: Path) -> int:
 
 def check_whole(folder: Path, right: list[torch.Tensor]) -> None:
     """Another run ends well, and nothing of the killed ones is left."""
-    assert outcome(start(folder, right, None)) == "finished"
+    assert outcome(started(folder, right, None)) == "finished"
     assert check_rounds(folder) == len(WEEKS)
     names = {path.name for path in folder.iterdir()} | {
         path.name for path in (folder / "rounds").iterdir() if path.is_file() or "." in path.name
@@ -131,43 +132,42 @@ def check_whole(folder: Path, right: list[torch.Tensor]) -> None:
     assert names == {"rounds", "record.json", "record.csv", ".lock"}
 
 
-@small_and_large
-def test_a_stream_killed_at_any_moment_continues(
-    tmp_path: Path, trials: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stream_killed_at_a_file_continues(tmp_path: Path) -> None:
+    right, killed = expected(tmp_path / "whole"), set()
+    whole = tmp_path / "not killed"
+    assert outcome(started(whole, right, at_a_file(whole, CALLS + 1))) == "finished"
+    for number in (*range(1, CALLS, 6), CALLS):
+        folder = tmp_path / str(number)
+        assert outcome(started(folder, right, at_a_file(folder, number))) == "killed"
+        killed.add(check_rounds(folder))
+        check_whole(folder, right)
+    assert killed == {0, 1, 2, 3}  # after each number of rounds
+
+
+@pytest.mark.torture
+def test_a_stream_killed_at_any_moment_continues(tmp_path: Path) -> None:
     right, counts = expected(tmp_path / "whole"), Counter[str]()
-    for trial in range(trials):
+    for trial in range(300):
         chance, folder = random.Random(trial), tmp_path / str(trial)
         for _ in range(4):
-            found = outcome(start(folder, right, fate(chance, folder)))
+            found = outcome(started(folder, right, fate(chance, folder)))
             rounds = check_rounds(folder)
             counts[f"{found} with {rounds} rounds"] += 1
             assert found == "killed" or (found, rounds) == ("finished", len(WEEKS))
         check_whole(folder, right)
-    show("killed and started again", counts, capsys)
+    report("killed and started again", counts, *counts)
 
 
-@small_and_large
-def test_two_streams_in_one_folder_make_a_single_line(
-    tmp_path: Path, trials: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+@sized(3, 300)
+def test_two_streams_in_one_folder_make_a_single_line(tmp_path: Path, runs: int) -> None:
     """Some of them are killed, too."""
     right, counts = expected(tmp_path / "whole"), Counter[str]()
-    for trial in range(trials):
+    for trial in range(runs):
         chance, folder = random.Random(trial), tmp_path / str(trial)
         fates = [fate(chance, folder) if chance.random() < 0.2 else None for _ in range(2)]
-        found = sorted(outcome(pid) for pid in [start(folder, right, each) for each in fates])
+        found = sorted(outcome(pid) for pid in [started(folder, right, each) for each in fates])
         counts[", ".join(found)] += 1
         assert set(found) <= {"finished", "refused", "killed"} and set(found) != {"refused"}
         check_rounds(folder)
         check_whole(folder, right)
-    show("two at once", counts, capsys)
-
-
-def show(title: str, counts: Counter[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with capsys.disabled():
-        print(
-            f"\n{title}:",
-            *(f"{number:6} {what}" for what, number in counts.most_common()),
-            sep="\n",
-        )
+    report("two at once", counts, *counts)

@@ -72,7 +72,7 @@ def started(folder: Path, right: list[torch.Tensor], die: Die | None) -> tuple[i
             return "refused"
         return "finished" if all(map(torch.equal, found, right)) else "wrong answer"
 
-    result = folder.with_name(f"{folder.name}.{next(NUMBERS)}.json")
+    result = folder.with_name(f"outcome {next(NUMBERS)}.json")
     return start(work, result), result
 
 

@@ -329,7 +329,10 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
 def _without_gaps(column: list[Any]) -> list[Any]:
     """None in place of what pandas has where there is nothing: NaN among texts, or NA."""
     texts = any(isinstance(value, str) for value in column)
-    return [None if value is pd.NA or (texts and value != value) else value for value in column]
+    return [
+        None if value is pd.NA or (texts and isinstance(value, float) and value != value) else value
+        for value in column
+    ]
 
 
 def _fits(value: object, kind: type) -> bool:

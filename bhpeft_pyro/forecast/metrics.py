@@ -185,8 +185,8 @@ def calibration_bins(
 ) -> CalibrationBins:
     """Sort (N,) confidences, and whether predictions were right, into bins (Guo et al. 2017).
 
-    >>> calibration_bins([0.9, 0.8], [True, False], bins=2).expected_error
-    0.35
+    >>> calibration_bins([0.75, 1.0], [True, False], bins=2).expected_error
+    0.375
     """
     bins = COUNT("bins", bins)
     check_memory("bins", bins, 32)

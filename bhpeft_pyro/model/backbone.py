@@ -142,7 +142,7 @@ def identity(backbone: PreTrainedModel) -> dict[str, Any]:
     for name, tensor in sorted(backbone.base_model.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
-        flat = tensor.detach().dequantize().flatten()
+        flat = tensor.detach().dequantize().float().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].cpu()
         called = f"{name}{tuple(tensor.shape)}".encode()
         samples.update(called)

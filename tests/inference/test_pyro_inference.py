@@ -142,7 +142,8 @@ def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.data.Batch, exact
     kernel = NUTS(model, jit_compile=False, max_tree_depth=5)
     mcmc = MCMC(kernel, num_samples=200, warmup_steps=60, disable_progbar=True)
     mcmc.run(batch)
-    # 80 to 100 effective draws: standard errors of 0.11 sds for a mean, and 8 % for an sd.
+    # At least 74 effective draws in three runs: standard errors of 0.12 sds for a mean, and 8 % for
+    # an sd.
     assert_near(flat(mcmc.get_samples()), exact, exact.sd, 0.4, 0.3)
 
 

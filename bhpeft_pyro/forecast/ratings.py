@@ -223,4 +223,4 @@ class RatingForecast(Forecast):
         return (self.sds.double().square() + self._within).sqrt()
 
     def _rounded(self, values: Tensor) -> Tensor:
-        return values.to(self.means.dtype)
+        return values.to(self.sds.dtype)

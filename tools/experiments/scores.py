@@ -63,13 +63,13 @@ def _scaled(forecast: AnyForecast, validation: AnyForecast) -> AnyForecast:
     assert isinstance(forecast, RatingForecast)
     assert isinstance(validation, RatingForecast)
     error = (validation.observed() - validation.mean) / validation.sd
-    # Moved in double precision, the draws keep their mean.
+    # Moved and kept in double precision, the draws keep their mean.
     factor, means = error.square().mean().sqrt(), forecast.means.double()
     mean = means.mean(0)
     within = forecast.within
     return replace(
         forecast,
-        means=(mean + factor * (means - mean)).to(forecast.means),
+        means=mean + factor * (means - mean),
         sds=factor * forecast.sds,
         within=None if within is None else factor.square() * within,
     )

@@ -102,13 +102,13 @@ def _fix_coordinates(network: RandomPEFT) -> None:
     coordinates.load_state_dict(state)
 
 
-def tiny_batch(examples: int = 8, length: int = 6, labels: int = 2, seed: int = 0) -> Batch:
+def tiny_batch(examples: int = 8, labels: int = 2, seed: int = 0) -> Batch:
     """Random tokens of varying length with random labels.
 
     >>> tiny_batch(3).labels.shape
     torch.Size([3])
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, length = torch.Generator().manual_seed(seed), 6
     lengths = torch.randint(2, length + 1, (examples, 1), generator=generator)
     mask = (torch.arange(length) < lengths).long()
     return Batch(

@@ -91,6 +91,13 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):
         if missing := [column for column in needed if column not in there]:
             raise DataError(f"choices need a column {missing[0]!r}; columns there: {_few(there)}")
+        for option, given in (("text", reading.text_column), ("pair", pair)):
+            if given is not None:
+                raise DataError(
+                    f"--{option}-column: got {given!r}, but multiple choice reads the columns "
+                    f"{quiz.question!r} and {quiz.choices!r}; --task chooses another task"
+                )
+        _check_noise("choices", reading)
         return Task("choices", quiz)
     words = name == "words" or (not name and _has_lists(table, "tokens"))
     labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
@@ -116,6 +123,7 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     if missing_row is not None:
         raise DataError(f"column {label!r}, row {missing_row}: the label is missing")
     name = name or ("words" if words else _guess(values, label, feature))
+    _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
     task = Task(name, columns, noise_by_text=reading.noise_by_text)
     if name == "words":
@@ -133,6 +141,11 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
     return replace(task, scale=scale)
+
+
+def _check_noise(task: names.Task, reading: Reading) -> None:
+    if reading.noise_by_text and task != "ratings":
+        raise DataError(f"--noise-by-text: the task is {task}; expected --task ratings")
 
 
 def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence[str]) -> str:

@@ -28,10 +28,8 @@ from .columns import (
 from .examples import Examples
 from .labels import read_classes, read_labels
 from .sources import read
-from .tokens import Tokens
+from .tokens import CHUNK, Tokens
 from .words import labelled_words, naming_words, read_words, tokenise_words
-
-_CHUNK = 10_000  # rows given to the tokenizer at once: bounds the memory its result takes
 
 
 class CutWarning(UserWarning):
@@ -288,8 +286,8 @@ def _tokenise(
     how: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
     parts: list[Tokens] = []
     cut: list[int] = []
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
         encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
         over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]
         if over:

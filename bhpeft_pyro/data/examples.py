@@ -15,9 +15,8 @@ from ..checks import shown
 from ..errors import DataError
 from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
-from .tokens import Tokens, cat
+from .tokens import CHUNK, Tokens, cat
 
-_CHUNK = 10_000  # examples looked at together: bounds memory
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
 
 
@@ -312,7 +311,7 @@ class Examples:
 def _pieces(tensor: Tensor, sizes: Tensor) -> Iterator[bytes]:
     """Each example's number of entries, and these entries in 32 or 64 bits."""
     kind, start = "<f4" if tensor.is_floating_point() else "<i8", 0
-    for some in sizes.split(_CHUNK):
+    for some in sizes.split(CHUNK):
         stop = start + int(some.sum())
         data = tensor[start:stop].numpy().astype(kind).tobytes()
         width, start, at = len(data) // (stop - start), stop, 0

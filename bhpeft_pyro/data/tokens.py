@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-_CHUNK = 10_000  # sequences looked at together: bounds memory
+CHUNK = 10_000  # sequences looked at together, or given to the tokenizer: bounds memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Tokens:
     def take(self, rows: Tensor) -> Tokens:
         """The sequences `rows` (K,), in that order."""
         ids, types = [], []
-        for some in rows.split(_CHUNK):  # the places are of int64: those of all take much memory
+        for some in rows.split(CHUNK):  # the places are of int64: those of all take much memory
             lengths = self.lengths[some]
             shift = self.starts[some] - (lengths.cumsum(0) - lengths)
             at = torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)

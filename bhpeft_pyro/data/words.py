@@ -16,9 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ..checks import shown
 from ..errors import DataError
 from .columns import as_list, check_text, wrong
-from .tokens import Tokens
-
-_CHUNK = 10_000  # sentences given to the tokenizer at once: bounds the memory its result takes
+from .tokens import CHUNK, Tokens
 
 
 def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
@@ -139,9 +137,9 @@ def _windows(
     room = 0 if limit is None else limit - tokenizer.num_special_tokens_to_add()
     parts: list[Tokens] = []
     sequence = count()
-    for start in range(0, len(sentences), _CHUNK):
+    for start in range(0, len(sentences), CHUNK):
         encoded = tokenizer(
-            [" ".join(words) for words in sentences[start : start + _CHUNK]],
+            [" ".join(words) for words in sentences[start : start + CHUNK]],
             padding=False,
             truncation=limit is not None,
             max_length=limit,

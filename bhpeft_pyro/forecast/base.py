@@ -30,8 +30,11 @@ class Forecast(ABC):
         labels: (N,) the observed labels, (N, K) if each text may have K of them, or None.
         texts: the N texts, or None.
         rows: None; or, where examples are words, (N,) the number of the sentence of each.
+        quality: in words, what `metrics.rejection_curve` measures.
+        measures: the names that `uncertainty` takes.
     """
 
+    quality: ClassVar[str]
     measures: ClassVar[tuple[str, ...]] = ("epistemic", "aleatoric", "total")
     _by_draw: ClassVar[tuple[str, ...]] = ()  # tensors whose second dimension counts examples
     _of_all: ClassVar[tuple[str, ...]] = ()  # tensors without such a dimension

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import ClassLabel, Dataset, Features
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..checks import check
@@ -47,6 +48,7 @@ class ClassForecast(Forecast):
     tensor([0])
     """
 
+    quality: ClassVar[str] = "accuracy"
     measures: ClassVar[tuple[str, ...]] = (*Forecast.measures, "variance", "confidence")
     _by_draw: ClassVar[tuple[str, ...]] = ("samples",)
 
@@ -292,20 +294,14 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def _best_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    absent = log_probabilities == -torch.inf  # choices that do not exist
-    logits = log_probabilities.masked_fill(absent, 0.0)  # 0 * -inf would be NaN
-    truth = logits.gather(1, labels[:, None])[:, 0]
+    def nll(log_temperature: float) -> float:
+        """It is convex in 1/T, so there is one minimum."""
+        scaled = (log_probabilities / math.exp(log_temperature)).log_softmax(-1)
+        return -scaled.gather(1, labels[:, None]).mean().item()
 
-    def too_hot(temperature: float) -> bool:
-        """Whether the NLL, which is convex in 1/T, falls as T does."""
-        p = (logits / temperature).masked_fill(absent, -torch.inf).softmax(-1)
-        return bool(((p * logits).sum(-1) - truth).sum() < 0)
-
-    low, high = 1 / _MAX_TEMPERATURE, _MAX_TEMPERATURE
-    for _ in range(60):  # down to rounding in float64
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if too_hot(middle) else (middle, high)
-    return math.sqrt(low * high)
+    end = math.log(_MAX_TEMPERATURE)
+    found = minimize_scalar(nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-9})
+    return math.exp(found.x)
 
 
 def _checked(draws: Tensor) -> Tensor:

@@ -247,7 +247,11 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
 
     The probability that an example from outside the training distribution is less certain than
     one from inside it (ties count half); 0.5 is no better than chance.
+
+    Raises:
+        ConfigError: the forecasts are of different kinds, so their uncertainties have other units.
     """
+    check(outside, type(inside), "outside", f"a {type(inside).__name__}, as inside is")
     known = inside.uncertainty(by).double().sort().values
     strange = outside.uncertainty(by).double().contiguous()
     below = [torch.searchsorted(known, strange, right=right) for right in (False, True)]
@@ -261,6 +265,7 @@ def crps(forecast: RatingForecast, labels: Labels | None = None) -> Tensor:
     `outcomes`, if there are any, the same over them. It has the unit of the ratings; smaller is
     better.
     """
+    check(forecast, RatingForecast, "forecast", "a RatingForecast")
     truth = forecast.observed(labels)
     if (drawn := forecast.sorted_outcomes) is not None:
         count = drawn.shape[1]
@@ -287,6 +292,7 @@ def coverage(
     >>> inside, round(width, 2)
     (0.5, 3.29)
     """
+    check(forecast, RatingForecast, "forecast", "a RatingForecast")
     truth = forecast.observed(labels)
     lower, upper = forecast.interval(level)
     inside = (lower <= truth) & (truth <= upper)

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..checks import check, shown
+from ..checks import check, one_of, shown
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, as_labels, as_numbers, digits
 from .classes import ClassForecast
@@ -39,6 +39,7 @@ class LabelsForecast(Forecast):
     [0.0, 0.086, 0.0]
     """
 
+    quality: ClassVar[str] = "right labels"
     _of_all: ClassVar[tuple[str, ...]] = ("threshold",)
 
     pairs: ClassForecast
@@ -102,7 +103,7 @@ class LabelsForecast(Forecast):
 
     def by_label(self, measure: Measure) -> Tensor:
         """(N, K) the uncertainty of each label, in nats."""
-        values: Tensor = getattr(self.pairs, measure)
+        values: Tensor = getattr(self.pairs, one_of(*self.measures)("measure", measure))
         return values.reshape(-1, self.count)
 
     @property

@@ -46,6 +46,7 @@ class RatingForecast(Forecast):
     (0.36, 3.64)
     """
 
+    quality: ClassVar[str] = "MSE"
     _by_draw: ClassVar[tuple[str, ...]] = ("means", "sds", "within", "densities", "outcomes")
 
     means: Tensor

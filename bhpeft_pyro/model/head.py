@@ -80,13 +80,9 @@ class Head(_Linear):
         rules: dict[str, Rule] = {"outputs": COUNT, "pooling": pooling}
         check_fields(self, rules | dict.fromkeys(("principal", "each_word"), boolean), "Head")
 
-    def sites(self, width: int) -> tuple[Site, ...]:
-        """The head's random tensors, for features of `width` entries."""
+    def sites(self, width: int, backbone: PreTrainedModel | None = None) -> tuple[Site, ...]:
+        """The head's random tensors, for features of `width` entries, whatever the backbone."""
         return _linear_sites(self.outputs, torch.full((1, 1), width**-0.5), width)
-
-    def sites_on(self, backbone: PreTrainedModel, width: int) -> tuple[Site, ...]:
-        """The head's random tensors on a backbone whose hidden states have `width` entries."""
-        return self.sites(width)
 
     def read(
         self,
@@ -158,7 +154,7 @@ class ClassifierHead(_Linear):
     def __post_init__(self) -> None:
         check_fields(self, {"outputs": COUNT}, "ClassifierHead")
 
-    def sites_on(self, backbone: PreTrainedModel, width: int) -> tuple[Site, ...]:
+    def sites(self, width: int, backbone: PreTrainedModel) -> tuple[Site, ...]:
         """As for `Head`, in units that are measured on the backbone."""
         _, final = final_layer(backbone)
         if _see not in final._forward_pre_hooks.values():

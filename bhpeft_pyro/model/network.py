@@ -91,7 +91,7 @@ class RandomPEFT(PyroModule):
         self._frozen = (backbone,)
         self.attachment = Attachment(backbone, self.kinds)
         self.coordinates = Coordinates(self.attachment.sites)
-        own = head.sites_on(backbone, self.attachment.hidden_size)
+        own = head.sites(self.attachment.hidden_size, backbone)
         self.sites = Sites((*self.coordinates.sites, *(site.to(backbone.device) for site in own)))
         units = {site.name: site.unit for site in self.sites if not site.unit.is_meta}
         if bad := [name for name, unit in units.items() if not unit.isfinite().all()]:

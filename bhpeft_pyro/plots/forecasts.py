@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ..checks import check
 from ..errors import ConfigError, LikelihoodError
-from ..forecast import ClassForecast, Forecast, LabelsForecast, RatingForecast
+from ..forecast import ClassForecast, Forecast, RatingForecast
 from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 
 # Okabe and Ito's colours, distinct for colour-blind readers; markers and dashes differ too.
@@ -19,12 +20,6 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
 )  # fmt: skip
 STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE), "osD^v", strict=True))
-
-_QUALITY: dict[type[Forecast], str] = {
-    ClassForecast: "accuracy",
-    LabelsForecast: "right labels",
-    RatingForecast: "MSE",
-}
 
 
 def new_axes(ax: Axes | None) -> Axes:
@@ -80,17 +75,17 @@ def rejection(
     Several named forecasts of the same kind can be compared.
     """
     named = forecasts if isinstance(forecasts, Mapping) else {"": forecasts}
-    kinds = {type(forecast) for forecast in named.values()}
-    if len(kinds) != 1 or not kinds <= _QUALITY.keys():
+    for each in named.values():
+        check(each, Forecast, "forecasts", "a forecast, or several by name")
+    if len(qualities := {each.quality for each in named.values()}) != 1:
         raise ConfigError("forecasts must be one or more, all of classes or all of ratings")
     curves = {name: rejection_curve(each, by=by) for name, each in named.items()}
     ax = new_axes(ax)
     looks = cycle(STYLES)
     for (name, (fractions, scores)), (colour, marker) in zip(curves.items(), looks, strict=False):
         ax.plot((100 * fractions).numpy(), scores.numpy(), color=colour, marker=marker, label=name)
-    quality = _QUALITY[kinds.pop()]
     words = by if by in ("variance", "confidence") else f"{by} uncertainty"
-    ax.set(xlabel=f"rejected by {words} (%)", ylabel=f"{quality} of the examples kept")
+    ax.set(xlabel=f"rejected by {words} (%)", ylabel=f"{qualities.pop()} of the examples kept")
     if isinstance(forecasts, Mapping):
         ax.legend()
     return ax

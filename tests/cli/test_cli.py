@@ -524,6 +524,13 @@ def test_what_is_not_clear_is_asked():
         infer(table(text=two, label=two), Reading(task="ratings"))
     with pytest.raises(DataError, match="'answer'"):
         infer(table(question=two, choices=[two, two]), Reading(task="choices"))
+    quiz = table(question=two, choices=[two, two], answer=[0, 1])
+    for option in ("text", "pair"):
+        with pytest.raises(DataError, match=f"--{option}-column: got 'body', but multiple choice"):
+            infer(quiz, Reading(**{f"{option}_column": "body"}))
+    for columns in (quiz, table(text=two, label=two)):
+        with pytest.raises(DataError, match=r"--noise-by-text: the task is (choices|classes)"):
+            infer(columns, Reading(noise_by_text=True))
 
 
 @pytest.mark.parametrize("cell", ["nan", "NA", "3,5", "inf"])

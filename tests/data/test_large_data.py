@@ -110,16 +110,16 @@ def test_fingerprints_stay_those_of_saved_posteriors(monkeypatch: pytest.MonkeyP
     """They are in the reports of saved rounds, which know by them what was learnt."""
     known = ["e6721bdd65e05e02", "5a4f173a69336e16", "c2716b1ff6ec5788", "44763a2ed4a287c1"]
     for size in (10_000, 3):
-        monkeypatch.setattr(examples, "_CHUNK", size)
+        monkeypatch.setattr(examples, "CHUNK", size)
         assert [each.fingerprint[:16] for each in every_kind()] == known
 
 
 def test_a_subset_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.tensor([9, 0, 4, 4, 7, 1, 2])
     for each in every_kind():
-        monkeypatch.setattr(tokens, "_CHUNK", 10_000)
+        monkeypatch.setattr(tokens, "CHUNK", 10_000)
         whole = each.subset(rows)
-        monkeypatch.setattr(tokens, "_CHUNK", 2)
+        monkeypatch.setattr(tokens, "CHUNK", 2)
         part = each.subset(rows)
         assert torch.equal(part.tokens.ids, whole.tokens.ids)
         assert torch.equal(part.tokens.lengths, whole.tokens.lengths)

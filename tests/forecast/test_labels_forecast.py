@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as peer
 from torch import Tensor
 
-from bhpeft_pyro.errors import DataError, LikelihoodError
+from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast
 from bhpeft_pyro.forecast.metrics import evaluate, nlls, rejection_curve
 
@@ -117,3 +117,5 @@ def test_what_does_not_fit_together_is_refused() -> None:
     for threshold in (1.5, [0.5, 0.5]):
         with pytest.raises(DataError, match=r"expected a number in 0\.\.1, or 3 of them"):
             LabelsForecast.from_draws(p).with_threshold(threshold)
+    with pytest.raises(ConfigError, match=r"measure.*epistemic"):
+        LabelsForecast.from_draws(p).by_label("variance")  # type: ignore[arg-type]

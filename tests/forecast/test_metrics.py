@@ -264,6 +264,16 @@ def test_columns_of_any_library(kind):
         aurc(kind(loss), kind(uncertainty[:2]))
 
 
+def test_forecasts_of_another_kind_are_refused() -> None:
+    classes = ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]]), labels=[0])
+    ratings = RatingForecast.from_draws(torch.zeros(1, 1), torch.ones(1, 1), labels=[0.0])
+    for metric in (crps, coverage):
+        with pytest.raises(ConfigError, match="forecast: expected a RatingForecast, got"):
+            metric(classes)
+    with pytest.raises(ConfigError, match="outside: expected a ClassForecast, as inside is, got"):
+        ood_auroc(classes, ratings)
+
+
 def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:
     forecast = ClassForecast.from_draws(torch.tensor([[[1.0, 0.0], [0.6, 0.4]]]), labels=[1, 0])
     tiny = torch.finfo(torch.float32).tiny

@@ -91,6 +91,12 @@ def test_laplace_learns_several_labels(laplace: bh.Posterior) -> None:
     assert laplace.columns.label_names == NAMES
 
 
+def test_one_label_is_refused() -> None:
+    rows = {"text": ["w5", "w6"], "label": [[0], [1]]}
+    with pytest.raises(bh.errors.DataError, match="num_labels=1 must be an integer of at least 2"):
+        bh.fit(model(MultiLabel()), "delta", rows, **QUICK)
+
+
 def test_predictions_of_laplace_are_those_of_weight_draws(laplace: bh.Posterior) -> None:
     texts = ["w6", "w15"]
     drawn = laplace.predict(texts, 4000, keep_samples=True)

@@ -124,9 +124,11 @@ class Likelihood(ABC):
         """The number of classes or labels when the head gives `outputs` numbers; None if it is not
         known.
 
-        By default one output for each, if there are several.
+        By default one output for each; of one output, as of ordered classes, there may be several
+        classes.
         """
-        return outputs if self.kind in ("class", "labels") and outputs > 1 else None
+        known = self.kind == "labels" or (self.kind == "class" and outputs > 1)
+        return outputs if known else None
 
     def of(
         self,

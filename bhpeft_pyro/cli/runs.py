@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from datasets import Dataset
 
@@ -19,7 +18,6 @@ from ..sequential import History
 from .screen import print_json, say, show_metrics
 
 _ROUNDS = "rounds"  # in the folder of a stream
-Rows = TypeVar("Rows", Dataset, Examples)
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
@@ -40,17 +38,13 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     return table
 
 
-def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows | None]:
-    """Rows to learn from, and a random share held out; None if that is no row, or all. Sentences
-    stay whole."""
-    every = rows.rows.unique().tolist() if isinstance(rows, Examples) else range(len(rows))
-    count = round(share * len(every))
-    if not 0 < count < len(every):
+def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Rows to learn from, and a random share held out; None if that is no row, or all."""
+    count = round(share * len(rows))
+    if not 0 < count < len(rows):
         return rows, None
-    numbers = Dataset.from_dict({"row": every})
-    parts = numbers.train_test_split(test_size=count, seed=seed)
-    pick = rows.of_rows if isinstance(rows, Examples) else rows.select
-    return pick(parts["train"]["row"][:]), pick(parts["test"]["row"][:])
+    parts = rows.train_test_split(test_size=count, seed=seed)
+    return parts["train"], parts["test"]
 
 
 def split(
@@ -72,7 +66,7 @@ def split(
             return examples, read(given)
         except DataError as error:
             raise DataError(f"{option} {given}: {error}") from error
-    train, held_out = hold_out(examples, given, seed)
+    train, held_out = examples.hold_out(seed, given)
     if given and held_out is None:
         rows = len(examples.rows.unique())
         raise DataError(

@@ -133,16 +133,20 @@ class Examples:
         what = f"{self.kind} {' '.join(parts)}"
         return hashlib.sha256(what.encode() + b"".join(digests)).hexdigest()
 
-    def hold_out(self, seed: int) -> tuple[Examples, Examples | None]:
-        """The examples without a random fifth of the rows (500 at most), and that fifth.
+    def hold_out(self, seed: int, share: float | None = None) -> tuple[Examples, Examples | None]:
+        """The examples without a random `share` of the rows, and that share; None if that is no
+        row, or all.
 
-        Both keep their order. Nothing is held out of fewer than 50 rows. The words of a sentence,
-        which are informative about each other, stay together.
+        By default it is a fifth, but 500 rows at most, and none of fewer than 50. Both parts keep
+        their order. The words of a sentence, which are informative about each other, stay together.
         """
         rows = self.rows.unique()
-        if len(rows) < _FEW:
+        if share is None:
+            count = 0 if len(rows) < _FEW else min(len(rows) // 5, _HELD_OUT)
+        else:
+            count = round(share * len(rows))
+        if not 0 < count < len(rows):
             return self, None
-        count = min(len(rows) // 5, _HELD_OUT)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         return self.of_rows(rows[order[count:]]), self.of_rows(rows[order[:count]])
 

@@ -226,8 +226,8 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert (first.steps, second.steps) == (2 * 4, 2 * 3)
     assert first.name == second.name == "train.csv"
     assert second.options.batch_size == 8  # as in the first round
-    rows = runs.hold_out(load(str(folder / "train.csv")), 0.2, 0)[1]
-    before_scores = bh.Posterior.load(folder / "run", *_tiny(folder)).evaluate(rows)
+    run = bh.Posterior.load(folder / "run", *_tiny(folder))
+    before_scores = run.evaluate(run.encode(folder / "train.csv").hold_out(0, 0.2)[1])
     assert found["before"] == pytest.approx(before_scores)
     assert "--overwrite" in error(*arguments)
     bhpeft(*arguments, "--max-steps", 1, "--overwrite", "--validation", 0)
@@ -563,10 +563,8 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
 
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", work)
     fit = ("--backbone", folder / "tiny", "--out", tmp_path / "out", *QUICK)
-    table = load(str(folder / "train.csv"))
-    kept, held_out = (rows["text"][0] for rows in runs.hold_out(table, 0.2, 0))
-    for text in (kept, held_out):
-        row = TEXTS.index(text)
+    rows = bh.Posterior.load(folder / "run", *_tiny(folder)).encode(folder / "train.csv")
+    for row in (int(part.rows[0]) for part in rows.hold_out(0, 0.2)):  # one kept, one held out
         texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
         data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
         for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):

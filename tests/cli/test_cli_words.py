@@ -11,7 +11,6 @@ from datasets import Dataset
 from program import bhpeft, error, read_csv, write_csv
 
 from bhpeft_pyro.cli.options import Reading
-from bhpeft_pyro.cli.runs import hold_out
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.data.sources import load
@@ -103,7 +102,7 @@ def test_shares_are_of_whole_sentences(folder: Path) -> None:
     examples = encode(
         folder / "train.jsonl", tiny_tokenizer(), kind="class", each_word=True, columns=columns
     )
-    learnt, held_out = hold_out(examples, 0.25, 0)
+    learnt, held_out = examples.hold_out(0, 0.25)
     assert held_out is not None
     assert len(held_out.rows.unique()) == 3 and len(learnt.rows.unique()) == 9
     assert not {*held_out.rows.tolist()} & {*learnt.rows.tolist()}

@@ -16,8 +16,7 @@ from torch.distributions import Normal, kl_divergence
 from .checks import COUNT, SEED
 from .distributions import base_of
 from .errors import GuideError, PriorError
-from .guides import Guide, latents
-from .guides.guide import components_of, is_linear
+from .guides import ForeignGuide, latents
 from .inference.draws import draw_blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
@@ -53,8 +52,8 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     network = posterior.model.network
     blocks: Iterable[Mapping[str, Tensor]]
-    if is_linear(posterior.guide):
-        means = (guide.means() for guide in components_of(posterior.guide))
+    if posterior.guide.linear:
+        means = (guide.means() for guide in posterior.guide.components)
         blocks = ({name: value[None, None] for name, value in each.items()} for each in means)
     else:
         drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
@@ -252,7 +251,7 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
 def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     """For each site the prior's mean and sd, then the posterior's, all of the site's shape."""
     guide = posterior.guide
-    if not isinstance(guide, Guide):
+    if isinstance(guide, ForeignGuide):
         raise GuideError(
             f"shifts: the means and sds of {type(guide).__name__} are not known; expected one of "
             "bhpeft_pyro.guides"

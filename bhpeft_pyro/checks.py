@@ -113,7 +113,7 @@ class Number:
 COUNT = Number(least=1, whole=True)
 MAYBE_COUNT = Number(least=1, whole=True, none=True)
 SAMPLES = Number(least=0, whole=True)
-SEED = Number(least=0, most=2**62, whole=True)
+SEED = Number(least=0, most=2**60, whole=True)  # other seeds are derived from it
 POSITIVE = Number(above=0)
 MAYBE_POSITIVE = Number(above=0, none=True)
 SHARE = Number(least=0, most=1)

@@ -92,9 +92,7 @@ class FitError(BHPEFTError, RuntimeError):
     `posterior` is the last good state, or the components fitted before, or None.
     """
 
-    def __init__(self, message: str, posterior: object | None = None) -> None:
-        super().__init__(message)
-        self.posterior = posterior
+    posterior: object | None = None
 
 
 class ProcessError(BHPEFTError, RuntimeError):

@@ -17,7 +17,6 @@ from . import __version__, plots
 from .changes import changes
 from .forecast import ClassForecast, Forecast
 from .forecast.metrics import MEANINGS, evaluate
-from .guides.guide import is_linear
 from .inference.report import FitReport
 from .model.model import Model
 from .options import FitOptions
@@ -62,7 +61,7 @@ def posterior_page(
         height = 1.5 + max(map(len, found.values())) * (0.15 + 0.12 * len(found))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            f"<p>{_CENTRAL if is_linear(posterior.guide) else _DRAWN}</p>",
+            f"<p>{_CENTRAL if posterior.guide.linear else _DRAWN}</p>",
             image("Change by layer", partial(plots.change_forest, found), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -88,6 +89,10 @@ def plan(
             f"backbone: it is on {backbone.device}, expected one without weights: "
             'load_backbone(name, device="meta")'
         )
+    backbone = copy.deepcopy(backbone)  # it is computed with and without checkpointing
+    if backbone.is_gradient_checkpointing:
+        backbone.gradient_checkpointing_disable()
+        backbone.disable_input_require_grads()
     tokens = min(tokens, positions_of(backbone) or tokens)
     network = RandomPEFT(backbone, kinds, head)
     shapes = [site.shape for site in network.sites]
@@ -100,7 +105,6 @@ def plan(
         backbone.disable_input_require_grads()  # would keep what is below the first PEFT weights
         layer = activations // backbone.config.num_hidden_layers
         checkpointed = _kept(network, batch_size, tokens) + layer
-        backbone.gradient_checkpointing_disable()
     weights = [*backbone.base_model.parameters(), *backbone.base_model.buffers()]
     return Plan(sum(weight.nbytes for weight in weights), activations, checkpointed, size)
 

@@ -46,6 +46,14 @@ def test_activations_are_those_of_a_real_pass() -> None:
     assert plan.checkpointed < 0.8 * plan.activations
 
 
+def test_a_plan_does_not_depend_on_checkpointing_and_leaves_it_on() -> None:
+    backbone = without_weights(tiny_backbone().config)
+    expected = bh.plan(backbone, LORA)
+    backbone.gradient_checkpointing_enable()
+    assert bh.plan(backbone, LORA) == expected
+    assert backbone.is_gradient_checkpointing
+
+
 def test_lower_layers_without_peft_weights_keep_nothing() -> None:
     backbone = without_weights(tiny_backbone().config)
     upper = bh.plan(backbone, bh.peft.LoRA(("query",), 2, layers=[1]), tokens=9)

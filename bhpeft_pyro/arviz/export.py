@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,7 @@ from torch import Tensor
 from ..checks import COUNT, SAMPLES, SEED
 from ..data import Columns, Examples
 from ..errors import ConfigError
-from ..guides import prior_guide, prior_like
-from ..guides.guide import components_of
+from ..guides import Guide, PriorGuide, prior_like
 from ..inference.draws import draw, draw_blocks, private_rng
 from ..inference.passes import Feed
 from ..inference.predict import simulate
@@ -95,13 +94,14 @@ def to_arviz(
     """
     samples, seed = COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
-    chains: Sequence[Any]
+    chains: Sequence[Guide]
+    prior: Guide
     if isinstance(posterior, Model):
-        model, columns, chains, prior = posterior, Columns(), (), prior_guide(posterior)
+        model, columns, chains, prior = posterior, Columns(), (), PriorGuide(posterior)
     else:
         model, columns = posterior.model, posterior.columns
         # Components come from independent fits and count alike.
-        chains, prior = components_of(posterior.guide), prior_like(model, posterior.guide)
+        chains, prior = posterior.guide.components, prior_like(model, posterior.guide)
     examples = None
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
@@ -174,7 +174,7 @@ def trace(report: FitReport) -> xr.Dataset:
 
 
 def _predictions(
-    model: Model, guides: Sequence[Callable[..., Any]], examples: Examples, samples: int, seed: int
+    model: Model, guides: Sequence[Guide], examples: Examples, samples: int, seed: int
 ) -> dict[str, xr.Dataset]:
     """Labels drawn from the likelihood under the draws of each guide, the last one being the
     prior, and the log-likelihoods of the observed labels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..changes import head_norms, sizes, spectra
+from ..guides import Guide
 from ..inference.draws import draw_blocks
 from ..model.model import Model
 from ..peft.sites import Site
@@ -91,7 +92,7 @@ def _variable(name: str, values: Tensor, sites: Mapping[str, Site]) -> Variable:
 
 
 def chosen_draws(
-    model: Model, guide: Callable[..., Any], chosen: Sequence[str], samples: int, seed: int
+    model: Model, guide: Guide, chosen: Sequence[str], samples: int, seed: int
 ) -> dict[str, Variable]:
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []

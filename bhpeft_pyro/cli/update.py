@@ -44,7 +44,6 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
-    from ..guides.guide import is_point
     from ..sequential.growth import with_outputs_for
     from ..sequential.update import refuse_known
     from .runs import check_out, finish, open_run, rows_for, split
@@ -70,7 +69,7 @@ def update(
     )
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
-    point = is_point(before.guide) if guide is None else guide in options.POINTS
+    point = before.guide.point if guide is None else guide in options.POINTS
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
     after = start.update(
         train,

@@ -14,8 +14,6 @@ from torch import Tensor
 from ..checks import SEED, Number
 from ..data import Examples
 from ..errors import ConfigError, DataError
-from ..guides import Guide
-from ..guides.guide import is_linear
 from ..inference.passes import Feed
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
@@ -136,7 +134,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     """
     samples = Number(least=_FEWEST, whole=True)("samples", samples)
     seed = SEED("seed", seed)
-    if posterior.report.temperature == 0 and not is_linear(posterior.guide):
+    if posterior.report.temperature == 0 and not posterior.guide.linear:
         raise ConfigError("temperature=0 is maximum likelihood: there is no posterior to compare")
     feed = Feed(posterior.model, _training_examples(posterior, data))
     # Each component has its own prior after the first round, and its own linearised network.
@@ -148,7 +146,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     ]
     found, report = PSIS.of(torch.cat(ratios)), posterior.report
     taus = {each.report.tau or 1.0 for each in parts}
-    if is_linear(posterior.guide) and (report.temperature != 1 or taus != {1.0}):
+    if posterior.guide.linear and (report.temperature != 1 or taus != {1.0}):
         return replace(found, log_evidence=math.nan, standard_error=math.nan)
     return found
 
@@ -219,9 +217,8 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
 
 def _target(posterior: Posterior) -> dict[str, Any]:
     """The model whose posterior the guide approximates, the guide, and the temperature."""
-    model, guide, temperature = posterior.model, posterior.guide, posterior.report.temperature
-    if isinstance(guide, Guide):
-        model, guide, temperature = guide.target(model, temperature)
+    target = posterior.guide.target(posterior.model, posterior.report.temperature)
+    model, guide, temperature = target
     return {"model": model, "guide": guide, "temperature": temperature}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to
 
 from ..errors import GuideError
+from ..guides import Guide
 from ..inference.draws import PLATE, Block, centre, traces
 from ..inference.passes import Feed, passes
 from ..model.model import Model
@@ -35,7 +36,7 @@ def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
 
 def log_ratios(
     model: Model,
-    guide: Callable[..., Any],
+    guide: Guide,
     feed: Feed,
     samples: int,
     seed: int = 0,

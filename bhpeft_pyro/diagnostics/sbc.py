@@ -16,7 +16,7 @@ from ..checks import COUNT, INSIDE, SEED, Number, check_memory
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
-from ..guides import GuideLike, prior_guide
+from ..guides import Guide, GuideLike, PriorGuide, as_guide
 from ..inference.draws import Block, draw_blocks
 from ..inference.initialization import align
 from ..inference.passes import Feed
@@ -32,8 +32,7 @@ from .ranks import Calibration
 from .ratios import log_likelihoods
 from .reference import predictions
 
-Guide = Callable[..., Any]
-Infer = Callable[[Model, Examples], Posterior | Guide]
+Infer = Callable[[Model, Examples], Posterior | Callable[..., Any]]
 
 _FEWEST = 20  # data sets
 _AT = 3  # texts whose predictions are ranked
@@ -81,7 +80,7 @@ def sbc(
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> texts = [f"w{i} w{i + 1}" for i in range(5, 25)]
-    >>> prior = lambda model, examples: prior_guide(model)     # learns nothing
+    >>> prior = lambda model, examples: PriorGuide(model)     # learns nothing
     >>> sbc(tiny_model(()), prior, texts, replications=60).failed
     ['log likelihood']
     """
@@ -163,7 +162,7 @@ def _simulate(
 
     def tries() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for number, block in enumerate(
-            draw_blocks(model, prior_guide(model), 2 * replications, seed)
+            draw_blocks(model, PriorGuide(model), 2 * replications, seed)
         ):
             with seeded(seed + number):
                 every, *_ = simulate(model, [block], feed)
@@ -180,7 +179,7 @@ def _inferred(
     if isinstance(infer, str | type | Mapping):
         return fit(model, infer, data, **{"progress": False, **options}).guide
     outcome = infer(model, data)
-    return outcome.guide if isinstance(outcome, Posterior) else outcome
+    return outcome.guide if isinstance(outcome, Posterior) else as_guide(outcome)
 
 
 def _quantities(

@@ -3,7 +3,7 @@
 from .blocks import BlockGuide, MixtureGuide
 from .budget import Budget
 from .empirical import DrawsGuide
-from .function import FunctionGuide, prior_guide, prior_like
+from .function import ForeignGuide, FunctionGuide, PriorGuide, as_guide, prior_like
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import Latent, latents
@@ -20,6 +20,7 @@ __all__ = [
     "Budget",
     "DeltaGuide",
     "DrawsGuide",
+    "ForeignGuide",
     "FunctionGuide",
     "Guide",
     "GuideLike",
@@ -28,11 +29,12 @@ __all__ = [
     "MixtureGuide",
     "NaturalGradient",
     "NormalGuide",
+    "PriorGuide",
     "PyroGuide",
+    "as_guide",
     "autoguide",
     "budget",
     "check_made_for",
     "latents",
-    "prior_guide",
     "prior_like",
 ]

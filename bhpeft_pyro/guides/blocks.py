@@ -15,8 +15,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..patterns import sort_by_pattern
-from ..priors import MixturePrior
-from .guide import Guide, is_linear, is_point
+from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
 
@@ -146,7 +145,7 @@ class MixtureGuide(Guide):
     (torch.Size([2]), 2)
     """
 
-    def __init__(self, components: Sequence[nn.Module]) -> None:
+    def __init__(self, components: Sequence[Guide]) -> None:
         super().__init__()
         if not components:
             raise GuideError("MixtureGuide: components is empty; expected at least one guide")
@@ -159,36 +158,16 @@ class MixtureGuide(Guide):
     @property
     def linear(self) -> bool:  # type: ignore[override]
         """Whether each component is a posterior of the network linearised around its own mean."""
-        return all(map(is_linear, self.parts))
+        return all(each.linear for each in self.components)
 
     @property
     def point(self) -> bool:  # type: ignore[override]
         """Whether SVI trains point estimates only."""
-        return all(map(is_point, self.parts))
+        return all(each.point for each in self.components)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         drawn: dict[str, Tensor] = self.parts[int(torch.randint(len(self.parts), ()))](batch)
         return drawn
-
-    def distributions(self) -> dict[str, TorchDistribution]:
-        raise GuideError("a mixture has no distributions by site; its components do")
-
-    def as_prior(self) -> MixturePrior:
-        return MixturePrior([guide.as_prior() for guide in self._guides()])
-
-    def means(self) -> dict[str, Tensor]:
-        """The mean of the components' central values; `predict(samples=0)` uses each of them."""
-        found = [guide.means() for guide in self._guides()]
-        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
-
-    def _guides(self) -> list[Guide]:
-        guides = [each for each in self.parts if isinstance(each, Guide)]
-        if len(guides) < len(self.parts):
-            raise GuideError(
-                f"a mixture of {type(self.parts[0]).__name__} has no prior and no means; expected "
-                "components that are a bhpeft_pyro.guides.Guide"
-            )
-        return guides
 
 
 def check_separate(guide: str, found: Sequence[Latent]) -> None:

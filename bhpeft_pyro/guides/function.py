@@ -1,4 +1,4 @@
-"""Guide functions with `pyro.param` statements as modules, and priors in the form of guides."""
+"""Modules, functions with `pyro.param` statements, and priors as guides of this package."""
 
 from __future__ import annotations
 
@@ -7,21 +7,67 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
 from ..checks import shown
 from ..data.batch import Batch
 from ..distributions import Covariance
-from ..errors import GuideError
+from ..errors import ConfigError, GuideError
 from ..model.model import Model
-from ..priors import JointPrior, checked
-from ..threads import sampling
+from ..priors import JointPrior, Prior, checked
+from ..threads import alone, sampling
 from .blocks import MixtureGuide
 from .guide import Guide, key
 
 
-class FunctionGuide(nn.Module):
+class ForeignGuide(Guide):
+    """A guide that knows its draws and their density alone. It can be fitted and predicts, but is
+    no prior of a next round."""
+
+    instead = "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
+
+    def means(self) -> dict[str, Tensor]:
+        raise GuideError(
+            f"samples=0 needs the guide's central values, which {self.title()} does not have; "
+            "expected samples=1 or more"
+        )
+
+    def as_prior(self) -> Prior:
+        raise GuideError(
+            f"{self.title()} does not say how its posterior becomes a prior; {self.instead}, or "
+            "give update(..., prior=...) the next prior"
+        )
+
+
+class ModuleGuide(ForeignGuide):
+    """Any module that is a Pyro guide; `fit` wraps it in this.
+
+    Args:
+        module: the guide, which is fitted in place.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        if isinstance(module, AutoGuide):
+            self.instead = f"fit the one that bh.autoguide({self.title()}, model) makes"
+
+    def forward(self, batch: Batch | None = None) -> Any:
+        return self.module(batch)
+
+    def title(self) -> str:
+        return type(self.module).__name__
+
+    def means(self) -> dict[str, Tensor]:
+        if not isinstance(self.module, AutoGuide):
+            return super().means()
+        with alone():
+            return dict(self.module.median(None))
+
+
+class FunctionGuide(ForeignGuide):
     """A guide function as a module that holds the parameters of its `pyro.param` statements.
 
     `fit` wraps functions in it. The parameters train with torch optimisers, are copied with their
@@ -102,12 +148,12 @@ class FunctionGuide(nn.Module):
                 "not be trained; if the function calls a module, pass the module itself"
             )
 
-    def forward(self, batch: Batch | None = None) -> dict[str, Tensor] | None:
+    def forward(self, batch: Batch | None = None) -> Any:
         """Call the function with this module's parameters."""
         params = {name: self.parameters_[key(name)] for name in self._names}
         store = pyro.get_param_store()
         with store.scope({"params": params, "constraints": self._constraints}) as state:
-            result: dict[str, Tensor] | None = self.function(batch)
+            result = self.function(batch)
         if late := [name for name in state["params"] if name not in params]:
             raise GuideError(
                 f"guide: the function declares {', '.join(map(repr, late))} only if it gets data; "
@@ -116,17 +162,22 @@ class FunctionGuide(nn.Module):
         return result
 
 
-def prior_guide(model: Model, around: Mapping[str, Tensor] | None = None) -> Guide:
-    """A model's prior in the form of a guide, to draw from and to predict with.
+def as_guide(guide: object) -> Guide:
+    """Any guide as one of this package.
 
-    Args:
-        model: the model.
-        around: weights at which the network is linearised for predictions; by default it is not.
+    Raises:
+        ConfigError: it is neither a module nor a function.
     """
-    return _PriorGuide(model, around)
+    if isinstance(guide, Guide):
+        return guide
+    if isinstance(guide, nn.Module):
+        return ModuleGuide(guide)
+    if callable(guide):
+        return FunctionGuide(guide)
+    raise ConfigError(f"guide: expected a guide's name, a module or a function, got {shown(guide)}")
 
 
-def prior_like(model: Model, guide: object) -> Guide:
+def prior_like(model: Model, guide: Guide) -> Guide:
     """The prior that a guide was fitted under, to predict with as the guide does.
 
     Under a `linear` guide the network is linearised around the guide's means. Under a mixture this
@@ -136,15 +187,20 @@ def prior_like(model: Model, guide: object) -> Guide:
         priors = getattr(model.prior, "parts", [model.prior] * len(guide.components))
         pairs = zip(priors, guide.components, strict=True)
         return MixtureGuide([prior_like(model.with_prior(prior), each) for prior, each in pairs])
-    if not isinstance(guide, Guide):
-        return prior_guide(model)
     if guide.own_mode:
         model, _ = guide.for_predictions(model.with_prior(guide.own_prior()))
-    return prior_guide(model, guide.means() if guide.linear else None)
+    return PriorGuide(model, guide.means() if guide.linear else None)
 
 
-class _PriorGuide(Guide):
-    def __init__(self, model: Model, around: Mapping[str, Tensor] | None) -> None:
+class PriorGuide(Guide):
+    """A model's prior in the form of a guide, to draw from and to predict with.
+
+    Args:
+        model: the model.
+        around: weights at which the network is linearised for predictions; by default it is not.
+    """
+
+    def __init__(self, model: Model, around: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self._model = (model,)  # a tuple keeps it out of the submodules
         self._around, self.linear = around, around is not None

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.runtime import effectful
 from torch import Generator, Tensor, nn
 from torch.optim import Adam, Optimizer
@@ -128,7 +127,7 @@ class Guide(nn.Module):
         return None
 
     @property
-    def components(self) -> Sequence[nn.Module]:
+    def components(self) -> Sequence[Guide]:
         """The guides of a mixture; otherwise this guide alone."""
         return [self]
 
@@ -266,58 +265,17 @@ def _announce(name: str, parameter: nn.Parameter) -> None:
     message(name=name)
 
 
-# The same questions to any guide, whether it is a `Guide` or not
-
-
-def components_of(guide: object) -> Sequence[Any]:
-    """The guides of a mixture; otherwise the guide itself."""
-    return guide.components if isinstance(guide, Guide) else [guide]
-
-
-def optimizers(guide: nn.Module, options: FitOptions, examples: int) -> list[Optimizer]:
-    """The optimisers of a guide; Adam if it is not a `Guide`."""
-    if isinstance(guide, Guide):
-        return guide.optimizers(options, examples)
-    return [Adam(trained(guide), lr=adam_lr(options))]
-
-
-def title(guide: object) -> str:
-    """A name for reports."""
-    return guide.title() if isinstance(guide, Guide) else type(guide).__name__
-
-
-def is_linear(guide: object) -> bool:
-    """Whether a guide is a posterior of the network linearised around its means."""
-    return isinstance(guide, Guide) and guide.linear
-
-
-def check_not_linear(guide: object, argument: str) -> None:
+def check_not_linear(guide: Guide, argument: str) -> None:
     """Refuse an argument that would run the network itself under draws of a linearised one."""
-    if is_linear(guide):
+    if guide.linear:
         raise ConfigError(
             f"{argument}: this posterior is of the network linearised around its central values, "
             "and at a draw the network itself predicts something else; expected those values"
         )
 
 
-def is_point(guide: object) -> bool:
-    """Whether SVI trains a point estimate."""
-    return isinstance(guide, Guide) and guide.point
-
-
-def prior_of(model: Model, guide: nn.Module) -> Prior:
+def prior_of(model: Model, guide: Guide) -> Prior:
     """A fitted guide as a prior. Sites that the model's prior computes from others still are."""
-    if not isinstance(guide, Guide):
-        name = type(guide).__name__
-        raise GuideError(
-            f"{name} does not say how its posterior becomes a prior; "
-            + (
-                f"fit the one that bh.autoguide({name}, model) makes"
-                if isinstance(guide, AutoGuide)
-                else "derive your guide from bhpeft_pyro.guides.Guide and give it distributions()"
-            )
-            + ", or give update(..., prior=...) the next prior"
-        )
     prior = guide.as_prior()
     if isinstance(prior, PosteriorPrior) and any(
         site.name not in prior.distributions for site in model.sites

@@ -99,12 +99,15 @@ class PyroGuide(Guide):
                 self._widen()
         self.follow(model)
 
+    def title(self) -> str:
+        return type(self.auto).__name__
+
     @classmethod
-    def of(cls, model: Model, auto: AutoGuide) -> Guide | AutoGuide:
+    def of(cls, model: Model, auto: AutoGuide) -> PyroGuide | None:
         """An autoguide that Pyro has trained on this model, as a `PyroGuide` if it can be made
         again from its class."""
         if type(auto) not in PYROS.values():
-            return auto
+            return None
         try:
             guide = cls(model, type(auto), **({"rank": auto.rank} if hasattr(auto, "rank") else {}))
             if "scale_tril" in auto.state_dict():  # of `laplace_approximation`, not constrained
@@ -117,7 +120,7 @@ class PyroGuide(Guide):
             else:
                 guide.auto.load_state_dict(auto.state_dict())
         except (RuntimeError, TypeError):  # other sizes, or options that cannot be guessed
-            return auto
+            return None
         return guide
 
     @torch.no_grad()

@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 from pyro.infer.autoguide import AutoGuide
-from torch import nn
 
 from ..checks import COUNT, shown
 from ..errors import GuideError
@@ -17,7 +16,7 @@ from ..patterns import first_match
 from .blocks import BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .empirical import DrawsGuide
-from .function import FunctionGuide
+from .function import ForeignGuide, FunctionGuide, ModuleGuide
 from .guide import Guide
 from .laplace import LaplaceGuide
 from .latent import latents
@@ -159,15 +158,17 @@ def _preset(preset: str, names: Sequence[str], width: float | None = None) -> di
     return families
 
 
-def trained_by_pyro(guide: nn.Module, model: Model) -> nn.Module:
+def trained_by_pyro(guide: Guide, model: Model) -> Guide:
     """A guide that Pyro has trained on this model: a function's parameters are taken from Pyro's
     store, and an autoguide becomes one that can be saved, if it can be made again."""
     if isinstance(guide, FunctionGuide):
         guide.load_store()
-    return PyroGuide.of(model, guide) if isinstance(guide, AutoGuide) else guide
+    if isinstance(guide, ModuleGuide) and isinstance(guide.module, AutoGuide):
+        return PyroGuide.of(model, guide.module) or guide
+    return guide
 
 
-def check_made_for(model: Model, guide: nn.Module) -> None:
+def check_made_for(model: Model, guide: Guide) -> None:
     """Compare the sites of a guide's central values with the model's.
 
     Guides of Pyro, and guides without central values, are checked by the first step, which compares
@@ -177,7 +178,7 @@ def check_made_for(model: Model, guide: nn.Module) -> None:
         GuideError: a site is missing, unknown, or of another shape; or the prior is joint, and the
             guide samples each site on its own.
     """
-    if not isinstance(guide, Guide) or isinstance(guide, PyroGuide):
+    if isinstance(guide, ForeignGuide | PyroGuide):
         return
     there = latents(model)
     if not guide.joint and not isinstance(guide, DrawsGuide):  # its draws of all weights are split

@@ -19,14 +19,10 @@ Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
 
 
-def summarise(
-    guide: nn.Module, model: Model, parts: Parts, slopes: Slopes, report: FitReport
-) -> None:
+def summarise(guide: Guide, model: Model, parts: Parts, slopes: Slopes, report: FitReport) -> None:
     """Write the final KLs, and the sds of a guide of this package, into the report."""
     before = {latent.name: latent.scale for latent in latents(model)}
     report.kl = _by_latent(parts.kl, before.keys())
-    if not isinstance(guide, Guide):
-        return
     report.points = [name for name in guide.points() if name in report.kl]
     after = guide.scales()
     report.scales = {

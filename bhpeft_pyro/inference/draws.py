@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +10,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..checks import COUNT, SEED, check_memory
-from ..errors import GuideError
 from ..guides import Guide
-from ..guides.guide import components_of, is_linear
 from ..model.model import Model
 from ..priors import complete, unpack
 from ..threads import alone, seeded
@@ -72,7 +69,7 @@ class _OwnGenerators(TorchFunctionMode):
         return self.generators[device]
 
 
-def draw(model: Model, guide: Callable[..., Any], samples: int, seed: int = 0) -> dict[str, Tensor]:
+def draw(model: Model, guide: Guide, samples: int, seed: int = 0) -> dict[str, Tensor]:
     """Joint draws of every latent, and of the sites computed from them.
 
     By site they are detached tensors `(S, 1, *site shape)`; the 1 is the dim of the data plate. For
@@ -104,7 +101,7 @@ class Block:
 
 
 def draw_blocks(
-    model: Model, guide: Callable[..., Any], samples: int, seed: int | torch.Generator
+    model: Model, guide: Guide, samples: int, seed: int | torch.Generator
 ) -> Iterator[Block]:
     """The draws of `draw` in blocks, so that they need not all be in memory.
 
@@ -136,27 +133,24 @@ def _latents(trace: poutine.Trace) -> dict[str, Tensor]:
     return found
 
 
-def centre(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor] | None:
+def centre(model: Model, guide: Guide) -> dict[str, Tensor] | None:
     """The weights around which a guide linearises the network, a tensor of each site's shape; None
     if it does not."""
-    if not is_linear(guide) or not model.network.kinds:
+    if not guide.linear or not model.network.kinds:
         return None
     return {name: value[0, 0].detach() for name, value in point(model, guide).items()}
 
 
-def strata(guide: Callable[..., Any], samples: int) -> list[tuple[Callable[..., Any], int]]:
+def strata(guide: Guide, samples: int) -> list[tuple[Guide, int]]:
     """Each component of a guide with its number of draws: equally many, and at least `samples` in
     all."""
-    components = components_of(guide)
-    share = -(-samples // len(components))
-    return [(component, share) for component in components]
+    share = -(-samples // len(guide.components))
+    return [(component, share) for component in guide.components]
 
 
-def traces(
-    guide: Callable[..., Any], samples: int, seeds: torch.Generator
-) -> Iterator[poutine.Trace]:
+def traces(guide: Guide, samples: int, seeds: torch.Generator) -> Iterator[poutine.Trace]:
     """Traces of a guide with (s, 1) draws of every site, under a plate named `PLATE`."""
-    fixed = guide.spread_out(samples, seeds) if isinstance(guide, Guide) else {}
+    fixed = guide.spread_out(samples, seeds)
     for start in range(0, samples, _BLOCK):
         own = int(torch.randint(2**62, (), generator=seeds))
         some = {k: values[start : start + _BLOCK].unsqueeze(-1) for k, values in fixed.items()}
@@ -171,18 +165,9 @@ def traces(
         yield tracer.trace
 
 
-def point(model: Model, guide: Callable[..., Any]) -> dict[str, Tensor]:
+def point(model: Model, guide: Guide) -> dict[str, Tensor]:
     """A guide's central values as a single draw, `(1, 1, *site shape)`. Raises a GuideError if
     there are none."""
-    if isinstance(guide, Guide):
-        means = guide.means()
-    elif isinstance(guide, AutoGuide):
-        with alone():
-            means = guide.median(None)
-    else:
-        raise GuideError(
-            f"samples=0 needs the guide's central values, which {type(guide).__name__} does not "
-            "have; expected samples=1 or more"
-        )
+    means = {name: value[None, None] for name, value in guide.means().items()}
     with alone():
-        return complete(model.prior, model.sites, {k: v[None, None] for k, v in means.items()})
+        return complete(model.prior, model.sites, means)

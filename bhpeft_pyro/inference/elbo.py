@@ -15,7 +15,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import kl_divergence
 
 from ..distributions import base_of
 from ..errors import GuideError
@@ -33,9 +33,9 @@ class ELBO(TraceMeanField_ELBO):
     """Negative evidence lower bound of reparameterised guides, in nats for the whole data set.
 
     It is Pyro's `TraceMeanField_ELBO` (the KL in closed form if there is one, Monte Carlo
-    otherwise) with four differences. The KL is weighted by `temperature`, whatever its form. The
-    NLL and the KL per site are kept in `parts`. A KL that is the same for every particle is
-    computed once. The log density of a Delta, which is that of a transformed latent, counts.
+    otherwise) with three differences. The KL is weighted by `temperature`, whatever its form. The
+    NLL and the KL per site are kept in `parts`. The log density of a Delta, which is that of a
+    transformed latent, counts.
 
     Args:
         num_particles: weight draws per evaluation, in one pass. A batch that is `split` into as
@@ -113,11 +113,9 @@ def _kl(guide_site: dict[str, Any], model_site: dict[str, Any]) -> Tensor:
     # Pyro's KL from a Delta omits its log density (the Jacobian of a transformed latent).
     alike = guide_site["scale"] == model_site["scale"] and guide_site["mask"] is model_site["mask"]
     if alike and not isinstance(base_of(q), Delta):
-        mask, copies = guide_site["mask"], 1
-        if mask is None:
-            q, p, copies = _once(q, p)
         try:
-            return scale_and_mask(kl_divergence(q, p), copies * guide_site["scale"], mask).sum()
+            kl = scale_and_mask(kl_divergence(q, p), guide_site["scale"], guide_site["mask"])
+            return kl.sum()
         except NotImplementedError:
             pass
     return _log_prob(guide_site) - _log_prob(model_site)
@@ -142,22 +140,3 @@ def _no_gradient(name: str, node: dict[str, Any]) -> GuideError:
         "(has_rsample), so its draws have no gradient; expected a distribution with one, such as "
         "a Normal"
     )
-
-
-def _once(q: Distribution, p: Distribution) -> tuple[Distribution, Distribution, int]:
-    """Two Normals without the particle dims along which they repeat, and the repetitions."""
-    dims = q.batch_shape
-    if not dims or p.batch_shape != dims or q.event_shape != p.event_shape:
-        return q, p, 1
-    once = []
-    for base in map(base_of, (q, p)):
-        if not isinstance(base, Normal):
-            return q, p, 1
-        tensors = [each.expand(base.batch_shape) for each in (base.loc, base.scale)]
-        pairs = (pair for each in tensors for pair in zip(each.stride(), dims, strict=False))
-        if any(stride and size > 1 for stride, size in pairs):
-            return q, p, 1
-        loc, scale = (each[(0,) * len(dims)] for each in tensors)
-        normal = Normal(loc, scale, validate_args=False)
-        once.append(Independent(normal, len(q.event_shape), validate_args=False))
-    return once[0], once[1], dims.numel()

@@ -23,7 +23,6 @@ from ..distributed import average, is_main, rank, same, world
 from ..errors import ConfigError, DataError, FitError
 from ..forecast.metrics import nlls
 from ..guides import FunctionGuide, Guide
-from ..guides.guide import is_point, optimizers
 from ..guides.optimizers import trained
 from ..model.model import Model
 from ..threads import seeded
@@ -45,7 +44,7 @@ _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 
 def optimise(
     model: Model,
-    guide: nn.Module,
+    guide: Guide,
     data: Examples | Feed,
     validation: Examples | None,
     report: FitReport,
@@ -79,7 +78,7 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        guide: nn.Module,
+        guide: Guide,
         feed: Feed,
         validation: Examples | None,
         report: FitReport,
@@ -90,7 +89,7 @@ class _Run:
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
         self.temperature = report.temperature
-        self.point = is_point(guide)
+        self.point = guide.point
         self.particles = 1 if self.point else options.particles
         self.feed = feed
         self.validation = None if validation is None else Feed(model, validation)
@@ -146,7 +145,7 @@ class _Run:
         if self.optimizer is not None:
             steppers = [_made(self.optimizer, trained(self.guide))]
         else:
-            steppers = optimizers(self.guide, options, len(self.feed.examples))
+            steppers = self.guide.optimizers(options, len(self.feed.examples))
         warmup = int(options.warmup * self.steps)
         schedulers = [
             get_scheduler(
@@ -258,8 +257,7 @@ class _Run:
             return None
         if step % 10 == 1:
             self.good = self._state()
-        if isinstance(self.guide, Guide):
-            self.slopes.append((step, self.guide.scale_slopes()))
+        self.slopes.append((step, self.guide.scale_slopes()))
         if options.clip is not None:
             nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = steppers[0].param_groups[0]["lr"]
@@ -318,12 +316,3 @@ def _made(optimizer: OptimizerFactory, parameters: Iterable[nn.Parameter]) -> Op
         raise ConfigError(f"optimizer: {shown(optimizer)} of parameters: {error}") from error
     check(made, Optimizer, "optimizer", "a function from parameters to a torch optimiser")
     return made
-
-
-def as_module(guide: object) -> nn.Module:
-    """A guide as a module: itself, or a hand-written function wrapped in one."""
-    if isinstance(guide, nn.Module):
-        return guide
-    if callable(guide):
-        return FunctionGuide(guide)
-    raise ConfigError(f"guide: expected a guide's name, a module or a function, got {shown(guide)}")

@@ -5,26 +5,22 @@ Training rows that a network has memorised say nothing about the noise; held-out
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Normal
 
 from ..data import Examples
 from ..forecast import RatingForecast
 from ..guides import Guide
-from ..guides.guide import is_point
 from ..model.likelihoods.normal import LEAST_NOISE
 from ..model.model import Model
 from .passes import Feed
 from .predict import predict
 
 
-def has_noise(guide: nn.Module, model: Model) -> TypeGuard[Guide]:
+def has_noise(guide: Guide, model: Model) -> bool:
     """Whether a guide is a point estimate with a noise scale, which a prior may fix."""
-    if not (is_point(guide) and isinstance(guide, Guide) and model.likelihood.learns_noise):
-        return False
-    return "noise.log_scale" in guide.means()
+    noisy = guide.point and model.likelihood.learns_noise
+    return noisy and "noise.log_scale" in guide.means()
 
 
 def settle_noise(

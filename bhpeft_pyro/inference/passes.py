@@ -187,7 +187,7 @@ class Feed:
     head-only fit costs no more than the head. With PEFT weights in the upper layers alone, the
     hidden states below them never change. These too are computed once, unless they would take more
     than 1 GiB: then all layers are run each time. `frozen` leaves the PEFT weights out, so that the
-    features are computed once; `batch_size` is that of this computation.
+    features are computed once.
 
     Attributes:
         features: (N, D) or, with C choices, (N, C, D); None if they are not computed once.
@@ -195,9 +195,7 @@ class Feed:
             with PEFT weights; None if they are not computed once.
     """
 
-    def __init__(
-        self, model: Model, examples: Examples, frozen: bool = False, batch_size: int = 64
-    ) -> None:
+    def __init__(self, model: Model, examples: Examples, frozen: bool = False) -> None:
         self.examples = examples
         self.features: Tensor | None = None
         self.states: Tensor | None = None
@@ -205,9 +203,9 @@ class Feed:
         agree("data", *(each for each in given if each is not None))
         network = model.network
         if frozen or not network.kinds:
-            self._compute(model, batch_size)
+            self._compute(model)
         elif network.attachment.constant:
-            self.states = _constant_states(network, examples.tokens, batch_size)
+            self.states = _constant_states(network, examples.tokens)
 
     @property
     def per_text(self) -> int:
@@ -257,7 +255,7 @@ class Feed:
             extra={name: values[indices] for name, values in self.examples.extra.items()},
         )
 
-    def _compute(self, model: Model, batch_size: int) -> None:
+    def _compute(self, model: Model) -> None:
         def features_of(item: tuple[Tensor, Batch]) -> list[Tensor]:
             features = model.network.features(item[1].to(model.network.device)).cpu()
             try:
@@ -266,7 +264,7 @@ class Feed:
                 check_all(model, data=self.examples)
                 raise
 
-        batches = self.examples.by_length(batch_size * self.per_text)
+        batches = self.examples.by_length(_MAX_ROWS * self.per_text)
         parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
@@ -275,10 +273,10 @@ class Feed:
 
 
 @torch.inference_mode(False)  # they enter passes with gradients
-def _constant_states(network: RandomPEFT, tokens: Tokens, batch_size: int) -> Tensor | None:
+def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
     """The `states` of a `Feed`."""
     total, states = int(tokens.lengths.sum()), None
-    for rows in tokens.lengths.argsort(descending=True).split(batch_size):
+    for rows in tokens.lengths.argsort(descending=True).split(_MAX_ROWS):
         own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
         assert own is not None
         if total * own[0, 0].nbytes > _MAX_STATES:

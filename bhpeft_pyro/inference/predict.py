@@ -23,7 +23,6 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
-from ..guides.guide import components_of, is_linear
 from ..model.linearized import jacobian, symmetric_noise
 from ..model.model import Model
 from .draws import Block, draw_blocks, private_rng, strata
@@ -45,7 +44,7 @@ AnyForecast = ClassForecast | LabelsForecast | RatingForecast
 
 def predict(
     model: Model,
-    guide: Callable[..., object],
+    guide: Guide,
     data: Examples | Feed,
     samples: int | None = None,
     *,
@@ -79,7 +78,7 @@ def predict(
     width, rows = model.network.outputs * examples.width, len(examples)
     stays = keep_samples or isinstance(data, Feed) or model.likelihood.kind == "rating"
     check_memory("samples", samples or 0, _BYTES * width * (rows if stays else min(rows, PART)))
-    closed = all(is_linear(each) and each.covariance is not None for each in components_of(guide))
+    closed = all(each.linear and each.covariance is not None for each in guide.components)
     closed = closed and not keep_samples and samples != 0
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
 
@@ -115,7 +114,7 @@ def predict(
 
 def _runs(
     model: Model,
-    guide: Callable[..., object],
+    guide: Guide,
     feed: Feed,
     samples: int,
     take: Take,

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from ..checks import check
 from ..data import Columns
 from ..errors import GuideError
-from ..guides import DrawsGuide, MixtureGuide, check_made_for
-from ..guides.guide import components_of
+from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for
 from ..guides.registry import trained_by_pyro
-from ..inference.loop import as_module
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
@@ -55,7 +53,7 @@ def of(
     """
     check_model(model)
     check_prior(model.prior, model.sites)
-    guides = [trained_by_pyro(each, model) for each in components_of(as_module(guide))]
+    guides = [trained_by_pyro(each, model) for each in as_guide(guide).components]
     for each in guides:
         check_made_for(model, each)
     learnt = 0, ""

@@ -15,11 +15,10 @@ from ..checks import COUNT, check, check_memory
 from ..data import Columns, Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
-from ..guides import Guide, GuideLike, autoguide, check_made_for
-from ..guides.guide import components_of, is_point
+from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.registry import default_components
 from ..inference.initialization import align, may_start, own_start, scatter, start
-from ..inference.loop import Callback, OptimizerFactory, as_module
+from ..inference.loop import Callback, OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
@@ -119,12 +118,12 @@ def fit(
     modules = _made(guide, model, every)
     for module in modules:
         check_made_for(model, module)
-    point = is_point(modules[0])
+    point = modules[0].point
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
-    if held_out is None and needs_rows(modules[0], options):
+    if held_out is None and modules[0].needs_held_out(options):
         examples, held_out = examples.hold_out(options.seed)
         split = None if held_out is None else options.seed
     splits = [
@@ -138,22 +137,18 @@ def fit(
     starts: list[Start] = []
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
-        report.held_out = len(held_out) if point and held_out is not None else 0
-        if point and isinstance(module, Guide):
+        if held_out is not None and (point or own.patience):
+            report.held_out = len(held_out)
+        if point:
             report.pull = 1.0 if held_out is None else 0.0
         with seeded(own.seed), named():
             first = _start(model, module, rest, report, batches)
-            if starts and isinstance(module, Guide) and not _starts_anew(module, report):
+            if starts and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)
         starts.append(Start(posterior, rest, kept))
     with named():
         return fit_components(starts, held_out, how)
-
-
-def needs_rows(guide: nn.Module, options: FitOptions) -> bool:
-    """Whether held-out rows choose something about a guide."""
-    return isinstance(guide, Guide) and guide.needs_held_out(options)
 
 
 def _starts_anew(guide: Guide, report: FitReport) -> bool:
@@ -162,13 +157,12 @@ def _starts_anew(guide: Guide, report: FitReport) -> bool:
 
 
 def _start(
-    model: Model, guide: nn.Module, examples: Examples, report: FitReport, batches: list[Batch]
+    model: Model, guide: Guide, examples: Examples, report: FitReport, batches: list[Batch]
 ) -> Model:
     """Initialise a component. The model, whose prior is centred there if the guide's is."""
-    if isinstance(guide, Guide):
-        guide.follow(model)
-        if guide.point:
-            return _start_point(model, guide, examples, report)
+    guide.follow(model)
+    if guide.point:
+        return _start_point(model, guide, examples, report)
     if may_start(guide, report.options):
         start(model, guide, examples, report.options, batches)
     elif report.options.temperature != 0:  # at 0 the weights themselves are trained
@@ -188,7 +182,7 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
 def _components(given: Any, guide: object, model: Model) -> int:
     """The number of components, given or by default."""
     if isinstance(guide, nn.Module):
-        count = len(components_of(guide))
+        count = len(as_guide(guide).components)
         if given not in (None, count):
             raise ConfigError(
                 f"components={given}: the {type(guide).__name__} given has {count}; expected None, "
@@ -202,14 +196,14 @@ def _components(given: Any, guide: object, model: Model) -> int:
     return given
 
 
-def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[nn.Module]:
+def _made(guide: Any, model: Model, every: Sequence[FitOptions]) -> list[Guide]:
     """One guide per component."""
     if isinstance(guide, nn.Module):
-        return [*components_of(guide)]
+        return [*as_guide(guide).components]
     known, made = isinstance(guide, str | type | Mapping), []
     for own in every:
         with seeded(own.seed):  # a function, too, may draw initial values
-            made.append(autoguide(guide, model, components=1) if known else as_module(guide))
+            made.append(autoguide(guide, model, components=1) if known else as_guide(guide))
     return made
 
 

@@ -18,8 +18,8 @@ from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..files import naming
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike
-from ..guides.guide import check_not_linear, prior_of, title
+from ..guides import Guide, GuideLike
+from ..guides.guide import check_not_linear, prior_of
 from ..inference.draws import draw, point
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.predict import AnyForecast, predict
@@ -55,7 +55,7 @@ class Posterior:
     """
 
     model: Model
-    guide: nn.Module
+    guide: Guide
     lineage: tuple[FitReport, ...]
     columns: Columns = Columns()
     first_prior: Prior | None = None
@@ -103,7 +103,7 @@ class Posterior:
     def facts(self) -> dict[str, str]:
         """The facts of the model, and the guide, the number of rounds and the classes, in words."""
         names, parts = self.columns.label_names, self.components
-        guide = title(parts[0].guide)
+        guide = parts[0].guide.title()
         guide = guide if parts[0] is self else f"{len(parts)} x {guide}"
         found = self.model.facts | {"guide": guide, "rounds": str(len(self.lineage))}
         return found | ({"classes": ", ".join(names)} if names else {})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..checks import COUNT, check_fields
 from ..data import Examples
 from ..errors import ConfigError
+from ..guides import Guide
 from ..inference.report import FitReport
 
 
@@ -24,7 +24,7 @@ class Coreset:
     """
 
     examples: Examples
-    guide: nn.Module
+    guide: Guide
     report: FitReport
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
-from torch import nn
 from torch.optim import Optimizer
 
 from ..checks import check
@@ -22,7 +21,7 @@ from ..data import Examples
 from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
-from ..guides.guide import is_linear, prior_of
+from ..guides.guide import prior_of
 from ..inference.candidates import Candidates
 from ..inference.loop import Callback, OptimizerFactory, optimise
 from ..inference.report import FitReport
@@ -99,9 +98,9 @@ class FitArguments:
             )
 
 
-def pull_of(guide: nn.Module) -> float | None:
+def pull_of(guide: Guide) -> float | None:
     """The default weight of an earlier posterior at a point estimate; None for other guides."""
-    return guide.pull if isinstance(guide, Guide) and guide.point else None
+    return guide.pull if guide.point else None
 
 
 def note_first_prior(guide: Guide, posterior: Posterior) -> None:
@@ -214,7 +213,7 @@ def joined(
     mixture = MixturePosterior.joined(components, options, lineage)
     if nlls is not None:
         mixture.report.point_nll, mixture.report.component_nll = nlls
-    if held_out is not None and is_linear(mixture.guide):
+    if held_out is not None and mixture.guide.linear:
         forecast = mixture.predict(held_out)
         if forecast.between is not None:
             share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
@@ -246,15 +245,14 @@ def _learn(
     """Fit a guide and compute its width, if it has one that is not trained; see `refine`."""
     posterior, examples = start.posterior, start.examples
     guide, report = posterior.guide, posterior.report
-    if isinstance(guide, Guide):
-        guide.follow(posterior.model)
-        guide.hold()
+    guide.follow(posterior.model)
+    guide.hold()
     first = posterior.first_prior is posterior.model.prior
     optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
     posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
     if first:
         posterior.first_prior = posterior.model.prior
-    elif isinstance(guide, Guide):
+    else:
         posterior.first_prior = guide.first_prior(posterior.first_prior)
     same(guide, trained=True)
     return candidates
@@ -272,6 +270,5 @@ def _fit_coreset(
     after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)
-    if isinstance(guide, Guide):
-        guide.follow(model)  # it has learnt all of the round under the round's own prior
+    guide.follow(model)  # it has learnt all of the round under the round's own prior
     return posterior.replace(guide=guide, coreset=Coreset(kept, core, report))

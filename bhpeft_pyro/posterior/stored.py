@@ -19,7 +19,7 @@ from .. import peft
 from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
-from ..guides import GUIDES, BlockGuide, DrawsGuide, Guide, PyroGuide, latents
+from ..guides import GUIDES, BlockGuide, DrawsGuide, ForeignGuide, Guide, PyroGuide, latents
 from ..inference.report import FitReport
 from ..model import likelihoods
 from ..model.backbone import check_identity, identity, saved_name
@@ -208,11 +208,11 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """What each component has of its own: a guide and a coreset."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
-    if name is None or not isinstance(guide, Guide):
+    if name is None:
         raise SaveError(
-            f"guide: {type(guide).__name__} cannot be saved; expected one that autoguide makes by "
-            f"name. {KEEP_TENSORS}"
-            + ("; or update(guide='normal') first" if isinstance(guide, Guide) else "")
+            f"guide: {guide.title()} cannot be saved; expected one that autoguide makes by name. "
+            f"{KEEP_TENSORS}"
+            + ("" if isinstance(guide, ForeignGuide) else "; or update(guide='normal') first")
         )
     try:
         options = guide.options()

@@ -10,8 +10,7 @@ import torch
 
 from ..data import Examples
 from ..errors import GuideError
-from ..guides import Guide, LaplaceGuide
-from ..guides.guide import is_point
+from ..guides import LaplaceGuide
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
 from .mixture import MixturePosterior
@@ -24,9 +23,9 @@ def widen(
 ) -> Posterior:
     """See `Posterior.widen`."""
     for part in posterior.components:
-        if not isinstance(part.guide, Guide) or not is_point(part.guide):
+        if not part.guide.point:
             raise GuideError(
-                f"widen: {type(part.guide).__name__} has a width already; expected a 'delta' guide"
+                f"widen: {part.guide.title()} has a width already; expected a 'delta' guide"
             )
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
@@ -42,10 +41,8 @@ def widen(
 def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Fitted:
-    point = part.guide
-    assert isinstance(point, Guide)
     guide = LaplaceGuide(part.model)
-    guide.move(point.means())
+    guide.move(part.guide.means())
     # `fit` centres the prior at the random initial values of the input side. They are not known
     # here; the point estimate takes their place, since these projections are arbitrary anyway.
     inner = {site.name for site in part.model.sites if site.role == "input"}

@@ -16,7 +16,7 @@ from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import RatingForecast
 from ..forecast.metrics import nlls
-from ..guides import Guide, MixtureGuide, prior_guide
+from ..guides import Guide, MixtureGuide, PriorGuide
 from ..inference.draws import draw_blocks, private_rng
 from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
@@ -231,8 +231,5 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
         prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
-    model = posterior.model.with_prior(prior)
-    around = None
-    if isinstance(posterior.guide, Guide):
-        model, around = posterior.guide.for_predictions(model)
-    return model, prior_guide(model, around)
+    model, around = posterior.guide.for_predictions(model.with_prior(prior))
+    return model, PriorGuide(model, around)

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
 from ..data.labels import by_name, look_alikes, name_of
 from ..data.sources import read
 from ..data.words import labelled_words, read_words
-from ..errors import ConfigError, DataError, GuideError, LikelihoodError
+from ..errors import ConfigError, DataError, LikelihoodError
 from ..guides import Guide
 from ..guides.guide import prior_of
 from ..model.head import ClassifierHead, Head
@@ -86,7 +86,7 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     )
 
 
-def check_growing(model: Model, guide: nn.Module) -> None:
+def check_growing(model: Model, guide: Guide) -> None:
     """Check before a fit that `grow` will work with this likelihood and guide."""
     _head(model)
     row = {site.name: torch.ones(1, *site.shape[1:]) for site in model.sites if site.name in _HEAD}
@@ -186,10 +186,8 @@ def _head(model: Model) -> Head | ClassifierHead:
     return model.network.head
 
 
-def _grown(guide: nn.Module, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
+def _grown(guide: Guide, rows: dict[str, tuple[Tensor, Tensor]]) -> Guide:
     """A copy of a guide with more rows of the head."""
     guide = copy.deepcopy(guide)
-    if not isinstance(guide, Guide):
-        raise GuideError(f"grow: {type(guide).__name__} is not one of this package's guides")
     guide.grow(rows)
     return guide

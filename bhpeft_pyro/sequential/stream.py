@@ -17,8 +17,7 @@ from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
-from ..guides import GuideLike, autoguide, prior_guide
-from ..guides.guide import title
+from ..guides import GuideLike, PriorGuide, autoguide
 from ..inference.predict import predict
 from ..model.likelihoods import Likelihood
 from ..model.model import Model
@@ -120,9 +119,9 @@ def stream(
         return last.update(data, keep=keep, grow=grow, again=again, **how)
 
     def check_same(last: Posterior) -> None:
-        there, own = last.components, title(last.components[0].guide)
-        if type(there[0].guide) is not type(made):
-            what, found, given = "guide", own, title(made)
+        there, own = last.components, last.components[0].guide.title()
+        if own != made.title():
+            what, found, given = "guide", own, made.title()
         elif components not in (None, len(there)):
             what, found, given = "components", str(len(there)), str(components)
         elif names != (last.columns.label_names or ())[: len(names)]:
@@ -341,7 +340,7 @@ def _scores(
         metrics = posterior.evaluate(examples, samples)
         found |= {TEST + name: _score(metrics), TEST_NLL + name: metrics["nll"]}
         if first:
-            untrained = predict(model, prior_guide(model), examples, _UNTRAINED)
+            untrained = predict(model, PriorGuide(model), examples, _UNTRAINED)
             found[UNTRAINED + name] = _score(evaluate(untrained))
     return found
 

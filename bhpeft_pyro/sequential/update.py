@@ -9,7 +9,7 @@ from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide
-from ..guides.guide import is_point, prior_of
+from ..guides.guide import prior_of
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -51,7 +51,7 @@ def update(
     if not again:
         refuse_known(posterior, examples)
     if own is not None:
-        vectorised = how.options.particles > 1 and not is_point(posterior.guide)
+        vectorised = how.options.particles > 1 and not posterior.guide.point
         check_prior(own, posterior.model.sites, vectorised)
     every = zip(posterior.components, seeds(how.options, len(posterior.components)), strict=True)
     lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
@@ -80,7 +80,7 @@ def _start(
     last, projection = prior_of(model, guide) if own is None else own, None
     if family is None:
         guide = copy.deepcopy(guide)
-        if own is not None and isinstance(guide, Guide):
+        if own is not None:
             guide.begin_anew(model.with_prior(own))
     elif own is None:
         guide, last, projection = in_family(model, last, family, options.seed)
@@ -96,7 +96,7 @@ def _start(
         keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
         projection=projection,
         pull=pull_of(guide),
-        held_out=len(held_out) if is_point(guide) and held_out is not None else 0,
+        held_out=len(held_out) if held_out and (guide.point or options.patience) else 0,
     )
     kept = None
     if replay is not None:

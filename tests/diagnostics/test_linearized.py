@@ -17,7 +17,7 @@ from bhpeft_pyro.diagnostics import PSIS, against, psis
 from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
-from bhpeft_pyro.guides import MixtureGuide, prior_like
+from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
 from bhpeft_pyro.inference.draws import draw_blocks
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -57,7 +57,9 @@ def test_an_exact_posterior_is_good(posterior: bh.Posterior) -> None:
     found = psis(posterior, ratings(), samples=300)
     assert found.k_hat < 0.5 and found.effective_samples > 120, str(found)
     model = Linearised(posterior.model, posterior.guide.means())  # type: ignore[operator]
-    slow = psis(posterior.replace(guide=Plain(posterior.guide), model=model), ratings(), 100)
+    slow = psis(
+        posterior.replace(guide=as_guide(Plain(posterior.guide)), model=model), ratings(), 100
+    )
     fast = psis(posterior, ratings(), 100)
     assert fast.log_evidence == pytest.approx(slow.log_evidence, abs=0.01)
 

@@ -25,7 +25,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError
-from bhpeft_pyro.guides import FunctionGuide
+from bhpeft_pyro.guides import FunctionGuide, as_guide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.posterior.mixture import MixturePosterior
@@ -44,7 +44,7 @@ def test_ratios_of_the_exact_posterior_are_the_evidence(
     model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     # For every single draw: this holds prior, likelihood, auxiliary sites and signs to account.
-    found = log_ratios(model, guide_of(exact), Feed(model, data), samples=100)
+    found = log_ratios(model, as_guide(guide_of(exact)), Feed(model, data), samples=100)
     assert (found - exact.log_evidence).abs().max() < 1e-2  # float32 densities
 
 
@@ -52,7 +52,7 @@ def test_ratios_are_densities_one_by_one(
     model: bh.Model, data: bh.data.Examples, exact: Exact
 ) -> None:
     """A biased, narrow guide against densities written out by hand, at the same draws."""
-    guide = guide_of(exact, shift=0.7, spread=0.5)
+    guide = as_guide(guide_of(exact, shift=0.7, spread=0.5))
     found = log_ratios(model, guide, Feed(model, data), samples=20, seed=4)
     w = flat({name: value[:, 0] for name, value in draw(model, guide, 20, seed=4).items()})
     normal = torch.distributions.Normal

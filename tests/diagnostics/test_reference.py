@@ -21,7 +21,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, Comparison, against, psis
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import FunctionGuide, prior_guide
+from bhpeft_pyro.guides import FunctionGuide, PriorGuide
 from bhpeft_pyro.inference.draws import Block, draw
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
@@ -99,7 +99,7 @@ def test_a_transformer_against_nuts() -> None:
     network = model.network
     texts = random_texts(12)
     blank = bh.data.encode(texts, network.tokenizer, kind="rating", labelled=False)
-    truth = draw(model, prior_guide(model), 1, seed=3)
+    truth = draw(model, PriorGuide(model), 1, seed=3)
     ratings = simulate(model, [Block(truth)], Feed(model, blank))[0][0].tolist()
     data = bh.data.encode({"text": texts, "label": ratings}, network.tokenizer, kind="rating")
     kernel = NUTS(model, jit_compile=False, max_tree_depth=4)

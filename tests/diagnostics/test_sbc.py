@@ -21,7 +21,7 @@ from bhpeft_pyro.diagnostics.ranks import band, uniform
 from bhpeft_pyro.diagnostics.ratios import log_likelihoods
 from bhpeft_pyro.diagnostics.reference import predictions
 from bhpeft_pyro.errors import ConfigError, DataError
-from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, prior_guide
+from bhpeft_pyro.guides import FunctionGuide, MixtureGuide, PriorGuide
 from bhpeft_pyro.inference.draws import Block, draw
 from bhpeft_pyro.inference.passes import Feed
 from bhpeft_pyro.inference.predict import simulate
@@ -72,7 +72,7 @@ def test_others_fail_and_it_says_how(shift: float, spread: float, word: str) -> 
 @pytest.mark.slow
 def test_a_posterior_that_ignores_the_labels_fails_in_their_likelihood_alone() -> None:
     found = sbc(
-        regression_model(), lambda model, _: prior_guide(model), TEXTS, sites="*", replications=100
+        regression_model(), lambda model, _: PriorGuide(model), TEXTS, sites="*", replications=100
     )
     assert found.failed == ["log likelihood"]
 
@@ -101,7 +101,7 @@ def test_classes_and_peft_weights() -> None:
     model = tiny_model(outputs=3, aligned=True)
     found = sbc(
         model,
-        lambda model, _: prior_guide(model),
+        lambda model, _: PriorGuide(model),
         TEXTS[:8],
         sites=["lora.query.B", "head.bias"],
         replications=30,
@@ -158,7 +158,7 @@ def test_band_against_the_binomial_at_one_point() -> None:
 def test_labels_and_likelihood_agree() -> None:
     """E over labels of the log-likelihood is the sum of negative entropies; draws share passes."""
     model, data = tiny_model((), outputs=3), tiny_examples(10)
-    weights = draw(model, prior_guide(model), 1)
+    weights = draw(model, PriorGuide(model), 1)
     many = {name: value.expand(4000, *value.shape[1:]) for name, value in weights.items()}
     feed = Feed(model, data)
     p = predictions(model, [Block(weights)], feed)[0]
@@ -218,7 +218,7 @@ def test_a_guide_that_is_fitted_already_is_refused() -> None:
 
 
 def test_too_few_texts() -> None:
-    prior = lambda model, _: prior_guide(model)  # noqa: E731
+    prior = lambda model, _: PriorGuide(model)  # noqa: E731
     with pytest.raises(DataError, match="the labels of all 1 texts agree too often"):
         sbc(tiny_model(()), prior, TEXTS[:1], replications=20)
 
@@ -229,7 +229,7 @@ def test_no_scale_is_left_open_that_truths_are_not_drawn_from() -> None:
 
         def infer(model: bh.Model, _: bh.data.Examples, seen: list[bh.Model] = seen) -> Any:
             seen.append(model)
-            return prior_guide(model)
+            return PriorGuide(model)
 
         sbc(tiny_model(prior=given), infer, TEXTS[:6], replications=20, draws=3)
         assert len(seen) == 20 and not any(each.prior.open for each in seen)  # type: ignore[attr-defined]

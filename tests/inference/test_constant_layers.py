@@ -31,9 +31,12 @@ def choices() -> tuple[Model, Examples]:
 
 
 @pytest.mark.parametrize("kind", ["class", "choice"])
-def test_batches_of_any_width_get_the_states_of_their_texts(kind: str) -> None:
+def test_batches_of_any_width_get_the_states_of_their_texts(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "_MAX_ROWS", 4)
     model, examples = choices() if kind == "choice" else (tiny_model(UPPER), tiny_examples(9))
-    feed = Feed(model, examples, batch_size=4)
+    feed = Feed(model, examples)
     weights = {s.name: s.unit * torch.randn(s.shape) for s in model.network.sites}
     batches = [batch for _, batch in feed.prediction(3)]
     batches += feed.training(4, 2, torch.Generator().manual_seed(0))

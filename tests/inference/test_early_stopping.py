@@ -225,9 +225,11 @@ def test_a_report_says_what_held_out_rows_were_for() -> None:
     point = bh.fit(tiny_model(), "delta", data, validation=rows, **options)
     wide = bh.fit(tiny_model(), "laplace", data, validation=rows, **options)
     later = wide.update(tiny_examples(12, seed=4), validation=rows, max_steps=3)
+    normal = bh.fit(tiny_model(), "normal", data, validation=rows, patience=1, **options)
     for posterior, purpose in (
         (point, "for early stopping"),
         (wide, "for early stopping and the width"),
         (later, "for the width"),
+        (normal, "for early stopping"),
     ):
         assert f"20 held-out rows {purpose}\n" in f"{posterior.report}\n"

@@ -316,7 +316,6 @@ def test_a_point_pays_minus_its_log_prior_density() -> None:
 
 
 def test_a_prior_that_differs_between_draws_has_a_kl_for_each() -> None:
-    """What is computed once for all draws elsewhere may not be so here."""
     model = tiny_model((), prior=hierarchical)
     guide = stirred(NormalGuide(model, init_scale=0.3))
     drawn: dict[str, Tensor] = {}

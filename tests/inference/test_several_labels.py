@@ -224,8 +224,8 @@ def test_a_stream_is_tested_on_texts_of_one_label(tmp_path: Path) -> None:
 def test_calibration_ranks_every_label() -> None:
     """No probability follows from the others."""
     from bhpeft_pyro.diagnostics import sbc
-    from bhpeft_pyro.guides import prior_guide
+    from bhpeft_pyro.guides import PriorGuide
 
     model = tiny_model((), 3, likelihood=MultiLabel())
-    found = sbc(model, lambda m, _: prior_guide(m), ["w5 w20", "w6 w21"], replications=20, draws=9)
+    found = sbc(model, lambda m, _: PriorGuide(m), ["w5 w20", "w6 w21"], replications=20, draws=9)
     assert sum("p(0)" in name for name in found.names) == len({"w5 w20", "w6 w21"})

@@ -277,4 +277,4 @@ def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
         return pyro.distributions.transforms.affine_autoregressive(size, hidden_dims=[40])
 
     guide = trained(model, autoguide.AutoNormalizingFlow(model, transform), steps=1)
-    assert bh.Posterior.of(model, guide).guide is guide
+    assert bh.Posterior.of(model, guide).guide.module is guide

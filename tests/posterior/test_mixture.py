@@ -21,7 +21,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.distributions import LowRankNormal
 from bhpeft_pyro.errors import ConfigError, FitError, GuideError
-from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide, NormalGuide
+from bhpeft_pyro.guides import DrawsGuide, LaplaceGuide, MixtureGuide, NormalGuide
 from bhpeft_pyro.inference.draws import draw
 from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.peft import LoRA
@@ -194,9 +194,9 @@ def test_pyros_guides_and_functions_have_components_too() -> None:
     guide = at_random(of)
     one, other = fit(guide, 2, of).components
     assert not same(one, other)
-    assert fit("AutoNormal", 2).guide.as_prior().parts
-    with pytest.raises(GuideError, match="FunctionGuide has no prior"):
-        fit(guide, 2, of).guide.as_prior()
+    assert len(fit("AutoNormal", 2).as_prior().parts) == 2
+    with pytest.raises(GuideError, match="FunctionGuide does not say how"):
+        fit(guide, 2, of).as_prior()
 
 
 @pytest.mark.parametrize("components", [0, -2, 1.5, "3"])
@@ -299,12 +299,8 @@ def test_a_prediction_is_the_average_of_the_components() -> None:
     drawn = draw(posterior.model, posterior.guide, 12, seed=5)
     total = torch.zeros(3, 2)
     for number, each in enumerate(posterior.components):
-        own = {name: value.split(4)[number] for name, value in drawn.items()}
-
-        def replay(_batch: object, own: Any = own) -> None:
-            for name, value in own.items():
-                pyro.sample(name, dist.Delta(value, event_dim=value.dim() - 2))
-
+        own = {name: value.split(4)[number][:, 0] for name, value in drawn.items()}
+        replay = DrawsGuide.of(each.model, own)
         forecast: Any = predict(each.model, replay, each.encode(TEXTS, labelled=False), 4)
         total += forecast.probabilities / 3
     torch.testing.assert_close(probabilities(posterior, 12, seed=5), total, atol=1e-5, rtol=1e-4)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
-from bhpeft_pyro.guides import prior_guide
+from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.inference.draws import draw, private_rng
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.peft.sites import Site
@@ -202,5 +202,5 @@ class OwnHierarchical(bh.priors.Hierarchical):
 )
 def test_parts_of_ready_priors_are_written_for_one_draw_too(prior: Any) -> None:
     model = tiny_model((), prior=prior)
-    drawn = draw(model, prior_guide(model), 5)
+    drawn = draw(model, PriorGuide(model), 5)
     assert drawn["head.weight"].shape == (5, 1, 2, 16)

@@ -256,6 +256,9 @@ def test_rounds_of_another_guide_are_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds rounds of NormalGuide, not LaplaceGuide"):
         run(tmp_path, guide="laplace", replay=None)
     assert len(run(tmp_path, guide="normal", replay=None).lineage) == 3
+    run(tmp_path / "pyro", first, guide="AutoNormal", replay=None)
+    with pytest.raises(ConfigError, match=r"rounds of AutoNormal, not AutoMultivariateNormal"):
+        run(tmp_path / "pyro", guide="mvn", replay=None)
 
 
 def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:

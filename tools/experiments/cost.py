@@ -17,11 +17,9 @@ from transformers import PreTrainedModel
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.guides import LaplaceGuide, autoguide
-from bhpeft_pyro.guides.guide import is_point, optimizers
+from bhpeft_pyro.guides import Guide, LaplaceGuide, as_guide, autoguide
 from bhpeft_pyro.inference.elbo import ELBO
 from bhpeft_pyro.inference.initialization import align
-from bhpeft_pyro.inference.loop import as_module
 from bhpeft_pyro.model.head import Head
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.model.network import RandomPEFT
@@ -106,16 +104,16 @@ def _model(load_backbone: Load, method: Method, batch: Batch) -> Model:
     return model
 
 
-def _guide(model: Model, method: Method, batch: Batch) -> tuple[nn.Module, int]:
+def _guide(model: Model, method: Method, batch: Batch) -> tuple[Guide, int]:
     """A guide that is not fitted, and how many draws share a batch."""
     if method.inference == "MC dropout":
-        return as_module(dropout(model)), len(batch)
+        return as_guide(dropout(model)), len(batch)
     guide = autoguide(GUIDES[method.inference], model, components=1)
     if isinstance(guide, LaplaceGuide):  # as large as it is once it has been measured
         scale = guide.prior.covariance.scale
         axes = scale.new_zeros(len(scale), guide.rank)
         guide.covariance = Covariance(scale, axes, scale.new_ones(guide.rank))
-    return guide, 1 if is_point(guide) else _PARTICLES
+    return guide, 1 if guide.point else _PARTICLES
 
 
 def _step(model: Model, method: Method, batch: Batch) -> Step:
@@ -164,10 +162,10 @@ def _passes(method: Method, budget: Budget) -> int:
     return budget.samples
 
 
-def svi_step(model: Model, guide: nn.Module, batch: Batch, particles: int) -> Step:
+def svi_step(model: Model, guide: Guide, batch: Batch, particles: int) -> Step:
     """One step of training as `fit` takes it; the particles share the batch."""
     loss = ELBO(particles)(model, guide)
-    steppers = optimizers(guide, FitOptions(lr=1e-3), batch.size or len(batch))
+    steppers = guide.optimizers(FitOptions(lr=1e-3), batch.size or len(batch))
     shared = batch.to(model.network.device).split(particles)
 
     def step() -> float:

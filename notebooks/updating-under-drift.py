@@ -178,12 +178,12 @@ for report in branch.lineage:
 #
 # ## Replay
 #
-# `Replay` sets some examples aside, here a quarter of a batch. Only a copy of the posterior, which
+# `replay` sets some examples aside, here a quarter of a batch. Only a copy of the posterior, which
 # makes the predictions, is also fitted to them. The next round starts without that copy, so no
 # example counts twice.
 
 # %%
-replay = bh.sequential.Replay(size=max(batch // 4, 2))
+replay = max(batch // 4, 2)
 kept = bh.fit(model, "normal", films, epochs=epochs, progress=False, replay=replay)
 kept = kept.update(tweets, replay=replay)
 print(f"{len(kept.coreset.examples)} examples are kept")

@@ -129,7 +129,7 @@ def stream(
             tests=tested,
             options=how,
             keep=keep,
-            replay=None if replay is None else sequential.Replay(replay),
+            replay=replay,
             grow=grow,
             again=again,
             progress=interactive(),

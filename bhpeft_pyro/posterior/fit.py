@@ -26,7 +26,7 @@ from ..options import FitOptions
 from ..priors.prior import check_prior
 from ..threads import sampling, seeded, with_gradients
 from .posterior import Posterior
-from .replay import Replay
+from .replay import set_aside
 from .rounds import FitArguments, Start, fit_components, seeds
 
 # How many texts determine the head's axes, and the coordinates of the PEFT sites.
@@ -46,7 +46,7 @@ def fit(
     options: FitOptions | None = None,
     optimizer: OptimizerFactory | None = None,
     callback: Callback | None = None,
-    replay: Replay | None = None,
+    replay: int | None = None,
     components: int | None = None,
     executor: Executor | None = None,
     **changes: Any,
@@ -75,7 +75,7 @@ def fit(
         callback: a function that is called after each step with a dict of numbers: "component"
             (from 0) and an entry of `FitReport.history` (step, loss, nll, kl, lr, ...). It is not
             called while a coreset is learnt.
-        replay: keep a coreset, as in `Posterior.update`.
+        replay: the number of examples that are kept for the next rounds, as in `Posterior.update`.
         components: K independent fits with different seeds and initial values, as one
             `MixturePosterior`. By default 5 of "laplace" and 1 of other guides.
         executor: fits the components in its workers, such as the processes of a
@@ -127,7 +127,8 @@ def fit(
         examples, held_out = examples.hold_out(options.seed)
         split = None if held_out is None else options.seed
     splits = [
-        (None, examples) if replay is None else replay.split(examples, own.seed) for own in every
+        (None, examples) if replay is None else set_aside(examples, replay, own.seed)
+        for own in every
     ]
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))

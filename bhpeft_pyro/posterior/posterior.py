@@ -28,7 +28,7 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..priors import Prior, PriorLike
 from ..threads import sampling, with_gradients
-from .replay import Coreset, Replay
+from .replay import Coreset
 
 if TYPE_CHECKING:
     from ..diagnostics import Diagnosis
@@ -280,7 +280,7 @@ class Posterior:
         guide: GuideLike | None = None,
         prior: PriorLike | None = None,
         keep: float | Mapping[str, float] = 1.0,
-        replay: Replay | None = None,
+        replay: int | None = None,
         grow: bool = False,
         again: bool = False,
         **changes: Any,
@@ -299,10 +299,11 @@ class Posterior:
             prior: a prior of your own in place of this posterior, for example a mixture of it and
                 something wide (docs/priors.md). The guide goes on from where it is, whatever its
                 family; with `guide`, a new one starts at that prior. Components share it.
-            keep: forget on purpose (`sequential.Forgetting`): the prior is proportional to
+            keep: forget on purpose (`sequential.forgetting`): the prior is proportional to
                 q^keep p0^(1 - keep), with q this posterior and p0 the first prior. One number, or
                 one per pattern of site names ("lora.*"); other sites are kept.
-            replay: keep a coreset of this and the earlier rounds (`sequential.Replay`).
+            replay: the number of examples, a random sample of this and the earlier rounds, that
+                the next round learns again (`posterior.replay`).
             grow: give labels that are new in `data` an output (`grow`).
             again: learn `data` even if an earlier round did; their evidence then counts twice.
 
@@ -313,7 +314,7 @@ class Posterior:
                 and there is no `prior`.
             PriorError: forgetting has no closed form between these priors.
         """
-        from ..sequential.forgetting import Forgetting
+        from ..sequential.forgetting import KEEP
         from ..sequential.update import update
         from .rounds import FitArguments
 
@@ -322,8 +323,7 @@ class Posterior:
             changes = {"patience": None, **changes}
         options = (options or self.report.options).change(**changes)
         how = FitArguments(options, validation, optimizer, callback, executor, replay)
-        forgetting = Forgetting(keep)
-        return update(self, data, how, guide, prior, forgetting, grow=grow, again=again)
+        return update(self, data, how, guide, prior, KEEP("keep", keep), grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `sequential.assess`."""

@@ -1,12 +1,25 @@
-"""Replay: examples that every round learns again."""
+"""Replay: examples that every round learns again (variational continual learning; Nguyen et al.
+2018).
+
+In each round:
+
+1. The pool is the new data and the last round's coreset.
+2. A new coreset is chosen from the pool: a random sample of the examples of all rounds since replay
+   began.
+3. The guide learns the rest of the pool.
+4. A copy of it also learns the new coreset, and that copy predicts.
+5. The next round starts from the guide of step 3, with the new coreset in its pool.
+
+So every example counts exactly once in the posterior that predicts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..checks import COUNT, check_fields
 from ..data import Examples
 from ..errors import ConfigError
 from ..guides import Guide
@@ -28,64 +41,46 @@ class Coreset:
     report: FitReport
 
 
-@dataclass(frozen=True)
-class Replay:
-    """A coreset: examples that each round learns last, and passes on to the next round to be learnt
-    again (variational continual learning; Nguyen et al. 2018).
-
-    In each round:
-
-    1. The pool is the new data and the last round's coreset.
-    2. A new coreset of `size` examples is chosen from the pool: a random sample of all rounds'
-       examples (reservoir sampling).
-    3. The guide learns the rest of the pool.
-    4. A copy of it also learns the new coreset, and that copy predicts.
-    5. The next round starts from the guide of step 3, with the new coreset in its pool.
-
-    So every example counts exactly once in the posterior that predicts.
+def set_aside(
+    pool: Examples, size: int, seed: int, old: int = 0, seen: int = 0
+) -> tuple[Examples, Examples]:
+    """The coreset and the rest of a pool: a sample of all rows since replay began, if the last
+    coreset was one (reservoir sampling).
 
     Args:
-        size: the number of examples.
+        pool: the new data, then the last coreset.
+        size: of the coreset.
+        seed: of the sample.
+        old: the size of the last coreset.
+        seen: the number of examples that it is a sample of.
 
     Raises:
-        ConfigError: `size` is below 1.
+        ConfigError: nothing is left to learn.
 
     >>> from bhpeft_pyro.testing import tiny_examples
-    >>> kept, rest = Replay(size=3).split(tiny_examples(12), seed=0)
+    >>> kept, rest = set_aside(tiny_examples(12), size=3, seed=0)
     >>> len(kept), len(rest)
     (3, 9)
     """
+    if size >= len(pool):
+        raise ConfigError(f"replay={size} must be below the number of examples, {len(pool)}")
+    generator = torch.Generator().manual_seed(seed)
+    new = len(pool) - old
+    sample = torch.randperm(seen + new, generator=generator)[:size]
+    again = min(int((sample < seen).sum()), old)
+    last = new + torch.randperm(old, generator=generator)
+    fresh = torch.randperm(new, generator=generator)
+    order = torch.cat([last[:again], fresh, last[again:]])
+    kept, rest = order[:size], order[size:]
+    return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
 
-    size: int
 
-    def __post_init__(self) -> None:
-        check_fields(self, {"size": COUNT}, "Replay")
-
-    def split(
-        self, pool: Examples, seed: int, old: int = 0, seen: int = 0
-    ) -> tuple[Examples, Examples]:
-        """The coreset and the rest of a pool: a sample of all rows so far, if the last coreset was
-        one (reservoir sampling).
-
-        Args:
-            pool: the new data, then the last coreset.
-            seed: of the sample.
-            old: the size of the last coreset.
-            seen: the number of examples of all earlier rounds, if there was a coreset.
-
-        Raises:
-            ConfigError: nothing is left to learn.
-        """
-        if self.size >= len(pool):
-            raise ConfigError(
-                f"Replay: size={self.size} must be below the number of examples, {len(pool)}"
-            )
-        generator = torch.Generator().manual_seed(seed)
-        new = len(pool) - old
-        sample = torch.randperm(seen + new, generator=generator)[: self.size]
-        again = min(int((sample < seen).sum()), old)
-        last = new + torch.randperm(old, generator=generator)
-        fresh = torch.randperm(new, generator=generator)
-        order = torch.cat([last[:again], fresh, last[again:]])
-        kept, rest = order[: self.size], order[self.size :]
-        return pool.subset(kept.sort().values), pool.subset(rest.sort().values)
+def seen_by(lineage: Sequence[FitReport]) -> int:
+    """The number of examples that the last coreset is a sample of: those of the rounds since replay
+    began."""
+    count = 0
+    for report in reversed(lineage):
+        count += report.examples
+        if report.learnt in ("", report.data):  # there was no earlier coreset
+            break
+    return count

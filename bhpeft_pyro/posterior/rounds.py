@@ -16,7 +16,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim import Optimizer
 
-from ..checks import check
+from ..checks import MAYBE_COUNT, check
 from ..data import Examples
 from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError, PriorError
@@ -33,7 +33,7 @@ from ..priors import closed, independent_normals
 from .jobs import in_workers
 from .mixture import MixturePosterior
 from .posterior import Posterior
-from .replay import Coreset, Replay
+from .replay import Coreset
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
@@ -67,7 +67,7 @@ class FitArguments:
     optimizer: Any
     callback: Callback | None
     executor: Executor | None
-    replay: Replay | None
+    replay: int | None
 
     def __post_init__(self) -> None:
         options, executor, optimizer = self.options, self.executor, self.optimizer
@@ -83,7 +83,7 @@ class FitArguments:
                 "executor: forked processes hang in torch if it uses several threads; expected "
                 'ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn"))'
             )
-        check(self.replay, Replay | None, "replay", "a bh.sequential.Replay or None")
+        MAYBE_COUNT("replay", self.replay)
         made = isinstance(optimizer, (Optimizer, PyroOptim))
         if optimizer is not None and (made or not callable(optimizer)):
             raise ConfigError(

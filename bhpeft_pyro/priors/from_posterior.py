@@ -75,7 +75,7 @@ class PosteriorPrior:
         return self, 0.0
 
     def tempered(self, keep: Mapping[str, float], first: Moments) -> PosteriorPrior:
-        """The normalised q^keep p0^(1 - keep), with q this prior (`Forgetting`).
+        """The normalised q^keep p0^(1 - keep), with q this prior (`sequential.forgetting`).
 
         Args:
             keep: the power by site; other sites are unchanged.

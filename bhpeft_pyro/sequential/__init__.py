@@ -1,9 +1,7 @@
 """Updating in rounds: forgetting, replay, new labels, drift, history, streams."""
 
-from ..posterior.replay import Replay
 from .batches import by_count, by_period
 from .drift import Drift, Signal, assess
-from .forgetting import Forgetting
 from .growth import grow
 from .history import History
 from .record import Record, transfer
@@ -11,10 +9,8 @@ from .stream import prequential, stream
 
 __all__ = [
     "Drift",
-    "Forgetting",
     "History",
     "Record",
-    "Replay",
     "Signal",
     "assess",
     "by_count",

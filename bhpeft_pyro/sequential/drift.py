@@ -22,7 +22,7 @@ from ..inference.passes import Feed, passes
 from ..inference.predict import AnyForecast, predict, simulate
 from ..model.model import Model
 from ..posterior.posterior import Posterior
-from .forgetting import Forgetting
+from .forgetting import forget
 
 Advice = Literal["keep", "update", "forget", "start anew"]
 
@@ -228,7 +228,7 @@ def _forgetful(posterior: Posterior, keep: float) -> tuple[Model, Guide]:
     if the posterior is. Raises a GuideError or PriorError if there is no closed form."""
     prior, model = posterior.first_prior, posterior.model
     if keep > 0:
-        prior = Forgetting(keep)(posterior.as_prior(), prior, model.sites)
+        prior = forget(keep, posterior.as_prior(), prior, model.sites)
     if prior is None:
         raise PriorError("the first prior is not known")
     model, around = posterior.guide.for_predictions(model.with_prior(prior))

@@ -24,11 +24,10 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..posterior.replay import Replay
 from ..posterior.stored import check_savable
 from ..threads import seeded
 from .drift import assess
-from .forgetting import Forgetting
+from .forgetting import KEEP, forget
 from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
@@ -53,7 +52,7 @@ def stream(
     columns: Columns = Columns(),
     options: FitOptions | None = None,
     keep: float | Mapping[str, float] = 1.0,
-    replay: Replay | None = None,
+    replay: int | None = None,
     grow: bool = False,
     again: bool = False,
     progress: bool = True,
@@ -107,9 +106,9 @@ def stream(
     made.options()  # raises if the guide could not be saved after the round
     if grow:
         check_growing(model, made)
-    forgetting, prior = Forgetting(keep), made.own_prior()  # raises if it cannot be one
-    if forgetting != Forgetting():
-        forgetting(prior, model.prior, model.sites)
+    keep, prior = KEEP("keep", keep), made.own_prior()  # raises if it cannot be one
+    if keep != 1:
+        forget(keep, prior, model.prior, model.sites)
 
     def learn(last: Posterior | None, data: object) -> Posterior:
         how: Any = {"options": chosen, "replay": replay, "executor": executor}

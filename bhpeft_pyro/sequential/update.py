@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 from ..data import Examples
 from ..data.sources import read
@@ -16,12 +15,12 @@ from ..model.model import Model
 from ..options import FitOptions
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
-from ..posterior.replay import Replay
+from ..posterior.replay import seen_by, set_aside
 from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, pull_of, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..threads import seeded
-from .forgetting import Forgetting
+from .forgetting import forget
 from .growth import with_outputs_for
 
 
@@ -31,13 +30,13 @@ def update(
     how: FitArguments,
     family: GuideLike | None,
     prior: PriorLike | None,
-    forgetting: Forgetting,
+    keep: float | dict[str, float],
     *,
     grow: bool,
     again: bool,
 ) -> Posterior:
     """See `Posterior.update`. Each component of a mixture is updated on its own."""
-    if prior is not None and forgetting != Forgetting():
+    if prior is not None and keep != 1:
         raise ConfigError("prior: expected no keep, which makes a prior of its own")
     own = None if prior is None else as_prior(prior)
     for each in posterior.components if own is None else ():
@@ -57,7 +56,7 @@ def update(
     lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
     with naming_rows(posterior.model, data=examples, validation=held_out):
         starts = [
-            _start(last, examples, held_out, options, family, own, forgetting, how.replay)
+            _start(last, examples, held_out, options, family, own, keep, how.replay)
             for last, options in every
         ]
         return fit_components(starts, held_out, how, lineage)
@@ -70,8 +69,8 @@ def _start(
     options: FitOptions,
     family: GuideLike | None,
     own: Prior | None,
-    forgetting: Forgetting,
-    replay: Replay | None,
+    keep: float | dict[str, float],
+    replay: int | None,
 ) -> Start:
     """A component before its fit."""
     model, coreset = posterior.model, posterior.coreset
@@ -87,13 +86,13 @@ def _start(
         note_first_prior(guide, posterior)
     else:
         guide = guide_under(model, own, family, options.seed)
-    prior = forgetting(last, posterior.first_prior, model.sites)
+    prior = forget(keep, last, posterior.first_prior, model.sites)
     report = FitReport(
         len(examples),
         examples.fingerprint,
         options,
         parent=posterior.report.id,
-        keep=dict(forgetting.keep) if isinstance(forgetting.keep, Mapping) else forgetting.keep,
+        keep=keep,
         projection=projection,
         pull=pull_of(guide),
         held_out=len(held_out) if held_out and (guide.point or options.patience) else 0,
@@ -103,10 +102,10 @@ def _start(
         pool, old, seen = examples, 0, 0
         if coreset is not None:
             pool, old = examples.concat(coreset.examples), len(coreset.examples)
-            seen = sum(each.examples for each in posterior.lineage)
+            seen = seen_by(posterior.lineage)
         report.learnt = pool.fingerprint
         seed = options.seed + len(posterior.lineage)  # another choice in every round
-        kept, examples = replay.split(pool, seed, old, seen)
+        kept, examples = set_aside(pool, replay, seed, old, seen)
     start = posterior.replace(
         model=model.with_prior(prior),
         guide=guide,

@@ -176,17 +176,15 @@ def test_what_a_prior_computes_is_no_latent() -> None:
 def test_a_round_with_replay_is_held_against_all_that_it_learnt() -> None:
     first, second = (tiny_examples(60, seed=i) for i in (1, 2))
     options = {"epochs": 60, "temperature": 1.0, "tau": 1.0, "progress": False}
-    before = bh.fit(
-        tiny_model(()), "laplace", first, components=1, replay=bh.sequential.Replay(40), **options
-    )
-    after = before.update(second.subset(range(20)), replay=bh.sequential.Replay(5))
+    before = bh.fit(tiny_model(()), "laplace", first, components=1, replay=40, **options)
+    after = before.update(second.subset(range(20)), replay=5)
     with pytest.raises(DataError, match="with those that the round before had kept"):
         psis(after, second.subset(range(20)))
     assert before.coreset is not None
     learnt = second.subset(range(20)).concat(before.coreset.examples)
     assert psis(after, learnt).k_hat < 0.7
     assert psis(before, first).k_hat < 0.7
-    replay = bh.sequential.Replay(5)  # of which every component draws its own
+    replay = 5  # of which every component draws its own
     both = bh.fit(tiny_model(()), "normal", first, components=2, replay=replay, epochs=2)
     with pytest.raises(DataError, match=r"one of posterior\.components"):
         psis(both.update(second, replay=replay), second)

@@ -399,8 +399,8 @@ def test_the_site_with_a_bad_gradient_is_named() -> None:
 
 def test_what_is_refused_leaves_the_network_as_it_was() -> None:
     model = tiny_model(aligned=True)
-    with pytest.raises(ConfigError, match="size=4 must be below the number of examples, 4"):
-        bh.fit(model, "normal", tiny_examples(4), replay=bh.sequential.Replay(4), progress=False)
+    with pytest.raises(ConfigError, match="replay=4 must be below the number of examples, 4"):
+        bh.fit(model, "normal", tiny_examples(4), replay=4, progress=False)
     assert not model.network.measured
     bh.fit(model, "normal", tiny_examples(4), max_steps=1, progress=False)
     assert model.network.measured

@@ -78,11 +78,9 @@ def test_all_components_go_on_in_another_family() -> None:
 def test_rounds_equal_one_fit_on_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     exactly(monkeypatch)
     rounds = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3))]
-    posterior: Any = bh.fit(
-        model(), "normal", rounds[0], components=2, replay=bh.sequential.Replay(10), **FIT
-    )
+    posterior: Any = bh.fit(model(), "normal", rounds[0], components=2, replay=10, **FIT)
     for data in rounds[1:]:
-        posterior = posterior.update(data, replay=bh.sequential.Replay(10))
+        posterior = posterior.update(data, replay=10)
     for each in posterior.components:
         assert_posterior(each.guide, [(data, 1.0) for data in rounds])
         assert len(each.coreset.examples) == 10
@@ -149,7 +147,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
             for s in sites
         }
 
-    posterior = fit(of=tiny_model((), prior=wide), replay=bh.sequential.Replay(4))
+    posterior = fit(of=tiny_model((), prior=wide), replay=4)
     posterior.save(tmp_path / "a")
     with pytest.raises(SaveError, match="wide"):
         load(tmp_path / "a")
@@ -157,7 +155,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
     assert not isinstance(loaded.model.prior, MixturePrior)
     for one, other in zip(loaded.components, posterior.components, strict=True):
         assert one.coreset.examples.fingerprint == other.coreset.examples.fingerprint
-    updated = (each.update(SECOND, replay=bh.sequential.Replay(4)) for each in (posterior, loaded))
+    updated = (each.update(SECOND, replay=4) for each in (posterior, loaded))
     assert torch.equal(*map(probabilities, updated))
     AutoNormal = type("AutoNormal", (pyro.infer.autoguide.AutoNormal,), {})
     with pytest.raises(SaveError, match="AutoNormal is not one of Pyro's own"):
@@ -165,7 +163,7 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
 
 
 def test_widths_are_chosen_together_with_replay_too() -> None:
-    replay = bh.sequential.Replay(5)
+    replay = 5
     posterior = bh.fit(
         tiny_model(()), "laplace", tiny_examples(60), components=2, replay=replay, **FIT
     )

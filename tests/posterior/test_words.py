@@ -13,7 +13,6 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.huggingface.hub import card
 from bhpeft_pyro.model.likelihoods import Normal, Poisson
-from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 NAMES = ("O", "B-PER", "I-PER")
@@ -143,13 +142,13 @@ def test_rounds_and_files(laplace: bh.Posterior, tmp_path: Path) -> None:
 def test_a_coreset_of_words_is_saved(tmp_path: Path) -> None:
     posterior = bh.fit(
         model(bh.presets.lora(rank=2)), "normal", sentences(20), columns=COLUMNS, particles=4,
-        replay=Replay(10), **QUICK,
+        replay=10, **QUICK,
     )  # fmt: skip
     folder = posterior.save(tmp_path / "run")
     again = bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer())
     assert posterior.coreset is not None and again.coreset is not None
     assert again.coreset.examples.fingerprint == posterior.coreset.examples.fingerprint
-    newer = again.update(sentences(10, seed=4), replay=Replay(10), **QUICK)
+    newer = again.update(sentences(10, seed=4), replay=10, **QUICK)
     assert newer.coreset is not None and len(newer.coreset.examples) == 10
     drift = newer.assess(sentences(8, seed=5), 20)
     assert drift.nll is not None and drift.examples == len(drift.forecast)

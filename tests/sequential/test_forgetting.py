@@ -8,11 +8,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from bhpeft_pyro import fit
 from bhpeft_pyro.distributions import Covariance, LowRankNormal
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.priors import JointPrior, as_prior
-from bhpeft_pyro.sequential import Forgetting
-from bhpeft_pyro.testing import tiny_model
+from bhpeft_pyro.sequential.forgetting import forget
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.01, 0.001])
@@ -25,7 +26,7 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
     root, loc = axes * (ratio**-2 - 1) ** 0.5, torch.randn(size)
     old = LowRankNormal(loc, Covariance.from_precision(torch.ones(size), root))
     first = as_prior(dist.Normal(0.5, 1.0))
-    mixed = Forgetting(0.9)(JointPrior(old, shapes), first, sites)
+    mixed = forget(0.9, JointPrior(old, shapes), first, sites)
     assert isinstance(mixed, JointPrior)
     unit = torch.eye(size).double()
     precision = 0.9 * (unit + root.double() @ root.double().T)
@@ -34,10 +35,9 @@ def test_a_sharp_joint_posterior_keeps_its_mean_when_a_part_is_forgotten(ratio: 
     assert away @ precision @ away / 2 < 1e-3  # nats
 
 
-@pytest.mark.parametrize("given", [{"keep": "0.9"}, {"keep": None}])
-def test_shares_are_numbers(given: dict[str, Any]) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=f"{next(iter(given))}.*=.* must be a finite number of at least 0 and at most 1",
-    ):
-        Forgetting(**given)
+@pytest.mark.parametrize("keep", ["0.9", None])
+def test_shares_are_numbers(keep: Any) -> None:
+    posterior = fit(tiny_model(()), "normal", tiny_examples(), max_steps=1, progress=False)
+    expected = "keep=.* must be a finite number of at least 0 and at most 1"
+    with pytest.raises(ConfigError, match=expected):
+        posterior.update(tiny_examples(seed=1), keep=keep)

@@ -41,9 +41,7 @@ def old(request: pytest.FixtureRequest) -> bh.Posterior:
 
 @pytest.fixture(scope="module")
 def head() -> bh.Posterior:
-    return bh.fit(
-        tiny_model((), aligned=True), "normal", OLD, replay=bh.sequential.Replay(5), **QUICK
-    )
+    return bh.fit(tiny_model((), aligned=True), "normal", OLD, replay=5, **QUICK)
 
 
 def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +123,7 @@ def test_a_new_label_is_learnt_and_the_coreset_grows_with_the_head(head: bh.Post
         head.update(NEW)
     with pytest.raises(DataError, match="'Calm' may mean 'calm'"):
         head.update({"text": ["w5"], "label": ["Calm"]})
-    new = head.update(NEW, grow=True, replay=bh.sequential.Replay(5), max_steps=80)
+    new = head.update(NEW, grow=True, replay=5, max_steps=80)
     assert new.coreset is not None and new.coreset.examples.label_names == new.columns.label_names
     assert len(new.lineage) == 2 and new.report.parent == head.report.id
     forecast = new.predict(["w7 w40", "w7"], samples=64)
@@ -151,7 +149,7 @@ def test_every_family_learns_new_labels_and_comes_back(old: bh.Posterior, tmp_pa
 def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path: Path) -> None:
     """Each has its own: around a start of its own, with scales of its own."""
     model = tiny_model(bh.presets.lora(rank=1), aligned=True)
-    old = bh.fit(model, "laplace", OLD, components=2, replay=bh.sequential.Replay(5), **QUICK)
+    old = bh.fit(model, "laplace", OLD, components=2, replay=5, **QUICK)
     grown = old.grow(["sad"]).grow(["glad"])
     assert isinstance(old, MixturePosterior) and isinstance(grown, MixturePosterior)
     for each, before in zip(grown.components, old.components, strict=True):
@@ -169,7 +167,7 @@ def test_the_first_priors_of_laplace_approximations_grow_with_the_head(tmp_path:
     assert grown.first_prior is grown.components[0].first_prior
     grown.save(tmp_path)
     again = load(tmp_path)
-    new = [each.update(NEW, keep=0.5, replay=bh.sequential.Replay(4)) for each in (grown, again)]
+    new = [each.update(NEW, keep=0.5, replay=4) for each in (grown, again)]
     assert torch.equal(*(each.predict(OLD, 7).probabilities for each in new))
     # With nothing kept that is the prior of the round, new rows included.
     anew = grown.update(NEW, keep=0.0, max_steps=1)

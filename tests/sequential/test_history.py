@@ -20,7 +20,7 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BusyError, ConfigError, DataError, PriorError, SaveError
-from bhpeft_pyro.sequential import Forgetting
+from bhpeft_pyro.sequential.forgetting import forget
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = ["w5 w9 w12", "w6 w30", "w5"]
@@ -292,7 +292,7 @@ def test_bad_forgetting_is_refused() -> None:
 def test_the_power_prior_is_the_normalised_product() -> None:
     """By brute force on a grid: log q^k p0^(1-k) and the log density differ by a constant."""
     posterior = fit()
-    mixed = Forgetting(0.3)(posterior.as_prior(), posterior.first_prior, posterior.model.sites)
+    mixed = forget(0.3, posterior.as_prior(), posterior.first_prior, posterior.model.sites)
     (q, new) = (
         prior.distributions["head.bias"].base_dist  # type: ignore[attr-defined]
         for prior in (posterior.as_prior(), mixed)

@@ -140,18 +140,16 @@ def test_any_family_starts_where_any_other_was(old: Any) -> None:
 
 
 def test_a_round_of_another_family_is_saved_forgets_and_replays(tmp_path: Path) -> None:
-    posterior = bh.fit(
-        tiny_model(), "normal", tiny_examples(16), replay=bh.sequential.Replay(4), **QUICK
-    )
+    posterior = bh.fit(tiny_model(), "normal", tiny_examples(16), replay=4, **QUICK)
     for number, (new, kind) in enumerate([*FAMILIES[1:], FAMILIES[0]]):
-        options: Any = {"keep": 0.7} if number % 2 else {"replay": bh.sequential.Replay(3)}
+        options: Any = {"keep": 0.7} if number % 2 else {"replay": 3}
         rows = tiny_examples(12, seed=1 + number)
         posterior = posterior.update(rows, guide=new, max_steps=2, **options)
         folder = posterior.save(tmp_path / str(number))
         again = load(folder)
         assert again.report == posterior.report and again.report.projection is not None
         more, unseen = tiny_examples(12, seed=20), tiny_examples(20, seed=9)
-        here, there = (p.update(more, replay=bh.sequential.Replay(3)) for p in (posterior, again))
+        here, there = (p.update(more, replay=3) for p in (posterior, again))
         assert torch.equal(*(p.predict(unseen, 4).probabilities for p in (here, there)))
         assert type(there.guide) is kind
 

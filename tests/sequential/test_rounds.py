@@ -11,6 +11,7 @@ from onehot import FIT, assert_posterior, exact, exactly, model, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.posterior.replay import seen_by, set_aside
 from bhpeft_pyro.testing import tiny_model
 
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
@@ -65,7 +66,7 @@ def test_what_is_forgotten_is_chosen_by_site() -> None:
 
 @pytest.mark.usefixtures("exact_fits")
 def test_replay_counts_every_example_once() -> None:
-    posteriors = in_rounds((0, 1, 2, 3), bh.sequential.Replay(20))
+    posteriors = in_rounds((0, 1, 2, 3), 20)
     everything = [(data, 1.0) for data in ROUNDS]
     for number, posterior in enumerate(posteriors, 1):
         assert posterior.coreset is not None
@@ -82,7 +83,7 @@ def test_replay_counts_every_example_once() -> None:
 
 def test_a_random_coreset_is_a_sample_of_all_rounds() -> None:
     """By the pool alone, few of the earlier rounds' examples would stay in it."""
-    replay, sizes, seeds = bh.sequential.Replay(20), torch.tensor([50, 100, 30, 20]), 40
+    sizes, seeds = torch.tensor([50, 100, 30, 20]), 40
     tokenizer, counts = model().network.tokenizer, torch.zeros(4)
     for seed in range(seeds):
         kept = None
@@ -91,7 +92,7 @@ def test_a_random_coreset_is_a_sample_of_all_rounds() -> None:
             pool = bh.data.encode(rows, tokenizer, kind="rating")
             old, seen = (0, 0) if kept is None else (len(kept), int(sizes[:number].sum()))
             pool = pool if kept is None else pool.concat(kept)
-            kept, rest = replay.split(pool, 4 * seed + number, old, seen)
+            kept, rest = set_aside(pool, 20, 4 * seed + number, old, seen)
             assert len(kept) == 20 and len(rest) == len(pool) - 20
         assert kept is not None
         counts += torch.tensor([kept.texts.count(f"w{5 + number}") for number in range(4)])
@@ -100,21 +101,32 @@ def test_a_random_coreset_is_a_sample_of_all_rounds() -> None:
     assert ((counts - 20 * seeds * share).abs() < 4 * error).all(), counts
 
 
+def test_rounds_before_the_first_coreset_have_no_share_of_later_ones() -> None:
+    quick: Any = {"max_steps": 1, "progress": False}
+    posterior, found = bh.fit(model(), "normal", ROUNDS[1], **quick), []
+    for data in (ROUNDS[0], ROUNDS[2], ROUNDS[3]):
+        posterior = posterior.update(data, replay=5)
+        found.append(seen_by(posterior.lineage))
+    assert found == [48, 48 + 64, 48 + 64 + 48]
+    begun = bh.fit(model(), "normal", ROUNDS[1], replay=5, **quick).update(ROUNDS[0], replay=5)
+    assert seen_by(begun.lineage) == 32 + 48
+
+
 @pytest.mark.usefixtures("exact_fits")
 def test_without_replay_the_coreset_stays_learnt() -> None:
-    first = bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(20), **FIT)
+    first = bh.fit(model(), "normal", ROUNDS[0], replay=20, **FIT)
     second = first.update(ROUNDS[2])
     assert second.coreset is None
     assert_posterior(second.guide, [(ROUNDS[0], 1.0), (ROUNDS[2], 1.0)])
-    third = second.update(ROUNDS[3], replay=bh.sequential.Replay(20))
+    third = second.update(ROUNDS[3], replay=20)
     assert_posterior(third.guide, [(ROUNDS[i], 1.0) for i in (0, 2, 3)])
 
 
 def test_bad_replay_is_refused() -> None:
-    with pytest.raises(ConfigError, match="size=0 must be an integer"):
-        bh.sequential.Replay(0)
-    with pytest.raises(ConfigError, match="size=48 must be below the number of examples, 48"):
-        bh.fit(model(), "normal", ROUNDS[0], replay=bh.sequential.Replay(48), **FIT)
+    with pytest.raises(ConfigError, match="replay=0 must be an integer"):
+        bh.fit(model(), "normal", ROUNDS[0], replay=0, **FIT)
+    with pytest.raises(ConfigError, match="replay=48 must be below the number of examples, 48"):
+        bh.fit(model(), "normal", ROUNDS[0], replay=48, **FIT)
 
 
 def test_a_coreset_does_not_set_the_noise_scale() -> None:
@@ -125,11 +137,10 @@ def test_a_coreset_does_not_set_the_noise_scale() -> None:
     }
     small = tiny_model((), 1, likelihood=bh.likelihoods.Normal(0.0, 9.0))
     options: Any = {"components": 1, "max_steps": 3, "lr": 1e-6, "progress": False}
-    replay = bh.sequential.Replay(1)
-    kept, _ = replay.split(small.encode(rows), seed=0)
+    kept, _ = set_aside(small.encode(rows), 1, seed=0)
     assert kept.texts is not None
     rows["label"][rows["text"].index(kept.texts[0])] = 20.0
-    fitted = bh.fit(small, "laplace", rows, replay=replay, **options)
+    fitted = bh.fit(small, "laplace", rows, replay=1, **options)
     assert fitted.coreset is not None
     noises = [each.means()["noise.log_scale"] for each in (fitted.guide, fitted.coreset.guide)]
     torch.testing.assert_close(*noises, rtol=0.0, atol=1e-3)

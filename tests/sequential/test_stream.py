@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bhpeft_pyro.errors import (
     PriorError,
     SaveError,
 )
+from bhpeft_pyro.posterior.replay import set_aside
 from bhpeft_pyro.sequential import Record, transfer
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -33,7 +35,7 @@ OPTIONS: dict[str, Any] = {
     "max_steps": 2,
     "lr": 0.3,
     "progress": False,
-    "replay": bh.sequential.Replay(4),
+    "replay": 4,
     "components": 2,
 }
 
@@ -168,13 +170,13 @@ def test_every_round_draws_its_coreset_anew(
 ) -> None:
     """By one seed, those at the same places of every pool would stay, or go, for ever."""
     seeds = []
-    split = bh.sequential.Replay.split
 
-    def spied(self: bh.sequential.Replay, pool: bh.data.Examples, seed: int, *rest: Any) -> Any:
+    def spied(pool: bh.data.Examples, size: int, seed: int, *rest: Any) -> Any:
         seeds.append(seed)
-        return split(self, pool, seed, *rest)
+        return set_aside(pool, size, seed, *rest)
 
-    monkeypatch.setattr(bh.sequential.Replay, "split", spied)
+    for module in ("posterior.fit", "sequential.update"):
+        monkeypatch.setattr(import_module(f"bhpeft_pyro.{module}"), "set_aside", spied)
     run(tmp_path)
     assert len(set(seeds)) == len(seeds) == 6  # 3 rounds of 2 components
 

@@ -73,7 +73,7 @@ def odd(draw: random.Random) -> Any:
                 bh.Columns(),
                 bh.FitOptions(),
                 bh.Head(2),
-                bh.sequential.Replay(3),
+                3,
                 bh.likelihoods.Normal(),
             ),
         )
@@ -143,7 +143,6 @@ def made(draw: random.Random) -> None:
     what: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
         (bh.FitOptions, tuple(vars(bh.FitOptions()))),
         (bh.Columns, tuple(vars(bh.Columns()))),
-        (bh.sequential.Replay, ("size",)),
         (bh.Head, ("outputs", "pooling", "principal")),
         (bh.peft.LoRA, ("rank", "alpha", "targets", "layers", "gated")),
         (bh.peft.Adapter, ("size", "scale", "placement", "activation", "layers", "gated")),
@@ -151,12 +150,10 @@ def made(draw: random.Random) -> None:
         (bh.likelihoods.OrderedLogistic, ("levels",)),
         (bh.likelihoods.Normal, ("center", "spread")),
         (bh.priors.FunctionSpaceNormal, ("change", "spread", "head", "other")),
-        (bh.sequential.Forgetting, ("keep",)),
         (bh.RandomPEFT, ("backbone", "kinds", "head", "tokenizer")),
     )
     cls, names = draw.choice(what)
     own = {
-        bh.sequential.Replay: {"size": 3},
         bh.Head: {"outputs": 2},
         bh.RandomPEFT: {"head": bh.Head(2)},
     }

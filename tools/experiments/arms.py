@@ -11,7 +11,6 @@ from bhpeft_pyro.data import Examples
 from bhpeft_pyro.model.model import Model
 from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
-from bhpeft_pyro.sequential import Replay
 from bhpeft_pyro.sequential.stream import Learner
 
 __all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup"]
@@ -68,7 +67,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> A
         def learn(last: Posterior | None, data: object) -> Posterior:
             assert isinstance(data, Examples)
             options = setup.options(len(data))
-            replay = Replay(max(1, round(replayed * len(data)))) if replayed else None
+            replay = max(1, round(replayed * len(data))) if replayed else None
             if last is None:
                 model, unlabelled = setup.model(), setup.unlabelled
                 options |= {"unlabelled": unlabelled, "replay": replay, "components": components}

@@ -104,6 +104,9 @@ class Guide(nn.Module):
         them."""
         return {}
 
+    def check_trained(self) -> None:
+        """Called after the first backward pass, to refuse parameters that do not train."""
+
     def title(self) -> str:
         """A name for reports."""
         return type(self).__name__

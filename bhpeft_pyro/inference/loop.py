@@ -22,7 +22,7 @@ from ..data.batch import Batch
 from ..distributed import average, is_main, rank, same, world
 from ..errors import ConfigError, DataError, FitError
 from ..forecast.metrics import nlls
-from ..guides import FunctionGuide, Guide
+from ..guides import Guide
 from ..guides.optimizers import trained
 from ..model.model import Model
 from ..threads import seeded
@@ -241,7 +241,7 @@ class _Run:
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
                 value = self.loss(batch) / options.accumulate
             value.backward()
-            if step == 1 and isinstance(self.guide, FunctionGuide):
+            if step == 1:
                 self.guide.check_trained()
             assert self.elbo.parts is not None
             loss += value.item()

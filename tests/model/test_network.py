@@ -214,7 +214,7 @@ def test_features_are_the_frozen_transformers_whatever_the_weights(
     assert not torch.allclose(network(weights, batch), frozen(weights, batch), atol=1e-3)
 
 
-def test_head_errors() -> None:
+def test_errors_of_head_and_kinds() -> None:
     for outputs in (0, 2.0):
         with pytest.raises(
             ConfigError, match=f"outputs={outputs} must be an integer of at least 1"
@@ -222,6 +222,8 @@ def test_head_errors() -> None:
             bh.Head(outputs)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="pooling='max' must be one of"):
         bh.Head(2, "max")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"kinds: expected a tuple of LoRA.*, got tensor\(3\)"):
+        tiny_model(torch.tensor(3))  # type: ignore[arg-type]
 
 
 def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:

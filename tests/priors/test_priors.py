@@ -16,7 +16,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior
+from bhpeft_pyro.priors import FunctionSpaceNormal, Hierarchical, PosteriorPrior, as_prior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
@@ -132,6 +132,9 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
             "'lora.querry.A' match no site",
         ),
         ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be expanded to the site"),
+        ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, r"shape \(9,\) cannot be expanded"),
+        (Hierarchical, r"got the class Hierarchical, .* instance of it: Hierarchical\(\.\.\.\)$"),
+        ({"*": dist.Normal}, "got the class Normal, expected an instance"),
         ({"*": lambda site: 0.1}, "got a float for the site .* expected a distribution"),
         ({"*": torch.distributions.Normal(0.0, 1.0)}, "for the site .* expected a distribution"),
         (drop("head.bias"), "no tensor for the site 'head.bias'"),
@@ -166,6 +169,12 @@ def test_a_prior_that_returns_another_value_than_it_samples_is_refused(guide: st
     for prior, site in ((scaled, "lora.query.A"), (pruned, "head.weight")):
         with pytest.raises(PriorError, match=f"samples '{site}' and returns another value"):
             bh.fit(MODEL.with_prior(prior), guide, tiny_examples(), max_steps=1, progress=False)
+
+
+def test_a_prior_in_double_precision_is_refused() -> None:
+    double = {"*": lambda site: dist.Normal(torch.zeros(site.shape).double(), 1.0)}
+    with pytest.raises(PriorError, match=r"'lora.query.A' has dtype torch.float64, expected torch"):
+        bh.fit(MODEL.with_prior(double), "normal", tiny_examples(), progress=False)
 
 
 def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:

@@ -460,34 +460,6 @@ def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
     assert len(read_csv(out)) == 5
 
 
-def test_rows_that_the_backbone_cannot_read_are_left_empty_when_asked(
-    folder, tmp_path, monkeypatch
-):
-    whole = bh.Posterior.predict
-
-    def predict(self, examples, *args, **options):
-        if bad := [i for i, text in enumerate(examples.texts) if text == "w33"]:
-            raise DataError("data, row 0: numbers that are not finite", bad)
-        return whole(self, examples, *args, **options)
-
-    monkeypatch.setattr(bh.Posterior, "predict", predict)
-    data = write_csv(tmp_path / "new.csv", text=["w33", "w5 w9", "w33", "w6"])
-    command = ("predict", folder / "run", data)
-    assert "row 0" in error(*command)
-    result = bhpeft(*command, "--skip-bad", "--flag", "100%")
-    assert "no prediction for 2 rows. data, row 0" in result.stderr
-    rows = read_csv(tmp_path / "new-predictions.csv")
-    assert [row["text"] for row in rows] == ["w33", "w5 w9", "w33", "w6"]
-    assert [row["flagged"] for row in rows] == ["", "True", "", "True"]
-    assert rows[0]["prediction"] == "" and rows[1]["prediction"] != ""
-    assert {line.split()[0] for line in result.stdout.strip().splitlines()[-2:]} == {"1", "3"}
-
-
-def test_an_unknown_uncertainty_is_refused(folder, tmp_path):
-    predict = ("predict", folder / "run", "nowhere.csv", "--out", tmp_path / "y.csv")
-    assert "'x' is not one of" in usage_error(*predict, "--by", "x")
-
-
 @pytest.mark.parametrize(
     ("columns", "task"),
     [
@@ -622,6 +594,10 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         ((*fit, "--guide", "AutoNormal"), "'AutoNormal' is not one of 'laplace', 'normal'"),
         (("predict", run, train, "--flag", 10), "'10' is not a share; expected 10% or 0.1"),
         ((*fit, "--validation", "101%"), "'101%' is not a share"),
+        (
+            ("predict", run, "nowhere.csv", "--out", tmp_path / "y.csv", "--by", "x"),
+            "'x' is not one of",
+        ),
     ):
         assert re.search(message, usage_error(*arguments)), arguments
     assert not out.exists() and not (tmp_path / "y.csv").exists()
@@ -672,12 +648,6 @@ def test_a_reader_that_has_enough_is_no_error(folder, monkeypatch):
     closed = BrokenPipeError(errno.EPIPE, "Broken pipe")
     monkeypatch.setattr("typer.echo", Mock(side_effect=closed))  # as under `| head`
     assert bhpeft("history", folder / "run", "--json", code=1).stderr == ""
-
-
-def test_warnings_are_lines_on_stderr(folder, tmp_path):
-    data = write_csv(tmp_path / "long.csv", text=[" ".join(["w9"] * 40)])
-    result = bhpeft("predict", folder / "run", data)
-    assert "note: 1 of 1 texts are longer than 32 tokens and were cut" in result.stderr
 
 
 def test_components_are_one_run_that_all_commands_take(folder, tmp_path):

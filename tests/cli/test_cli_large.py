@@ -116,7 +116,10 @@ def test_rows_left_out_are_counted_from_the_first(
     assert "for 5 rows. data, row 3: of 'w33 w5' (and of rows 4, 5, 6 ...)" in result.stderr
     rows = read_csv(tmp_path / "new-predictions.csv")
     flagged = ["True"] * 3 + [""] * 5 + ["True"] * 2
-    assert [row["flagged"] for row in rows] == flagged and rows[3]["prediction"] == ""
+    assert [row["flagged"] for row in rows] == flagged and [row["text"] for row in rows] == texts
+    assert [row["prediction"] != "" for row in rows] == [flag == "True" for flag in flagged]
+    shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
+    assert sorted(shown) == ["0", "1", "2", "8", "9"]
     data = write_csv(tmp_path / "bad.csv", text=["w33"] * 6)
     assert "(and of rows 1, 2, 3 ...)" in error("predict", run, data, "--skip-bad")
 

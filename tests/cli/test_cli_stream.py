@@ -183,7 +183,6 @@ def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
 
 
 def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
-    write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=["bad"] * 7 + ["good"] * 7)
     for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
         write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
         message = error(*arguments(folder, "--by", "date", "--batch", 7, "--grow", data="one.csv"))

@@ -96,16 +96,6 @@ def test_choices_are_rows_of_their_own(split: int) -> None:
         torch.testing.assert_close(found[s], expected[s, share], rtol=1e-4, atol=1e-4)
 
 
-def test_padding_changes_nothing(network: bh.RandomPEFT) -> None:
-    batch, weights = tiny_batch(6), draw(network)
-    wide = {name: functional.pad(value, (0, 5), value=0) for name, value in batch.inputs.items()}
-    wide["input_ids"] = torch.where(wide["attention_mask"].bool(), wide["input_ids"], 33)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            network(weights, bh.data.Batch(wide)), network(weights, batch), rtol=1e-4, atol=1e-4
-        )
-
-
 @pytest.mark.parametrize("pooling", ["mean", "first", "last"])
 def test_pooling_against_a_loop(pooling: Any) -> None:
     backbone = tiny_backbone()
@@ -233,16 +223,6 @@ def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:
         assert not any("encoder" in name or "embed" in name for name in module.state_dict())
     assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
     assert not network.backbone.training
-
-
-def test_the_backbone_itself_answers_as_before() -> None:
-    batch = tiny_batch()
-    with torch.no_grad():
-        before = tiny_backbone().eval()(**batch.inputs).last_hidden_state
-        network = tiny_model(HYBRID).network
-        network(draw(network, 2, 1), batch)
-        after = network.backbone(**batch.inputs).last_hidden_state
-    torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_the_fingerprint_tells_backbones_apart() -> None:

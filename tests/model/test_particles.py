@@ -54,15 +54,15 @@ def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[in
             torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fixed", ["head.bias", "head.weight", "lora.query.A"])
-def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> None:
+@pytest.mark.parametrize("fixed", [None, "head.bias", "head.weight", "lora.query.A"])
+def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str | None) -> None:
     """The particle dims were those of the last site alone."""
     model, batch = tiny_model(), bh.data.Batch(tiny_batch(5).inputs)
     weights = draw(model.sites, 3, 1)
     weights = {name: 3 * value for name, value in weights.items()}  # draws that differ, and
     weights["head.weight"] *= 1e3  # logits so far apart that labels are certain
-    weights[fixed] = weights[fixed][0, 0]
-    conditioned = poutine.condition(model, {fixed: weights.pop(fixed)})
+    held = {} if fixed is None else {fixed: weights.pop(fixed)[0, 0]}
+    conditioned = poutine.condition(model, held)
     with torch.no_grad():
         together = Predictive(conditioned, weights, parallel=True)(batch)["label"]
         for s in range(3):

@@ -9,7 +9,7 @@ import torch
 from saves import load
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
+from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal, StudentT
 from bhpeft_pyro.testing import tiny_model
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(24)]
@@ -23,14 +23,16 @@ def test_ratings_of_0_and_1000(tmp_path: Path) -> None:
     assert low < 350 and high > 650
     own = Normal(center=500.0, spread=500.0)
     assert posterior.model.likelihood == own and model.likelihood == Normal()
-    later = posterior.update({"text": TEXTS, "label": [3.0] * 24}, max_steps=1, progress=False)
+    new = {"text": TEXTS, "label": [3.0] * 23 + [2.5e5]}
+    with pytest.warns(UserWarning, match="250000 is 499 spreads from the centre of Normal"):
+        later = posterior.update(new, max_steps=1, progress=False)
     assert later.model.likelihood == own
     saved = load(later.save(tmp_path / "it"))
     assert saved.model.likelihood == own
 
 
-@pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal])
-def test_what_is_given_stays(kind: type[Normal]) -> None:
+@pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal, StudentT])
+def test_what_is_given_stays(kind: type[Normal | StudentT]) -> None:
     labels = torch.tensor([2.0, 4.0])
     assert kind().standardised(labels) == kind(3.0, 1.0)
     assert kind(center=5.0).standardised(labels) == kind(5.0, 1.0)

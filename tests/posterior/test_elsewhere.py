@@ -78,15 +78,6 @@ def test_every_draw_is_taken_whole() -> None:
     assert torch.equal(drawn["head.weight"], draws["head.weight"][which])
 
 
-def test_as_many_draws_as_there_are_predict_as_their_mean() -> None:
-    model, data = tiny_model(()), tiny_examples(12)
-    draws = draws_of(model, 40)
-    with torch.no_grad():
-        exact = model.predictive(draws, next(data.batches(12))).probs.mean(0)
-    found = bh.Posterior.from_draws(model, draws).predict(data, samples=40).probabilities
-    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
-
-
 def test_chains_are_chains_and_a_mixture() -> None:
     model = tiny_model(())
     draws = draws_of(model, 20, chains=2)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from onehot import FIT, assert_posterior, model, solve, words
+from onehot import assert_posterior, model, solve, words
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
@@ -65,13 +65,6 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(
         assert [report.data for report in posterior.lineage] == [
             each.fingerprint for each in list(ROUNDS.values())[:number]
         ]
-
-
-def test_a_warm_start_is_forgotten_by_a_fit_to_the_end() -> None:
-    """Real steps under the first prior: where they start has no part in where they end."""
-    first, second = words(96, 1), words(96, 2)
-    posterior = bh.fit(model(), "normal", first, **FIT)
-    assert_posterior(posterior.update(second, keep=0.0).guide, [(second, 1.0)], tolerance=0.6)
 
 
 def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

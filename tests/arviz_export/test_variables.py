@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny import build, draw
+from tiny import build, drawn
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -55,7 +55,7 @@ def test_spectra_are_those_of_the_dense_product(posterior: bh.Posterior) -> None
 def test_heads_have_the_rows_that_make_their_outputs(architecture: str, keys: int) -> None:
     """GPT-2 fuses query, key and value; two query heads of this Llama share one of keys."""
     network = bh.RandomPEFT(build(architecture), (LoRA(("query", "key"), rank=2),))
-    weights = {name: value.detach() for name, value in draw(network.sites, DRAWS).items()}
+    weights = drawn(network.sites, DRAWS, seed=2)
     found = head_norms(network, weights)
     counts = {"query": 4, "key": keys}
     for target, count in counts.items():

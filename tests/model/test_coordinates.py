@@ -10,6 +10,7 @@ import pytest
 import torch
 from memory import Memory
 from saves import load
+from tiny import drawn
 from torch import Tensor
 from transformers import BertModel
 
@@ -39,19 +40,11 @@ def aligned(kinds: Any = None, texts: int = 32) -> bh.Model:
     return model
 
 
-def random_values(model: bh.Model, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        site.name: site.unit * torch.randn(3, *site.shape, generator=generator)
-        for site in model.network.sites
-    }
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_they_only_rename_the_weights(preset: str) -> None:
     """The transformer under W(Z) is the one that raw weights W give."""
     model = aligned(PRESETS[preset]())
-    values = random_values(model)
+    values = drawn(model.sites, 3)
     coordinates = model.network.coordinates
     assert bool(coordinates.fitted)
     weights = coordinates(values)
@@ -69,7 +62,7 @@ def test_they_only_rename_the_weights(preset: str) -> None:
 
 def test_zero_is_the_frozen_transformer() -> None:
     model = aligned(bh.presets.lora())
-    head = random_values(model)
+    head = drawn(model.sites, 3)
     zero = {n: v if n.startswith("head") else torch.zeros_like(v) for n, v in head.items()}
     batch = tiny_batch(4)
     features = model.network.features(batch)
@@ -103,11 +96,7 @@ def test_one_unit_is_one_nat() -> None:
     batch = Batch(next(tiny_examples(64).batches(64)).inputs)
     torch.manual_seed(1)
     draws, small = 500, 0.02
-    head = {
-        site.name: site.unit * torch.randn(draws, *site.shape)
-        for site in network.sites
-        if site.name.startswith("head")
-    }
+    head = drawn([site for site in network.sites if site.name.startswith("head")], draws)
     zero = {s.name: torch.zeros(draws, *s.shape) for s in network.attachment.sites} | head
     with torch.no_grad():
         frozen = network(zero, batch).log_softmax(-1)

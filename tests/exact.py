@@ -161,6 +161,14 @@ def flat(values: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([weight.squeeze(-2), bias], -1).double()
 
 
+def independent(sites: Sequence[Any], sd: Any = 0.1) -> dict[str, Tensor]:
+    """A prior as one writes it by hand: all weights Normal, with the same sd."""
+    return {
+        s.name: pyro.sample(s.name, dist.Normal(0.0, sd).expand(s.shape).to_event(s.ndim))
+        for s in sites
+    }
+
+
 def hierarchical(sites: Sequence[Any]) -> dict[str, Tensor]:
     """One scale for all weights, itself random."""
     tau = pyro.sample("tau", dist.HalfNormal(1.0))

@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from exact import independent
 from pyro.infer.autoguide import AutoNormal
 from safetensors import safe_open
 from saves import load, rewrite
@@ -297,12 +298,7 @@ def test_a_renamed_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def wide(sites: Sequence[Any]) -> dict[str, Tensor]:
-    return {
-        site.name: pyro.sample(
-            site.name, dist.Normal(0.0, 2.0).expand(site.shape).to_event(site.ndim)
-        )
-        for site in sites
-    }
+    return independent(sites, 2.0)
 
 
 def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:

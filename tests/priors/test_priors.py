@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import independent
 from pyro import poutine
 from torch import Tensor
 
@@ -30,15 +31,8 @@ def log_prob(prior: Any, values: dict[str, Tensor]) -> Tensor:
     return trace.log_prob_sum()
 
 
-def by_hand(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {
-        s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape).to_event(s.ndim))
-        for s in sites
-    }
-
-
 FORMS = {
-    "function": by_hand,
+    "function": independent,
     "distribution": dist.Normal(0.0, 0.1),
     "mapping": {"lora.*": dist.Normal(0.0, 0.1), "head.*": dist.Normal(0.0, 0.1)},
     "of a site": {"*": lambda site: dist.Normal(0.0, 0.1 * torch.ones(site.shape[-1:]))},
@@ -95,26 +89,28 @@ def test_units_are_seen_by_a_function_of_the_site() -> None:
 
 def drop(name: str) -> Callable[[Sequence[Site]], dict[str, Tensor]]:
     def prior(sites: Sequence[Site]) -> dict[str, Tensor]:
-        return by_hand([site for site in sites if site.name != name])
+        return independent([site for site in sites if site.name != name])
 
     return prior
 
 
 def transposed(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {name: value.mT if value.dim() > 1 else value for name, value in by_hand(sites).items()}
+    return {
+        name: value.mT if value.dim() > 1 else value for name, value in independent(sites).items()
+    }
 
 
-def independent(sites: Sequence[Site]) -> dict[str, Tensor]:
+def batched(sites: Sequence[Site]) -> dict[str, Tensor]:
     return {s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape)) for s in sites}
 
 
 def not_sampled(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {**by_hand(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
+    return {**independent(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
 
 
 def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
     pyro.sample("gate", dist.Bernoulli(0.5))
-    return by_hand(sites)
+    return independent(sites)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +136,7 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
         (drop("head.bias"), "no tensor for the site 'head.bias'"),
         (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
         (lambda sites: [1], "returns a list"),
-        (independent, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
+        (batched, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
         (not_sampled, "no sample statement for lora.query.A"),
         (discrete, "'gate' is discrete"),
         (PosteriorPrior({}), "site 'lora.query.A' has shape .* there is no such site"),
@@ -160,10 +156,10 @@ def test_a_prior_that_returns_another_value_than_it_samples_is_refused(guide: st
     """Fits would use the one and predictions the other."""
 
     def scaled(sites: Sequence[Site]) -> dict[str, Tensor]:
-        return {name: 0.1 * value for name, value in by_hand(sites).items()}
+        return {name: 0.1 * value for name, value in independent(sites).items()}
 
     def pruned(sites: Sequence[Site]) -> dict[str, Tensor]:
-        values = by_hand(sites)
+        values = independent(sites)
         return values | {"head.weight": values["head.weight"] * torch.eye(2, 16)}
 
     for prior, site in ((scaled, "lora.query.A"), (pruned, "head.weight")):

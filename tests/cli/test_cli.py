@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from program import bhpeft, error, read_csv, usage_error, write_csv
+from saves import backbone_in
 from typer import BadParameter
 
 import bhpeft_pyro as bh
@@ -27,7 +28,7 @@ from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import ScaledAdam
 from bhpeft_pyro.model import backbone
 from bhpeft_pyro.options import FitOptions
-from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_model
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
@@ -40,8 +41,7 @@ NAMES = ["good" if i % 2 else "bad" for i in range(20)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a backbone, and a posterior of classes with names."""
     root = tmp_path_factory.mktemp("cli")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     write_csv(root / "train.csv", text=TEXTS, label=NAMES)
     write_csv(root / "new.csv", id=range(5), text=["w5 w9", "w6 w9", "w6", "w7 w8", "w33"])
     fit = ("fit", root / "train.csv", "--backbone", root / "tiny", "--components", 2, *QUICK)
@@ -615,8 +615,7 @@ def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight += 1
     for name, model in (("other", other), ("moved", tiny_backbone())):
-        model.save_pretrained(tmp_path / name)
-        tiny_tokenizer().save_pretrained(tmp_path / name)
+        backbone_in(tmp_path / name, model)
     evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)
     assert "fitted on another one" in error(*evaluate, "--backbone", tmp_path / "other")
     moved = bhpeft(*evaluate, "--backbone", tmp_path / "moved")

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from program import bhpeft, error, read_csv, write_csv
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.inference import predict as module
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 
@@ -22,8 +22,7 @@ TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("large")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     write_csv(root / "train.csv", text=TEXTS, label=["bad", "good"] * 5 + ["bad"])
     fit = ("fit", root / "train.csv", "--backbone", root / "tiny", "--components", 1)
     bhpeft(*fit, "--max-steps", 2, "--device", "cpu", "--out", root / "run")

@@ -12,6 +12,7 @@ import pandas
 import pytest
 from datasets import Dataset
 from program import bhpeft, error, read_csv, usage_error, write_csv
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
@@ -29,8 +30,7 @@ NAMES = ["good" if i % 2 else "bad" for i in range(14)][::-1]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    backbone_in(tmp_path / "tiny")
     write_csv(tmp_path / "news.csv", date=DAYS, text=TEXTS, label=NAMES)
     return tmp_path
 

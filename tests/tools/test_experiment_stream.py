@@ -14,6 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from onehot import assert_posterior, model, solve, words
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
@@ -142,8 +143,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i, t in enumerate(texts(2, 9))
     )
     write("news-reuters-1987", news)
-    tiny_backbone().save_pretrained(tmp_path / "backbone")
-    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    backbone_in(tmp_path / "backbone")
     monkeypatch.setattr(stream, "minilm", lambda: tmp_path / "backbone")
     return tmp_path
 

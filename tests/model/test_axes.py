@@ -26,6 +26,7 @@ def test_coordinates_are_centred_uncorrelated_and_of_mean_square_one() -> None:
     assert turned.mean(0).abs().max() < 1e-4
     assert off.abs().max() < 1e-3 * covariance.diag().max()
     assert turned.square().mean().item() == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(axes.sds, axes(data).std(0, correction=0), rtol=1e-3, atol=1e-4)
 
 
 def test_a_coordinates_variance_goes_with_the_square_of_its_axis_variance() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import hierarchical
+from exact import dense, hierarchical
 from saves import load
 from torch import Tensor
 
@@ -58,8 +58,7 @@ def rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def covariance(guide: Any) -> Tensor:
     """Of all weights, in the order of the means: (D, D)."""
     if isinstance(guide, LaplaceGuide):
-        eye = torch.eye(len(guide.loc))
-        return torch.stack([guide.covariance.apply(row) for row in eye])
+        return dense(guide.covariance).float()
     scales = guide.scales()
     sds = [scales.get(name, torch.zeros_like(m)).flatten() for name, m in guide.means().items()]
     return torch.cat(sds).square().diag()

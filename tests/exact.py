@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.model.likelihoods import Likelihood
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
@@ -159,6 +160,19 @@ def flat(values: Mapping[str, Tensor]) -> Tensor:
     """(..., D + 1) float64, in the order of `Exact`."""
     weight, bias = values["head.weight"], values["head.bias"]
     return torch.cat([weight.squeeze(-2), bias], -1).double()
+
+
+def dense(covariance: Covariance) -> Tensor:
+    """(D, D) float64."""
+    return torch.stack([covariance.apply(row) for row in torch.eye(len(covariance.scale))]).double()
+
+
+def independent(sites: Sequence[Any], sd: Any = 0.1) -> dict[str, Tensor]:
+    """A prior as one writes it by hand: all weights Normal, with the same sd."""
+    return {
+        s.name: pyro.sample(s.name, dist.Normal(0.0, sd).expand(s.shape).to_event(s.ndim))
+        for s in sites
+    }
 
 
 def hierarchical(sites: Sequence[Any]) -> dict[str, Tensor]:

@@ -35,6 +35,12 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def in_a_child(work: Callable[[], Any], result: Path) -> Any:
+    """What `work` returns in a child, by way of a file."""
+    assert wait(start(work, result)) == 0
+    return json.loads(result.read_text())
+
+
 def killed_at_line(number: int, work: Callable[[], Any]) -> bool:
     """Whether a child that is killed before line `number` of those that write got there."""
 

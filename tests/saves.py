@@ -16,6 +16,13 @@ def load(folder: Path, **options: Any) -> Any:
     return bh.Posterior.load(folder, tiny_backbone(), tokenizer=tiny_tokenizer(), **options)
 
 
+def backbone_in(folder: Path, model: Any = None) -> Path:
+    """A folder with the tiny transformer, or with another model, and its tokenizer."""
+    (tiny_backbone() if model is None else model).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Alter the index and mend its checksum, as another version of the package would."""
     index = folder / INDEX

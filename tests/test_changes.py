@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import build, draw
+from tiny import build, drawn
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.changes import changes, sizes
@@ -29,7 +29,7 @@ def network() -> bh.RandomPEFT:
 
 @pytest.fixture
 def weights(network):
-    return {name: value.detach() for name, value in draw(network.sites, DRAWS).items()}
+    return drawn(network.sites, DRAWS, seed=2)
 
 
 def test_sizes_are_what_the_branches_add(network, weights):
@@ -51,7 +51,7 @@ def test_sizes_are_what_the_branches_add(network, weights):
 
 
 def test_an_adapter_counts_its_activation_on_average(network):
-    many = {name: value.detach() for name, value in draw(network.sites, 400).items()}
+    many = drawn(network.sites, 400, seed=2)
     block = blocks_of(network.backbone)[1]
     scales = measure(network.backbone, [block], attention=False)
     x = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
@@ -75,7 +75,7 @@ def test_a_prefix_is_compared_with_the_texts_own_keys_and_values(network, weight
 def test_layers_keep_their_numbers_and_gates_are_no_branch():
     kinds = (LoRA(("query",), rank=2, gated=True, layers=(1,)), Prefix(3, encoder=2))
     network = bh.RandomPEFT(build("bert"), kinds)
-    weights = {name: value.detach() for name, value in draw(network.sites, 2).items()}
+    weights = drawn(network.sites, 2, seed=2)
     found = sizes(network, weights)
     assert {branch: list(layers) for branch, layers in found.items()} == {
         "lora.query": [1],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,7 +14,6 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.forecast import ClassForecast, RatingForecast
-from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 EMPTY = {"img", "meta"}
@@ -113,16 +111,6 @@ def test_texts_and_names_cannot_break_it() -> None:
     model.network.backbone.config._name_or_path = "<b>"
     found = shown(model)
     assert "b" not in found.tags and "<b>" in found.text and "<function" in found.text
-
-
-def test_a_history_prints_its_tree(posterior: bh.Posterior, tmp_path: Path) -> None:
-    history = History(tmp_path)
-    first = history.add(posterior, "[red]monday", {"accuracy": 0.75})
-    second = history.add(posterior.update(tiny_examples(8, seed=1)))
-    title, one, two = str(history).splitlines()
-    assert repr(history) == f"History({str(tmp_path)!r})" and title == str(tmp_path)
-    assert one == f"└── {first}  [red]monday  16 examples  accuracy 0.750"
-    assert two == f"    └── {second}  8 examples"
 
 
 def test_priors_say_what_they_are(posterior: bh.Posterior) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from saves import backbone_in
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -245,8 +246,7 @@ def test_shared_projections_of_relative_positions() -> None:
 
 def test_an_adapter_without_its_classifier_needs_one(tmp_path: Path) -> None:
     base = classifier()
-    base.save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    backbone_in(tmp_path / "base", base)
     model = adapted(
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"),
         target_modules=["query", "classifier"],
@@ -447,8 +447,7 @@ def test_new_labels_get_rows_of_the_classifier() -> None:
 
 
 def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
-    tiny_classifier().save_pretrained(tmp_path / "base")
-    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    backbone_in(tmp_path / "base", tiny_classifier())
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
     posterior = bh.from_peft(base, TRAIN)
     posterior.save(tmp_path / "run")

@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from saves import backbone_in
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 mlflow = pytest.importorskip("mlflow")
 from bhpeft_pyro.mlflow import load_model, log_model, save_model  # noqa: E402
@@ -35,10 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_backbone().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return str(backbone_in(tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.mark.slow  # MLflow takes a while to make its tables, and its program to start

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from saves import backbone_in
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
@@ -31,10 +32,7 @@ CLASSES = np.array(["good", "bad"])[NUMBERS]  # not in the order of the alphabet
 
 @pytest.fixture(scope="module", autouse=True)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tiny")
-    tiny_backbone().save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
+    return str(backbone_in(tmp_path_factory.mktemp("tiny")))
 
 
 class OfNumbers:

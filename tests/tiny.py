@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel, T5EncoderModel
 
 VOCABULARY = 60
@@ -123,12 +125,24 @@ def inputs(rows: int = 4, length: int = 9, seed: int = 1, padded: int = 3) -> di
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def draw(sites: Any, particles: int = 1, seed: int = 2, scale: float = 1.0) -> dict[str, Any]:
-    """N(0, (scale * unit)^2) weights (S, *shape) for every site, ready for gradients."""
-    generator = torch.Generator().manual_seed(seed)
+def drawn(
+    sites: Iterable[Any], *particles: int, seed: int | None = None, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """N(0, (scale * unit)^2) weights (*particles, *shape) for every site; without a seed, by the
+    global random state."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
     return {
-        site.name: (
-            scale * site.unit * torch.randn(particles, *site.shape, generator=generator)
-        ).requires_grad_()
-        for site in sites
+        s.name: scale * s.unit * torch.randn((*particles, *s.shape), generator=generator)
+        for s in sites
     }
+
+
+def draw(sites: Any, particles: int = 1, seed: int = 2, scale: float = 1.0) -> dict[str, Any]:
+    """The same (S, *shape), ready for gradients."""
+    weights = drawn(sites, particles, seed=seed, scale=scale)
+    return {name: value.requires_grad_() for name, value in weights.items()}
+
+
+def take(weights: dict[str, Tensor], *index: int) -> dict[str, Tensor]:
+    """One draw."""
+    return {name: value[index] for name, value in weights.items()}

@@ -13,7 +13,6 @@ from exact import Exact, guide_of, own_network, random_texts, ratings, regressio
 from torch.distributions import Normal
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.changes import changes
 from bhpeft_pyro.guides import FunctionGuide
 from bhpeft_pyro.peft import Adapter, LoRA
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -107,21 +106,6 @@ def test_compare_kinds(fitted: dict[str, tuple[bh.Posterior, Any]]) -> None:
         scores = posterior.evaluate(tiny_examples(), 100)  # the same seed, so the same draws
         assert row[column] + row[parameters] == pytest.approx(-12 * scores["nll"], abs=1e-3)
         assert row[parameters] > 0.1
-
-
-def test_summary_has_the_changes_of_each_layer(
-    fitted: dict[str, tuple[bh.Posterior, Any]],
-) -> None:
-    posterior, idata = fitted["hybrid"]
-    names = ["change.lora.query", "change.adapter"]
-    table = arviz.summary(idata, var_names=names, kind="stats", round_to=6)
-    found = changes(posterior, 100)
-    for name in names:
-        for layer, draws in found[name.removeprefix("change.")].items():
-            row = table.loc[f"{name}[{layer}]"].astype(float)
-            assert row["mean"] == pytest.approx(draws.mean().item(), abs=1e-5)
-            assert row["sd"] == pytest.approx(draws.std().item(), rel=0.01)
-    assert len(table) == 4
 
 
 def test_summary_of_all_that_is_exported(fitted: dict[str, tuple[bh.Posterior, Any]]) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from program import bhpeft, error, read_csv, usage_error, write_csv
+from saves import backbone_in
 from typer import BadParameter
 
 import bhpeft_pyro as bh
@@ -27,7 +28,7 @@ from bhpeft_pyro.guides import DeltaGuide, NormalGuide
 from bhpeft_pyro.guides.optimizers import ScaledAdam
 from bhpeft_pyro.model import backbone
 from bhpeft_pyro.options import FitOptions
-from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_model
 
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
@@ -40,8 +41,7 @@ NAMES = ["good" if i % 2 else "bad" for i in range(20)]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, a backbone, and a posterior of classes with names."""
     root = tmp_path_factory.mktemp("cli")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     write_csv(root / "train.csv", text=TEXTS, label=NAMES)
     write_csv(root / "new.csv", id=range(5), text=["w5 w9", "w6 w9", "w6", "w7 w8", "w33"])
     fit = ("fit", root / "train.csv", "--backbone", root / "tiny", "--components", 2, *QUICK)
@@ -460,34 +460,6 @@ def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
     assert len(read_csv(out)) == 5
 
 
-def test_rows_that_the_backbone_cannot_read_are_left_empty_when_asked(
-    folder, tmp_path, monkeypatch
-):
-    whole = bh.Posterior.predict
-
-    def predict(self, examples, *args, **options):
-        if bad := [i for i, text in enumerate(examples.texts) if text == "w33"]:
-            raise DataError("data, row 0: numbers that are not finite", bad)
-        return whole(self, examples, *args, **options)
-
-    monkeypatch.setattr(bh.Posterior, "predict", predict)
-    data = write_csv(tmp_path / "new.csv", text=["w33", "w5 w9", "w33", "w6"])
-    command = ("predict", folder / "run", data)
-    assert "row 0" in error(*command)
-    result = bhpeft(*command, "--skip-bad", "--flag", "100%")
-    assert "no prediction for 2 rows. data, row 0" in result.stderr
-    rows = read_csv(tmp_path / "new-predictions.csv")
-    assert [row["text"] for row in rows] == ["w33", "w5 w9", "w33", "w6"]
-    assert [row["flagged"] for row in rows] == ["", "True", "", "True"]
-    assert rows[0]["prediction"] == "" and rows[1]["prediction"] != ""
-    assert {line.split()[0] for line in result.stdout.strip().splitlines()[-2:]} == {"1", "3"}
-
-
-def test_an_unknown_uncertainty_is_refused(folder, tmp_path):
-    predict = ("predict", folder / "run", "nowhere.csv", "--out", tmp_path / "y.csv")
-    assert "'x' is not one of" in usage_error(*predict, "--by", "x")
-
-
 @pytest.mark.parametrize(
     ("columns", "task"),
     [
@@ -627,6 +599,10 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         ((*fit, "--guide", "AutoNormal"), "'AutoNormal' is not one of 'laplace', 'normal'"),
         (("predict", run, train, "--flag", 10), "'10' is not a share; expected 10% or 0.1"),
         ((*fit, "--validation", "101%"), "'101%' is not a share"),
+        (
+            ("predict", run, "nowhere.csv", "--out", tmp_path / "y.csv", "--by", "x"),
+            "'x' is not one of",
+        ),
     ):
         assert re.search(message, usage_error(*arguments)), arguments
     assert not out.exists() and not (tmp_path / "y.csv").exists()
@@ -644,8 +620,7 @@ def test_other_backbones_are_refused_and_moved_ones_found(folder, tmp_path):
     with torch.no_grad():
         other.encoder.layer[0].output.dense.weight += 1
     for name, model in (("other", other), ("moved", tiny_backbone())):
-        model.save_pretrained(tmp_path / name)
-        tiny_tokenizer().save_pretrained(tmp_path / name)
+        backbone_in(tmp_path / name, model)
     evaluate = ("evaluate", folder / "run", folder / "train.csv", "--json", "--samples", 2)
     assert "fitted on another one" in error(*evaluate, "--backbone", tmp_path / "other")
     moved = bhpeft(*evaluate, "--backbone", tmp_path / "moved")
@@ -677,12 +652,6 @@ def test_a_reader_that_has_enough_is_no_error(folder, monkeypatch):
     closed = BrokenPipeError(errno.EPIPE, "Broken pipe")
     monkeypatch.setattr("typer.echo", Mock(side_effect=closed))  # as under `| head`
     assert bhpeft("history", folder / "run", "--json", code=1).stderr == ""
-
-
-def test_warnings_are_lines_on_stderr(folder, tmp_path):
-    data = write_csv(tmp_path / "long.csv", text=[" ".join(["w9"] * 40)])
-    result = bhpeft("predict", folder / "run", data)
-    assert "note: 1 of 1 texts are longer than 32 tokens and were cut" in result.stderr
 
 
 def test_components_are_one_run_that_all_commands_take(folder, tmp_path):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from program import read_csv, write_csv
+from saves import backbone_in
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.model import backbone
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
@@ -28,8 +28,7 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/cli.md", "README.md"])
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    backbone_in(tmp_path / "tiny")
     monkeypatch.setitem(backbone.LOCAL, "minilm", lambda: tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     labels = ["good" if i % 2 else "bad" for i in range(20)]

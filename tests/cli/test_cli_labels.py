@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from program import bhpeft, error, read_csv, write_csv
+from saves import backbone_in
 
 from bhpeft_pyro.cli.options import Reading
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" for i in range(12)]
 CELLS = [["art", "sport"], ["sport"], []] * 4
@@ -20,8 +20,7 @@ CELLS = [["art", "sport"], ["sport"], []] * 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("labels")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     write_csv(root / "train.csv", text=TEXTS, labels=[json.dumps(cell) for cell in CELLS])
     rows = [{"text": t, "labels": c} for t, c in zip(TEXTS, CELLS, strict=True)]
     (root / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

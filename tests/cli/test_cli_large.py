@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from program import bhpeft, error, read_csv, write_csv
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.inference import predict as module
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 
@@ -22,8 +22,7 @@ TEXTS = [f"w{5 + i % 2} w{10 + i}" + " w9" * (i % 5) for i in range(11)]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("large")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     write_csv(root / "train.csv", text=TEXTS, label=["bad", "good"] * 5 + ["bad"])
     fit = ("fit", root / "train.csv", "--backbone", root / "tiny", "--components", 1)
     bhpeft(*fit, "--max-steps", 2, "--device", "cpu", "--out", root / "run")
@@ -116,7 +115,10 @@ def test_rows_left_out_are_counted_from_the_first(
     assert "for 5 rows. data, row 3: of 'w33 w5' (and of rows 4, 5, 6 ...)" in result.stderr
     rows = read_csv(tmp_path / "new-predictions.csv")
     flagged = ["True"] * 3 + [""] * 5 + ["True"] * 2
-    assert [row["flagged"] for row in rows] == flagged and rows[3]["prediction"] == ""
+    assert [row["flagged"] for row in rows] == flagged and [row["text"] for row in rows] == texts
+    assert [row["prediction"] != "" for row in rows] == [flag == "True" for flag in flagged]
+    shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
+    assert sorted(shown) == ["0", "1", "2", "8", "9"]
     data = write_csv(tmp_path / "bad.csv", text=["w33"] * 6)
     assert "(and of rows 1, 2, 3 ...)" in error("predict", run, data, "--skip-bad")
 

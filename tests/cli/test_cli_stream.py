@@ -12,6 +12,7 @@ import pandas
 import pytest
 from datasets import Dataset
 from program import bhpeft, error, read_csv, usage_error, write_csv
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.cli.runs import open_run
@@ -29,8 +30,7 @@ NAMES = ["good" if i % 2 else "bad" for i in range(14)][::-1]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    backbone_in(tmp_path / "tiny")
     write_csv(tmp_path / "news.csv", date=DAYS, text=TEXTS, label=NAMES)
     return tmp_path
 
@@ -183,7 +183,6 @@ def test_a_batch_like_an_earlier_one_is_learnt_if_told_to(folder: Path) -> None:
 
 
 def test_a_first_batch_of_one_class_is_named(folder: Path) -> None:
-    write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=["bad"] * 7 + ["good"] * 7)
     for labels in (["good"] * 7 + ["bad"] * 7, [1] * 7 + [0] * 7):
         write_csv(folder / "one.csv", date=DAYS, text=TEXTS, label=labels)
         message = error(*arguments(folder, "--by", "date", "--batch", 7, "--grow", data="one.csv"))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from program import bhpeft, error, read_csv, write_csv
+from saves import backbone_in
 
 from bhpeft_pyro.cli.options import Reading
 from bhpeft_pyro.cli.task import infer
 from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.data.sources import load
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_tokenizer
 
 TOKENS = [[f"w{10 + i}", "w5", *(["w6"] if i % 2 else [])] for i in range(12)]
 TAGS = [["O", "PER", *(["O"] if i % 2 else [])] for i in range(12)]
@@ -27,8 +28,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("words")
-    tiny_backbone().save_pretrained(root / "tiny")
-    tiny_tokenizer().save_pretrained(root / "tiny")
+    backbone_in(root / "tiny")
     rows = [
         {"id": i, "tokens": t, "ner_tags": n}
         for i, (t, n) in enumerate(zip(TOKENS, TAGS, strict=True))

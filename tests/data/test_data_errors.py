@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy
+import pandas
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from tokenizers.normalizers import Replace
@@ -53,9 +54,21 @@ SOURCES: list[tuple[Any, str]] = [
     ({"text": ["good", "bad"], "label": [1]}, "differ in length: 'text' 2, 'label' 1"),
     ({"text": "good", "label": [1]}, "column 'text' is a str"),
     ({"text": ["good"], "label": 1}, "column 'label' is a int"),
+    *(
+        ({"text": column, "label": [0]}, "column 'text' is a .*in the order of the rows")
+        for column in ({"good"}, frozenset(["good"]), numpy.array("good"), b"good")
+    ),
+    (
+        pandas.DataFrame([["good", "bad", 0]], columns=["text", "text", "label"]),
+        "column 'text' is there twice",
+    ),
     (DatasetDict(train=Dataset.from_dict(OK)), "splits: 'train'"),
     (7, "source is a int; expected a datasets.Dataset"),
     ("this is a text to predict", "a single text goes in a list"),
+    *(
+        (text, "a single text goes in a list")
+        for text in ("w5 w6 " * 60, "w" * 300, "a\0b", "w" * 300 + ".csv")
+    ),
     ("nowhere.csv", "no such file"),
     (Path("data.parquet"), "expected a .csv, .json or .jsonl"),
     ([{"text": "good", "label": 1}, "bad"], "row 1: a str .*expected a dict"),
@@ -77,8 +90,15 @@ SOURCES: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("source", "message"), SOURCES)
 def test_sources(source: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as error:
         encode(source, bert_like(), kind="class")
+    assert len(str(error.value)) < 1000
+
+
+def test_views_of_a_dict_are_in_its_order() -> None:
+    rows = {"good": 0, "bad": 1, "film": 0}
+    read = encode({"text": rows.keys(), "label": rows.values()}, bert_like(), kind="class")
+    assert read.texts == tuple(rows)
 
 
 CLASSES: list[tuple[Any, dict[str, Any], str]] = [
@@ -214,6 +234,13 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "'label', row 2: 'x': a str, where row 0 has a int",
         ),
         "gap.csv": ("text,label\ngood,0\nbad,\nfilm,1\n", "'label', row 1: the label is missing"),
+        "twice.csv": ("text,label,text\nbad,0,good\n", "column 'text' is there twice"),
+        "twice.jsonl": (
+            '{"text": "bad", "text": "good", "label": 0}',
+            "column 'text' is there twice",
+        ),
+        "deep.jsonl": ("[" * 100_000, "cannot be read"),
+        "nul.csv": ("te\0xt,label\ngood,0\n", "the header has a NUL character"),
         "blank.csv": ('text,label\ngood,0\n"",1\n', "'text', row 1: the text is missing"),
     }
     for name, (content, message) in contents.items():

@@ -252,8 +252,12 @@ def test_a_transform_is_not_dropped_in_silence() -> None:
 def test_a_column_of_a_data_set_is_a_list_of_texts() -> None:
     options: Any = {"kind": "class", "labelled": False}
     bare = encode(TEXTS, bert_like(), **options)
-    for column in (Dataset.from_dict({"text": TEXTS})["text"], pd.Index(TEXTS), pd.Series(TEXTS)):
-        assert same(encode(column, bert_like(), **options), bare)
+    series, column = pd.Series(TEXTS), Dataset.from_dict({"text": TEXTS})["text"]
+    for texts in (column, pd.Index(TEXTS), series, series.to_numpy(), iter(TEXTS)):
+        assert same(encode(texts, bert_like(), **options), bare)
+    rows = {"text": TEXTS, "label": CLASSES}
+    table = pd.DataFrame(rows, index=[f"row {i}" for i in range(5)])
+    assert same(*(encode(each, bert_like(), kind="class") for each in (table, rows)))
 
 
 @pytest.mark.parametrize("gap", [float("nan"), None, pd.NA, np.nan])

@@ -114,14 +114,6 @@ def test_of_unlabelled_texts_the_texts_alone_are_read() -> None:
     assert posterior.columns.label_names == ("a", "b")
 
 
-def test_what_pandas_and_numpy_hold_is_read(stars: Posterior) -> None:
-    table = pd.DataFrame(rows([1, 2] * 4), index=[f"row {i}" for i in range(8)])
-    expected = stars.predict(TEXTS).probabilities
-    for texts in (pd.Series(TEXTS), pd.Series(TEXTS).to_numpy(), iter(TEXTS)):
-        assert stars.predict(texts).probabilities.equal(expected)
-    assert stars.predict(table).labels is not None
-
-
 def test_a_csv_file_gives_back_what_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "rows[1].csv"  # no pattern of names
     path.write_text(

@@ -11,7 +11,6 @@ import torch
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import diagnose
-from bhpeft_pyro.errors import ConfigError, GuideError
 from bhpeft_pyro.guides import NormalGuide
 from bhpeft_pyro.guides.guide import key
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -102,12 +101,3 @@ def test_diagnose_a_fit() -> None:
         name = key("head.weight")
         posterior.guide.get_parameter(f"loc.{name}").add_(3.0)
     assert posterior.diagnose(data, samples=300).psis.k_hat > max(before, 0.7)
-
-
-def test_bad_input() -> None:
-    data = tiny_examples(12)
-    point = bh.fit(tiny_model(()), "delta", data, max_steps=2, progress=False)
-    with pytest.raises(GuideError, match="random numbers"):
-        point.diagnose(data)
-    with pytest.raises(ConfigError, match="samples=10 must be an integer of at least 100"):
-        point.diagnose(data, samples=10)

@@ -52,13 +52,6 @@ def test_decomposition_is_that_of_a_loop():
         assert forecast.confidence[n].item() == pytest.approx(max(mean), rel=1e-6)
 
 
-def test_epistemic_is_the_mean_divergence_of_draws_from_their_mixture():
-    draws = some_draws().double()
-    mixture = draws.mean(0)
-    divergence = (draws * (draws / mixture).log()).sum(-1).mean(0)
-    torch.testing.assert_close(ClassForecast.from_draws(draws).epistemic, divergence)
-
-
 def test_equal_draws_have_no_epistemic_uncertainty_at_all():
     draws = some_draws(1).expand(9, -1, -1)
     forecast = ClassForecast.from_draws(draws)
@@ -73,14 +66,6 @@ def test_one_hot_draws_that_disagree_have_no_aleatoric_uncertainty():
     assert forecast.aleatoric.item() == 0
     assert forecast.epistemic.item() == pytest.approx(math.log(4))
     assert forecast.variance.item() == pytest.approx(4 * (0.25 - 0.25**2))
-
-
-def test_probabilities_are_averaged_and_not_logits():
-    logits = torch.tensor([[[8.0, 0.0]], [[0.0, 1.0]]])
-    forecast = ClassForecast.from_draws(logits.softmax(-1))
-    expected = (torch.sigmoid(torch.tensor(8.0)) + torch.sigmoid(torch.tensor(-1.0))) / 2
-    assert forecast.probabilities[0, 0].item() == pytest.approx(expected.item())
-    assert forecast.probabilities[0, 0] < logits.mean(0).softmax(-1)[0, 0] - 0.1
 
 
 def test_ragged_choices_have_the_uncertainty_of_the_choices_that_exist():

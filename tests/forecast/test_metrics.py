@@ -112,12 +112,6 @@ def test_confidence_a_rounding_error_above_one_is_still_a_probability():
     assert scores["ece"] == pytest.approx(0.2, abs=1e-6)
 
 
-def test_nll_is_of_the_mean_probability():
-    draws = torch.tensor([[[0.9, 0.1]], [[0.1, 0.9]]])
-    forecast = ClassForecast.from_draws(draws)
-    assert evaluate(forecast, [0])["nll"] == pytest.approx(math.log(2))
-
-
 def test_given_labels_come_before_the_forecasts_own(news):
     assert evaluate(news, news.label)["accuracy"] == 1
     bare = ClassForecast.from_draws(torch.full((1, 3, 2), 0.5))

@@ -14,6 +14,7 @@ from counts import COUNTS, Counts
 from exact import (
     Exact,
     KnownNoise,
+    dense,
     flat,
     hierarchical,
     own_network,
@@ -29,7 +30,6 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
-from bhpeft_pyro.distributions import Covariance
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
 from bhpeft_pyro.guides.laplace import retempered
@@ -53,11 +53,6 @@ FIT: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {"progress": False}
 QUICK: dict[str, Any] = {"max_steps": 3, **PLAIN}
-
-
-def dense(covariance: Covariance) -> Tensor:
-    rows = torch.eye(len(covariance.scale))
-    return torch.stack([covariance.apply(row) for row in rows]).double()
 
 
 def guide_of(posterior: bh.Posterior) -> LaplaceGuide:

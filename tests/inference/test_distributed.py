@@ -18,6 +18,7 @@ import torch
 from components import equal
 from program import bhpeft, write_csv
 from ranks import together
+from saves import backbone_in
 from torch import Tensor
 from torch.optim import SGD
 
@@ -205,8 +206,7 @@ def test_a_rank_that_dies_ends_the_others_and_loses_no_round(tmp_path: Path) -> 
 
 def fit_command(folder: Path) -> tuple[object, ...]:
     """`bhpeft fit` with a backbone and data that are written to the folder."""
-    tiny_backbone().save_pretrained(folder / "tiny")
-    tiny_tokenizer().save_pretrained(folder / "tiny")
+    backbone_in(folder / "tiny")
     data = write_csv(
         folder / "train.csv",
         text=[f"w{5 + number % 2} w{9 + number}" for number in range(30)],

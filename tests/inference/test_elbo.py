@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import hierarchical
+from exact import hierarchical, independent
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
@@ -275,12 +275,7 @@ def test_the_report_has_the_kl_of_a_guide_with_auxiliary_variables(name: str) ->
 
 def positive_prior(sites: Sequence[Any]) -> dict[str, Tensor]:
     pyro.sample("tau", dist.LogNormal(0.2, 0.7))
-    return {
-        site.name: pyro.sample(
-            site.name, dist.Normal(0.0, PRIOR_SD).expand(site.shape).to_event(site.ndim)
-        )
-        for site in sites
-    }
+    return independent(sites, PRIOR_SD)
 
 
 @pytest.mark.parametrize("name", ["normal", "AutoNormal"])

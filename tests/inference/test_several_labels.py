@@ -204,14 +204,6 @@ def test_outcomes_of_different_batches_are_independent() -> None:
     assert torch.corrcoef(torch.stack([first.clamp(-3, 3), second.clamp(-3, 3)]))[0, 1].abs() < 0.05
 
 
-def test_the_unit_of_the_labels_is_checked_and_kept() -> None:
-    data = {"text": ["w5", "w6"] * 20, "label": [1.0, 3.0] * 20}
-    posterior = bh.fit(model(StudentT()), "normal", data, **QUICK)
-    assert posterior.model.likelihood == StudentT(2.0, 1.0)
-    with pytest.warns(UserWarning, match="500 is 498 spreads from the centre of StudentT"):
-        posterior.update({"text": ["w5"], "label": [500.0]}, **QUICK)
-
-
 def test_a_stream_is_tested_on_texts_of_one_label(tmp_path: Path) -> None:
     rows = {"text": ["w5 w20", "w6 w21"] * 6, "label": [["a"], ["a", "b"]] * 6}
     test = {"text": ["w5 w9", "w7 w8"], "label": [["a"], []]}

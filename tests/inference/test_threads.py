@@ -12,10 +12,10 @@ from threading import Barrier, Event
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from components import equal, state
+from exact import independent
 from forks import start, wait
 from torch import Tensor
 
@@ -128,12 +128,7 @@ def test_a_process_forked_in_the_middle_of_a_fit_predicts_and_fits_as_ever() -> 
         if pyro.poutine.runtime._PYRO_STACK:  # in the loss
             fitting.set()
             forked.wait(60)
-        return {
-            site.name: pyro.sample(
-                site.name, dist.Normal(0.0, 0.1).expand(site.shape).to_event(len(site.shape))
-            )
-            for site in sites
-        }
+        return independent(sites)
 
     def as_ever() -> None:
         signal.alarm(60)  # ends it if it hangs

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import MODEL_TYPES, build, inputs
+from tiny import MODEL_TYPES, build, draw, inputs
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -39,13 +39,8 @@ def network_of(backbone: PreTrainedModel, layers: Sequence[int] | None = (-1,)) 
 
 def run(network: bh.RandomPEFT, batch: Batch, particles: int = 2) -> tuple[Tensor, list[Tensor]]:
     """Outputs, and the gradients of a random sum of them by all weights."""
-    generator = torch.Generator().manual_seed(2)
-    weights = {
-        site.name: (
-            site.unit * torch.randn(particles, *site.shape, generator=generator)
-        ).requires_grad_()
-        for site in network.sites
-    }
+    generator = torch.Generator().manual_seed(3)
+    weights = draw(network.sites, particles)
     outputs = network(weights, batch)
     probe = torch.randn(outputs.shape, generator=generator)
     return outputs.detach(), [

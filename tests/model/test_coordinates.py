@@ -10,6 +10,7 @@ import pytest
 import torch
 from memory import Memory
 from saves import load
+from tiny import drawn
 from torch import Tensor
 from transformers import BertModel
 
@@ -39,19 +40,11 @@ def aligned(kinds: Any = None, texts: int = 32) -> bh.Model:
     return model
 
 
-def random_values(model: bh.Model, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        site.name: site.unit * torch.randn(3, *site.shape, generator=generator)
-        for site in model.network.sites
-    }
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_they_only_rename_the_weights(preset: str) -> None:
     """The transformer under W(Z) is the one that raw weights W give."""
     model = aligned(PRESETS[preset]())
-    values = random_values(model)
+    values = drawn(model.sites, 3)
     coordinates = model.network.coordinates
     assert bool(coordinates.fitted)
     weights = coordinates(values)
@@ -69,7 +62,7 @@ def test_they_only_rename_the_weights(preset: str) -> None:
 
 def test_zero_is_the_frozen_transformer() -> None:
     model = aligned(bh.presets.lora())
-    head = random_values(model)
+    head = drawn(model.sites, 3)
     zero = {n: v if n.startswith("head") else torch.zeros_like(v) for n, v in head.items()}
     batch = tiny_batch(4)
     features = model.network.features(batch)
@@ -103,11 +96,7 @@ def test_one_unit_is_one_nat() -> None:
     batch = Batch(next(tiny_examples(64).batches(64)).inputs)
     torch.manual_seed(1)
     draws, small = 500, 0.02
-    head = {
-        site.name: site.unit * torch.randn(draws, *site.shape)
-        for site in network.sites
-        if site.name.startswith("head")
-    }
+    head = drawn([site for site in network.sites if site.name.startswith("head")], draws)
     zero = {s.name: torch.zeros(draws, *s.shape) for s in network.attachment.sites} | head
     with torch.no_grad():
         frozen = network(zero, batch).log_softmax(-1)
@@ -243,24 +232,39 @@ def test_the_fisher_information_of_a_softmax_head() -> None:
     )
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_a_posterior_keeps_them(preset: str, tmp_path: Path) -> None:
-    def new() -> bh.Model:
-        return tiny_model(PRESETS[preset](), aligned=True)
+KINDS = (
+    bh.presets.bh_peft(),
+    bh.presets.mam(),
+    bh.presets.unipelt(),
+    bh.presets.lora(rank=3, alpha=5.0),
+    bh.presets.prefix(3),
+)
 
-    data = tiny_examples(16)
-    first = bh.fit(new(), "normal", data, max_steps=2, progress=False)
-    coordinates = first.model.network.coordinates
-    assert bool(coordinates.fitted)
-    before = {name: value.clone() for name, value in coordinates.state_dict().items()}
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_a_posterior_keeps_them(kinds: Any, tmp_path: Path) -> None:
+    """Kinds, axes and coordinates: the first round sets them, later ones and a saved file do not
+    change them."""
+    model = tiny_model(kinds, aligned=True)
+    first = bh.fit(model, "normal", tiny_examples(16), max_steps=2, progress=False)
+    before = {name: value.clone() for name, value in first.model.network.state_dict().items()}
+    assert before["axes.fitted"] and before["coordinates.fitted"]
+    assert not torch.equal(before["axes.matrix"], torch.eye(16))
     second = first.update(tiny_examples(16, seed=1), max_steps=2)
-    after = second.model.network.coordinates
-    assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
-    second.save(tmp_path / "saved")
+    assert second.save(tmp_path / "saved") == tmp_path / "saved"
+    random = torch.get_rng_state()
     loaded = load(tmp_path / "saved")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert loaded.model.network.kinds == model.network.kinds
+    assert str(loaded.report) == str(second.report)
+    for posterior in (second, loaded):
+        after = posterior.model.network.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
     texts = ["w5 w7", "w9"]
-    expected = second.predict(texts, samples=3).probabilities
-    assert torch.equal(loaded.predict(texts, samples=3).probabilities, expected)
+    for samples in (3, 0):
+        expected = second.predict(texts, samples=samples).probabilities
+        assert torch.equal(loaded.predict(texts, samples=samples).probabilities, expected)
 
 
 def test_coordinates_that_were_never_fitted_are_kept_too(tmp_path: Path) -> None:

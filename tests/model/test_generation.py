@@ -82,11 +82,6 @@ def network_on(model: PreTrainedModel, kinds: Any = KINDS) -> bh.RandomPEFT:
     return bh.RandomPEFT(model, kinds, bh.Head(2), tiny_tokenizer())
 
 
-def drawn(network: bh.RandomPEFT, count: int = 1, scale: float = 1.0) -> dict[str, Tensor]:
-    draws = tiny.draw(network.sites, count, scale=scale)
-    return {name: value.detach() for name, value in draws.items()}
-
-
 def adapted(model: PreTrainedModel, network: bh.RandomPEFT, weights: dict[str, Tensor]) -> Any:
     """A `PeftModel` with these weights of LoRA."""
     own = network.coordinates({name: value[None] for name, value in weights.items()})
@@ -103,7 +98,7 @@ def adapted(model: PreTrainedModel, network: bh.RandomPEFT, weights: dict[str, T
 @pytest.mark.parametrize("model_type", ["llama", "gemma"])
 def test_generate_as_peft_does(model_type: str) -> None:
     network = network_on(language_model(model_type), LoRA(tuple(PEFT), rank=3, alpha=5.0))
-    weights = {name: value[0] for name, value in drawn(network, scale=0.3).items()}
+    weights = tiny.drawn(network.sites, seed=2, scale=0.3)
     theirs = adapted(language_model(model_type), network, weights)
     plain, inputs = generated(network.backbone, prompts())[1], prompts()
     for way in WAYS.values():
@@ -120,7 +115,7 @@ def test_generate_as_peft_does(model_type: str) -> None:
 def test_a_cache_changes_nothing(model_type: str) -> None:
     """LoRA, adapter and prefix; texts grow beyond the sliding windows."""
     network = network_on(language_model(model_type))
-    weights, inputs = drawn(network), prompts()
+    weights, inputs = tiny.drawn(network.sites, 1, seed=2), prompts()
     with network.bind(weights) as model:
         tokens, logits = without_cache(model, inputs)
         close(generated(model, inputs)[1], logits, 1e-4)
@@ -131,7 +126,7 @@ def test_a_cache_changes_nothing(model_type: str) -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_a_prefix_in_every_attention_and_cache(options: dict[str, str], cache: str) -> None:
     network = network_on(language_model(**options), Prefix(3))
-    weights = drawn(network)
+    weights = tiny.drawn(network.sites, 1, seed=2)
     for inputs in (prompts(), prompts(2)):  # the second without padding
         with network.bind(weights) as model:
             found = generated(model, inputs, cache_implementation=cache)[1]
@@ -142,7 +137,7 @@ def test_a_prefix_in_every_attention_and_cache(options: dict[str, str], cache: s
 @pytest.mark.parametrize("way", ["greedy", "beams"])
 def test_draws_together_are_draws_alone(way: str) -> None:
     network = network_on(language_model())
-    draws, inputs = drawn(network, 3, scale=0.5), prompts(2)
+    draws, inputs = tiny.drawn(network.sites, 3, seed=2, scale=0.5), prompts(2)
     with network.bind(draws) as model:
         tokens, _ = generated(model, {k: v.repeat(3, 1) for k, v in inputs.items()}, **WAYS[way])
     alone = []
@@ -157,7 +152,7 @@ def test_gates_are_refused() -> None:
     network = network_on(language_model(), bh.presets.unipelt())
     with (
         pytest.raises(ConfigError, match=r"bind: gates average .* expected gated=False"),
-        network.bind(drawn(network)),
+        network.bind(tiny.drawn(network.sites, 1, seed=2)),
     ):
         pass
 
@@ -272,7 +267,7 @@ def test_what_was_generated_has_the_scores_it_was_generated_by(model_type: str) 
     """gemma2 caps its logits after the output layer."""
     network = network_on(language_model(model_type))
     weights, inputs = (
-        {name: value[0] for name, value in drawn(network, scale=0.3).items()},
+        tiny.drawn(network.sites, seed=2, scale=0.3),
         prompts(),
     )
     with network.bind(weights) as model:

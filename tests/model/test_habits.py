@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from tiny import drawn
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -86,7 +87,7 @@ def test_a_copied_network_has_hooks_of_its_own_and_takes_them_away() -> None:
     both = copied.network.backbone, backbone
     assert copied.network.attachment.backbone is both[0] is not backbone
     assert hooks(both[0]) == hooks(backbone) > 0
-    bind = [m.network.attachment.bind(drawn(m)) for m in (model, copied)]
+    bind = [m.network.attachment.bind(drawn(m.sites, 1)) for m in (model, copied)]
     with bind[0], bind[1]:  # neither hides the other
         assert len(active()) == 2
     del copied, bind
@@ -104,10 +105,6 @@ def hooks(module: torch.nn.Module) -> int:
         for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
     ]
     return sum(isinstance(hook, partial) for hook in found)  # transformers has others
-
-
-def drawn(model: bh.Model) -> dict[str, Tensor]:
-    return {site.name: torch.randn(1, *site.shape) for site in model.sites}
 
 
 @EVERY_GUIDE
@@ -189,24 +186,25 @@ def test_an_own_prior_stays_where_it_is() -> None:
 def test_a_backbone_moved_alone_is_an_error_that_says_what_to_do() -> None:
     """It failed deep in torch, on one of the tensors left behind."""
     model = tiny_model(KINDS, aligned=True)
+    weights = drawn(model.sites, 1)
     model.network.backbone.to("meta")
     for use in (
         lambda: bh.fit(model, "normal", tiny_examples(), **QUICK),
-        lambda: model.network(drawn(model), tiny_batch(2)),
+        lambda: model.network(weights, tiny_batch(2)),
     ):
         with pytest.raises(ConfigError, match=r"moved to meta, .* on cpu; .*network.to\('meta'\)"):
             use()
     model.to("meta")
     assert where(model) == {"meta"}
     with pytest.raises(ConfigError, match=r"are on cpu, the network is on meta; .*guide.to"):
-        model.network(drawn(model), tiny_batch(2))
+        model.network(weights, tiny_batch(2))
 
 
 @pytest.mark.parametrize("convert", [bh.Model.double, bh.Model.half])
 def test_a_model_has_one_precision(convert: Callable[[bh.Model], Any]) -> None:
     """Half of it was converted, and no batch could be run."""
     model = tiny_model(KINDS, aligned=True)
-    before = drawn(model)
+    before = drawn(model.sites, 1)
     outputs = model.network(before, tiny_batch(2))
     with pytest.raises(ConfigError, match=r"torch\.float32 whatever the backbone is in"):
         convert(model)

@@ -7,8 +7,9 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import dense
 from linearised import Linearised, centred, derivative
-from tiny import MODEL_TYPES, build
+from tiny import MODEL_TYPES, build, drawn
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -31,11 +32,6 @@ TEXTS = ["w9", "w5 w30 w12 w44 w17", "w6 w7", "w8 w40 w41 w42", "w21 w22 w23"]
 QUESTIONS = [("w9 w10", ["w5", "w6 w7", "w8 w9 w11"]), ("w12", ["w5 w6", "w30"])]
 
 
-def random_weights(model: bh.Model, seed: int, size: float = 0.2) -> Weights:
-    generator = torch.Generator().manual_seed(seed)
-    return {site.name: size * torch.randn(site.shape, generator=generator) for site in model.sites}
-
-
 def model_of(backbone: Any, kinds: Any) -> bh.Model:
     return bh.Model(bh.RandomPEFT(backbone, kinds, bh.Head(3), tiny_tokenizer()))
 
@@ -51,7 +47,7 @@ def test_the_jacobian_of_every_architecture(name: str) -> None:
 
 
 def check_jacobian(model: bh.Model) -> None:
-    at, batch = random_weights(model, 1), tiny_batch(3)
+    at, batch = drawn(model.sites, seed=1), tiny_batch(3)
     outputs, rows = jacobian(model, at, batch)
     value, expected = derivative(model, at, batch)
     torch.testing.assert_close(outputs.mean, value, atol=1e-5, rtol=1e-4)
@@ -95,7 +91,7 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
     found = guide.covariance.projected(jacobians)
     _, rows = derivative(model, guide.means(), batch)
     own = sum(site.numel for site in likelihood.sites)
-    whole = torch.stack([guide.covariance.apply(e) for e in torch.eye(len(guide.loc))])
+    whole = dense(guide.covariance).float()
     size = len(guide.loc) - own
     per = centred(model, rows, batch)
     expected = per @ whole[:size, :size] @ per.mT
@@ -162,7 +158,7 @@ def test_a_subclass_of_a_softmax_may_be_none() -> None:
 def test_the_weights_may_be_in_any_order() -> None:
     """The Jacobian's columns follow `at`, and draws predict the same."""
     model = tiny_model(outputs=1, likelihood=Normal())
-    at, batch = random_weights(model, 1), tiny_batch(3)
+    at, batch = drawn(model.sites, seed=1), tiny_batch(3)
     other = {name: at[name] for name in [model.sites[-1].name, *at]}
     rows, columns = jacobian(model, at, batch)[1], jacobian(model, other, batch)[1]
     assert next(iter(other)) == "noise.log_scale"

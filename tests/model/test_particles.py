@@ -12,6 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
+from tiny import drawn, take
 from torch import Tensor
 
 import bhpeft_pyro as bh
@@ -21,18 +22,10 @@ from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 
 
-def draw(sites: Sequence[Site], *particles: int) -> dict[str, Tensor]:
-    return {s.name: s.unit * torch.randn(*particles, *s.shape) for s in sites}
-
-
-def take(weights: dict[str, Tensor], *index: int) -> dict[str, Tensor]:
-    return {name: value[index] for name, value in weights.items()}
-
-
 def test_a_single_draw_keeps_its_dim() -> None:
     """P = (1,) was taken for the data plate's place, and lost."""
     model, batch = tiny_model((), 3), tiny_batch(4)
-    weights = draw(model.sites, 1)
+    weights = drawn(model.sites, 1)
     with torch.no_grad():
         outputs = model.network(weights, batch)
         assert torch.equal(outputs, model.network(take(weights, 0), batch)[None])
@@ -44,7 +37,7 @@ def test_a_single_draw_keeps_its_dim() -> None:
 def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[int, ...]) -> None:
     """With as many draws as examples, the noise of draw s was given to example s."""
     model, batch = tiny_model((), 1, likelihood=likelihood), bh.data.Batch(tiny_batch(4).inputs)
-    weights = draw(model.sites, *particles)
+    weights = drawn(model.sites, *particles)
     labels = torch.tensor([0, 1, 2, 1])
     with torch.no_grad():
         together = model.predictive(weights, batch).log_prob(labels)
@@ -54,15 +47,15 @@ def test_each_draw_has_its_own_noise(likelihood: Likelihood, particles: tuple[in
             torch.testing.assert_close(row, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fixed", ["head.bias", "head.weight", "lora.query.A"])
-def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> None:
+@pytest.mark.parametrize("fixed", [None, "head.bias", "head.weight", "lora.query.A"])
+def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str | None) -> None:
     """The particle dims were those of the last site alone."""
     model, batch = tiny_model(), bh.data.Batch(tiny_batch(5).inputs)
-    weights = draw(model.sites, 3, 1)
+    weights = drawn(model.sites, 3, 1)
     weights = {name: 3 * value for name, value in weights.items()}  # draws that differ, and
     weights["head.weight"] *= 1e3  # logits so far apart that labels are certain
-    weights[fixed] = weights[fixed][0, 0]
-    conditioned = poutine.condition(model, {fixed: weights.pop(fixed)})
+    held = {} if fixed is None else {fixed: weights.pop(fixed)[0, 0]}
+    conditioned = poutine.condition(model, held)
     with torch.no_grad():
         together = Predictive(conditioned, weights, parallel=True)(batch)["label"]
         for s in range(3):
@@ -75,7 +68,7 @@ def test_a_site_without_particle_dims_is_the_same_for_all_draws(fixed: str) -> N
 def test_the_noise_alone_may_be_random(particles: tuple[int, ...]) -> None:
     """Its particle dims were looked for in the network's sites, which need have none."""
     model, batch = tiny_model((), 1, likelihood=Normal()), bh.data.Batch(tiny_batch(4).inputs)
-    fixed, noise = draw(model.network.sites), draw(model.likelihood.sites, *particles)
+    fixed, noise = drawn(model.network.sites), drawn(model.likelihood.sites, *particles)
     fitted = model.predictive(fixed | noise, batch)
     assert fitted.batch_shape == (4, 4)
     expected = noise["noise.log_scale"].exp().reshape(4, 1).expand(4, 4)
@@ -116,6 +109,6 @@ def test_a_prior_that_holds_a_site_is_refused_for_a_laplace_approximation() -> N
 
 def test_particle_dims_that_do_not_go_together_are_refused() -> None:
     model = tiny_model(())
-    weights = draw(model.sites, 3) | {"head.bias": torch.zeros(4, 2)}
+    weights = drawn(model.sites, 3) | {"head.bias": torch.zeros(4, 2)}
     with pytest.raises(ConfigError, match=r"weights: .*head.weight \(3,\).*head.bias \(4,\)"):
         model.network(weights, tiny_batch(4))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from linearised import centred
 from pyro import poutine
-from tiny import build
+from tiny import build, drawn, take
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,12 +44,6 @@ def whole(model: bh.Model) -> Batch:
     return next(examples_of(model).batches(8))
 
 
-def drawn(model: bh.Model, draws: int, seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {site.name: (draws, *site.shape) for site in model.sites}
-    return {k: 0.3 * torch.randn(shape, generator=generator) for k, shape in shapes.items()}
-
-
 def by_hand(model: bh.Model, weights: dict[str, Tensor], pooling: str) -> Tensor:
     """(8, 3) outputs under one draw, sentence by sentence, without spans."""
     network, found = model.network, []
@@ -78,7 +72,7 @@ def by_hand(model: bh.Model, weights: dict[str, Tensor], pooling: str) -> Tensor
 )
 def test_outputs_are_those_of_one_sentence_at_a_time(name: str, pooling: Any, same: str) -> None:
     model = model_of(name, pooling)
-    weights, batch = drawn(model, 4), whole(model)
+    weights, batch = drawn(model.sites, 4), whole(model)
     expected = torch.stack(
         [by_hand(model, {k: v[s] for k, v in weights.items()}, same) for s in range(4)]
     )
@@ -87,19 +81,15 @@ def test_outputs_are_those_of_one_sentence_at_a_time(name: str, pooling: Any, sa
     shared = model.network(weights, batch.split(4))
     for s in range(4):  # the s-th draw sees the s-th two words
         torch.testing.assert_close(shared[s], expected[s, 2 * s : 2 * s + 2], **close)
-    log_prob = poutine.trace(poutine.condition(model, weights_of(weights, 0))).get_trace(batch)
+    log_prob = poutine.trace(poutine.condition(model, take(weights, 0))).get_trace(batch)
     log_prob.compute_log_prob()
     own = functional.cross_entropy(expected[0], batch.labels, reduction="sum")
     torch.testing.assert_close(-log_prob.nodes["label"]["log_prob_sum"], own, **close)
 
 
-def weights_of(weights: dict[str, Tensor], draw: int) -> dict[str, Tensor]:
-    return {name: value[draw] for name, value in weights.items()}
-
-
 def test_an_epoch_sums_to_the_whole_loss() -> None:
     model = model_of()
-    weights = weights_of(drawn(model, 1), 0)
+    weights = drawn(model.sites)
     conditioned = poutine.condition(model, weights)
 
     def loss(batch: Batch) -> Tensor:
@@ -117,7 +107,7 @@ def test_an_epoch_sums_to_the_whole_loss() -> None:
 def test_parts_of_a_batch_count_as_much_as_the_whole(draws: int) -> None:
     """Several processes share the words out; each runs the sentences of its own words."""
     model = model_of()
-    weights = drawn(model, draws) if draws > 1 else weights_of(drawn(model, 1), 0)
+    weights = drawn(model.sites, draws) if draws > 1 else drawn(model.sites)
 
     def log_likelihood(batch: Batch) -> Tensor:
         found = model.predictive(weights, batch).log_prob(batch.labels)
@@ -132,7 +122,7 @@ def test_parts_of_a_batch_count_as_much_as_the_whole(draws: int) -> None:
 
 def test_constant_layers_are_skipped_for_words_too() -> None:
     model = model_of(kinds=(bh.peft.LoRA(rank=2, layers=(-1,)),))
-    examples, weights = examples_of(model), drawn(model, 2)
+    examples, weights = examples_of(model), drawn(model.sites, 2)
     feed = Feed(model, examples)
     assert feed.states is not None and len(feed.states) == len(examples.tokens.ids)
     for indices, batch in feed.prediction(3):
@@ -153,7 +143,7 @@ def test_a_sentence_runs_once_for_all_its_words() -> None:
     )
     batch = whole(model)
     assert len(batch) == 8
-    model.network(drawn(model, 5), batch)
+    model.network(drawn(model.sites, 5), batch)
     assert rows == [3 * 5]
 
 
@@ -180,7 +170,7 @@ def test_the_heads_axes_are_those_of_words() -> None:
     features = Feed(model, examples).features
     torch.testing.assert_close(features, model.network.axes(plain))
     torch.testing.assert_close(model.network.axes.center, plain.mean(0))
-    weights = drawn(model, 2)  # a batch of features is one of sequences
+    weights = drawn(model.sites, 2)  # a batch of features is one of sequences
     for indices, batch in Feed(model, examples).prediction(3):
         torch.testing.assert_close(
             model.network(weights, batch), model.network(weights, whole(model))[:, indices]
@@ -189,7 +179,7 @@ def test_the_heads_axes_are_those_of_words() -> None:
 
 def test_moments_are_those_of_each_words_jacobian() -> None:
     model = model_of(kinds=bh.presets.lora(rank=2))
-    batch, at = whole(model), weights_of(drawn(model, 1), 0)
+    batch, at = whole(model), drawn(model.sites)
     leaves = {name: value.requires_grad_() for name, value in at.items()}
     flat = by_hand(model, leaves, "mean").flatten()
     rows = [
@@ -223,6 +213,6 @@ def test_features_are_remembered_word_by_word() -> None:
 def test_batches_and_heads_that_do_not_go_together_are_refused() -> None:
     model, plain = model_of(kinds=()), tiny_model((), 3)
     with pytest.raises(DataError, match=r"batch: it has no spans of words; .* each_word=True"):
-        model.network(drawn(model, 1), tiny_batch(2))
+        model.network(drawn(model.sites, 1), tiny_batch(2))
     with pytest.raises(DataError, match=r"batch: it has spans of words; .* each_word=False"):
-        plain.network(drawn(plain, 1), whole(model))
+        plain.network(drawn(plain.sites, 1), whole(model))

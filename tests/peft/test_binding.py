@@ -95,15 +95,6 @@ def test_two_threads_at_once_see_their_own_weights():
     assert wrong == []
 
 
-def test_an_error_inside_bind_ends_the_binding():
-    batch, model = tiny.inputs(), tiny.build("bert")
-    frozen = run(model, batch)
-    attachment = Attachment(model, KINDS)
-    with pytest.raises(KeyError), attachment.bind(tiny.draw(attachment.sites)):
-        raise KeyError
-    assert torch.equal(run(model, batch), frozen)
-
-
 @pytest.mark.parametrize("model_type", ["llama", "mpnet"])
 def test_a_deleted_attachment_leaves_nothing_behind(model_type):
     batch, model = tiny.inputs(), tiny.build(model_type)

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import dense, hierarchical, independent
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
 from torch import Tensor
 
@@ -78,15 +79,6 @@ def test_every_draw_is_taken_whole() -> None:
     assert torch.equal(drawn["head.weight"], draws["head.weight"][which])
 
 
-def test_as_many_draws_as_there_are_predict_as_their_mean() -> None:
-    model, data = tiny_model(()), tiny_examples(12)
-    draws = draws_of(model, 40)
-    with torch.no_grad():
-        exact = model.predictive(draws, next(data.batches(12))).probs.mean(0)
-    found = bh.Posterior.from_draws(model, draws).predict(data, samples=40).probabilities
-    torch.testing.assert_close(found, exact, atol=1e-6, rtol=0)
-
-
 def test_chains_are_chains_and_a_mixture() -> None:
     model = tiny_model(())
     draws = draws_of(model, 20, chains=2)
@@ -105,24 +97,13 @@ def test_chains_are_chains_and_a_mixture() -> None:
 
 
 def test_draws_become_a_prior_of_their_moments() -> None:
-    def prior(sites: Any) -> dict[str, Tensor]:
-        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        wide = {
-            s.name: scale.reshape(*scale.shape, *[1] * s.ndim).expand(*scale.shape, *s.shape)
-            for s in sites
-        }
-        return {
-            s.name: pyro.sample(s.name, dist.Normal(0.0, wide[s.name]).to_event(s.ndim))
-            for s in sites
-        }
-
-    model = tiny_model((), prior=prior)
-    draws = {**draws_of(model), "scale": torch.rand(40) + 0.5}
+    model = tiny_model((), prior=hierarchical)
+    draws = {**draws_of(model), "tau": torch.rand(40) + 0.5}
     posterior = bh.Posterior.from_draws(model, draws, tiny_examples(9))
     found = posterior.as_prior().distributions  # type: ignore[attr-defined]
     torch.testing.assert_close(found["head.bias"].mean, draws["head.bias"].mean(0))
     torch.testing.assert_close(found["head.bias"].stddev, draws["head.bias"].std(0))
-    assert found["scale"].base_dist.loc == pytest.approx(draws["scale"].log().mean().item())
+    assert found["tau"].base_dist.loc == pytest.approx(draws["tau"].log().mean().item())
     updated = posterior.update(tiny_examples(9, seed=5), guide="normal", **QUICK)
     assert updated.report.parent == posterior.report.id
     with pytest.raises(GuideError, match=r"draws cannot be trained.*guide='normal'"):
@@ -223,11 +204,7 @@ def test_a_prior_with_parameters_is_refused() -> None:
     """Its trained values are in Pyro's store, which a posterior does not read."""
 
     def prior(sites: Any) -> Any:
-        tau = pyro.param("tau", torch.tensor(0.5))
-        return {
-            s.name: pyro.sample(s.name, dist.Normal(0.0, tau).expand(s.shape).to_event(s.ndim))
-            for s in sites
-        }
+        return independent(sites, pyro.param("tau", torch.tensor(0.5)))
 
     model = tiny_model(())
     guide = NormalGuide(model)
@@ -247,7 +224,7 @@ def test_pyro_s_laplace_approximation_is_saved_and_updated(tmp_path: Path) -> No
         assert isinstance(joint, JointPrior)
         covariance = own.covariance_matrix.detach()
         torch.testing.assert_close(joint.normal.variance, covariance.diagonal())
-        rows = torch.stack([joint.normal.covariance.apply(row) for row in torch.eye(34)])
+        rows = dense(joint.normal.covariance).float()
         torch.testing.assert_close(rows, covariance, rtol=1e-3, atol=1e-4)
     assert posterior.update(tiny_examples(9, seed=4), **QUICK).report.steps == 3
 

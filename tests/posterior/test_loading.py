@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from saves import load
+from saves import backbone_in, load
 from transformers import AutoModel, AutoTokenizer
 
 import bhpeft_pyro as bh
@@ -23,10 +23,7 @@ QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("backbones") / "tiny"
-    tiny_backbone().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return backbone_in(tmp_path_factory.mktemp("backbones") / "tiny")
 
 
 def saved(folder: Path, backbone: Any, tokenizer: Any, **how: Any) -> bh.Posterior:
@@ -53,9 +50,7 @@ def test_the_name_of_from_pretrained_is_enough(tiny: Path, tmp_path: Path, compo
 
 
 def test_a_folder_that_was_moved_is_given_by_its_new_name(tmp_path: Path) -> None:
-    old = tmp_path / "old"
-    tiny_backbone().save_pretrained(old)
-    tiny_tokenizer().save_pretrained(old)
+    old = backbone_in(tmp_path / "old")
     posterior = saved(tmp_path / "run", *load_backbone(str(old), "cpu"))
     old.rename(tmp_path / "new")
     with pytest.raises(ConfigError, match=r"backbone: .*old' is not a folder with a model"):
@@ -98,8 +93,7 @@ def test_files_are_checked_before_a_backbone_is_loaded(tiny: Path, tmp_path: Pat
 
 
 def test_another_checkpoint_under_the_same_name_is_refused(tmp_path: Path) -> None:
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    backbone_in(tmp_path / "tiny")
     saved(tmp_path / "run", *load_backbone(str(tmp_path / "tiny"), "cpu"))
     other = tiny_backbone()
     torch.nn.init.ones_(other.encoder.layer[0].output.dense.weight)
@@ -122,8 +116,7 @@ def test_a_relative_folder_is_found_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is saved by its absolute path, and never taken for a name on the hub."""
-    tiny_backbone().save_pretrained(tmp_path / "tiny")
-    tiny_tokenizer().save_pretrained(tmp_path / "tiny")
+    backbone_in(tmp_path / "tiny")
     monkeypatch.chdir(tmp_path)
     posterior = saved(tmp_path / "run", AutoModel.from_pretrained("tiny"), tiny_tokenizer())
     assert shared_name(posterior.model.network.backbone) is None

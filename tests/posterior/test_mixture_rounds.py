@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from components import FIRST, SECOND, fit, probabilities, same
+from exact import independent
 from onehot import FIT, assert_posterior, exactly, model, words
 from saves import load
 
@@ -142,10 +142,7 @@ def test_what_is_loaded_predicts_the_same(guide: Any, tmp_path: Path) -> None:
 
 def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
     def wide(sites: Any) -> Any:
-        return {
-            s.name: pyro.sample(s.name, dist.Normal(0.0, 2.0).expand(s.shape).to_event(s.ndim))
-            for s in sites
-        }
+        return independent(sites, 2.0)
 
     posterior = fit(of=tiny_model((), prior=wide), replay=4)
     posterior.save(tmp_path / "a")

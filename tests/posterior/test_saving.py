@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from counts import COUNTS, Counts
+from exact import independent
 from pyro.infer.autoguide import AutoNormal
 from safetensors import safe_open
 from saves import load, rewrite
@@ -50,13 +51,6 @@ DATA: list[tuple[Likelihood, dict[str, Any]]] = [
     (MultipleChoice(), QUIZ),
     (Normal(1.0, 2.0), RATINGS),
     (HeteroscedasticNormal(0.5, 1.5), RATINGS),
-]
-KINDS = [
-    bh.presets.bh_peft(),
-    bh.presets.mam(),
-    bh.presets.unipelt(),
-    bh.presets.lora(rank=3, alpha=5.0),
-    bh.presets.prefix(3),
 ]
 
 
@@ -99,19 +93,6 @@ def test_numpys_numbers_come_back_as_plain_ones(tmp_path: Path) -> None:
     again = load(tmp_path / "run").model
     assert again.network.kinds == (bh.peft.LoRA(rank=3, alpha=4.0, layers=(0,)),)
     assert again.network.head == bh.Head(2) and again.prior == fitted.model.prior
-
-
-@pytest.mark.parametrize("kinds", KINDS)
-def test_all_kinds_of_peft_come_back(kinds: Any, tmp_path: Path) -> None:
-    posterior = fit(kinds=kinds)
-    assert posterior.save(tmp_path / "a") == tmp_path / "a"
-    random = torch.get_rng_state()
-    loaded = load(tmp_path / "a")
-    assert torch.equal(torch.get_rng_state(), random)
-    assert loaded.model.network.kinds == posterior.model.network.kinds
-    assert_same_forecast(posterior.predict(CLASSES, 17), loaded.predict(CLASSES, 17))
-    assert_same_forecast(posterior.predict(CLASSES, 0), loaded.predict(CLASSES, 0))
-    assert str(loaded.report) == str(posterior.report)
 
 
 @pytest.mark.parametrize("guide", ["normal", "laplace"])
@@ -317,12 +298,7 @@ def test_a_renamed_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def wide(sites: Sequence[Any]) -> dict[str, Tensor]:
-    return {
-        site.name: pyro.sample(
-            site.name, dist.Normal(0.0, 2.0).expand(site.shape).to_event(site.ndim)
-        )
-        for site in sites
-    }
+    return independent(sites, 2.0)
 
 
 def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:

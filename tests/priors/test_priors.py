@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import independent
 from pyro import poutine
 from torch import Tensor
 
@@ -16,7 +17,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.errors import PriorError
 from bhpeft_pyro.guides import latents
 from bhpeft_pyro.peft.sites import Site
-from bhpeft_pyro.priors import FunctionSpaceNormal, PosteriorPrior, as_prior
+from bhpeft_pyro.priors import FunctionSpaceNormal, Hierarchical, PosteriorPrior, as_prior
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model
 
 MODEL = tiny_model()
@@ -30,15 +31,8 @@ def log_prob(prior: Any, values: dict[str, Tensor]) -> Tensor:
     return trace.log_prob_sum()
 
 
-def by_hand(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {
-        s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape).to_event(s.ndim))
-        for s in sites
-    }
-
-
 FORMS = {
-    "function": by_hand,
+    "function": independent,
     "distribution": dist.Normal(0.0, 0.1),
     "mapping": {"lora.*": dist.Normal(0.0, 0.1), "head.*": dist.Normal(0.0, 0.1)},
     "of a site": {"*": lambda site: dist.Normal(0.0, 0.1 * torch.ones(site.shape[-1:]))},
@@ -95,26 +89,28 @@ def test_units_are_seen_by_a_function_of_the_site() -> None:
 
 def drop(name: str) -> Callable[[Sequence[Site]], dict[str, Tensor]]:
     def prior(sites: Sequence[Site]) -> dict[str, Tensor]:
-        return by_hand([site for site in sites if site.name != name])
+        return independent([site for site in sites if site.name != name])
 
     return prior
 
 
 def transposed(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {name: value.mT if value.dim() > 1 else value for name, value in by_hand(sites).items()}
+    return {
+        name: value.mT if value.dim() > 1 else value for name, value in independent(sites).items()
+    }
 
 
-def independent(sites: Sequence[Site]) -> dict[str, Tensor]:
+def batched(sites: Sequence[Site]) -> dict[str, Tensor]:
     return {s.name: pyro.sample(s.name, dist.Normal(0.0, 0.1).expand(s.shape)) for s in sites}
 
 
 def not_sampled(sites: Sequence[Site]) -> dict[str, Tensor]:
-    return {**by_hand(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
+    return {**independent(sites[1:]), sites[0].name: torch.zeros(sites[0].shape)}
 
 
 def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
     pyro.sample("gate", dist.Bernoulli(0.5))
-    return by_hand(sites)
+    return independent(sites)
 
 
 @pytest.mark.parametrize(
@@ -132,12 +128,15 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
             "'lora.querry.A' match no site",
         ),
         ({"*": dist.Normal(torch.zeros(7), 1.0)}, r"shape \(7,\) cannot be expanded to the site"),
+        ({"*": dist.Normal(torch.zeros(9), 1.0).to_event(1)}, r"shape \(9,\) cannot be expanded"),
+        (Hierarchical, r"got the class Hierarchical, .* instance of it: Hierarchical\(\.\.\.\)$"),
+        ({"*": dist.Normal}, "got the class Normal, expected an instance"),
         ({"*": lambda site: 0.1}, "got a float for the site .* expected a distribution"),
         ({"*": torch.distributions.Normal(0.0, 1.0)}, "for the site .* expected a distribution"),
         (drop("head.bias"), "no tensor for the site 'head.bias'"),
         (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
         (lambda sites: [1], "returns a list"),
-        (independent, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
+        (batched, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
         (not_sampled, "no sample statement for lora.query.A"),
         (discrete, "'gate' is discrete"),
         (PosteriorPrior({}), "site 'lora.query.A' has shape .* there is no such site"),
@@ -157,15 +156,21 @@ def test_a_prior_that_returns_another_value_than_it_samples_is_refused(guide: st
     """Fits would use the one and predictions the other."""
 
     def scaled(sites: Sequence[Site]) -> dict[str, Tensor]:
-        return {name: 0.1 * value for name, value in by_hand(sites).items()}
+        return {name: 0.1 * value for name, value in independent(sites).items()}
 
     def pruned(sites: Sequence[Site]) -> dict[str, Tensor]:
-        values = by_hand(sites)
+        values = independent(sites)
         return values | {"head.weight": values["head.weight"] * torch.eye(2, 16)}
 
     for prior, site in ((scaled, "lora.query.A"), (pruned, "head.weight")):
         with pytest.raises(PriorError, match=f"samples '{site}' and returns another value"):
             bh.fit(MODEL.with_prior(prior), guide, tiny_examples(), max_steps=1, progress=False)
+
+
+def test_a_prior_in_double_precision_is_refused() -> None:
+    double = {"*": lambda site: dist.Normal(torch.zeros(site.shape).double(), 1.0)}
+    with pytest.raises(PriorError, match=r"'lora.query.A' has dtype torch.float64, expected torch"):
+        bh.fit(MODEL.with_prior(double), "normal", tiny_examples(), progress=False)
 
 
 def test_keys_are_an_input_side_of_a_prefix_but_not_of_lora() -> None:

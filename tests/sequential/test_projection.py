@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact import Exact, flat, own_network, random_ratings, regression
+from exact import Exact, dense, flat, own_network, random_ratings, regression
 from saves import load
 from torch.distributions import MultivariateNormal, kl_divergence
 
@@ -39,9 +39,8 @@ FAMILIES: list[tuple[Any, type]] = [
 ]
 
 
-def dense(normal: LowRankNormal) -> MultivariateNormal:
-    rows = [normal.covariance.apply(row) for row in torch.eye(len(normal.loc))]
-    return MultivariateNormal(normal.loc.detach().double(), torch.stack(rows).double())
+def whole(normal: LowRankNormal) -> MultivariateNormal:
+    return MultivariateNormal(normal.loc.detach().double(), dense(normal.covariance))
 
 
 def test_the_nearest_independent_normals_have_the_same_moments() -> None:
@@ -55,7 +54,7 @@ def test_the_nearest_independent_normals_have_the_same_moments() -> None:
         torch.cat([getattr(part, what).flatten() for part in parts]).double()
         for what in ("mean", "variance")
     )
-    q = dense(normal)
+    q = whole(normal)
     torch.testing.assert_close(mean, q.mean)
     torch.testing.assert_close(variance, q.variance, rtol=1e-4, atol=1e-6)
     exact = kl_divergence(q, MultivariateNormal(mean, variance.diag())).item()
@@ -77,7 +76,7 @@ def gaussian(posterior: bh.Posterior) -> MultivariateNormal:
     """What a guide over the head is, in the order of `Exact`."""
     guide: Any = posterior.guide
     if isinstance(guide, LaplaceGuide):
-        return dense(guide.as_prior().normal)
+        return whole(guide.as_prior().normal)
     return MultivariateNormal(flat(guide.means()), flat(guide.scales()).square().diag())
 
 

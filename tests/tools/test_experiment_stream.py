@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from onehot import FIT, assert_posterior, model, solve, words
+from onehot import assert_posterior, model, solve, words
+from saves import backbone_in
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError
+from bhpeft_pyro.guides import LaplaceGuide
 from bhpeft_pyro.inference import width
-from bhpeft_pyro.posterior import fit as fitting
 from bhpeft_pyro.sequential import History
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.experiments import protocols, stream
@@ -33,7 +34,7 @@ def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every fit ends at the exact mode, so what is left to go wrong is the accounts: no row is held
     out, and the width is measured on all of them."""
     monkeypatch.setattr("bhpeft_pyro.posterior.rounds.optimise", solve)
-    monkeypatch.setattr(fitting, "needs_rows", lambda *args: False)
+    monkeypatch.setattr(LaplaceGuide, "needs_held_out", lambda *args: False)
     monkeypatch.setattr(width, "_EXAMPLES", 1000)
 
 
@@ -65,13 +66,6 @@ def test_what_an_arm_has_learnt_is_known_in_closed_form(
         assert [report.data for report in posterior.lineage] == [
             each.fingerprint for each in list(ROUNDS.values())[:number]
         ]
-
-
-def test_a_warm_start_is_forgotten_by_a_fit_to_the_end() -> None:
-    """Real steps under the first prior: where they start has no part in where they end."""
-    first, second = words(96, 1), words(96, 2)
-    posterior = bh.fit(model(), "normal", first, **FIT)
-    assert_posterior(posterior.update(second, keep=0.0).guide, [(second, 1.0)], tolerance=0.6)
 
 
 def test_fine_tuning_goes_on_from_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +143,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i, t in enumerate(texts(2, 9))
     )
     write("news-reuters-1987", news)
-    tiny_backbone().save_pretrained(tmp_path / "backbone")
-    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    backbone_in(tmp_path / "backbone")
     monkeypatch.setattr(stream, "minilm", lambda: tmp_path / "backbone")
     return tmp_path
 

@@ -24,16 +24,15 @@ from typing import Any
 
 import pytest
 import torch
-from forks import killed_at_line, start, wait
-from outcomes import ERROR, OLD, RIGHT, report, sized
+from forks import in_a_child, killed_at_line, start, wait
+from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError
 from bhpeft_pyro.posterior.io import digest_of
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 TEXTS = ["w5 w20", "w6 w21"]
-BACKBONE, TOKENIZER = tiny_backbone(), tiny_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,6 @@ def posteriors() -> tuple[bh.Posterior, bh.Posterior]:
     return first, first.update(tiny_examples(12, seed=1))
 
 
-def load(folder: Path) -> bh.Posterior:
-    return bh.Posterior.load(folder, BACKBONE, tokenizer=TOKENIZER)
-
-
 def predicted(posterior: bh.Posterior) -> torch.Tensor:
     return posterior.predict(TEXTS, samples=0).probabilities
 
@@ -55,8 +50,7 @@ def predicted(posterior: bh.Posterior) -> torch.Tensor:
 def which(loaded: bh.Posterior, posteriors: tuple[bh.Posterior, ...]) -> int:
     """Which one was loaded, whole: its weights and its reports."""
     for number, each in enumerate(posteriors):
-        own, other = each.guide.state_dict(), loaded.guide.state_dict()
-        if loaded.lineage == each.lineage and all(torch.equal(own[k], other[k]) for k in own):
+        if loaded.lineage == each.lineage and same(each, loaded):
             return number
     raise AssertionError("what was loaded is none of those that were saved")
 
@@ -217,17 +211,6 @@ def crafted(chance: random.Random, content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def in_a_child(work: Any, result: Path) -> Counter[str]:
-    """What a child with little memory counts."""
-
-    def child() -> Any:
-        limited()
-        return work()
-
-    assert wait(start(child, result)) == 0
-    return Counter(json.loads(result.read_text()))
-
-
 @sized(100, 2000)
 def test_damaged_files(
     runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
@@ -238,6 +221,7 @@ def test_damaged_files(
     expected = predicted(posteriors[1])
 
     def work() -> Counter[str]:
+        limited()
         chance, counts = random.Random(1), Counter[str]()
         for _ in range(runs):
             file = chance.choice(files)
@@ -246,7 +230,7 @@ def test_damaged_files(
             file.write_bytes(whole[file])
         return counts
 
-    report("damaged files", in_a_child(work, tmp_path / "counts"))
+    report("damaged files", Counter(in_a_child(work, tmp_path / "counts")))
 
 
 @sized(200, 5000)
@@ -259,6 +243,7 @@ def test_crafted_indices(
     content = json.loads(index.read_bytes())["content"]
 
     def work() -> Counter[str]:
+        limited()
         chance, counts = random.Random(2), Counter[str]()
         for _ in range(runs):
             made = json.loads(json.dumps(crafted(chance, content)))
@@ -266,4 +251,4 @@ def test_crafted_indices(
             counts[outcome(folder, None)] += 1
         return counts
 
-    report("crafted indices", in_a_child(work, tmp_path / "counts"))
+    report("crafted indices", Counter(in_a_child(work, tmp_path / "counts")))

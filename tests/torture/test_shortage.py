@@ -26,35 +26,20 @@ from typing import Any
 
 import pytest
 import torch
-from forks import start, wait
-from outcomes import ERROR, OLD, RIGHT, report, sized
+from forks import in_a_child, start, wait
+from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, WriteError, is_out_of_memory
 from bhpeft_pyro.sequential import History
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
-BACKBONE, TOKENIZER = tiny_backbone(), tiny_tokenizer()
 WEEKS = {f"week {i}": tiny_examples(8, seed=i) for i in range(3)}
 ENDED = "process ended"
 
 Shortage = Callable[[Path, int], AbstractContextManager[None]]
-
-
-def load(folder: Path) -> bh.Posterior:
-    return bh.Posterior.load(folder, BACKBONE, tokenizer=TOKENIZER)
-
-
-def same(one: bh.Posterior, other: bh.Posterior) -> bool:
-    first, second = one.guide.state_dict(), other.guide.state_dict()
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def in_a_child(work: Callable[[], Any], result: Path) -> Any:
-    assert wait(start(work, result)) == 0
-    return json.loads(result.read_text())
 
 
 # Each within a child process; `size` says how little there is

@@ -253,7 +253,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
     guide = posterior.guide
     if isinstance(guide, ForeignGuide):
         raise GuideError(
-            f"shifts: the means and sds of {type(guide).__name__} are not known; expected one of "
+            f"shifts: the means and sds of {guide.title()} are not known; expected one of "
             "bhpeft_pyro.guides"
         )
     means, sds = guide.means(), guide.prior_scales()

@@ -132,7 +132,7 @@ def to_arviz(
     groups = {"prior": dataset([drawn_prior], names, left_out=left_out)}
     if not isinstance(posterior, Model):
         report = posterior.report
-        about = {"guide": type(posterior.guide).__name__, "round": len(posterior.lineage)}
+        about = {"guide": posterior.facts["guide"], "round": len(posterior.lineage)}
         about |= {"temperature": report.temperature, "examples": report.examples}
         own = dataset(drawn_chains, names, left_out=left_out, **about)
         groups = {"posterior": own, **groups, "sample_stats": trace(report)}

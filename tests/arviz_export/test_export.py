@@ -280,6 +280,7 @@ def test_large_sites_are_left_out_by_name(
     left_out = idata.posterior.attrs["left_out"].split(", ")
     assert sorted(left_out) == [f"lora.{target}.{m}" for target in ("query", "value") for m in "AB"]
     assert idata.posterior.attrs["temperature"] == 1.0
+    assert idata.posterior.attrs["guide"] == "NormalGuide"
 
 
 def test_memory_is_bounded_before_any_draw(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, config
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -172,4 +172,6 @@ def local_hub(folder: Path) -> Iterator[LocalHub]:
             "USE_PARQUET_EXPORT": False,  # another server's
         }.items():
             patch.setattr(config, name, value)
+        # Functions such as `list_repo_files` are methods of this; else they ask the real hub.
+        patch.setattr(hf_api.api, "endpoint", hub.url)
         yield hub

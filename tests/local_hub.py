@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, config
-from huggingface_hub import constants, hf_api
+from huggingface_hub import constants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import hub as transformers_hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -172,6 +173,6 @@ def local_hub(folder: Path) -> Iterator[LocalHub]:
             "USE_PARQUET_EXPORT": False,  # another server's
         }.items():
             patch.setattr(config, name, value)
-        # Functions such as `list_repo_files` are methods of this; else they ask the real hub.
-        patch.setattr(hf_api.api, "endpoint", hub.url)
+        # What transformers keeps of an earlier call asks the hub that there was then.
+        patch.setattr(transformers_hub, "_hf_api", None, raising=False)
         yield hub

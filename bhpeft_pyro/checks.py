@@ -113,7 +113,8 @@ class Number:
 COUNT = Number(least=1, whole=True)
 MAYBE_COUNT = Number(least=1, whole=True, none=True)
 SAMPLES = Number(least=0, whole=True)
-SEED = Number(least=0, most=2**60, whole=True)  # other seeds are derived from it
+_LAST_SEED = 2**62
+SEED = Number(least=0, most=_LAST_SEED, whole=True)
 POSITIVE = Number(above=0)
 MAYBE_POSITIVE = Number(above=0, none=True)
 SHARE = Number(least=0, most=1)
@@ -161,6 +162,11 @@ def one_of(*choices: str) -> Rule:
         raise error(f"{name}={shown(value)} must be one of {', '.join(map(repr, choices))}")
 
     return rule
+
+
+def derived(seed: int) -> int:
+    """A seed that was computed from another, within the range of those that may be given."""
+    return seed % (_LAST_SEED + 1)
 
 
 def check(value: object, types: Any, name: str, expected: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import COUNT, INSIDE, SEED, Number, check_memory
+from ..checks import COUNT, INSIDE, SEED, Number, check_memory, derived
 from ..data import Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
@@ -102,11 +102,11 @@ def sbc(
     ranks = []
     for number, (truth, labels) in enumerate(_simulate(model, whole, replications, seed)):
         data = replace(examples, labels=labels)
-        guide = _inferred(model, infer, data, {**options, "seed": seed + number})
+        guide = _inferred(model, infer, data, {**options, "seed": derived(seed + number)})
         feed = copy.copy(whole)
         feed.examples = data
         names, true = _quantities(model, [Block(truth)], feed, places, chosen)
-        inferred = [*draw_blocks(model, guide, draws, seed + number)]
+        inferred = [*draw_blocks(model, guide, draws, derived(seed + number))]
         _, values = _quantities(model, inferred, feed, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
@@ -164,7 +164,7 @@ def _simulate(
         for number, block in enumerate(
             draw_blocks(model, PriorGuide(model), 2 * replications, seed)
         ):
-            with seeded(seed + number):
+            with seeded(derived(seed + number)):
                 every, *_ = simulate(model, [block], feed)
             for i, labels in enumerate(every):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:

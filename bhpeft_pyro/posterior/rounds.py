@@ -16,7 +16,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim import Optimizer
 
-from ..checks import MAYBE_COUNT, check
+from ..checks import MAYBE_COUNT, check, derived
 from ..data import Examples
 from ..distributed import Ranks, agree, gathered, is_main, same, world
 from ..errors import ConfigError, FitError, PriorError
@@ -115,7 +115,7 @@ def note_first_prior(guide: Guide, posterior: Posterior) -> None:
 
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
     """The options of each component: the seed given, then others far from it."""
-    return [options.change(seed=options.seed + _STRIDE * r) for r in range(components)]
+    return [options.change(seed=derived(options.seed + _STRIDE * r)) for r in range(components)]
 
 
 def fit_components(

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from ..checks import COUNT, SEED
+from ..checks import COUNT, SEED, derived
 from ..data import Examples
 from ..errors import ConfigError, GuideError, PriorError
 from ..forecast import RatingForecast
@@ -161,11 +161,11 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
             f"a surprise; expected {math.ceil(1 / _LEVEL) - 1} or more"
         )
     examples = posterior.encode(data, labelled=False)
-    forecast = posterior.predict(examples, seed=2 * seed)
+    forecast = posterior.predict(examples, seed=derived(2 * seed))
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
-        others = draw_blocks(posterior.model, posterior.guide, samples, 2 * seed + 1)
+        others = draw_blocks(posterior.model, posterior.guide, samples, derived(2 * seed + 1))
         with private_rng(seed):
             labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])

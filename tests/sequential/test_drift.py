@@ -179,3 +179,13 @@ def test_alternatives_of_ratings_are_in_closed_form_as_the_posterior_is() -> Non
 def test_a_value_that_a_sure_posterior_did_not_expect_is_infinitely_far() -> None:
     assert drift.Signal(87.0, 0.0, 0.0, 0.01).z == float("inf")
     assert drift.Signal(0.0, 0.0, 0.0, 1.0).z == 0.0
+
+
+def test_every_seed_that_is_allowed_can_be_used() -> None:
+    """Others are derived from it."""
+    options: dict[str, Any] = {"components": 2, "max_steps": 1, "progress": False}
+    found = bh.fit(tiny_model(()), "normal", tiny_examples(), seed=2**62, **options)
+    assert found.assess(tiny_examples(seed=1), 20, seed=2**62).nll is not None
+    for seed in (2**62 + 1, -1):
+        with pytest.raises(ConfigError, match=f"seed={seed} must be"):
+            found.assess(tiny_examples(seed=1), 20, seed=seed)

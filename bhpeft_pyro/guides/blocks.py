@@ -15,6 +15,7 @@ from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
 from ..patterns import sort_by_pattern
+from ..priors import MixturePrior
 from .guide import Guide
 from .latent import Latent, latents
 from .mean_field import DeltaGuide, NormalGuide
@@ -168,6 +169,17 @@ class MixtureGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         drawn: dict[str, Tensor] = self.parts[int(torch.randint(len(self.parts), ()))](batch)
         return drawn
+
+    def distributions(self) -> dict[str, TorchDistribution]:
+        raise GuideError("a mixture has no distributions by site; its components do")
+
+    def as_prior(self) -> MixturePrior:
+        return MixturePrior([each.as_prior() for each in self.components])
+
+    def means(self) -> dict[str, Tensor]:
+        """The mean of the components' central values; `predict(samples=0)` uses each of them."""
+        found = [each.means() for each in self.components]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
 
 def check_separate(guide: str, found: Sequence[Latent]) -> None:

@@ -191,13 +191,13 @@ def test_the_seed_covers_what_a_function_draws_for_its_parameters() -> None:
 def test_pyros_guides_and_functions_have_components_too() -> None:
     mixture = fit("AutoNormal", 2)
     assert mixture.predict(TEXTS, 4).probabilities.isfinite().all()
-    assert len(mixture.as_prior().parts) == 2
+    assert len(mixture.as_prior().parts) == len(mixture.guide.as_prior().parts) == 2
     of = tiny_model(())
     guide = at_random(of)
     one, other = fit(guide, 2, of).components
     assert not same(one, other)
     with pytest.raises(GuideError, match="FunctionGuide does not say how"):
-        fit(guide, 2, of).as_prior()
+        fit(guide, 2, of).guide.as_prior()
 
 
 @pytest.mark.parametrize("components", [0, -2, 1.5, "3"])

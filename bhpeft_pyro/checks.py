@@ -165,7 +165,7 @@ def one_of(*choices: str) -> Rule:
 
 
 def derived(seed: int) -> int:
-    """A seed that was computed from another, within the range of those that may be given."""
+    """A seed that was computed from another, for a function that checks it as `SEED`."""
     return seed % (_LAST_SEED + 1)
 
 

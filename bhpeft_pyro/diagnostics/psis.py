@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import SEED, Number, derived
+from ..checks import SEED, Number
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..inference.passes import Feed
@@ -141,7 +141,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     parts = posterior.components
     share = -(-samples // len(parts))
     ratios = [
-        log_ratios(feed=feed, samples=share, seed=derived(seed + number), **_target(each))
+        log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))
         for number, each in enumerate(parts)
     ]
     found, report = PSIS.of(torch.cat(ratios)), posterior.report

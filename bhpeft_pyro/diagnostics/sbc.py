@@ -106,7 +106,7 @@ def sbc(
         feed = copy.copy(whole)
         feed.examples = data
         names, true = _quantities(model, [Block(truth)], feed, places, chosen)
-        inferred = [*draw_blocks(model, guide, draws, derived(seed + number))]
+        inferred = [*draw_blocks(model, guide, draws, seed + number)]
         _, values = _quantities(model, inferred, feed, places, chosen)
         below, ties = (values < true).sum(0), (values == true).sum(0)
         # A truth that equals some draws is ranked at random among them.
@@ -164,7 +164,7 @@ def _simulate(
         for number, block in enumerate(
             draw_blocks(model, PriorGuide(model), 2 * replications, seed)
         ):
-            with seeded(derived(seed + number)):
+            with seeded(seed + number):
                 every, *_ = simulate(model, [block], feed)
             for i, labels in enumerate(every):
                 if model.likelihood.kind != "class" or len(labels.unique()) > 1:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from torch.nn.functional import pad
 
-from ..checks import COUNT, SEED, Number, boolean, check_memory, derived
+from ..checks import COUNT, SEED, Number, boolean, check_memory
 from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..data.columns import MAX_CHOICES
@@ -140,7 +140,7 @@ def _runs(
             draws = draw_blocks(model, component, share, seeds)
             found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
             return [torch.cat(part) for part in zip(*found, strict=True)]
-        with private_rng(derived(seed + number)):  # the same for every example, whatever its batch
+        with private_rng(seed + number):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + normals).to(model.network.device)
         read = partial(_read, model, component, noise, take)
         return by_batch(model, feed, read, size=size, bf16=bf16, only=only)

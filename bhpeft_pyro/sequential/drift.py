@@ -165,7 +165,7 @@ def assess(posterior: Posterior, data: object, samples: int = 64, *, seed: int =
     nll = None
     alternatives: dict[float, float] = {}
     if examples.labels is not None:
-        others = draw_blocks(posterior.model, posterior.guide, samples, derived(2 * seed + 1))
+        others = draw_blocks(posterior.model, posterior.guide, samples, 2 * seed + 1)
         with private_rng(seed):
             labels, *_ = simulate(posterior.model, others, Feed(posterior.model, examples))
         sets = torch.cat([examples.labels.unsqueeze(0), labels])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-from ..checks import derived
 from ..data import Examples
 from ..data.sources import read
 from ..errors import ConfigError, DataError
@@ -105,7 +104,7 @@ def _start(
             pool, old = examples.concat(coreset.examples), len(coreset.examples)
             seen = seen_by(posterior.lineage)
         report.learnt = pool.fingerprint
-        seed = derived(options.seed + len(posterior.lineage))  # another choice in every round
+        seed = options.seed + len(posterior.lineage)  # another choice in every round
         kept, examples = set_aside(pool, replay, seed, old, seen)
     start = posterior.replace(
         model=model.with_prior(prior),

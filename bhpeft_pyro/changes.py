@@ -256,7 +256,7 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
             f"shifts: the means and sds of {guide.title()} are not known; expected one of "
             "bhpeft_pyro.guides"
         )
-    means, sds = guide.means(), guide.prior_scales()
+    means, sds = guide.prior_moments()
     found = {}
     for latent in latents(posterior.model):
         prior, joint = latent.prior, latent.sites  # of an earlier posterior

@@ -115,9 +115,9 @@ class Guide(nn.Module):
         """The sds of latents that have one, in unconstrained coordinates."""
         return {}
 
-    def prior_scales(self) -> dict[str, Tensor]:
-        """The sds that `as_prior` passes on to the next round."""
-        return self.scales()
+    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The means and sds that `as_prior` passes on to the next round."""
+        return self.means(), self.scales()
 
     def points(self) -> list[str]:
         """The latents with a point estimate in place of a distribution."""

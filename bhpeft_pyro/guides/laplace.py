@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import pyro
@@ -48,8 +49,8 @@ class LaplaceGuide(Guide):
     terms. Given w*, the best S is (tau P + N F)^-1 to second order in the outputs, so `fit` or
     `Posterior.widen` computes it.
 
-    T and tau affect one round and its predictions. The next round's prior is the posterior with
-    tau = 1, so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R.
+    T, tau and the output scale affect one round and its predictions. The next round's prior is the
+    posterior with tau = 1, so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior of this
@@ -57,11 +58,14 @@ class LaplaceGuide(Guide):
         rank: the number of directions of F that are kept; each takes one number per weight.
 
     Attributes:
-        loc: (D,) the mean of all weights, in the order in which the prior samples them.
+        loc: (D,) the point estimate w*, in the order in which the prior samples the weights.
         prior: a Normal over the same vector.
         latent: the name under which the vector is sampled.
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
+        output_scale: a factor of the network's outputs (one over a softmax's temperature; Guo et
+            al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`
+            and `covariance` have the factor; `loc` and what `as_prior` passes on have not.
         first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
         open: whether the prior leaves `first_scale` to `fit`, which sets it in every round.
 
@@ -96,18 +100,22 @@ class LaplaceGuide(Guide):
                 "at every site; for other priors use 'normal'"
             )
         self._likelihood = {site.name for site in model.likelihood.sites}
+        scaled = model.likelihood.softmax
+        self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
         start = self.prior.covariance
         for name in _BUFFERS:
             self.register_buffer(name, getattr(start, name))
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", torch.tensor(1.0))
+        self.register_buffer("output_scale", torch.tensor(1.0))
         self.register_buffer("first_scale", start.scale.clone())
         self.scale: Tensor
         self.axes: Tensor
         self.ratio: Tensor
         self.measured: Tensor
         self.tau: Tensor
+        self.output_scale: Tensor
         self.first_scale: Tensor
         self._covariance = start
 
@@ -117,21 +125,34 @@ class LaplaceGuide(Guide):
         return bool(self.measured)
 
     @property
-    def covariance(self) -> Covariance:
+    def unscaled(self) -> Covariance:
+        """The covariance at an output scale of 1."""
         # One object is kept, because it caches its divergence from a prior.
         if self._covariance.scale is not self.scale:  # loaded, copied or moved since
             self._covariance = Covariance(self.scale, self.axes, self.ratio)
         return self._covariance
 
-    @covariance.setter
-    def covariance(self, value: Covariance) -> None:
+    @unscaled.setter
+    def unscaled(self, value: Covariance) -> None:
         self.scale, self.axes, self.ratio = value.scale, value.axes, value.ratio
         self._covariance = value
+
+    @property
+    def covariance(self) -> Covariance:
+        return self._scaled(self.unscaled)
+
+    def _scaled(self, own: Covariance) -> Covariance:
+        return replace(own, scale=self._factors() * own.scale) if self._head else own
+
+    def _factors(self) -> Tensor:
+        """(D,) factors of the weights, by which the outputs get theirs; 1 during training."""
+        return torch.where(self.measured & self.at(self._head), self.output_scale, 1.0)
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         infer: Any = {"sites": self._shapes}
         if self.measured:
-            normal = LowRankNormal(self.loc, self.covariance, validate_args=False)
+            center = self._factors() * self.loc
+            normal = LowRankNormal(center, self.covariance, validate_args=False)
             infer["is_auxiliary"] = not self._joint
             values = self.unpack(pyro.sample(self.latent, normal, infer=infer))
             return values if self._joint else self._sites(values)
@@ -188,6 +209,7 @@ class LaplaceGuide(Guide):
         self._take(model)
         self.first_scale = self.prior.covariance.scale.clone()
         self.tau.fill_(1.0)
+        self.output_scale.fill_(1.0)
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         # The noise scale starts at the sd of the ratings, far from that of the errors.
@@ -206,7 +228,7 @@ class LaplaceGuide(Guide):
         )
 
     def means(self) -> dict[str, Tensor]:
-        return self.unpack(self.loc.detach().clone())
+        return self.unpack(self._factors() * self.loc.detach())
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
@@ -216,8 +238,9 @@ class LaplaceGuide(Guide):
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
 
-    def prior_scales(self) -> dict[str, Tensor]:
-        return self.unpack(self.as_prior().normal.stddev) if self.measured else {}
+    def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        sds = self.unpack(self.as_prior().normal.stddev) if self.measured else {}
+        return self.unpack(self.loc.detach()), sds
 
     @torch.no_grad()
     def marginal_kl(self) -> dict[str, float]:
@@ -234,28 +257,36 @@ class LaplaceGuide(Guide):
 
     def hold(self) -> None:
         self.measured.fill_(False)
-        self.covariance = self.prior.covariance
+        self.unscaled = self.prior.covariance
 
-    def set_covariance(self, covariance: Covariance, tau: float = 1.0, noise: float = 1.0) -> None:
+    def set_covariance(
+        self,
+        covariance: Covariance,
+        tau: float = 1.0,
+        noise: float = 1.0,
+        output_scale: float = 1.0,
+    ) -> None:
         """Set the covariance.
 
         Args:
             covariance: of all weights.
             tau: the multiple of the first prior's precision in it.
             noise: a factor for the ratings' noise scale.
+            output_scale: the factor of the outputs.
         """
         if noise != 1:
             scale = self.means()["noise.log_scale"]
             self.move({"noise.log_scale": scale + math.log(noise)})
-        self.covariance = covariance
+        self.unscaled = covariance
         self.tau.fill_(tau)
+        self.output_scale.fill_(output_scale)
         self.measured.fill_(True)
 
-    def retune(self, tau: float, noise: float = 1.0) -> None:
-        """Change tau, and multiply the ratings' noise scale by `noise`."""
+    def retune(self, tau: float, noise: float = 1.0, output_scale: float = 1.0) -> None:
+        """Change tau and the output scale, and multiply the ratings' noise scale by `noise`."""
         times = None if noise == 1 else self.information_factor(noise)
-        own = retempered(self.covariance, self.first_scale, self.tau.item(), tau, times)
-        self.set_covariance(own, tau, noise)
+        own = retempered(self.unscaled, self.first_scale, self.tau.item(), tau, times)
+        self.set_covariance(own, tau, noise, output_scale)
 
     def information_factor(self, noise: float) -> Tensor:
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
@@ -277,14 +308,15 @@ class LaplaceGuide(Guide):
         center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
         prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
         twin = copy.copy(self)
+        twin._buffers = {**self._buffers, "output_scale": torch.ones_like(self.output_scale)}
         twin.prior, twin._joint = prior.normal, True
         return model.with_prior(prior), twin, 1.0
 
     def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
-        """With this guide's tau, around the mean of the prior."""
+        """With this guide's tau and output scale, around the mean of the prior."""
         start = LaplaceGuide(model)
-        loc, covariance = start.prior.loc, start.prior.covariance
-        wide = retempered(covariance, self.first_scale, 1.0, self.tau.item())
+        loc, covariance = self._factors() * start.prior.loc, start.prior.covariance
+        wide = self._scaled(retempered(covariance, self.first_scale, 1.0, self.tau.item()))
         prior = JointPrior(LowRankNormal(loc, wide), self._shapes, start.latent)
         return model.with_prior(prior), start.unpack(loc)
 
@@ -298,7 +330,7 @@ class LaplaceGuide(Guide):
         normal = LowRankNormal(loc.clone(), covariance)
         self.prior, self._joint, self.first_scale = normal, True, covariance.scale.clone()
         if not self.measured:
-            self.covariance = covariance
+            self.unscaled = covariance
         return self.own_prior()
 
     def rescale(self, first_scale: Tensor) -> JointPrior:
@@ -307,7 +339,7 @@ class LaplaceGuide(Guide):
         old = self.prior.covariance
         learnt = (old.scale.pow(-2) - self.first_scale.pow(-2)).clamp_min(0)
         covariance = Covariance.from_precision(first_scale.pow(-2) + learnt, old.precision_root())
-        self.prior, self.covariance = LowRankNormal(self.prior.loc, covariance), covariance
+        self.prior, self.unscaled = LowRankNormal(self.prior.loc, covariance), covariance
         self.first_scale = first_scale.maximum(covariance.scale)  # by rounding, as in `follow`
         return self.own_prior()
 
@@ -323,7 +355,7 @@ class LaplaceGuide(Guide):
                 "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
                 "with bh.fit, or call widen(data) on its posterior"
             )
-        covariance = retempered(self.covariance, self.first_scale, self.tau.item(), 1.0)
+        covariance = retempered(self.unscaled, self.first_scale, self.tau.item(), 1.0)
         return JointPrior(
             LowRankNormal(self.loc.detach().clone(), covariance),
             self._shapes,
@@ -333,7 +365,7 @@ class LaplaceGuide(Guide):
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        old, root = self.covariance, self.tau.sqrt()
+        old, root = self.unscaled, self.tau.sqrt()
         # A column for each weight.
         parts = self.unpack(torch.cat([self.loc[None], old.scale[None], old.axes.mT]))
         first = self.unpack(self.first_scale)
@@ -345,7 +377,7 @@ class LaplaceGuide(Guide):
         self._shapes = {name: tuple(part.shape[1:]) for name, part in parts.items()}
         table = torch.cat([part.flatten(1) for part in parts.values()], 1)
         self.loc = nn.Parameter(table[0].clone())
-        self.covariance = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
+        self.unscaled = Covariance(table[1].clone(), table[2:].mT.contiguous(), old.ratio)
         self.first_scale = torch.cat([part.flatten() for part in first.values()])
 
     def options(self) -> dict[str, Any]:
@@ -372,7 +404,9 @@ class LaplaceGuide(Guide):
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Load a state whose number of directions may differ."""
+        """Load a state whose number of directions may differ; in older ones the output scale is 1
+        and missing."""
+        state_dict = {prefix + "output_scale": torch.tensor(1.0), **state_dict}
         for name in _BUFFERS:
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, value.to(self.loc).clone())

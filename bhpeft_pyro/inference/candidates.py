@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ TAUS = torch.logspace(-4, 4, 21, dtype=torch.float64)
 NOISES = torch.logspace(-0.6, 0.6, 25, dtype=torch.float64)
 """Noise scales that are tried where there is no closed form, as multiples of the one that suits the
 point estimate."""
+OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
+"""Factors of the outputs of a softmax that are tried."""
+_UNSCALED = torch.ones(1, dtype=torch.float64)
+_SPREAD = 1.0  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
 DRAWS = 256  # of the outputs, to evaluate a width
 _COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)
 _ALIKE = 0.001  # of the best NLL: smaller differences are ignored
@@ -37,113 +42,154 @@ class Choice:
     Attributes:
         tau: the multiple of the first prior's precision in the covariance.
         noise: the ratings' noise scale, as a multiple of the trained one.
-        point_nll: held-out NLL of the point estimate, with the noise that suits it.
+        output_scale: the factor of the outputs in predictions.
+        point_nll: held-out NLL of the point estimate, with the noise or output scale that suits it.
         nll: held-out NLL of the component.
     """
 
     tau: float
     noise: float = 1.0
+    output_scale: float = 1.0
     point_nll: float | None = None
     nll: float | None = None
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The densities of N held-out rows under a component, at each of T taus.
+    """The densities of N held-out rows under a component, at each of T taus and C output scales.
 
     Attributes:
         taus: (T,) from wide to narrow.
         noises: (T,) the best noise scale at each tau, as a multiple of the trained one.
-        log_densities: (T, N) of the labels.
-        point: (N,) the same under the point estimate.
+        output_scales: (C,).
+        log_densities: (T, C, N) of the labels.
+        point: (C, N) the same under the point estimate.
     """
 
     taus: Tensor
     noises: Tensor
+    output_scales: Tensor
     log_densities: Tensor
     point: Tensor
 
+    @property
+    def penalties(self) -> Tensor:
+        """(C,) minus the log prior density of each output scale, per row."""
+        away = self.output_scales.log() / _SPREAD
+        return away.square() / (2 * self.point.shape[-1])
+
     def best(self) -> Choice:
         """The choice for this component alone."""
-        return self.at(self.best_index())
+        return self.at(*self.best_index())
 
-    def best_index(self) -> int:
-        """The lowest NLL; among those that hardly differ from it, the tau nearest to 1 (if nothing
-        was learnt, all widths are equally good).
+    def best_index(self) -> tuple[int, int]:
+        """Of tau and of the output scale: the lowest penalised NLL; among the taus that hardly
+        differ from it, the nearest to 1 (if nothing was learnt, all widths are equally good).
 
         If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
         wider than tau = 1.
         """
-        nlls, point = -self.log_densities.mean(1), -self.point.mean()
+        nlls, scales = (self.penalties - self.log_densities.mean(-1)).min(1)
+        point = (self.penalties - self.point.mean(-1)).min()
         away = self.taus.log().abs()
         if nlls.min() <= point:
             alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
-            return int(away.masked_fill(~alike, torch.inf).argmin())
-        near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
-        return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
+            index = int(away.masked_fill(~alike, torch.inf).argmin())
+        else:
+            near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
+            index = int(near.nonzero()[0]) if near.any() else len(nlls) - 1
+        return index, int(scales[index])
 
-    def at(self, index: int) -> Choice:
-        """The choice of one tau."""
-        noise = self.noises[index].item()
-        nll, point = -self.log_densities[index].mean().item(), -self.point.mean().item()
-        return Choice(self.taus[index].item() / noise**2, noise, point, nll)
+    def at(self, tau: int, scale: int) -> Choice:
+        """The choice by its indices."""
+        noise = self.noises[tau].item()
+        return Choice(
+            self.taus[tau].item() / noise**2,
+            noise,
+            self.output_scales[scale].item(),
+            -self.point[(self.penalties - self.point.mean(-1)).argmin()].mean().item(),
+            -self.log_densities[tau, scale].mean().item(),
+        )
 
 
 def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
-    """The widths of the components of one mixture.
+    """The widths and output scales of the components of one mixture.
 
-    They are the best for each component alone, all made wider or narrower by the same factor: each
-    alone also covers errors that the other components cover, so the mixture would be too wide. The
-    factor has the lowest NLL of the mixture; among those that hardly differ, it is the nearest to
-    1. If no factor improves on the mixture of the point estimates, any that costs at most 0.3 %
-    will do.
+    They are the best for each component alone, all widths made wider or narrower by the same
+    factor: each alone also covers errors that the other components cover, so the mixture would be
+    too wide. Likewise all output scales change by the same factor: the mean of several predictions
+    is less certain than each of them. The factors have the lowest penalised NLL of the mixture;
+    among those of the width that hardly differ, it is the nearest to 1. If none improves on the
+    mixture of the point estimates, any that costs at most 0.3 % will do.
 
     Returns:
         The choices, and the NLL of the mixture of point estimates and of components.
     """
     own = [each.best_index() for each in every]
-    count = max(len(each.taus) for each in every)
+    count, scales = max(len(each.taus) for each in every), len(every[0].output_scales)
+
+    def nearby(shift: int, factor: int) -> list[tuple[int, int]]:
+        return [
+            (_within(tau + shift, each.taus), _within(scale + factor, each.output_scales))
+            for (tau, scale), each in zip(own, every, strict=True)
+        ]
+
+    def nll(at: Sequence[tuple[int, int]]) -> float:
+        return _nll([each.log_densities[index] for index, each in zip(at, every, strict=True)])
+
+    def penalty(at: Sequence[tuple[int, int]]) -> float:
+        pairs = zip(at, every, strict=True)
+        return fmean(each.penalties[scale].item() for (_, scale), each in pairs)
+
     shifts = sorted(range(1 - count, count), key=abs)
-    moved = [
-        [min(max(i + shift, 0), len(each.taus) - 1) for i, each in zip(own, every, strict=True)]
-        for shift in shifts
-    ]
-    nlls = torch.tensor(
-        [_nll([each.log_densities[i] for i, each in zip(at, every, strict=True)]) for at in moved],
-        dtype=torch.float64,
-    )
-    point = _nll([each.point for each in every])
-    limit = nlls.min() + _ALIKE * nlls.min().abs()
-    if nlls.min() > point:
-        limit = limit.clamp_min(point + _COST * abs(point))
-    chosen = int((nlls <= limit).nonzero()[0])
-    choices = [each.at(i) for i, each in zip(moved[chosen], every, strict=True)]
-    return choices, point, nlls[chosen].item()
+    best = []
+    for shift in shifts:
+        tried = [nearby(shift, factor) for factor in range(1 - scales, scales)]
+        best.append(min((nll(at) + penalty(at), at) for at in tried))
+    costs = torch.tensor([cost for cost, _ in best], dtype=torch.float64)
+    points = torch.tensor([_nll([each.point[c] for each in every]) for c in range(scales)])
+    penalised = points + every[0].penalties
+    limit = costs.min() + _ALIKE * costs.min().abs()
+    if costs.min() > penalised.min():
+        limit = limit.clamp_min(penalised.min() + _COST * penalised.min().abs())
+    _, at = best[int((costs <= limit).nonzero()[0])]
+    choices = [each.at(*index) for index, each in zip(at, every, strict=True)]
+    return choices, points[penalised.argmin()].item(), nll(at)
+
+
+def _within(index: int, values: Tensor) -> int:
+    return min(max(index, 0), len(values) - 1)
 
 
 def _nll(log_densities: Sequence[Tensor]) -> float:
     return -_mean(torch.stack(list(log_densities))).mean().item()
 
 
-def of_draws(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
+def of_draws(
+    taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held, scaled: bool
+) -> Candidates:
     """Candidates from draws of the outputs.
 
     Args:
         taus: (T,).
         spreads: for each tau the (B, E, E) covariances of the outputs, batch by batch.
         held: the rows.
+        scaled: whether the output scale is chosen too.
     """
-    densities = torch.stack([_densities(held, each) for each in spreads])
-    return Candidates(taus, torch.ones_like(taus), densities, _densities(held, None))
+    scales = OUTPUT_SCALES if scaled else _UNSCALED
+    densities = torch.stack([_densities(held, each, scales) for each in spreads])
+    point = _densities(held, None, scales)
+    return Candidates(taus, torch.ones_like(taus), scales, densities, point)
 
 
-def _densities(held: Held, spreads: Sequence[Tensor] | None) -> Tensor:
-    """(N,) log densities; those of the point estimate if there are no spreads."""
+def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
+    """(C, N) log densities at each output scale; those of the point estimate if there are no
+    spreads."""
     found = [
-        _mean(outputs.labels(values).log_prob(labels))
+        torch.stack([_mean(outputs.labels(c * values).log_prob(labels)) for c in scales.tolist()])
         for outputs, values, labels in _draws(held, spreads)
     ]
-    return torch.cat(found).cpu()
+    return torch.cat(found, 1).cpu()
 
 
 def _draws(
@@ -195,7 +241,7 @@ def with_constant_noise(
     ]
     noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
     _, point = fitted(torch.zeros_like(errors))
-    return Candidates(taus, noises, densities, point)
+    return Candidates(taus, noises, _UNSCALED, densities[:, None], point[None])
 
 
 def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
@@ -211,7 +257,8 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     densities = torch.stack([_at_noises(held, each, noises) for each in spreads])
     best = densities.mean(-1).argmax(1)
     point = Normal(0.0, noise * trained).log_prob(errors)
-    return Candidates(taus, noises[best], densities[torch.arange(len(taus)), best], point)
+    found = densities[torch.arange(len(taus)), best]
+    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point[None])
 
 
 def _errors(held: Held) -> tuple[Tensor, Tensor]:

@@ -58,8 +58,9 @@ class FitReport:
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
             covariance (`inference/width.py`).
         noise: the noise scale of ratings, in their units, that was chosen with tau.
-        point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
-            mixture, of the mixture of all point estimates.
+        output_scale: the factor of a softmax's outputs in predictions that was chosen with tau.
+        point_nll: held-out NLL of the point estimate, with the noise or output scale that suits it;
+            for a mixture, of the mixture of all point estimates.
         component_nll: held-out NLL with the width; for a mixture, of all components together.
         expected_nll: expected NLL of one training example under the posterior of the linearised
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
@@ -96,6 +97,7 @@ class FitReport:
     split: int | None = None
     tau: float | None = None
     noise: float | None = None
+    output_scale: float | None = None
     point_nll: float | None = None
     component_nll: float | None = None
     expected_nll: float | None = None

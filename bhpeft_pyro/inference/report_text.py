@@ -120,6 +120,8 @@ def _width(report: FitReport) -> str:
     ]
     if report.noise is not None:
         parts.append(f"noise scale {report.noise:.3g}")
+    if report.output_scale is not None:
+        parts.append(f"output scale {report.output_scale:.3g}")
     if report.component_nll is not None:
         parts.append(
             f"held-out NLL {report.component_nll:.3f} (point estimate {report.point_nll:.3f})"

@@ -2,9 +2,10 @@
 
 The precision is tau P + N F, with P the prior's precision and F the generalised Gauss-Newton matrix
 of one example, averaged over the labels that the likelihood expects. tau, and the noise scale of
-ratings, maximise the log density of held-out rows; training rows will not do, since a network may
-have memorised them. The mean does not depend on tau. In later rounds tau still multiplies the first
-prior's precision only, and the information of earlier data counts once.
+ratings or the output scale of a softmax, maximise the log density of held-out rows; training rows
+will not do, since a network may have memorised them. The mean does not depend on tau. In later
+rounds tau still multiplies the first prior's precision only, and the information of earlier data
+counts once.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def widen(
         guide: the guide, whose mean is trained.
         model: the model, with the prior that the guide was fitted under.
         examples: the training data.
-        held_out: labelled examples that choose tau and the ratings' noise. Without them tau is that
-            of `report.options`, or does not change (it is 1 at first).
+        held_out: labelled examples that choose tau and the noise or output scale. Without them tau
+            is that of `report.options`, or does not change (it is 1 at first).
         report: of the fit.
 
     Returns:
@@ -93,12 +94,14 @@ def widen(
         rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
         weight = len(examples) / (len(first) + sum(map(len, more)))
         curvature = measured(model, guide, rows, weight)
-        candidates, choice = None, Choice(options.tau or guide.tau.item())
+        tau = options.tau or guide.tau.item()
+        candidates, choice = None, Choice(tau, output_scale=guide.output_scale.item())
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
     learnt = curvature.times(guide.information_factor(choice.noise))
-    guide.set_covariance(covariance(guide, learnt, choice.tau), choice.tau, choice.noise)
+    own = covariance(guide, learnt, choice.tau)
+    guide.set_covariance(own, choice.tau, choice.noise, choice.output_scale)
     with seeded(options.seed):
         _note(model, guide, choice, again(), report)
     report.seconds += time.monotonic() - started
@@ -126,10 +129,12 @@ def settle(
     for each, report, choice, own in zip(guides, reports, choices, candidates, strict=True):
         times = choice.noise / own.best().noise
         for guide in each:
-            guide.retune(choice.tau, times)
+            guide.retune(choice.tau, times, choice.output_scale)
         report.tau, report.component_nll = choice.tau, choice.nll
         if report.noise is not None:
             report.noise *= times
+        if report.output_scale is not None:
+            report.output_scale = choice.output_scale
     return point_nll, nll
 
 
@@ -137,9 +142,10 @@ def _note(
     model: Model, guide: LaplaceGuide, choice: Choice, rows: Jacobians, report: FitReport
 ) -> None:
     report.tau, report.point_nll, report.component_nll = choice.tau, choice.point_nll, choice.nll
-    means = guide.means()
     if model.likelihood.learns_noise:
-        report.noise = model.likelihood.unit * means["noise.log_scale"].exp().item()
+        report.noise = model.likelihood.unit * guide.means()["noise.log_scale"].exp().item()
+    if model.likelihood.softmax:
+        report.output_scale = choice.output_scale
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
     plain = guide.as_prior()
     report.kl = {guide.latent: kl_divergence(plain.normal, guide.prior).item()}
@@ -166,7 +172,7 @@ def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
 
 def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobians:
     """As many examples at a time as there is memory for; several processes divide the batches."""
-    means = {name: value.detach() for name, value in guide.means().items()}
+    means = guide.unpack(guide.loc.detach())  # as they were trained
     at_once = examples_at_once(len(guide.loc), _outputs(model, examples))
 
     def batches() -> Iterator[Batch]:
@@ -289,4 +295,6 @@ def _candidates(
     free = model.likelihood.learns_noise and given is None and not earlier
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
-    return with_noise_by_text(taus, spreads, held) if free else of_draws(taus, spreads, held)
+    if free:
+        return with_noise_by_text(taus, spreads, held)
+    return of_draws(taus, spreads, held, scaled=model.likelihood.softmax and given is None)

@@ -42,7 +42,7 @@ def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Fitted:
     guide = LaplaceGuide(part.model)
-    guide.move(part.guide.means())
+    guide.move(part.guide.prior_moments()[0])
     # `fit` centres the prior at the random initial values of the input side. They are not known
     # here; the point estimate takes their place, since these projections are arbitrary anyway.
     inner = {site.name for site in part.model.sites if site.role == "input"}

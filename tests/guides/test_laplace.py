@@ -382,7 +382,7 @@ def test_a_noise_by_text_is_the_best_for_held_out_rows() -> None:
             values[:, -1] += math.log(factor)
             densities.append(outputs.labels(values).log_prob(labels).double())
         brute = torch.stack(densities).logsumexp(0) - math.log(len(densities))
-        torch.testing.assert_close(made.log_densities[index], brute, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(made.log_densities[index, 0], brute, rtol=1e-4, atol=1e-4)
         return made
 
     exact = candidates_of(Normal(3.0, 2.0), 0.5, 0.0)
@@ -414,8 +414,9 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     nlls = torch.tensor([3.0, 2.0, 1.002, 1.001, 1.0005], dtype=torch.float64)
 
     def best(nlls: Tensor, point: float = 1.0) -> float:
-        of_point = torch.tensor([-point], dtype=torch.float64)
-        return Candidates(taus, torch.ones(5), -nlls[:, None], of_point).best().tau
+        of_point = torch.tensor([[-point]], dtype=torch.float64)
+        one = torch.ones(1)
+        return Candidates(taus, torch.ones(5), one, -nlls[:, None, None], of_point).best().tau
 
     assert best(nlls) == 1.0  # the widest that costs at most 0.3 %
     assert best(nlls.flip(0)) == 1.0  # but no wider than the prior
@@ -434,16 +435,14 @@ def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
 
     def component(mean: float) -> Candidates:
         normal = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), sds)
-        density = normal.log_prob(labels)
-        return Candidates(taus, torch.ones(len(taus)), density, density[-1])
+        density = normal.log_prob(labels)[:, None]
+        return Candidates(taus, torch.ones(len(taus)), torch.ones(1), density, density[-1])
 
     every = [component(-1.0), component(1.0)]
     alone = [each.best().tau for each in every]
     choices, point_nll, nll = candidates.best_together(every)
-    together = [
-        -torch.stack([each.log_densities[i] for each in every]).logsumexp(0).sub(math.log(2)).mean()
-        for i in range(len(taus))
-    ]
+    densities = torch.cat([each.log_densities for each in every], 1)
+    together = [*(math.log(2) - densities.logsumexp(1)).mean(1)]
     good = torch.stack(together) <= 1.001 * min(together)  # the nearest that is nearly the best
     brute = taus[int(good.nonzero()[0])].item()
     assert alone[0] == alone[1] < brute

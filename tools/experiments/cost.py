@@ -112,7 +112,7 @@ def _guide(model: Model, method: Method, batch: Batch) -> tuple[Guide, int]:
     if isinstance(guide, LaplaceGuide):  # as large as it is once it has been measured
         scale = guide.prior.covariance.scale
         axes = scale.new_zeros(len(scale), guide.rank)
-        guide.covariance = Covariance(scale, axes, scale.new_ones(guide.rank))
+        guide.unscaled = Covariance(scale, axes, scale.new_ones(guide.rank))
     return guide, 1 if guide.point else _PARTICLES
 
 

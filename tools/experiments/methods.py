@@ -29,7 +29,10 @@ __all__ = ["GUIDES", "INFERENCE", "PEFT", "Method", "dropout", "method", "upper_
 _ADAM: tuple[dict[str, Any], ...] = ({"lr": 2e-3}, {"lr": 5e-4})
 _NATURAL: tuple[dict[str, Any], ...] = ({}, {"lr": 0.1})
 _CHECKS, _PATIENCE = 10, 3  # evaluations of the validation rows with MC dropout; early stopping
-_REPORTED = ("steps", "best_step", "seconds", "tau", "noise", "point_nll", "component_nll")
+_REPORTED = (
+    *("steps", "best_step", "seconds", "tau", "noise", "output_scale"),
+    *("point_nll", "component_nll"),
+)
 
 
 def _search(

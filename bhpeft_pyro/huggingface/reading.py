@@ -51,7 +51,7 @@ def from_peft(
     """A classifier that is trained already, as a posterior: nothing is trained anew.
 
     Without data it is a point estimate (a "delta" guide) with the logits of the model given. With
-    data it is a Laplace approximation around it (`Posterior.widen`): the same mean, and a width.
+    data it is a Laplace approximation around it (`Posterior.widen`): the same weights, with a width.
     How it was trained need not be known.
 
     Args:

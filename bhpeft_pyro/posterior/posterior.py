@@ -249,13 +249,13 @@ class Posterior:
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
         """Add a Laplace approximation to a fitted point estimate, without training it again.
 
-        Each component is widened, and they stay a mixture. The predictive means are those of the
-        point estimates.
+        Each component is widened, and they stay a mixture. The predictive means of ratings are
+        those of the point estimates; the logits of classes are multiplied by an output scale.
 
         Args:
             data: the data that the point estimate was fitted to.
-            validation: as for `fit`: rows outside the training data, by which the width is chosen.
-                By default the rows that the fit held out of `data`.
+            validation: as for `fit`: rows outside the training data, by which the width and the
+                output scale are chosen. By default the rows that the fit held out of `data`.
             changes: options of the fit, such as `tau`.
 
         Raises:

@@ -450,6 +450,104 @@ def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
     assert nll <= 1.001 * min(together).item() and nll < point_nll
 
 
+def outputs_of(values: Tensor) -> Outputs:
+    return Outputs(tiny_model((), 3), values, (3,), None)
+
+
+def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
+    """Outputs that should be three times as large, against a loop; and few rows hardly say so."""
+    torch.manual_seed(0)
+    values = torch.randn(400, 3)
+    labels = dist.Categorical(logits=3 * values).sample()
+    sd, taus = torch.eye(3).expand(400, 3, 3) * 0.1, torch.tensor([0.1, 1.0, 10.0]).double()
+    held = [(outputs_of(values[:150]), labels[:150]), (outputs_of(values[150:]), labels[150:])]
+    spreads = [[sd[:150] / tau, sd[150:] / tau] for tau in taus]
+    found = candidates.of_draws(taus, spreads, held, scaled=True)
+    scales = candidates.OUTPUT_SCALES
+    with seeded(0):
+        noise = symmetric_noise(candidates.DRAWS, 3)
+    for tau, scale in ((0, 3), (1, 14), (2, 9)):
+        drawn = outputs_of(scales[scale] * values).draws(scales[scale] ** 2 * sd / taus[tau], noise)
+        chosen = drawn.softmax(-1).gather(-1, labels.expand(len(drawn), -1).unsqueeze(-1))
+        expected = chosen.squeeze(-1).mean(0).log().double()
+        torch.testing.assert_close(found.log_densities[tau, scale], expected, rtol=1e-3, atol=1e-3)
+    logits = scales[:, None, None].float() * values
+    of_point = dist.Categorical(logits=logits).log_prob(labels).double()
+    torch.testing.assert_close(found.point, of_point, rtol=1e-4, atol=1e-4)
+
+    nlls = -found.log_densities.mean(-1) + scales.log() ** 2 / 800
+    choice = found.best()
+    assert nlls.min().item() == pytest.approx(choice.nll or 0.0, abs=0.002)  # and the penalty
+    assert choice.output_scale == pytest.approx(3.0, rel=0.3)
+    best = of_point.mean(1) - scales.log() ** 2 / 800
+    assert choice.point_nll == pytest.approx(-of_point[best.argmax()].mean().item())
+
+    sure = [(outputs_of(values[:2]), values[:2].argmax(1))]  # both right: the larger the better
+    few = candidates.of_draws(taus, [[sd[:2] / tau] for tau in taus], sure, scaled=True)
+    assert few.best().output_scale < 3
+    given = candidates.of_draws(taus, spreads, held, scaled=False).best()
+    assert given.output_scale == 1.0
+
+
+def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> None:
+    """The mean of predictions that err apart is less certain than it should be."""
+    torch.manual_seed(0)
+    truth = 2 * torch.randn(2000, 3)
+    labels = dist.Categorical(logits=truth).sample()
+    taus, scales = torch.ones(1).double(), candidates.OUTPUT_SCALES
+
+    def component() -> Candidates:
+        values = truth + 1.5 * torch.randn(2000, 3)
+        held = [(outputs_of(values), labels)]
+        return candidates.of_draws(taus, [[torch.zeros(2000, 3, 3)]], held, scaled=True)
+
+    every = [component() for _ in range(4)]
+    alone = [scales.tolist().index(each.best().output_scale) for each in every]
+    together = []
+    for shift in range(-6, 7):
+        at = [each.log_densities[0, i + shift] for i, each in zip(alone, every, strict=True)]
+        nll = (math.log(4) - torch.stack(at).logsumexp(0)).mean()
+        costs = [scales[i + shift].log() ** 2 / 4000 for i in alone]
+        together.append((nll + sum(costs) / 4).item())
+    best = together.index(min(together)) - 6
+    choices, point_nll, nll = candidates.best_together(every)
+    assert best > 0
+    for index, choice in zip(alone, choices, strict=True):
+        assert choice.output_scale == pytest.approx(scales[index + best].item())
+    assert nll == pytest.approx(min(together), abs=1e-3) and nll <= point_nll
+
+
+@pytest.mark.parametrize("labels", [None, bh.likelihoods.OrderedLogistic(2)])
+def test_the_output_scale_is_for_predictions_only(labels: Any, tmp_path: Path) -> None:
+    """The next round learns from the weights as they were trained."""
+    model = tiny_model(bh.presets.bh_peft(), labels.outputs if labels else 2, likelihood=labels)
+    first = bh.fit(model, "laplace", tiny_examples(80), components=1, max_steps=60, **PLAIN)
+    guide, scale = guide_of(first), first.report.output_scale
+    if labels:  # its cutpoints are outputs too, in effect
+        assert scale is None and guide.output_scale == 1 and "output scale" not in str(first.report)
+        return
+    assert scale is not None and scale != 1
+    assert guide.output_scale.item() == pytest.approx(scale)
+    assert f"output scale {scale:.3g}" in str(first.report)
+    center = guide.unpack(guide.loc.detach())["head.weight"]
+    torch.testing.assert_close(guide.means()["head.weight"], scale * center)
+    first.save(tmp_path / "first")
+    plain = load(tmp_path / "first")
+    assert guide_of(plain).output_scale.item() == pytest.approx(scale)
+    texts = random_texts(9)
+    same = (each.predict(texts).probabilities for each in (plain, first))
+    torch.testing.assert_close(next(same), next(same))
+    guide_of(plain).retune(guide.tau.item())
+    one, other = (each.update(tiny_examples(9, seed=1), **QUICK) for each in (first, plain))
+    assert one.report.output_scale == pytest.approx(scale)  # carried over, as tau is
+    assert other.report.output_scale == 1
+    for a, b in zip(one.guide.state_dict().items(), other.guide.state_dict().items(), strict=True):
+        assert a[0] == b[0]
+        if a[0] != "output_scale":
+            torch.testing.assert_close(a[1], b[1])
+    torch.testing.assert_close(guide_of(one).loc, guide_of(other).loc)
+
+
 def test_a_mixture_is_tuned_together_and_its_report_says_so() -> None:
     model = tiny_model(bh.presets.bh_peft())
     posterior = bh.fit(model, "laplace", tiny_examples(80), components=3, max_steps=30, **PLAIN)
@@ -462,6 +560,7 @@ def test_a_mixture_is_tuned_together_and_its_report_says_so() -> None:
     assert f"mixture: held-out NLL {report.component_nll:.3f}" in str(report)
     for each in posterior.components:
         assert guide_of(each).tau.item() == pytest.approx(each.report.tau)
+        assert guide_of(each).output_scale.item() == pytest.approx(each.report.output_scale)
 
 
 def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:

@@ -103,6 +103,34 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
     assert outputs.mean.shape == (len(batch), count + own)
 
 
+@pytest.mark.parametrize(("likelihood", "data"), [LIKELIHOODS[0], LIKELIHOODS[-1]])
+def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: Any) -> None:
+    """Those of every draw of the weights too, while the posterior that becomes a prior stays."""
+    posterior = posterior_of(likelihood)
+    model, guide = posterior.model, posterior.guide
+    assert isinstance(guide, LaplaceGuide)
+    examples = posterior.encode(data, labelled=False)
+    (batch,) = examples.batches(len(examples))
+
+    def found() -> tuple[Tensor, ...]:
+        outputs, jacobians = jacobian(model, guide.means(), batch)
+        plain = bh.Model(model.network)  # whose outputs are not compared by a softmax
+        at, weights = guide.means(), draw(model, guide, 5, seed=7)
+        linear = Linearised(plain, at)._linear(weights, batch)
+        passed = guide.as_prior().normal
+        kept = passed.loc, passed.covariance.scale, *guide.prior_moments()[0].values()
+        return outputs.mean, linear, guide.covariance.projected(jacobians), *kept
+
+    before = found()
+    guide.retune(1.0, output_scale=2.5)
+    factors = (2.5, 2.5, 2.5**2, *[1.0] * (len(before) - 3))
+    for old, new, factor in zip(before, found(), factors, strict=True):
+        torch.testing.assert_close(new, factor * old, atol=1e-4, rtol=1e-4)
+    closed, drawn = (posterior.predict(data, 4000, keep_samples=kept) for kept in (False, True))
+    one, other = closed.probabilities, drawn.probabilities  # type: ignore[union-attr]
+    torch.testing.assert_close(one, other, atol=0.03, rtol=0.0)
+
+
 @pytest.mark.parametrize(("likelihood", "data"), LIKELIHOODS)
 def test_all_draws_at_once_are_the_draws_one_by_one(likelihood: Likelihood, data: Any) -> None:
     posterior = posterior_of(likelihood)

@@ -276,13 +276,17 @@ def trained(labels: int = 2, **options: Any) -> Any:
 
 
 def test_width_predictions_and_rounds(tmp_path: Path) -> None:
-    """Two lines to uncertainty: the mean stays, rounds follow, and it comes back from disk."""
+    """Two lines to uncertainty: the mean stays, times the output scale; rounds follow, and it comes
+    back from disk."""
     model = trained()
     point = bh.from_peft(model, tokenizer=tiny_tokenizer())
+    plain = bh.from_peft(model, TRAIN, tokenizer=tiny_tokenizer())
+    close(ours(plain, TEST), logits(model, TEST))
     posterior = bh.from_peft(
         model, TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
     )
-    close(ours(posterior, TEST), logits(model, TEST))
+    close(ours(posterior, TEST), posterior.report.output_scale * logits(model, TEST))
+    assert plain.report.output_scale == 1 != posterior.report.output_scale
     assert point.columns.label_names == ("even", "odd")
     assert point.report.examples == 0 and posterior.report.examples == len(TRAIN)
     assert posterior.report.component_nll <= posterior.report.point_nll * 1.003

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -78,19 +77,25 @@ class Candidates:
         away = self.output_scales.log() / _SPREAD
         return away.square() / (2 * self.point.shape[-1])
 
+    @property
+    def point_nll(self) -> Tensor:
+        """NLL of the point estimate, at its best output scale."""
+        return _best(-self.point.mean(1), self.penalties)[0]
+
     def best(self) -> Choice:
         """The choice for this component alone."""
         return self.at(*self.best_index())
 
     def best_index(self) -> tuple[int, int]:
-        """Of tau and of the output scale: the lowest penalised NLL; among the taus that hardly
-        differ from it, the nearest to 1 (if nothing was learnt, all widths are equally good).
+        """Of tau and of the output scale, which is the best for each tau: the lowest NLL; among the
+        taus that hardly differ from it, the nearest to 1 (if nothing was learnt, all widths are
+        equally good).
 
         If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
         wider than tau = 1.
         """
-        nlls, scales = (self.penalties - self.log_densities.mean(-1)).min(1)
-        point = (self.penalties - self.point.mean(-1)).min()
+        nlls, scales = _best(-self.log_densities.mean(-1), self.penalties)
+        point = self.point_nll
         away = self.taus.log().abs()
         if nlls.min() <= point:
             alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
@@ -107,7 +112,7 @@ class Candidates:
             self.taus[tau].item() / noise**2,
             noise,
             self.output_scales[scale].item(),
-            -self.point[(self.penalties - self.point.mean(-1)).argmin()].mean().item(),
+            self.point_nll.item(),
             -self.log_densities[tau, scale].mean().item(),
         )
 
@@ -118,51 +123,52 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
     They are the best for each component alone, all widths made wider or narrower by the same
     factor: each alone also covers errors that the other components cover, so the mixture would be
     too wide. Likewise all output scales change by the same factor: the mean of several predictions
-    is less certain than each of them. The factors have the lowest penalised NLL of the mixture;
-    among those of the width that hardly differ, it is the nearest to 1. If none improves on the
-    mixture of the point estimates, any that costs at most 0.3 % will do.
+    is less certain than each of them. The factors have the lowest NLL of the mixture; among those
+    of the width that hardly differ, it is the nearest to 1. If none improves on the mixture of the
+    point estimates, any that costs at most 0.3 % will do.
 
     Returns:
         The choices, and the NLL of the mixture of point estimates and of components.
     """
     own = [each.best_index() for each in every]
     count, scales = max(len(each.taus) for each in every), len(every[0].output_scales)
+    shifts, factors = sorted(range(1 - count, count), key=abs), range(1 - scales, scales)
 
-    def nearby(shift: int, factor: int) -> list[tuple[int, int]]:
+    def moved(shift: int, factor: int) -> list[tuple[int, int]]:
         return [
             (_within(tau + shift, each.taus), _within(scale + factor, each.output_scales))
             for (tau, scale), each in zip(own, every, strict=True)
         ]
 
-    def nll(at: Sequence[tuple[int, int]]) -> float:
-        return _nll([each.log_densities[index] for index, each in zip(at, every, strict=True)])
+    nlls, penalties = torch.zeros(2, len(shifts), len(factors), dtype=torch.float64)
+    for row, shift in enumerate(shifts):
+        for column, factor in enumerate(factors):
+            pairs = [*zip(moved(shift, factor), every, strict=True)]
+            nlls[row, column] = _nll([each.log_densities[index] for index, each in pairs])
+            penalties[row, column] = sum(each.penalties[scale] for (_, scale), each in pairs)
+    best, at = _best(nlls, penalties / len(every))
+    points = torch.stack([_nll([each.point[scale] for each in every]) for scale in range(scales)])
+    point, _ = _best(points, every[0].penalties)
+    limit = best.min() + _ALIKE * best.min().abs()
+    if best.min() > point:
+        limit = limit.clamp_min(point + _COST * point.abs())
+    row = int((best <= limit).nonzero()[0])
+    chosen = zip(moved(shifts[row], factors[int(at[row])]), every, strict=True)
+    return [each.at(*index) for index, each in chosen], point.item(), best[row].item()
 
-    def penalty(at: Sequence[tuple[int, int]]) -> float:
-        pairs = zip(at, every, strict=True)
-        return fmean(each.penalties[scale].item() for (_, scale), each in pairs)
 
-    shifts = sorted(range(1 - count, count), key=abs)
-    best = []
-    for shift in shifts:
-        tried = [nearby(shift, factor) for factor in range(1 - scales, scales)]
-        best.append(min((nll(at) + penalty(at), at) for at in tried))
-    costs = torch.tensor([cost for cost, _ in best], dtype=torch.float64)
-    points = torch.tensor([_nll([each.point[c] for each in every]) for c in range(scales)])
-    penalised = points + every[0].penalties
-    limit = costs.min() + _ALIKE * costs.min().abs()
-    if costs.min() > penalised.min():
-        limit = limit.clamp_min(penalised.min() + _COST * penalised.min().abs())
-    _, at = best[int((costs <= limit).nonzero()[0])]
-    choices = [each.at(*index) for index, each in zip(at, every, strict=True)]
-    return choices, points[penalised.argmin()].item(), nll(at)
+def _best(nlls: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """(...,) of NLLs (..., C) that of the lowest sum with its penalty, and the index."""
+    at = (nlls + penalties).argmin(-1, keepdim=True)
+    return nlls.gather(-1, at).squeeze(-1), at.squeeze(-1)
 
 
 def _within(index: int, values: Tensor) -> int:
     return min(max(index, 0), len(values) - 1)
 
 
-def _nll(log_densities: Sequence[Tensor]) -> float:
-    return -_mean(torch.stack(list(log_densities))).mean().item()
+def _nll(log_densities: Sequence[Tensor]) -> Tensor:
+    return -_mean(torch.stack(list(log_densities))).mean()
 
 
 def of_draws(

@@ -90,7 +90,7 @@ model.eval().save_pretrained("adapter")
 #
 # `from_peft` puts a Laplace approximation around the adapter's weights and the last linear layer.
 # The rows it was trained on give the curvature. Rows that it has not seen, 200 of them, choose how
-# wide the posterior is. For comparison, `point` is the adapter as it is.
+# wide the posterior is, and a scale of the logits. For comparison, `point` is the adapter as it is.
 
 # %%
 point = bh.from_peft(model, tokenizer=tokenizer)
@@ -98,9 +98,10 @@ posterior = bh.from_peft(model, movies.train, validation=movies.validation, toke
 print(posterior.report)
 
 # %% [markdown]
-# The mean of the logits is that of the adapter, so the two predict the same classes. What changes
-# is how sure they are: the negative log likelihood (NLL) punishes wrong answers given with
-# confidence, and the expected calibration error (ECE) is the gap between confidence and accuracy.
+# The mean of the logits is the adapter's times the output scale, so the two predict the same
+# classes. What changes is how sure they are: the negative log likelihood (NLL) punishes wrong
+# answers given with confidence, and the expected calibration error (ECE) is the gap between
+# confidence and accuracy.
 
 # %%
 before, after = point.predict(movies.test), posterior.predict(movies.test)

@@ -209,7 +209,6 @@ class LaplaceGuide(Guide):
         self._take(model)
         self.first_scale = self.prior.covariance.scale.clone()
         self.tau.fill_(1.0)
-        self.output_scale.fill_(1.0)
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         # The noise scale starts at the sd of the ratings, far from that of the errors.

@@ -78,7 +78,8 @@ def widen(
         model: the model, with the prior that the guide was fitted under.
         examples: the training data.
         held_out: labelled examples that choose tau and the noise or output scale. Without them tau
-            is that of `report.options`, or does not change (it is 1 at first).
+            is that of `report.options`, or does not change (it is 1 at first), and the output scale
+            is 1: that of another fit, which stopped at another step, says nothing about this one.
         report: of the fit.
 
     Returns:
@@ -94,8 +95,7 @@ def widen(
         rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
         weight = len(examples) / (len(first) + sum(map(len, more)))
         curvature = measured(model, guide, rows, weight)
-        tau = options.tau or guide.tau.item()
-        candidates, choice = None, Choice(tau, output_scale=guide.output_scale.item())
+        candidates, choice = None, Choice(options.tau or guide.tau.item())
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()

@@ -231,15 +231,17 @@ class LaplaceGuide(Guide):
 
     @torch.no_grad()
     def move(self, values: Mapping[str, Tensor]) -> None:
-        by_site = self.unpack(values.get(self.latent, self.loc)) | dict(values)
-        self.loc.copy_(torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes]))
+        factors = self._factors()
+        by_site = self.unpack(values.get(self.latent, factors * self.loc)) | dict(values)
+        flat = torch.cat([by_site[n].to(self.loc).flatten() for n in self._shapes])
+        self.loc.copy_(flat / factors)
 
     def scales(self) -> dict[str, Tensor]:
         return self.unpack(self.covariance.variance.sqrt()) if self.measured else {}
 
     def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         sds = self.unpack(self.as_prior().normal.stddev) if self.measured else {}
-        return self.unpack(self.loc.detach()), sds
+        return self.unpack(self.loc.detach().clone()), sds
 
     @torch.no_grad()
     def marginal_kl(self) -> dict[str, float]:
@@ -281,11 +283,13 @@ class LaplaceGuide(Guide):
         self.output_scale.fill_(output_scale)
         self.measured.fill_(True)
 
-    def retune(self, tau: float, noise: float = 1.0, output_scale: float = 1.0) -> None:
-        """Change tau and the output scale, and multiply the ratings' noise scale by `noise`."""
+    def retune(self, tau: float, noise: float = 1.0, output_scale: float | None = None) -> None:
+        """Change tau and, if given, the output scale, and multiply the ratings' noise scale by
+        `noise`."""
+        scale = self.output_scale.item() if output_scale is None else output_scale
         times = None if noise == 1 else self.information_factor(noise)
         own = retempered(self.unscaled, self.first_scale, self.tau.item(), tau, times)
-        self.set_covariance(own, tau, noise, output_scale)
+        self.set_covariance(own, tau, noise, scale)
 
     def information_factor(self, noise: float) -> Tensor:
         """(D,) the information of ratings about each weight under a noise scale `noise` times as
@@ -307,8 +311,7 @@ class LaplaceGuide(Guide):
         center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
         prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
         twin = copy.copy(self)
-        twin._buffers = {**self._buffers, "output_scale": torch.ones_like(self.output_scale)}
-        twin.prior, twin._joint = prior.normal, True
+        twin.prior, twin._joint, twin._head = prior.normal, True, set()  # at an output scale of 1
         return model.with_prior(prior), twin, 1.0
 
     def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:

@@ -78,9 +78,9 @@ class Candidates:
         return away.square() / (2 * self.point.shape[-1])
 
     @property
-    def point_nll(self) -> Tensor:
-        """NLL of the point estimate, at its best output scale."""
-        return _best(-self.point.mean(1), self.penalties)[0]
+    def point_index(self) -> int:
+        """The output scale that suits the point estimate."""
+        return int(_best(-self.point.mean(1), self.penalties)[1])
 
     def best(self) -> Choice:
         """The choice for this component alone."""
@@ -95,7 +95,7 @@ class Candidates:
         wider than tau = 1.
         """
         nlls, scales = _best(-self.log_densities.mean(-1), self.penalties)
-        point = self.point_nll
+        point = -self.point[self.point_index].mean()
         away = self.taus.log().abs()
         if nlls.min() <= point:
             alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
@@ -112,7 +112,7 @@ class Candidates:
             self.taus[tau].item() / noise**2,
             noise,
             self.output_scales[scale].item(),
-            self.point_nll.item(),
+            -self.point[self.point_index].mean().item(),
             -self.log_densities[tau, scale].mean().item(),
         )
 
@@ -130,45 +130,52 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
     Returns:
         The choices, and the NLL of the mixture of point estimates and of components.
     """
-    own = [each.best_index() for each in every]
-    count, scales = max(len(each.taus) for each in every), len(every[0].output_scales)
-    shifts, factors = sorted(range(1 - count, count), key=abs), range(1 - scales, scales)
-
-    def moved(shift: int, factor: int) -> list[tuple[int, int]]:
-        return [
-            (_within(tau + shift, each.taus), _within(scale + factor, each.output_scales))
-            for (tau, scale), each in zip(own, every, strict=True)
-        ]
-
-    nlls, penalties = torch.zeros(2, len(shifts), len(factors), dtype=torch.float64)
-    for row, shift in enumerate(shifts):
-        for column, factor in enumerate(factors):
-            pairs = [*zip(moved(shift, factor), every, strict=True)]
-            nlls[row, column] = _nll([each.log_densities[index] for index, each in pairs])
-            penalties[row, column] = sum(each.penalties[scale] for (_, scale), each in pairs)
-    best, at = _best(nlls, penalties / len(every))
-    points = torch.stack([_nll([each.point[scale] for each in every]) for scale in range(scales)])
-    point, _ = _best(points, every[0].penalties)
-    limit = best.min() + _ALIKE * best.min().abs()
-    if best.min() > point:
-        limit = limit.clamp_min(point + _COST * point.abs())
-    row = int((best <= limit).nonzero()[0])
-    chosen = zip(moved(shifts[row], factors[int(at[row])]), every, strict=True)
-    return [each.at(*index) for index, each in chosen], point.item(), best[row].item()
+    own, penalties = [each.best_index() for each in every], every[0].penalties
+    of_points = [each.point for each in every]
+    point, _ = _together(of_points, [each.point_index for each in every], penalties)
+    found = []
+    count = max(len(each.taus) for each in every)
+    for shift in sorted(range(1 - count, count), key=abs):
+        taus = [_within(at + shift, each.taus) for (at, _), each in zip(own, every, strict=True)]
+        densities = [each.log_densities[at] for at, each in zip(taus, every, strict=True)]
+        found.append((taus, *_together(densities, [scale for _, scale in own], penalties)))
+    nlls = torch.tensor([nll for _, nll, _ in found], dtype=torch.float64)
+    limit = nlls.min() + _ALIKE * nlls.min().abs()
+    if nlls.min() > point:
+        limit = limit.clamp_min(point + _COST * abs(point))
+    taus, nll, scales = found[int((nlls <= limit).nonzero()[0])]
+    return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point, nll
 
 
-def _best(nlls: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """(...,) of NLLs (..., C) that of the lowest sum with its penalty, and the index."""
-    at = (nlls + penalties).argmin(-1, keepdim=True)
-    return nlls.gather(-1, at).squeeze(-1), at.squeeze(-1)
+def _together(
+    densities: Sequence[Tensor], own: Sequence[int], penalties: Tensor
+) -> tuple[float, list[int]]:
+    """The lowest penalised NLL of a mixture whose output scales all change by one factor.
+
+    Args:
+        densities: (C, N) log densities, for each component.
+        own: the index of its output scale before.
+        penalties: (C,).
+
+    Returns:
+        The NLL, and the indices of the output scales.
+    """
+    factors = range(1 - len(penalties), len(penalties))
+    tried = [[_within(at + factor, penalties) for at in own] for factor in factors]
+    each = [zip(at, densities, strict=True) for at in tried]
+    nlls = torch.stack([-_mean(torch.stack([d[i] for i, d in at])).mean() for at in each])
+    best = int((nlls + penalties[torch.tensor(tried)].mean(1)).argmin())
+    return nlls[best].item(), tried[best]
 
 
 def _within(index: int, values: Tensor) -> int:
     return min(max(index, 0), len(values) - 1)
 
 
-def _nll(log_densities: Sequence[Tensor]) -> Tensor:
-    return -_mean(torch.stack(list(log_densities))).mean()
+def _best(nlls: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
+    """(...,) of NLLs (..., C) that of the lowest sum with its penalty, and the index."""
+    at = (nlls + penalties).argmin(-1, keepdim=True)
+    return nlls.gather(-1, at).squeeze(-1), at.squeeze(-1)
 
 
 def of_draws(
@@ -191,10 +198,11 @@ def of_draws(
 def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
     """(C, N) log densities at each output scale; those of the point estimate if there are no
     spreads."""
-    found = [
-        torch.stack([_mean(outputs.labels(c * values).log_prob(labels)) for c in scales.tolist()])
-        for outputs, values, labels in _draws(held, spreads)
-    ]
+    found = []
+    for outputs, values, labels in _draws(held, spreads):
+        own = outputs.of_likelihood()
+        at = [values * torch.where(own, 1.0, scale) for scale in scales.tolist()]
+        found.append(torch.stack([_mean(outputs.labels(x).log_prob(labels)) for x in at]))
     return torch.cat(found, 1).cpu()
 
 
@@ -282,7 +290,8 @@ def _at_noises(held: Held, spreads: Sequence[Tensor], noises: Tensor) -> Tensor:
     found = []
     for outputs, values, labels in _draws(held, spreads):
         factors = noises.to(values).reshape(-1, 1, 1, 1)
-        away = (values - outputs.mean) * torch.where(outputs.of_noise(), 1.0, factors)
+        own = outputs.of_likelihood("noise.log_scale")
+        away = (values - outputs.mean) * torch.where(own, 1.0, factors)
         normal = outputs.labels(outputs.mean + away)  # (F, S, B)
         scaled = Normal(normal.mean, factors.squeeze(-1) * normal.stddev)
         found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))

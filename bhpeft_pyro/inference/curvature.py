@@ -72,7 +72,7 @@ def _scores(outputs: Outputs) -> list[Tensor]:
             # Ratings tell a noise scale times a text's factor: along a larger scale and smaller
             # factors the posterior would be as wide as the prior. So the scale counts as known to
             # the factors, and they to it.
-            own = outputs.of_noise()
+            own = outputs.of_likelihood("noise.log_scale")
             return [part for each in by_outcome for part in (each * ~own, each * own)]
         values = outputs.mean.detach().expand(_LABELS, -1, -1).clone().requires_grad_()
         (total,) = one_outcome(outputs.labels(values))

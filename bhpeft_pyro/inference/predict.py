@@ -175,9 +175,10 @@ def _until_certain(runs: Sequence[_Run], examples: Examples, certainty: float) -
 
 def _read(model: Model, guide: Guide, noise: Tensor, draw: Take, batch: Batch) -> Sequence[Tensor]:
     """The prediction of one component for a batch: tensors (S, B, ...)."""
-    assert guide.covariance is not None
+    own = guide.covariance
+    assert own is not None
     outputs, rows = jacobian(model, guide.means(), batch)
-    covariance = guide.covariance.projected(rows)
+    covariance = own.projected(rows)
     if model.likelihood.constant_noise:
         center = outputs.labels(outputs.mean)
         variance = model.likelihood.unit**2 * covariance[:, 0, 0]

@@ -79,7 +79,7 @@ def widen(
         examples: the training data.
         held_out: labelled examples that choose tau and the noise or output scale. Without them tau
             is that of `report.options`, or does not change (it is 1 at first), and the output scale
-            is 1: that of another fit, which stopped at another step, says nothing about this one.
+            is that of `report`, or 1: an earlier round's is of a fit that stopped at another step.
         report: of the fit.
 
     Returns:
@@ -95,7 +95,8 @@ def widen(
         rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
         weight = len(examples) / (len(first) + sum(map(len, more)))
         curvature = measured(model, guide, rows, weight)
-        candidates, choice = None, Choice(options.tau or guide.tau.item())
+        candidates = None
+        choice = Choice(options.tau or guide.tau.item(), output_scale=report.output_scale or 1.0)
         if held_out is not None:
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()

@@ -66,11 +66,11 @@ class Outputs:
         outputs = network.reshape(*lead, *self.shape)
         return self.model.likelihood.of(outputs, weights, self.choices, self.extra)
 
-    def of_noise(self) -> Tensor:
-        """(E,) which of them is the likelihood's site "noise.log_scale"."""
+    def of_likelihood(self, *names: str) -> Tensor:
+        """(E,) which of them are weights of the likelihood; of these sites only, if given."""
         parts = [torch.zeros(math.prod(self.shape), dtype=torch.bool)]
         for site in self.model.likelihood.sites:
-            parts.append(torch.full((site.numel,), site.name == "noise.log_scale"))
+            parts.append(torch.full((site.numel,), not names or site.name in names))
         return torch.cat(parts).to(self.mean.device)
 
     def draws(self, covariance: Tensor, noise: Tensor) -> Tensor:

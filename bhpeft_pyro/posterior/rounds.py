@@ -263,7 +263,14 @@ def _fit_coreset(
 ) -> Posterior:
     """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
     options = replace(posterior.report.options, patience=None)
-    report = FitReport(len(kept), kept.fingerprint, options, parent=posterior.report.id)
+    first = posterior.report
+    report = FitReport(
+        len(kept),
+        kept.fingerprint,
+        options,
+        parent=first.id,
+        output_scale=first.output_scale,
+    )
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
     report.pull = pull_of(guide)

@@ -537,7 +537,7 @@ def test_the_output_scale_is_for_predictions_only(labels: Any, tmp_path: Path) -
     texts = random_texts(9)
     same = (each.predict(texts).probabilities for each in (plain, first))
     torch.testing.assert_close(next(same), next(same))
-    guide_of(plain).retune(guide.tau.item())
+    guide_of(plain).retune(guide.tau.item(), output_scale=1.0)
     one, other = (each.update(tiny_examples(9, seed=1), **QUICK) for each in (first, plain))
     assert one.report.output_scale == other.report.output_scale == 1  # no rows choose it
     for name, value in one.guide.state_dict().items():

@@ -136,7 +136,7 @@ def test_a_laplace_approximations_kl_is_to_the_prior_that_is_kept() -> None:
     of = tiny_model((LoRA(rank=2, gated=True),))
     for each in fit("laplace", 2, of, max_steps=20).components:
         prior = each.model.prior.normal
-        now = LowRankNormal(each.guide.loc, each.guide.covariance)
+        now = LowRankNormal(each.guide.loc, each.guide.unscaled)
         assert each.report.kl == {"weights": pytest.approx(kl_divergence(now, prior).item())}
         assert sum(each.report.kl.values()) > 0.1
 

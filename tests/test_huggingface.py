@@ -286,6 +286,7 @@ def test_width_predictions_and_rounds(tmp_path: Path) -> None:
         model, TRAIN, validation=tiny_examples(12, seed=2), tokenizer=tiny_tokenizer()
     )
     close(ours(posterior, TEST), posterior.report.output_scale * logits(model, TEST))
+    close(ours(posterior, TEST), logits(posterior.merge(), TEST))
     assert plain.report.output_scale == 1 != posterior.report.output_scale
     assert point.columns.label_names == ("even", "odd")
     assert point.report.examples == 0 and posterior.report.examples == len(TRAIN)

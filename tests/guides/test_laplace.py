@@ -29,6 +29,7 @@ from saves import load
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.changes import shifts
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
@@ -37,6 +38,7 @@ from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
 from bhpeft_pyro.model.linearized import Outputs, jacobian, symmetric_noise
+from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -496,25 +498,55 @@ def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> Non
     labels = dist.Categorical(logits=truth).sample()
     taus, scales = torch.ones(1).double(), candidates.OUTPUT_SCALES
 
-    def component() -> Candidates:
-        values = truth + 1.5 * torch.randn(2000, 3)
+    def component(factor: float) -> Candidates:
+        values = factor * (truth + 1.5 * torch.randn(2000, 3))
         held = [(outputs_of(values), labels)]
         return candidates.of_draws(taus, [[torch.zeros(2000, 3, 3)]], held, scaled=True)
 
-    every = [component() for _ in range(4)]
+    every = [component(factor) for factor in (0.5, 1.0, 1.0, 2.0)]
     alone = [scales.tolist().index(each.best().output_scale) for each in every]
+    assert alone[0] > alone[1] > alone[3]
     together = []
-    for shift in range(-6, 7):
+    for shift in range(-4, 5):
         at = [each.log_densities[0, i + shift] for i, each in zip(alone, every, strict=True)]
         nll = (math.log(4) - torch.stack(at).logsumexp(0)).mean()
         costs = [scales[i + shift].log() ** 2 / 4000 for i in alone]
         together.append((nll + sum(costs) / 4).item())
-    best = together.index(min(together)) - 6
+    best = together.index(min(together)) - 4
     choices, point_nll, nll = candidates.best_together(every)
     assert best > 0
     for index, choice in zip(alone, choices, strict=True):
         assert choice.output_scale == pytest.approx(scales[index + best].item())
-    assert nll == pytest.approx(min(together), abs=1e-3) and nll <= point_nll
+    assert nll == pytest.approx(min(together), abs=1e-3)
+    assert nll == pytest.approx(point_nll)  # there is no width here, and points get scales too
+
+
+class Shifted(bh.likelihoods.Categorical):
+    """Classes whose logits have an offset of their own, which is no output of the network."""
+
+    softmax = True
+    sites = (Site("offset", (2,), ("output",), torch.ones(1), lambda: torch.tensor([2.0, -2.0])),)
+
+    def distribution(self, outputs: Tensor, weights: Any, choices: Any = None) -> Any:
+        return dist.Categorical(logits=outputs + weights["offset"])
+
+
+@pytest.mark.parametrize("likelihood", [Shifted(), bh.likelihoods.MultipleChoice()])
+def test_the_output_scale_is_chosen_by_the_forecasts_that_it_makes(likelihood: Any) -> None:
+    model = tiny_model((), 1 if likelihood.kind == "choice" else 2, likelihood=likelihood)
+    rows: Any = tiny_examples(60)
+    if likelihood.kind == "choice":  # the last answer is missing in every third question
+        right = [i % 2 for i in range(60)]
+        answers = [
+            [f"w{5 if k == right[i] else 6} w{20 + i}" for k in range(3 - i % 3 % 2)]
+            for i in range(60)
+        ]
+        rows = {"question": random_texts(60), "choices": answers, "answer": right}
+    posterior = bh.fit(model, "laplace", rows, components=2, max_steps=40, **PLAIN)
+    held_out = posterior.encode(rows).hold_out(posterior.report.split or 0)[1]
+    nll = posterior.evaluate(held_out, samples=4000)["nll"]
+    assert posterior.report.component_nll == pytest.approx(nll, abs=0.01)
+    assert {each.report.output_scale for each in posterior.components} != {1.0}
 
 
 @pytest.mark.parametrize("labels", [None, bh.likelihoods.OrderedLogistic(2)])
@@ -538,12 +570,22 @@ def test_the_output_scale_is_for_predictions_only(labels: Any, tmp_path: Path) -
     same = (each.predict(texts).probabilities for each in (plain, first))
     torch.testing.assert_close(next(same), next(same))
     guide_of(plain).retune(guide.tau.item(), output_scale=1.0)
-    one, other = (each.update(tiny_examples(9, seed=1), **QUICK) for each in (first, plain))
+    both = first, plain
+    one, other = (each.update(tiny_examples(9, seed=1), **QUICK) for each in both)
     assert one.report.output_scale == other.report.output_scale == 1  # no rows choose it
     for name, value in one.guide.state_dict().items():
         torch.testing.assert_close(value, other.guide.state_dict()[name])
-    again = first.update(tiny_examples(9, seed=1), validation=tiny_examples(40, seed=2), **QUICK)
-    assert again.report.output_scale != 1
+    one, other = (each.update(tiny_examples(9, seed=1), guide="normal", **QUICK) for each in both)
+    for name, value in one.guide.means().items():
+        torch.testing.assert_close(value, other.guide.means()[name])
+    assert shifts(first) == shifts(plain)
+    again = guide_of(first.widen(tiny_examples(80)))
+    torch.testing.assert_close(again.loc, guide.loc)
+    state = {name: value for name, value in guide.state_dict().items() if name != "output_scale"}
+    again.load_state_dict(state)  # of a version without
+    assert again.output_scale == 1
+    chosen = first.update(tiny_examples(9, seed=1), validation=tiny_examples(40, seed=2), **QUICK)
+    assert chosen.report.output_scale != 1
 
 
 def test_a_mixture_is_tuned_together_and_its_report_says_so() -> None:
@@ -675,6 +717,8 @@ def test_a_given_tau_is_that_of_the_covariance(tau: float) -> None:
     fitted = bh.fit(model, "laplace", rows, components=2, tau=tau, **QUICK)
     for each in fitted.components:
         assert each.report.tau == tau and guide_of(each).tau.item() == pytest.approx(tau)
+    classes = bh.fit(tiny_model(()), "laplace", tiny_examples(60), components=1, tau=tau, **QUICK)
+    assert classes.report.held_out and classes.report.output_scale == 1
 
 
 @pytest.mark.parametrize("likelihood", [None, Normal(0.5, 1.0)])

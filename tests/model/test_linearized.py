@@ -130,6 +130,19 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
     one, other = closed.probabilities, drawn.probabilities  # type: ignore[union-attr]
     torch.testing.assert_close(one, other, atol=0.03, rtol=0.0)
 
+    before = guide.loc.detach().clone()
+    guide.move(guide.means())
+    torch.testing.assert_close(guide.loc.detach(), before)
+    prior = guide.as_prior()
+    as_posterior, around = guide.for_predictions(model.with_prior(prior))
+    torch.testing.assert_close(around, guide.means())
+    found_prior = as_posterior.prior
+    assert isinstance(found_prior, bh.priors.JointPrior)
+    torch.testing.assert_close(dense(found_prior.normal.covariance), dense(guide.covariance))
+    _, twin, _ = guide.target(model, 1.0)  # whose fit a diagnostic judges
+    torch.testing.assert_close(torch.cat([v.flatten() for v in twin.means().values()]), before)
+    torch.testing.assert_close(dense(twin.covariance), dense(guide.unscaled))  # type: ignore[arg-type]
+
 
 @pytest.mark.parametrize(("likelihood", "data"), LIKELIHOODS)
 def test_all_draws_at_once_are_the_draws_one_by_one(likelihood: Likelihood, data: Any) -> None:

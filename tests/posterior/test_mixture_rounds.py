@@ -159,14 +159,16 @@ def test_coresets_and_own_priors_come_back(tmp_path: Path) -> None:
         fit(AutoNormal, 2).save(tmp_path / "b")
 
 
-def test_widths_are_chosen_together_with_replay_too() -> None:
-    replay = 5
-    posterior = bh.fit(
-        tiny_model(()), "laplace", tiny_examples(60), components=2, replay=replay, **FIT
-    )
+@pytest.mark.parametrize("components", [1, 2])
+def test_widths_are_chosen_together_with_replay_too(components: int) -> None:
+    how = {**FIT, "components": components, "replay": 5, "max_steps": 20}
+    posterior = bh.fit(tiny_model(()), "laplace", tiny_examples(120), **how)
     assert posterior.report.component_nll is not None
     for each in posterior.components:
-        assert each.guide.tau == each.coreset.guide.tau == pytest.approx(each.report.tau)
+        for name in ("tau", "output_scale"):
+            own, core = (getattr(of.guide, name).item() for of in (each, each.coreset))
+            assert own == core == pytest.approx(getattr(each.report, name))
+        assert each.report.output_scale != 1
 
 
 def test_history_keeps_rounds_of_mixtures(tmp_path: Path) -> None:

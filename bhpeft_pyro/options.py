@@ -72,7 +72,7 @@ class FitOptions:
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings
-            stays that of the point estimate.
+            stays that of the point estimate, and the output scale of classes is 1.
         kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after this many evaluations without a lower NLL and
             return to the best state; None fits to the end and keeps the last. It does not apply

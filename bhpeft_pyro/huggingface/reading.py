@@ -60,8 +60,8 @@ def from_peft(
             merge it later. Or a fully fine-tuned sequence classifier, which becomes the frozen
             backbone; its last layer alone becomes random.
         data: what it was trained on, as for `fit`.
-        validation: rows it was not trained on, which choose the width. Without, the prior's
-            precision counts once (tau = 1).
+        validation: rows it was not trained on, which choose the width and the output scale.
+            Without, the prior's precision counts once (tau = 1), and logits stay as they are.
         backbone: of a folder, the plain classifier under the adapter; by default the checkpoint
             that the adapter names.
         tokenizer: by default the one in the adapter's folder, or that of the backbone's checkpoint.

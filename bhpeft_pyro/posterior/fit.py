@@ -62,8 +62,8 @@ def fit(
             file, a mapping of lists.
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. Point
             estimates ("laplace", "delta") are stopped early on it, and it chooses the width of
-            "laplace". Without it, a fifth of `data` is held out for this if there are at least 50
-            rows.
+            "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
+            fifth of `data` is held out for this if there are at least 50 rows.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones. By default these come
             from `data`; if it is small, the coordinates are poor.

@@ -124,7 +124,10 @@ class Posterior:
         return self.model.encode(data, self.columns, labelled=labelled)
 
     def sample(self, samples: int = 100, seed: int = 0) -> dict[str, Tensor]:
-        """Joint draws of the weights: site name to `(samples, *site shape)`."""
+        """Joint draws of the weights: site name to `(samples, *site shape)`.
+
+        Under `laplace` those of the head include the output scale, as do `weights` and exports.
+        """
         draws = draw(self.model, self.guide, samples, seed)
         return {name: value[:, 0] for name, value in draws.items()}
 

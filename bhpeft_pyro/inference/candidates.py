@@ -200,9 +200,9 @@ def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> 
     spreads."""
     found = []
     for outputs, values, labels in _draws(held, spreads):
-        own = outputs.of_likelihood()
-        at = [values * torch.where(own, 1.0, scale) for scale in scales.tolist()]
-        found.append(torch.stack([_mean(outputs.labels(x).log_prob(labels)) for x in at]))
+        each = scales.to(values).reshape(-1, 1, 1, 1)
+        scaled = outputs.labels(values * torch.where(outputs.of_likelihood(), 1.0, each))
+        found.append(_mean(scaled.log_prob(labels).movedim(1, 0)))
     return torch.cat(found, 1).cpu()
 
 

@@ -42,7 +42,7 @@ class Choice:
         tau: the multiple of the first prior's precision in the covariance.
         noise: the ratings' noise scale, as a multiple of the trained one.
         output_scale: the factor of the outputs in predictions.
-        point_nll: held-out NLL of the point estimate, with the noise or output scale that suits it.
+        point_nll: held-out NLL of the point estimate, with the noise that suits it.
         nll: held-out NLL of the component.
     """
 
@@ -60,9 +60,9 @@ class Candidates:
     Attributes:
         taus: (T,) from wide to narrow.
         noises: (T,) the best noise scale at each tau, as a multiple of the trained one.
-        output_scales: (C,).
+        output_scales: (C,), 1 among them.
         log_densities: (T, C, N) of the labels.
-        point: (C, N) the same under the point estimate.
+        point: (N,) the same under the point estimate, at an output scale of 1.
     """
 
     taus: Tensor
@@ -72,38 +72,39 @@ class Candidates:
     point: Tensor
 
     @property
+    def unscaled(self) -> Tensor:
+        """(T, N) log densities at an output scale of 1."""
+        return self.log_densities[:, self.output_scales.log().abs().argmin()]
+
+    @property
     def penalties(self) -> Tensor:
         """(C,) minus the log prior density of each output scale, per row."""
         away = self.output_scales.log() / _SPREAD
-        return away.square() / (2 * self.point.shape[-1])
-
-    @property
-    def point_index(self) -> int:
-        """The output scale that suits the point estimate."""
-        return int(_best(-self.point.mean(1), self.penalties)[1])
+        return away.square() / (2 * len(self.point))
 
     def best(self) -> Choice:
         """The choice for this component alone."""
-        return self.at(*self.best_index())
+        tau = self.best_tau()
+        return self.at(tau, self.best_scale(tau))
 
-    def best_index(self) -> tuple[int, int]:
-        """Of tau and of the output scale, which is the best for each tau: the lowest NLL; among the
-        taus that hardly differ from it, the nearest to 1 (if nothing was learnt, all widths are
-        equally good).
+    def best_tau(self) -> int:
+        """Its index: the lowest NLL at an output scale of 1; among those that hardly differ from
+        it, the tau nearest to 1 (if nothing was learnt, all widths are equally good).
 
         If no width improves on the point estimate: the widest that costs at most 0.3 %, but not
         wider than tau = 1.
         """
-        nlls, scales = _best(-self.log_densities.mean(-1), self.penalties)
-        point = -self.point[self.point_index].mean()
+        nlls, point = -self.unscaled.mean(1), -self.point.mean()
         away = self.taus.log().abs()
         if nlls.min() <= point:
             alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
-            index = int(away.masked_fill(~alike, torch.inf).argmin())
-        else:
-            near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
-            index = int(near.nonzero()[0]) if near.any() else len(nlls) - 1
-        return index, int(scales[index])
+            return int(away.masked_fill(~alike, torch.inf).argmin())
+        near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
+        return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
+
+    def best_scale(self, tau: int) -> int:
+        """The index of the output scale with the lowest penalised NLL at a tau."""
+        return int((self.penalties - self.log_densities[tau].mean(1)).argmin())
 
     def at(self, tau: int, scale: int) -> Choice:
         """The choice by its indices."""
@@ -112,7 +113,7 @@ class Candidates:
             self.taus[tau].item() / noise**2,
             noise,
             self.output_scales[scale].item(),
-            -self.point[self.point_index].mean().item(),
+            -self.point.mean().item(),
             -self.log_densities[tau, scale].mean().item(),
         )
 
@@ -120,62 +121,57 @@ class Candidates:
 def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, float]:
     """The widths and output scales of the components of one mixture.
 
-    They are the best for each component alone, all widths made wider or narrower by the same
-    factor: each alone also covers errors that the other components cover, so the mixture would be
-    too wide. Likewise all output scales change by the same factor: the mean of several predictions
-    is less certain than each of them. The factors have the lowest NLL of the mixture; among those
-    of the width that hardly differ, it is the nearest to 1. If none improves on the mixture of the
-    point estimates, any that costs at most 0.3 % will do.
+    The widths are the best for each component alone, all made wider or narrower by the same factor:
+    each alone also covers errors that the other components cover, so the mixture would be too wide.
+    The factor has the lowest NLL of the mixture at output scales of 1; among those that hardly
+    differ, it is the nearest to 1. If no factor improves on the mixture of the point estimates, any
+    that costs at most 0.3 % will do.
+
+    Then the output scales are the best for each component, all multiplied by the same factor: the
+    mean of several predictions is less certain than each of them.
 
     Returns:
         The choices, and the NLL of the mixture of point estimates and of components.
     """
-    own, penalties = [each.best_index() for each in every], every[0].penalties
-    of_points = [each.point for each in every]
-    point, _ = _together(of_points, [each.point_index for each in every], penalties)
-    found = []
+    own = [each.best_tau() for each in every]
     count = max(len(each.taus) for each in every)
-    for shift in sorted(range(1 - count, count), key=abs):
-        taus = [_within(at + shift, each.taus) for (at, _), each in zip(own, every, strict=True)]
-        densities = [each.log_densities[at] for at, each in zip(taus, every, strict=True)]
-        found.append((taus, *_together(densities, [scale for _, scale in own], penalties)))
-    nlls = torch.tensor([nll for _, nll, _ in found], dtype=torch.float64)
+    shifts = sorted(range(1 - count, count), key=abs)
+    moved = [
+        [_within(i + shift, each.taus) for i, each in zip(own, every, strict=True)]
+        for shift in shifts
+    ]
+    nlls = torch.stack(
+        [_nll([each.unscaled[i] for i, each in zip(at, every, strict=True)]) for at in moved]
+    )
+    point = _nll([each.point for each in every])
     limit = nlls.min() + _ALIKE * nlls.min().abs()
     if nlls.min() > point:
-        limit = limit.clamp_min(point + _COST * abs(point))
-    taus, nll, scales = found[int((nlls <= limit).nonzero()[0])]
-    return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point, nll
+        limit = limit.clamp_min(point + _COST * point.abs())
+    taus = moved[int((nlls <= limit).nonzero()[0])]
+    scales, nll = _scales_together(taus, every)
+    return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point.item(), nll
 
 
-def _together(
-    densities: Sequence[Tensor], own: Sequence[int], penalties: Tensor
-) -> tuple[float, list[int]]:
-    """The lowest penalised NLL of a mixture whose output scales all change by one factor.
-
-    Args:
-        densities: (C, N) log densities, for each component.
-        own: the index of its output scale before.
-        penalties: (C,).
-
-    Returns:
-        The NLL, and the indices of the output scales.
-    """
+def _scales_together(taus: Sequence[int], every: Sequence[Candidates]) -> tuple[list[int], float]:
+    """The indices of the output scales at these taus, and the NLL of the mixture."""
+    penalties = every[0].penalties
+    own = [each.best_scale(tau) for tau, each in zip(taus, every, strict=True)]
     factors = range(1 - len(penalties), len(penalties))
-    tried = [[_within(at + factor, penalties) for at in own] for factor in factors]
-    each = [zip(at, densities, strict=True) for at in tried]
-    nlls = torch.stack([-_mean(torch.stack([d[i] for i, d in at])).mean() for at in each])
+    tried = [[_within(scale + factor, penalties) for scale in own] for factor in factors]
+    places = [[*zip(taus, scales, strict=True)] for scales in tried]
+    nlls = torch.stack(
+        [_nll([e.log_densities[i] for i, e in zip(at, every, strict=True)]) for at in places]
+    )
     best = int((nlls + penalties[torch.tensor(tried)].mean(1)).argmin())
-    return nlls[best].item(), tried[best]
+    return tried[best], nlls[best].item()
 
 
 def _within(index: int, values: Tensor) -> int:
     return min(max(index, 0), len(values) - 1)
 
 
-def _best(nlls: Tensor, penalties: Tensor) -> tuple[Tensor, Tensor]:
-    """(...,) of NLLs (..., C) that of the lowest sum with its penalty, and the index."""
-    at = (nlls + penalties).argmin(-1, keepdim=True)
-    return nlls.gather(-1, at).squeeze(-1), at.squeeze(-1)
+def _nll(log_densities: Sequence[Tensor]) -> Tensor:
+    return -_mean(torch.stack(list(log_densities))).mean()
 
 
 def of_draws(
@@ -191,7 +187,7 @@ def of_draws(
     """
     scales = OUTPUT_SCALES if scaled else _UNSCALED
     densities = torch.stack([_densities(held, each, scales) for each in spreads])
-    point = _densities(held, None, scales)
+    point = _densities(held, None, _UNSCALED)[0]
     return Candidates(taus, torch.ones_like(taus), scales, densities, point)
 
 
@@ -255,7 +251,7 @@ def with_constant_noise(
     ]
     noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
     _, point = fitted(torch.zeros_like(errors))
-    return Candidates(taus, noises, _UNSCALED, densities[:, None], point[None])
+    return Candidates(taus, noises, _UNSCALED, densities[:, None], point)
 
 
 def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
@@ -272,7 +268,7 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     best = densities.mean(-1).argmax(1)
     point = Normal(0.0, noise * trained).log_prob(errors)
     found = densities[torch.arange(len(taus)), best]
-    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point[None])
+    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point)
 
 
 def _errors(held: Held) -> tuple[Tensor, Tensor]:

@@ -58,10 +58,10 @@ class FitReport:
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
             covariance (`inference/width.py`).
         noise: the noise scale of ratings, in their units, that was chosen with tau.
-        output_scale: the factor of a softmax's outputs in predictions that was chosen with tau; 1
+        output_scale: the factor of a softmax's outputs in predictions that was chosen after tau; 1
             in a round without held-out rows.
-        point_nll: held-out NLL of the point estimate, with the noise or output scale that suits it;
-            for a mixture, of the mixture of all point estimates.
+        point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
+            mixture, of the mixture of all point estimates.
         component_nll: held-out NLL with the width; for a mixture, of all components together.
         expected_nll: expected NLL of one training example under the posterior of the linearised
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.

@@ -117,9 +117,8 @@ _ = ax.legend()
 # A circle marks the step that was kept for a component: the last one, unless an earlier one was
 # clearly better. In the report, `tau` is the weight of the prior precision in the covariance, and
 # the output scale a factor of the logits. Beside them are the held-out negative log likelihood
-# (NLL) of the component and, with an output scale of its own, of its point estimate. The lines
-# below have, for each site, the KL divergence from the prior and the standard deviations as a
-# multiple of the prior's.
+# (NLL) of the component and of its point estimate. The lines below have, for each site, the KL
+# divergence from the prior and the standard deviations as a multiple of the prior's.
 #
 # ## The forecast
 #

@@ -416,7 +416,7 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     nlls = torch.tensor([3.0, 2.0, 1.002, 1.001, 1.0005], dtype=torch.float64)
 
     def best(nlls: Tensor, point: float = 1.0) -> float:
-        of_point = torch.tensor([[-point]], dtype=torch.float64)
+        of_point = torch.tensor([-point], dtype=torch.float64)
         one = torch.ones(1)
         return Candidates(taus, torch.ones(5), one, -nlls[:, None, None], of_point).best().tau
 
@@ -438,7 +438,7 @@ def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
     def component(mean: float) -> Candidates:
         normal = torch.distributions.Normal(torch.tensor(mean, dtype=torch.float64), sds)
         density = normal.log_prob(labels)[:, None]
-        return Candidates(taus, torch.ones(len(taus)), torch.ones(1), density, density[-1])
+        return Candidates(taus, torch.ones(len(taus)), torch.ones(1), density, density[-1, 0])
 
     every = [component(-1.0), component(1.0)]
     alone = [each.best().tau for each in every]
@@ -473,22 +473,20 @@ def test_the_output_scale_is_the_best_for_held_out_rows() -> None:
         chosen = drawn.softmax(-1).gather(-1, labels.expand(len(drawn), -1).unsqueeze(-1))
         expected = chosen.squeeze(-1).mean(0).log().double()
         torch.testing.assert_close(found.log_densities[tau, scale], expected, rtol=1e-3, atol=1e-3)
-    logits = scales[:, None, None].float() * values
-    of_point = dist.Categorical(logits=logits).log_prob(labels).double()
+    of_point = dist.Categorical(logits=values).log_prob(labels).double()
     torch.testing.assert_close(found.point, of_point, rtol=1e-4, atol=1e-4)
 
-    nlls = -found.log_densities.mean(-1) + scales.log() ** 2 / 800
-    choice = found.best()
-    assert nlls.min().item() == pytest.approx(choice.nll or 0.0, abs=0.002)  # and the penalty
+    choice, plain = found.best(), candidates.of_draws(taus, spreads, held, scaled=False).best()
+    assert choice.tau == plain.tau and plain.output_scale == 1.0  # the width is chosen without
+    nlls = scales.log() ** 2 / 800 - found.log_densities[taus.tolist().index(choice.tau)].mean(-1)
+    assert choice.output_scale == pytest.approx(scales[nlls.argmin()].item())
     assert choice.output_scale == pytest.approx(3.0, rel=0.3)
-    best = of_point.mean(1) - scales.log() ** 2 / 800
-    assert choice.point_nll == pytest.approx(-of_point[best.argmax()].mean().item())
+    assert choice.nll is not None and plain.nll is not None and choice.nll < plain.nll - 0.1
+    assert choice.point_nll == plain.point_nll
 
     sure = [(outputs_of(values[:2]), values[:2].argmax(1))]  # both right: the larger the better
     few = candidates.of_draws(taus, [[sd[:2] / tau] for tau in taus], sure, scaled=True)
     assert few.best().output_scale < 3
-    given = candidates.of_draws(taus, spreads, held, scaled=False).best()
-    assert given.output_scale == 1.0
 
 
 def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> None:
@@ -518,7 +516,8 @@ def test_the_output_scales_of_components_are_the_best_for_their_mixture() -> Non
     for index, choice in zip(alone, choices, strict=True):
         assert choice.output_scale == pytest.approx(scales[index + best].item())
     assert nll == pytest.approx(min(together), abs=1e-3)
-    assert nll == pytest.approx(point_nll)  # there is no width here, and points get scales too
+    points = torch.stack([each.point for each in every]).logsumexp(0)
+    assert nll < point_nll == pytest.approx((math.log(4) - points).mean().item())
 
 
 class Shifted(bh.likelihoods.Categorical):

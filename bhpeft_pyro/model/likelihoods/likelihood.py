@@ -51,7 +51,7 @@ class Likelihood(ABC):
         unit: the size of an output of 1 in the labels' own unit.
         softmax: whether only differences between the outputs matter, those of classes or of
             choices. Derivatives by the weights then take one backward pass less, and held-out rows
-            choose a factor of the outputs of `laplace` together with its width.
+            choose a factor of the outputs of `laplace`, after its width.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
             `distribution` gets them by name as its argument `extra`; they broadcast against
             `outputs[..., 0]`.

@@ -263,17 +263,10 @@ def _fit_coreset(
 ) -> Posterior:
     """A posterior that has learnt a coreset too; the one without it is kept for later rounds."""
     options = replace(posterior.report.options, patience=None)
-    first = posterior.report
-    report = FitReport(
-        len(kept),
-        kept.fingerprint,
-        options,
-        parent=first.id,
-        output_scale=first.output_scale,
-    )
+    report = FitReport(len(kept), kept.fingerprint, options, parent=posterior.report.id)
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
-    report.pull = pull_of(guide)
+    report.pull, report.output_scale = pull_of(guide), posterior.report.output_scale
     after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)

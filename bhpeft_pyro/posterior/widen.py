@@ -58,6 +58,7 @@ def _widened(
         options=part.report.options.change(**changes),
         held_out=0 if held_out is None else len(held_out),
         metrics={},  # which were the point estimate's
+        output_scale=None,  # of an earlier covariance, if it had one
     )
     model = part.model.with_prior(prior)
     model, candidates = add_width(guide, model, examples, held_out, report)

@@ -70,6 +70,17 @@ def posterior_of(likelihood: Likelihood) -> bh.Posterior:
     return bh.Posterior(model, guide, ())
 
 
+def parts_of(
+    likelihood: Likelihood, data: Any
+) -> tuple[bh.Posterior, bh.Model, LaplaceGuide, bh.data.Batch]:
+    """`posterior_of`, its model and guide, and the data as one batch."""
+    posterior = posterior_of(likelihood)
+    assert isinstance(posterior.guide, LaplaceGuide)
+    examples = posterior.encode(data, labelled=False)
+    (batch,) = examples.batches(len(examples))
+    return posterior, posterior.model, posterior.guide, batch
+
+
 LIKELIHOODS: list[tuple[Likelihood, Any]] = [
     (Categorical(), TEXTS),
     (Normal(3.0, 2.0), TEXTS),
@@ -82,11 +93,7 @@ LIKELIHOODS: list[tuple[Likelihood, Any]] = [
 @pytest.mark.parametrize(("likelihood", "data"), LIKELIHOODS)
 def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> None:
     """The likelihood's own weights, which outputs do not depend on, among them."""
-    posterior = posterior_of(likelihood)
-    model, guide = posterior.model, posterior.guide
-    assert isinstance(guide, LaplaceGuide)
-    examples = posterior.encode(data, labelled=False)
-    (batch,) = examples.batches(len(examples))
+    _, model, guide, batch = parts_of(likelihood, data)
     outputs, jacobians = jacobian(model, guide.means(), batch)
     found = guide.covariance.projected(jacobians)
     _, rows = derivative(model, guide.means(), batch)
@@ -106,11 +113,7 @@ def test_the_outputs_covariance_is_j_s_j(likelihood: Likelihood, data: Any) -> N
 @pytest.mark.parametrize(("likelihood", "data"), [LIKELIHOODS[0], LIKELIHOODS[-1]])
 def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: Any) -> None:
     """Those of every draw of the weights too, while the posterior that becomes a prior stays."""
-    posterior = posterior_of(likelihood)
-    model, guide = posterior.model, posterior.guide
-    assert isinstance(guide, LaplaceGuide)
-    examples = posterior.encode(data, labelled=False)
-    (batch,) = examples.batches(len(examples))
+    posterior, model, guide, batch = parts_of(likelihood, data)
 
     def found() -> tuple[Tensor, ...]:
         outputs, jacobians = jacobian(model, guide.means(), batch)
@@ -146,12 +149,8 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
 
 @pytest.mark.parametrize(("likelihood", "data"), LIKELIHOODS)
 def test_all_draws_at_once_are_the_draws_one_by_one(likelihood: Likelihood, data: Any) -> None:
-    posterior = posterior_of(likelihood)
-    model, guide = posterior.model, posterior.guide
-    assert isinstance(guide, LaplaceGuide)
+    posterior, model, guide, batch = parts_of(likelihood, data)
     forecast = posterior.predict(data, 5, seed=7, keep_samples=True)
-    examples = posterior.encode(data, labelled=False)
-    (batch,) = examples.batches(len(examples))
     weights = draw(model, guide, 5, seed=7)
     distribution = Linearised(model, guide.means()).predictive(weights, batch)
     rating = likelihood.kind == "rating"

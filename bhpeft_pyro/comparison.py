@@ -110,7 +110,7 @@ def compare(
     The methods are point estimates of the head alone, of LoRA and of the hybrid; the hybrid with
     temperature scaling (classes); `components` hybrids from different starts as an ensemble, also
     scaled; and the default posterior around the points of that ensemble. The validation rows stop
-    the training of points, and choose temperatures and widths.
+    the training of points, and choose temperatures, widths and output scales.
 
     Each posterior is saved in `out` as soon as it is fitted. So a comparison that was interrupted
     continues where it was, and any of its posteriors can be loaded with `Posterior.load`.

@@ -141,8 +141,8 @@ for question, choices, answer in zip(*(test[k][:4] for k in test), strict=True):
 # text.
 #
 # The guide is `laplace`, a Normal around trained weights. A fifth of the questions is held out to
-# choose when to stop the training and how wide the Normal is. Components differ in the initial
-# values of the PEFT weights. Here there are none, so one component is enough.
+# choose when to stop the training, how wide the Normal is, and a scale of the logits. Components
+# differ in the initial values of the PEFT weights. Here there are none, so one component is enough.
 
 # %%
 backbones = {"MiniLM": (AutoModel.from_pretrained(minilm()), None)}

@@ -94,8 +94,8 @@ trace = pyro.poutine.trace(by_layer).get_trace(network.sites)
 #
 # The default guide, `laplace`, is a mixture of five Laplace approximations. `fit` fine-tunes the
 # weights five times from different random initialisations, and then puts a Normal distribution
-# around each result. Held-out rows determine when to stop each training and how wide each Normal
-# is. The report has one line per component.
+# around each result. Held-out rows determine when to stop each training, how wide each Normal is,
+# and a scale of the logits. The report has one line per component.
 
 # %%
 posterior = bh.fit(

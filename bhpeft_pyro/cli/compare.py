@@ -26,8 +26,8 @@ def compare(
     validation: Annotated[
         Any,
         options.held_out(
-            "Rows held out to stop the training and to choose temperatures and widths: a share of "
-            "the data, or a file."
+            "Rows held out to stop the training and to choose temperatures, widths and output "
+            "scales: a share of the data, or a file."
         ),
     ] = "20%",
     components: Annotated[

@@ -90,9 +90,9 @@ _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
-    "Rows held out, and not learnt, for early stopping, the width of laplace and the metrics at "
-    "the end: a share of the data, a file, or 0 for no metrics (laplace still holds out what it "
-    "needs, unless it is given --temperature 1 --tau 1)."
+    "Rows held out, and not learnt, for early stopping, the width and output scale of laplace, and "
+    "the metrics at the end: a share of the data, a file, or 0 for no metrics (laplace still holds "
+    "out what it needs, unless it is given --temperature 1 --tau 1)."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"

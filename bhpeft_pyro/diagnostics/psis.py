@@ -37,8 +37,8 @@ class PSIS:
         effective_samples: 1 / (sum of squared normalised weights): the S weighted draws are worth
             this many independent draws of the posterior.
         log_evidence: log p(labels), in nats. At a temperature T other than 1 it is the logarithm
-            of the integral of p(labels | w)^(1/T) p(w). NaN for a Laplace approximation, unless it
-            was fitted with temperature=1 and tau=1: its target has another prior than the model.
+            of the integral of p(labels | w)^(1/T) p(w). NaN for a Laplace approximation, unless its
+            temperature and tau are 1: its target has another prior than the model.
         standard_error: of `log_evidence`; meaningful if `k_hat` is not bad.
         samples: S.
 

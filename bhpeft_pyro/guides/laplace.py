@@ -49,8 +49,9 @@ class LaplaceGuide(Guide):
     terms. Given w*, the best S is (tau P + N F)^-1 to second order in the outputs, so `fit` or
     `Posterior.widen` computes it.
 
-    T, tau and the output scale affect one round and its predictions. The next round's prior is the
-    posterior with tau = 1, so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R.
+    T, tau and the output scale are not part of the next round's prior, which is the posterior with
+    tau = 1; so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R. Without held-out
+    rows a later round predicts with the tau of the round before and an output scale of 1.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior of this
@@ -64,8 +65,8 @@ class LaplaceGuide(Guide):
         measured: whether the covariance has been computed.
         tau: the multiple of the first prior's precision in the covariance.
         output_scale: a factor of the network's outputs (one over a softmax's temperature; Guo et
-            al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`
-            and `covariance` have the factor; `loc` and what `as_prior` passes on have not.
+            al. 2017). The outputs are linear in the head's weights, so draws of those, `means()`,
+            `scales()` and `covariance` include the factor; `loc` and `as_prior()` do not.
         first_scale: (D,) sds of the first round's prior; where a later prior is wider, of that.
         open: whether the prior leaves `first_scale` to `fit`, which sets it in every round.
 

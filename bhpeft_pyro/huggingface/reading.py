@@ -51,8 +51,8 @@ def from_peft(
     """A classifier that is trained already, as a posterior: nothing is trained anew.
 
     Without data it is a point estimate (a "delta" guide) with the logits of the model given. With
-    data it is a Laplace approximation around it (`Posterior.widen`): the same weights, and a
-    width. How it was trained need not be known.
+    data it is a Laplace approximation around it (`Posterior.widen`): the same weights, a width and,
+    with `validation`, an output scale. How it was trained need not be known.
 
     Args:
         adapter: a `peft.PeftModel`, or the folder of a saved one, with LoRA on any of the layers

@@ -1,7 +1,7 @@
-"""The width of a Laplace approximation that suits held-out rows, for one component or several.
+"""The width and output scale of Laplace approximations, one or several, that suit held-out rows.
 
 The predictive density of a mixture is the mean of its components' densities. So the choice needs
-only the density of each held-out row, under each component, at each tau of a grid.
+only the density of each held-out row, under each component, at each tau and output scale of a grid.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class FitReport:
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
         pull: default weight of the prior at a point estimate; None for other guides.
-        held_out: rows that early stopping and the choice of the width used.
+        held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its
             covariance (`inference/width.py`).
@@ -62,7 +62,8 @@ class FitReport:
             in a round without held-out rows.
         point_nll: held-out NLL of the point estimate, with the noise scale that suits it; for a
             mixture, of the mixture of all point estimates.
-        component_nll: held-out NLL with the width; for a mixture, of all components together.
+        component_nll: held-out NLL with the width and the output scale; for a mixture, of all
+            components together.
         expected_nll: expected NLL of one training example under the posterior of the linearised
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes

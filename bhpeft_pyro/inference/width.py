@@ -114,7 +114,7 @@ def settle(
     candidates: Sequence[Candidates],
     reports: Sequence[FitReport],
 ) -> tuple[float, float]:
-    """Choose the widths of a mixture's components together (`best_together`).
+    """Choose the widths and output scales of a mixture's components together (`best_together`).
 
     Args:
         guides: of each component, with replay both of its guides; their covariances change in

@@ -49,9 +49,9 @@ class Likelihood(ABC):
             exp(s), with s its site "noise.log_scale" (). Held-out rows then choose the noise scale
             of a point estimate, and that of `laplace` together with its width.
         unit: the size of an output of 1 in the labels' own unit.
-        softmax: whether only differences between the outputs matter, those of classes or of
-            choices. Derivatives by the weights then take one backward pass less, and held-out rows
-            choose a factor of the outputs of `laplace`, after its width.
+        softmax: whether only differences between the outputs (of classes or choices) matter.
+            Derivatives by the weights then take one backward pass less, and held-out rows choose a
+            factor of the outputs of `laplace`, after its width.
         columns: further columns of numbers that it reads, such as an exposure or a rater.
             `distribution` gets them by name as its argument `extra`; they broadcast against
             `outputs[..., 0]`.

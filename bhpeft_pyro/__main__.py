@@ -1,5 +1,6 @@
 """The program `bhpeft`, also `python -m bhpeft_pyro`; this module imports nothing that is slow."""
 
+import io
 import signal
 import sys
 from types import FrameType
@@ -16,6 +17,8 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack letters of the texts
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from .cli.app import app
 

@@ -89,9 +89,8 @@ def log_model(
     if aliases and registered_model_name is None:
         raise ConfigError(f"aliases={aliases}: expected a registered_model_name too")
     with _written(posterior, save_backbone) as model:
-        model |= options
         info = mlflow.pyfunc.log_model(
-            name=name, registered_model_name=registered_model_name, **model
+            name=name, registered_model_name=registered_model_name, **model | options
         )
     for alias in aliases:
         mlflow.MlflowClient().set_registered_model_alias(

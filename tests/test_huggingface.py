@@ -451,6 +451,15 @@ def test_new_labels_get_rows_of_the_classifier() -> None:
     assert grown.merge().config.num_labels == 3
 
 
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_a_classifier_without_a_bias_grows(guide: str) -> None:
+    network = bh.RandomPEFT(classifier("llama"), (), bh.ClassifierHead(2), tiny_tokenizer())
+    options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
+    grown = bh.fit(bh.Model(network), guide, TRAIN, **options).grow(1)
+    assert {k: tuple(v.shape) for k, v in grown.guide.means().items()} == {"head.weight": (3, 32)}
+    assert grown.update(tiny_examples(9, seed=4), max_steps=2).report.examples == 9
+
+
 def test_the_backbone_is_loaded_by_name(tmp_path: Path) -> None:
     backbone_in(tmp_path / "base", tiny_classifier())
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base")
@@ -508,5 +517,16 @@ def test_a_folder_that_names_no_backbone_or_fits_another(tmp_path: Path) -> None
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="does not say which model"):
         bh.from_peft(tmp_path)
+    config["base_model_name_or_path"] = ""  # as `to_peft` writes for a backbone without a name
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="does not say which model"):
+        bh.from_peft(tmp_path)
     with pytest.raises(ConfigError, match=r"does not fit the backbone, a DistilBert"):
         bh.from_peft(tmp_path, backbone=classifier("distilbert"))
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):
+        bh.from_peft(tmp_path, backbone=classifier())
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):
+        bh.from_peft(tmp_path, backbone=classifier())

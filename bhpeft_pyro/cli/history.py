@@ -74,4 +74,4 @@ def history(
         ]
         table("Rounds", (*_SHOWN, "held-out NLL"), cells)
     else:
-        Console().print(tree)
+        Console(emoji=False).print(tree)

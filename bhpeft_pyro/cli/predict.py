@@ -259,7 +259,8 @@ def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -
     from ..files import writing
 
     with writing(out) as file:
-        text = TextIOWrapper(file, encoding="utf-8", newline="")
+        # Half an emoji, which JSON may hold, has no UTF-8.
+        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         if out.suffix == ".csv":
             # A bare carriage return, at which readers would end a row, is quoted by the writer only
             # if it is in the writer's own ends of lines.

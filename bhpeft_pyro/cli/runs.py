@@ -17,7 +17,7 @@ from ..posterior.posterior import Posterior
 from ..sequential import History
 from .screen import print_json, say, show_metrics
 
-_ROUNDS = "rounds"  # in the folder of a stream
+ROUNDS = "rounds"  # in the folder of a stream
 
 
 def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
@@ -56,18 +56,15 @@ def split(
 ) -> tuple[Examples, Examples | None]:
     """Examples to learn from, and those held out: a share, or a file that `read` encodes; None
     holds out as `fit` does."""
-    if given is None:
-        train, held_out = examples.hold_out(seed)
-        if held_out is None:
-            say(f"too few rows to hold some out; {option} 20% does, and shows metrics on them")
-        return train, held_out
     if isinstance(given, str):
         try:
             return examples, read(given)
         except DataError as error:
             raise DataError(f"{option} {given}: {error}") from error
     train, held_out = examples.hold_out(seed, given)
-    if given and held_out is None:
+    if held_out is None and given is None:
+        say(f"too few rows to hold some out; {option} 20% does, and shows metrics on them")
+    elif held_out is None and given:
         rows = len(examples.rows.unique())
         raise DataError(
             f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}; expected another "
@@ -80,7 +77,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Refuse a folder that holds a posterior or a stream, before any work is done."""
     if io.exists(out) and not overwrite:
         raise ConfigError(f"--out: {out} holds a posterior already; --overwrite replaces it")
-    if (out / _ROUNDS).is_dir():
+    if (out / ROUNDS).is_dir():
         raise ConfigError(f"--out: {out} holds a stream; expected another folder")
     there = next(each for each in (out, *out.absolute().parents) if each.exists())
     if not there.is_dir():
@@ -99,13 +96,13 @@ def check_file(out: Path, *suffixes: str) -> None:
 
 def rounds_of(folder: Path) -> History:
     """The rounds in a folder, or in the folder of a stream."""
-    inner = folder / _ROUNDS
+    inner = folder / ROUNDS
     return History(inner if inner.is_dir() else folder)
 
 
 def open_run(folder: Path, backbone: str | None, device: str) -> Posterior:
     """A saved posterior, or the last one of a stream, on its backbone or on the one given."""
-    if not io.exists(folder) and (folder.name == _ROUNDS or (folder / _ROUNDS).is_dir()):
+    if not io.exists(folder) and (folder.name == ROUNDS or (folder / ROUNDS).is_dir()):
         history = rounds_of(folder)
         leaves = history.leaves
         if len(leaves) > 1:
@@ -135,7 +132,6 @@ def finish(
     """
     report = posterior.report
     report.name, report.given = Path(data).name, examples.fingerprint
-    check_out(out, overwrite)  # another process may have been faster
     posterior.save(out, overwrite)
     say(f"{report}\nsaved in {out}")
     columns = {"held_out": posterior} if before is None else {"before": before, "after": posterior}

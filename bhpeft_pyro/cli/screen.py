@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
 import warnings
@@ -24,7 +23,8 @@ _PULSE = 60.0  # seconds
 
 def say(text: str) -> None:
     """Print a line to stderr, without markup and line breaks."""
-    Console(stderr=True).print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, emoji=False)  # which would replace labels such as ":a:"
+    console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -91,7 +91,8 @@ def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print JSON to stdout; numbers that are not finite, which JSON lacks, become null."""
-    typer.echo(json.dumps(_finite(value), indent=1))
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    typer.echo(json.dumps(plain, indent=1))
 
 
 def _cell(value: Any) -> str:
@@ -100,11 +101,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):  # several labels
         value = ", ".join(map(str, value))
     return f"{value:.3f}" if isinstance(value, float) else harmless(str(value))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

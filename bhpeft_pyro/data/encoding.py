@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, get_args
@@ -114,7 +115,11 @@ def encode(
             raise DataError(
                 f"source has the classes {source.label_names}; expected classes without names"
             )
-        return source
+        if names is None or source.label_names in (None, names):
+            return source
+        return replace(
+            source, label_names=tuple(names), num_labels=len(names)
+        )  # `grow` has added some
 
     table = read(source, kind, columns, labelled)
     values: list[Any] | None = table[target][:] if target in table.column_names else None
@@ -234,7 +239,7 @@ def _check_compatible(
     if limit is not None and longest > limit:
         raise DataError(f"source has texts of {longest} tokens; max_length={limit}")
     own, names = examples.label_names, columns.label_names
-    if names is not None and own is not None and names != own:
+    if names is not None and own is not None and names[: len(own)] != own:
         raise DataError(f"source has the classes {own}; expected {names}")
     count = len(names) if names is not None else num_labels
     if missing := [name for name in columns.extra if name not in examples.extra]:

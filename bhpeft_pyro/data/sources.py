@@ -32,7 +32,7 @@ _SUFFIXES = (".csv", ".json", ".jsonl")
 _OTHERS = (".parquet", ".tsv", ".txt", ".xlsx")  # which are no names on the hub either
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
-_REAL = rf"[+]?(?:{_INTEGER}(?:\.\d*)?|-?\.\d+)(?:[eE][+-]?\d{{1,2}})?"
+_REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
 _CELLS = (
     "expected commas between cells, not semicolons or tabs, and quotes around a cell with a comma "
     "or a line break in it"
@@ -204,7 +204,7 @@ def _objects(path: Path) -> Iterator[object]:
                 line += file.read()
             try:
                 found = json.loads(line, object_pairs_hook=_once)
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 raise DataError(
                     f"line {number} is not JSON ({error}); expected an object a line, or a list of "
                     "them"

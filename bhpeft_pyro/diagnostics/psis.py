@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -140,10 +139,10 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     # Each component has its own prior after the first round, and its own linearised network.
     parts = posterior.components
     share = -(-samples // len(parts))
-    ratios = [
-        log_ratios(feed=feed, samples=share, seed=seed + number, **_target(each))
-        for number, each in enumerate(parts)
-    ]
+    ratios = []
+    for number, each in enumerate(parts):
+        model, guide, temperature = each.guide.target(each.model, each.report.temperature)
+        ratios.append(log_ratios(model, guide, feed, share, seed + number, temperature))
     found, report = PSIS.of(torch.cat(ratios)), posterior.report
     taus = {each.report.tau or 1.0 for each in parts}
     if posterior.guide.linear and (report.temperature != 1 or taus != {1.0}):
@@ -213,13 +212,6 @@ def _training_examples(posterior: Posterior, data: object) -> Examples:
             f"round was fitted to{replayed}"
         )
     return examples
-
-
-def _target(posterior: Posterior) -> dict[str, Any]:
-    """The model whose posterior the guide approximates, the guide, and the temperature."""
-    target = posterior.guide.target(posterior.model, posterior.report.temperature)
-    model, guide, temperature = target
-    return {"model": model, "guide": guide, "temperature": temperature}
 
 
 def _smooth(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:

@@ -248,15 +248,10 @@ class ClassForecast(Forecast):
         0.75
         """
         temperature = _best_temperature(validation.log_probabilities, validation.observed())
-        scaled = (self.log_probabilities / temperature).softmax(-1)
-        mended = ClassForecast.from_draws(
-            scaled.to(self.probabilities.dtype)[None],
-            labels=self.labels,
-            texts=self.texts,
-            label_names=self.label_names,
-            choices=self.choices,
-        )
-        return replace(mended, rows=self.rows), temperature
+        scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
+        known = ("labels", "texts", "rows", "label_names", "choices")
+        own: dict[str, Any] = {name: getattr(self, name) for name in known}
+        return replace(ClassForecast.from_draws(scaled[None]), **own), temperature
 
     def summary(self) -> dict[str, list[Any]]:
         return self._by_row(prediction=self.predicted, probability=digits(self.confidence))

@@ -61,7 +61,7 @@ class Budget:
 def gradients_at_once(latents: int, rank: int) -> int:
     """How many gradients are gathered before a Laplace approximation's leading directions are
     computed again: as many as 2 GiB hold, at least `rank` and at most 256."""
-    return max(rank, min(_GATHERED, _AT_ONCE // (_KEPT * latents)))
+    return max(rank, min(_GATHERED, _AT_ONCE // (_KEPT * max(latents, 1))))
 
 
 def rows_kept(latents: int) -> int:

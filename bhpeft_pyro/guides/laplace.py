@@ -12,7 +12,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.optim import Optimizer
 
 from ..checks import COUNT
@@ -24,7 +23,7 @@ from ..options import FitOptions
 from ..priors import JOINT, JointPrior, Prior, independent_normals, unpack
 from .budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from .guide import Guide
-from .latent import evidence, latents
+from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 
 _BUFFERS = ("scale", "axes", "ratio")
@@ -90,11 +89,8 @@ class LaplaceGuide(Guide):
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self._take(model)
         self._shapes: dict[str, tuple[int, ...]] = {}
-        found = latents(model)
-        for latent in found:
-            self._shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
+        found = self._take(model)
         if missing := [site.name for site in model.sites if site.name not in self._shapes]:
             raise GuideError(
                 f"LaplaceGuide: the prior does not sample {', '.join(missing)}; expected a Normal "
@@ -173,11 +169,14 @@ class LaplaceGuide(Guide):
         # Where a prior is wider than the first one, data have contributed nothing to it.
         self.first_scale = self.first_scale.maximum(self.prior.covariance.scale)
 
-    def _take(self, model: Model) -> None:
-        """Make the model's prior this guide's."""
+    def _take(self, model: Model) -> list[Latent]:
+        """Make the model's prior this guide's; return its latents in the order of the weights."""
         found = latents(model)
         if not found:
             raise GuideError("LaplaceGuide: the model has no random weights")
+        # The next prior may sample the sites in another order.
+        order = [site.name for site in model.sites]
+        found.sort(key=lambda each: order.index(each.name) if each.is_site else -1)
         self._joint = bool(found[0].sites)
         self.latent = found[0].name if self._joint else JOINT
         self.open = bool(getattr(model.prior, "open", False))
@@ -200,6 +199,16 @@ class LaplaceGuide(Guide):
                 f"{', '.join(seen)}, which its covariance would leave out; for such priors use "
                 "'normal'"
             )
+        shapes: dict[str, tuple[int, ...]] = {}
+        for latent in found:
+            shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
+        if self._shapes and [*shapes] != [*self._shapes]:
+            raise GuideError(
+                "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
+                "expected that of this model, or update(..., guide='laplace')"
+            )
+        self._shapes = shapes
+        return found
 
     def began_under(self, sds: Mapping[str, Tensor]) -> None:
         first = torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes])
@@ -243,16 +252,6 @@ class LaplaceGuide(Guide):
     def prior_moments(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         sds = self.unpack(self.as_prior().normal.stddev) if self.measured else {}
         return self.unpack(self.loc.detach().clone()), sds
-
-    @torch.no_grad()
-    def marginal_kl(self) -> dict[str, float]:
-        """KL of each site's marginal from the prior's, in nats; correlations between sites are left
-        out."""
-        own, prior = self.as_prior(), self.own_prior()
-        return {
-            name: kl_divergence(own.marginal([name]).normal, prior.marginal([name]).normal).item()
-            for name in self._shapes
-        }
 
     def needs_held_out(self, options: FitOptions) -> bool:
         return super().needs_held_out(options) or options.tau is None
@@ -359,12 +358,8 @@ class LaplaceGuide(Guide):
                 "with bh.fit, or call widen(data) on its posterior"
             )
         covariance = retempered(self.unscaled, self.first_scale, self.tau.item(), 1.0)
-        return JointPrior(
-            LowRankNormal(self.loc.detach().clone(), covariance),
-            self._shapes,
-            self.latent,
-            self.open,
-        )
+        normal = LowRankNormal(self.loc.detach().clone(), covariance)
+        return JointPrior(normal, self._shapes, self.latent, self.open)
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:

@@ -18,7 +18,6 @@ from torch.distributions.constraints import Constraint
 from ..distributions import Constrained, base_of
 from ..errors import PriorError
 from ..model.model import Model
-from ..peft.sites import Site
 from ..priors import checked
 from ..threads import undisturbed
 
@@ -111,6 +110,13 @@ def latents(model: Model, names: Collection[str] | None = None) -> list[Latent]:
     return [latent for latent in found if names is None or set(latent.names) <= set(names)]
 
 
+def with_mean(model: Model) -> set[str]:
+    """The names of sites whose prior has a mean that is known and other than zero. A joint prior
+    with such a mean has it at all of its sites."""
+    known = (latent for latent in latents(model) if has_mean(latent.prior))
+    return {name for latent in known for name in latent.names}
+
+
 def evidence(model: Model) -> list[str]:
     """Names of a prior's observations and factors, and of what it scales or masks."""
     sites = {site.name for site in model.sites}
@@ -133,7 +139,9 @@ def _traced(model: Model) -> poutine.Trace:
         fn, site = node["fn"], sites.get(node["name"])
         if site is None or tuple(fn.shape()) != site.shape:
             return _center(fn)
-        return _start(fn, site).to(device)
+        # The prior mean, unless it is zero, a saddle point of B A.
+        mean: Tensor = fn.mean.clone() if has_mean(fn) else site.init()
+        return mean.to(device)
 
     with (
         undisturbed(),
@@ -142,12 +150,6 @@ def _traced(model: Model) -> poutine.Trace:
         InitMessenger(start),
     ):
         return prune_subsample_sites(poutine.trace(checked).get_trace(model.prior, model.sites))
-
-
-def _start(fn: Any, site: Site) -> Tensor:
-    """The prior mean, unless it is zero, a saddle point of B A."""
-    mean: Tensor = fn.mean.clone() if has_mean(fn) else site.init()
-    return mean
 
 
 def has_mean(fn: Any) -> bool:

@@ -13,7 +13,7 @@ from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
-from .blocks import BlockGuide, Family, MixtureGuide, check_separate
+from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .empirical import DrawsGuide
 from .function import ForeignGuide, FunctionGuide, ModuleGuide
@@ -25,8 +25,7 @@ from .pyro_guides import PYROS, PyroGuide
 
 GUIDES: dict[str, type[LaplaceGuide | NormalGuide | DeltaGuide]] = {
     "laplace": LaplaceGuide,
-    "normal": NormalGuide,
-    "delta": DeltaGuide,
+    **FAMILIES,
 }
 """This package's guides, by the names that `autoguide` takes."""
 PRESETS = {"down only": ("*.A", "*.down"), "A only": ("lora.*.A",)}
@@ -129,6 +128,8 @@ def budget(
     >>> budget("normal", 1000)
     Budget(latents=1000, parameters=2000, bytes=32000)
     """
+    if name in PRESETS:
+        return None  # it depends on the names of the sites
     return _made_by(name)[1](latents, shapes, **options)
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -142,7 +143,7 @@ def _loaded(
         tokenizer = AutoTokenizer.from_pretrained(folder)
     given = backbone
     if backbone is None:
-        if config.base_model_name_or_path is None:
+        if not config.base_model_name_or_path:
             raise ConfigError(
                 f"adapter: {folder} does not say which model it was trained on; expected backbone="
             )
@@ -151,7 +152,10 @@ def _loaded(
     check_plain(backbone)
     name, final = final_layer(backbone)
     backbone = with_tail(backbone, ClassifierHead(final.out_features).tail(backbone))
-    saved = peft.load_peft_weights(str(folder), device="cpu")
+    try:
+        saved = peft.load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"adapter: the weights in {folder} cannot be read: {error}") from error
     weight = saved.get(f"base_model.model.{name}.weight")
     if weight is not None:  # as many labels as the adapter was trained with
         set_final_layer(backbone, weight, saved.get(f"base_model.model.{name}.bias"))

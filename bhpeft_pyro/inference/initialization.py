@@ -21,7 +21,7 @@ from ..data import Examples
 from ..data.batch import Batch
 from ..distributed import same
 from ..guides import Guide, latents
-from ..guides.latent import Latent, has_mean
+from ..guides.latent import Latent, with_mean
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
@@ -190,7 +190,7 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
     the prior has a mean other than zero, a site starts there.
     """
     coordinates = model.network.coordinates
-    given = {latent.name for latent in latents(model) if has_mean(latent.prior)}
+    given = with_mean(model)
     with seeded(seed):
         own = {site.name: coordinates.another(site.name) for site in model.network.sites}
     return {k: away for k, away in own.items() if away is not None and k not in given}

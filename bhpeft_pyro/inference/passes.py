@@ -19,7 +19,7 @@ from ..data import Examples
 from ..data.batch import Batch, shuffled
 from ..data.tokens import Tokens
 from ..distributed import agree, map_over_ranks
-from ..errors import DataError
+from ..errors import BHPEFTError, DataError, FitError
 from ..forecast.base import join
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
@@ -156,8 +156,10 @@ def naming_rows(model: Model, **sources: Examples | None) -> Iterator[None]:
     """If non-finite values end a fit, name the row that caused them, if one did."""
     try:
         yield
-    except (RuntimeError, ValueError):
-        check_all(model, **sources)
+    except (RuntimeError, ValueError) as error:
+        # A refused argument says nothing about the texts, and a pass over all of them takes long.
+        if isinstance(error, DataError | FitError) or not isinstance(error, BHPEFTError):
+            check_all(model, **sources)
         raise
 
 

@@ -148,9 +148,12 @@ def _note(
     if model.likelihood.softmax:
         report.output_scale = choice.output_scale
     # KL and ELBO are those of the posterior with tau = 1, so that they compare with other guides'.
-    plain = guide.as_prior()
-    report.kl = {guide.latent: kl_divergence(plain.normal, guide.prior).item()}
-    report.marginal_kl = guide.marginal_kl()
+    plain, prior = guide.as_prior(), guide.own_prior()
+    report.kl = {guide.latent: kl_divergence(plain.normal, prior.normal).item()}
+    report.marginal_kl = {
+        name: kl_divergence(plain.marginal([name]).normal, prior.marginal([name]).normal).item()
+        for name in plain.shapes
+    }
     before, after = guide.unpack(guide.prior.stddev), guide.unpack(plain.normal.stddev)
     report.scales = {k: (after[k] / before[k]).log().mean().exp().item() for k in after}
     report.points = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -81,7 +82,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except ImportError as error:
         raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"backbone: {name!r} is not a folder with a model and cannot be loaded from the hub "
             f"({str(error).splitlines()[0]}); {', '.join(map(repr, LOCAL))} come from PyPI"

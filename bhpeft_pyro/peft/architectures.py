@@ -86,16 +86,11 @@ class Projection:
     start: int
     total: int
 
-    @property
-    def fused(self) -> bool:
-        """Whether the module's output holds other projections too."""
-        return self.outputs != self.total
-
     def whole(self, up: Tensor) -> Tensor:
         """Rows (..., outputs, r) of a map into the module's whole output: zeros in those of other
         projections."""
-        after = self.total - self.start - self.outputs
-        return nn.functional.pad(up, (0, 0, self.start, after)) if self.fused else up
+        others = (0, 0, self.start, self.total - self.start - self.outputs)
+        return nn.functional.pad(up, others) if any(others) else up
 
 
 @dataclass(frozen=True, eq=False)

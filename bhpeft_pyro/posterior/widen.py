@@ -11,6 +11,7 @@ import torch
 from ..data import Examples
 from ..errors import GuideError
 from ..guides import LaplaceGuide
+from ..guides.latent import with_mean
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
 from .mixture import MixturePosterior
@@ -41,11 +42,12 @@ def widen(
 def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Fitted:
-    guide = LaplaceGuide(part.model)
+    own = part.guide.options() if isinstance(part.guide, LaplaceGuide) else {}
+    guide = LaplaceGuide(part.model, **own)
     guide.move(part.guide.prior_moments()[0])
-    # `fit` centres the prior at the random initial values of the input side. They are not known
-    # here; the point estimate takes their place, since these projections are arbitrary anyway.
-    inner = {site.name for site in part.model.sites if site.role == "input"}
+    # `fit` centres the prior at the random initial values of the input side. Where they are not
+    # known, the point estimate takes their place, since these projections are arbitrary anyway.
+    inner = {site.name for site in part.model.sites if site.role == "input"} - with_mean(part.model)
     center = torch.where(guide.at(inner), guide.loc.detach(), guide.prior.loc)
     prior = guide.recentre(center, guide.prior.covariance)
     if later := len(part.lineage) > 1:

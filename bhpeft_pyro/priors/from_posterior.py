@@ -328,9 +328,9 @@ def _moments(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     found = {}
     for name in names:
-        fn = distributions.get(name)
-        base = base_of(fn) if fn is not None else None
-        if fn is None or not isinstance(base, dist.Normal):
+        fn: Any = distributions.get(name)
+        base = base_of(fn)
+        if not isinstance(base, dist.Normal):
             raise PriorError(
                 f"{purpose}: {name!r} is {type(base).__name__} under the prior; expected Normal"
             )

@@ -155,7 +155,12 @@ def checked(prior: Prior, sites: Sequence[Site]) -> dict[str, Tensor]:
                 f"prior: it returns no tensor for the site {site.name!r} (it returns: "
                 f"{', '.join(sorted(values)) or 'nothing'})"
             )
-        shape = tuple(values[site.name].shape)
+        if not isinstance(value := values[site.name], Tensor):
+            raise PriorError(
+                f"prior: it returns a {type(value).__name__} for the site {site.name!r}, expected "
+                "a tensor"
+            )
+        shape = tuple(value.shape)
         if shape[len(shape) - site.ndim :] != site.shape or len(shape) < site.ndim:
             raise PriorError(
                 f"prior: shape {shape} for the site {site.name!r}, expected {site.shape}; is "

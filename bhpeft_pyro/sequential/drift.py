@@ -219,7 +219,7 @@ def _nll_with(posterior: Posterior, keep: float, examples: Examples, seed: int) 
     except (GuideError, PriorError):
         return math.nan
     guide = guides[0] if len(guides) == 1 else MixtureGuide(guides)
-    forecast = predict(models[0], guide, examples, seed=2 * seed)
+    forecast = predict(models[0], guide, examples, seed=derived(2 * seed))
     return nlls(forecast).double().mean().item()
 
 

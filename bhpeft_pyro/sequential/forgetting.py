@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checks import SHARE, string
-from ..errors import BHPEFTError, ConfigError
+from ..errors import ConfigError
 from ..patterns import check_used, first_match
 from ..peft.sites import Site
 from ..priors import Prior, closed_form, independent_normals
 
 
-def KEEP(name: str, value: Any, error: type[BHPEFTError] = ConfigError) -> float | dict[str, float]:
+def KEEP(name: str, value: Any) -> float | dict[str, float]:
     """The rule for `keep`: a number from 0 to 1, or one for each pattern of site names."""
     if isinstance(value, Mapping):
         return {string(name, key): SHARE(f"{name}[{key!r}]", each) for key, each in value.items()}
-    return SHARE(name, value, error)
+    return SHARE(name, value)
 
 
 def forget(

@@ -27,7 +27,7 @@ from ..model.network import RandomPEFT
 from ..posterior.posterior import Posterior
 from ..priors import independent_normals, with_rows
 
-_HEAD = ("head.weight", "head.bias")
+_HEAD = ("head.weight", "head.bias")  # the latter not in every classifier
 
 
 def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
@@ -65,9 +65,10 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     head = dataclasses.replace(head, outputs=head.outputs + count)
     network = RandomPEFT(old.backbone, old.kinds, head, old.tokenizer)
     network.load_state_dict(old.state_dict())
-    first = with_rows(posterior.first_prior, dict.fromkeys(_HEAD, count))
+    there = [site.name for site in posterior.model.sites if site.name in _HEAD]
+    first = with_rows(posterior.first_prior, dict.fromkeys(there, count))
     model = Model(network, first, posterior.model.likelihood)
-    own = independent_normals(first, model.sites, _HEAD, "grow")
+    own = independent_normals(first, model.sites, there, "grow")
     rows = {site: (mean[-count:], sd[-count:]) for site, (mean, sd) in own.items()}
     guide = _grown(posterior.guide, rows)
     coreset = posterior.coreset

@@ -200,6 +200,8 @@ class History:
             BusyError: another process is writing into the folder.
             SaveError: no such round, or several; or `aside` has a folder of that name.
         """
+        if not self.folder.is_dir():  # which the lock would make
+            self._find(id, ())
         with self.writing():
             rounds = self._ordered()
             kept, above = set[str](), self._find(id, rounds)
@@ -281,7 +283,7 @@ class History:
         return f"History({str(self.folder)!r})"
 
     def __str__(self) -> str:
-        console = Console(width=_WIDE, color_system=None)
+        console = Console(width=_WIDE, color_system=None, emoji=False)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

@@ -125,6 +125,10 @@ def test_the_cells_of_a_file_are_written_as_they_were(folder, tmp_path):
     bhpeft("predict", folder / "run", lines, "--show", 0)
     written = (tmp_path / "new-predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["day"] for line in written] == days
+    lines.write_text('{"text": "w5", "note": "half \\ud83d"}\n')  # of an emoji
+    bhpeft("predict", folder / "run", lines, "--show", 0, "--overwrite")
+    (written,) = (tmp_path / "new-predictions.jsonl").read_text().splitlines()
+    assert json.loads(written)["note"] == "half \ud83d"
 
 
 def test_methods_are_compared_on_rows_that_none_has_learnt(folder, tmp_path):
@@ -473,6 +477,12 @@ def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
 )
 def test_the_task_is_that_of_columns_and_labels(columns, task):
     assert infer(Dataset.from_dict(columns)).name == task
+
+
+@pytest.mark.parametrize("column", ["question", "choices"])
+def test_a_label_may_have_the_name_of_a_column_of_choices(column):
+    table = Dataset.from_dict({"text": ["a", "b"], column: ["no", "yes"]})
+    assert infer(table, Reading(label_column=column)).name == "classes"
 
 
 def test_what_is_not_clear_is_asked():

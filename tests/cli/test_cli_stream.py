@@ -19,7 +19,7 @@ from bhpeft_pyro.cli.runs import open_run
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.sequential import History, Record, by_count, by_period
-from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_backbone, tiny_model, tiny_tokenizer
 
 QUICK = ("--max-steps", 2, "--batch-size", 8, "--device", "cpu")
 # Four rows a week from Monday the 1st of January 2024 on, in the file last day first.
@@ -201,6 +201,15 @@ def test_labels_still_to_come_are_grown(numbers: bool, folder: Path) -> None:
     last = history.load(history.leaves[0], tiny_backbone(), tokenizer=tiny_tokenizer())
     assert last.model.network.outputs == 3
     assert last.columns.label_names == (None if numbers else ("bad", "good", "strange"))
+
+
+def test_posteriors_beside_a_stream_are_none_of_its_rounds(folder: Path) -> None:
+    model = tiny_model(())
+    fitted = bh.fit(model, "normal", {"text": TEXTS[:4], "label": [0, 1] * 2}, max_steps=1)
+    fitted.save(folder / "out" / "reviews")
+    result = bhpeft(*arguments(folder, "--by", "date", "--batch", 7))
+    assert "exist already" not in result.stderr
+    assert len(History(folder / "out" / "rounds").rounds) == 2
 
 
 def test_bad_input_is_refused_before_any_work(folder: Path) -> None:

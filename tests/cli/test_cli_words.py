@@ -97,6 +97,20 @@ def test_evaluate_update_and_stream(folder: Path) -> None:
     bhpeft(*stream, *tiny, "--max-steps", 1, "--device", "cpu")
 
 
+def test_tags_still_to_come_are_grown(folder: Path) -> None:
+    """Those of the table are not known from the start, so more may come that sort before them."""
+    table = folder / "later.jsonl"
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    stream = ("stream", table, "--out", folder / "grown", "--batch", 6, "--grow")
+    tiny = ("--backbone", folder / "tiny", "--preset", "head_only", "--components", 1)
+    for new in ("PLACE", "A"):
+        tokens = [["w5", f"w{30 + i}{len(lines)}"] for i in range(6)]
+        lines += [json.dumps({"tokens": t, "ner_tags": [new, "O"]}) for t in tokens]
+        table.write_text("\n".join(lines))
+        result = bhpeft(*stream, *tiny, "--max-steps", 1, "--device", "cpu")
+    assert "rounds that exist already: 3" in result.stderr
+
+
 def test_shares_are_of_whole_sentences(folder: Path) -> None:
     columns = Columns(text="tokens", label="ner_tags")
     examples = encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,24 @@ def test_texts_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -
     output = "".join(capsys.readouterr())
     assert "\\x1b[2J" in output
     assert not any(sign in output for sign in "\x1b\x07\x9b\u202e")
+
+
+def test_texts_stay_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    say("labels: ':smile:', 'a:b:c', '[bold]'")
+    assert capsys.readouterr().err == "labels: ':smile:', 'a:b:c', '[bold]'\n"
+
+
+def test_letters_that_the_output_lacks_are_escaped() -> None:
+    code = """
+import sys, typer
+from bhpeft_pyro import __main__
+from bhpeft_pyro.cli import app, screen
+app.app = lambda **_: screen.table("t", ("a",), [("✓",)])
+__main__.main()
+"""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert done.returncode == 0 and b"\\u2713" in done.stdout, done.stderr
 
 
 def test_a_log_gets_a_line_a_minute(

@@ -20,7 +20,7 @@ import torch
 from sentences import sentences
 
 from bhpeft_pyro.data import assets
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import DataError, WriteError
 from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.peft import Attachment, Prefix
 from bhpeft_pyro.peft.binding import Binding, activate
@@ -312,6 +312,12 @@ def test_altered_parts_of_mpnet_are_refused(
 def test_an_absent_part_of_mpnet_is_named(mpnet: types.SimpleNamespace) -> None:
     mpnet.parts[2].unlink()
     with pytest.raises(DataError, match=r"zip.003 is missing; install it again with: .*part-003"):
+        assets.mpnet()
+
+
+def test_a_cache_that_cannot_be_made_is_named(mpnet: types.SimpleNamespace) -> None:
+    mpnet.folder.parents[1].write_text("a file where the folder of the cache should be")
+    with pytest.raises(WriteError, match="all-mpnet-base-v2"):
         assets.mpnet()
     assert not mpnet.folder.exists()
 

@@ -237,7 +237,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "twice.csv": ("text,label,text\nbad,0,good\n", "column 'text' is there twice"),
         "twice.jsonl": (
             '{"text": "bad", "text": "good", "label": 0}',
-            "column 'text' is there twice",
+            "cannot be read: column 'text' is there twice",
         ),
         "deep.jsonl": ("[" * 100_000, "cannot be read"),
         "nul.csv": ("te\0xt,label\ngood,0\n", "the header has a NUL character"),

@@ -242,6 +242,15 @@ def test_rows_at_the_end_of_a_large_file_may_have_other_types_and_columns(tmp_pa
     assert table[0]["day"] == "2024-03-01"
 
 
+def test_cells_that_python_does_not_read_as_numbers_are_texts(tmp_path: Path) -> None:
+    cells = {"signed": ["+5", "-3.5"], "twice": ["+-5", "+-3"], "code": ["007", "010"]}
+    lines = [",".join(cells), *map(",".join, zip(*cells.values(), strict=True))]
+    (tmp_path / "cells.csv").write_text("\n".join(lines))
+    table = sources.load(tmp_path / "cells.csv")
+    assert table["signed"][:] == [5.0, -3.5]
+    assert table["twice"][:] == ["+-5", "+-3"] and table["code"][:] == ["007", "010"]
+
+
 def test_a_transform_is_not_dropped_in_silence() -> None:
     table = Dataset.from_dict({"text": ["w5", "w6"]})
     turned = table.with_transform(lambda batch: {"text": ["w9" for _ in batch["text"]]})

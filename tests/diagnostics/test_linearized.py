@@ -14,7 +14,6 @@ from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.diagnostics import PSIS, against, psis
-from bhpeft_pyro.diagnostics.psis import _target
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
@@ -122,10 +121,10 @@ def test_components_are_a_network_each() -> None:
     posterior = bh.fit(tiny_model(), "laplace", data, max_steps=10, components=2, progress=False)
     assert isinstance(posterior, MixturePosterior)
     found = psis(posterior, data, 200)
-    ratios = [
-        log_ratios(feed=Feed(each.model, data), samples=100, seed=seed, **_target(each))
-        for seed, each in enumerate(posterior.components)
-    ]
+    ratios = []
+    for seed, each in enumerate(posterior.components):
+        model, guide, temperature = each.guide.target(each.model, each.report.temperature)
+        ratios.append(log_ratios(model, guide, Feed(each.model, data), 100, seed, temperature))
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
     prior = prior_like(posterior.model, posterior.guide)
     assert isinstance(prior, MixtureGuide) and prior.linear

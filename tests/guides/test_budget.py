@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import pytest
+import torch
 from memory import Memory
 from transformers import BertModel
 
@@ -101,3 +102,15 @@ def test_a_guide_too_large_is_refused_with_the_figures() -> None:
     bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1224)
     with pytest.raises(GuideError, match="unknown guide"):
         budget("a guide of your own", 10)
+    assert budget("down only", 10) is None  # it depends on the sites
+
+
+def test_without_random_weights_there_is_no_size_to_refuse() -> None:
+    def fixed(sites: Any) -> dict[str, torch.Tensor]:
+        return {
+            s.name: pyro.deterministic(s.name, torch.zeros(s.shape), event_dim=len(s.shape))
+            for s in sites
+        }
+
+    with pytest.raises(GuideError, match="no random weights"):
+        bh.autoguide("laplace", tiny_model((), prior=fixed), components=1)

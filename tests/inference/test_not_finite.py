@@ -75,3 +75,12 @@ def test_what_cannot_fit_in_memory_is_refused_with_what_would() -> None:
     ):
         with pytest.raises(ConfigError, match=r"=1,000,000,000,000 needs .* expected at most \d"):
             act()
+
+
+def test_a_refused_argument_costs_no_pass_over_the_texts() -> None:
+    posterior = bh.fit(model(()), "normal", GOOD, **QUICK)
+    passes = []
+    posterior.model.network.backbone.register_forward_hook(lambda *_: passes.append(1))
+    with pytest.raises(ConfigError, match="keep"):
+        posterior.update({"text": ["w7 w8"] * 4, "label": [0, 1] * 2}, keep={"nothing.*": 0.5})
+    assert not passes

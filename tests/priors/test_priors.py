@@ -136,6 +136,7 @@ def discrete(sites: Sequence[Site]) -> dict[str, Tensor]:
         (drop("head.bias"), "no tensor for the site 'head.bias'"),
         (transposed, r"for the site 'lora.query.A', expected \(2, 2, 16\)"),
         (lambda sites: [1], "returns a list"),
+        (lambda sites: {s.name: 0.0 for s in sites}, "a float for the site .* expected a tensor"),
         (batched, r"site 'lora.query.A' has batch shape \(2, 2, 16\).*\.to_event"),
         (not_sampled, "no sample statement for lora.query.A"),
         (discrete, "'gate' is discrete"),

@@ -189,6 +189,10 @@ def test_one_branch_stays_and_the_others_are_moved_aside(tmp_path: Path) -> None
     before = files(tmp_path)
     with pytest.raises(SaveError, match="no round"):
         history.keep_only("zzz")
+    missing = bh.sequential.History(tmp_path / "typo")
+    with pytest.raises(SaveError, match="no round"):
+        missing.keep_only("zzz")
+    assert not missing.folder.exists()
     moved = history.keep_only(left.report.id[:8])
     assert moved == [tmp_path / "aside" / each.report.id for each in (more, right)]
     assert history.leaves == [left.report.id] and len(history.rounds) == 2

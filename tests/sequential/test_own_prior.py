@@ -202,3 +202,39 @@ def test_sites_that_depend_on_each_other_are_refused() -> None:
     posterior = bh.fit(model, "normal", tiny_examples(), **QUICK)
     with pytest.raises(PriorError, match=r"'head.bias' depends on what else"):
         posterior.update(tiny_examples(9, seed=3), keep=0.5, **QUICK)
+
+
+def test_a_prior_may_sample_the_sites_in_another_order_than_the_one_before(
+    tmp_path: Path,
+) -> None:
+    def own(sites: Any) -> dict[str, torch.Tensor]:
+        return {s.name: pyro.sample(s.name, wide(s)) for s in sites}
+
+    def backwards(sites: Any) -> dict[str, torch.Tensor]:
+        return own(sites[::-1])
+
+    def wide(site: Any) -> Any:
+        sd = 0.5 if site.name.startswith("head") else 0.05
+        return dist.Normal(0.0, sd).expand(site.shape).to_event(len(site.shape))
+
+    model = tiny_model(bh.presets.lora(rank=1))
+    first = bh.fit(model, "laplace", tiny_examples(24), components=1, **QUICK)
+    found = [first.update(tiny_examples(9, seed=3), prior=p, **QUICK) for p in (own, backwards)]
+    one, other = (each.guide.scales() for each in found)
+    assert [*one] == [*other] == [site.name for site in model.sites]
+    for name, sd in one.items():
+        torch.testing.assert_close(other[name], sd, rtol=1e-3, atol=0.0)
+    one, other = (each.predict(["w5 w9", "w6"]).probabilities for each in found)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    found[1].save(tmp_path)
+    again = bh.Posterior.load(
+        tmp_path, tiny_backbone(), prior=backwards, tokenizer=tiny_tokenizer()
+    )
+    assert again.evaluate(tiny_examples(9)) == found[1].evaluate(tiny_examples(9))
+    with pytest.raises(GuideError, match="sites in another order"):
+        first.guide.follow(model.with_prior(_turned(first.as_prior())))
+
+
+def _turned(prior: Any) -> Any:
+    shapes = dict(reversed(prior.shapes.items()))
+    return type(prior)(prior.normal, shapes, prior.name)

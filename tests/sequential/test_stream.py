@@ -16,6 +16,7 @@ from program import read_csv
 from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.errors import (
     BusyError,
     ConfigError,
@@ -102,6 +103,23 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
     assert share <= Record.of(posterior).rows[1]["accuracy"] <= share + 0.5
     again = run(tmp_path, weeks, **options)
     assert len(again.lineage) == 2
+
+
+def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
+    """Read once with the names of their time; a stream that goes on has more."""
+    names = ("no", "yes", "perhaps")
+    rows = {name: {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4} for name in "ab"}
+    rows["b"]["label"] = ["perhaps", "yes"] * 4
+    batches = {
+        name: encode(rows[name], tiny_tokenizer(), kind="class", columns=Columns(label_names=known))
+        for name, known in (("a", names[:2]), ("b", names))
+    }
+    options: dict[str, Any] = {"grow": True, "replay": None}
+    tests = {"a": batches["a"].subset([0, 1])}
+    learnt = batches | {"a": batches["a"].subset(range(2, 8))}
+    for _ in range(2):
+        posterior = run(tmp_path, learnt, tests=tests, **options)
+        assert posterior.columns.label_names == names and len(posterior.lineage) == 2
 
 
 def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ COUNT = Number(least=1, whole=True)
 MAYBE_COUNT = Number(least=1, whole=True, none=True)
 SAMPLES = Number(least=0, whole=True)
 _LAST_SEED = 2**62
+_STRIDE = 1000  # between seeds that are derived from neighbouring ones
 SEED = Number(least=0, most=_LAST_SEED, whole=True)
 POSITIVE = Number(above=0)
 MAYBE_POSITIVE = Number(above=0, none=True)
@@ -164,9 +165,10 @@ def one_of(*choices: str) -> Rule:
     return rule
 
 
-def derived(seed: int) -> int:
-    """A seed that was computed from another, for a function that checks it as `SEED`."""
-    return seed % (_LAST_SEED + 1)
+def derived(seed: int, number: int = 0) -> int:
+    """A seed that was computed from another, for a function that checks it as `SEED`. Those of
+    seeds 0, 1, 2, ... and different numbers are different ones."""
+    return (seed + _STRIDE * number) % (_LAST_SEED + 1)
 
 
 def check(value: object, types: Any, name: str, expected: str) -> None:

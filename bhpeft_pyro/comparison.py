@@ -87,9 +87,13 @@ class Comparison:
         left.axvline(0, color="grey", linewidth=0.8)
         left.set_yticks(at, table.index)
         left.set_xlabel(f"NLL minus that of {BASELINE!r} (nats; lower is better)")
-        # Scaling changes no order of examples, so those curves would be the same.
-        plain = {k: v for k, v in self.forecasts.items() if not k.endswith(_SCALED)}
-        rejection(plain, ax=right, by="total")
+        # With two classes scaling does not change the order of examples, so curves would be equal.
+        others = {
+            k: v
+            for k, v in self.forecasts.items()
+            if not (k.endswith(_SCALED) and v.probabilities.shape[1] == 2)  # type: ignore[union-attr]
+        }
+        rejection(others, ax=right, by="total")
         return figure
 
 

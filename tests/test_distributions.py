@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,6 +69,20 @@ def test_density_and_divergence_are_those_of_torch() -> None:
         expected = kl_divergence(*exact)  # not symmetric: a swap would show
         torch.testing.assert_close(kl_divergence(first, second), expected, atol=1e-3, rtol=1e-4)
     assert kl_divergence(q, q).item() == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1e2, 1e4, 1e6])
+def test_a_divergence_along_axes_that_are_narrow_in_both_is_exact(strength: float) -> None:
+    """As between rounds of many rows, whose information doubles."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(5000, 8, generator=generator).double())[0].float()
+    one, two = (
+        Covariance(torch.ones(5000), axes, torch.full((8,), (1 + n * strength) ** -0.5))
+        for n in (1, 2)
+    )
+    share = (1 + strength) / (1 + 2 * strength)  # of the variance along each axis
+    expected = 8 * 0.5 * (share - 1 - math.log(share))
+    assert two.divergence(one).item() == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_remembered_divergence_is_of_the_prior_it_was_computed_for() -> None:

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import COUNT, SAMPLES, SEED
+from ..checks import COUNT, SAMPLES, SEED, derived
 from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..guides import Guide, PriorGuide, prior_like
@@ -125,7 +125,8 @@ def to_arviz(
             f"fewer samples or name fewer sites (chosen: {', '.join(chosen)})"
         )
     *drawn_chains, drawn_prior = [
-        chosen_draws(model, guide, chosen, samples, seed + i) for i, guide in enumerate(guides)
+        chosen_draws(model, guide, chosen, samples, derived(seed, i))
+        for i, guide in enumerate(guides)
     ]
     names = columns.label_names
     left_out = ", ".join(name for name in known if name not in chosen)

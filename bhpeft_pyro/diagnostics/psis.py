@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import SEED, Number
+from ..checks import SEED, Number, derived
 from ..data import Examples
 from ..errors import ConfigError, DataError
 from ..inference.passes import Feed
@@ -142,7 +142,7 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     ratios = []
     for number, each in enumerate(parts):
         model, guide, temperature = each.guide.target(each.model, each.report.temperature)
-        ratios.append(log_ratios(model, guide, feed, share, seed + number, temperature))
+        ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
     found, report = PSIS.of(torch.cat(ratios)), posterior.report
     taus = {each.report.tau or 1.0 for each in parts}
     if posterior.guide.linear and (report.temperature != 1 or taus != {1.0}):

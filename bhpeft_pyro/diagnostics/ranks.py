@@ -141,9 +141,10 @@ class Calibration:
     def shape(self, name: str) -> str:
         """How the posterior of a quantity misses the truth: "too low", "too narrow", or ""."""
         place = (self._columns[name] + 0.5) / (self.draws + 1) - 0.5
-        root = len(place) ** 0.5  # if uniform, a place has mean 0 and variance 1/12
-        shift = place.mean() * root * 12**0.5
-        spread = (np.square(place).mean() - 1 / 12) * root * 180**0.5
+        root = len(place) ** 0.5
+        variance = (1 - (self.draws + 1) ** -2) / 12  # of a place, if ranks are uniform
+        shift = place.mean() * root / variance**0.5
+        spread = (np.square(place).mean() - variance) * root * 180**0.5
         words = []
         if abs(shift) > _CLEAR:
             words.append("too low" if shift > 0 else "too high")

@@ -96,10 +96,11 @@ def against(
     sd = theirs.std(0)
     changing = sd > _LEAST  # probabilities of missing choices are always 0
     sd = sd[changing]
+    ratios = ours.std(0)[changing] / sd
     return Comparison(
         errors=(ours.mean(0) - theirs.mean(0))[changing] / sd,
-        ratios=ours.std(0)[changing] / sd,
-        noise=(1 / samples + 1 / theirs.shape[0]) ** 0.5,
+        ratios=ratios,
+        noise=(ratios.square().mean().item() / len(ours) + 1 / len(theirs)) ** 0.5,
     )
 
 

@@ -100,7 +100,9 @@ def sbc(
     whole, places = Feed(model, examples), Feed(model, first)
     generator = torch.Generator().manual_seed(seed)
     ranks = []
-    for number, (truth, labels) in enumerate(_simulate(model, whole, replications, seed)):
+    for number, (truth, labels) in enumerate(
+        _simulate(model, whole, replications, derived(seed, replications))
+    ):
         data = replace(examples, labels=labels)
         guide = _inferred(model, infer, data, {**options, "seed": derived(seed + number)})
         feed = copy.copy(whole)

@@ -238,7 +238,8 @@ class ClassForecast(Forecast):
         The temperature T minimises the NLL of softmax(log p / T) on labelled examples that the
         network was not trained on, p the mean of the draws; so all of the new forecast's
         uncertainty is aleatoric. T above 1 makes forecasts less confident. It stays within
-        [1/100, 100]: if all labels are predicted, or none, the optimum is at 0 or infinity.
+        [1/100, 100]: if all labels are predicted, the optimum is at 0; if none of two classes' is,
+        at infinity.
 
         Args:
             validation: a forecast of the labelled examples.

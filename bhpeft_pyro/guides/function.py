@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.util import prune_subsample_sites
@@ -212,7 +213,11 @@ class PriorGuide(Guide):
     @property
     def covariance(self) -> Covariance | None:
         prior = self._model[0].prior
-        return prior.normal.covariance if self.linear and isinstance(prior, JointPrior) else None
+        if self._around is None or not isinstance(prior, JointPrior):
+            return None
+        # The closed form of predictions is that of a mean where the network is linearised.
+        around = torch.cat([self._around[name].flatten() for name in prior.shapes])
+        return prior.normal.covariance if torch.equal(around, prior.normal.loc) else None
 
     def means(self) -> dict[str, Tensor]:
         if self._around is None:

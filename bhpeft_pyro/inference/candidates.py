@@ -27,8 +27,8 @@ OUTPUT_SCALES = torch.logspace(-0.9, 0.9, 19, dtype=torch.float64)
 _UNSCALED = torch.ones(1, dtype=torch.float64)
 _SPREAD = 1.0  # prior sd of an output scale's logarithm, so that few rows hardly move it from 1
 DRAWS = 256  # of the outputs, to evaluate a width
-_COST = 0.003  # of the point estimate's NLL, at most (TFB; Shi et al. 2024)
-_ALIKE = 0.001  # of the best NLL: smaller differences are ignored
+_COST = 0.003  # of the point estimate's NLL, or of a nat, at most (TFB; Shi et al. 2024)
+_ALIKE = 0.001  # of the best NLL, or of a nat: smaller differences are ignored
 
 Held = Sequence[tuple[Outputs, Tensor]]
 """Outputs and labels of held-out rows, batch by batch."""
@@ -63,6 +63,8 @@ class Candidates:
         output_scales: (C,), 1 among them.
         log_densities: (T, C, N) of the labels.
         point: (N,) the same under the point estimate, at an output scale of 1.
+        ratings: whether the labels are ratings. Their NLL depends on their unit, so a small
+            difference is a part of a nat, not of the NLL.
     """
 
     taus: Tensor
@@ -70,6 +72,11 @@ class Candidates:
     output_scales: Tensor
     log_densities: Tensor
     point: Tensor
+    ratings: bool = False
+
+    def near(self, nll: Tensor, share: float) -> Tensor:
+        """The NLL and a share of it, or of a nat."""
+        return nll + share * (torch.ones(()) if self.ratings else nll.abs())
 
     @property
     def unscaled(self) -> Tensor:
@@ -97,9 +104,9 @@ class Candidates:
         nlls, point = -self.unscaled.mean(1), -self.point.mean()
         away = self.taus.log().abs()
         if nlls.min() <= point:
-            alike = nlls <= nlls.min() + _ALIKE * nlls.min().abs()
+            alike = nlls <= self.near(nlls.min(), _ALIKE)
             return int(away.masked_fill(~alike, torch.inf).argmin())
-        near = (nlls <= point + _COST * point.abs()) & (self.taus >= 0.99)
+        near = (nlls <= self.near(point, _COST)) & (self.taus >= 0.99)
         return int(near.nonzero()[0]) if near.any() else len(nlls) - 1
 
     def best_scale(self, tau: int) -> int:
@@ -144,9 +151,10 @@ def best_together(every: Sequence[Candidates]) -> tuple[list[Choice], float, flo
         [_nll([each.unscaled[i] for i, each in zip(at, every, strict=True)]) for at in moved]
     )
     point = _nll([each.point for each in every])
-    limit = nlls.min() + _ALIKE * nlls.min().abs()
+    near = every[0].near
+    limit = near(nlls.min(), _ALIKE)
     if nlls.min() > point:
-        limit = limit.clamp_min(point + _COST * point.abs())
+        limit = limit.maximum(near(point, _COST))
     taus = moved[int((nlls <= limit).nonzero()[0])]
     scales, nll = _scales_together(taus, every)
     return [each.at(*at) for *at, each in zip(taus, scales, every, strict=True)], point.item(), nll
@@ -188,7 +196,8 @@ def of_draws(
     scales = OUTPUT_SCALES if scaled else _UNSCALED
     densities = torch.stack([_densities(held, each, scales) for each in spreads])
     point = _densities(held, None, _UNSCALED)[0]
-    return Candidates(taus, torch.ones_like(taus), scales, densities, point)
+    ratings = held[0][0].model.likelihood.kind == "rating"
+    return Candidates(taus, torch.ones_like(taus), scales, densities, point, ratings)
 
 
 def _densities(held: Held, spreads: Sequence[Tensor] | None, scales: Tensor) -> Tensor:
@@ -251,7 +260,7 @@ def with_constant_noise(
     ]
     noises, densities = (torch.stack(each) for each in zip(*map(fitted, shares), strict=True))
     _, point = fitted(torch.zeros_like(errors))
-    return Candidates(taus, noises, _UNSCALED, densities[:, None], point)
+    return Candidates(taus, noises, _UNSCALED, densities[:, None], point, ratings=True)
 
 
 def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: Held) -> Candidates:
@@ -268,7 +277,7 @@ def with_noise_by_text(taus: Tensor, spreads: Sequence[Sequence[Tensor]], held: 
     best = densities.mean(-1).argmax(1)
     point = Normal(0.0, noise * trained).log_prob(errors)
     found = densities[torch.arange(len(taus)), best]
-    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point)
+    return Candidates(taus, noises[best], _UNSCALED, found[:, None], point, ratings=True)
 
 
 def _errors(held: Held) -> tuple[Tensor, Tensor]:

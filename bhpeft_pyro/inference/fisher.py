@@ -1,7 +1,7 @@
 """The Fisher information of a model's weights, from per-example gradients.
 
-For the likelihoods of this package it equals the generalised Gauss-Newton matrix. Labels of the
-data are never used.
+For the likelihoods of this package it equals the generalised Gauss-Newton matrix, in expectation
+over labels of the model. Labels of the data are never used.
 """
 
 from __future__ import annotations

@@ -199,9 +199,9 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
     """Move a guide's initial means by a draw of the prior.
 
-    A head that `start` has fitted stays. If a model is linear in its weights, the point estimates
-    that such initial values lead to without a penalty are distributed as the posterior (Matthews et
-    al. 2017).
+    A head that `start` has fitted stays. If a model is linear in its weights and labels have no
+    noise, the point estimates that such initial values lead to without a penalty are distributed as
+    the posterior (Matthews et al. 2017).
     """
     fitted = model.network.kinds and may_start(guide, options)
 

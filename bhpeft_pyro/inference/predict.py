@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 from torch.nn.functional import pad
 
-from ..checks import COUNT, SEED, Number, boolean, check_memory
+from ..checks import COUNT, SEED, Number, boolean, check_memory, derived
 from ..data import Examples
 from ..data.batch import Batch, in_order
 from ..data.columns import MAX_CHOICES
@@ -140,7 +140,7 @@ def _runs(
             draws = draw_blocks(model, component, share, seeds)
             found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
             return [torch.cat(part) for part in zip(*found, strict=True)]
-        with private_rng(seed + number):  # the same for every example, whatever its batch
+        with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + normals).to(model.network.device)
         read = partial(_read, model, component, noise, take)
         return by_batch(model, feed, read, size=size, bf16=bf16, only=only)
@@ -213,6 +213,8 @@ def _ratings(values: Sequence[Tensor], examples: Examples, exact: bool) -> Ratin
 
 def _probabilities(distribution: TorchDistribution, labels: Tensor | None) -> Sequence[Tensor]:
     base: Any = base_of(distribution)
+    if isinstance(base, Bernoulli):  # in double precision 1 - p keeps its digits too
+        return (base.logits.double().sigmoid(),)
     return (base.probs.float(),)
 
 

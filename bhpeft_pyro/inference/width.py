@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial, singledispatch
 from itertools import chain
 
@@ -160,6 +161,10 @@ def _note(
     nlls = []
     for batch, outputs, jacobians in rows:
         assert batch.labels is not None
+        if model.likelihood.learns_noise:  # these are from before it was chosen
+            mean, chosen = outputs.mean.clone(), guide.means()["noise.log_scale"]
+            mean[:, outputs.of_likelihood("noise.log_scale")] = chosen
+            outputs = replace(outputs, mean=mean)
         noise = symmetric_noise(DRAWS, outputs.mean.shape[1]).to(outputs.mean)
         values = outputs.draws(plain.normal.covariance.projected(jacobians), noise)
         nlls.append(-outputs.labels(values).log_prob(batch.labels).mean(0))

@@ -175,8 +175,12 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
     labels = examples.labels
     assert labels is not None
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
-    prior = guide.centre(own)
-    guide.move(own | model.likelihood.start(labels))
+    there = {name: mean for name, mean in guide.means().items() if name in own}
+    if any(bool(mean.any()) for mean in there.values()):  # an earlier fit has moved it from zero
+        prior = guide.centre(there)
+    else:
+        prior = guide.centre(own)
+        guide.move(own | model.likelihood.start(labels))
     return model if prior is None else model.with_prior(prior)
 
 

@@ -54,7 +54,6 @@ class Start:
     kept: Examples | None = None
 
 
-_STRIDE = 1000  # between components' seeds, so that fits with seeds 0, 1, 2, ... share none
 _FAR = 8.0  # from the centre of a likelihood of ratings, in its spreads
 
 
@@ -115,7 +114,7 @@ def note_first_prior(guide: Guide, posterior: Posterior) -> None:
 
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
     """The options of each component: the seed given, then others far from it."""
-    return [options.change(seed=derived(options.seed + _STRIDE * r)) for r in range(components)]
+    return [options.change(seed=derived(options.seed, r)) for r in range(components)]
 
 
 def fit_components(

@@ -71,7 +71,7 @@ class Drift:
         forecast: the predictions, with the labels.
 
     The p-value is that of a prior predictive check (Box 1980), with the posterior as the prior.
-    For labels that do come from the model it is exact: 5 % of the rounds without drift are called
+    For labels that do come from the model at most 5 % of the rounds without drift are called
     surprising. With real data, an over-confident posterior is surprised more often, an
     under-confident one less.
     """

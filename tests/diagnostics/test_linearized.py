@@ -19,6 +19,7 @@ from bhpeft_pyro.diagnostics.sbc import _quantities
 from bhpeft_pyro.guides import MixtureGuide, as_guide, prior_like
 from bhpeft_pyro.inference.draws import draw_blocks
 from bhpeft_pyro.inference.passes import Feed
+from bhpeft_pyro.inference.predict import predict
 from bhpeft_pyro.posterior.mixture import MixturePosterior
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
@@ -113,6 +114,18 @@ def test_sbc_ranks_what_the_posterior_predicts(posterior: bh.Posterior) -> None:
     torch.testing.assert_close(found[:, 1:].float(), forecast.means, atol=1e-4, rtol=1e-4)
     density = torch.distributions.Normal(forecast.means, NOISE).log_prob(known).double().sum(-1)
     torch.testing.assert_close(found[:, 0], density, atol=1e-2, rtol=1e-4)
+
+
+def test_a_prior_predicts_around_its_own_mean() -> None:
+    """In the network linearised at the posterior's mean; in closed form and by draws alike."""
+    rows = {"text": random_texts(40), "label": [i % 2 for i in range(40)]}
+    posterior = bh.fit(tiny_model(()), "laplace", rows, components=1, max_steps=30, progress=False)
+    prior = prior_like(posterior.model, posterior.guide)
+    examples = posterior.encode(ELSEWHERE, labelled=False)
+    for keep in (False, True):
+        found = predict(posterior.model, prior, examples, 400, keep_samples=keep)
+        assert isinstance(found, bh.forecast.ClassForecast)
+        assert (found.probabilities - 0.5).abs().max() < 0.15  # its mean logits are 0
 
 
 def test_components_are_a_network_each() -> None:

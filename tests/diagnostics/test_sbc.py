@@ -10,6 +10,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from exact import Exact, guide_of, own_network, random_texts, regression
@@ -50,6 +52,31 @@ def test_the_exact_posterior_passes() -> None:
     assert found.passed, str(found)
     assert not found.biased
     assert str(found).startswith("passed: 21 quantities over 100 data sets")
+
+
+def test_truths_and_draws_are_independent() -> None:
+    """From one seed, both would begin with the same numbers."""
+    seen: list[torch.Tensor] = []
+
+    def prior(sites: Any) -> dict[str, torch.Tensor]:
+        values = {s.name: pyro.sample(s.name, wide(s)) for s in sites}
+        seen.append(values["head.bias"].flatten()[:1])
+        return values
+
+    def wide(site: Any) -> Any:
+        return dist.Normal(0.0, 1.0).expand(site.shape).to_event(len(site.shape))
+
+    model = tiny_model((), prior=prior)
+    texts = tiny_examples(8).texts
+    sbc(model, lambda model, _: PriorGuide(model), texts, replications=20, draws=9, sites="head.*")
+    drawn = torch.cat(seen)
+    assert len(drawn) > 20 and len(drawn[drawn != 0].unique()) == int((drawn != 0).sum())
+
+
+@pytest.mark.parametrize("draws", [1, 2, 9])
+def test_uniform_ranks_have_the_right_spread_however_few_there_are(draws: int) -> None:
+    ranks = (torch.arange(1200) % (draws + 1)).unsqueeze(1)
+    assert Calibration(["w"], ranks, draws, 0.05).shape("w") == ""
 
 
 @pytest.mark.slow

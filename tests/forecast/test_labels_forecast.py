@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from sklearn import metrics as peer
@@ -12,6 +13,7 @@ from torch import Tensor
 from bhpeft_pyro.errors import ConfigError, DataError, LikelihoodError
 from bhpeft_pyro.forecast import ClassForecast, LabelsForecast
 from bhpeft_pyro.forecast.metrics import evaluate, nlls, rejection_curve
+from bhpeft_pyro.inference.predict import _probabilities
 
 NAMES = ["art", "money", "sport"]
 
@@ -37,6 +39,15 @@ def test_each_label_is_a_forecast_of_two_classes() -> None:
     torch.testing.assert_close(forecast.total, forecast.epistemic + forecast.aleatoric)
     torch.testing.assert_close(forecast.samples, p)
     assert forecast.flag(0.1).tolist() == total.argsort(descending=True)[:4].tolist()
+
+
+@pytest.mark.parametrize("logit", [15.0, 17.0, 20.0, 30.0])
+def test_a_sure_prediction_that_is_wrong_costs_its_logit(logit: float) -> None:
+    """In single precision 1 - p is 0 from 17 on, and the NLL 87."""
+    distribution = dist.Bernoulli(logits=torch.full((1, 2, 3), logit)).to_event(1)
+    (probabilities,) = _probabilities(distribution, None)
+    forecast = LabelsForecast.from_draws(probabilities, labels=torch.zeros(2, 3))
+    assert nlls(forecast).tolist() == pytest.approx([3 * logit] * 2, rel=1e-3)
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

@@ -427,6 +427,40 @@ def test_a_width_never_costs_more_than_a_thousandth_or_three() -> None:
     assert best(torch.full((5,), 0.7).double(), 0.7) == 1.0  # where nothing is learnt
 
 
+@pytest.mark.parametrize("shift", [0.0, -0.35, 100.0])
+def test_the_width_of_ratings_does_not_depend_on_their_unit(shift: float) -> None:
+    """In another unit every NLL is larger by the same number."""
+    taus = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    for nlls, of_point, best in (
+        ([0.300, 0.302, 0.310], 0.35, 0.1),
+        ([0.300, 0.3008, 0.310], 0.35, 1.0),
+        ([0.36, 0.352, 0.3505], 0.35, 1.0),
+    ):
+        density = -(torch.tensor(nlls, dtype=torch.float64) + shift)[:, None, None]
+        point = torch.tensor([-of_point - shift], dtype=torch.float64)
+        one = Candidates(taus, torch.ones(3), torch.ones(1), density, point, ratings=True)
+        assert one.best().tau == candidates.best_together([one])[0][0].tau == best
+
+
+def test_the_expected_nll_is_under_the_noise_that_was_chosen() -> None:
+    """By the closed form: (e^2 + v) / 2 s^2 + log s, with v the variance at tau = 1."""
+    rows = {"text": random_texts(24, seed=1), "label": torch.randn(24).tolist()}
+    others = {"text": random_texts(40, seed=2), "label": torch.randn(40).tolist()}
+    model = tiny_model((), 1, likelihood=Normal(0.0, 1.0))
+    options = {"components": 1, "max_steps": 60, "validation": others, "progress": False}
+    posterior = bh.fit(model, "laplace", rows, **options)
+    guide, (batch,) = guide_of(posterior), posterior.encode(rows).batches(24)
+    outputs, jacobians = jacobian(posterior.model, guide.means(), batch)
+    variance = guide.as_prior().normal.covariance.projected(jacobians)[:, 0, 0].double()
+    noise = guide.means()["noise.log_scale"].exp().double()
+    assert batch.labels is not None and batch.labels.std() > 0
+    errors = (batch.labels - outputs.mean[:, 0]).double()
+    normal = torch.distributions.Normal(0.0, noise).log_prob(errors)
+    expected = (-normal + variance / (2 * noise**2)).mean()
+    # The noise scale varies too, by little; draws are 256.
+    assert posterior.report.expected_nll == pytest.approx(expected.item(), abs=0.1)
+
+
 def test_the_widths_of_components_are_the_best_for_their_mixture() -> None:
     """Two components that lie apart say as much as the labels vary by that alone: each by itself
     wants to be wide, both together need not be."""

@@ -77,6 +77,13 @@ def test_ordered_logistic_takes_cutpoints_of_each_draw() -> None:
         torch.testing.assert_close(together[s], alone)
 
 
+def test_ordered_logistic_is_finite_however_wide_the_posterior() -> None:
+    likelihood, raw = OrderedLogistic(4), torch.tensor([0.0, 100.0, -200.0])
+    assert likelihood.cutpoints({"cutpoints": raw}).isfinite().all()
+    labels = torch.tensor([0, 1, 2, 3])
+    assert log_prob(likelihood, torch.zeros(4, 1), labels, {"cutpoints": raw}).isfinite().all()
+
+
 @pytest.mark.parametrize("predictor", [-40.0, -20.0, 20.0, 40.0])
 def test_ordered_logistic_far_out_is_exact_and_has_a_gradient(predictor: float) -> None:
     # Differences of probabilities near 1 are 0 in float32; of those near 0 they are not.

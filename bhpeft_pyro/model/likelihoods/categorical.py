@@ -16,6 +16,8 @@ from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import Likelihood
 
+_MOST = 20.0  # of a step's logarithm: under a wide posterior it would overflow
+
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
@@ -81,9 +83,8 @@ class OrderedLogistic(Likelihood):
 
     def cutpoints(self, weights: Mapping[str, Tensor]) -> Tensor:
         """`(*P, levels - 1)`, increasing."""
-        raw = weights["cutpoints"]
-        places = functional.pad(raw[..., 1:].exp().cumsum(-1), (1, 0))
-        return raw[..., :1] + places - places.mean(-1, keepdim=True)
+        places = functional.pad(_steps(weights).cumsum(-1), (1, 0))
+        return weights["cutpoints"][..., :1] + places - places.mean(-1, keepdim=True)
 
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
@@ -94,10 +95,15 @@ class OrderedLogistic(Likelihood):
         ends = torch.zeros_like(above[..., :1])
         below_upper = torch.cat([functional.logsigmoid(above), ends], -1)
         above_lower = torch.cat([ends, functional.logsigmoid(-above)], -1)
-        steps = weights["cutpoints"][..., 1:].exp()
+        steps = _steps(weights)
         width = (-torch.expm1(-steps)).clamp_min(torch.finfo(steps.dtype).tiny).log()
         logits = below_upper + above_lower + functional.pad(width, (1, 1))
         return dist.Categorical(logits=logits)
+
+
+def _steps(weights: Mapping[str, Tensor]) -> Tensor:
+    """`(*P, levels - 2)`: the distances between cutpoints."""
+    return weights["cutpoints"][..., 1:].clamp(-_MOST, _MOST).exp()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,13 @@ from .checks import COUNT, SEED
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import ForeignGuide, latents
+from .guides.guide import prior_of
 from .inference.draws import draw_blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
 from .peft.sites import Role
 from .posterior.posterior import Posterior
-from .priors import unpack
+from .priors import closed_form, unpack
 
 __all__ = ["Shift", "changes", "head_norms", "shifts", "sizes", "spectra"]
 
@@ -257,6 +259,10 @@ def _moments(posterior: Posterior) -> dict[str, list[Tensor]]:
             "bhpeft_pyro.guides"
         )
     means, sds = guide.prior_moments()
+    if not sds and not guide.point:
+        alone, _ = closed_form(prior_of(posterior.model, guide), "shifts").independent()
+        bases: dict[str, Any] = {name: base_of(q) for name, q in alone.distributions.items()}
+        means, sds = ({k: getattr(b, part) for k, b in bases.items()} for part in ("loc", "scale"))
     found = {}
     for latent in latents(posterior.model):
         prior, joint = latent.prior, latent.sites  # of an earlier posterior

@@ -165,7 +165,9 @@ def compare(
         place, network = folder / name.replace(" ", "-"), head.network
         if io.exists(place):
             say(f"{name} is in {place}")
-            return Posterior.load(place, network.backbone, tokenizer=network.tokenizer)
+            return Posterior.load(
+                place, network.backbone, tokenizer=network.tokenizer, prior=head.prior
+            )
         say(doing)
         posterior = make()
         posterior.save(place)

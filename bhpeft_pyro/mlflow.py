@@ -26,6 +26,7 @@ from .checks import strings
 from .errors import ConfigError
 from .model.backbone import shared_name
 from .posterior.posterior import Posterior
+from .priors import PriorLike
 
 __all__ = ["get_default_pip_requirements", "load_model", "log_model", "save_model"]
 
@@ -99,17 +100,20 @@ def log_model(
     return info
 
 
-def load_model(model_uri: str, *, device: str = "auto") -> Posterior:
+def load_model(
+    model_uri: str, *, prior: PriorLike | None = None, device: str = "auto"
+) -> Posterior:
     """The posterior of a saved, logged or registered model.
 
     Args:
         model_uri: as for `mlflow.pyfunc.load_model`: a folder, "models:/reviews/2" or
             "models:/reviews@champion".
+        prior: the prior function, if it was your own, as for `Posterior.load`.
         device: of the backbone: "cpu", "cuda", or "auto" for a GPU if there is one.
     """
     folder = Path(download_artifacts(model_uri))
     data = Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.DATA]
-    return _posterior(folder / data, device)
+    return _posterior(folder / data, device, prior)
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -133,10 +137,10 @@ class _Predictor:
         return pd.DataFrame(self.posterior.predict(table).summary())
 
 
-def _posterior(folder: Path, device: str) -> Posterior:
+def _posterior(folder: Path, device: str, prior: PriorLike | None = None) -> Posterior:
     backbone = folder / _BACKBONE
     name = str(backbone) if backbone.exists() else None
-    return Posterior.load(folder, name, device=device)
+    return Posterior.load(folder, name, prior=prior, device=device)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Turns of threads: Pyro's handlers, its store and torch's random state are shared by all of them.
+"""Turns of threads: Pyro's handlers, its store, torch's random state and the truncation of fast
+tokenizers are shared by all of them.
 
-Whatever runs a Pyro function, or sets the random state, does so inside one of the blocks below.
+Whatever runs a Pyro function, sets the random state or tokenises does so inside one of the blocks
+below.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """Lock Pyro and the random state: both are global, so only one thread at a time may sample."""
+    """Lock what threads share, so that only one at a time samples or tokenises."""
     with _LOCK:
         yield
 

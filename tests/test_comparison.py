@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pyro.distributions as dist
 import pytest
 import saves
 import torch
@@ -66,6 +67,16 @@ def test_the_table_is_of_the_saved_posteriors(
     assert (within["low"] <= within["nll difference"]).all()
     assert (within["nll difference"] <= within["high"]).all()
     assert isinstance(found.plot(), Figure)
+
+
+def test_it_goes_on_under_a_prior_of_one_s_own(
+    data: tuple[bh.data.Examples, ...], tmp_path: Path
+) -> None:
+    def own(kinds: Any) -> bh.Model:
+        return tiny_model(kinds, prior={"*": dist.Normal(0.0, 0.5)})
+
+    one, other = (compare(own, *data, tmp_path, components=2, options=HOW) for _ in range(2))
+    assert one.table()["nll"].to_dict() == pytest.approx(other.table()["nll"].to_dict())
 
 
 def test_the_posterior_is_around_the_very_points(made: tuple[Comparison, Path]) -> None:

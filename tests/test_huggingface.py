@@ -327,6 +327,8 @@ def test_without_validation_the_noise_of_ratings_is_that_of_the_errors() -> None
     data = {"text": texts, "label": (exact + away).tolist()}
     posterior = bh.from_peft(model, data, tokenizer=tiny_tokenizer())
     assert posterior.report.noise == pytest.approx(away.square().mean().sqrt().item(), rel=0.01)
+    later = bh.from_peft(model, tokenizer=tiny_tokenizer()).widen(data)
+    assert later.report.noise == posterior.report.noise
 
 
 def trained_rating() -> Any:

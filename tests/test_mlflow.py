@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from saves import backbone_in
@@ -37,6 +38,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(backbone_in(tmp_path_factory.mktemp("tiny")))
+
+
+def test_a_prior_of_one_s_own_is_given_again(tmp_path: Path) -> None:
+    prior = {"*": dist.Normal(0.0, 0.5)}
+    posterior = bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
+    save_model(posterior, tmp_path / "model")
+    again = load_model(str(tmp_path / "model"), prior=prior, device="cpu")
+    assert torch.equal(again.predict(["w5"]).probabilities, posterior.predict(["w5"]).probabilities)
 
 
 @pytest.mark.slow  # MLflow takes a while to make its tables, and its program to start

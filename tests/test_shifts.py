@@ -14,6 +14,7 @@ from bhpeft_pyro.changes import shifts
 from bhpeft_pyro.errors import GuideError, PriorError
 from bhpeft_pyro.guides import FunctionGuide, NormalGuide
 from bhpeft_pyro.peft import Adapter, LoRA
+from bhpeft_pyro.peft.sites import Site
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 KINDS = (LoRA(("query",), rank=2), Adapter(3, layers=(1,)))
@@ -92,6 +93,22 @@ def test_points_are_infinitely_far() -> None:
     found = shifts(bh.fit(model, families, tiny_examples(), max_steps=2, progress=False))
     assert found["lora"][0].kl == torch.inf and found["lora"][0].narrowed == 0
     assert 0 < found["head"][None].kl < torch.inf
+
+
+def test_guides_that_tell_no_sds_are_no_points() -> None:
+    """Those of their marginals, as in a later round."""
+    model, data = tiny_model(()), tiny_examples()
+    posterior = bh.fit(model, "mvn", data, max_steps=10, progress=False)
+    draws = posterior.sample(4000)
+    for each in (posterior, bh.Posterior.from_draws(model, draws)):
+        found = shifts(each)["head"][None]
+        sds = torch.cat([draws[s.name].std(0).flatten() / prior_sd(s) for s in model.sites])
+        assert found.narrowed == pytest.approx(sds.log().mean().exp().item(), rel=0.05)
+        assert 0 < found.kl < torch.inf
+
+
+def prior_sd(site: Site) -> Tensor:
+    return priors.default().sd(site).expand(site.shape).flatten()
 
 
 def test_what_has_no_closed_form_is_refused() -> None:

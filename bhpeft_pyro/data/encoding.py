@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
 from ..errors import DataError
+from ..threads import sampling
 from .columns import (
     Columns,
     Kind,
@@ -115,11 +116,10 @@ def encode(
             raise DataError(
                 f"source has the classes {source.label_names}; expected classes without names"
             )
-        if names is None or source.label_names in (None, names):
+        if names is None or source.label_names == names:
             return source
-        return replace(
-            source, label_names=tuple(names), num_labels=len(names)
-        )  # `grow` has added some
+        # It has none, or `grow` has added some since.
+        return replace(source, label_names=tuple(names), num_labels=len(names))
 
     table = read(source, kind, columns, labelled)
     values: list[Any] | None = table[target][:] if target in table.column_names else None
@@ -267,6 +267,7 @@ def _joins_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.sep_token_id is None
 
 
+@sampling()
 def probe_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Vocabulary size and ids of a fixed text: tokenizers that agree on them pass for the same."""
     text = "The 2nd quick-brown fox didn't jump; 'na\u00efve' caf\u00e9s, $1,984.50!"
@@ -274,6 +275,7 @@ def probe_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return (len(tokenizer), *ids)
 
 
+@sampling()  # truncation is a state of fast tokenizers
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple[str, ...]], limit: int | None
 ) -> tuple[Tokens, list[int]]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import shown
 from ..errors import DataError
+from ..threads import sampling
 from .columns import as_list, check_text, wrong
 from .tokens import CHUNK, Tokens
 
@@ -125,6 +126,7 @@ def tokenise_words(
     return tokenise_words(tokenizer, mended, limit, column)
 
 
+@sampling()
 def _windows(
     tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], limit: int | None
 ) -> tuple[Tokens, Tensor]:

@@ -92,10 +92,11 @@ def sbc(
     chosen = matching([site.name for site in model.sites], sites, "sites")
     examples = model.encode_texts(texts)
     first = examples.subset(range(min(_AT, len(examples))))
-    with seeded(seed):
-        _align(model, examples)
     prior = closed(model.prior)  # scales are not to be chosen for each data set
     likelihood = model.likelihood.standardised(None)  # nor is the unit of ratings
+    model = Model(model.network.unsettled(), prior, likelihood)
+    with seeded(seed):
+        _align(model, examples)
     model = Model(_remembering(model.network), prior, likelihood)
     whole, places = Feed(model, examples), Feed(model, first)
     generator = torch.Generator().manual_seed(seed)

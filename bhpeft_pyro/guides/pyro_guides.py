@@ -285,13 +285,15 @@ class PyroGuide(Guide):
                 return None
         return Budget.of(d, parameters, kept)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle it as a new guide in the same state: Pyro's own copy would include a run
+        of the model, or lack the model."""
+        state = None if self._waits() else self.state_dict()
+        return _made_again, (self._model[0], self.family, self._made_with(), state)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PyroGuide:
-        """A new guide in the same state; Pyro's copy would include a run of the model."""
-        with undisturbed():
-            new = PyroGuide(self._model[0], self.family, **self._made_with())
-        if not self._waits():
-            new.load_state_dict(self.state_dict())
-        return new
+        make, arguments = self.__reduce__()
+        return make(*arguments)
 
     def _made_with(self) -> dict[str, Any]:
         """The options, with the dependencies that AutoStructured finds in its first step."""
@@ -304,6 +306,16 @@ class PyroGuide(Guide):
         """Whether it needs data first, to find which latents depend on each other."""
         auto = self.auto
         return isinstance(auto, pyro_guides.AutoStructured) and isinstance(auto.dependencies, str)
+
+
+def _made_again(
+    model: Model, family: Any, options: dict[str, Any], state: dict[str, Any] | None
+) -> PyroGuide:
+    with undisturbed():
+        new = PyroGuide(model, family, **options)
+    if state is not None:
+        new.load_state_dict(state)
+    return new
 
 
 def _check_names(names: Sequence[str], guide: str) -> None:

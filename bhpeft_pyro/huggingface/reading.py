@@ -18,7 +18,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..data import Columns
 from ..errors import ArchitectureError, ConfigError, DataError
 from ..guides import DeltaGuide
-from ..inference.noise import settle_noise
 from ..inference.report import FitReport
 from ..model.backbone import check_plain, load_backbone
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
@@ -110,14 +109,7 @@ def from_peft(
     guide.move({key: value.detach().float() for key, value in values.items()})
     report = FitReport(0, "", FitOptions(), pull=0.0, name=Path(name).name)
     posterior = Posterior(model, guide, (report,), columns, model.prior)
-    if data is None:
-        return posterior
-    examples = posterior.encode(data)
-    assert examples.labels is not None
-    guide.move(likelihood.start(examples.labels))
-    if likelihood.learns_noise:
-        settle_noise(model, guide, examples)
-    return posterior.widen(examples, validation=validation)
+    return posterior if data is None else posterior.widen(data, validation=validation)
 
 
 def library() -> ModuleType:

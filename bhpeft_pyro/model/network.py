@@ -102,6 +102,16 @@ class RandomPEFT(PyroModule):
         self.axes: PrincipalAxes | None = None
         if head.principal:
             self.axes = PrincipalAxes(self.attachment.hidden_size).to(backbone.device)
+        self.settled = False  # a posterior's weights mean what they do in these coordinates
+
+    def unsettled(self) -> RandomPEFT:
+        """This network, or, if a posterior uses it, a copy with coordinates of its own, on the same
+        backbone."""
+        if not self.settled:
+            return self
+        twin = RandomPEFT(self.backbone, self.kinds, self.head, self._tokenizer)
+        twin.load_state_dict(self.state_dict())
+        return twin
 
     @property
     def backbone(self) -> PreTrainedModel:
@@ -112,6 +122,12 @@ class RandomPEFT(PyroModule):
     def outputs(self) -> int:
         """How many numbers come out for each example (each choice, for multiple choice)."""
         return self.head.outputs
+
+    def aligned(self, head_only: bool = False) -> bool:
+        """Whether the head's axes and, unless `head_only`, the sites' coordinates are set."""
+        axes = self.axes is None or bool(self.axes.fitted)
+        sites = bool(self.coordinates.fitted) or not self.coordinates.outer
+        return axes and (head_only or sites)
 
     @property
     def measured(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -16,6 +17,7 @@ from ..data import Columns, Examples
 from ..data.batch import Batch
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
+from ..guides.latent import with_mean
 from ..guides.registry import default_components
 from ..inference.initialization import align, may_start, own_start, scatter, start
 from ..inference.loop import Callback, OptimizerFactory
@@ -119,6 +121,14 @@ def fit(
     for module in modules:
         check_made_for(model, module)
     point = modules[0].point
+    if len(modules) > 1 and modules[0].own_mode and with_mean(model):
+        warnings.warn(
+            f"components={count}: all start at the mean of the prior, so they will hardly differ; "
+            "expected components=1 under an earlier posterior",
+            stacklevel=2,
+        )
+    if not model.network.aligned(head_only=point):  # what an earlier posterior uses stays
+        model = Model(model.network.unsettled(), model.prior, model.likelihood)
     if options.particles > 1 and not point:  # a point estimate has one draw only
         check_prior(model.prior, model.sites, vectorised=True)
     named = partial(naming_rows, model, data=examples, validation=held_out)

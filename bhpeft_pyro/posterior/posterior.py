@@ -61,6 +61,9 @@ class Posterior:
     first_prior: Prior | None = None
     coreset: Coreset | None = None
 
+    def __post_init__(self) -> None:
+        self.model.network.settled = True
+
     @staticmethod
     def of(
         model: Model, guide: nn.Module | Callable[..., Any], *args: Any, **how: Any
@@ -86,6 +89,7 @@ class Posterior:
         """The same posterior with some attributes changed."""
         new = copy.copy(self)
         vars(new).update(changes)
+        new.model.network.settled = True
         return new
 
     @property

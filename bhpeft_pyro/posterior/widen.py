@@ -12,6 +12,7 @@ from ..data import Examples
 from ..errors import GuideError
 from ..guides import LaplaceGuide
 from ..guides.latent import with_mean
+from ..inference.noise import has_noise, settle_noise
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
 from .mixture import MixturePosterior
@@ -28,6 +29,11 @@ def widen(
             raise GuideError(
                 f"widen: {part.guide.title()} has a width already; expected a 'delta' guide"
             )
+        if part.coreset is not None and len(part.lineage) > 1:
+            raise GuideError(
+                "widen: this round kept earlier examples for replay, of which the new width would "
+                "know nothing; expected a posterior without replay, or of the first round"
+            )
     examples = posterior.encode(data)
     held_out = None if validation is None else posterior.encode(validation)
     report = posterior.report
@@ -42,9 +48,14 @@ def widen(
 def _widened(
     part: Posterior, examples: Examples, held_out: Examples | None, changes: Mapping[str, Any]
 ) -> Fitted:
-    own = part.guide.options() if isinstance(part.guide, LaplaceGuide) else {}
-    guide = LaplaceGuide(part.model, **own)
+    if isinstance(part.guide, LaplaceGuide):
+        guide = LaplaceGuide(part.model, **part.guide.options())
+        guide.tau.copy_(part.guide.tau)
+    else:
+        guide = LaplaceGuide(part.model)
     guide.move(part.guide.prior_moments()[0])
+    if has_noise(guide, part.model) and not guide.means()["noise.log_scale"].any():  # not yet set
+        settle_noise(part.model, guide, examples)
     # `fit` centres the prior at the random initial values of the input side. Where they are not
     # known, the point estimate takes their place, since these projections are arbitrary anyway.
     inner = {site.name for site in part.model.sites if site.role == "input"} - with_mean(part.model)

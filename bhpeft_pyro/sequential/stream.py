@@ -215,11 +215,11 @@ def prequential(
                 else:
                     metrics = posterior.evaluate(examples, samples)
             posterior = learn(posterior, data)
-            tested = {
-                test: posterior.encode(rows)
-                for test, rows in tests.items()
-                if not unknown_labels(posterior, rows)  # those are learnt in a later round
-            }
+            try:
+                tested = _encoded(posterior, tests)
+            except DataError:
+                history.add(posterior, name, metrics)  # what was learnt stays
+                raise
             metrics |= _scores(posterior, tested, samples, first)
             if name in tested:  # `update` is to refuse the whole batch, with these rows
                 whole = posterior.encode(data).concat(tested[name])
@@ -293,6 +293,18 @@ def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
     """Data by name that can be read more than once."""
     check(tests, Mapping | None, "tests", "a mapping from names to data, or None")
     return {str(name): _reusable(data) for name, data in (tests or {}).items()}
+
+
+def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
+    """The tests whose labels the posterior knows; others are learnt in a later round."""
+    found = {}
+    for test, rows in tests.items():
+        try:
+            if not unknown_labels(posterior, rows):
+                found[test] = posterior.encode(rows)
+        except DataError as error:
+            raise DataError(f"tests: {test!r}: {error}") from error
+    return found
 
 
 def _reusable(data: object) -> object:

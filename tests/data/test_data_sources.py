@@ -230,6 +230,15 @@ def test_examples_pass_through_if_they_fit() -> None:
     assert encode(bare, bert_like(), kind="class", labelled=False) is bare
 
 
+def test_examples_get_the_names_that_are_given() -> None:
+    ready = encode({"text": TEXTS, "label": [0, 1, 2, 1, 0]}, bert_like(), kind="class")
+    names = Columns(label_names=["neg", "neutral", "pos"])
+    assert ready.label_names is None
+    found = encode(ready, bert_like(), kind="class", columns=names)
+    assert found.label_names == ("neg", "neutral", "pos")
+    assert torch.equal(found.labels, ready.labels)
+
+
 def test_rows_at_the_end_of_a_large_file_may_have_other_types_and_columns(tmp_path: Path) -> None:
     """Readers that look at the first part of a file alone fail on them."""
     path = tmp_path / "large.jsonl"

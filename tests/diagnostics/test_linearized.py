@@ -13,6 +13,7 @@ from linearised import Linearised
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.checks import derived
 from bhpeft_pyro.diagnostics import PSIS, against, psis
 from bhpeft_pyro.diagnostics.ratios import log_ratios
 from bhpeft_pyro.diagnostics.sbc import _quantities
@@ -135,9 +136,10 @@ def test_components_are_a_network_each() -> None:
     assert isinstance(posterior, MixturePosterior)
     found = psis(posterior, data, 200)
     ratios = []
-    for seed, each in enumerate(posterior.components):
+    for number, each in enumerate(posterior.components):
         model, guide, temperature = each.guide.target(each.model, each.report.temperature)
-        ratios.append(log_ratios(model, guide, Feed(each.model, data), 100, seed, temperature))
+        seed, feed = derived(0, number), Feed(each.model, data)
+        ratios.append(log_ratios(model, guide, feed, 100, seed, temperature))
     assert found.log_evidence == pytest.approx(PSIS.of(torch.cat(ratios)).log_evidence, abs=1e-3)
     prior = prior_like(posterior.model, posterior.guide)
     assert isinstance(prior, MixtureGuide) and prior.linear

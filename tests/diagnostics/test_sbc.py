@@ -60,15 +60,15 @@ def test_truths_and_draws_are_independent() -> None:
 
     def prior(sites: Any) -> dict[str, torch.Tensor]:
         values = {s.name: pyro.sample(s.name, wide(s)) for s in sites}
-        seen.append(values["head.bias"].flatten()[:1])
+        seen.append(values["head.weight"].flatten()[:1])
         return values
 
     def wide(site: Any) -> Any:
         return dist.Normal(0.0, 1.0).expand(site.shape).to_event(len(site.shape))
 
+    prior.vectorised = True  # type: ignore[attr-defined]
     model = tiny_model((), prior=prior)
-    texts = tiny_examples(8).texts
-    sbc(model, lambda model, _: PriorGuide(model), texts, replications=20, draws=9, sites="head.*")
+    sbc(model, lambda model, _: PriorGuide(model), TEXTS, replications=20, draws=9, sites="head.*")
     drawn = torch.cat(seen)
     assert len(drawn) > 20 and len(drawn[drawn != 0].unique()) == int((drawn != 0).sum())
 

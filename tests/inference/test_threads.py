@@ -20,6 +20,7 @@ from forks import start, wait
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = [f"w{2 + i} w{3 + i} w{40 - i} w9" for i in range(24)]
@@ -48,6 +49,21 @@ def at_once(tasks: list[Callable[[], Tensor]], rounds: int = 4) -> list[list[Ten
 
     with ThreadPoolExecutor(len(tasks)) as pool:
         return [future.result(timeout=60) for future in [pool.submit(run, t) for t in tasks]]
+
+
+@pytest.mark.filterwarnings("ignore::bhpeft_pyro.data.CutWarning")
+def test_texts_are_cut_alike_in_all_threads() -> None:
+    """A tokenizer keeps the limit of its last call, of whichever thread."""
+    tokenizer, limit = tiny_tokenizer(), Columns(max_length=8)
+    short, long = ["w5 w6", "w7"] * 20, ["w5 w6", "w7 " * 30] * 20
+
+    def encoded(texts: list[str]) -> Tensor:
+        return encode(texts, tokenizer, kind="class", columns=limit, labelled=False).lengths
+
+    expected = [encoded(texts) for texts in (short, long)]
+    tasks = [lambda texts=texts: encoded(texts) for texts in (short, long) * 3]
+    for number, found in enumerate(at_once(tasks, rounds=40)):
+        assert all(torch.equal(each, expected[number % 2]) for each in found)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -13,9 +13,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch.optim import SGD
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.diagnostics import sbc
 from bhpeft_pyro.errors import GuideError, PriorError
+from bhpeft_pyro.guides import PriorGuide
 from bhpeft_pyro.model.likelihoods import Normal, OrderedLogistic
-from bhpeft_pyro.testing import tiny_model
+from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 
 def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
@@ -165,3 +167,45 @@ def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
         with pytest.raises(GuideError, match=message):
             posterior.update(SECOND)
         assert posterior.lineage == before
+
+
+def test_a_later_fit_on_the_same_network_leaves_the_earlier_posterior() -> None:
+    """Point estimates need no coordinates, so the network has none yet when they are fitted."""
+    network = bh.RandomPEFT(tiny_backbone(), bh.presets.bh_peft(), tokenizer=tiny_tokenizer())
+    model, texts = bh.Model(network), ["w5 w9 w12", "w6", "w30 w31"]
+    options: dict[str, Any] = {"max_steps": 4, "progress": False}
+    first = bh.fit(model, "laplace", tiny_examples(24), components=2, **options)
+    second = bh.fit(model, "normal", tiny_examples(24), **options)
+    assert bool(second.model.network.coordinates.fitted)
+    third = bh.fit(model, "AutoNormal", tiny_examples(24, seed=1), **options)
+    before = [each.predict(texts).probabilities for each in (first, second, third)]
+    bh.fit(model, "normal", tiny_examples(24, seed=2), **options)
+    bh.fit(second.model, "laplace", tiny_examples(24, seed=3), components=1, **options)
+    many = [f"w{i} w{i + 1}" for i in range(5, 29)]
+    sbc(model, lambda model, _: PriorGuide(model), many, replications=20, draws=4)
+    for each, expected in zip((first, second, third), before, strict=True):
+        assert torch.equal(each.predict(texts).probabilities, expected)
+
+
+@pytest.mark.parametrize("guide", ["delta", "laplace"])
+def test_a_fitted_guide_goes_on_from_where_it_is(guide: str) -> None:
+    """At all sites, and with the noise that it has; a new one begins at random weights."""
+    network = bh.RandomPEFT(
+        tiny_backbone(), bh.presets.bh_peft(), bh.Head(1), tokenizer=tiny_tokenizer()
+    )
+    model = bh.Model(network, likelihood=bh.likelihoods.Normal(0.0, 1.0))
+    rows = {"text": tiny_examples(24).texts, "label": torch.randn(24).tolist()}
+    options: dict[str, Any] = {"components": 1, "temperature": 0.0, "progress": False}
+    first = bh.fit(model, guide, rows, max_steps=8, **options)
+    own = copy.deepcopy(first.guide)
+    means = {name: value.clone() for name, value in own.means().items()}
+    rows["label"] = [-y for y in rows["label"]]
+    again = bh.fit(model, own, rows, max_steps=1, lr=1e-12, warmup=0.0, **options)
+    for name, value in again.guide.means().items():
+        if name != "noise.log_scale":  # it is set to the errors at the end
+            torch.testing.assert_close(value, means[name], rtol=0, atol=1e-6)
+    fresh = bh.autoguide(guide, model, components=1)
+    named = bh.fit(model, guide, rows, max_steps=2, **options)
+    given = bh.fit(model, fresh, rows, max_steps=2, **options)
+    for name, value in named.guide.means().items():
+        assert torch.equal(value, given.guide.means()[name]), name

@@ -122,6 +122,16 @@ def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
         assert posterior.columns.label_names == names and len(posterior.lineage) == 2
 
 
+def test_a_test_that_does_not_fit_costs_no_round(tmp_path: Path) -> None:
+    rows = {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4}
+    wrong = {"a": {"text": ["w5"], "label": [7]}}
+    with pytest.raises(DataError, match="tests: 'a': "):
+        run(tmp_path, {"a": rows}, tests=wrong, replay=None)
+    history = bh.sequential.History(tmp_path / "rounds")
+    assert len(history.rounds) == 1
+    assert run(tmp_path, {"a": rows}, replay=None).report.id in history.rounds
+
+
 def test_new_labels_that_are_numbers_come_without_a_gap(tmp_path: Path) -> None:
     batches = {"a": tiny_examples(12), "b": {"text": ["w5", "w6"], "label": [0, 7]}}
     with pytest.raises(DataError, match=r"batches: 'b': .*7"):

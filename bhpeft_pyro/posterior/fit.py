@@ -58,7 +58,8 @@ def fit(
     Args:
         model: the model. The head's axes and the coordinates of the PEFT sites, which the first fit
             estimates, stay with its network. Use a new network for each fold of a cross-validation.
-        guide: what `autoguide` takes, a guide (fitted in place), or a function with `pyro.param`
+        guide: what `autoguide` takes, a guide (fitted in place, from where it is if it has been
+            fitted before), or a function with `pyro.param`
             statements.
         data: anything `data.encode` reads: a `datasets.Dataset`, a hub name, a CSV or JSON lines
             file, a mapping of lists.

@@ -174,17 +174,18 @@ def test_a_later_fit_on_the_same_network_leaves_the_earlier_posterior() -> None:
     network = bh.RandomPEFT(tiny_backbone(), bh.presets.bh_peft(), tokenizer=tiny_tokenizer())
     model, texts = bh.Model(network), ["w5 w9 w12", "w6", "w30 w31"]
     options: dict[str, Any] = {"max_steps": 4, "progress": False}
-    first = bh.fit(model, "laplace", tiny_examples(24), components=2, **options)
-    second = bh.fit(model, "normal", tiny_examples(24), **options)
+    found = []
+    for guide, components in (("laplace", 2), ("normal", 1), ("AutoNormal", 1)):
+        posterior = bh.fit(model, guide, tiny_examples(24), components=components, **options)
+        found.append((posterior, posterior.predict(texts).probabilities))
+    second = found[1][0]
     assert bool(second.model.network.coordinates.fitted)
-    third = bh.fit(model, "AutoNormal", tiny_examples(24, seed=1), **options)
-    before = [each.predict(texts).probabilities for each in (first, second, third)]
     bh.fit(model, "normal", tiny_examples(24, seed=2), **options)
     bh.fit(second.model, "laplace", tiny_examples(24, seed=3), components=1, **options)
     many = [f"w{i} w{i + 1}" for i in range(5, 29)]
     sbc(model, lambda model, _: PriorGuide(model), many, replications=20, draws=4)
-    for each, expected in zip((first, second, third), before, strict=True):
-        assert torch.equal(each.predict(texts).probabilities, expected)
+    for posterior, expected in found:
+        assert torch.equal(posterior.predict(texts).probabilities, expected)
 
 
 @pytest.mark.parametrize("guide", ["delta", "laplace"])

@@ -194,7 +194,8 @@ def _predictions(
         return group("chain", "draw", "example", label=torch.stack([*values]).numpy())
 
     outcomes = []
-    for own, guide in enumerate(guides, seed):
+    for number, guide in enumerate(guides):
+        own = derived(seed, number)  # as the weights' draws have
         with private_rng(own):
             outcomes.append(simulate(model, draw_blocks(model, guide, samples, own), feed))
     *chains, prior = outcomes

@@ -12,6 +12,7 @@ import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.arviz.variables import Variable, dataset
 from bhpeft_pyro.changes import head_norms, spectra
+from bhpeft_pyro.checks import derived
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
 from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -159,7 +160,7 @@ def test_components_are_chains() -> None:
     ]
     both = posteriors[0].to_arviz(data, samples=50, sites="head.*")
     for number, posterior in enumerate(posteriors[1:]):
-        alone = posterior.to_arviz(data, samples=50, sites="head.*", seed=number)
+        alone = posterior.to_arviz(data, samples=50, sites="head.*", seed=derived(0, number))
         for group, name in (("posterior", "head.bias"), ("log_likelihood", "label")):
             np.testing.assert_array_equal(
                 both[group][name].values[number], alone[group][name].values[0]

@@ -79,17 +79,24 @@ def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> A
     return learner
 
 
-def _deterministic(setup: Setup) -> Learner:
-    """Ordinary fine-tuning, in every round from where the last one ended."""
+def fine_tuning(lr: float | None = None) -> Arm:
+    """Ordinary fine-tuning, in every round from where the last one ended.
 
-    def learn(last: Posterior | None, data: object) -> Posterior:
-        assert isinstance(data, Examples)
-        options = {"temperature": 0.0, **setup.options(len(data))}
-        if last is None:
-            return fit(setup.model(), "delta", data, **options)
-        return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
+    Args:
+        lr: its learning rate; by default that of the other arms.
+    """
 
-    return learn
+    def learner(setup: Setup) -> Learner:
+        def learn(last: Posterior | None, data: object) -> Posterior:
+            assert isinstance(data, Examples)
+            options = {"temperature": 0.0, "lr": lr, **setup.options(len(data))}
+            if last is None:
+                return fit(setup.model(), "delta", data, **options)
+            return _after(last, fit(last.model, copy.deepcopy(last.guide), data, **options), data)
+
+        return learn
+
+    return learner
 
 
 def _cumulative(setup: Setup) -> Learner:
@@ -119,7 +126,8 @@ ARMS: dict[str, Arm] = {
     f"{OURS}, 5 components": updating(components=5),
     f"{OURS} + replay": updating(replayed=0.2),
     "warm start only": updating(keep=0.0),
-    "deterministic sequential": _deterministic,
+    "deterministic sequential": fine_tuning(),
+    "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "all data so far": _cumulative,
 }
 

@@ -122,7 +122,8 @@ def fit(
     for module in modules:
         check_made_for(model, module)
     point = modules[0].point
-    if len(modules) > 1 and modules[0].own_mode and with_mean(model):
+    inner = {site.name for site in model.sites if site.role == "input"}
+    if len(modules) > 1 and modules[0].own_mode and inner and inner <= with_mean(model):
         warnings.warn(
             f"components={count}: all start at the mean of the prior, so they will hardly differ; "
             "expected components=1 under an earlier posterior",

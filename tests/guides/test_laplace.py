@@ -839,7 +839,7 @@ def test_widening_points_is_fitting_the_default() -> None:
 
 
 def test_components_under_an_earlier_posterior_are_said_to_be_alike() -> None:
-    old = bh.fit(tiny_model(()), "laplace", tiny_examples(), components=1, **QUICK)
+    old = bh.fit(tiny_model(), "laplace", tiny_examples(), components=1, **QUICK)
     with pytest.warns(UserWarning, match="components=2: all start at the mean of the prior"):
         again = bh.Model(old.model.network, old.as_prior())
         bh.fit(again, "laplace", tiny_examples(seed=1), components=2, **QUICK)

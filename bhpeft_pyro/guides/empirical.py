@@ -112,7 +112,7 @@ class DrawsGuide(Guide):
         for name, value in self._values().items():
             support, _ = self._supports[name]
             free = biject_to(support).inv(value)
-            sd = free.std(0, correction=0).clamp_min(torch.finfo(free.dtype).tiny)
+            sd = free.std(0).clamp_min(torch.finfo(free.dtype).tiny)
             found[name] = normal_on(support, free.mean(0), sd)
         return found
 

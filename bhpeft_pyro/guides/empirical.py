@@ -28,7 +28,8 @@ class DrawsGuide(Guide):
     """S joint draws of all latents, each with probability 1 / S. There is nothing to train.
 
     As a prior it is independent Normals with the means and sds of the draws, in unconstrained
-    coordinates: of all independent Normals the nearest in KL(q || p).
+    coordinates: of all independent Normals the nearest in KL(q || p), but that variances are
+    divided by S - 1.
 
     Args:
         model: the model whose latents were sampled.

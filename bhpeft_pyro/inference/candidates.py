@@ -76,7 +76,7 @@ class Candidates:
 
     def near(self, nll: Tensor, share: float) -> Tensor:
         """The NLL and a share of it, or of a nat."""
-        return nll + share * (torch.ones(()) if self.ratings else nll.abs())
+        return nll + share * (1.0 if self.ratings else nll.abs())
 
     @property
     def unscaled(self) -> Tensor:

@@ -319,6 +319,8 @@ def test_a_cache_that_cannot_be_made_is_named(mpnet: types.SimpleNamespace) -> N
     mpnet.folder.parents[1].write_text("a file where the folder of the cache should be")
     with pytest.raises(WriteError, match="all-mpnet-base-v2"):
         assets.mpnet()
+    with pytest.raises(WriteError, match="bhpeft_pyro"):
+        assets._fetched()
     assert not mpnet.folder.exists()
 
 

@@ -41,7 +41,7 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
             there (`centre`).
-        pull: default weight of the last posterior in the loss of a point estimate.
+        pull: default temperature of a point estimate without held-out rows.
     """
 
     point: bool = False
@@ -138,6 +138,14 @@ class Guide(nn.Module):
         """A prior of the form that `as_prior` will have, available before a fit too. If `own_mode`,
         the prior that this guide is fitted under."""
         return self.as_prior()
+
+    def objective(self, model: Model, temperature: float) -> tuple[Model, float]:
+        """What a fit at a temperature minimises.
+
+        Returns:
+            The model with the prior that acts in the fit, and the weight of the KL to that prior.
+        """
+        return model, temperature
 
     def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
         """The posterior that this guide approximates after a fit at a temperature.

@@ -27,6 +27,7 @@ from .latent import Latent, evidence, latents
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 
 _BUFFERS = ("scale", "axes", "ratio")
+_LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
 class LaplaceGuide(Guide):
@@ -49,8 +50,11 @@ class LaplaceGuide(Guide):
     `Posterior.widen` computes it.
 
     T, tau and the output scale are not part of the next round's prior, which is the posterior with
-    tau = 1; so after R rounds the precision is tau P + N_1 F_1 + ... + N_R F_R. Without held-out
-    rows a later round predicts with the tau of the round before and an output scale of 1.
+    tau = 1. In later rounds both T and tau multiply P, the precision of the first prior, and leave
+    the information of earlier data as it is: in round R the precision tau P becomes
+    tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise (`objective`). With the default T = 0
+    that is online EWC with the weight 1 (Schwarz et al. 2018). Without held-out rows a later round
+    predicts with the tau of the round before and an output scale of 1.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior of this
@@ -84,7 +88,6 @@ class LaplaceGuide(Guide):
     point = True
     joint = True
     own_mode = True
-    pull = 0.1  # as in online EWC, the best weight of an approximate posterior is below 1
 
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
@@ -300,6 +303,34 @@ class LaplaceGuide(Guide):
     def own_prior(self) -> JointPrior:
         return JointPrior(self.prior, self._shapes, self.latent, self.open)
 
+    @property
+    def informed(self) -> bool:
+        """Whether earlier data have contributed to the prior."""
+        own = self.prior.covariance
+        # Setting the first prior's scales leaves rounding errors in the scales.
+        return bool(own.rank) or bool((own.scale < 0.999 * self.first_scale).any())
+
+    @property
+    def pull(self) -> float:  # type: ignore[override]
+        return 0.0 if self.informed else 1.0
+
+    def objective(self, model: Model, temperature: float) -> tuple[Model, float]:
+        """In later rounds, the model under the last posterior with T P in place of the first
+        prior's precision P, where T is the temperature (at least 1e-4)."""
+        covariance, weight = self._acting(temperature)
+        if not self.informed:
+            return model, weight
+        normal = LowRankNormal(self.prior.loc, covariance)
+        prior = JointPrior(normal, self._shapes, self.latent, self.open)
+        return model.with_prior(prior if self._joint else prior.independent()[0]), weight
+
+    def _acting(self, temperature: float) -> tuple[Covariance, float]:
+        """The covariance of the prior that acts on the mean, and the prior's weight."""
+        own = self.prior.covariance
+        if not self.informed:
+            return own, temperature
+        return retempered(own, self.first_scale, 1.0, max(temperature, _LEAST)), 1.0
+
     def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
         """The linearised network, at temperature 1, under the prior of this mean and covariance.
 
@@ -308,7 +339,8 @@ class LaplaceGuide(Guide):
         """
         loc, own = self.loc.detach(), self.prior.covariance
         wide = retempered(own, self.first_scale, 1.0, self.tau.item())
-        center = loc + temperature * wide.apply(own.solve(self.prior.loc - loc))
+        acting, weight = self._acting(temperature)
+        center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
         prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
         twin = copy.copy(self)
         twin.prior, twin._joint, twin._head = prior.normal, True, set()  # at an output scale of 1

@@ -85,10 +85,10 @@ class _Run:
         optimizer: OptimizerFactory | None,
         callback: Callback | None,
     ) -> None:
-        self.model, self.guide, self.report = model, guide, report
+        self.guide, self.report = guide, report
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
-        self.temperature = report.temperature
+        self.model, self.temperature = guide.objective(model, report.temperature)
         self.point = guide.point
         self.particles = 1 if self.point else options.particles
         self.feed = feed
@@ -102,7 +102,7 @@ class _Run:
         if self.selects:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
         self.elbo = ELBO(self.particles, self.temperature)
-        self.loss: ELBOModule = self.elbo(model, guide)
+        self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.best: _Best | None = None

@@ -299,9 +299,7 @@ def _candidates(
             along = (rows @ (root * inverse.unsqueeze(-1))).double()
             spreads[number].append(gram - along @ inner[number] @ along.mT)
     # A tau that is given is for the trained noise, and earlier rounds had noise of their own.
-    # (Setting the prior's scales leaves rounding errors in them.)
-    earlier = bool(prior.rank) or bool((prior.scale < 0.999 * guide.first_scale).any())
-    free = model.likelihood.learns_noise and given is None and not earlier
+    free = model.likelihood.learns_noise and given is None and not guide.informed
     if model.likelihood.constant_noise:
         return with_constant_noise(taus, spreads, held, model.likelihood.unit, free)
     if free:

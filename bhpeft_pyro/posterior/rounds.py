@@ -97,11 +97,6 @@ class FitArguments:
             )
 
 
-def pull_of(guide: Guide) -> float | None:
-    """The default weight of an earlier posterior at a point estimate; None for other guides."""
-    return guide.pull if guide.point else None
-
-
 def note_first_prior(guide: Guide, posterior: Posterior) -> None:
     """Tell a guide that is made in a later round under which prior the first one was. Where that is
     not Normal or not known, the guide takes the prior of the last round for it."""
@@ -246,6 +241,8 @@ def _learn(
     guide, report = posterior.guide, posterior.report
     guide.follow(posterior.model)
     guide.hold()
+    if guide.point and report.pull is None:
+        report.pull = guide.pull
     first = posterior.first_prior is posterior.model.prior
     optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
     posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
@@ -265,7 +262,7 @@ def _fit_coreset(
     report = FitReport(len(kept), kept.fingerprint, options, parent=posterior.report.id)
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
-    report.pull, report.output_scale = pull_of(guide), posterior.report.output_scale
+    report.output_scale = posterior.report.output_scale
     after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)

@@ -16,7 +16,7 @@ from ..options import FitOptions
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
 from ..posterior.replay import seen_by, set_aside
-from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, pull_of, seeds
+from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, seeds
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..threads import seeded
@@ -94,7 +94,6 @@ def _start(
         parent=posterior.report.id,
         keep=keep,
         projection=projection,
-        pull=pull_of(guide),
         held_out=len(held_out) if held_out and (guide.point or options.patience) else 0,
     )
     kept = None

@@ -65,10 +65,12 @@ class FitOptions:
         warmup: fraction of the steps over which the learning rate rises.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
         temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
-            estimates ("laplace", "delta") it is the weight of the log prior density. None means 1,
-            except for point estimates: with held-out rows it is 0 in the first round, and these
-            rows choose the step whose state is kept (of ten evaluations the last one, unless an
-            earlier one is better by more than two standard errors). In later rounds it is 0.1.
+            estimates ("laplace", "delta") it is the weight of the log prior density; in later
+            rounds of "laplace", of the first prior in it, as the information of earlier data always
+            has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
+            in `fit`, and these rows choose the step whose state is kept (of ten evaluations the
+            last one, unless an earlier one is better by more than two standard errors). In later
+            rounds of "laplace" it is 0 too.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings

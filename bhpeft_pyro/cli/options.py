@@ -199,7 +199,8 @@ def _fitting(name: str, help: str, *flags: str) -> Any:
 
 _TEMPERATURE = (
     "Weight of the KL: 1 gives the posterior, 0 ignores the prior. For laplace and delta, the "
-    "weight of the prior when the point estimate is trained"
+    "weight of the prior when the point estimate is trained (in later rounds of laplace, of the "
+    "first prior: what earlier data taught always counts in full)"
 )
 _TAU = "Weight of the prior in the covariance of laplace (by default, held-out rows choose it)"
 _SEED = "Seed of the draws, the order of the data and the choice of held-out rows"

@@ -52,7 +52,7 @@ class FitReport:
         projection: if the round changed the family of guides, KL(q || p) in nats from the last
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
-        pull: default weight of the prior at a point estimate; None for other guides.
+        pull: default temperature of a point estimate; None for other guides.
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
         tau: of a Laplace approximation, the multiple of the first prior's precision in its

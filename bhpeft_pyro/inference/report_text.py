@@ -115,7 +115,7 @@ def _width(report: FitReport) -> str:
     tau = report.tau or 1.0
     parts = [
         f"point estimate of step {report.best_step or report.steps}",
-        f"prior weight {report.temperature:g}",
+        f"{'first ' if report.parent else ''}prior weight {report.temperature:g}",
         f"tau {tau:.3g} (prior scale x {tau**-0.5:.3g})",
     ]
     if report.noise is not None:

@@ -31,6 +31,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.changes import shifts
 from bhpeft_pyro.data.batch import Batch
+from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
 from bhpeft_pyro.guides.laplace import retempered
@@ -98,6 +99,47 @@ def test_it_is_the_exact_posterior_of_a_regression_in_both_rounds(tau: float) ->
         torch.testing.assert_close(carried, exact.precision, rtol=1e-2, atol=1e-2)
     drawn = flat(first.sample(800))
     assert (drawn.std(0) / guide_of(first).covariance.variance.sqrt()).log().abs().max() < 0.1
+
+
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_earlier_data_act_in_full_and_the_first_prior_by_the_temperature(
+    temperature: float | None,
+) -> None:
+    """The mean of a second round, in closed form; nothing of it is in what is carried over. What
+    diagnostics compare the posterior with has that mean too."""
+    model = regression(own_network(), noise=NOISE)
+    parts = [random_ratings(model, 64, 3), random_ratings(model, 48, 4)]
+    first = exactly(model, parts[0])
+    second = first.update(parts[1], temperature=temperature, max_steps=1000, lr=0.3)
+    old, new = (Exact.of(model, part) for part in parts)
+    first_prior = torch.eye(len(old.mean)) / old.prior_sd**2
+    earlier = old.precision - first_prior + (temperature or 1e-4) * first_prior
+    gain = torch.linalg.inv(earlier + new.precision - first_prior)
+    start, guide = flat(guide_of(first).means()), guide_of(second)
+    expected = gain @ (earlier @ start + new.x.T @ new.y / NOISE**2)
+    both = Exact.of(model, parts[0].concat(parts[1]))
+    assert ((flat(guide.means()) - expected) / both.sd).abs().max() < 0.05
+    assert second.report.temperature == (temperature or 0.0)
+    carried = torch.linalg.inv(dense(guide.as_prior().normal.covariance))
+    torch.testing.assert_close(carried, both.precision, rtol=1e-2, atol=1e-2)
+    found = psis(second, parts[1], samples=400)
+    assert found.k_hat < 0.5 and found.effective_samples > 200, str(found)
+
+
+def test_a_prior_without_earlier_data_acts_in_full() -> None:
+    """`update` holds no rows out, so a prior of one's own, which has no information of earlier data
+    to go on, acts as in a fit without held-out rows; as does the first prior once all is forgotten.
+    """
+    model = regression(own_network(), noise=NOISE)
+    parts = [random_ratings(model, 64, 3), random_ratings(model, 48, 4)]
+    first, new = exactly(model, parts[0]), Exact.of(model, parts[1])
+    own = dist.Normal(0.0, new.prior_sd)
+    for later in (
+        first.update(parts[1], keep=0.0, temperature=None, max_steps=600),
+        first.update(parts[1], prior=own, temperature=None, max_steps=600),
+    ):
+        assert later.report.temperature == 1
+        assert ((flat(guide_of(later).means()) - new.mean) / new.sd).abs().max() < 0.05
 
 
 def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:

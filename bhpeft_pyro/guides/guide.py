@@ -139,13 +139,14 @@ class Guide(nn.Module):
         the prior that this guide is fitted under."""
         return self.as_prior()
 
-    def objective(self, model: Model, temperature: float) -> tuple[Model, float]:
+    def objective(self, model: Model, temperature: float) -> tuple[Model, float, float]:
         """What a fit at a temperature minimises.
 
         Returns:
-            The model with the prior that acts in the fit, and the weight of the KL to that prior.
+            The model with the prior that acts in the fit, the weight of the KL to that prior, and
+            the least value of this KL if it is known or else 0; reported KLs are counted from it.
         """
-        return model, temperature
+        return model, temperature, 0.0
 
     def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
         """The posterior that this guide approximates after a fit at a temperature.

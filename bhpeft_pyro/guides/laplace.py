@@ -314,15 +314,15 @@ class LaplaceGuide(Guide):
     def pull(self) -> float:  # type: ignore[override]
         return 0.0 if self.informed else 1.0
 
-    def objective(self, model: Model, temperature: float) -> tuple[Model, float]:
+    def objective(self, model: Model, temperature: float) -> tuple[Model, float, float]:
         """In later rounds, the model under the last posterior with T P in place of the first
         prior's precision P, where T is the temperature (at least 1e-4)."""
         covariance, weight = self._acting(temperature)
-        if not self.informed:
-            return model, weight
         normal = LowRankNormal(self.prior.loc, covariance)
-        prior = JointPrior(normal, self._shapes, self.latent, self.open)
-        return model.with_prior(prior if self._joint else prior.independent()[0]), weight
+        if self.informed:
+            prior = JointPrior(normal, self._shapes, self.latent, self.open)
+            model = model.with_prior(prior if self._joint else prior.independent()[0])
+        return model, weight, -normal.log_prob(normal.loc).item()
 
     def _acting(self, temperature: float) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""

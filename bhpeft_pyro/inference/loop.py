@@ -88,7 +88,7 @@ class _Run:
         self.guide, self.report = guide, report
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
-        self.model, self.temperature = guide.objective(model, report.temperature)
+        self.model, self.temperature, self.least = guide.objective(model, report.temperature)
         self.point = guide.point
         self.particles = 1 if self.point else options.particles
         self.feed = feed
@@ -235,7 +235,7 @@ class _Run:
         self.elbo.temperature = self.temperature * min(1.0, rise)
         for optimizer in steppers:
             optimizer.zero_grad()
-        loss = nll = kl = 0.0
+        nll = kl = 0.0
         for _ in range(options.accumulate):
             batch = next(self.batches).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
@@ -244,14 +244,15 @@ class _Run:
             if step == 1:
                 self.guide.check_trained()
             assert self.elbo.parts is not None
-            loss += value.item()
             nll += self.elbo.parts.nll.item() / options.accumulate
-            kl += sum(v.item() for v in self.elbo.parts.kl.values()) / options.accumulate
+            total = sum(v.item() for v in self.elbo.parts.kl.values())
+            kl += (total - self.least) / options.accumulate
         params = [p for p in self.guide.parameters() if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
-        sums = torch.tensor([loss, nll, kl], dtype=torch.float64)
+        sums = torch.tensor([nll, kl], dtype=torch.float64)
         average([*gradients, sums])
-        loss, nll, kl = sums.tolist()
+        nll, kl = sums.tolist()
+        loss = nll + self.elbo.temperature * kl
         norm = nn.utils.get_total_norm(gradients)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             return None

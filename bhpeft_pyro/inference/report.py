@@ -35,7 +35,8 @@ class FitReport:
         skipped: steps without an update, because the loss or gradient was not finite.
         seconds: wall time.
         history: one entry per step, in nats per example: step, loss, nll, kl, draws (weight draws;
-            0 for a point estimate, whose kl is minus its log prior density), temperature (the
+            0 for a point estimate, whose kl is minus its log prior density, under `laplace` above
+            the least value), temperature (the
             weight of the KL at this step), lr, gradient (its norm), and validation_nll where it was
             evaluated.
         kl: KL to the prior per latent at the end, in nats for the whole data set. A joint guide has
@@ -167,8 +168,8 @@ class FitReport:
 
     @property
     def selects(self) -> bool:
-        """Whether held-out rows choose which state of a point estimate is kept."""
-        return self.options.temperature is None and self.pull == 0
+        """Whether held-out rows choose which state of a point estimate is kept, as in `fit`."""
+        return self.options.temperature is None and self.pull == 0 and self.parent is None
 
     @property
     def negative_elbo(self) -> float:

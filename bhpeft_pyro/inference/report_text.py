@@ -137,10 +137,13 @@ def _width(report: FitReport) -> str:
 
 def _loss(report: FitReport) -> str:
     point, loss = report.pull is not None, f"{report.last('loss'):.3f}"
-    if point and report.temperature == 0:
-        return f"loss {loss} nats per example"
     kl, nll = f"{report.last('kl'):.3f}", f"NLL {report.last('nll'):.3f}"
     unit = "nats per example"
+    if point and report.last("loss") == report.last("nll"):
+        return f"loss {loss} {unit}"
+    if _is_laplace(report):
+        penalty = report.last("loss") - report.last("nll")
+        return f"loss {loss} = {nll} + penalty of the prior {penalty:.3f} {unit}"
     if point:  # it has a prior density instead of a KL
         return f"loss {loss} = {nll} + {report.temperature:g} x -log prior density {kl} {unit}"
     if report.temperature == 1:

@@ -133,6 +133,11 @@ class Examples:
         what = f"{self.kind} {' '.join(parts)}"
         return hashlib.sha256(what.encode() + b"".join(digests)).hexdigest()
 
+    @property
+    def few(self) -> bool:
+        """Whether there are fewer than 50 rows, too few to hold some out."""
+        return len(self.rows.unique()) < _FEW
+
     def hold_out(self, seed: int, share: float | None = None) -> tuple[Examples, Examples | None]:
         """The examples without a random `share` of the rows, and that share; None if that is no
         row, or all.
@@ -142,7 +147,7 @@ class Examples:
         """
         rows = self.rows.unique()
         if share is None:
-            count = 0 if len(rows) < _FEW else min(len(rows) // 5, _HELD_OUT)
+            count = 0 if self.few else min(len(rows) // 5, _HELD_OUT)
         else:
             count = round(share * len(rows))
         if not 0 < count < len(rows):

@@ -41,7 +41,7 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
             there (`centre`).
-        pull: default temperature of a point estimate without held-out rows.
+        pull: default temperature of a point estimate in a later round of 50 rows or more.
     """
 
     point: bool = False

@@ -52,9 +52,9 @@ class LaplaceGuide(Guide):
     T, tau and the output scale are not part of the next round's prior, which is the posterior with
     tau = 1. In later rounds both T and tau multiply P, the precision of the first prior, and leave
     the information of earlier data as it is: in round R the precision tau P becomes
-    tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise (`objective`). With the default T = 0
-    that is online EWC with the weight 1 (Schwarz et al. 2018). Without held-out rows a later round
-    predicts with the tau of the round before and an output scale of 1.
+    tau P + N_1 F_1 + ... + N_(R-1) F_(R-1), and T P likewise (`objective`). With T = 0, the default
+    from 50 rows on, that is online EWC with the weight 1 (Schwarz et al. 2018). Without held-out
+    rows a later round predicts with the tau of the round before and an output scale of 1.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior of this

@@ -242,7 +242,7 @@ def _learn(
     guide.follow(posterior.model)
     guide.hold()
     if guide.point and report.pull is None:
-        report.pull = guide.pull
+        report.pull = 1.0 if examples.few else guide.pull
     first = posterior.first_prior is posterior.model.prior
     optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
     posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)

@@ -270,7 +270,7 @@ def test_a_tiny_first_round_does_not_make_later_ones_wide() -> None:
     options: dict[str, Any] = {"components": 1, "progress": False}
     model = tiny_model(bh.presets.lora(rank=2))
     first = bh.fit(model, "laplace", tiny_examples(8), max_steps=1, **options)
-    second = first.update(tiny_examples(40, seed=1), max_steps=60, lr=0.05)
+    second = first.update(tiny_examples(60, seed=1), max_steps=60, lr=0.05)
     batch = next(tiny_examples(16, seed=2).batches(16))
     rows = centred(
         second.model, derivative(second.model, guide_of(second).means(), batch)[1], batch

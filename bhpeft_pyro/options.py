@@ -70,7 +70,8 @@ class FitOptions:
             has the weight 1. None means 1, except for point estimates: with held-out rows it is 0
             in `fit`, and these rows choose the step whose state is kept (of ten evaluations the
             last one, unless an earlier one is better by more than two standard errors). In later
-            rounds of "laplace" it is 0 too, if there are 50 rows or more.
+            rounds of "laplace" it is 0 too, if there are 50 rows or more and the prior is the last
+            posterior under a known first prior.
         tau: for "laplace", the multiple of the first prior's precision in the covariance, 1e-5 to
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings

@@ -109,7 +109,8 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
 
     Every draw is run on all the training data. A Laplace approximation is compared with the
     posterior of the linearised network that it approximates, under the prior chosen for its width
-    (`LaplaceGuide.target`). In a mixture each component is compared with its own
+    (`LaplaceGuide.target`). (After replay this is approximate if the round and its coreset had
+    other temperatures.) In a mixture each component is compared with its own
     posterior, and k-hat is that of all draws together.
 
     Args:
@@ -141,7 +142,10 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     share = -(-samples // len(parts))
     ratios = []
     for number, each in enumerate(parts):
-        model, guide, temperature = each.guide.target(each.model, each.report.temperature)
+        own = each.report
+        model, guide, temperature = each.guide.target(
+            each.model, own.temperature, later=own.parent is not None
+        )
         ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
     found, report = PSIS.of(torch.cat(ratios)), posterior.report
     taus = {each.report.tau or 1.0 for each in parts}

@@ -41,7 +41,7 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
             there (`centre`).
-        pull: default temperature of a point estimate in a later round of 50 rows or more.
+        pull: default temperature of a point estimate in a later round.
     """
 
     point: bool = False
@@ -139,8 +139,15 @@ class Guide(nn.Module):
         the prior that this guide is fitted under."""
         return self.as_prior()
 
-    def objective(self, model: Model, temperature: float) -> tuple[Model, float, float]:
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
         """What a fit at a temperature minimises.
+
+        Args:
+            model: under the prior of the round.
+            temperature: of the fit.
+            later: whether that prior is an earlier posterior.
 
         Returns:
             The model with the prior that acts in the fit, the weight of the KL to that prior, and
@@ -148,8 +155,8 @@ class Guide(nn.Module):
         """
         return model, temperature, 0.0
 
-    def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
-        """The posterior that this guide approximates after a fit at a temperature.
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
+        """The posterior that this guide approximates after a fit; arguments are as in `objective`.
 
         Returns:
             The model, this guide as a guide of that model, and the temperature.

@@ -314,24 +314,26 @@ class LaplaceGuide(Guide):
     def pull(self) -> float:  # type: ignore[override]
         return 0.0 if self.informed else 1.0
 
-    def objective(self, model: Model, temperature: float) -> tuple[Model, float, float]:
+    def objective(
+        self, model: Model, temperature: float, later: bool
+    ) -> tuple[Model, float, float]:
         """In later rounds, the model under the last posterior with T P in place of the first
         prior's precision P, where T is the temperature (at least 1e-4)."""
-        covariance, weight = self._acting(temperature)
+        covariance, weight = self._acting(temperature, later)
         normal = LowRankNormal(self.prior.loc, covariance)
-        if self.informed:
+        if covariance is not self.prior.covariance:
             prior = JointPrior(normal, self._shapes, self.latent, self.open)
             model = model.with_prior(prior if self._joint else prior.independent()[0])
         return model, weight, -normal.log_prob(normal.loc).item()
 
-    def _acting(self, temperature: float) -> tuple[Covariance, float]:
+    def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""
         own = self.prior.covariance
-        if not self.informed:
+        if not (later and self.informed):
             return own, temperature
         return retempered(own, self.first_scale, 1.0, max(temperature, _LEAST)), 1.0
 
-    def target(self, model: Model, temperature: float) -> tuple[Model, Guide, float]:
+    def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
         """The linearised network, at temperature 1, under the prior of this mean and covariance.
 
         In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
@@ -339,7 +341,7 @@ class LaplaceGuide(Guide):
         """
         loc, own = self.loc.detach(), self.prior.covariance
         wide = retempered(own, self.first_scale, 1.0, self.tau.item())
-        acting, weight = self._acting(temperature)
+        acting, weight = self._acting(temperature, later)
         center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
         prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
         twin = copy.copy(self)

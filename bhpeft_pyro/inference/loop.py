@@ -88,7 +88,9 @@ class _Run:
         self.guide, self.report = guide, report
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
-        self.model, self.temperature, self.least = guide.objective(model, report.temperature)
+        self.model, self.temperature, self.least = guide.objective(
+            model, report.temperature, later=report.parent is not None
+        )
         self.point = guide.point
         self.particles = 1 if self.point else options.particles
         self.feed = feed

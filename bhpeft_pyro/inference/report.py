@@ -53,6 +53,7 @@ class FitReport:
         projection: if the round changed the family of guides, KL(q || p) in nats from the last
             posterior q to the nearest p in the new family, from which the prior is made; 0 if the
             family can represent q. None if the family stayed.
+        own_prior: whether a prior of your own took the place of the last posterior.
         pull: default temperature of a point estimate; None for other guides.
         held_out: rows that early stopping and the choice of width and output scale used.
         split: the seed by which `fit` itself held these rows out of its data, if it did.
@@ -95,6 +96,7 @@ class FitReport:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     keep: float | dict[str, float] = 1.0
     projection: float | None = None
+    own_prior: bool = False
     pull: float | None = None
     held_out: int = 0
     split: int | None = None
@@ -127,7 +129,7 @@ class FitReport:
         for entry in (entry for report in components for entry in report.history):
             by_step.setdefault(entry["step"], []).append(entry)
         projections = [each.projection for each in components if each.projection is not None]
-        same = ("points", "keep", "pull", "held_out", "split", "learnt", "given")
+        same = ("points", "keep", "own_prior", "pull", "held_out", "split", "learnt", "given")
         return cls(
             first.examples,
             first.data,

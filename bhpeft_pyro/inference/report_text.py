@@ -64,6 +64,8 @@ def described(report: FitReport) -> str:
             f"disagreement between components: {report.between:.0%} of the epistemic uncertainty "
             "of the held-out rows"
         )
+    if report.own_prior:
+        lines.append("prior: your own in place of the last posterior")
     if report.projection is not None:
         how = f"KL {report.projection:.2f} nats" if report.projection else "exact"
         lines.append(f"prior: the last posterior in the new family of guides, {how}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ..checks import MAYBE_COUNT, check, derived
@@ -100,11 +101,18 @@ class FitArguments:
 def note_first_prior(guide: Guide, posterior: Posterior) -> None:
     """Tell a guide that is made in a later round under which prior the first one was. Where that is
     not Normal or not known, the guide takes the prior of the last round for it."""
+    if (sds := first_sds(posterior)) is not None:
+        guide.began_under(sds)
+
+
+def first_sds(posterior: Posterior) -> dict[str, Tensor] | None:
+    """By site, the sds of the first prior, if it is known and Normal."""
     sites = posterior.model.sites
     with suppress(PriorError):
         names = [site.name for site in sites]
         first = independent_normals(posterior.first_prior, sites, names, "guide")
-        guide.began_under({name: sd for name, (_, sd) in first.items()})
+        return {name: sd for name, (_, sd) in first.items()}
+    return None
 
 
 def seeds(options: FitOptions, components: int) -> list[FitOptions]:
@@ -242,7 +250,7 @@ def _learn(
     guide.follow(posterior.model)
     guide.hold()
     if guide.point and report.pull is None:
-        report.pull = 1.0 if examples.few else guide.pull
+        report.pull = guide.pull
     first = posterior.first_prior is posterior.model.prior
     optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
     posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
@@ -263,6 +271,7 @@ def _fit_coreset(
     core, model = posterior.guide, posterior.model
     guide = copy.deepcopy(core)
     report.output_scale = posterior.report.output_scale
+    report.pull = 1.0 if guide.point and kept.few else posterior.report.pull
     after = model.with_prior(closed(prior_of(model, core)))  # this round has set its scales
     later = posterior.replace(model=after, guide=guide, lineage=(report,))
     _learn(Start(later, kept), None, optimizer)

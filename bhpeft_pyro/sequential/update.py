@@ -16,7 +16,14 @@ from ..options import FitOptions
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
 from ..posterior.replay import seen_by, set_aside
-from ..posterior.rounds import FitArguments, Start, fit_components, note_first_prior, seeds
+from ..posterior.rounds import (
+    FitArguments,
+    Start,
+    first_sds,
+    fit_components,
+    note_first_prior,
+    seeds,
+)
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
 from ..threads import seeded
@@ -94,8 +101,11 @@ def _start(
         parent=posterior.report.id,
         keep=keep,
         projection=projection,
+        own_prior=own is not None,
         held_out=len(held_out) if held_out and (guide.point or options.patience) else 0,
     )
+    if guide.point and (examples.few or _takes_all(posterior, own)):
+        report.pull = 1.0
     kept = None
     if replay is not None:
         pool, old, seen = examples, 0, 0
@@ -112,6 +122,13 @@ def _start(
         coreset=None,
     )
     return Start(start, examples, kept)
+
+
+def _takes_all(posterior: Posterior, own: Prior | None) -> bool:
+    """Whether what a guide takes for the first prior may contain what earlier data taught: it is a
+    prior of your own, given now or before, or the first prior is not known."""
+    before = any(report.own_prior for report in posterior.lineage)
+    return own is not None or before or first_sds(posterior) is None
 
 
 def in_family(

@@ -129,20 +129,51 @@ def test_earlier_data_act_in_full_and_the_first_prior_by_the_temperature(
     assert found.k_hat < 0.5 and found.effective_samples > 200, str(found)
 
 
-def test_a_prior_without_earlier_data_acts_in_full() -> None:
-    """`update` holds no rows out, so a prior of one's own, which has no information of earlier data
-    to go on, acts as in a fit without held-out rows; as does the first prior once all is forgotten.
-    """
+def test_a_prior_that_may_contain_earlier_data_acts_in_full() -> None:
+    """`update` holds no rows out, so the prior acts if there is no information of earlier data
+    (all is forgotten), or if that cannot be told from the first prior, in this round and later."""
     model = regression(own_network(), noise=NOISE)
-    parts = [random_ratings(model, 64, 3), random_ratings(model, 64, 4)]
+    parts = [random_ratings(model, 64, seed) for seed in (3, 4, 5)]
     first, new = exactly(model, parts[0]), Exact.of(model, parts[1])
-    own = dist.Normal(0.0, new.prior_sd)
-    for later in (
-        first.update(parts[1], keep=0.0, temperature=None, max_steps=600),
-        first.update(parts[1], prior=own, temperature=None, max_steps=600),
-    ):
+    long: dict[str, Any] = {"temperature": None, "max_steps": 600}
+    own = first.update(parts[1], prior=dist.Normal(0.0, new.prior_sd), **long)
+    for later in (first.update(parts[1], keep=0.0, **long), own):
         assert later.report.temperature == 1
         assert ((flat(guide_of(later).means()) - new.mean) / new.sd).abs().max() < 0.05
+    assert "prior: your own in place of the last posterior" in str(own.report)
+    third = own.update(parts[2])
+    both = Exact.of(model, parts[1].concat(parts[2]))
+    assert ((flat(guide_of(third).means()) - both.mean) / both.sd).abs().max() < 0.05
+    quick: dict[str, Any] = {"temperature": None, "max_steps": 1}
+    few = exactly(model, parts[0], rank=2)  # what it has learnt is in the diagonal too
+    assert few.update(parts[1], prior=few.as_prior(), **quick).report.temperature == 1
+    unknown = first.replace(first_prior=None)
+    for _ in range(2):
+        unknown = unknown.update(parts[1], again=True, **quick)
+        assert unknown.report.temperature == 1
+
+
+def test_a_fit_under_an_earlier_posterior_weights_all_of_it() -> None:
+    """For `fit` it is the first prior: with temperature 0 it does not act on the mean."""
+    model = regression(own_network(), noise=NOISE)
+    earlier = exactly(model, random_ratings(model, 64, 3)).as_prior()
+    data = random_ratings(model, 64, 4)
+    found = exactly(model.with_prior(earlier), data, temperature=0.0, lr=0.3, max_steps=1500)
+    free = Exact.of(model, data, prior_sd=1e3)
+    away = flat(guide_of(found).means()) - free.mean
+    assert away @ free.precision @ away < 0.01
+
+
+def test_the_reported_loss_counts_from_the_mode_of_the_prior() -> None:
+    model = regression(own_network(), noise=NOISE)
+    first = exactly(model, random_ratings(model, 64, 3))
+    second = first.update(random_ratings(model, 64, 4), temperature=0.3)
+    begin, end = second.report.history[0], second.report.history[-1]
+    assert begin["kl"] == pytest.approx(0.0, abs=1e-3)  # a round starts at its prior's mode
+    assert end["kl"] > 0.01
+    assert end["loss"] == pytest.approx(end["nll"] + end["kl"], rel=1e-4)
+    assert "+ penalty of the prior" in str(second.report)
+    assert "first prior weight 0.3" in str(second.report)
 
 
 def test_the_report_s_elbo_is_the_log_evidence_of_a_regression() -> None:

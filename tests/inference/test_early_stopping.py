@@ -224,7 +224,8 @@ def test_a_report_says_what_held_out_rows_were_for() -> None:
     options: dict[str, Any] = {"components": 1, "max_steps": 3, "progress": False}
     point = bh.fit(tiny_model(), "delta", data, validation=rows, **options)
     wide = bh.fit(tiny_model(), "laplace", data, validation=rows, **options)
-    later = wide.update(tiny_examples(12, seed=4), validation=rows, max_steps=3)
+    later = wide.update(tiny_examples(60, seed=4), validation=rows, max_steps=3)
+    assert later.report.temperature == 0 and later.report.best_step is None
     normal = bh.fit(tiny_model(), "normal", data, validation=rows, patience=1, **options)
     for posterior, purpose in (
         (point, "for early stopping"),

@@ -142,7 +142,7 @@ def test_an_output_scale_multiplies_the_outputs(likelihood: Likelihood, data: An
     found_prior = as_posterior.prior
     assert isinstance(found_prior, bh.priors.JointPrior)
     torch.testing.assert_close(dense(found_prior.normal.covariance), dense(guide.covariance))
-    _, twin, _ = guide.target(model, 1.0)  # whose fit a diagnostic judges
+    _, twin, _ = guide.target(model, 1.0, False)  # whose fit a diagnostic judges
     torch.testing.assert_close(torch.cat([v.flatten() for v in twin.means().values()]), before)
     torch.testing.assert_close(dense(twin.covariance), dense(guide.unscaled))  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.posterior.replay import seen_by, set_aside
 from bhpeft_pyro.priors import JointPrior, as_prior
 from bhpeft_pyro.sequential.forgetting import forget
-from bhpeft_pyro.testing import tiny_model
+from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 ROUNDS = [words(count, seed) for count, seed in ((48, 1), (32, 2), (64, 3), (48, 4))]
 
@@ -131,6 +131,19 @@ def test_bad_replay_is_refused() -> None:
         bh.fit(model(), "normal", ROUNDS[0], replay=0, **FIT)
     with pytest.raises(ConfigError, match="replay=48 must be below the number of examples, 48"):
         bh.fit(model(), "normal", ROUNDS[0], replay=48, **FIT)
+
+
+def test_the_first_prior_acts_on_few_rows_only() -> None:
+    """The round counts as a whole, whatever is kept of it for replay."""
+    options: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(80), replay=6, **options)
+    second = first.update(tiny_examples(100, seed=1), replay=60)
+    third = second.update(tiny_examples(40, seed=2), replay=60)
+    used = [
+        (each.report.temperature, each.coreset.report.temperature)  # type: ignore[union-attr]
+        for each in (first, second, third)
+    ]
+    assert used == [(0, 1), (0, 0), (1, 1)]
 
 
 def test_a_coreset_does_not_set_the_noise_scale() -> None:

@@ -13,7 +13,7 @@ from bhpeft_pyro.posterior.fit import fit
 from bhpeft_pyro.posterior.posterior import Posterior
 from bhpeft_pyro.sequential.stream import Learner
 
-__all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup"]
+__all__ = ["ARMS", "GUIDE", "KEEPS", "OURS", "Arm", "Setup", "updating"]
 
 GUIDE = "laplace"
 """The guide of the Bayesian arms: the package's default."""
@@ -58,7 +58,7 @@ def updating(keep: float = 1.0, replayed: float = 0.0, components: int = 1) -> A
     """`Posterior.update`.
 
     Args:
-        keep: with 0 every round has the first prior: only the start is the posterior's.
+        keep: the share of earlier evidence that a round's prior keeps.
         replayed: the share of a round's rows that goes to the coreset.
         components: of the posterior.
     """
@@ -125,7 +125,6 @@ ARMS: dict[str, Arm] = {
     OURS: updating(),
     f"{OURS}, 5 components": updating(components=5),
     f"{OURS} + replay": updating(replayed=0.2),
-    "warm start only": updating(keep=0.0),
     "deterministic sequential": fine_tuning(),
     "deterministic sequential, lr 0.0005": fine_tuning(0.0005),
     "all data so far": _cumulative,

@@ -89,7 +89,7 @@ def curves(results: Sequence[Result]) -> Figure:
 def matrices(results: Sequence[Result]) -> Figure:
     """R[i][j] of each arm, the mean over seeds: accuracy on test j after round i."""
     records = _records(results)
-    columns = min(len(records), 3)
+    columns = min(len(records), 2 if len(records) == 4 else 3)
     rows = -(-len(records) // columns)
     figure = plt.figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()

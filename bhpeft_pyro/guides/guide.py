@@ -41,14 +41,12 @@ class Guide(nn.Module):
         joint: it keeps correlations between sites from one round to the next.
         own_mode: each guide of a mixture starts near a mode of its own, and its prior is centred
             there (`centre`).
-        pull: default temperature of a point estimate in a later round.
     """
 
     point: bool = False
     linear: bool = False
     joint: bool = False
     own_mode: bool = False
-    pull: float = 1.0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, and announce its parameters to Pyro's `SVI`, which collects them."""
@@ -138,6 +136,11 @@ class Guide(nn.Module):
         """A prior of the form that `as_prior` will have, available before a fit too. If `own_mode`,
         the prior that this guide is fitted under."""
         return self.as_prior()
+
+    @property
+    def pull(self) -> float:
+        """Default temperature of a point estimate in a later round."""
+        return 1.0
 
     def objective(
         self, model: Model, temperature: float, later: bool

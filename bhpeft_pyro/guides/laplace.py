@@ -311,7 +311,7 @@ class LaplaceGuide(Guide):
         return bool(own.rank) or bool((own.scale < 0.999 * self.first_scale).any())
 
     @property
-    def pull(self) -> float:  # type: ignore[override]
+    def pull(self) -> float:
         return 0.0 if self.informed else 1.0
 
     def objective(

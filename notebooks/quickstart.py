@@ -160,7 +160,8 @@ for name, each in (("before", posterior), ("after", updated)):
 # ## ArviZ
 #
 # The export has named dimensions and coordinates, and one chain per component. The draws of a guide
-# are independent, so the summary shows only means and spreads, no convergence statistics.
+# are independent, so the summary shows only means and spreads, no convergence statistics. Under
+# `laplace` the draws of a weight are wide where the data say little about it.
 
 # %%
 idata = updated.to_arviz(tweets.test, samples=samples)

@@ -17,14 +17,15 @@ from torch.optim import Optimizer
 from ..checks import COUNT
 from ..data.batch import Batch
 from ..distributions import CHUNK, Covariance, LowRankNormal
-from ..errors import GuideError, PriorError
+from ..errors import GuideError
 from ..model.model import Model
 from ..options import FitOptions
-from ..priors import JOINT, JointPrior, Prior, independent_normals, unpack
+from ..priors import JointPrior, Prior, unpack
 from .budget import Budget, examples_at_once, gradients_at_once, rows_kept
 from .guide import Guide
-from .latent import Latent, evidence, latents
+from .latent import joint_normal
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
+from .precision import Precision
 
 _BUFFERS = ("scale", "axes", "ratio")
 _LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
@@ -92,13 +93,8 @@ class LaplaceGuide(Guide):
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        found = self._take(model)
-        if missing := [site.name for site in model.sites if site.name not in self._shapes]:
-            raise GuideError(
-                f"LaplaceGuide: the prior does not sample {', '.join(missing)}; expected a Normal "
-                "at every site; for other priors use 'normal'"
-            )
+        found, self._prior = joint_normal(model, "LaplaceGuide")
+        self._joint, self._shapes = bool(found[0].sites), self._prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
@@ -118,6 +114,18 @@ class LaplaceGuide(Guide):
         self.output_scale: Tensor
         self.first_scale: Tensor
         self._covariance = start
+
+    @property
+    def prior(self) -> LowRankNormal:
+        return self._prior.normal
+
+    @property
+    def latent(self) -> str:
+        return self._prior.name
+
+    @property
+    def open(self) -> bool:
+        return self._prior.open
 
     @property
     def linear(self) -> bool:  # type: ignore[override]
@@ -172,46 +180,15 @@ class LaplaceGuide(Guide):
         # Where a prior is wider than the first one, data have contributed nothing to it.
         self.first_scale = self.first_scale.maximum(self.prior.covariance.scale)
 
-    def _take(self, model: Model) -> list[Latent]:
-        """Make the model's prior this guide's; return its latents in the order of the weights."""
-        found = latents(model)
-        if not found:
-            raise GuideError("LaplaceGuide: the model has no random weights")
-        # The next prior may sample the sites in another order.
-        order = [site.name for site in model.sites]
-        found.sort(key=lambda each: order.index(each.name) if each.is_site else -1)
-        self._joint = bool(found[0].sites)
-        self.latent = found[0].name if self._joint else JOINT
-        self.open = bool(getattr(model.prior, "open", False))
-        if self._joint:
-            self.prior = found[0].prior
-        else:
-            names = [latent.name for latent in found]
-            try:
-                normals = independent_normals(model.prior, model.sites, names, "LaplaceGuide")
-            except PriorError as error:
-                raise GuideError(f"{error}; for other priors use 'normal'") from error
-            loc, scale = (
-                torch.cat([normals[name][i].flatten() for name in names]).to(found[0].loc)
-                for i in range(2)
-            )
-            self.prior = LowRankNormal(loc, Covariance.diagonal(scale))
-        if seen := evidence(model):
-            raise GuideError(
-                f"LaplaceGuide: the prior has observations, factors, scales or masks at "
-                f"{', '.join(seen)}, which its covariance would leave out; for such priors use "
-                "'normal'"
-            )
-        shapes: dict[str, tuple[int, ...]] = {}
-        for latent in found:
-            shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
-        if self._shapes and [*shapes] != [*self._shapes]:
+    def _take(self, model: Model) -> None:
+        """Make the model's prior this guide's."""
+        found, prior = joint_normal(model, "LaplaceGuide")
+        if [*prior.shapes] != [*self._shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
                 "expected that of this model, or update(..., guide='laplace')"
             )
-        self._shapes = shapes
-        return found
+        self._prior, self._joint, self._shapes = prior, bool(found[0].sites), prior.shapes
 
     def began_under(self, sds: Mapping[str, Tensor]) -> None:
         first = torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes])
@@ -291,7 +268,7 @@ class LaplaceGuide(Guide):
         `noise`."""
         scale = self.output_scale.item() if output_scale is None else output_scale
         times = None if noise == 1 else self.information_factor(noise)
-        own = retempered(self.unscaled, self.first_scale, self.tau.item(), tau, times)
+        own = Precision(self.unscaled, self.first_scale, self.tau.item()).at(tau, times)
         self.set_covariance(own, tau, noise, scale)
 
     def information_factor(self, noise: float) -> Tensor:
@@ -301,14 +278,21 @@ class LaplaceGuide(Guide):
         return torch.where(self.at({"noise.log_scale"}), 1.0, noise**-2)
 
     def own_prior(self) -> JointPrior:
-        return JointPrior(self.prior, self._shapes, self.latent, self.open)
+        return self._prior
+
+    def _joined(self, normal: LowRankNormal) -> JointPrior:
+        """A Normal over all weights as a prior of their sites."""
+        return JointPrior(normal, self._shapes, self.latent, self.open)
+
+    @property
+    def _precision(self) -> Precision:
+        """Of the prior."""
+        return Precision(self.prior.covariance, self.first_scale)
 
     @property
     def informed(self) -> bool:
         """Whether earlier data have contributed to the prior."""
-        own = self.prior.covariance
-        # Setting the first prior's scales leaves rounding errors in the scales.
-        return bool(own.rank) or bool((own.scale < 0.999 * self.first_scale).any())
+        return self._precision.informed
 
     @property
     def pull(self) -> float:
@@ -322,16 +306,15 @@ class LaplaceGuide(Guide):
         covariance, weight = self._acting(temperature, later)
         normal = LowRankNormal(self.prior.loc, covariance)
         if covariance is not self.prior.covariance:
-            prior = JointPrior(normal, self._shapes, self.latent, self.open)
+            prior = self._joined(normal)
             model = model.with_prior(prior if self._joint else prior.independent()[0])
         return model, weight, -normal.log_prob(normal.loc).item()
 
     def _acting(self, temperature: float, later: bool) -> tuple[Covariance, float]:
         """The covariance of the prior that acts on the mean, and the prior's weight."""
-        own = self.prior.covariance
         if not (later and self.informed):
-            return own, temperature
-        return retempered(own, self.first_scale, 1.0, max(temperature, _LEAST)), 1.0
+            return self.prior.covariance, temperature
+        return self._precision.at(max(temperature, _LEAST)), 1.0
 
     def target(self, model: Model, temperature: float, later: bool) -> tuple[Model, Guide, float]:
         """The linearised network, at temperature 1, under the prior of this mean and covariance.
@@ -339,21 +322,21 @@ class LaplaceGuide(Guide):
         In the first round that prior is N(w* + T / tau (m - w*), (tau P)^-1): at w* its gradient
         is T times that of N(m, P^-1).
         """
-        loc, own = self.loc.detach(), self.prior.covariance
-        wide = retempered(own, self.first_scale, 1.0, self.tau.item())
+        loc, wide = self.loc.detach(), self._precision.at(self.tau.item())
         acting, weight = self._acting(temperature, later)
         center = loc + weight * wide.apply(acting.solve(self.prior.loc - loc))
-        prior = JointPrior(LowRankNormal(center, wide), self._shapes, self.latent)
+        prior = self._joined(LowRankNormal(center, wide))
         twin = copy.copy(self)
-        twin.prior, twin._joint, twin._head = prior.normal, True, set()  # at an output scale of 1
+        twin._prior, twin._joint, twin._head = prior, True, set()  # at an output scale of 1
         return model.with_prior(prior), twin, 1.0
 
     def for_predictions(self, model: Model) -> tuple[Model, dict[str, Tensor]]:
         """With this guide's tau and output scale, around the mean of the prior."""
         start = LaplaceGuide(model)
-        loc, covariance = self._factors() * start.prior.loc, start.prior.covariance
-        wide = self._scaled(retempered(covariance, self.first_scale, 1.0, self.tau.item()))
-        prior = JointPrior(LowRankNormal(loc, wide), self._shapes, start.latent)
+        loc = self._factors() * start.prior.loc
+        precision = Precision(start.prior.covariance, self.first_scale)
+        wide = self._scaled(precision.at(self.tau.item()))
+        prior = start._joined(LowRankNormal(loc, wide))
         return model.with_prior(prior), start.unpack(loc)
 
     def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
@@ -363,27 +346,25 @@ class LaplaceGuide(Guide):
 
     def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
         """Make N(loc, covariance) the prior, and return it for the model."""
-        normal = LowRankNormal(loc.clone(), covariance)
-        self.prior, self._joint, self.first_scale = normal, True, covariance.scale.clone()
+        self._prior = self._joined(LowRankNormal(loc.clone(), covariance))
+        self._joint, self.first_scale = True, covariance.scale.clone()
         if not self.measured:
             self.unscaled = covariance
-        return self.own_prior()
+        return self._prior
 
     def rescale(self, first_scale: Tensor) -> JointPrior:
         """Change the sds of the first round's prior, (D,), in the prior, and return that for the
         model. What earlier data have contributed to it stays."""
-        old = self.prior.covariance
-        learnt = (old.scale.pow(-2) - self.first_scale.pow(-2)).clamp_min(0)
-        covariance = Covariance.from_precision(first_scale.pow(-2) + learnt, old.precision_root())
-        self.prior, self.unscaled = LowRankNormal(self.prior.loc, covariance), covariance
+        covariance = self._precision.under(first_scale)
+        self._prior = self._joined(LowRankNormal(self.prior.loc, covariance))
+        self.unscaled = covariance
         self.first_scale = first_scale.maximum(covariance.scale)  # by rounding, as in `follow`
-        return self.own_prior()
+        return self._prior
 
     def first_prior(self, known: Prior | None) -> Prior | None:
         if not self.open or not isinstance(known, JointPrior):
             return known
-        normal = LowRankNormal(known.normal.loc, Covariance.diagonal(self.first_scale))
-        return JointPrior(normal, self._shapes, self.latent, self.open)
+        return self._joined(LowRankNormal(known.normal.loc, Covariance.diagonal(self.first_scale)))
 
     def as_prior(self) -> JointPrior:
         if not self.measured:
@@ -391,9 +372,8 @@ class LaplaceGuide(Guide):
                 "this Laplace approximation has no covariance yet, so it cannot be a prior: fit it "
                 "with bh.fit, or call widen(data) on its posterior"
             )
-        covariance = retempered(self.unscaled, self.first_scale, self.tau.item(), 1.0)
-        normal = LowRankNormal(self.loc.detach().clone(), covariance)
-        return JointPrior(normal, self._shapes, self.latent, self.open)
+        covariance = Precision(self.unscaled, self.first_scale, self.tau.item()).at(1.0)
+        return self._joined(LowRankNormal(self.loc.detach().clone(), covariance))
 
     @torch.no_grad()
     def grow(self, rows: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -432,7 +412,7 @@ class LaplaceGuide(Guide):
         loc, old = fn(self.prior.loc), self.prior.covariance
         if loc is not self.prior.loc:  # otherwise it stays the same object as in the model
             covariance = Covariance(fn(old.scale), fn(old.axes), fn(old.ratio))
-            self.prior = LowRankNormal(loc, covariance, validate_args=False)
+            self._prior = self._joined(LowRankNormal(loc, covariance, validate_args=False))
         return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -443,21 +423,3 @@ class LaplaceGuide(Guide):
             if (value := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, value.to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def retempered(
-    covariance: Covariance, first_scale: Tensor, old: float, new: float, times: Tensor | None = None
-) -> Covariance:
-    """The covariance of precision new P + Q - old P, given that of precision Q.
-
-    P is the first prior's precision, so Q - old P is what the data have contributed. With `times`,
-    (D,), it is C (Q - old P) C, where C is the diagonal matrix of their roots.
-    """
-    if new == old and times is None:
-        return covariance
-    first = first_scale.pow(-2)
-    learnt = (covariance.scale.pow(-2) - old * first).clamp_min(0)
-    root = covariance.precision_root()
-    if times is not None:
-        learnt, root = times * learnt, times.sqrt().unsqueeze(-1) * root
-    return Covariance.from_precision(new * first + learnt, root)

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint
 
-from ..distributions import Constrained, base_of
-from ..errors import PriorError
+from ..distributions import Constrained, Covariance, LowRankNormal, base_of
+from ..errors import GuideError, PriorError
 from ..model.model import Model
-from ..priors import checked
+from ..priors import JOINT, JointPrior, checked, independent_normals
 from ..threads import undisturbed
 
 
@@ -117,7 +117,53 @@ def with_mean(model: Model) -> set[str]:
     return {name for latent in known for name in latent.names}
 
 
-def evidence(model: Model) -> list[str]:
+def joint_normal(model: Model, purpose: str) -> tuple[list[Latent], JointPrior]:
+    """The latents of a model in the order of its sites, and its prior as one Normal over all of
+    them.
+
+    Args:
+        model: its prior is an independent Normal at every site, or an earlier posterior that is
+            joint over all of them.
+        purpose: the start of error messages.
+
+    Raises:
+        GuideError: the prior is another one, or has observations.
+    """
+    found = latents(model)
+    if not found:
+        raise GuideError(f"{purpose}: the model has no random weights")
+    # The next prior may sample the sites in another order.
+    order = [site.name for site in model.sites]
+    found.sort(key=lambda each: order.index(each.name) if each.is_site else -1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for latent in found:
+        shapes |= latent.sites or {latent.name: tuple(latent.loc.shape)}
+    if found[0].sites:
+        normal, name = found[0].prior, found[0].name
+    else:
+        try:
+            moments = independent_normals(model.prior, model.sites, shapes, purpose)
+        except PriorError as error:
+            raise GuideError(f"{error}; for other priors use 'normal'") from error
+        loc, scale = (
+            torch.cat([moments[name][i].flatten() for name in shapes]).to(found[0].loc)
+            for i in range(2)
+        )
+        normal, name = LowRankNormal(loc, Covariance.diagonal(scale)), JOINT
+    if seen := _evidence(model):
+        raise GuideError(
+            f"{purpose}: the prior has observations, factors, scales or masks at "
+            f"{', '.join(seen)}, which its covariance would leave out; for such priors use 'normal'"
+        )
+    if missing := [name for name in order if name not in shapes]:
+        raise GuideError(
+            f"{purpose}: the prior does not sample {', '.join(missing)}; expected a Normal at "
+            "every site; for other priors use 'normal'"
+        )
+    return found, JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
+
+
+def _evidence(model: Model) -> list[str]:
     """Names of a prior's observations and factors, and of what it scales or masks."""
     sites = {site.name for site in model.sites}
     nodes: dict[str, Any] = _traced(model).nodes

@@ -34,7 +34,7 @@ from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.diagnostics import psis
 from bhpeft_pyro.errors import DataError, GuideError
 from bhpeft_pyro.guides import LaplaceGuide, MixtureGuide
-from bhpeft_pyro.guides.laplace import retempered
+from bhpeft_pyro.guides.precision import Precision
 from bhpeft_pyro.inference import candidates, width
 from bhpeft_pyro.inference.candidates import Candidates
 from bhpeft_pyro.model.likelihoods import HeteroscedasticNormal, Normal
@@ -728,7 +728,7 @@ def test_another_tau_and_noise_are_those_of_a_new_measurement() -> None:
     )
     prior = torch.eye(len(guide.loc)).double() / exact.prior_sd**2
     half = torch.full_like(guide.loc, 0.5)
-    noisy = retempered(guide.covariance, guide.first_scale, 30.0, 2.0, half)
+    noisy = Precision(guide.covariance, guide.first_scale, 30.0).at(2.0, half)
     expected = 2.0 * prior + 0.5 * (exact.precision - prior)
     torch.testing.assert_close(torch.linalg.inv(dense(noisy)), expected, rtol=1e-2, atol=1e-2)
 

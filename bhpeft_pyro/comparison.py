@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
+from torch import Tensor
 
 from .checks import Number, as_path, check
 from .data import Columns
@@ -57,15 +58,16 @@ class Comparison:
 
     def table(self) -> pandas.DataFrame:
         """A row for each method: its metrics on the test rows, and its NLL minus that of `BASELINE`
-        (negative is better) with a 95 % interval over test rows (paired bootstrap)."""
-        base = nlls(self.forecasts[BASELINE]).numpy()
+        (negative is better) with a 95 % interval over test rows (paired bootstrap; labelled words
+        of a sentence are drawn together)."""
+        base, sentences = nlls(self.forecasts[BASELINE]).numpy(), self.forecasts[BASELINE].rows
         rows: dict[str, dict[str, float]] = {}
         for name, forecast in self.forecasts.items():
             scores = evaluate(forecast)
             rows[name] = {metric: scores[metric] for metric in _METRICS if metric in scores}
             if name != BASELINE:
                 difference = nlls(forecast).numpy() - base
-                low, high = _interval(difference)
+                low, high = _interval(difference, sentences)
                 rows[name] |= {"nll difference": difference.mean(), "low": low, "high": high}
             rows[name]["seconds"] = self.seconds[name]
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
@@ -159,6 +161,7 @@ def compare(
     if min(len(known), len(tested)) < _FEW:
         say(f"fewer than {_FEW} validation or test rows: temperatures and intervals may be far off")
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}
+    setup |= {k: v for k, v in head.facts.items() if k != "backbone"}  # which `load` checks
     _check_setup(folder, setup | asdict(options.change(progress=True)))
 
     def kept(name: str, doing: str, make: Callable[[], Posterior]) -> Posterior:
@@ -215,7 +218,12 @@ def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write(file, json.dumps(setup, indent=1).encode())
         return
-    before = json.loads(file.read_text())
+    try:
+        before = {**json.loads(file.read_text())}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"out: {file} cannot be read ({error}); expected another folder"
+        ) from error
     if other := [name for name, value in setup.items() if before.get(name) != value]:
         raise ConfigError(
             f"out: {folder} holds a comparison with another choice of {', '.join(other)}; expected "
@@ -223,9 +231,17 @@ def _check_setup(folder: Path, setup: Mapping[str, Any]) -> None:
         )
 
 
-def _interval(difference: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the mean over rows."""
+def _interval(difference: np.ndarray, sentences: Tensor | None = None) -> tuple[float, float]:
+    """95 % interval of the mean. Draws are of rows, or of the sentence of each labelled word."""
     from scipy.stats import bootstrap
 
-    found = bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=0)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+    unit: Any = np.arange(len(difference)) if sentences is None else sentences
+    _, unit = np.unique(unit, return_inverse=True)
+    parts = np.bincount(unit, difference), np.bincount(unit)
+
+    def mean(total: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
+        return total.sum(axis) / count.sum(axis)
+
+    how: dict[str, Any] = {"n_resamples": 2000, "method": "percentile", "rng": 0}
+    found = bootstrap(parts, mean, paired=True, **how).confidence_interval
+    return float(found.low), float(found.high)

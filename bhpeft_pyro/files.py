@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import stat
@@ -28,6 +29,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise WriteError(f"path: cannot write {path}: {error.strerror or error}") from error
+
+
+def strict_json(value: object) -> str:
+    """JSON; numbers that are not finite, which it lacks, become null."""
+    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(plain, indent=1)
 
 
 def write(path: Path, data: bytes) -> None:

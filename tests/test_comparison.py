@@ -170,6 +170,16 @@ def test_ratings_are_compared_without_scaling(tmp_path: Path) -> None:
     assert list(found.forecasts) == ["head only", "LoRA", "hybrid", "2 hybrids", "2 components"]
     assert "mse" in found.table() and isinstance(found.forecasts["LoRA"], RatingForecast)
 
+    def other(kinds: Sequence[bh.peft.Kind]) -> bh.Model:
+        how: dict[str, Any] = {"kinds": kinds, "tokenizer": tiny_tokenizer()}
+        return bh.tasks.ratings(tiny_backbone(), 1, 5, noise_by_text=True, **how)
+
+    with pytest.raises(ConfigError, match="another choice of random weights, likelihood;"):
+        compare(other, *parts(rows), tmp_path, components=2, options=HOW)
+    (tmp_path / "comparison.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"out: .*comparison\.json cannot be read"):
+        compare(model, *parts(rows), tmp_path, components=2, options=HOW)
+
 
 def test_an_interval_is_that_of_a_mean() -> None:
     """Against the normal approximation, of which percentiles of many rows are near."""
@@ -177,3 +187,12 @@ def test_an_interval_is_that_of_a_mean() -> None:
     low, high = comparison._interval(away)
     half = 1.96 * away.std() / 2000**0.5
     assert (low, high) == pytest.approx((away.mean() - half, away.mean() + half), abs=0.02)
+
+
+def test_words_of_a_sentence_are_drawn_together() -> None:
+    """Where all words of a sentence differ by as much, they are one observation."""
+    away = np.random.default_rng(0).normal(0.3, 2.0, 200)
+    sentences = torch.arange(200).repeat_interleave(30)
+    assert comparison._interval(away.repeat(30), sentences) == pytest.approx(
+        comparison._interval(away)
+    )

@@ -22,7 +22,9 @@ from bhpeft_pyro.errors import (
     ConfigError,
     DataError,
     SaveError,
+    WriteError,
 )
+from bhpeft_pyro.huggingface import writing
 from bhpeft_pyro.model.head import final_layer, set_final_layer
 from bhpeft_pyro.testing import (
     tiny_backbone,
@@ -376,6 +378,20 @@ def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
     posterior.to_peft(tmp_path, component=0, overwrite=True)
     found = {file.parent.relative_to(tmp_path) for file in tmp_path.rglob("adapter_*")}
     assert found == {Path("."), Path("one")}  # "one" is a folder of the user's own
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="file"):
+        posterior.to_peft(tmp_path / "file", component=0)
+
+
+def test_a_killed_export_leaves_no_adapter_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old configuration may not fit the new weights."""
+    fitted().to_peft(tmp_path)
+    monkeypatch.setattr(writing, "TemporaryDirectory", pytest.fail)  # after the weights
+    with pytest.raises(pytest.fail.Exception):
+        fitted().to_peft(tmp_path, overwrite=True)
+    assert not (tmp_path / "adapter_config.json").exists()
 
 
 def test_draws_of_a_normal_guide(tmp_path: Path) -> None:
@@ -525,6 +541,10 @@ def test_a_folder_that_names_no_backbone_or_fits_another(tmp_path: Path) -> None
         bh.from_peft(tmp_path)
     with pytest.raises(ConfigError, match=r"does not fit the backbone, a DistilBert"):
         bh.from_peft(tmp_path, backbone=classifier("distilbert"))
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"adapter: .*adapter_config\.json cannot be read"):
+        bh.from_peft(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     weights = tmp_path / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):

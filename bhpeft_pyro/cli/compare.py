@@ -74,7 +74,7 @@ def compare(
         if parts[name] is None:
             raise ConfigError(f"--{name}: got 0; expected rows, which all methods need")
     test_rows = len(parts["test"])
-    counts = f"{len(parts['validation'])} validation and {test_rows} test rows"
+    counts = f"{len(parts['validation'])} validation and {test_rows} test {examples.unit}"
     say(f"{len(examples)} training, {counts}")
     result = run(
         lambda kinds: task.model(backbone, tokenizer, kinds),
@@ -94,7 +94,8 @@ def compare(
     if as_json:
         print_json({"test_rows": test_rows, "methods": known.to_dict(orient="index")})
     else:
-        title = f"{test_rows} test rows; diff.: NLL minus the hybrid's, with its 95 % interval"
+        what = f"{test_rows} test {examples.unit}"
+        title = f"{what}; diff.: NLL minus the hybrid's, with its 95 % interval"
         short = known.rename(columns={"nll difference": "diff."})
         table(title, ("", *short.columns), [*short.itertuples(name=None)])
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

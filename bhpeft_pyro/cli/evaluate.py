@@ -25,9 +25,9 @@ def evaluate(
     from .runs import open_run, rows_for
 
     posterior = open_run(run, backbone, device)
-    rows = rows_for(posterior, data, labelled=True)
-    scores = posterior.evaluate(rows, samples, seed=draw_seed)
+    examples = posterior.encode(rows_for(posterior, data, labelled=True))
+    scores = posterior.evaluate(examples, samples, seed=draw_seed)
     if as_json:
-        print_json({"examples": len(rows), **scores})
+        print_json({"examples": len(examples), **scores})
     else:
-        show_metrics(f"{len(rows)} rows of {data}", {"value": scores})
+        show_metrics(f"{len(examples)} {examples.unit} of {data}", {"value": scores})

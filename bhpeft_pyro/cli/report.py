@@ -38,8 +38,8 @@ def report(
     posterior = open_run(run, backbone, device)
     forecast, heading = None, ""
     if data is not None:
-        rows = rows_for(posterior, data, labelled=True)
-        forecast = posterior.predict(posterior.encode(rows), samples, seed=draw_seed)
-        heading = f"On {len(rows)} rows of {data}"
+        examples = posterior.encode(rows_for(posterior, data, labelled=True))
+        forecast = posterior.predict(examples, samples, seed=draw_seed)
+        heading = f"On {len(examples)} {examples.unit} of {data}"
     write(out, posterior_page(posterior, str(run), forecast, heading).encode())
     say(f"written to {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import warnings
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checks import harmless
+from ..files import strict_json
 
 _PULSE = 60.0  # seconds
 
@@ -90,9 +90,8 @@ def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print JSON to stdout; numbers that are not finite, which JSON lacks, become null."""
-    plain = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    typer.echo(json.dumps(plain, indent=1))
+    """Print `strict_json` to stdout."""
+    typer.echo(strict_json(value))
 
 
 def _cell(value: Any) -> str:

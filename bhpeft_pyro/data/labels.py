@@ -39,7 +39,13 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
         return [own[value] if value in valid else value for value in values]
     if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
         # A reader may have made 1.1 of "1.10", the class's name in another file.
-        known = {float(name): name for name in names if is_number(name)}
+        known: dict[float, str] = {}
+        for name in filter(is_number, names):
+            if (other := known.setdefault(float(name), name)) != name:
+                raise DataError(
+                    f"label_names: {other!r} and {name!r} are the same number, and the labels are "
+                    "numbers; expected labels that are texts, or classes named otherwise"
+                )
         return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, MappingView, Sequence, Set
 from contextlib import contextmanager
 from itertools import islice
@@ -44,8 +45,9 @@ _EXPECTED = (
 )
 
 
-def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Dataset:
-    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`."""
+def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) -> Dataset:
+    """The rows of `source`, whatever it is; the target column may be absent if not `labelled`, and
+    is left out if that is None."""
     needed, target = (*columns.inputs(kind), *columns.extra), columns.target(kind)
     empty = dict.fromkeys((*needed, target), ())
     if isinstance(source, (DatasetDict, IterableDatasetDict)):
@@ -53,7 +55,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
         name = type(source).__name__
         raise DataError(f"source is a {name}; pass one of its splits: {splits}")
     if isinstance(source, (str, Path)):
-        source = load(source, columns.inputs(kind))
+        source = _loaded(source, columns.inputs(kind))
     elif isinstance(source, IterableDataset):
         stream: Any = source.with_format(None)
         names = stream.column_names or ()  # it may not know them
@@ -83,7 +85,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
                 f"column {name!r} is missing; columns there: {there} "
                 "(`columns=Columns(...)` says which column holds what)"
             )
-    wanted = [name for name in (*needed, target) if name in names]
+    wanted = [*needed] if labelled is None or target not in names else [*needed, target]
     if isinstance(source, Dataset):
         if source.format["type"] == "custom":
             raise DataError(
@@ -100,15 +102,10 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool) -> Datase
 
 def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     """All columns of a file, or of a data set of the hub, if it has rows. `texts` are the columns
-    of a CSV file to keep as text, whatever they look like; None for all."""
-    if (path := _file(source)) is None:
-        table = _from_hub(str(source))
-    else:
-        with _reading(source):
-            table = _from_lists(next(_columns(path, texts, None)))
-    if len(table) == 0:
-        raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
-    return table
+    of a CSV file to keep as text, whatever they look like; None for all. Columns with cells of
+    different types are left out, with a warning."""
+    found = _loaded(source, texts)
+    return found if isinstance(found, Dataset) else _from_lists(found, partly=True)
 
 
 def parts(
@@ -126,6 +123,18 @@ def parts(
         return
     with _reading(source):
         yield from _columns(path, texts, size)
+
+
+def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
+    found: Dataset | dict[str, list[Any]]
+    if (path := _file(source)) is None:
+        found = _from_hub(str(source))
+    else:
+        with _reading(source):
+            found = next(_columns(path, texts, None))
+    if not (len(found) if isinstance(found, Dataset) else any(found.values())):
+        raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
+    return found
 
 
 def _file(source: str | Path) -> Path | None:
@@ -285,8 +294,9 @@ def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
     return row
 
 
-def _from_lists(columns: Mapping[str, Any]) -> Dataset:
-    """A mapping of lists, arrays or tensors of one length."""
+def _from_lists(columns: Mapping[str, Any], partly: bool = False) -> Dataset:
+    """A mapping of lists, arrays or tensors of one length; `partly` without the columns that cannot
+    be used, if there are others."""
     lists: dict[str, list[Any]] = {}
     for name, column in columns.items():
         # The views of a mapping are in its order; other sets have none.
@@ -308,22 +318,33 @@ def _from_lists(columns: Mapping[str, Any]) -> Dataset:
         raise DataError(f"columns differ in length: {counts}")
     if not any(lists.values()):
         return Dataset.from_dict(lists)  # joining tables without rows would lose columns
-    tables = []
+    tables, failed = [], []
     for name, column in lists.items():
         try:
-            tables.append(Dataset.from_dict({name: column}))
-        except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
-            first = type(column[0])
-            odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
-            where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
-            if isinstance(error, UnicodeError):
-                why = f"not valid Unicode: {error}"
-            elif odd is None:
-                why = f"mixed or unknown types: {error}"
-            else:
-                why = f"a {type(column[odd]).__name__}, where row 0 has a {first.__name__}"
-            raise DataError(f"column {name!r}{where}: {why}") from error
+            tables.append(_table(name, column))
+        except DataError as error:
+            failed.append(error)
+    if failed and not (partly and tables):
+        raise failed[0]
+    for why in failed:
+        warnings.warn(f"{why}; this column is left out", stacklevel=2)
     return concatenate_datasets(tables, axis=1)
+
+
+def _table(name: str, column: list[Any]) -> Dataset:
+    try:
+        return Dataset.from_dict({name: column})
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        first = type(column[0])
+        odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
+        where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
+        if isinstance(error, UnicodeError):
+            why = f"not valid Unicode: {error}"
+        elif odd is None:
+            why = f"mixed or unknown types: {error}"
+        else:
+            why = f"a {type(column[odd]).__name__}, where row 0 has a {first.__name__}"
+        raise DataError(f"column {name!r}{where}: {why}") from error
 
 
 def _without_gaps(column: list[Any]) -> list[Any]:

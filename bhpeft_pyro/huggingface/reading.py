@@ -130,7 +130,10 @@ def _loaded(
     peft = library()
     if not (folder / CONFIG).exists():
         raise ConfigError(f"adapter: {folder} has no {CONFIG}; expected the folder of an adapter")
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"adapter: {folder / CONFIG} cannot be read: {error}") from error
     if tokenizer is None and (folder / "tokenizer_config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(folder)
     given = backbone

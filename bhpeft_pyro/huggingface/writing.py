@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from ..checks import as_path
 from ..distributed import is_main
 from ..errors import ConfigError, SaveError
-from ..files import write
+from ..files import make_folder, naming, write
 from ..guides.guide import check_not_linear
 from ..model.head import ClassifierHead, final_layer, set_final_layer
 from ..model.network import RandomPEFT
@@ -197,7 +197,10 @@ def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path) -> N
         ),
     )
     data = {f"base_model.model.{key}": value for key, value in {**tensors, **kept}.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        make_folder(folder)
+        if is_main():
+            (folder / CONFIG).unlink(missing_ok=True)  # it may not fit the new weights
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in data.items()}
     write(folder / _TENSORS, dump_tensors(plain, metadata={"format": "pt"}))
     with TemporaryDirectory() as temporary:

@@ -188,10 +188,8 @@ class Model(PyroModule):
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
         """`encode` the texts alone: labels are not looked at."""
         if not isinstance(data, Examples):
-            kind = self.likelihood.kind
             columns = self.limited(columns, data)
-            table = read(data, kind, columns, labelled=False)
-            data = table.select_columns([*columns.inputs(kind), *columns.extra])
+            data = read(data, self.likelihood.kind, columns, labelled=None)
         return replace(self.encode(data, columns, labelled=False), labels=None)
 
     def limited(self, columns: Columns, data: object) -> Columns:

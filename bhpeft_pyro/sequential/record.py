@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..checks import as_path, check
 from ..distributed import is_main
 from ..errors import DataError
-from ..files import write
+from ..files import strict_json, write
 from ..posterior.posterior import Posterior
 
 TEST, TEST_NLL, UNTRAINED = "test/", "test_nll/", "untrained/"
@@ -81,7 +80,7 @@ class Record:
         if not is_main():
             return
         folder, table = as_path("folder", folder), self.table.to_csv(index=False)
-        for name, text in (("record.json", json.dumps(self.rows, indent=1)), ("record.csv", table)):
+        for name, text in (("record.json", strict_json(self.rows)), ("record.csv", table)):
             for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):  # by a `write` that was killed
                 left.unlink()
             write(folder / name, text.encode())

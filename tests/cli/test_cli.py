@@ -111,6 +111,28 @@ def test_json_lines_keep_their_columns_and_types(folder, posterior, tmp_path):
     assert json.loads(read_csv(tmp_path / "new.csv")[0]["tags"]) == ["a", "b"]
 
 
+def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
+    """Neither those that no command reads, nor labels that are not looked at."""
+    rows = [
+        {"id": i or "first", "text": text, "label": name}
+        for i, (text, name) in enumerate(zip(TEXTS, NAMES, strict=True))
+    ]
+    data, half = tmp_path / "mixed.jsonl", tmp_path / "half.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    half.write_text("".join(json.dumps(row | {"label": row["id"]}) + "\n" for row in rows))
+    scores = json.loads(bhpeft("evaluate", folder / "run", folder / "train.csv", "--json").stdout)
+    result = bhpeft("evaluate", folder / "run", data, "--json")
+    assert json.loads(result.stdout) == scores
+    note = "column 'id', row 1: 1: a int, where row 0 has a str; this column is left out"
+    assert result.output.count(note) == 1
+    whole = posterior.encode(folder / "train.csv")
+    assert posterior.encode(str(data)).fingerprint == whole.fingerprint
+    bhpeft("predict", folder / "run", half, "--out", tmp_path / "out.jsonl", "--show", 0)
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in found] == ["first", *range(1, 20)]
+    assert "no column 'label'" in error("evaluate", folder / "run", half)
+
+
 def test_the_cells_of_a_file_are_written_as_they_were(folder, tmp_path):
     version, price, text = ["1.10", "1.9"], ["5.00", "0.12345678901234567890"], ["w5\rw6", "12"]
     data = write_csv(tmp_path / "new.csv", version=version, price=price, text=text)

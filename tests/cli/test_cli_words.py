@@ -85,7 +85,8 @@ def test_a_row_for_each_sentence(folder: Path) -> None:
 
 def test_evaluate_update_and_stream(folder: Path) -> None:
     scores = json.loads(bhpeft("evaluate", folder / "run", folder / "train.csv", "--json").stdout)
-    assert 0 <= scores["accuracy"] <= 1 and "ece" in scores
+    assert 0 <= scores["accuracy"] <= 1 and "ece" in scores and scores["examples"] == 30
+    assert "30 words of" in bhpeft("evaluate", folder / "run", folder / "train.csv").output
     more = folder / "more.jsonl"
     more.write_text(json.dumps({"tokens": ["w40", "w5"], "ner_tags": ["O", "PER"]}) + "\n")
     update = ("update", folder / "run", more, "--out", folder / "next", "--max-steps", 2)

@@ -181,6 +181,10 @@ def test_classes_are_found_again_where_their_names_are_written_otherwise() -> No
     assert model.encode(versions, columns).labels.tolist() == [0, 1, 2, 2] * 2
     numbers = rows([1.1, 1.9] * 4)  # as a reader makes them of a file without "beta"
     assert model.encode(numbers, columns).labels.tolist() == [0, 1] * 4
+    two = bh.Columns(label_names=("1.1", "1.10", "beta"))
+    assert model.encode(rows(["1.1", "1.10"] * 4), two).labels.tolist() == [0, 1] * 4
+    with pytest.raises(DataError, match=r"label_names: '1\.1' and '1\.10' are the same number"):
+        model.encode(numbers, two)
 
 
 def test_whole_floats_are_numbers_of_classes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,10 @@ def test_what_a_killed_save_has_left_is_removed_and_nothing_else(tmp_path: Path)
     Record([{"round": 1}]).save(tmp_path)
     names = {"record.json", "record.csv", *(path.name for path in others)}
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """Strict readers of JSON refuse `Infinity`."""
+    Record([{"batch": "a", "drift/nll_z": float("inf"), "nll": 0.5}]).save(tmp_path)
+    (row,) = json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+    assert row == {"batch": "a", "drift/nll_z": None, "nll": 0.5}

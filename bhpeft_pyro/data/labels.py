@@ -40,8 +40,9 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
     if any(map(is_number, names)) or all(name in ("True", "False") for name in names):
         # A reader may have made 1.1 of "1.10", the class's name in another file.
         known: dict[float, str] = {}
+        numbers = any(isinstance(value, (int, float)) for value in values)
         for name in filter(is_number, names):
-            if (other := known.setdefault(float(name), name)) != name:
+            if (other := known.setdefault(float(name), name)) != name and numbers:
                 raise DataError(
                     f"label_names: {other!r} and {name!r} are the same number, and the labels are "
                     "numbers; expected labels that are texts, or classes named otherwise"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import SEED, Number
+from ..checks import SEED, Number, check
 from ..errors import ConfigError
 from ..inference.draws import Block, draw_blocks
 from ..inference.passes import Feed, passes
@@ -88,6 +88,7 @@ def against(
     (True, True)
     """
     samples, seed = Number(least=2, whole=True)("samples", samples), SEED("seed", seed)
+    check(draws, Mapping, "draws", "a tensor of draws for each site")
     model = posterior.model
     reference = _checked(model, draws)
     feed = Feed(model, posterior.encode(data, labelled=False))

@@ -219,11 +219,12 @@ class Guide(nn.Module):
         """Continue with the same weights under a prior that no earlier posterior has become."""
         self.follow(model)
 
-    def began_under(self, sds: Mapping[str, Tensor]) -> None:
+    def began_under(self, sds: Mapping[str, Tensor], last: Guide) -> None:
         """Note the sds of the first round's prior, for a guide that is made in a later round.
 
         Args:
             sds: by site, of its shape.
+            last: the guide of the round before.
         """
 
     def first_prior(self, known: Prior | None) -> Prior | None:

@@ -93,19 +93,19 @@ class LaplaceGuide(Guide):
     def __init__(self, model: Model, rank: int = 16) -> None:
         super().__init__()
         self.rank = COUNT("LaplaceGuide: rank", rank, GuideError)
-        found, self._prior = joint_normal(model, "LaplaceGuide")
-        self._joint, self._shapes = bool(found[0].sites), self._prior.shapes
+        self._prior, self._joint, start = joint_normal(model, "LaplaceGuide")
+        self._shapes = self._prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
-        self.loc = nn.Parameter(torch.cat([latent.loc.flatten() for latent in found]).clone())
-        start = self.prior.covariance
+        self.loc = nn.Parameter(start)
+        covariance = self.prior.covariance
         for name in _BUFFERS:
-            self.register_buffer(name, getattr(start, name))
+            self.register_buffer(name, getattr(covariance, name))
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", torch.tensor(1.0))
         self.register_buffer("output_scale", torch.tensor(1.0))
-        self.register_buffer("first_scale", start.scale.clone())
+        self.register_buffer("first_scale", covariance.scale.clone())
         self.scale: Tensor
         self.axes: Tensor
         self.ratio: Tensor
@@ -113,7 +113,7 @@ class LaplaceGuide(Guide):
         self.tau: Tensor
         self.output_scale: Tensor
         self.first_scale: Tensor
-        self._covariance = start
+        self._covariance = covariance
 
     @property
     def prior(self) -> LowRankNormal:
@@ -177,22 +177,26 @@ class LaplaceGuide(Guide):
 
     def follow(self, model: Model) -> None:
         self._take(model)
-        # Where a prior is wider than the first one, data have contributed nothing to it.
-        self.first_scale = self.first_scale.maximum(self.prior.covariance.scale)
+        self._began(self.first_scale)
 
     def _take(self, model: Model) -> None:
         """Make the model's prior this guide's."""
-        found, prior = joint_normal(model, "LaplaceGuide")
+        prior, joint, _ = joint_normal(model, "LaplaceGuide")
         if [*prior.shapes] != [*self._shapes]:
             raise GuideError(
                 "LaplaceGuide: the prior is an earlier posterior with its sites in another order; "
                 "expected that of this model, or update(..., guide='laplace')"
             )
-        self._prior, self._joint, self._shapes = prior, bool(found[0].sites), prior.shapes
+        self._prior, self._joint, self._shapes = prior, joint, prior.shapes
 
-    def began_under(self, sds: Mapping[str, Tensor]) -> None:
-        first = torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes])
-        self.first_scale = first.maximum(self.prior.covariance.scale)
+    def _began(self, first_scale: Tensor) -> None:
+        # Where a prior is wider than the first one, data have contributed nothing to it.
+        self.first_scale = first_scale.maximum(self.prior.covariance.scale)
+
+    def began_under(self, sds: Mapping[str, Tensor], last: Guide) -> None:
+        self._began(torch.cat([sds[name].to(self.loc).flatten() for name in self._shapes]))
+        if isinstance(last, LaplaceGuide):
+            self.tau.copy_(last.tau)
 
     @torch.no_grad()
     def begin_anew(self, model: Model) -> None:
@@ -341,12 +345,9 @@ class LaplaceGuide(Guide):
 
     def centre(self, values: Mapping[str, Tensor]) -> JointPrior:
         parts = self.unpack(self.prior.loc) | dict(values)
-        loc = torch.cat([parts[name].flatten() for name in self._shapes])
-        return self.recentre(loc, self.prior.covariance)
-
-    def recentre(self, loc: Tensor, covariance: Covariance) -> JointPrior:
-        """Make N(loc, covariance) the prior, and return it for the model."""
-        self._prior = self._joined(LowRankNormal(loc.clone(), covariance))
+        loc = torch.cat([parts[name].detach().flatten() for name in self._shapes])
+        covariance = self.prior.covariance
+        self._prior = self._joined(LowRankNormal(loc, covariance))
         self._joint, self.first_scale = True, covariance.scale.clone()
         if not self.measured:
             self.unscaled = covariance
@@ -358,7 +359,7 @@ class LaplaceGuide(Guide):
         covariance = self._precision.under(first_scale)
         self._prior = self._joined(LowRankNormal(self.prior.loc, covariance))
         self.unscaled = covariance
-        self.first_scale = first_scale.maximum(covariance.scale)  # by rounding, as in `follow`
+        self._began(first_scale)
         return self._prior
 
     def first_prior(self, known: Prior | None) -> Prior | None:

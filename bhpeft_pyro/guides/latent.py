@@ -117,9 +117,9 @@ def with_mean(model: Model) -> set[str]:
     return {name for latent in known for name in latent.names}
 
 
-def joint_normal(model: Model, purpose: str) -> tuple[list[Latent], JointPrior]:
-    """The latents of a model in the order of its sites, and its prior as one Normal over all of
-    them.
+def joint_normal(model: Model, purpose: str) -> tuple[JointPrior, bool, Tensor]:
+    """The prior of a model as one Normal over all sites, whether it is one already, and (D,) values
+    at which a guide starts.
 
     Args:
         model: its prior is an independent Normal at every site, or an earlier posterior that is
@@ -160,7 +160,8 @@ def joint_normal(model: Model, purpose: str) -> tuple[list[Latent], JointPrior]:
             f"{purpose}: the prior does not sample {', '.join(missing)}; expected a Normal at "
             "every site; for other priors use 'normal'"
         )
-    return found, JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
+    prior = JointPrior(normal, shapes, name, bool(getattr(model.prior, "open", False)))
+    return prior, bool(found[0].sites), torch.cat([latent.loc.flatten() for latent in found])
 
 
 def _evidence(model: Model) -> list[str]:

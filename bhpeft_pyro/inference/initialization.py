@@ -196,6 +196,20 @@ def own_start(model: Model, seed: int) -> dict[str, Tensor]:
     return {k: away for k, away in own.items() if away is not None and k not in given}
 
 
+def centred(model: Model, guide: Guide) -> Model:
+    """The model with its prior centred at a guide's present values of the input side, if the guide
+    is `own_mode`.
+
+    `fit` centres it at their random initial values. Where these are not known, what was trained
+    takes their place, since the projections are arbitrary anyway.
+    """
+    if not guide.own_mode:
+        return model
+    inner = {site.name for site in model.sites if site.role == "input"} - with_mean(model)
+    prior = guide.centre({k: mean for k, mean in guide.means().items() if k in inner})
+    return model if prior is None else model.with_prior(prior)
+
+
 def scatter(model: Model, guide: Guide, options: FitOptions) -> None:
     """Move a guide's initial means by a draw of the prior.
 

@@ -273,6 +273,9 @@ def _lineage(folder: Path, content: dict[str, Any]) -> tuple[FitReport, ...]:
                 f"path: {folder / INDEX} names {parent!r:.60} as a round; expected an id"
             )
         beside = folder.resolve().with_name(parent)
+        if not exists(beside):  # it may have another name
+            every = sorted(beside.parent.glob("*"))
+            beside = next((each for each in every if _holds(each, parent)), beside)
         if not exists(beside):
             warnings.warn(
                 f"{folder}: the rounds before {found[0].id} are not beside it, so the data that "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import Number, as_path, check
+from ..checks import Number, as_path, boolean, check
 from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..files import naming
@@ -26,7 +26,7 @@ from ..inference.predict import AnyForecast, predict
 from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
-from ..priors import Prior, PriorLike
+from ..priors import Prior, PriorLike, closed
 from ..threads import sampling, with_gradients
 from .replay import Coreset
 
@@ -250,7 +250,7 @@ class Posterior:
         Raises:
             GuideError: the guide is a point estimate, or not one of this package's.
         """
-        return prior_of(self.model, self.guide)
+        return closed(prior_of(self.model, self.guide))  # `update` itself leaves scales open
 
     @with_gradients()
     def widen(self, data: object, *, validation: object | None = None, **changes: Any) -> Posterior:
@@ -324,6 +324,8 @@ class Posterior:
         from ..sequential.forgetting import KEEP
         from ..sequential.update import update
         from .rounds import FitArguments
+
+        grow, again = boolean("grow", grow), boolean("again", again)
 
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own

@@ -102,7 +102,7 @@ def note_first_prior(guide: Guide, posterior: Posterior) -> None:
     """Tell a guide that is made in a later round under which prior the first one was. Where that is
     not Normal or not known, the guide takes the prior of the last round for it."""
     if (sds := first_sds(posterior)) is not None:
-        guide.began_under(sds)
+        guide.began_under(sds, posterior.guide)
 
 
 def first_sds(posterior: Posterior) -> dict[str, Tensor] | None:

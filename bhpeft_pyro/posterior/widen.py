@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ..data import Examples
 from ..errors import GuideError
 from ..guides import LaplaceGuide
-from ..guides.latent import with_mean
+from ..inference.initialization import centred
 from ..inference.noise import has_noise, settle_noise
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
@@ -56,11 +54,7 @@ def _widened(
     guide.move(part.guide.prior_moments()[0])
     if has_noise(guide, part.model) and not guide.means()["noise.log_scale"].any():  # not yet set
         settle_noise(part.model, guide, examples)
-    # `fit` centres the prior at the random initial values of the input side. Where they are not
-    # known, the point estimate takes their place, since these projections are arbitrary anyway.
-    inner = {site.name for site in part.model.sites if site.role == "input"} - with_mean(part.model)
-    center = torch.where(guide.at(inner), guide.loc.detach(), guide.prior.loc)
-    prior = guide.recentre(center, guide.prior.covariance)
+    model = centred(part.model, guide)
     if later := len(part.lineage) > 1:
         note_first_prior(guide, part)
     report = replace(
@@ -73,7 +67,6 @@ def _widened(
         metrics={},  # which were the point estimate's
         output_scale=None,  # of an earlier covariance, if it had one
     )
-    model = part.model.with_prior(prior)
     model, candidates = add_width(guide, model, examples, held_out, report)
     lineage = (*part.lineage[:-1], report)
     first = part.first_prior if later else model.prior

@@ -39,7 +39,8 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     with z the old logits and u the new ones.
 
     This is not a round: the lineage is unchanged. `Posterior.update(..., grow=True)` does it for
-    labels that are new in the data.
+    labels that are new in the data. Call `diagnose` and `widen` before: afterwards the model's
+    prior is the posterior, in which the last round's data count already.
 
     Args:
         posterior: with a `Head`, a `Categorical` likelihood, and a guide in which the head is

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import as_path, check, harmless
+from ..checks import Number, as_path, check, harmless
 from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, naming
@@ -108,6 +108,7 @@ class History:
         ...
         bhpeft_pyro.errors.BusyError: history: ...
         """
+        wait = Number(least=0)("wait", wait)
         if not is_main():  # the first of the processes that work together holds it for all
             yield
             return

@@ -37,6 +37,7 @@ class Record:
     @classmethod
     def of(cls, posterior: Posterior) -> Record:
         """Read the reports in a posterior's lineage."""
+        check(posterior, Posterior, "posterior", "a bh.Posterior")
         rows = []
         for number, report in enumerate(posterior.lineage, 1):
             row = {"round": number, "batch": report.name, "id": report.id}

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..checks import as_path, check
+from ..checks import as_path, boolean, check
 from ..data import Columns, Examples, encode
 from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
@@ -20,7 +20,7 @@ from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
 from ..inference.predict import predict
 from ..model.likelihoods import Likelihood
-from ..model.model import Model
+from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
@@ -97,7 +97,10 @@ def stream(
     >>> [row["batch"] for row in Record.of(last).rows]
     ['week 0', 'week 1', 'week 2']
     """
+    check_model(model)
+    check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
+    grow, again = boolean("grow", grow), boolean("again", again)
     chosen = (options or FitOptions()).change(**{"progress": False, **changes})
     tests = _named(tests)
     _check_tests(model, tests, columns)
@@ -157,7 +160,8 @@ def prequential(
         learn: a function of the last posterior (None in the first round) and a batch, which
             returns the next posterior; its lineage extends the last one's.
         batches, folder, tests, grow, progress: as for `stream`.
-        samples: draws of each prediction, as for `predict`.
+        samples: draws of each prediction of a test, as for `predict`; without `drift` also of a
+            batch.
         drift: compare batches with what was expected (`assess`). Without it the guide may be a
             point estimate.
         check_same: is called with the last posterior in the folder, to refuse it before anything is

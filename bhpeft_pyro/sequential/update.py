@@ -9,6 +9,7 @@ from ..data.sources import read
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
+from ..inference.initialization import centred, own_start
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
 from ..model.model import Model
@@ -84,15 +85,21 @@ def _start(
     # With replay, the last coreset is in the pool; without, it stays learnt.
     guide = posterior.guide if replay is None or coreset is None else coreset.guide
     last, projection = prior_of(model, guide) if own is None else own, None
-    if family is None:
+    if own is not None:
+        under = model.with_prior(own)
+        if family is None:
+            guide = copy.deepcopy(guide)
+            guide.begin_anew(under)
+        else:
+            guide = guide_under(under, family, options.seed)
+            if guide.own_mode:
+                guide.move(own_start(under, options.seed))
+        last = centred(under, guide).prior
+    elif family is None:
         guide = copy.deepcopy(guide)
-        if own is not None:
-            guide.begin_anew(model.with_prior(own))
-    elif own is None:
+    else:
         guide, last, projection = in_family(model, last, family, options.seed)
         note_first_prior(guide, posterior)
-    else:
-        guide = guide_under(model, own, family, options.seed)
     prior = forget(keep, last, posterior.first_prior, model.sites)
     report = FitReport(
         len(examples),
@@ -145,16 +152,16 @@ def in_family(
     """
     # A guide of any family can be made under independent weights, and says if it is joint.
     alone, divergence = closed_form(last, "guide").independent()
-    guide = guide_under(model, alone, family, seed)
+    guide = guide_under(model.with_prior(alone), family, seed)
     if guide.joint:
-        return guide_under(model, last, family, seed), last, 0.0
+        return guide_under(model.with_prior(last), family, seed), last, 0.0
     return guide, alone, divergence
 
 
-def guide_under(model: Model, prior: Prior, family: GuideLike, seed: int) -> Guide:
-    """A new guide of a family under a prior."""
+def guide_under(model: Model, family: GuideLike, seed: int) -> Guide:
+    """A new guide of a family."""
     with seeded(seed):
-        guide: Guide = autoguide(family, model.with_prior(prior), components=1)
+        guide: Guide = autoguide(family, model, components=1)
     return guide
 
 

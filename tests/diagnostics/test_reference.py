@@ -143,3 +143,5 @@ def test_bad_input(
         against(posterior, draws, ELSEWHERE)
     with pytest.raises(ConfigError, match="samples=1 must be an integer of at least 2"):
         against(posterior, reference(exact, 5), ELSEWHERE, samples=1)
+    with pytest.raises(ConfigError, match="draws: expected a tensor of draws for each site"):
+        against(posterior, 3, ELSEWHERE)  # type: ignore[arg-type]

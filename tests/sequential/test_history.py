@@ -114,6 +114,19 @@ def test_roll_back_and_branch(tmp_path: Path) -> None:
         history.add(first)
 
 
+def test_a_round_that_was_renamed_is_found_by_those_that_continue_it(tmp_path: Path) -> None:
+    """Otherwise what it learnt could be learnt again."""
+    history = bh.sequential.History(tmp_path)
+    first = fit()
+    root = history.add(first)
+    leaf = history.add(first.update(DATA[1]))
+    history.folders[root].rename(tmp_path / "monday")
+    again = load(history, leaf)
+    assert [report.id for report in again.lineage] == [root, leaf]
+    with pytest.raises(DataError, match="has learnt"):
+        again.update(DATA[0])
+
+
 def test_half_written_rounds_are_no_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = bh.sequential.History(tmp_path)
     first = fit()

@@ -162,6 +162,56 @@ def carried(last: bh.Posterior, data: Any, tau: float, **more: Any) -> torch.Ten
     return new.as_prior().normal.stddev  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("guide", [None, "laplace"])
+def test_random_projections_are_not_pulled_to_zero(guide: Any) -> None:
+    """As in `fit`: an own prior is centred where LoRA's A starts, in every component elsewhere."""
+    data: Any = tiny_examples(24)
+    first = bh.fit(tiny_model(), guide or "laplace", data, components=2, **QUICK)
+    own = bh.priors.FunctionSpaceNormal(change=0.1)
+    second = first.update(tiny_examples(24, seed=3), prior=own, guide=guide, **QUICK)
+    every = []
+    for last, new in zip(first.components, second.components, strict=True):
+        prior = new.model.prior.moments()  # type: ignore[attr-defined]
+        for name in ("lora.query.A", "lora.value.A"):
+            mean, sd = prior[name]
+            if guide is None:
+                torch.testing.assert_close(mean, last.guide.means()[name])
+            assert ((new.guide.means()[name] - mean) / sd).abs().max() < 3
+        assert not prior["head.weight"][0].any() and not prior["lora.query.B"][0].any()
+        every.append(prior["lora.query.A"][0])
+    assert (every[0] - every[1]).abs().max() > 0.1
+    assert second.report.history[0]["loss"] < 2
+
+
+def test_a_posterior_that_is_passed_on_by_hand_stays_what_it_is() -> None:
+    """No guide sets its scales again, as if it were the default prior."""
+    model = tiny_model(())
+    guide = bh.guides.LaplaceGuide(model, rank=1)  # most of what is learnt is in the diagonal
+    first = bh.fit(model, guide, tiny_examples(400), **QUICK)
+    prior: Any = first.as_prior()
+    data = tiny_examples(9, seed=3)
+    known = first.update(data, **QUICK).model.prior.moments()["head.weight"]  # type: ignore[attr-defined]
+    own = first.update(data, prior=prior, **QUICK).model.prior.moments()["head.weight"]  # type: ignore[attr-defined]
+    torch.testing.assert_close(own, known)
+    again = bh.fit(bh.Model(model.network, prior), "laplace", data, components=1, **QUICK)
+    torch.testing.assert_close(again.model.prior.moments()["head.weight"], known)  # type: ignore[attr-defined]
+
+
+def test_the_same_family_goes_on_with_its_tau() -> None:
+    first = bh.fit(tiny_model(()), "laplace", tiny_examples(24), components=1, tau=7.0, **QUICK)
+    again = first.update(tiny_examples(9, seed=3), guide="laplace", tau=None, **QUICK)
+    assert again.report.tau == 7.0
+
+
+@pytest.mark.parametrize("option", ["grow", "again"])
+def test_a_word_is_no_truth_value(first: bh.Posterior, option: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{option}='no'"):
+        first.update(tiny_examples(24), **{option: "no"}, **QUICK)  # type: ignore[arg-type]
+    weeks = {"week 0": tiny_examples(24)}
+    with pytest.raises(ConfigError, match=f"{option}='no'"):
+        bh.stream(tiny_model(()), weeks, tmp_path, **{option: "no"}, **QUICK)  # type: ignore[arg-type]
+
+
 def test_another_family_has_the_first_prior_of_the_one_before(first: bh.Posterior) -> None:
     data = tiny_examples(9, seed=3)
     second = first.update(data, guide="laplace", **QUICK)

@@ -131,8 +131,8 @@ def compare(
         columns: as for `fit`.
 
     Raises:
-        ConfigError: `out` holds a comparison with other rows or options, or `components` is less
-            than 2.
+        ConfigError: `out` holds a comparison of another model, of other rows or options; or
+            `components` is less than 2.
         DataError: as for `fit`; or `test` has one row only.
 
     >>> import tempfile

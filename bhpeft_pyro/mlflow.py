@@ -56,8 +56,8 @@ def save_model(
     ...     load_model(folder).report.steps
     2
     """
-    with _written(posterior, save_backbone) as model:
-        mlflow.pyfunc.save_model(str(path), **model | options)
+    with _written(posterior, save_backbone, options) as model:
+        mlflow.pyfunc.save_model(str(path), **model)
 
 
 def log_model(
@@ -89,9 +89,9 @@ def log_model(
     aliases = strings("aliases", aliases)
     if aliases and registered_model_name is None:
         raise ConfigError(f"aliases={aliases}: expected a registered_model_name too")
-    with _written(posterior, save_backbone) as model:
+    with _written(posterior, save_backbone, options) as model:
         info = mlflow.pyfunc.log_model(
-            name=name, registered_model_name=registered_model_name, **model | options
+            name=name, registered_model_name=registered_model_name, **model
         )
     for alias in aliases:
         mlflow.MlflowClient().set_registered_model_alias(
@@ -144,8 +144,10 @@ def _posterior(folder: Path, device: str, prior: PriorLike | None = None) -> Pos
 
 
 @contextmanager
-def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[str, Any]]:
-    """Arguments of MLflow's functions, while the files are there."""
+def _written(
+    posterior: Posterior, save_backbone: bool | None, options: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Arguments of MLflow's functions, `options` among them, while the files are there."""
     network, report = posterior.model.network, posterior.report
     if save_backbone is None:
         save_backbone = shared_name(network.backbone) is None
@@ -161,14 +163,18 @@ def _written(posterior: Posterior, save_backbone: bool | None) -> Iterator[dict[
         if save_backbone:
             network.backbone.save_pretrained(folder / _BACKBONE)
             network.tokenizer.save_pretrained(folder / _BACKBONE)
-        yield {
+        own = {
+            "round": len(posterior.lineage),
+            "round_id": report.id,
+            "parent_id": report.parent,
+        }
+        found: dict[str, Any] = {
             "loader_module": __name__,
             "data_path": str(folder),
             "signature": infer_signature(example, _Predictor(posterior).predict(example)),
-            "pip_requirements": get_default_pip_requirements(),
-            "metadata": {
-                "round": len(posterior.lineage),
-                "round_id": report.id,
-                "parent_id": report.parent,
-            },
-        }
+        } | options
+        found["metadata"] = own | (options.get("metadata") or {})
+        if not options.keys() & {"conda_env", "pip_requirements"}:  # MLflow takes one of three
+            more = found.pop("extra_pip_requirements", None) or []
+            found["pip_requirements"] = [*get_default_pip_requirements(), *more]
+        yield found

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyro.distributions as dist
@@ -19,6 +20,8 @@ from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 mlflow = pytest.importorskip("mlflow")
+from mlflow.models import Model  # noqa: E402
+
 from bhpeft_pyro.mlflow import load_model, log_model, save_model  # noqa: E402
 
 QUICK = {"max_steps": 3, "progress": False}
@@ -105,7 +108,12 @@ def test_a_folder_holds_no_pickle_and_the_backbone_if_it_is_from_a_folder(
     columns = bh.Columns(text="review", label="stars")
     posterior = bh.fit(model, "normal", data, columns=columns, **QUICK)
     save_model(posterior, tmp_path / "named", save_backbone=False)
-    save_model(posterior, tmp_path / "whole")  # a folder of this machine is no use on others
+    options: dict[str, Any] = {"extra_pip_requirements": ["pandas"], "metadata": {"team": "x"}}
+    # A folder of this machine is no use on others.
+    save_model(posterior, tmp_path / "whole", **options)
+    assert "pandas" in (tmp_path / "whole" / "requirements.txt").read_text().split()
+    noted = Model.load(tmp_path / "whole").metadata
+    assert noted["team"] == "x" and noted["round_id"] == posterior.report.id
     rows = pd.DataFrame({"review": ["w5", "w9 w8"]})
     for name in ("named", "whole"):
         files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]

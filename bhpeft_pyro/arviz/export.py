@@ -43,6 +43,12 @@ _STEPS = {
     "gradient": "norm of the gradient (nats per example)",
     "validation_nll": "NLL of the validation data (nats per example)",
 }
+_OF_POINTS = {
+    "loss": "NLL + penalty of the prior (nats per example)",
+    "nll": "NLL (nats per example)",
+    "kl": "penalty of the prior (nats per example)",
+    "temperature": "weight of the penalty",
+}
 
 
 def to_arviz(
@@ -160,14 +166,15 @@ def trace(report: FitReport) -> xr.Dataset:
     steps = pandas.RangeIndex(1, count + 1, name="step")
     table = pandas.DataFrame(report.history, columns=["step", *_STEPS]).set_index("step")
     group = xr.Dataset(coords={"step": steps.to_numpy()})
+    called = _STEPS if report.pull is None else _STEPS | _OF_POINTS
     for name, values in table.reindex(steps).dropna(axis="columns", how="all").items():
-        group[name] = ("step", values.to_numpy(float), {"long_name": _STEPS[str(name)]})
+        group[name] = ("step", values.to_numpy(float), {"long_name": called[str(name)]})
     words = "left out, because loss or gradient were not finite"
     group["skipped"] = ("step", ~steps.isin(table.index), {"long_name": words})
     by_site = pandas.DataFrame({"kl": report.marginal_kl | report.kl, "scale": report.scales})
     group = group.assign_coords(site=[*by_site.index])
     for name, words in (
-        ("kl", "KL to the prior (nats)"),
+        ("kl", "minus log prior density (nats)" if report.points else "KL to the prior (nats)"),
         ("scale", "posterior sd / prior sd, geometric mean"),
     ):
         group[f"site_{name}"] = ("site", by_site[name].to_numpy(float), {"long_name": words})

@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checks import harmless
-from ..files import strict_json
 
 _PULSE = 60.0  # seconds
 
@@ -91,6 +90,8 @@ def show_metrics(title: str, columns: Mapping[str, Mapping[str, float]]) -> None
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print `strict_json` to stdout."""
+    from ..files import strict_json  # slow to import
+
     typer.echo(strict_json(value))
 
 

@@ -49,6 +49,8 @@ class Comparison:
         return self.ratios.log().mean().exp().item()
 
     def __str__(self) -> str:
+        if not len(self.errors):
+            return "no prediction changes from one reference draw to another"
         return (
             f"means off by {self.error:.2f} reference sds (rms, {self.errors.abs().max():.2f} at "
             f"most; noise {self.noise:.2f}); sds {self.ratio:.2f} of the reference's "

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ..checks import check
+from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, check_shape, digits
 
@@ -191,7 +192,8 @@ class ClassForecast(Forecast):
         return replace(first, **changes, components=counts, draws=draws)
 
     def with_labels(self, labels: Labels) -> ClassForecast:
-        """The same forecast with these observed labels: numbers, or names if the classes have them.
+        """The same forecast with these observed labels: names if the classes have them, or indices.
+        Where names are numbers, so are labels, as in `Posterior.evaluate`; a tensor has indices.
 
         >>> draws = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]])
         >>> forecast = ClassForecast.from_draws(draws, label_names=["bad", "good"])
@@ -200,7 +202,8 @@ class ClassForecast(Forecast):
         """
         names = self.label_names
         if names is not None and not isinstance(labels, Tensor):
-            cells = [*labels]
+            plain = labels.tolist() if hasattr(labels, "tolist") else [*labels]
+            cells = by_name(plain, None, names)
             if unknown := [each for each in cells if isinstance(each, str) and each not in names]:
                 raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
             labels = [names.index(each) if isinstance(each, str) else each for each in cells]
@@ -248,6 +251,7 @@ class ClassForecast(Forecast):
         >>> round(sure.tempered(sure)[0].confidence[0].item(), 2)  # 3 of 4 are right
         0.75
         """
+        check(validation, ClassForecast, "validation", "a ClassForecast")
         temperature = _best_temperature(validation.log_probabilities, validation.observed())
         scaled = (self.log_probabilities / temperature).softmax(-1).to(self.probabilities.dtype)
         known = ("labels", "texts", "rows", "label_names", "choices")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import BELOW_ONE, COUNT, check, check_memory
+from ..errors import DataError
 from .base import Forecast, Labels, as_numbers, check_shape
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
@@ -72,6 +73,7 @@ def evaluate(forecast: Forecast, labels: Labels | None = None) -> dict[str, floa
     >>> scores["accuracy"], round(scores["brier"], 2), round(scores["ece"], 2)
     (0.5, 0.4, 0.4)
     """
+    check(forecast, Forecast, "forecast", "a forecast")
     if labels is not None:
         forecast = forecast.with_labels(labels)
     truth = forecast.observed()
@@ -96,6 +98,7 @@ def nlls(forecast: Forecast, labels: Labels | None = None) -> Tensor:
     >>> nlls(ClassForecast.from_draws(torch.tensor([[[0.5, 0.5]]])), [0])
     tensor([0.6931], dtype=torch.float64)
     """
+    check(forecast, Forecast, "forecast", "a forecast")
     if isinstance(forecast, ClassForecast):
         return -forecast.log_probabilities.gather(1, forecast.observed(labels)[:, None])[:, 0]
     if isinstance(forecast, LabelsForecast):
@@ -191,6 +194,8 @@ def calibration_bins(
     bins = COUNT("bins", bins)
     check_memory("bins", bins, 32)
     confidence, correct = _two_columns(confidence=confidence, correct=correct)
+    if not ((confidence >= 0) & (confidence < 1 + 1e-3)).all():  # it may be rounded
+        raise DataError("confidence: expected probabilities, from 0 to 1")
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
     index = torch.bucketize(confidence.contiguous(), edges[1:-1])
     count = index.bincount(minlength=bins).double()
@@ -251,6 +256,7 @@ def ood_auroc(inside: Forecast, outside: Forecast, *, by: str = "epistemic") -> 
     Raises:
         ConfigError: the forecasts are of different kinds, so their uncertainties have other units.
     """
+    check(inside, Forecast, "inside", "a forecast")
     check(outside, type(inside), "outside", f"a {type(inside).__name__}, as inside is")
     known = inside.uncertainty(by).double().sort().values
     strange = outside.uncertainty(by).double().contiguous()

@@ -39,7 +39,7 @@ class LabelsForecast(Forecast):
     [0.0, 0.086, 0.0]
     """
 
-    quality: ClassVar[str] = "right labels"
+    quality: ClassVar[str] = "share of right labels"
     _of_all: ClassVar[tuple[str, ...]] = ("threshold",)
 
     pairs: ClassForecast

@@ -90,6 +90,16 @@ class RatingForecast(Forecast):
                 raise LikelihoodError(f"{name} must be finite")
         if not (sd > 0).all():
             raise LikelihoodError(f"sd must be positive, its least value is {sd.min():.3g}")
+        parts = {"within": within, "densities": densities, "outcomes": outcomes}
+        for name, each in parts.items():
+            if each is not None:
+                check(each, Tensor, name, "a tensor")
+                if each.shape[:2] != mean.shape or each.ndim != 2 + (name == "outcomes"):
+                    raise LikelihoodError(
+                        f"{name} has shape {tuple(each.shape)}; mean has {tuple(mean.shape)}"
+                    )
+        if within is not None and not (within >= 0).all():
+            raise LikelihoodError(f"within must be 0 or more, its least value is {within.min():g}")
         dtype = torch.promote_types(torch.promote_types(mean.dtype, sd.dtype), torch.float32)
 
         def kept(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import Number
+from ..checks import Number, check
 from ..errors import ConfigError
 from .classes import entropy
 
@@ -74,6 +74,8 @@ def score_tokens(
     >>> score_tokens([nullcontext(model)], torch.tensor([[5, 7, 9, 11]]), start=2).log_probs.shape
     torch.Size([1, 1, 2])
     """
+    check(input_ids, Tensor, "input_ids", "a tensor (texts, tokens)")
+    check(members, Iterable, "members", "several context managers, such as [posterior.bind()]")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     shapes = (*input_ids.shape,), (*mask.shape,)
     if input_ids.ndim != 2 or len(set(shapes)) > 1:
@@ -81,6 +83,8 @@ def score_tokens(
     start = Number(least=1, most=input_ids.shape[1] - 1, whole=True)("start", start)
     log_probs, entropies, mean = [], [], torch.zeros(())
     for member in members:
+        expected = "context managers, such as posterior.bind() or nullcontext(model)"
+        check(member, AbstractContextManager, "members", expected)
         with member as model:
             if model.get_output_embeddings() is None:
                 name = type(model).__name__

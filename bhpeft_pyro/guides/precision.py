@@ -23,7 +23,7 @@ class Precision:
     >>> covariance = Covariance.from_precision(torch.tensor([4.0, 5.0]), torch.zeros(2, 0))
     >>> precision = Precision(covariance, first=torch.tensor([0.5, 0.5]))
     >>> precision.informed, 1 / precision.at(0.5).variance
-    (True, tensor([2., 3.]))
+    (True, tensor([2.0000, 3.0000]))
     """
 
     covariance: Covariance

@@ -19,7 +19,7 @@ from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
 )  # fmt: skip
-STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE), "osD^v", strict=True))
+STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE) * 2, "osD^vPX*<>", strict=True))
 
 
 def new_axes(ax: Axes | None) -> Axes:
@@ -78,7 +78,7 @@ def rejection(
     for each in named.values():
         check(each, Forecast, "forecasts", "a forecast, or several by name")
     if len(qualities := {each.quality for each in named.values()}) != 1:
-        raise ConfigError("forecasts must be one or more, all of classes or all of ratings")
+        raise ConfigError("forecasts: expected one or more, all of the same kind")
     curves = {name: rejection_curve(each, by=by) for name, each in named.items()}
     ax = new_axes(ax)
     looks = cycle(STYLES)
@@ -93,6 +93,7 @@ def rejection(
 
 def epistemic_aleatoric(forecast: Forecast, ax: Axes | None = None) -> Axes:
     """A scatter plot of the examples; where labels are known, wrong classes are crosses on top."""
+    check(forecast, Forecast, "forecast", "a forecast")
     x, y = (forecast.uncertainty(kind).numpy() for kind in ("aleatoric", "epistemic"))
     ax = new_axes(ax)
     dot: dict[str, Any] = {"color": BLUE, "s": 14, "alpha": 0.45, "linewidths": 0}

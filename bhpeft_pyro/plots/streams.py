@@ -38,7 +38,7 @@ def score_matrix(record: Record, ax: Axes | None = None) -> Axes:
         middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
         for (row, column), score in np.ndenumerate(matrix):
             if not np.isnan(score):
-                shade = "white" if score < middle else "black"
+                shade = "white" if score <= middle else "black"
                 ax.text(column, row, f"{score:.2f}", ha="center", va="center", color=shade)
     _name_batches(ax, record.tests)
     ax.set_yticks(range(len(record.rows)), [str(row["batch"]) for row in record.rows])

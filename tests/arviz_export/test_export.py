@@ -269,6 +269,14 @@ def test_trace_of_the_fit(posterior: Posterior, idata: Any) -> None:
     assert evaluated.tolist() == ["validation_nll" in entry for entry in history]
 
 
+@pytest.mark.parametrize(("guide", "kl"), [("delta", "minus log prior"), ("laplace", "KL to the")])
+def test_a_point_estimate_has_a_penalty_and_no_kl(guide: str, kl: str) -> None:
+    how: dict[str, Any] = {"components": 1, "max_steps": 2, "progress": False}
+    stats = fit(tiny_model(()), guide, tiny_examples(), **how).to_arviz(samples=2).sample_stats
+    assert stats["kl"].attrs["long_name"].startswith("penalty of the prior")
+    assert stats["site_kl"].attrs["long_name"].startswith(kl)
+
+
 def test_large_sites_are_left_out_by_name(
     posterior: Posterior, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,17 @@ def test_labels_of_any_kind() -> None:
         forecast.with_labels(["a", "b", "e"])
 
 
+def test_labels_are_names_where_names_are_numbers() -> None:
+    """As in `Posterior.evaluate`, whose classes they are."""
+    forecast = ClassForecast.from_draws(some_draws()[:, :3], label_names=["1", "2", "3", "4"])
+    every: list[Any] = [["3", "1", "4"], [3, 1, 4], np.array([3, 1, 4]), (3.0, 1.0, 4.0)]
+    for labels in every:
+        assert forecast.with_labels(labels).observed().tolist() == [2, 0, 3]
+    assert forecast.with_labels(torch.tensor([2, 0, 3])).observed().tolist() == [2, 0, 3]
+    with pytest.raises(DataError, match="labels: '0' is not one of"):
+        forecast.with_labels([0, 1, 2])
+
+
 def test_draws_are_tensors() -> None:
     many: Any = np.full((1, 2, 2), 0.5)
     for make in (
@@ -329,6 +340,11 @@ def test_rating_draws_that_cannot_be_are_refused(mean, sd, words):
 
 
 def test_rating_arguments_are_checked():
+    mean, sd = some_ratings()
+    for name, wrong in (("within", -sd), ("within", sd[0]), ("densities", sd), ("outcomes", sd)):
+        wrong = wrong[:, :1] if name == "densities" else wrong
+        with pytest.raises(LikelihoodError, match=f"{name} "):
+            RatingForecast.from_draws(mean, sd, **{name: wrong})
     forecast = RatingForecast.from_draws(*some_ratings())
     with pytest.raises(ConfigError, match="level"):
         forecast.interval(1.0)

@@ -22,6 +22,7 @@ from bhpeft_pyro.forecast.metrics import (
     coverage,
     crps,
     evaluate,
+    nlls,
     ood_auroc,
     rejection_curve,
 )
@@ -266,6 +267,13 @@ def test_forecasts_of_another_kind_are_refused() -> None:
             metric(classes)
     with pytest.raises(ConfigError, match="outside: expected a ClassForecast, as inside is, got"):
         ood_auroc(classes, ratings)
+    with pytest.raises(ConfigError, match="inside: expected a forecast, got"):
+        ood_auroc(classes.probabilities, classes.probabilities)
+    for metric in (evaluate, nlls):
+        with pytest.raises(ConfigError, match="forecast: expected a forecast, got"):
+            metric(classes.probabilities)
+    with pytest.raises(DataError, match="confidence: expected probabilities"):
+        calibration_bins([80.0, 90.0], [1, 0])
 
 
 def test_a_probability_that_rounds_to_zero_is_small_and_no_more() -> None:

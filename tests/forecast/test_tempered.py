@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bhpeft_pyro.errors import DataError
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import ClassForecast
 from bhpeft_pyro.forecast.metrics import evaluate
 
@@ -85,3 +85,5 @@ def test_validation_needs_labels():
     bare = forecast_of(torch.zeros(3, 2))
     with pytest.raises(DataError, match="labels are needed"):
         bare.tempered(bare)
+    with pytest.raises(ConfigError, match="validation: expected a ClassForecast"):
+        bare.tempered(bare.probabilities)

@@ -316,6 +316,12 @@ def test_what_cannot_be_scored() -> None:
             score_tokens([nullcontext(model)], *arguments, **options)
     with pytest.raises(ConfigError, match="members: there are none"):
         score_tokens([], ids)
+    with pytest.raises(ConfigError, match="members: expected context managers"):
+        score_tokens([model], ids)
+    with pytest.raises(ConfigError, match="members: expected several"):
+        score_tokens(nullcontext(model), ids)
+    with pytest.raises(ConfigError, match="input_ids: expected a tensor"):
+        score_tokens([nullcontext(model)], ids.tolist())
     for other in (tiny_backbone(), model.base_model):
         with pytest.raises(
             ConfigError, match="members: expected models of AutoModelForCausalLM, got"

@@ -89,6 +89,13 @@ def test_rejection_of_ratings_is_in_mse(ax):
     assert ax.get_legend() is None
 
 
+def test_seven_forecasts_look_different(ax):
+    """As many as `compare` makes of classes."""
+    plots.rejection({str(i): forecast_of(i) for i in range(7)}, ax=ax)
+    looks = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(looks) == 7
+
+
 def test_rejection_refuses_to_mix_accuracy_and_mse():
     with pytest.raises(ConfigError, match="forecasts"):
         plots.rejection({"a": forecast_of(0), "b": ratings()})
@@ -132,6 +139,8 @@ def test_what_cannot_be_plotted_is_refused():
             plot(bare)
     with pytest.raises(LikelihoodError, match="ClassForecast"):
         plots.reliability(ratings())
+    with pytest.raises(ConfigError, match="forecast: expected a forecast"):
+        plots.epistemic_aleatoric(bare.probabilities)
     with pytest.raises(ConfigError, match="by="):
         plots.rejection(forecast_of(0), by="entropy")
     assert plt.get_fignums() == []

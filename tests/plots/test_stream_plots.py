@@ -41,6 +41,13 @@ def test_the_overview_has_all_that_the_record_has(classes: bool) -> None:
     assert len(plots.stream_overview(record(4, tests=False)).axes) == 4
 
 
+def test_numbers_can_be_read_where_all_are_equal() -> None:
+    """The darkest colour is then in every cell."""
+    names = [f"week {i}" for i in range(2)]
+    same = Record([{"batch": name} | {f"test/{each}": 1.0 for each in names} for name in names])
+    assert {text.get_color() for text in plots.score_matrix(same).texts} == {"white"}
+
+
 def test_a_first_round_has_nothing_to_show() -> None:
     with pytest.raises(DataError, match="record: expected two rounds"):
         plots.stream_overview(record(1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..threads import sampling
 from .columns import (
     Columns,
@@ -179,6 +179,11 @@ def _check_arguments(
 ) -> int | None:
     """Whether they are what `encode` takes, and go together; the number of labels as an int."""
     check(tokenizer, PreTrainedTokenizerBase, "tokenizer", "a tokenizer of transformers")
+    if len(tokenizer) <= len({*tokenizer.all_special_ids}):  # type: ignore[arg-type,attr-defined]
+        raise ConfigError(
+            "tokenizer: it knows no words, like that of a folder without a tokenizer's files; "
+            "expected tokenizer.save_pretrained(folder) beside the model, or tokenizer=..."
+        )
     check(columns, Columns, "columns", "bh.Columns(...)")
     names = columns.label_names
     one_of(*get_args(Kind))("kind", kind, DataError)

@@ -102,7 +102,7 @@ class FunctionGuide(ForeignGuide):
         ):
             try:
                 function(None)
-            except TypeError as error:
+            except (AttributeError, TypeError) as error:
                 raise GuideError(f"guide: calling {shown(function)} with None: {error}") from error
         for name, node in prune_subsample_sites(tracer.trace).iter_stochastic_nodes():
             fn: Any = node["fn"]

@@ -100,6 +100,7 @@ def autoguide(
                 f"autoguide: a mapping does not take {options}; give them to a family, as in "
                 '{"*": ("normal", {"init_scale": 0.1})}'
             )
+        Budget.of(0, sum(latent.loc.numel() for latent in found)).check(max_bytes)  # at least
         return BlockGuide(model, name)
     make, size = _made_by(name)
     shapes = [tuple(latent.loc.shape) for latent in found]

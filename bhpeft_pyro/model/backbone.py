@@ -59,16 +59,7 @@ def load_backbone(
         ArchitectureError: transformers does not have the code of this model.
     """
     place = device_named(device)
-    # `Path.expanduser` raises for a user that there is not.
-    path = LOCAL[name]() if name in LOCAL else Path(os.path.expanduser(name))
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ConfigError(f"backbone: {name!r} is neither a file nor a folder")
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if path.is_file():
-        options["gguf_file"] = path.name
-        source = str(path.parent)
-    else:
-        source = str(path) if path.exists() else name
+    source, options = _located(name)
     try:
         config = AutoConfig.from_pretrained(source, **options)
         # Only the encoder of T5 and similar models.
@@ -79,7 +70,6 @@ def load_backbone(
                 model = auto.from_config(config, dtype=config.dtype)
         else:
             model = auto.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except ImportError as error:
         raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
     except (OSError, SafetensorError) as error:
@@ -89,9 +79,38 @@ def load_backbone(
         ) from error
     except (ValueError, KeyError) as error:
         raise ArchitectureError(f"backbone: {name!r}: {str(error).splitlines()[0]}") from error
+    path = Path(os.path.expanduser(name))
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
-    return model.to(place), tokenizer
+    return model.to(place), load_tokenizer(name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a transformer, by a name that `load_backbone` takes.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    source, options = _located(name)
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"tokenizer: none can be loaded for the backbone {name!r} "
+            f"({str(error).strip().splitlines()[0]}); expected tokenizer=..."
+        ) from error
+
+
+def _located(name: str) -> tuple[str, dict[str, Any]]:
+    """The folder or name on the hub from which transformers loads, and its options."""
+    # `Path.expanduser` raises for a user that there is not.
+    path = LOCAL[name]() if name in LOCAL else Path(os.path.expanduser(name))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"backbone: {name!r} is neither a file nor a folder")
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if path.is_file():
+        return str(path.parent), options | {"gguf_file": path.name}
+    return str(path) if path.exists() else name, options
 
 
 def check_weights(backbone: PreTrainedModel) -> None:

@@ -74,6 +74,11 @@ class Model(PyroModule):
             raise LikelihoodError(
                 f"likelihood: expected an instance of a Likelihood, got {likelihood!r:.60}"
             )
+        if likelihood is not None and not hasattr(likelihood, "kind"):
+            raise LikelihoodError(
+                f'{type(likelihood).__name__}: it has no kind; expected kind = "rating", '
+                '"class", "labels" or "choice"'
+            )
         self.network = network
         self.prior: Prior = as_prior(default() if prior is None else prior)
         self.likelihood = Categorical() if likelihood is None else likelihood
@@ -165,12 +170,27 @@ class Model(PyroModule):
 
         predicted, numbers = [at(0.0), at(1.0)], labels.to(device)
         try:
-            _ = predicted[0].mean, predicted[0].stddev  # which forecasts have
-        except NotImplementedError as error:
+            moments = torch.stack([predicted[0].mean, predicted[0].stddev])  # which forecasts have
+        except NotImplementedError:
+            moments = torch.full((2,), torch.nan)
+        if moments.isnan().any():
+            what = type(predicted[0]).__name__
+            classes = what in ("Categorical", "Bernoulli")
             raise LikelihoodError(
-                f"{type(self.likelihood).__name__}: its {type(predicted[0]).__name__} has no mean "
-                "or no stddev; expected a distribution that has both"
-            ) from error
+                f"{type(self.likelihood).__name__}: its {what} has no mean or no stddev; expected "
+                "a distribution that has both"
+                + ('; of classes bh.likelihoods.Function(..., kind="class")' if classes else "")
+            )
+        if self.likelihood.constant_noise:
+            away = torch.stack([at(value).mean - moments[0] for value in (1.0, -2.0)]).T
+            line = self.likelihood.unit * torch.tensor([1.0, -2.0]).to(away)
+            near = 1e-3 * self.likelihood.unit + 1e-6 * moments.abs().max().item()
+            if not torch.allclose(away, line.expand_as(away), atol=near):
+                raise LikelihoodError(
+                    f"{type(self.likelihood).__name__}: constant_noise says that its mean is a "
+                    "constant plus unit times the output, which it is not; expected "
+                    "constant_noise = False in the class"
+                )
         support, other = (each.support for each in predicted)
         if _bounds(support) != _bounds(other):
             return  # it depends on the outputs, as a Pareto's does

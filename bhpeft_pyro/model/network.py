@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checks import check
 from ..data.batch import Batch
@@ -21,7 +21,7 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights
+from .backbone import check_weights, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -167,7 +167,7 @@ class RandomPEFT(PyroModule):
                 raise ConfigError(
                     "RandomPEFT: the backbone names no checkpoint with a tokenizer; pass tokenizer="
                 )
-            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer = load_tokenizer(name)
         return self._tokenizer
 
     def probe(self) -> list[int] | None:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import ArchitectureError
 from .architectures import Block, Projection
 from .binding import Binding, activate, install, new_token
 
 ROWS, LENGTH = 8, 32
+_NO_CALL = "never called Hugging Face's attention interface"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +35,27 @@ class Scales:
 
     def inputs(self, projection: Projection) -> Tensor:
         """RMS of the projection's input."""
-        return self.rms[projection.module, "inputs"]
+        return self._of(projection.module, "inputs", "was never run")
 
     def outputs(self, projection: Projection) -> Tensor:
         """RMS of the projection's own columns of its module's output."""
-        return self.rms[projection.module, projection.start]
+        return self._of(projection.module, projection.start, "was never run")
 
     def keys(self, block: Block) -> Tensor:
         """RMS of the keys as they enter attention (rotated and normalised)."""
-        return self.rms[block.attention, "keys"]
+        return self._of(block.attention, "keys", _NO_CALL)
 
     def values(self, block: Block) -> Tensor:
         """RMS of the values as they enter attention."""
-        return self.rms[block.attention, "values"]
+        return self._of(block.attention, "values", _NO_CALL)
+
+    def _of(self, module: nn.Module, what: str | int, fault: str) -> Tensor:
+        if (module, what) not in self.rms:
+            raise ArchitectureError(
+                f"{type(module).__name__} {fault} in a pass over tokens; expected another "
+                "declaration of this architecture (register_architecture)"
+            )
+        return self.rms[module, what]
 
 
 def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> Scales:

@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.distributions.torch_distribution import TorchDistributionMixin
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ..errors import PriorError
@@ -255,7 +255,10 @@ def check_prior(prior: Prior, sites: Sequence[Site], vectorised: bool = False) -
                 f"prior: the site {site.name!r} has dtype {dtype}, expected {default}; "
                 "torch.from_numpy(...).float() converts NumPy arrays"
             )
-    if names := [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]:
+    names = [name for name, node in tracer.trace.nodes.items() if node["type"] == "param"]
+    if isinstance(prior, nn.Module):
+        names += [name for name, own in prior.named_parameters() if own.requires_grad]
+    if names:
         raise PriorError(
             f"prior: the parameters {', '.join(map(repr, names))} would not be trained, as a fit "
             "trains the guide only; expected pyro.sample for what is learnt, and tensors for what "

@@ -64,7 +64,7 @@ class Hierarchical(FunctionSpaceNormal):
 @dataclass(frozen=True)
 class ARD(FunctionSpaceNormal):
     """For 'normal' and Pyro's guides: a scale for each layer and rank of LoRA's B, and for each
-    bottleneck unit of adapters (automatic relevance determination).
+    bottleneck unit of adapters and of prefix encoders (automatic relevance determination).
 
         log_ranks ~ log HalfNormal(1)             ("<site>.log_ranks", layer x rank)
         column    ~ N(0, (sd * exp(log_ranks))^2)

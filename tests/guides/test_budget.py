@@ -100,6 +100,9 @@ def test_a_guide_too_large_is_refused_with_the_figures() -> None:
     with pytest.raises(GuideError, match=message):
         bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1223)
     bh.autoguide("AutoMultivariateNormal", tiny_model(()), max_bytes=16 * 1224)
+    for name in ({"*": "normal"}, "A only"):
+        with pytest.raises(GuideError, match="max_bytes"):
+            bh.autoguide(name, tiny_model(), max_bytes=1000)
     with pytest.raises(GuideError, match="unknown guide"):
         budget("a guide of your own", 10)
     assert budget("down only", 10) is None  # it depends on the sites

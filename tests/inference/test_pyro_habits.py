@@ -211,6 +211,19 @@ def test_a_prior_may_not_have_parameters_that_nobody_trains() -> None:
     def prior(sites: Sites) -> Mapping[str, Tensor]:
         return {s.name: sampled(s, pyro.param(f"sd.{s.name}", torch.tensor(0.5))) for s in sites}
 
+    class Trained(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sd = torch.nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, sites: Sites) -> Mapping[str, Tensor]:
+            return {s.name: sampled(s, self.sd) for s in sites}
+
+    own = Trained()
+    with pytest.raises(PriorError, match="the parameters 'sd' would not be trained"):
+        bh.fit(tiny_model((), prior=own), "normal", tiny_examples(), max_steps=1, progress=False)
+    own.eval().requires_grad_(False)
+    bh.fit(tiny_model((), prior=own), "normal", tiny_examples(), max_steps=1, progress=False)
     with pytest.raises(PriorError, match=r"'sd.head.weight', 'sd.head.bias' would not be trained"):
         bh.fit(tiny_model((), prior=prior), "normal", tiny_examples(), **QUICK)
 

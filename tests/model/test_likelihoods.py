@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -329,6 +330,58 @@ def test_a_label_that_cannot_be_is_named_before_a_fit(label: float) -> None:
     ):
         model.encode(table)
     assert tiny_model((), 1, likelihood=StudentT()).encode(table).labels is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubled(Normal):
+    def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+        return dist.Normal(self._middle(2 * outputs), self._scale(weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class Free(Doubled):
+    constant_noise = False
+
+
+def test_a_normal_of_one_s_own_does_not_inherit_a_closed_form_that_is_not_its_own() -> None:
+    table = {"text": ["w5", "w6"] * 4, "label": [1.0, 2.0] * 4}
+    with pytest.raises(LikelihoodError, match="Doubled: constant_noise says that its mean"):
+        tiny_model((), 1, likelihood=Doubled(1e5, 0.5)).encode(table)
+    assert len(tiny_model((), 1, likelihood=Normal(1e5, 0.5)).encode(table)) == 8
+    assert len(tiny_model((), 1, likelihood=Free(0.0, 0.5)).encode(table)) == 8
+
+
+def test_a_function_of_choices_has_none_that_do_not_exist() -> None:
+    rows = [{"question": "w5", "choices": ["w6", "w7"], "answer": 1}]
+    rows += [{"question": "w8", "choices": ["w6", "w7 w9", "w5"], "answer": 2}]
+    own = Function(lambda outputs: dist.Categorical(logits=outputs[..., 0]), kind="choice")
+    forecasts = []
+    for likelihood in (own, MultipleChoice()):
+        model = tiny_model((), 1, likelihood=likelihood)
+        fitted = bh.fit(model, "normal", rows * 4, max_steps=2, progress=False)
+        forecasts.append(fitted.predict(rows, samples=3).probabilities)
+    assert forecasts[0][0, 2] == 0
+    torch.testing.assert_close(*forecasts)
+
+
+def test_what_is_no_likelihood_is_refused_by_name() -> None:
+    table = {"text": ["w5", "w6"] * 4, "label": [1.0, 2.0] * 4}
+
+    class Kindless(Likelihood):
+        def distribution(self, outputs: Any, weights: Any, choices: Any = None) -> Any:
+            raise AssertionError
+
+    with pytest.raises(LikelihoodError, match="Kindless: it has no kind"):
+        tiny_model((), 1, likelihood=Kindless())
+    for function, message in (
+        (lambda outputs: None, "got a NoneType in place of a distribution"),
+        (lambda outputs: outputs[..., 0], "got a Tensor in place of a distribution"),
+        (lambda outputs: dist.Cauchy(outputs[..., 0], 1.0), "its Cauchy has no mean or no stddev"),
+        (lambda outputs: dist.Categorical(logits=outputs), 'Function.*kind="class"'),
+    ):
+        outputs = 2 if "class" in message else 1
+        with pytest.raises(LikelihoodError, match=message):
+            tiny_model((), outputs, likelihood=function).encode(table)
 
 
 def test_a_distribution_without_moments_is_refused_before_a_fit() -> None:

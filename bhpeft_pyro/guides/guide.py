@@ -66,7 +66,7 @@ class Guide(nn.Module):
 
     def means(self) -> dict[str, Tensor]:
         """A central value of each latent, at which `predict(samples=0)` evaluates the network."""
-        raise NotImplementedError
+        raise self._undefined("means")
 
     def distributions(self) -> dict[str, TorchDistribution]:
         """The posterior of each latent, detached and copied.
@@ -74,7 +74,13 @@ class Guide(nn.Module):
         Raises:
             GuideError: the posterior is a point estimate, or sites are correlated.
         """
-        raise NotImplementedError
+        raise self._undefined("distributions")
+
+    def _undefined(self, method: str) -> GuideError:
+        return GuideError(
+            f"guide: {type(self).__name__} does not define {method}(), which this needs "
+            "(docs/own-guide.md)"
+        )
 
     def as_prior(self) -> Prior:
         """The posterior as a prior, detached and copied; by default made of `distributions()`.

@@ -187,7 +187,7 @@ def check_made_for(model: Model, guide: Guide) -> None:
         check_separate(guide.title(), there)
     try:
         found = {name: tuple(value.shape) for name, value in guide.means().items()}
-    except NotImplementedError:
+    except GuideError:
         return
     shapes = {site.name: site.shape for site in model.sites}
     sampled = {name for latent in there for name in latent.names}

@@ -93,7 +93,8 @@ def log_model(
         info = mlflow.pyfunc.log_model(
             name=name, registered_model_name=registered_model_name, **model
         )
-    for alias in aliases if registered_model_name is not None else ():
+    for alias in aliases:
+        assert registered_model_name is not None
         mlflow.MlflowClient().set_registered_model_alias(
             registered_model_name, alias, info.registered_model_version
         )

@@ -82,7 +82,7 @@ def load_backbone(
     path = Path(os.path.expanduser(name))
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
-    return model.to(place), load_tokenizer(name)
+    return model.to(place), _tokenizer(name, source, options)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -91,7 +91,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: there is none.
     """
-    source, options = _located(name)
+    return _tokenizer(name, *_located(name))
+
+
+def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, **options)
     except (ImportError, OSError, ValueError, KeyError) as error:

@@ -182,7 +182,7 @@ class Model(PyroModule):
                 + ('; of classes bh.likelihoods.Function(..., kind="class")' if classes else "")
             )
         if self.likelihood.constant_noise:
-            away = torch.stack([at(value).mean - moments[0] for value in (1.0, -2.0)]).T
+            away = torch.stack([each.mean - moments[0] for each in (predicted[1], at(-2.0))]).T
             line = self.likelihood.unit * torch.tensor([1.0, -2.0]).to(away)
             near = 1e-3 * self.likelihood.unit + 1e-6 * moments.abs().max().item()
             if not torch.allclose(away, line.expand_as(away), atol=near):

@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
 from ..guides.registry import default_components
-from ..inference.initialization import align, may_start, own_start, scatter, start
+from ..inference.initialization import align, centred, may_start, own_start, scatter, start
 from ..inference.loop import Callback, OptimizerFactory
 from ..inference.passes import naming_rows
 from ..inference.report import FitReport
@@ -187,13 +187,10 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
     labels = examples.labels
     assert labels is not None
     own = own_start(model, report.options.seed) if _starts_anew(guide, report) else {}
-    there = {name: mean for name, mean in guide.means().items() if name in own}
-    if any(bool(mean.any()) for mean in there.values()):  # an earlier fit has moved it from zero
-        prior = guide.centre(there)
-    else:
-        prior = guide.centre(own)
+    there = (mean for name, mean in guide.means().items() if name in own)
+    if not any(bool(mean.any()) for mean in there):  # otherwise an earlier fit has moved it
         guide.move(own | model.likelihood.start(labels))
-    return model if prior is None else model.with_prior(prior)
+    return centred(model, guide)
 
 
 def _components(given: Any, guide: object, model: Model) -> int:

@@ -326,7 +326,6 @@ class Posterior:
         from .rounds import FitArguments
 
         grow, again = boolean("grow", grow), boolean("again", again)
-
         check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
         if options is None and validation is None:  # the last round's patience had rows of its own
             changes = {"patience": None, **changes}

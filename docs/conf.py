@@ -9,8 +9,12 @@ import shutil
 import sys
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
+from sphinx.writers.html5 import HTML5Translator
 
 import bhpeft_pyro
 
@@ -31,6 +35,9 @@ exclude_patterns = ["_build", "_templates"]
 templates_path = ["_templates"]
 html_theme = "furo"
 html_title = f"bhpeft_pyro {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"  # MathJax would be fetched from elsewhere
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["dollarmath"]
@@ -126,11 +133,21 @@ def _inherited(
     return True if re.fullmatch(r"set_\w+_request", name) else None
 
 
+def _formula(writer: HTML5Translator, node: nodes.Element) -> None:
+    """A formula as MathML, which browsers show without any script."""
+    formula = convert(node.astext(), "block" if isinstance(node, nodes.math_block) else "inline")
+    if "\\" in formula:
+        logging.getLogger(__name__).warning("no MathML for %s", node.astext(), location=node)
+    writer.body.append(formula)
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Bring the notebooks in, and mend what autodoc shows."""
     (DOCS / "notebooks").mkdir(exist_ok=True)
     for notebook in NOTEBOOKS.glob("*.ipynb"):
         shutil.copy(notebook, DOCS / "notebooks")
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("source-read", _notebook_links)
     app.connect("autodoc-skip-member", _inherited)
     app.connect("autodoc-process-signature", _signatures)

@@ -80,6 +80,11 @@ _VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f
 _VADER_RATINGS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
+def sample() -> Path:
+    """The folder of the examples: `march.csv`, `april.csv` and `new.csv`, messages to a shop."""
+    return Path(__file__).parents[1] / "sample"
+
+
 def minilm() -> Path:
     """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`."""
     return _installed(_MINILM).parent

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from program import read_csv
 from sentences import sentences
 
 from bhpeft_pyro.data import assets
@@ -394,3 +395,15 @@ def test_too_few_sentences_are_refused() -> None:
     domains = {"movies": sentences(5, 20), "tweets": sentences(8, 20)}
     with pytest.raises(DataError, match="movies: 20 usable sentences, needed 30"):
         assets.two_rounds(domains, (10, 4), 10, 10, seed=0)
+
+
+def test_the_sample_has_no_text_twice_and_all_classes_in_each_month() -> None:
+    march, april, new = (
+        read_csv(assets.sample() / f"{name}.csv") for name in ("march", "april", "new")
+    )
+    texts = [" ".join(row["text"].casefold().split()) for row in march + april + new]
+    assert len(texts) == len(set(texts)) and all(texts)
+    classes = {"billing", "delivery", "praise", "product"}
+    assert {row["label"] for row in march} == {row["label"] for row in april} == classes
+    dates = [row["date"] for row in march + april]
+    assert dates == sorted(dates) and new[0].keys() == {"text"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert built.returncode == 0, built.stderr
     return html
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    """Formulas, fonts, scripts and pictures are there without a network; links may lead away."""
+    loads = re.compile(
+        r"""(?:<(?:script|img|iframe|link)\b[^>]*?["'=\s]|url\(["']?)(?:https?:)?//[^>)]*"""
+    )
+    files = [path for end in ("html", "css") for path in site.rglob(f"*.{end}")]
+    assert not {found.group() for path in files for found in loads.finditer(path.read_text())}
+    assert "<math" in (site / "method.html").read_text()
 
 
 def entries(html: Path) -> Iterator[str]:

@@ -90,9 +90,9 @@ _RUN = "The folder of a saved posterior or a stream."
 _OUT = "The folder to save the posterior in."
 _CONFIG = "A YAML file with these options; the command line takes precedence."
 _VALIDATION = (
-    "Rows held out, and not learnt, for early stopping, the width and output scale of laplace, and "
-    "the metrics at the end: a share of the data, a file, or 0 for no metrics (laplace still holds "
-    "out what it needs, unless it is given --temperature 1 --tau 1)."
+    "Rows to test on, which are not learnt: a share of the data, or a file. They also decide when "
+    "to stop training and how certain to be. 0 shows no metrics, but laplace still holds rows out "
+    "for these decisions; to learn all rows, add --temperature 1 --tau 1."
 )
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
@@ -230,7 +230,13 @@ class Stopping(Fitting):
     """The same with early stopping, which needs held-out rows."""
 
     patience: Annotated[
-        int | None, _fitting("patience", "Stop after so many epochs without a lower held-out NLL")
+        int | None,
+        _fitting(
+            "patience",
+            "Stop when the held-out NLL has not improved for this many epochs. A first fit of "
+            "laplace or delta without --temperature trains to the end instead, and keeps the best "
+            "step",
+        ),
     ] = None
 
 

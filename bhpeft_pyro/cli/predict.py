@@ -61,10 +61,9 @@ def predict(
     certainty: Annotated[
         float | None,
         typer.Option(
-            help="For classes and choices: skip the other components for a text once they could "
-            "change its predicted class only by preferring another one by more than this "
-            "(difference in probability, averaged over them). 1 never changes a predicted class; "
-            "less is faster, and may change some.",
+            help="For classes and choices: save time by using fewer components where they agree. "
+            "1 skips those that cannot change the predicted class; a smaller number skips more, "
+            "and may change the class of some texts.",
             show_default="all components",
         ),
     ] = None,

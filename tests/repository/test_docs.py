@@ -15,8 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LONG = {  # to run
     *("calibration", "data", "diagnostics", "from-pyro", "generation", "mlflow"),
-    "own-guide",
-    *("priors", "several-processes", "sklearn", "updating"),
+    *("own-guide", "priors", "README", "several-processes", "sklearn", "tutorial", "updating"),
 }
 OPTIONAL = ("cleanlab", "mapie", "mlflow", "ray", "skactiveml")  # a page ends where one is missing
 IMPORTED = re.compile(r"^(?:from|import) (\w+)", re.MULTILINE)

@@ -161,9 +161,9 @@ for start in (None, 0.001, 0.1):
     print(f", widths {compared.ratio:4.2f} of the true ones")
 
 # %% [markdown]
-# All fits end at the same sds, even from an initial value six hundred times too small. Twice as
-# many steps did not make the predictions narrower either. So that error comes from the family, not
-# from the fit.
+# All fits end at nearly the same sds, even from an initial value six hundred times too small. Twice
+# as many steps bring the means closer, but the predictions stay much too wide. So that error comes
+# from the family, not from the fit.
 #
 # ## Is it right on average?
 #

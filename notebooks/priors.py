@@ -143,11 +143,11 @@ for site in network.sites:
         print(f"{site.name:13}", "  ".join(f"{m:4.2f}" for m in factors.quantile(0.5, 0).tolist()))
 
 # %% [markdown]
-# The prior median is 0.61, exp(-1/2), rather than 1. This makes the marginal standard deviation of
-# a weight the same as under the default prior. After the fit, the output sides (LoRA B, the
-# adapter's up-projection, the prefix values) have smaller factors, about equally in all layers. The
-# factors of the input sides have not changed. So no layer stands out: these 200 sentences call for
-# a smaller change everywhere.
+# The prior median is exp(-1/2), about 0.6, rather than 1. This makes the marginal standard deviation
+# of a weight the same as under the default prior. After the fit, the output sides (LoRA B, the
+# adapter's up-projection, the prefix values) mostly have smaller factors, with moderate differences
+# between layers. The factors of the input sides have hardly changed. So these 200 sentences call for
+# a smaller change in most layers, and single out none.
 #
 # ## ARD: how much of LoRA's rank is used?
 #
@@ -156,7 +156,7 @@ for site in network.sites:
 # directions in which the inputs hardly vary have little effect. ARD (automatic relevance
 # determination) can also switch off columns that the data do not need.
 #
-# This fit and the next one show how to read a structure; they are not good models. Their prior is
+# This fit shows how to read a structure; it is not a good model, as its accuracy shows. Its prior is
 # five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
 # compensate. The default `change` gives better predictions, but less certain answers about
 # structure.
@@ -174,7 +174,7 @@ for name, fitted in (("default", normal), ("ARD", ard)):
 # ## Gates: which layers need which kind?
 #
 # Under the prior, every layer needs every kind with probability 0.5. These are the probabilities
-# after the fit:
+# after the fit, whose prior is as wide as that of ARD:
 
 
 # %%
@@ -189,7 +189,7 @@ probabilities(gates)
 
 # %% [markdown]
 # Where a probability stays near that of the prior, the sentences say nothing about it. Trust the
-# gates only of a fit whose held-out NLL (negative log likelihood) is no worse than that of
+# gates only of a fit whose test NLL (negative log likelihood) is no worse than that of
 # the default prior. Scales and gates are latent variables like any other, so an update continues to
 # learn them:
 

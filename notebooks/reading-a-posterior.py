@@ -230,8 +230,9 @@ for name, export in exports.items():
 az.compare(exports)
 
 # %% [markdown]
-# With so many k-hats above 0.7 this table is only a rough indication. Use the score on held-out
-# sentences (`evaluate`) for a decision.
+# `elpd_diff` is the difference from the best row, and `dse` its standard error: below two of them
+# neither is clearly better. With k-hats above 0.7, moreover, this table is only a rough indication.
+# Use the score on held-out sentences (`evaluate`) for a decision.
 #
 # ## What did new data change?
 #
@@ -259,7 +260,8 @@ for what, ax, title in (
 # %% [markdown]
 # Was the posterior from the films a good prior for the tweets? We compare two posteriors that were
 # both fitted to the tweets: the update, and a first fit to the tweets alone. (Leave-one-out does
-# not apply to a posterior that was not fitted to the tweets.)
+# not apply to a posterior that was not fitted to the tweets.) Again, compare the difference with its
+# standard error.
 
 # %%
 fresh = bh.fit(

@@ -143,11 +143,11 @@ for site in network.sites:
         print(f"{site.name:13}", "  ".join(f"{m:4.2f}" for m in factors.quantile(0.5, 0).tolist()))
 
 # %% [markdown]
-# The prior median is exp(-1/2), about 0.6, rather than 1. This makes the marginal standard deviation
-# of a weight the same as under the default prior. After the fit, the output sides (LoRA B, the
-# adapter's up-projection, the prefix values) mostly have smaller factors, with moderate differences
-# between layers. The factors of the input sides have hardly changed. So these 200 sentences call for
-# a smaller change in most layers, and single out none.
+# The prior median is exp(-1/2), about 0.6, rather than 1. This makes the marginal standard
+# deviation of a weight the same as under the default prior. After the fit, the output sides (LoRA
+# B, the adapter's up-projection, the prefix values) mostly have smaller factors, with moderate
+# differences between layers. The factors of the input sides have hardly changed. So these 200
+# sentences call for a smaller change in most layers, and single out none.
 #
 # ## ARD: how much of LoRA's rank is used?
 #
@@ -156,8 +156,8 @@ for site in network.sites:
 # directions in which the inputs hardly vary have little effect. ARD (automatic relevance
 # determination) can also switch off columns that the data do not need.
 #
-# This fit shows how to read a structure; it is not a good model, as its accuracy shows. Its prior is
-# five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
+# This fit shows how to read a structure; it is not a good model, as its accuracy shows. Its prior
+# is five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
 # compensate. The default `change` gives better predictions, but less certain answers about
 # structure.
 

@@ -158,10 +158,10 @@ for name, each in (("before", posterior), ("after", updated)):
     print(f"{other['accuracy']:16.3f}{other['nll']:8.3f}")
 
 # %% [markdown]
-# On tweets the update gains much in accuracy and NLL. On films the accuracy stays about the same, but
-# the NLL rises: the probabilities there have become worse, though the predicted classes have not.
-# Only tweets were held out in this round, so the width and the scale of the logits were chosen for
-# tweets alone. If films still matter, measure on them too before you put an update to use; the
+# On tweets the update gains much in accuracy and NLL. On films the accuracy stays about the same,
+# but the NLL rises: the probabilities there have become worse, though the predicted classes have
+# not. Only tweets were held out in this round, so the width and the scale of the logits were chosen
+# for tweets alone. If films still matter, measure on them too before you put an update to use; the
 # notebook on updating under drift shows how to keep less of a round, and how to go back.
 #
 # ## ArviZ

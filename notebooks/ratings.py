@@ -255,8 +255,8 @@ _ = right.legend()
 # %% [markdown]
 # The epistemic variance is larger for most editorials, and the aleatoric variance is smaller, since
 # editorials have ratings closer to 0. Unfamiliar texts are not necessarily difficult ones. This too
-# is the result for a head alone: with all PEFT weights, uncertainty did not recognise texts of another
-# source (see the documentation's results).
+# is the result for a head alone: with all PEFT weights, uncertainty did not recognise texts of
+# another source (see the documentation's results).
 #
 # ## What to flag
 #

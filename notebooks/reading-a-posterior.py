@@ -260,8 +260,8 @@ for what, ax, title in (
 # %% [markdown]
 # Was the posterior from the films a good prior for the tweets? We compare two posteriors that were
 # both fitted to the tweets: the update, and a first fit to the tweets alone. (Leave-one-out does
-# not apply to a posterior that was not fitted to the tweets.) Again, compare the difference with its
-# standard error.
+# not apply to a posterior that was not fitted to the tweets.) Again, compare the difference with
+# its standard error.
 
 # %%
 fresh = bh.fit(

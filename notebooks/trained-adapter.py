@@ -119,8 +119,8 @@ for ax, name, each in zip(axes, ("adapter", "posterior"), (before, after), stric
 # ## A threshold
 #
 # Suppose a person can read one text in five. On the held-out rows we find the uncertainty that a
-# fifth of them exceed, and keep it as the threshold. New texts above it go to the person; their share
-# can differ from a fifth.
+# fifth of them exceed, and keep it as the threshold. New texts above it go to the person; their
+# share can differ from a fifth.
 
 # %%
 threshold = posterior.predict(movies.validation).total.quantile(0.8)

@@ -106,11 +106,11 @@ ax.set(ylabel="NLL, nats per example", xlim=(-0.5, 2.5))
 _ = ax.legend([expected, observed], ["expected, ± 2 sd", "observed"])
 
 # %% [markdown]
-# Neither the second batch of films nor the tweets are surprising. The tweets are different texts, but
-# the epistemic uncertainty does not show it: it is about the same for all three batches. What the
-# model learnt about words from the films still holds. The flipped labels are surprising, and the advice says so. The advice compares the
-# NLL under the posterior, under a prior that keeps half of what was learnt (`keep=0.5`), and under
-# the first prior (`keep=0`), and takes the lowest.
+# Neither the second batch of films nor the tweets are surprising. The tweets are different texts,
+# but the epistemic uncertainty does not show it: it is about the same for all three batches. What
+# the model learnt about words from the films still holds. The flipped labels are surprising, and
+# the advice says so. The advice compares the NLL under the posterior, under a prior that keeps half
+# of what was learnt (`keep=0.5`), and under the first prior (`keep=0`), and takes the lowest.
 #
 # ## An update
 #

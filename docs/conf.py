@@ -135,7 +135,8 @@ def _inherited(
 
 def _formula(writer: HTML5Translator, node: nodes.Element) -> None:
     """A formula as MathML, which browsers show without any script."""
-    formula = convert(node.astext(), "block" if isinstance(node, nodes.math_block) else "inline")
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    formula = convert(node.astext(), display=display)
     if "\\" in formula:
         logging.getLogger(__name__).warning("no MathML for %s", node.astext(), location=node)
     writer.body.append(formula)

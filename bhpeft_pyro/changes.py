@@ -6,27 +6,27 @@ round moved the weights from its prior.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, matmul
 from torch.distributions import Normal, kl_divergence
 
-from .checks import COUNT, SEED
+from .checks import SAMPLES, SEED, check
 from .distributions import base_of
 from .errors import GuideError, PriorError
 from .guides import ForeignGuide, latents
 from .guides.guide import prior_of
-from .inference.draws import draw_blocks
+from .inference.draws import Block, draw_blocks
 from .model.network import RandomPEFT
 from .peft import LoRA
-from .peft.sites import Role
+from .peft.sites import Role, Site
 from .posterior.posterior import Posterior
 from .priors import closed_form, unpack
 
-__all__ = ["Shift", "changes", "head_norms", "shifts", "sizes", "spectra"]
+__all__ = ["Shift", "changes", "factors", "head_norms", "shifts", "sizes", "spectra"]
 
 ByLayer = dict[str, dict[int, Tensor]]
 """Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
@@ -42,8 +42,11 @@ _HEADS = {
 def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     """The `sizes` of branches under draws of the posterior: branch to layer number to (samples,).
 
-    For a linearised posterior they are those at the central weights of each of its components,
-    (components,): its branches are linearised too, so products of drawn weights are not in it.
+    For a mixture `samples` is rounded up to equally many draws of each component, in their order.
+    With `samples=0` they are those at the central weights of each component, (components,).
+
+    Draws of a linearised posterior are sized as its network uses them (`factors`). Where the data
+    say nothing they are as wide as the prior, so its central weights tell more about the layers.
 
     >>> from bhpeft_pyro import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -51,19 +54,11 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
     >>> {branch: list(layers) for branch, layers in changes(fitted).items()}
     {'lora.query': [0, 1], 'lora.value': [0, 1]}
     """
-    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    check(posterior, Posterior, "posterior", "a bh.Posterior")
+    samples, seed = SAMPLES("samples", samples), SEED("seed", seed)
     network = posterior.model.network
-    blocks: Iterable[Mapping[str, Tensor]]
-    if posterior.guide.linear:
-        means = (guide.means() for guide in posterior.guide.components)
-        blocks = ({name: value[None, None] for name, value in each.items()} for each in means)
-    else:
-        drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
-        blocks = (block.weights for block in drawn)
-    parts = []
-    for block in blocks:
-        values = {site.name: block[site.name][:, 0] for site in network.sites}
-        parts.append(sizes(network, network.coordinates(values)))
+    drawn = draw_blocks(posterior.model, posterior.guide, samples, seed)
+    parts = [sizes(network, factors(network, block)) for block in drawn]
     return {
         branch: {
             layer: torch.cat([part[branch][layer].cpu() for part in parts])
@@ -71,6 +66,37 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
         }
         for branch, layers in parts[0].items()
     }
+
+
+def factors(network: RandomPEFT, block: Block) -> dict[str, Tensor]:
+    """The PEFT weights of some draws, as `sizes`, `spectra` and `head_norms` take them.
+
+    A network that is linearised around the weights A* and B* does not have the product B A, but
+    its first-order part B A* + B* (A - A*). This is a product too, of factors of twice the rank.
+    """
+    weights = network.coordinates({name: value[:, 0] for name, value in block.weights.items()})
+    if block.at is None:
+        return weights
+    centre = network.coordinates({name: value[None] for name, value in block.at.items()})
+    for sides in _branches(network).values():
+        if len(sides) == 2:
+            a, b = sides["input"].name, sides["output"].name
+            a0, b0 = centre[a].expand_as(weights[a]), centre[b].expand_as(weights[b])
+            weights[a] = torch.cat([a0, weights[a] - a0], -2)
+            weights[b] = torch.cat([weights[b], b0], -1)
+    return weights
+
+
+def _branches(network: RandomPEFT) -> dict[str, dict[Role, Site]]:
+    """The sites of each branch by their side; those that all layers share, and gates, are left
+    out."""
+    found: dict[str, dict[Role, Site]] = {}
+    for site in network.attachment.sites:
+        if "layer" in site.dims and site.role != "gate":
+            kind, part = site.name.split(".")[:2]
+            branch = kind if kind == "adapter" else f"{kind}.{part}"
+            found.setdefault(branch, {})[site.role] = site
+    return found
 
 
 def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
@@ -84,33 +110,24 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
 
     Args:
         network: with the PEFT kinds.
-        weights: the PEFT weights themselves, not their coordinates: site name to `(S, *shape)`.
+        weights: the PEFT weights themselves, not their coordinates: site name to `(S, *shape)`;
+            or the `factors` of a linearised network.
 
     Returns:
         Branch to layer number to (S,).
     """
-    sides: dict[str, dict[int, dict[Role, Tensor]]] = {}
-    for site in network.attachment.sites:
-        if "layer" not in site.dims or site.role == "gate":
-            continue
-        kind, part = site.name.split(".")[:2]
-        branch = kind if kind == "adapter" else f"{kind}.{part}"
+    found: ByLayer = {}
+    for branch, sides in _branches(network).items():
         # In units in which N(0, 1) entries make a branch as large as the frozen signal.
-        scaled = (weights[site.name] / site.unit).unbind(1)
-        for layer, value in zip(site.layers, scaled, strict=True):
-            sides.setdefault(branch, {}).setdefault(layer, {})[site.role] = value
-    return {
-        branch: {layer: _size(parts) for layer, parts in layers.items()}
-        for branch, layers in sides.items()
-    }
-
-
-def _size(sides: Mapping[Role, Tensor]) -> Tensor:
-    if len(sides) == 1:  # a prefix's keys, or values
-        (only,) = sides.values()
-        return only.flatten(1).square().mean(1).sqrt()
-    product = sides["output"] @ sides["input"]
-    return product.flatten(1).square().mean(1).sqrt() / sides["input"].shape[-2] ** 0.5
+        scaled = {r: (weights[site.name] / site.unit).unbind(1) for r, site in sides.items()}
+        pair, (site, *_) = len(sides) == 2, sides.values()
+        rank = sides["input"].shape[-2] if pair else 1
+        by_layer = map(matmul, scaled["output"], scaled["input"]) if pair else scaled[site.role]
+        found[branch] = {
+            layer: (each.flatten(1).square().mean(1) / rank).sqrt()
+            for layer, each in zip(site.layers, by_layer, strict=True)
+        }
+    return found
 
 
 def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
@@ -122,7 +139,8 @@ def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
         network, weights: as for `sizes`.
 
     Returns:
-        Branch ("lora.query", ...) to layer number to (S, rank), the largest first.
+        Branch ("lora.query", ...) to layer number to (S, rank), the largest first; of a linearised
+        network (S, 2 * rank).
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> network = tiny_model().network

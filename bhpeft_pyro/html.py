@@ -57,11 +57,12 @@ def posterior_page(
             least_certain(forecast, _LONG_TEXT),
         ]
     if posterior.model.network.kinds:
-        found = changes(posterior)
+        linear = posterior.guide.linear
+        found = changes(posterior, 0 if linear else 64)
         height = 1.5 + max(map(len, found.values())) * (0.15 + 0.12 * len(found))
         parts += [
             "<h2>What the PEFT weights change</h2>",
-            f"<p>{_CENTRAL if posterior.guide.linear else _DRAWN}</p>",
+            f"<p>{_CENTRAL if linear else _DRAWN}</p>",
             image("Change by layer", partial(plots.change_forest, found), height),
         ]
     for number, report in reversed([*enumerate(posterior.lineage, 1)]):

@@ -97,13 +97,41 @@ def test_changes_are_the_sizes_of_the_weights_behind_the_coordinates():
             torch.testing.assert_close(found[branch][layer], size)
 
 
-def test_changes_of_a_linearised_posterior_are_those_at_its_components_centres():
-    model = tiny_model(kinds=KINDS, aligned=True)
-    options = {"components": 2, "max_steps": 2, "progress": False}
-    posterior = bh.fit(model, "laplace", tiny_examples(), **options)
-    found = changes(posterior)
+def laplace(**options) -> bh.Posterior:
+    options = {"max_steps": 2, "progress": False} | options
+    return bh.fit(tiny_model(kinds=KINDS, aligned=True), "laplace", tiny_examples(), **options)
+
+
+def test_changes_without_draws_are_those_at_the_components_centres():
+    posterior = laplace(components=2)
+    network, found = posterior.model.network, changes(posterior, samples=0)
     for number, each in enumerate(posterior.components):
         centre = {name: value.unsqueeze(0) for name, value in each.guide.means().items()}
-        for branch, layers in sizes(model.network, model.network.coordinates(centre)).items():
+        for branch, layers in sizes(network, network.coordinates(centre)).items():
             for layer, size in layers.items():
                 torch.testing.assert_close(found[branch][layer][number], size[0])
+
+
+def test_a_linearised_branch_has_no_products_of_what_was_drawn():
+    """The same in `changes` and in an export, which multiplied draws of both factors."""
+    posterior = laplace(components=1)
+    network, draws = posterior.model.network, posterior.sample(5)
+    centre = {name: value[None] for name, value in posterior.weights().items()}
+    ends = [network.coordinates(each) for each in (centre, draws)]
+
+    found, exported = changes(posterior, 5), posterior.to_arviz(samples=5, sites="*").posterior
+    for target in ("query", "ffn_out"):
+        (a0, b0), (a, b) = ([each[f"lora.{target}.{side}"] for side in "AB"] for each in ends)
+        product = b0 @ a0 + (b - b0) @ a0 + b0 @ (a - a0)
+        down, up = (s for s in network.attachment.sites if s.name.startswith(f"lora.{target}"))
+        size = (product / down.unit / up.unit).flatten(2).square().mean(2).sqrt() / 3**0.5
+        singular = torch.linalg.svdvals(5 / 3 * product)[..., :6]
+        by_name = {f"change.lora.{target}": size, f"spectrum.lora.{target}": singular}
+        for layer in range(2):
+            torch.testing.assert_close(found[f"lora.{target}"][layer], size[:, layer])
+        for name, expected in by_name.items():
+            drawn = torch.from_numpy(exported[name].values[0])
+            torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-3)
+    for number in range(2):
+        expected = exported["change.adapter"].values[0, :, number]
+        torch.testing.assert_close(found["adapter"][number], torch.from_numpy(expected))

@@ -16,7 +16,7 @@ from ..checks import COUNT, SAMPLES, SEED, derived
 from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..guides import Guide, PriorGuide, prior_like
-from ..inference.draws import draw, draw_blocks, private_rng
+from ..inference.draws import draw_blocks, private_rng
 from ..inference.passes import Feed
 from ..inference.predict import simulate
 from ..inference.report import FitReport
@@ -112,8 +112,7 @@ def to_arviz(
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
     guides = [*chains, prior]
-    one = draw(model, guides[0], 1, seed)
-    known = variables(model, {name: value[:, 0] for name, value in one.items()})
+    known = variables(model, next(draw_blocks(model, guides[0], 1, seed)))
     chosen = [name for name, each in known.items() if each.numel <= SMALL]
     if sites is not None:
         chosen = matching(known, sites, "sites")

@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..changes import head_norms, sizes, spectra
+from ..changes import factors, head_norms, sizes, spectra
 from ..guides import Guide
-from ..inference.draws import draw_blocks
+from ..inference.draws import Block, draw_blocks
 from ..model.model import Model
 from ..peft.sites import Site
 from ..priors.structured import gated_layers
@@ -48,14 +48,14 @@ class Variable:
         return self.values[0].numel()
 
 
-def variables(model: Model, draws: Mapping[str, Tensor]) -> dict[str, Variable]:
-    """Everything that draws (S, *shape) of the latents and sites contain, by name: the draws, and
-    what docs/arviz.md lists."""
-    network = model.network
+def variables(model: Model, block: Block) -> dict[str, Variable]:
+    """Everything that draws of the latents and sites contain, by name: the draws, and what
+    docs/arviz.md lists."""
+    network, draws = model.network, {name: value[:, 0] for name, value in block.weights.items()}
     sites = {site.name: site for site in model.sites}
     found = {name: _variable(name, values, sites) for name, values in draws.items()}
     if network.kinds:
-        weights = network.coordinates(draws)
+        weights = factors(network, block)
         singular = spectra(network, weights)
         for what, dims, by_branch in (
             ("change", ("layer",), sizes(network, weights)),
@@ -97,7 +97,7 @@ def chosen_draws(
     """S draws of the chosen variables, on the CPU; of the others, a few draws at a time."""
     parts = []
     for block in draw_blocks(model, guide, samples, seed):
-        every = variables(model, {name: value[:, 0] for name, value in block.weights.items()})
+        every = variables(model, block)
         parts.append(
             {name: replace(every[name], values=every[name].values.cpu()) for name in chosen}
         )

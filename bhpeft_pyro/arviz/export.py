@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import COUNT, SAMPLES, SEED, derived
+from ..checks import MAYBE_COUNT, SAMPLES, SEED, derived
 from ..data import Columns, Examples
 from ..errors import ConfigError
-from ..guides import Guide, PriorGuide, prior_like
+from ..guides import DrawsGuide, Guide, PriorGuide, prior_like
 from ..inference.draws import draw_blocks, private_rng
 from ..inference.passes import Feed
 from ..inference.predict import simulate
@@ -32,6 +32,7 @@ with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
 SMALL = 10_000
 """Variables with more numbers per draw than this are left out unless they are named."""
 
+_SAMPLES = 100
 _FLOAT, _INTEGER = 4, 8  # bytes
 
 _STEPS = {
@@ -55,7 +56,7 @@ def to_arviz(
     posterior: Posterior | Model,
     data: object | None = None,
     *,
-    samples: int = 100,
+    samples: int | None = None,
     sites: str | Sequence[str] | None = None,
     max_bytes: int = 2**30,
     seed: int = 0,
@@ -64,11 +65,13 @@ def to_arviz(
 
     Groups: `posterior` and `prior`, with one variable per site, dims `(chain, draw, *site dims)`,
     and what a person can read in the weights (`variables`); `sample_stats`, the last round's trace
-    (dim `step`) and the KL of each site (nats, dim `site`). With data also `posterior_predictive`,
+    (dim `step`) and the KL of each site (nats, dim `site`), or of a sampler's draws its statistics
+    (dims `(chain, draw)`). With data also `posterior_predictive`,
     `prior_predictive`, `constant_data` (the texts) and, if labelled, `observed_data` and
     `log_likelihood`, over the dim `example`. Draw s of a group belongs to draw s of the weights.
 
-    A mixture has a chain for each component: chains that differ are modes that differ. Under a
+    A sampler's draws come once each, in its order and chains (`Posterior.from_draws`). Otherwise a
+    mixture has a chain for each component: chains that differ are modes that differ. Under a
     linear guide the prior, too, predicts with the linearised network; for a mixture, with each
     component's, in turn.
 
@@ -77,7 +80,8 @@ def to_arviz(
     Args:
         posterior: the posterior, or a model.
         data: as for `Posterior.predict`.
-        samples: S, draws per chain.
+        samples: S, draws per chain; by default 100, or all of a sampler's. Fewer of a sampler's
+            are a random part of them, in their order.
         sites: patterns of variables' names, such as "lora.*" or "change.*"; by default all of at
             most `SMALL` numbers. Those left out are named in the attribute `left_out` of
             `posterior`.
@@ -85,7 +89,8 @@ def to_arviz(
         seed: the same seed gives the same draws.
 
     Raises:
-        ConfigError: a pattern matches nothing, or the arrays would exceed `max_bytes`.
+        ConfigError: a pattern matches nothing, the arrays would exceed `max_bytes`, or a sampler
+            has made fewer than `samples` draws.
 
     >>> from bhpeft_pyro.posterior.fit import fit
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -98,7 +103,7 @@ def to_arviz(
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """
-    samples, seed = COUNT("samples", samples), SEED("seed", seed)
+    samples, seed = MAYBE_COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
     chains: Sequence[Guide]
     prior: Guide
@@ -108,6 +113,14 @@ def to_arviz(
         model, columns = posterior.model, posterior.columns
         # Components come from independent fits and count alike.
         chains, prior = posterior.guide.components, prior_like(model, posterior.guide)
+    sampled = [each for each in chains if isinstance(each, DrawsGuide)]
+    most = min((each.samples for each in sampled), default=None)
+    if samples is None:
+        samples = most or _SAMPLES
+    elif most is not None and samples > most:
+        raise ConfigError(
+            f"samples={samples}: the sampler made {most} draws in each chain; expected at most that"
+        )
     examples = None
     if data is not None:
         examples = model.encode(data, columns, labelled=False, new_names=not chains)
@@ -141,7 +154,9 @@ def to_arviz(
         about = {"guide": posterior.facts["guide"], "round": len(posterior.lineage)}
         about |= {"temperature": report.temperature, "examples": report.examples}
         own = dataset(drawn_chains, names, left_out=left_out, **about)
-        groups = {"posterior": own, **groups, "sample_stats": trace(report)}
+        said = [each.statistics(samples, derived(seed, i)) for i, each in enumerate(sampled)]
+        stats = _statistics(said) if sampled else trace(report)
+        groups = {"posterior": own, **groups} | ({"sample_stats": stats} if stats else {})
     if examples is not None:
         groups |= _predictions(model, guides, examples, samples, seed)
     for group in groups.values():
@@ -178,6 +193,15 @@ def trace(report: FitReport) -> xr.Dataset:
     ):
         group[f"site_{name}"] = ("site", by_site[name].to_numpy(float), {"long_name": words})
     return group
+
+
+def _statistics(chains: Sequence[Mapping[str, Tensor]]) -> xr.Dataset:
+    """What a sampler says of its draws, (chain, draw)."""
+    found = xr.Dataset()
+    for name in chains[0]:
+        values = np.stack([chain[name] for chain in chains])
+        found[name] = ("chain", "draw"), values.astype(bool) if name == "diverging" else values
+    return found.assign_coords({dim: np.arange(size) for dim, size in found.sizes.items()})
 
 
 def _predictions(

@@ -34,6 +34,7 @@ class DrawsGuide(Guide):
     Args:
         model: the model whose latents were sampled.
         samples: S, at least 2. The draws are zero until `of` or a saved file sets them.
+        statistics: names of what the sampler says of each draw.
 
     >>> from bhpeft_pyro.testing import tiny_model
     >>> model = tiny_model(())
@@ -43,9 +44,11 @@ class DrawsGuide(Guide):
     True
     """
 
-    def __init__(self, model: Model, samples: int) -> None:
+    def __init__(self, model: Model, samples: int, statistics: Sequence[str] = ()) -> None:
         super().__init__()
-        self.samples = samples
+        self.samples, self._named = samples, tuple(statistics)
+        if self._named:
+            self.register_buffer("_statistics", torch.zeros(len(self._named), samples).double())
         self._supports: dict[str, tuple[Constraint, tuple[int, ...]]] = {}
         for latent in latents(model):
             parts = latent.sites or {latent.name: tuple(latent.loc.shape)}
@@ -55,8 +58,15 @@ class DrawsGuide(Guide):
                 self.register_buffer(key(name), latent.loc.new_zeros(samples, *shape))
 
     @classmethod
-    def of(cls, model: Model, draws: Mapping[str, Tensor]) -> DrawsGuide:
+    def of(
+        cls, model: Model, draws: Mapping[str, Tensor], statistics: Mapping[str, Tensor] = {}
+    ) -> DrawsGuide:
         """From draws `(S, *shape)` of each latent; sites that the prior computes are left out.
+
+        Args:
+            model: the model whose latents were sampled.
+            draws: by latent.
+            statistics: by name `(S,)`.
 
         Raises:
             GuideError: a latent is missing or unknown, shapes differ, or a value is not possible.
@@ -65,7 +75,8 @@ class DrawsGuide(Guide):
         for latent in latents(model):
             if latent.sites and latent.name in given:  # all sites in one vector
                 given |= unpack(given.pop(latent.name), latent.sites)
-        guide = cls(model, max((len(value) for value in given.values() if value.dim()), default=0))
+        samples = max((len(value) for value in given.values() if value.dim()), default=0)
+        guide = cls(model, samples, [*statistics])
         own, sites = guide._supports, {site.name for site in model.sites}
         missing, unknown = own.keys() - given.keys(), given.keys() - own.keys() - sites
         if missing or unknown or guide.samples < 2:
@@ -83,6 +94,12 @@ class DrawsGuide(Guide):
             if not (support.check(value).all() and value.isfinite().all()):
                 raise GuideError(f"draws: {name!r} has values that are not finite or impossible")
             guide.get_buffer(key(name)).copy_(value)
+        for row, (name, each) in enumerate(statistics.items()):
+            if each.shape != (samples,):
+                raise GuideError(
+                    f"statistics: {name!r} has shape {(*each.shape,)}, expected {(samples,)}"
+                )
+            guide.get_buffer("_statistics")[row] = each
         return guide
 
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
@@ -97,10 +114,19 @@ class DrawsGuide(Guide):
         }
 
     def spread_out(self, samples: int, generator: torch.Generator) -> dict[str, Tensor]:
-        # Each of the S draws once, before any comes again.
-        rounds = -(-samples // self.samples)
-        order = [torch.randperm(self.samples, generator=generator) for _ in range(rounds)]
-        return {"draw": torch.cat(order)[:samples] + 0.5}
+        # Each of the S draws once, in the sampler's order, before any comes again. Of fewer than S
+        # any are taken.
+        parts = [
+            torch.randperm(self.samples, generator=generator)[: samples - start].sort().values
+            for start in range(0, samples, self.samples)
+        ]
+        return {"draw": torch.cat(parts) + 0.5}
+
+    def statistics(self, samples: int, seed: int) -> dict[str, Tensor]:
+        """By name, what the sampler said of the draws that `inference.draw` takes for a seed."""
+        which = self.spread_out(samples, torch.Generator().manual_seed(seed))["draw"].long()
+        rows = enumerate(self._named)
+        return {name: self.get_buffer("_statistics")[row].cpu()[which] for row, name in rows}
 
     def _values(self) -> dict[str, Tensor]:
         return {name: self.get_buffer(key(name)) for name in self._supports}
@@ -124,7 +150,7 @@ class DrawsGuide(Guide):
         )
 
     def options(self) -> dict[str, Any]:
-        return {"samples": self.samples}
+        return {"samples": self.samples, "statistics": [*self._named]}
 
     @classmethod
     def size(

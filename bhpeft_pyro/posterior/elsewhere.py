@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+from pyro.infer import MCMC
 from torch import Tensor, nn
 
 from ..checks import check
 from ..data import Columns
 from ..errors import GuideError
-from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for
+from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for, latents
 from ..guides.registry import trained_by_pyro
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
@@ -70,42 +72,81 @@ def of(
 
 def from_draws(
     model: Model,
-    draws: Mapping[str, Tensor],
+    draws: Mapping[str, Tensor] | MCMC,
     data: object | None = None,
     columns: Columns = Columns(),
     *,
-    chains: bool = False,
+    statistics: Mapping[str, Tensor] | None = None,
 ) -> Posterior:
     """A posterior of draws of any sampler: NUTS, SGLD, importance resampling.
 
     Its `as_prior` is independent Normals with the draws' means and sds; `update` needs a
-    `guide` to train, such as "normal".
+    `guide` to train, such as "normal". Several chains become the components of a mixture.
 
     Args:
         model: the model that was sampled.
-        draws: for each latent `(S, *shape)`, as `MCMC.get_samples()` returns.
+        draws: Pyro's `MCMC` after its run; or for each latent `(S, *shape)`, as
+            `MCMC.get_samples()` returns, or `(C, S, *shape)` of C chains, as
+            `get_samples(group_by_chain=True)` does.
         data, columns: as for `of`.
-        chains: the draws are `(C, S, *shape)`, of C chains, as
-            `get_samples(group_by_chain=True)` returns; each becomes a component.
+        statistics: what the sampler says of each draw, under ArviZ's names (such as "energy" or
+            "lp"): `(S,)` or `(C, S)`. Exports have them as `sample_stats`. Of an `MCMC`,
+            "diverging" is known.
 
     Raises:
-        GuideError: a latent is missing or unknown, shapes or numbers of chains differ, or a value
-            is not possible.
+        ConfigError: an argument is not of these types.
+        GuideError: a latent is missing or unknown, shapes or numbers of chains differ, a value is
+            not possible, or the `MCMC` has not run.
 
     >>> import torch
     >>> from bhpeft_pyro.testing import tiny_model
     >>> model = tiny_model(())
-    >>> draws = {site.name: torch.randn(20, *site.shape) for site in model.sites}
-    >>> Posterior.from_draws(model, draws).predict(["w5 w6"]).probabilities.shape
-    torch.Size([1, 2])
+    >>> draws = {site.name: torch.randn(2, 20, *site.shape) for site in model.sites}
+    >>> len(Posterior.from_draws(model, draws).components)
+    2
     """
-    check(draws, Mapping, "draws", "a tensor for each latent")
-    for name, value in draws.items():
-        check(value, Tensor, f"draws: {name!r}", "a tensor")
-    if not chains:
-        return of(model, DrawsGuide.of(model, draws), data, columns)
-    counts = {len(value) if value.dim() else 0 for value in draws.values()}
+    check_model(model)
+    said: dict[str, Tensor] = {}
+    if isinstance(draws, MCMC):
+        draws, said = _sampled(draws)
+    values, said = _tensors("draws", draws), said | _tensors("statistics", statistics or {})
+    shapes = {latent.name: tuple(latent.loc.shape) for latent in latents(model)}
+    shapes |= {name: shape for latent in latents(model) for name, shape in latent.sites.items()}
+    if {value.dim() - len(shapes[k]) for k, value in values.items() if k in shapes} != {2}:
+        return of(model, DrawsGuide.of(model, values, said), data, columns)
+    counts = {len(value) if value.dim() else 0 for value in (*values.values(), *said.values())}
     if len(counts) != 1:
-        raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
-    every = ({name: value[i] for name, value in draws.items()} for i in range(*counts))
-    return of(model, MixtureGuide([DrawsGuide.of(model, each) for each in every]), data, columns)
+        raise GuideError(
+            f"draws: expected as many chains of each latent and statistic, got {sorted(counts)}"
+        )
+    guides = [
+        DrawsGuide.of(model, _row(values, chain), _row(said, chain)) for chain in range(*counts)
+    ]
+    return of(model, guides[0] if len(guides) == 1 else MixtureGuide(guides), data, columns)
+
+
+def _tensors(name: str, given: object) -> dict[str, Tensor]:
+    check(given, Mapping, name, "tensors by name" + ", or an MCMC" * (name == "draws"))
+    found = dict[str, Tensor](given)  # type: ignore[call-overload]
+    for key, value in found.items():
+        check(value, Tensor, f"{name}: {key!r}", "a tensor")
+    return found
+
+
+def _row(tensors: Mapping[str, Tensor], row: int) -> dict[str, Tensor]:
+    return {name: value[row] for name, value in tensors.items()}
+
+
+def _sampled(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The draws by chain, and which of them ended a trajectory that diverged, if it is known."""
+    draws = mcmc.get_samples(group_by_chain=True)
+    if draws is None:
+        raise GuideError("draws: this MCMC has no draws; expected one that has run")
+    # Not by `diagnostics()`, which also takes the effective sample size of every weight.
+    known = [each.get("divergences") for each in mcmc._diagnostics]
+    if None in known:  # a kernel of one's own
+        return draws, {}
+    diverging = torch.zeros(mcmc.num_chains, mcmc.num_samples)
+    for row, steps in zip(diverging, known, strict=True):
+        row[steps] = 1
+    return draws, {"diverging": diverging}

@@ -31,6 +31,8 @@ from ..threads import sampling, with_gradients
 from .replay import Coreset
 
 if TYPE_CHECKING:
+    from pyro.infer import MCMC
+
     from ..diagnostics import Diagnosis
     from ..sequential import Drift
 
@@ -74,7 +76,9 @@ class Posterior:
         return of(model, guide, *args, **how)
 
     @staticmethod
-    def from_draws(model: Model, draws: Mapping[str, Tensor], *args: Any, **how: Any) -> Posterior:
+    def from_draws(
+        model: Model, draws: Mapping[str, Tensor] | MCMC, *args: Any, **how: Any
+    ) -> Posterior:
         """A posterior of draws of any sampler; see `posterior.elsewhere.from_draws`."""
         from .elsewhere import from_draws
 
@@ -228,7 +232,7 @@ class Posterior:
         self,
         data: object | None = None,
         *,
-        samples: int = 100,
+        samples: int | None = None,
         sites: str | Sequence[str] | None = None,
         max_bytes: int = 2**30,
         seed: int = 0,

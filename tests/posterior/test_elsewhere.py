@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -75,7 +76,7 @@ def test_every_draw_is_taken_whole() -> None:
     every = {float(value[0]): number for number, value in enumerate(draws["head.bias"])}
     which = [every[float(value[0])] for value in drawn["head.bias"]]
     assert all(sorted(which[start : start + 5]) == [0, 1, 2, 3, 4] for start in range(0, 60, 5))
-    assert which[:5] != which[5:10]
+    assert which[:5] == [0, 1, 2, 3, 4] and which[60:] == sorted(which[60:])
     assert torch.equal(drawn["head.weight"], draws["head.weight"][which])
 
 
@@ -83,17 +84,62 @@ def test_chains_are_chains_and_a_mixture() -> None:
     model = tiny_model(())
     draws = draws_of(model, 20, chains=2)
     draws["head.bias"][1] += 100
-    posterior = bh.Posterior.from_draws(model, draws, chains=True)
+    posterior = bh.Posterior.from_draws(model, draws)
     exported = posterior.to_arviz(samples=10).posterior["head.bias"]
     assert exported.sizes["chain"] == 2
     assert (exported.mean(["draw", "output"]).values > 50).tolist() == [False, True]
     assert "2 components, fitted elsewhere" in str(posterior)
     rows = [{"text": "w5 w9", "label": 0}, {"text": "w6 w9", "label": 1}]
-    learnt = bh.Posterior.from_draws(model, draws, iter(rows), chains=True)  # read but once
+    learnt = bh.Posterior.from_draws(model, draws, iter(rows))  # read but once
     assert [part.report.examples for part in learnt.components] == [2, 2]
-    for wrong in ({}, draws | {"head.bias": draws["head.bias"][:1]}):
-        with pytest.raises(GuideError, match="draws: expected as many chains of each latent"):
-            bh.Posterior.from_draws(model, wrong, chains=True)
+    with pytest.raises(GuideError, match="draws: expected as many chains of each latent"):
+        bh.Posterior.from_draws(model, draws | {"head.bias": draws["head.bias"][:1]})
+    with pytest.raises(GuideError, match="draws: expected 2 or more of head"):
+        bh.Posterior.from_draws(model, {})
+
+
+def test_an_mcmc_gives_its_chains_and_what_diverged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.multiprocessing, "cpu_count", lambda: 1)  # so all in this process
+    model, batch = tiny_model(()), tiny_batch(12)
+    kernel = NUTS(model, max_tree_depth=2, step_size=1e3, adapt_step_size=False)  # far too long
+    how: dict[str, Any] = {"num_samples": 4, "warmup_steps": 1, "disable_progbar": True}
+    alone = MCMC(NUTS(model, max_tree_depth=1), **how)
+    with pytest.warns(UserWarning, match="drawn sequentially"):
+        mcmc = MCMC(kernel, num_chains=2, **how)
+    with pytest.raises(GuideError, match="this MCMC has no draws; expected one that has run"):
+        bh.Posterior.from_draws(model, mcmc)
+    for each in (mcmc, alone):
+        each.run(batch)
+        posterior = bh.Posterior.from_draws(model, each, tiny_examples(12))
+        assert len(posterior.components) == each.num_chains
+        idata = posterior.to_arviz()
+        for name, value in each.get_samples(group_by_chain=True).items():
+            assert torch.equal(torch.from_numpy(idata.posterior[name].values), value)
+        found = {
+            f"chain {chain}": np.flatnonzero(row).tolist()
+            for chain, row in enumerate(idata.sample_stats["diverging"].values)
+        }
+        expected = each.diagnostics()["divergences"]
+        assert found == expected and (each is alone or all(expected.values()))
+
+
+def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(tmp_path: Path) -> None:
+    model, energy = tiny_model(()), torch.arange(40.0).reshape(2, 20)
+    draws = draws_of(model, 20, chains=2)
+    draws["head.bias"][..., 0] = energy
+    posterior = bh.Posterior.from_draws(model, draws, statistics={"energy": energy})
+    posterior.save(tmp_path)
+    for each in (posterior, bh.Posterior.load(tmp_path, model.network.backbone)):
+        for samples in (None, 20, 7):
+            idata = each.to_arviz(samples=samples)
+            taken = idata.posterior["head.bias"].values[..., 0]
+            np.testing.assert_array_equal(idata.sample_stats["energy"].values, taken)
+            assert taken.shape == (2, samples or 20) and (np.diff(taken) > 0).all()
+        with pytest.raises(ConfigError, match="samples=21: the sampler made 20 draws in each"):
+            each.to_arviz(samples=21)
+    for wrong, message in (({"lp": energy[0]}, "as many chains"), ({"lp": energy[:, 1:]}, "'lp'")):
+        with pytest.raises(GuideError, match=message):
+            bh.Posterior.from_draws(model, draws, statistics=wrong)
 
 
 def test_draws_become_a_prior_of_their_moments() -> None:

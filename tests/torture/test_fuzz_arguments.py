@@ -201,7 +201,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
         lambda: posterior.weights(odd(draw), odd(draw)),
         lambda: bh.Posterior.load(odd(draw)),
-        lambda: bh.Posterior.from_draws(posterior.model, odd(draw), chains=True),
+        lambda: bh.Posterior.from_draws(posterior.model, odd(draw), statistics=odd(draw)),
         lambda: tiny_examples().subset(odd(draw)),
     )
     draw.choice(what)()

@@ -27,6 +27,7 @@ from .posterior import io
 from .posterior.fit import fit
 from .posterior.mixture import MixturePosterior
 from .posterior.posterior import Posterior
+from .posterior.stored import own_likelihood
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,9 +169,8 @@ def compare(
         place, network = folder / name.replace(" ", "-"), head.network
         if io.exists(place):
             say(f"{name} is in {place}")
-            return Posterior.load(
-                place, network.backbone, tokenizer=network.tokenizer, prior=head.prior
-            )
+            own: dict[str, Any] = {"prior": head.prior, "likelihood": own_likelihood(head)}
+            return Posterior.load(place, network.backbone, tokenizer=network.tokenizer, **own)
         say(doing)
         posterior = make()
         posterior.save(place)

@@ -26,7 +26,6 @@ from .checks import strings
 from .errors import ConfigError
 from .model.backbone import shared_name
 from .posterior.posterior import Posterior
-from .priors import PriorLike
 
 __all__ = ["get_default_pip_requirements", "load_model", "log_model", "save_model"]
 
@@ -101,20 +100,18 @@ def log_model(
     return info
 
 
-def load_model(
-    model_uri: str, *, prior: PriorLike | None = None, device: str = "auto"
-) -> Posterior:
+def load_model(model_uri: str, *, device: str = "auto", **own: Any) -> Posterior:
     """The posterior of a saved, logged or registered model.
 
     Args:
         model_uri: as for `mlflow.pyfunc.load_model`: a folder, "models:/reviews/2" or
             "models:/reviews@champion".
-        prior: the prior function, if it was your own, as for `Posterior.load`.
         device: of the backbone: "cpu", "cuda", or "auto" for a GPU if there is one.
+        own: the prior, likelihood or guide if it was your own, as for `Posterior.load`.
     """
     folder = Path(download_artifacts(model_uri))
     data = Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.DATA]
-    return _posterior(folder / data, device, prior)
+    return _posterior(folder / data, device, **own)
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -138,10 +135,10 @@ class _Predictor:
         return pd.DataFrame(self.posterior.predict(table).summary())
 
 
-def _posterior(folder: Path, device: str, prior: PriorLike | None = None) -> Posterior:
+def _posterior(folder: Path, device: str, **own: Any) -> Posterior:
     backbone = folder / _BACKBONE
     name = str(backbone) if backbone.exists() else None
-    return Posterior.load(folder, name, prior=prior, device=device)
+    return Posterior.load(folder, name, device=device, **own)
 
 
 @contextmanager

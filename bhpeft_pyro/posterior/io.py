@@ -129,6 +129,8 @@ def load(
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
     device: str = "auto",
+    likelihood: object = None,
+    guide: object = None,
 ) -> Posterior:
     """Read a posterior (`stored.revive`); see `Posterior.load`. The files are checked before a
     backbone is loaded."""
@@ -150,7 +152,8 @@ def load(
         backbone, own_tokenizer = load_backbone(name, device, classifier)
         tokenizer = own_tokenizer if tokenizer is None else tokenizer
     try:
-        return stored.revive(content, tensors, lineage, backbone, tokenizer, prior)
+        own = prior, likelihood, guide
+        return stored.revive(content, tensors, lineage, backbone, tokenizer, *own)
     except BHPEFTError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:

@@ -397,7 +397,7 @@ class Posterior:
 
         Raises:
             SaveError: the folder holds a posterior already, or the guide, prior or likelihood
-                cannot be described.
+                cannot be described by an import path and plain options.
             WriteError: the disk is full, or it cannot be written for another reason; what was
                 there before is unchanged.
         """
@@ -416,6 +416,8 @@ class Posterior:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prior: PriorLike | None = None,
+        likelihood: object = None,
+        guide: object = None,
         device: str = "auto",
     ) -> Posterior:
         """Read a saved posterior, with the backbone that it was fitted on.
@@ -433,15 +435,19 @@ class Posterior:
             prior: the prior function, if it was your own: the last round's, if it had one by
                 `update(prior=...)`. Otherwise it is the first round's, which after that round only
                 forgetting and new labels need.
+            likelihood: what the model had, if it was your own: the class, an object of it, or the
+                function. Its options are those that were saved.
+            guide: the guide, if it was your own: the class, an object of it, or the function.
             device: for a backbone that is loaded here: "cpu", "cuda", or "auto" for a GPU if there
                 is one.
 
         Raises:
             SaveError: files are missing, cut off or altered; the backbone is another one or has no
-                name; or a prior is needed.
+                name; or code of your own is needed, or has another name than what was saved.
             ConfigError: there is no model of this name, or no such device.
             ArchitectureError: transformers does not have the code of this model.
         """
         from . import io
 
-        return io.load(as_path("path", path), backbone, tokenizer, prior, device)
+        own = {"likelihood": likelihood, "guide": guide}
+        return io.load(as_path("path", path), backbone, tokenizer, prior, device, **own)

@@ -2,6 +2,7 @@
 
 The same protocol as for examples (`data.examples`) and priors (`priors.stored`): `describe` returns
 plain data, which JSON can hold, and a dict of tensors; `revive` makes the object from the two.
+Priors, likelihoods and guides of a user's own are described by their import paths (`own`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,12 +21,15 @@ from ..data import Columns
 from ..data import examples as stored_examples
 from ..errors import KEEP_TENSORS, GuideError, SaveError
 from ..guides import GUIDES, BlockGuide, DrawsGuide, ForeignGuide, Guide, PyroGuide, latents
+from ..guides.function import FunctionGuide
 from ..inference.report import FitReport
 from ..model import likelihoods
 from ..model.backbone import check_identity, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
+from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..own import check_plain, given_for, path_of
 from ..priors import MixturePrior, Prior, PriorLike
 from ..priors import stored as stored_priors
 from ..threads import seeded
@@ -56,16 +60,22 @@ Tensors = dict[str, Tensor]
 
 
 def check_savable(model: Model) -> None:
-    """Refuse PEFT kinds, heads and likelihoods of a user's own, which could not be loaded again."""
+    """Refuse PEFT kinds and heads of a user's own, and a likelihood that cannot be described."""
     parts: list[tuple[str, object]] = [("kinds", kind) for kind in model.network.kinds]
-    parts += [("head", model.network.head), ("likelihood", model.likelihood)]
-    for what, part in parts:
+    for what, part in [*parts, ("head", model.network.head)]:
         if type(part) not in _KNOWN[what]:
             known = ", ".join(cls.__name__ for cls in _KNOWN[what])
             raise SaveError(
                 f"{what}: {type(part).__name__} cannot be saved; expected one of {known}. "
                 f"{KEEP_TENSORS}"
             )
+    _describe_likelihood(model.likelihood)
+
+
+def own_likelihood(model: Model) -> Likelihood | None:
+    """The likelihood if it is a user's own, so that `load` needs it again."""
+    known = type(model.likelihood) in _KNOWN["likelihood"]
+    return None if known else model.likelihood
 
 
 def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
@@ -96,7 +106,7 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         },
         "kinds": [_describe(kind) for kind in network.kinds],
         "head": _describe(network.head),
-        "likelihood": _describe(posterior.model.likelihood),
+        "likelihood": _describe_likelihood(posterior.model.likelihood),
         "prior": described,
         "first_prior": first,
         "own_first_priors": first_prior is not parts[0].first_prior,
@@ -115,11 +125,14 @@ def revive(
     backbone: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     prior: PriorLike | None,
+    likelihood: object = None,
+    guide: object = None,
 ) -> Posterior:
     """The posterior that was described, with the reports of its rounds.
 
     Raises:
-        SaveError: the backbone is another one, a prior is needed, or tensors do not fit.
+        SaveError: the backbone is another one, code of the user's own is needed or is not what was
+            saved, or tensors do not fit.
         KeyError, TypeError, AttributeError: parts are missing or unknown.
     """
     tensors = {  # examples stay on the CPU
@@ -128,16 +141,15 @@ def revive(
     }
     kinds = tuple(_revive("kinds", kind) for kind in plain["kinds"])
     top: Head | ClassifierHead = _revive("head", plain["head"])
-    likelihood = _revive("likelihood", plain["likelihood"])
+    labels = _revive_likelihood(plain["likelihood"], likelihood)
     columns = Columns(**plain["columns"])
     mixture = "components" in plain
     fits: list[Plain] = plain["components"] if mixture else [plain]
-    for fit in fits:
-        _GUIDES[fit["guide"]]  # an unknown one is a KeyError
+    makers = [_maker(fit["guide"], guide) for fit in fits]
     priors, firsts = _revive_priors(plain, tensors, prior, len(fits))
     fitted_on = plain["backbone"]
     check_identity(backbone, fitted_on)
-    _check_room((*kinds, top, likelihood), tensors, backbone)
+    _check_room((*kinds, top, labels), tensors, backbone)
     if tail := _part(tensors, "tail"):
         backbone = with_tail(backbone, tail)
     network = RandomPEFT(backbone, kinds, top, tokenizer)
@@ -147,10 +159,11 @@ def revive(
     _load(network, tensors, "network")
     found = []
     for number, fit in enumerate(fits):
-        model = Model(network, priors[number], likelihood)
-        guide, coreset = _revive_fit(fit, tensors, f"{number}." if mixture else "", model)
+        model = Model(network, priors[number], labels)
+        prefix = f"{number}." if mixture else ""
+        fitted, coreset = _revive_fit(fit, tensors, prefix, model, makers[number])
         rounds = tuple(r.components[number] for r in lineage) if mixture else lineage
-        found.append(Posterior(model, guide, rounds, columns, firsts[number], coreset))
+        found.append(Posterior(model, fitted, rounds, columns, firsts[number], coreset))
     return MixturePosterior(found, lineage) if mixture else found[0]
 
 
@@ -159,7 +172,8 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
     size is made."""
     room = sum(value.numel() for value in tensors.values())
     width = getattr(backbone.config, "hidden_size", 1)
-    for part in parts:
+    known = {each for some in _KNOWN.values() for each in some}
+    for part in (each for each in parts if type(each) in known):
         for name in _COUNTS:
             count, of = getattr(part, name, None) or 0, 1 if name == "levels" else width
             if count * of > room:
@@ -170,7 +184,9 @@ def _check_room(parts: Sequence[object], tensors: Tensors, backbone: PreTrainedM
 
 
 def _check_guide(name: str, options: Plain, tensors: Tensors, model: Model) -> None:
-    """The same for a guide."""
+    """The same for a guide, unless it is a user's own."""
+    if name not in _GUIDES:
+        return
     room = sum(value.numel() for value in tensors.values())
     shapes = [tuple(latent.loc.shape) for latent in latents(model)]
     count = sum(map(math.prod, shapes))
@@ -190,9 +206,10 @@ def _revive_priors(
     prior = stored_priors.revive(now, tensors, "prior", given)
     first_prior: Prior | None = prior
     if first is not None:
-        own_function = first["kind"] == "custom" and (given is None or now["kind"] == "custom")
+        # One function is given; a prior that needs another one stays unknown.
+        unknown = stored_priors.needs_given(first) and (given is None or now["kind"] == "custom")
         first_prior = (
-            None if own_function else stored_priors.revive(first, tensors, "first_prior", given)
+            None if unknown else stored_priors.revive(first, tensors, "first_prior", given)
         )
 
     def each(prior: Any, own: bool) -> list[Any]:
@@ -208,16 +225,20 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     """What each component has of its own: a guide and a coreset."""
     guide = part.guide
     name = next((name for name, cls in _GUIDES.items() if type(guide) is cls), None)
-    if name is None:
+    if name is None and isinstance(guide, ForeignGuide) and not isinstance(guide, FunctionGuide):
         raise SaveError(
-            f"guide: {guide.title()} cannot be saved; expected one that autoguide makes by name. "
-            f"{KEEP_TENSORS}"
-            + ("" if isinstance(guide, ForeignGuide) else "; or update(guide='normal') first")
+            f"guide: {guide.title()} cannot be saved; expected one that autoguide makes by name, a "
+            f"function, or one that is derived from Guide. {KEEP_TENSORS}"
         )
     try:
         options = guide.options()
     except GuideError as error:
         raise SaveError(f"guide: {error}") from error
+    if isinstance(guide, FunctionGuide):
+        name = path_of(guide.function)
+    elif name is None:
+        name = path_of(guide)
+        check_plain("guide", type(guide), options, part.model)
     plain: Plain = {"coreset": None, "guide": name, "guide_options": options}
     tensors = _state(f"{prefix}guide", guide)
     if (coreset := part.coreset) is not None:
@@ -228,13 +249,26 @@ def _describe_fit(part: Posterior, prefix: str) -> tuple[Plain, Tensors]:
     return plain, tensors
 
 
+def _maker(name: str, given: object) -> Callable[..., Guide]:
+    """What makes a guide of a model and options: one of the package, or what was given."""
+    if ":" not in name:
+        if given is not None:
+            given_for("guide", path_of(_GUIDES[name]), given)
+        return _GUIDES[name]  # an unknown one is a KeyError
+    code = given_for("guide", name, given.function if isinstance(given, FunctionGuide) else given)
+    code = type(code) if isinstance(code, Guide) else code
+    if isinstance(code, type) and issubclass(code, Guide):
+        return code
+    return lambda model: FunctionGuide(code)
+
+
 def _revive_fit(
-    plain: Plain, tensors: Tensors, prefix: str, model: Model
+    plain: Plain, tensors: Tensors, prefix: str, model: Model, make: Callable[..., Guide]
 ) -> tuple[Guide, Coreset | None]:
     options = plain.get("guide_options", {})
     _check_guide(plain["guide"], options, _part(tensors, f"{prefix}guide"), model)
     with seeded(0):  # initial values are replaced; the global random state stays
-        guide = _GUIDES[plain["guide"]](model, **options)
+        guide = make(model, **options)
     _load(guide, tensors, f"{prefix}guide")
     guide.follow(model)
     if (kept := plain.get("coreset")) is None:
@@ -267,10 +301,43 @@ def _describe(thing: Any) -> Plain:
 
 
 def _revive(what: str, plain: Plain) -> Any:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
     known = {cls.__name__: cls for cls in _KNOWN[what]}  # never any other name in a file
-    if (name := str(fields.pop("class"))) not in known:
+    if (name := str(plain["class"])) not in known:
         raise SaveError(
             f"path: {what}: {name!r:.60} is unknown; expected one of {', '.join(known)}"
         )
-    return known[name](**fields)
+    return known[name](**_options(plain))
+
+
+def _options(plain: Plain) -> Plain:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k != "class"}
+
+
+def _describe_likelihood(likelihood: Likelihood) -> Plain:
+    thing: Any = likelihood
+    make = type(thing)
+    if make in _KNOWN["likelihood"]:
+        return _describe(likelihood)
+    options = dict(vars(thing))
+    if is_dataclass(thing):
+        options = {each.name: getattr(thing, each.name) for each in fields(thing) if each.init}
+    if make is Function:  # the function has a path of its own
+        thing = options.pop("function")
+        check_plain("likelihood", Function, options, thing)
+    else:
+        check_plain("likelihood", make, options)
+    return {"class": path_of(thing), **options}
+
+
+def _revive_likelihood(plain: Plain, given: object) -> Likelihood:
+    code: Any = given.function if isinstance(given, Function) else given
+    if ":" not in (name := str(plain["class"])):
+        if given is not None:
+            given_for("likelihood", f"{likelihoods.__name__}:{name}", code)
+        found: Likelihood = _revive("likelihood", plain)
+        return found
+    code = given_for("likelihood", name, code)
+    code = type(code) if isinstance(code, Likelihood) else code
+    if isinstance(code, type) and issubclass(code, Likelihood):
+        return code(**_options(plain))
+    return Function(code, **_options(plain))

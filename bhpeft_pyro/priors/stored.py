@@ -15,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from ..distributions import Constrained, Covariance, LowRankNormal, base_of
 from ..errors import SaveError
+from ..own import given_for, path_of
 from .from_posterior import JointPrior, MixturePrior, PosteriorPrior
 from .prior import Prior, PriorLike, as_prior
 
@@ -50,8 +51,7 @@ def describe(prior: Any, part: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "latents": list(supports.items()),
             "structure": prior.structure and describe(prior.structure, part)[0],
         }, tensors
-    named = prior if hasattr(prior, "__qualname__") else type(prior)
-    return {"kind": "custom", "path": f"{named.__module__}:{named.__qualname__}"}, {}
+    return {"kind": "custom", "path": path_of(prior)}, {}
 
 
 def revive(
@@ -80,11 +80,14 @@ def revive(
         return PosteriorPrior(distributions, structure and revive(structure, tensors, part, given))
     if kind != "custom":
         raise SaveError(f"path: the saved posterior uses an unknown kind of prior, {kind!r}")
-    if given is None:
-        raise SaveError(
-            f"prior: this posterior was fitted under {fields['path']!r}; pass prior=..."
-        )
-    return as_prior(given)
+    own: Prior = given_for("prior", fields["path"], given if given is None else as_prior(given))
+    return own
+
+
+def needs_given(description: dict[str, Any]) -> bool:
+    """Whether a user's own prior is a part of what is described."""
+    parts = [*description.get("parts", ()), description.get("structure")]
+    return description["kind"] == "custom" or any(map(needs_given, filter(None, parts)))
 
 
 def moved(prior: Prior, change: Callable[[Tensor], Tensor]) -> Prior:
@@ -97,7 +100,9 @@ def moved(prior: Prior, change: Callable[[Tensor], Tensor]) -> Prior:
     changed = {name: change(value) for name, value in tensors.items()}
     if all(changed[name] is value for name, value in tensors.items()):
         return prior
-    return revive(description, changed, "prior", getattr(prior, "structure", None) or prior)
+    parts = getattr(prior, "parts", [prior])
+    structures = (getattr(part, "structure", None) for part in parts)
+    return revive(description, changed, "prior", next(filter(None, structures), None))
 
 
 _COVARIANCE = ("scale", "axes", "ratio")

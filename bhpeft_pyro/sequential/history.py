@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.tree import Tree
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ..checks import Number, as_path, check, harmless
 from ..distributed import is_main
@@ -27,7 +27,6 @@ from ..files import keep_names, naming
 from ..inference.report import FitReport
 from ..posterior import io
 from ..posterior.posterior import Posterior
-from ..priors import PriorLike
 from .record import TEST, TEST_NLL, UNTRAINED
 
 _PARTIAL = ".partial"
@@ -171,10 +170,7 @@ class History:
         self,
         id: str,
         backbone: PreTrainedModel | str | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        prior: PriorLike | None = None,
-        device: str = "auto",
+        **options: Any,
     ) -> Posterior:
         """Load a round by its id or the beginning of it; the rest is as for `Posterior.load`.
 
@@ -183,7 +179,7 @@ class History:
         """
         rounds = self._ordered()
         path, _ = rounds[self._find(id, rounds)]
-        return Posterior.load(path, backbone, tokenizer=tokenizer, prior=prior, device=device)
+        return Posterior.load(path, backbone, **options)
 
     def keep_only(self, id: str) -> list[Path]:
         """Move rounds into the folder `aside`, all but a round and those that it continues.

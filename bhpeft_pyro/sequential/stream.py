@@ -24,7 +24,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..posterior.stored import check_savable
+from ..posterior.stored import check_savable, own_likelihood
 from ..threads import seeded
 from .drift import assess
 from .forgetting import KEEP, forget
@@ -253,7 +253,8 @@ def _resumed(history: History, model: Model) -> Posterior | None:
     if not leaves:
         return None
     network = model.network
-    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, prior=model.prior)
+    own = {"prior": model.prior, "likelihood": own_likelihood(model)}
+    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **own)
     there = last.model
     for what, given, found in (
         ("PEFT weights", network.kinds, there.network.kinds),

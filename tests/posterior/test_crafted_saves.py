@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -41,6 +42,10 @@ CRAFTED: list[tuple[Callable[[Content], Any], str]] = [
     # Other classes of the package than those that may be there.
     (lambda c: c["kinds"][0].update({"class": "Attachment"}), "kinds: 'Attachment' is unknown"),
     (lambda c: c["likelihood"].update({"class": "Function"}), "likelihood: 'Function' is unknown"),
+    # Code of others.
+    (lambda c: c["likelihood"].update({"class": "os:system"}), "'os:system'; pass likelihood="),
+    (lambda c: c.update(guide="os:system"), "'os:system'; pass guide="),
+    (lambda c: c.update(prior={"kind": "custom", "path": "os:system"}), "'os:system'; pass prior="),
     # Numbers for which it has no weights.
     (lambda c: c["head"].update(outputs=10**9), r"Head has outputs=1000000000, .* tensors"),
     (lambda c: c["kinds"][0].update(rank=10**10), "LoRA has rank=10000000000"),
@@ -70,6 +75,19 @@ def test_what_does_not_fit_is_refused(
     rewrite(folder, change)
     with pytest.raises(SaveError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize("what", ["likelihood", "guide", "prior"])
+def test_code_that_a_file_names_is_never_imported(what: str, whole: Path, tmp_path: Path) -> None:
+    folder, path = Path(shutil.copytree(whole, tmp_path / "run")), "antigravity:fly"
+    crafted = {"likelihood": {"class": path}, "guide": path}
+    crafted["prior"] = {"kind": "custom", "path": path}
+    rewrite(folder, lambda content: content.update({what: crafted[what]}))
+    ran: list[object] = []
+    for given in (None, ran.append):
+        with pytest.raises(SaveError, match=f"{what}: .*'{path}'"):
+            load(folder, **{what: given})
+    assert not ran and "antigravity" not in sys.modules
 
 
 def test_a_deep_index_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -26,9 +26,10 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import SaveError, WriteError
 from bhpeft_pyro.files import write
-from bhpeft_pyro.guides import NormalGuide
+from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.model.likelihoods import (
     Categorical,
+    Function,
     HeteroscedasticNormal,
     Likelihood,
     MultipleChoice,
@@ -306,6 +307,8 @@ def test_a_prior_of_one_s_own_is_asked_for_by_name(tmp_path: Path) -> None:
     posterior.save(tmp_path / "function")
     with pytest.raises(SaveError, match=rf"prior: .*{__name__}:wide.*prior=") as error:
         load(tmp_path / "function")
+    with pytest.raises(SaveError, match=rf"prior: .*:wide'; got '{__name__}:tied'"):
+        load(tmp_path / "function", prior=tied)
     assert "0x" not in str(error.value)
     loaded = load(tmp_path / "function", prior=wide)
     assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
@@ -346,29 +349,102 @@ def test_a_guide_that_cannot_be_saved_leaves_the_disk_alone(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_only_a_guide_that_can_be_updated_is_told_to_be(tmp_path: Path) -> None:
-    class Own(NormalGuide):
-        pass
+class OneScale(NormalGuide):
+    """A guide of one's own, with an option."""
+
+    def __init__(self, model: bh.Model, init_scale: float = 0.3, note: Any = None) -> None:
+        super().__init__(model, init_scale=init_scale)
+        self.note = note
+
+    def options(self) -> dict[str, Any]:
+        return {"init_scale": 0.3, "note": self.note}
+
+
+def point(batch: Any) -> None:
+    """A guide function for a head alone."""
+    for name, shape in (("head.weight", (2, 16)), ("head.bias", (2,))):
+        loc = pyro.param(f"{name}.loc", torch.zeros(shape))
+        pyro.sample(name, dist.Normal(loc, 0.1).to_event(len(shape)))
+
+
+def test_a_guide_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Path) -> None:
+    model = tiny_model(())
+    for name, guide, code, other in (
+        ("class", OneScale(model, note=("a", 1)), OneScale, point),
+        ("function", point, point, OneScale),
+    ):
+        posterior = bh.fit(model, guide, CLASSES, max_steps=3, progress=False)
+        folder = posterior.save(tmp_path / name)
+        loaded = load(folder, guide=code)
+        assert_same_forecast(posterior.predict(CLASSES, 3), loaded.predict(CLASSES, 3))
+        assert_same_forecast(
+            load(folder, guide=guide).predict(CLASSES, 3), loaded.predict(CLASSES, 3)
+        )
+        with pytest.raises(SaveError, match=rf"guide: .*{__name__}:{code.__name__}'; pass guide="):
+            load(folder)
+        with pytest.raises(SaveError, match=rf"guide: .*:{code.__name__}'; got .*{other.__name__}"):
+            load(folder, guide=other)
+    assert load(tmp_path / "class", guide=OneScale).guide.note == ["a", 1]
+    both = MixtureGuide([OneScale(model), OneScale(model)])
+    folder = bh.Posterior.of(model, both, CLASSES).save(tmp_path / "mixture")
+    assert {type(each) for each in load(folder, guide=OneScale).guide.components} == {OneScale}
+
+
+def test_a_guide_that_could_not_be_made_again_is_refused(tmp_path: Path) -> None:
+    class Needs(NormalGuide):
+        def __init__(self, model: bh.Model, size: int) -> None:
+            super().__init__(model)
+
+        def options(self) -> dict[str, Any]:
+            return {}
 
     model = tiny_model(())
-    posterior = bh.fit(model, Own(model), CLASSES, max_steps=3, progress=False)
-    with pytest.raises(SaveError, match=r"guide: Own cannot .*update\(guide='normal'\) first"):
-        posterior.save(tmp_path / "own")
+    for guide, message in (
+        (Needs(model, 3), "Needs cannot be saved, as it cannot be made again from .*'size'; exp"),
+        (OneScale(model, note=torch.zeros(2)), "OneScale cannot be saved: its note is a Tensor"),
+    ):
+        posterior = bh.fit(model, guide, CLASSES, max_steps=3, progress=False)
+        with pytest.raises(SaveError, match=f"guide: .*{message}"):
+            posterior.save(tmp_path / "own")
+    assert not list(tmp_path.iterdir())
     second = posterior.update({"text": ["w8", "w9"], "label": ["no", "yes"]}, guide="normal")
     assert second.save(tmp_path / "second").exists()
 
 
-def test_a_likelihood_of_one_s_own_is_refused_by_name(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Louder(Normal):
-        """A data class too, but not one that loading would find."""
+@dataclass(frozen=True)
+class Louder(Normal):
+    """A data class of one's own; `fit` sets the fields that it inherits."""
 
-    for likelihood, data in ((Counts(), COUNTS), (Louder(), RATINGS)):
-        name = type(likelihood).__name__
-        message = f"likelihood: {name} cannot be saved; expected one of Categorical, .*OrderedLog"
-        with pytest.raises(SaveError, match=message):
-            fit(likelihood, data).save(tmp_path / "new")
-    assert not list(tmp_path.iterdir())
+    factor: Any = 1.0
+
+
+def waits(outputs: Tensor, extra: Any) -> Any:
+    return dist.Exponential(extra["hours"] * outputs[..., 0].exp())
+
+
+def test_a_likelihood_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Path) -> None:
+    hours = {**COUNTS, "label": [0.5, 4.0, 1.0, 9.0] * 3, "hours": [1.0, 2.0, 1.0, 2.0] * 3}
+    for name, own, code, data in (
+        ("plain", Counts(), Counts, COUNTS),
+        ("fields", Louder(factor=(1.5, 2)), Louder, RATINGS),
+        ("function", Function(waits, columns=("hours",)), waits, hours),
+    ):
+        posterior = fit(own, data)
+        folder = posterior.save(tmp_path / name)
+        loaded = load(folder, likelihood=code)
+        assert_same_forecast(posterior.predict(data, 3), loaded.predict(data, 3))
+        assert vars(loaded.model.likelihood) == vars(posterior.model.likelihood)
+        assert vars(load(folder, likelihood=own).model.likelihood) == vars(loaded.model.likelihood)
+        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; pass likelihood="):
+            load(folder)
+        with pytest.raises(SaveError, match=rf"likelihood: .*:{code.__name__}'; got .*:Normal'"):
+            load(folder, likelihood=Normal)
+    with pytest.raises(SaveError, match=r"likelihood: .*:Categorical'; got .*:Counts'"):
+        load(fit().save(tmp_path / "ready"), likelihood=Counts())
+    message = r"likelihood: Louder cannot be saved: its factor is a Tensor; expected None, numbers"
+    with pytest.raises(SaveError, match=message):
+        fit(Louder(factor=torch.zeros(2)), RATINGS).save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_posterior_of_no_round_comes_back(tmp_path: Path) -> None:

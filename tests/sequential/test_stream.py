@@ -213,9 +213,20 @@ def test_a_model_that_cannot_be_saved_is_refused_before_it_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bh.sequential.stream.__globals__, "fit", None)  # would be called
-    model = tiny_model((), outputs=1, likelihood=Counts())
+    likelihood = Counts()
+    likelihood.rates = torch.zeros(2)
+    model = tiny_model((), outputs=1, likelihood=likelihood)
     with pytest.raises(SaveError, match="likelihood: Counts cannot be saved"):
         bh.stream(model, {"monday": COUNTS}, tmp_path, progress=False)
+
+
+def test_a_stream_under_a_likelihood_of_one_s_own_continues(tmp_path: Path) -> None:
+    model = tiny_model((), outputs=1, likelihood=Counts())
+    weeks = {"monday": COUNTS, "tuesday": {**COUNTS, "text": ["w7 w9", "w8", "w9 w30", "w6"] * 3}}
+    how: dict[str, Any] = {"guide": "normal", "max_steps": 2, "progress": False}
+    bh.stream(model, {"monday": COUNTS}, tmp_path, **how)
+    last = bh.stream(model, weeks, tmp_path, **how)
+    assert len(last.lineage) == 2 and type(last.model.likelihood) is Counts
 
 
 @pytest.mark.parametrize(

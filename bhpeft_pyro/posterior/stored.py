@@ -69,7 +69,7 @@ def check_savable(model: Model) -> None:
                 f"{what}: {type(part).__name__} cannot be saved; expected one of {known}. "
                 f"{KEEP_TENSORS}"
             )
-    _describe_likelihood(model.likelihood)
+    describe_likelihood(model.likelihood)
 
 
 def own_likelihood(model: Model) -> Likelihood | None:
@@ -106,7 +106,7 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
         },
         "kinds": [_describe(kind) for kind in network.kinds],
         "head": _describe(network.head),
-        "likelihood": _describe_likelihood(posterior.model.likelihood),
+        "likelihood": describe_likelihood(posterior.model.likelihood),
         "prior": described,
         "first_prior": first,
         "own_first_priors": first_prior is not parts[0].first_prior,
@@ -313,7 +313,8 @@ def _options(plain: Plain) -> Plain:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k != "class"}
 
 
-def _describe_likelihood(likelihood: Likelihood) -> Plain:
+def describe_likelihood(likelihood: Likelihood) -> Plain:
+    """The options of a likelihood, and its name; of a user's own the import path."""
     thing: Any = likelihood
     make = type(thing)
     if make in _KNOWN["likelihood"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..posterior.stored import check_savable, own_likelihood
+from ..posterior.stored import check_savable, describe_likelihood, own_likelihood
 from ..threads import seeded
 from .drift import assess
 from .forgetting import KEEP, forget
@@ -259,7 +259,7 @@ def _resumed(history: History, model: Model) -> Posterior | None:
     for what, given, found in (
         ("PEFT weights", network.kinds, there.network.kinds),
         ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
-        ("likelihood", repr(_standardised(model, there)), repr(there.likelihood)),
+        ("likelihood", _in_words(_standardised(model, there)), _in_words(there.likelihood)),
     ):
         if given != found:
             raise ConfigError(
@@ -269,10 +269,16 @@ def _resumed(history: History, model: Model) -> Posterior | None:
     return last
 
 
+def _in_words(likelihood: Likelihood) -> str:
+    plain = describe_likelihood(likelihood)
+    return f"{plain.pop('class')}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
+
+
 def _standardised(model: Model, there: Model) -> Likelihood:
     """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
     given: Any = model.likelihood
-    left_open = [name for name, value in vars(given).items() if value is None]
+    options = vars(given).items() if is_dataclass(given) else ()
+    left_open = [name for name, value in options if value is None]
     if not left_open or type(model.likelihood) is not type(there.likelihood):
         return model.likelihood
     known = vars(there.likelihood)

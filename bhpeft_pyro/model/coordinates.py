@@ -19,6 +19,8 @@ from ..peft.sites import Site, projection, zeros
 # The least variance of an axis of the features, as a share of the mean: directions that no training
 # text takes keep a little prior, so a new kind of text can still move the outputs and widen them.
 _LEAST = 0.01
+# Less variance of the features than this share of their mean square is a rounding error.
+_ALIKE = 1e-6
 # The least share of an axis in the prior variance, in units of the mean share.
 _FLOOR = 1e-4
 # Less sensitivity along a direction of the input, as a share of the largest, is a rounding error.
@@ -212,15 +214,18 @@ class PrincipalAxes(nn.Module):
         """Take the axes from (N, D) features.
 
         Raises:
-            DataError: fewer than two rows, or all alike.
+            DataError: fewer than two rows, or all alike but for rounding errors.
         """
         if len(features) < 2:
             raise DataError(f"principal axes need two or more texts, got {len(features)}")
         centred = (features - features.mean(0)).double()
         variance, vectors = torch.linalg.eigh(centred.mT @ centred / len(features))
         variance = variance.clamp_min(0)
-        if not variance.sum() > 0:
-            raise DataError("principal axes: all texts have the same features")
+        if not variance.mean() > _ALIKE * features.double().square().mean():
+            raise DataError(
+                f"principal axes: all {len(features)} texts have the same features, which say "
+                "nothing about others; expected texts that differ, in data or in unlabelled"
+            )
         weights = (variance + _LEAST * variance.mean()).sqrt()
         matrix = vectors * weights
         size = (centred @ matrix).square().mean().sqrt()

@@ -103,8 +103,8 @@ class LaplaceGuide(Guide):
         for name in _BUFFERS:
             self.register_buffer(name, getattr(covariance, name))
         self.register_buffer("measured", torch.tensor(False))
-        self.register_buffer("tau", torch.tensor(1.0))
-        self.register_buffer("output_scale", torch.tensor(1.0))
+        self.register_buffer("tau", start.new_tensor(1.0))
+        self.register_buffer("output_scale", start.new_tensor(1.0))
         self.register_buffer("first_scale", covariance.scale.clone())
         self.scale: Tensor
         self.axes: Tensor

@@ -269,7 +269,8 @@ class Feed:
         batches = self.examples.by_length(_MAX_ROWS * self.per_text)
         parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
-        self.features = torch.zeros(len(self.examples), *parts[0][1].shape[1:])
+        first = parts[0][1]
+        self.features = first.new_zeros(len(self.examples), *first.shape[1:])
         for indices, features in parts:
             self.features[indices, : features.shape[1]] = features
 

@@ -75,7 +75,7 @@ class Coordinates(nn.Module):
             self.register_buffer(_key(site.name, "anchor"), site.anchor.clone())
         for site in self._outer:
             for side in _SIDES:  # matrices once they are fitted
-                self.register_buffer(_key(site.name, side), torch.zeros(0, device=site.unit.device))
+                self.register_buffer(_key(site.name, side), site.unit.new_zeros(0))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the module, as PyTorch does, with its sites."""
@@ -119,7 +119,9 @@ class Coordinates(nn.Module):
         if site is None or site.anchor is None:
             return None
         sds = site.anchor / projection(name, site.shape).to(site.anchor)
-        return torch.randn(site.shape).to(sds) * sds - self._buffer(site, "anchor")
+        return torch.randn(site.shape, dtype=torch.float32).to(sds) * sds - self._buffer(
+            site, "anchor"
+        )
 
     def fit_anchors(self, leading: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Set the anchors from the largest eigenvalues of E[G' G] of each inner site, G its
@@ -203,8 +205,8 @@ class PrincipalAxes(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("center", torch.zeros(width))
-        self.register_buffer("matrix", torch.eye(width))
+        self.register_buffer("center", torch.zeros(width, dtype=torch.float32))
+        self.register_buffer("matrix", torch.eye(width, dtype=torch.float32))
         self.register_buffer("fitted", torch.tensor(False))
         self.center: Tensor
         self.matrix: Tensor

@@ -82,7 +82,9 @@ class Head(_Linear):
 
     def sites(self, width: int, backbone: PreTrainedModel | None = None) -> tuple[Site, ...]:
         """The head's random tensors, for features of `width` entries, whatever the backbone."""
-        return _linear_sites(self.outputs, torch.full((1, 1), width**-0.5), width)
+        return _linear_sites(
+            self.outputs, torch.full((1, 1), width**-0.5, dtype=torch.float32), width
+        )
 
     def read(
         self,
@@ -256,7 +258,7 @@ def with_tail(backbone: PreTrainedModel, tail: Mapping[str, Tensor]) -> PreTrain
 
 def _linear_sites(outputs: int, unit: Tensor, width: int, biased: bool = True) -> tuple[Site, ...]:
     """The sites of a linear layer, with the sd of its weights at which each output has sd 1."""
-    shape, one, dims = (outputs, width), torch.ones(1, device=unit.device), ("output", "feature")
+    shape, one, dims = (outputs, width), unit.new_ones(1), ("output", "feature")
     weight = Site("head.weight", shape, dims, unit, zeros(shape, unit), role="head")
     if not biased:
         return (weight,)

@@ -95,7 +95,8 @@ class Outputs:
 
 def symmetric_noise(draws: int, size: int) -> Tensor:
     """(draws, size) standard Normal in pairs of opposite signs, so that odd terms average out."""
-    half = torch.randn(-(-draws // 2), size)
+    # Under any default dtype, or another one would make other forecasts.
+    half = torch.randn(-(-draws // 2), size, dtype=torch.float32)
     return torch.cat([half, -half])[:draws]
 
 

@@ -147,7 +147,7 @@ class RandomPEFT(PyroModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the module, as PyTorch does, with its backbone and sites."""
-        moved = fn(torch.zeros((), device=self.backbone.device))
+        moved = fn(torch.zeros((), dtype=torch.float32, device=self.backbone.device))
         if moved.dtype != torch.float32:
             raise ConfigError(
                 f"network: its weights cannot be {moved.dtype}, they are torch.float32 whatever "

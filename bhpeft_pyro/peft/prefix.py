@@ -137,7 +137,7 @@ def _widths(block: Block) -> tuple[int, int]:
 def _shared(name: str, dim: str, rows: int, scales: Scales, inverse: float, start: Any) -> Site:
     """A site of the encoder, one tensor for all layers; `inverse` is 1 / unit."""
     shape = rows, scales.hidden_size
-    unit = torch.ones(1, 1, device=scales.device) / inverse
+    unit = torch.ones(1, 1, dtype=torch.float32, device=scales.device) / inverse
     anchor = projection(name, shape).to(unit) / inverse
     return Site(name, shape, (dim, "in"), unit, start(shape, unit), (), anchor, "input")
 

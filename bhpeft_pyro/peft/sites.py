@@ -111,21 +111,21 @@ class Sites(tuple[Site, ...]):
 def projection(name: str, shape: tuple[int, ...]) -> Tensor:
     """N(0, 1) entries that depend on the name alone: the same in every process and round."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
 def zeros(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
     """An `init` of zeros, on the device of `unit`."""
-    return partial(torch.zeros, shape, device=unit.device)
+    return partial(torch.zeros, shape, dtype=unit.dtype, device=unit.device)
 
 
 def kaiming(shape: tuple[int, ...], unit: Tensor) -> Callable[[], Tensor]:
     """An `init` from U(-1/sqrt(in), 1/sqrt(in)), as `torch.nn.Linear` has it; `in` comes last."""
-    return partial(_uniform, shape, shape[-1] ** -0.5, unit.device)
+    return partial(_uniform, shape, shape[-1] ** -0.5, unit)
 
 
-def _uniform(shape: tuple[int, ...], bound: float, device: torch.device) -> Tensor:
-    return torch.empty(shape, device=device).uniform_(-bound, bound)
+def _uniform(shape: tuple[int, ...], bound: float, unit: Tensor) -> Tensor:
+    return unit.new_empty(shape).uniform_(-bound, bound)
 
 
 def normal(shape: tuple[int, ...], sd: Tensor) -> Callable[[], Tensor]:
@@ -134,4 +134,4 @@ def normal(shape: tuple[int, ...], sd: Tensor) -> Callable[[], Tensor]:
 
 
 def _scaled(shape: tuple[int, ...], sd: Tensor) -> Tensor:
-    return torch.randn(shape, device=sd.device) * sd
+    return torch.randn(shape, dtype=sd.dtype, device=sd.device) * sd

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -103,14 +105,38 @@ def test_an_error_of_a_prior_is_told_as_it_is() -> None:
         bh.fit(tiny_model((), prior=mistaken), "normal", tiny_examples(), **QUICK)
 
 
-def test_a_double_default_dtype_is_refused_by_its_name() -> None:
-    model = tiny_model(())
+@contextmanager
+def double_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(PriorError, match=r"default dtype is torch.float64, expected torch.fl"):
-            bh.fit(model, "normal", tiny_examples(), **QUICK)
+        yield
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_double_default_dtype_is_refused_by_its_name() -> None:
+    model, refused = tiny_model(()), r"default dtype is torch.float64, expected torch.fl"
+    with double_default(), pytest.raises(PriorError, match=refused):
+        bh.fit(model, "normal", tiny_examples(), **QUICK)
+
+
+@pytest.mark.parametrize("kinds", [(), bh.presets.bh_peft()], ids=["head", "hybrid"])
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_forecasts_are_the_same_under_a_double_default(
+    tmp_path: Path, guide: str, kinds: Sequence[Any]
+) -> None:
+    """Outputs in closed form are drawn too; and a posterior may be loaded in double precision."""
+    backbone, tokenizer = tiny_backbone(), tiny_tokenizer()
+    network = bh.RandomPEFT(backbone, kinds, bh.Head(1), tokenizer)
+    model = bh.Model(network, likelihood=bh.likelihoods.OrderedLogistic(3))
+    data = {"text": ["w5 w20", "w6 w21", "w7"] * 4, "label": [0, 1, 2] * 4}
+    posterior = bh.fit(model, guide, data, components=1, **QUICK)
+    posterior.save(tmp_path / "one")
+    expected = posterior.predict(["w5 w9"])
+    with double_default():
+        loaded = bh.Posterior.load(tmp_path / "one", backbone, tokenizer=tokenizer)
+        for each in (posterior, loaded):
+            assert torch.equal(each.predict(["w5 w9"]).probabilities, expected.probabilities)
 
 
 def test_an_easy_guide_in_a_function() -> None:

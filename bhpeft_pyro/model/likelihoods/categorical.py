@@ -73,7 +73,7 @@ class OrderedLogistic(Likelihood):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        shape, unit = (self.levels - 1,), torch.ones(1)
+        shape, unit = (self.levels - 1,), torch.ones(1, dtype=torch.float32)
         # Equal shares for an output of 0 would need logit-spaced cutpoints; unit steps centred
         # on 0 are near enough to start from.
         return (Site("cutpoints", shape, ("label",), unit, zeros(shape, unit)),)

@@ -132,7 +132,7 @@ class NegativeBinomial(_Counts):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        unit = torch.tensor(1.0)
+        unit = torch.tensor(1.0, dtype=torch.float32)
         return (Site("dispersion.log", (), (), unit, zeros((), unit)),)
 
     def _around(self, mean: Tensor, weights: Mapping[str, Tensor]) -> TorchDistribution:

@@ -54,7 +54,7 @@ class Ratings(Likelihood):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        unit = torch.tensor(1.0)
+        unit = torch.tensor(1.0, dtype=torch.float32)
         return (Site("noise.log_scale", (), (), unit, zeros((), unit)),)
 
     def _middle(self, outputs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pyro
 import torch
@@ -49,8 +49,18 @@ def sampling() -> Iterator[None]:
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """Gradients are there even if the caller has turned them off, which each thread does alone."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Gradients are there even if the caller has turned them off, which each thread does alone, and
+    they are in full precision even if the caller has turned autocast on."""
+    with torch.inference_mode(False), torch.enable_grad(), without_autocast():
+        yield
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """The caller's autocast is off: `bf16=` decides what is computed in bfloat16."""
+    with ExitStack() as off:
+        for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+            off.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
@@ -81,6 +91,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Run Pyro in one thread, without gradients, outer handlers or global parameters."""
-    with sampling(), torch.no_grad(), pyro.get_param_store().scope(), poutine.block():
+    """Run Pyro in one thread, without gradients, autocast, outer handlers or global parameters."""
+    with (
+        sampling(),
+        torch.no_grad(),
+        without_autocast(),
+        pyro.get_param_store().scope(),
+        poutine.block(),
+    ):
         yield

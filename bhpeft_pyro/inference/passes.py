@@ -25,6 +25,7 @@ from ..model.head import check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..threads import without_autocast
 from .draws import Block
 
 Take = Callable[[TorchDistribution, Tensor | None], Sequence[Tensor]]
@@ -197,6 +198,7 @@ class Feed:
             with PEFT weights; None if they are not computed once.
     """
 
+    @without_autocast()
     def __init__(self, model: Model, examples: Examples, frozen: bool = False) -> None:
         self.examples = examples
         self.features: Tensor | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ArchitectureError
+from ..threads import without_autocast
 from .architectures import Block, Projection
 from .binding import Binding, activate, install, new_token
 
@@ -58,6 +59,7 @@ class Scales:
         return self.rms[module, what]
 
 
+@without_autocast()
 def measure(base: PreTrainedModel, blocks: Sequence[Block], attention: bool) -> Scales:
     """Run `base` on 8 x 32 random token ids (seeded) and measure every projection.
 

@@ -165,6 +165,24 @@ def test_bf16_runs_in_bf16_and_is_near() -> None:
     assert rounded != pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("guide", "kinds"), [("laplace", bh.presets.bh_peft()), ("mvn", bh.presets.head_only())]
+)
+def test_the_callers_autocast_changes_nothing(guide: str, kinds: Any) -> None:
+    """`bf16` alone decides; a fit of "laplace" ended in "expected m1 and m2 to have the same"."""
+
+    def predicted() -> list[Tensor]:
+        network = bh.RandomPEFT(tiny_backbone(), kinds, bh.Head(2), tiny_tokenizer())
+        posterior = fit(bh.Model(network), guide, components=1, max_steps=2)
+        later = posterior.update(tiny_examples(8, seed=1), max_steps=2, progress=False)
+        return [each.predict(["w5 w9"]).probabilities for each in (posterior, later)]
+
+    expected = predicted()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = predicted()
+    assert all(map(torch.equal, found, expected))
+
+
 # The options do what they say
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .checks import Number, as_path, check
 from .data import Columns
+from .data.copies import check_apart
 from .errors import ConfigError, DataError
 from .files import write
 from .forecast import ClassForecast
@@ -134,7 +135,8 @@ def compare(
     Raises:
         ConfigError: `out` holds a comparison of another model, of other rows or options; or
             `components` is less than 2.
-        DataError: as for `fit`; or `test` has one row only.
+        DataError: as for `fit`; or `test` has one row only, or no text that is not among the
+            others.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
@@ -159,6 +161,8 @@ def compare(
     known, tested = (head.encode(given, columns) for given in (validation, test))
     if len(tested) < 2:
         raise DataError(f"test: {len(tested)} row; expected 2 or more, for intervals over rows")
+    for part in (rows, known):
+        check_apart(part, tested, "test")
     if min(len(known), len(tested)) < _FEW:
         say(f"fewer than {_FEW} validation or test rows: temperatures and intervals may be far off")
     setup = {"data": rows.fingerprint, "validation": known.fingerprint, "components": components}

@@ -32,6 +32,7 @@ def fit(
         bhpeft fit films.jsonl --label-column stars --task ratings --out runs/films
         bhpeft fit --config fit.yaml --epochs 5
     """
+    from ..data.copies import check_apart
     from ..data.sources import load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
@@ -54,14 +55,17 @@ def fit(
         how.seed,
         lambda file: model.encode(load(file, reading.texts), task.columns),
     )
+    # Other fits do not depend on these rows: it is enough to evaluate them at the end.
+    used = held_out if how.patience or guide in options.POINTS else None
+    if used is None and held_out is not None:
+        check_apart(train, held_out, "validation")
     where = f"{reading.backbone}, {model.network.device}"
     say(f"fitting {preset} on {where}, to {len(train)} {train.unit}")
     posterior = learn(
         model,
         guide,
         train,
-        # Other fits do not depend on these rows: it is enough to evaluate them at the end.
-        validation=held_out if how.patience or guide in options.POINTS else None,
+        validation=used,
         options=how,
         components=components,
         columns=task.columns,

@@ -6,9 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from datasets import Dataset
+from torch import Tensor
 
 from ..data import Examples
+from ..data.copies import apart, warn_of_copies
 from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
@@ -38,13 +42,16 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     return table
 
 
-def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Rows to learn from, and a random share held out; None if that is no row, or all."""
-    count = round(share * len(rows))
-    if not 0 < count < len(rows):
+def hold_out(
+    rows: Dataset, keys: Tensor, share: float, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """Rows to learn from, and a random share held out, without copies (rows of the same key) in
+    both; None if that is no row, or all."""
+    order = np.random.default_rng(seed).permutation(len(rows))
+    learnt, held_out = apart(torch.from_numpy(order), keys, round(share * len(rows)))
+    if not (len(learnt) and len(held_out)):
         return rows, None
-    parts = rows.train_test_split(test_size=count, seed=seed)
-    return parts["train"], parts["test"]
+    return rows.select(learnt.tolist()), rows.select(held_out.tolist())
 
 
 def split(
@@ -62,13 +69,17 @@ def split(
         except DataError as error:
             raise DataError(f"{option} {given}: {error}") from error
     train, held_out = examples.hold_out(seed, given)
-    if held_out is None and given is None:
-        say(f"too few rows to hold some out; {option} 20% does, and shows metrics on them")
-    elif held_out is None and given:
-        rows = len(examples.rows.unique())
+    if held_out is not None:
+        warn_of_copies(examples)
+    elif given is None:
+        different = "different " if examples.copies else ""
+        say(f"too few {different}rows to hold some out; {option} 20% does, and shows their metrics")
+    elif given:
+        rows, copies = len(examples.row_keys), examples.copies
+        where = f", and {copies} repeat another's text" if copies else ""
         raise DataError(
-            f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}; expected another "
-            "share, or 0 for none"
+            f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}{where}; expected "
+            "another share, or 0 for none"
         )
     return train, held_out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -15,6 +17,7 @@ from .screen import interactive, print_json, say, table
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data import Examples
     from ..sequential import Record
 
 # Columns of the table on the screen, if the rounds have them.
@@ -106,19 +109,24 @@ def stream(
         except DataError as error:
             raise DataError(f"--grow: the first batch, {first}: {error}") from error
     say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
-    learnt, tested = _with_tests(batches, tests, how.seed)
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     if done := len(sequential.History(out / ROUNDS).rounds):
-        say(f"rounds that exist already: {done}" + ("; none is new" if done == len(learnt) else ""))
+        say(
+            f"rounds that exist already: {done}" + ("; none is new" if done == len(batches) else "")
+        )
+    read = partial(
+        encode,
+        tokenizer=model.network.tokenizer,
+        kind=model.likelihood.kind,
+        each_word=model.network.head.each_word,
+    )
     with cut_once():
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
-        encode(
-            rows,
-            model.network.tokenizer,
-            kind=model.likelihood.kind,
-            each_word=model.network.head.each_word,
-            columns=model.limited(whole.columns, rows),
+        read(rows, columns=model.limited(whole.columns, rows))
+        columns = model.limited(task.columns, rows)
+        learnt, tested = _with_tests(
+            batches, partial(read, columns=columns, labelled=False), tests, how.seed
         )
         last = sequential.stream(
             model,
@@ -138,7 +146,7 @@ def stream(
     record = sequential.Record.of(last)
     if len(record.rows) > 1:  # nothing is predicted before the first round
         _plot(record, out / "stream.png")
-    if done < len(learnt):
+    if done < len(batches):
         say(f"{last.report}")
     say(f"the last posterior is in {out / 'rounds' / last.report.id}")
     _show(record, as_json)
@@ -158,19 +166,21 @@ def _batches(rows: Dataset, by: str | None, batch: names.Period | int) -> dict[s
 
 
 def _with_tests(
-    batches: dict[str, Dataset], tests: float, seed: int
+    batches: dict[str, Dataset], read: Callable[[Dataset], Examples], tests: float, seed: int
 ) -> tuple[dict[str, Dataset], dict[str, Dataset]]:
     """By batch, the rows that are learnt, and those held out."""
     from .runs import hold_out
 
+    if not tests:
+        return batches, {}
     learnt, tested = {}, {}
     for name, each in batches.items():
-        learnt[name], test = hold_out(each, tests, seed)
+        learnt[name], test = hold_out(each, read(each).row_keys, tests, seed)
         if test is not None:
             tested[name] = test
-        elif tests:
+        else:
             say(f"{name}: no test, as {tests:.3g} of {len(each)} rows is none, or all")
-    if tests and not tested:
+    if not tested:
         raise DataError(f"--tests: {tests:.3g} is no row of any batch; expected more, or 0")
     return learnt, tested
 

@@ -45,7 +45,7 @@ def update(
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
     from ..sequential.growth import with_outputs_for
-    from ..sequential.update import refuse_known
+    from ..sequential.update import check_held_out, refuse_known
     from .runs import check_out, finish, open_run, rows_for, split
 
     check_out(out, overwrite)
@@ -70,10 +70,13 @@ def update(
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
     point = before.guide.point if guide is None else guide in options.POINTS
+    used = held_out if how.patience or point else None
+    if used is None:
+        check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
     after = start.update(
         train,
-        validation=held_out if how.patience or point else None,
+        validation=used,
         options=how,
         guide=guide,
         keep=keep,

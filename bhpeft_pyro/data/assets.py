@@ -30,6 +30,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ..errors import DataError
 from ..files import naming, write
+from .copies import plain
 
 LABELS = ("negative", "positive")
 # Ratings run from -4 to 4. Sentences rated nearer to 0 than this have no clear class.
@@ -196,7 +197,7 @@ def two_rounds(
         texts, labels = [], []
         for row in domains[name]:
             text = html.unescape(row["text"])
-            key = " ".join(text.casefold().split())
+            key = plain(text)
             # A repeated sentence could be trained on and tested on.
             if abs(row["rating"]) > _NEUTRAL and key not in seen:
                 seen.add(key)

@@ -27,6 +27,7 @@ from .columns import (
     read_ratings,
     unlabelled,
 )
+from .copies import keys_of, plain
 from .examples import Examples
 from .labels import read_classes, read_labels
 from .sources import read
@@ -138,6 +139,7 @@ def encode(
             labels, names, num_labels = answers(values, getattr(feature, "feature", None))
         tokens, every = tokenise_words(tokenizer, sentences, limit, text)
         words = every[kept]
+        keys = keys_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
         extra = {name: value[words[:, 3]] for name, value in extra.items()}
         whole = [*chain.from_iterable(sentences)]
         texts = [whole[i] for i in kept]
@@ -147,11 +149,15 @@ def encode(
         if kind == "choice":
             choices, marks = read_choices(table[columns.choices][:], columns.choices)
             counts = torch.tensor([len(options) for options in choices])
+            # Each choice is read on its own, so their order makes no difference.
+            asked = zip(texts, choices, strict=True)
+            keys = keys_of((q, *sorted(map(plain, own))) for q, own in asked)
             rows = [(q, each) for q, own in zip(texts, choices, strict=True) for each in own]
             labels = None if values is None else read_answers(values, target, choices, marks)
         else:
             if columns.pair is not None:
                 rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
+            keys = keys_of(rows)
             labels, names, num_labels = answers(values, feature)
         tokens, cut = _tokenise(tokenizer, rows, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
@@ -169,6 +175,7 @@ def encode(
         num_labels=num_labels if names is None else len(names),
         counts=counts,
         probe=probe_of(tokenizer),
+        keys=keys,
         extra=extra,
         words=words,
     )

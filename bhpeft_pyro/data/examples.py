@@ -15,6 +15,7 @@ from ..checks import shown
 from ..errors import DataError
 from .batch import Batch, in_order, in_rows, shuffled
 from .columns import Kind
+from .copies import apart
 from .tokens import CHUNK, Tokens, cat
 
 _FEW, _HELD_OUT = 50, 500  # rows of which some are held out, and how many at most
@@ -34,6 +35,8 @@ class Examples:
         num_labels: number of classes (kinds "class" and "labels", with labels or names).
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
+        keys: (N,) int64 hashes of the texts, all that an example has: the same for copies. Not
+            saved.
         extra: further columns of numbers by name, each (N,) float32.
         words: None; or, where examples are words, (N, 4) int64: the number of the word's sequence,
             where its tokens begin and end there, and the number of its sentence.
@@ -57,6 +60,7 @@ class Examples:
     num_labels: int | None
     counts: Tensor | None
     probe: tuple[int, ...]
+    keys: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     words: Tensor | None = None
 
@@ -68,6 +72,17 @@ class Examples:
     def rows(self) -> Tensor:
         """(N,) int64 the row of the data that an example comes from, its own or its sentence's."""
         return torch.arange(len(self)) if self.words is None else self.words[:, 3]
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """(R,) the key of each row, in ascending order of `rows`."""
+        rows, at = self.rows.unique(return_inverse=True)
+        return torch.empty_like(rows).scatter_(0, at, self.keys)
+
+    @property
+    def copies(self) -> int:
+        """How many rows have the text of another one; of several alike, all but one."""
+        return len(self.row_keys) - len(self.row_keys.unique())
 
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
@@ -142,18 +157,21 @@ class Examples:
         """The examples without a random `share` of the rows, and that share; None if that is no
         row, or all.
 
-        By default it is a fifth, but 500 rows at most, and none of fewer than 50. Both parts keep
-        their order. The words of a sentence, which are informative about each other, stay together.
+        By default it is a fifth, but 500 rows at most, and none of fewer than 50 different ones.
+        Both parts keep their order. What is informative about each other stays together: the words
+        of a sentence, and rows with the same text (copies), of which a part may then be smaller.
         """
         rows = self.rows.unique()
         if share is None:
-            count = 0 if self.few else min(len(rows) // 5, _HELD_OUT)
+            few = len(rows) - self.copies < _FEW
+            count = 0 if few else min(len(rows) // 5, _HELD_OUT)
         else:
             count = round(share * len(rows))
-        if not 0 < count < len(rows):
-            return self, None
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return self.of_rows(rows[order[count:]]), self.of_rows(rows[order[:count]])
+        rest, held_out = apart(order, self.row_keys, count)
+        if not (len(rest) and len(held_out)):
+            return self, None
+        return self.of_rows(rows[rest]), self.of_rows(rows[held_out])
 
     def of_rows(self, rows: Sequence[int] | Tensor) -> Examples:
         """The examples of these `rows`, in their own order."""
@@ -186,6 +204,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
             counts=None if self.counts is None else self.counts[chosen],
+            keys=self.keys[chosen],
             extra={name: values[chosen] for name, values in self.extra.items()},
         )
 
@@ -226,6 +245,7 @@ class Examples:
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
             counts=cat([part.counts for part in parts]),
+            keys=torch.cat([part.keys for part in parts]),
             extra={name: torch.cat([part.extra[name] for part in parts]) for name in self.extra},
         )
 
@@ -339,7 +359,7 @@ def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     parts = (examples, examples.tokens)
     values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
-    del values["tokens"]
+    del values["tokens"], values["keys"]
     values |= {f"extra.{name}": value for name, value in values.pop("extra").items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return {name: value for name, value in values.items() if name not in tensors}, tensors
@@ -353,4 +373,5 @@ def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
     tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
     extra = {name: values.pop(name) for name in [*values] if name.startswith("extra.")}
     extra = {name.removeprefix("extra."): value for name, value in extra.items()}
-    return Examples(tokens=tokens, extra=extra, **values)
+    keys = torch.arange(len(values["texts"]))  # nothing is held out of these examples
+    return Examples(tokens=tokens, keys=keys, extra=extra, **values)

@@ -15,6 +15,7 @@ from torch import nn
 from ..checks import COUNT, check, check_memory
 from ..data import Columns, Examples
 from ..data.batch import Batch
+from ..data.copies import check_apart, warn_of_copies
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
@@ -66,7 +67,7 @@ def fit(
         validation: as `data`. Its NLL is reported, and stops the fit if `patience` is set. Point
             estimates ("laplace", "delta") are stopped early on it, and it chooses the width of
             "laplace", with the noise of ratings or the scale of classes' outputs. Without it, a
-            fifth of `data` is held out for this if there are at least 50 rows.
+            fifth of `data` is held out for this if there are at least 50 rows with different texts.
         unlabelled: as `data`, but without labels. They determine the head's axes and the
             coordinates of the PEFT sites, for this round and all later ones. By default these come
             from `data`; if it is small, the coordinates are poor.
@@ -88,7 +89,7 @@ def fit(
     Raises:
         ConfigError: an option or `components` cannot work, or the guide cannot be made more than
             once. Options are checked before anything is trained, and so are the data.
-        DataError: the data cannot be used.
+        DataError: the data cannot be used; or every row of `validation` has a text of `data`.
         GuideError: the guide cannot be made, or was made for another model.
         LikelihoodError: the likelihood's distribution is not over one label per example.
         FitError: the loss stayed non-finite, or a worker ended. Its `posterior` is a mixture of the
@@ -112,6 +113,8 @@ def fit(
     examples = model.encode(data, columns, new_names=True)
     columns = model.columns_of(examples, columns)
     held_out = None if validation is None else model.encode(validation, columns)
+    if held_out is not None:
+        check_apart(examples, held_out, "validation")
     _check_classes(examples, columns.label)
     likelihood = model.likelihood.standardised(examples.labels, examples.extra)
     if likelihood is not model.likelihood:
@@ -136,6 +139,7 @@ def fit(
     named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
     if held_out is None and modules[0].needs_held_out(options):
+        warn_of_copies(examples)
         examples, held_out = examples.hold_out(options.seed)
         split = None if held_out is None else options.seed
     splits = [

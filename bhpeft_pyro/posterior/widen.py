@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..data import Examples
+from ..data.copies import check_apart
 from ..errors import GuideError
 from ..guides import LaplaceGuide
 from ..inference.initialization import centred
@@ -37,6 +38,8 @@ def widen(
     report = posterior.report
     if held_out is None:
         examples, held_out = report.parted(examples)
+    else:
+        check_apart(examples, held_out, "validation")
     options = report.options.change(**changes)
     wide = [_widened(part, examples, held_out, changes) for part in posterior.components]
     lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()

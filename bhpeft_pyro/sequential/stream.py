@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..checks import as_path, boolean, check
 from ..data import Columns, Examples, encode
+from ..data.copies import shared
 from ..data.encoding import CutWarning, cut_once
 from ..distributed import agree, is_main
 from ..errors import ConfigError, DataError
@@ -225,9 +226,16 @@ def prequential(
                 history.add(posterior, name, metrics)  # what was learnt stays
                 raise
             metrics |= _scores(posterior, tested, samples, first)
-            if name in tested:  # `update` is to refuse the whole batch, with these rows
-                whole = posterior.encode(data).concat(tested[name])
-                posterior.report.given = whole.fingerprint
+            if tested:
+                learnt = posterior.encode(data)
+                if copies := sum(shared(learnt, rows) for rows in tested.values()):
+                    warnings.warn(
+                        f"batches: {name!r} has the texts of {copies} test rows (case and spaces "
+                        "aside), whose scores are too good from now on",
+                        stacklevel=2,
+                    )
+                if name in tested:  # `update` is to refuse the whole batch, with these rows
+                    posterior.report.given = learnt.concat(tested[name]).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
         if posterior is None:

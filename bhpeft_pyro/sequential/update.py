@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from ..data import Examples
+from ..data.copies import check_apart
 from ..data.sources import read
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, autoguide
@@ -55,6 +56,7 @@ def update(
     posterior = with_outputs_for(posterior, data, grow)
     examples = posterior.encode(data)
     held_out = None if how.validation is None else posterior.encode(how.validation)
+    check_held_out(posterior, examples, held_out)
     if not again:
         refuse_known(posterior, examples)
     if own is not None:
@@ -173,10 +175,29 @@ def has_learnt(report: FitReport, examples: Examples) -> bool:
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:
     """Raise a DataError if a round has learnt these examples."""
-    for number, report in enumerate(posterior.lineage, 1):
-        if has_learnt(report, examples):
-            raise DataError(
-                f"data: round {number} ({report.id}) has learnt {report.examples} of these "
-                "examples already, and they would count twice; again=True (--again) learns them "
-                "again"
-            )
+    if (found := _round_of(posterior, examples)) is not None:
+        number, report = found
+        raise DataError(
+            f"data: round {number} ({report.id}) has learnt {report.examples} of these examples "
+            "already, and they would count twice; again=True (--again) learns them again"
+        )
+
+
+def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples | None) -> None:
+    """Raise a DataError if this round is to learn all rows that are held out, or an earlier one
+    has; warn if it is some."""
+    if held_out is None:
+        return
+    check_apart(examples, held_out, "validation")
+    if (found := _round_of(posterior, held_out)) is not None:
+        number, report = found
+        raise DataError(
+            f"validation: round {number} ({report.id}) has learnt {report.examples} of these "
+            "examples; expected rows that are not learnt"
+        )
+
+
+def _round_of(posterior: Posterior, examples: Examples) -> tuple[int, FitReport] | None:
+    """The number and the report of the round that has learnt these examples, if one has."""
+    every = enumerate(posterior.lineage, 1)
+    return next(((i, report) for i, report in every if has_learnt(report, examples)), None)

@@ -185,7 +185,10 @@ def as_numbers(name: str, values: Any) -> Tensor:
     if isinstance(values, np.ndarray):  # torch takes neither reversed ones nor those of objects
         values = values.tolist() if values.dtype == object else values.copy()
     try:
-        return torch.as_tensor(values).detach().cpu()
+        found = torch.as_tensor(values).detach().cpu()
+        if found.is_floating_point() and not hasattr(values, "dtype"):  # Python's are double
+            return torch.as_tensor(values, dtype=torch.float64)
+        return found
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name} must be numbers: {error}") from error
 

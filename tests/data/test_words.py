@@ -63,7 +63,7 @@ def tagged(tokens: Any, tags: Any, **options: Any) -> Examples:
 
 def many(count: int = 60) -> Examples:
     """Sentences of one to five words."""
-    tokens = [[f"w{5 + (7 * i + k) % 40}" for k in range(1 + i % 5)] for i in range(count)]
+    tokens = [[f"w{5 + (7 * i + k) % 41}" for k in range(1 + i % 5)] for i in range(count)]
     return tagged(tokens, [[(i + k) % 3 for k in range(len(t))] for i, t in enumerate(tokens)])
 
 

@@ -201,6 +201,12 @@ def test_ood_auroc_tells_large_variances_apart():
     assert ood_auroc(inside, outside, by="total") == 1
 
 
+def test_numbers_of_python_keep_their_digits():
+    """In single precision both would be 1.7e9."""
+    forecast = RatingForecast.from_draws(torch.tensor([[1.7e9]]).double(), torch.ones(1, 1))
+    assert evaluate(forecast, [1.7e9 + 42])["mse"] == 42**2
+
+
 def test_rating_metrics_are_scikit_learns(stars):
     scores = evaluate(stars)
     truth, guess = stars.labels.numpy(), stars.means.numpy().mean(0)

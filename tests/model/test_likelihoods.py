@@ -521,6 +521,22 @@ def test_ratings_of_0_and_1000(tmp_path: Path) -> None:
     assert saved.model.likelihood == own
 
 
+def test_ratings_that_rounding_makes_alike_are_refused() -> None:
+    """Of 1.7e9 and 1.7e9 + 60 single precision makes the same number, and metrics an error of 0."""
+    texts = [f"w{5 + i % 2} w{10 + i}" for i in range(24)]
+
+    def learn(low: float, high: float, **given: float) -> bh.Posterior:
+        model = tiny_model((), 1, likelihood=Normal(**given))
+        data = {"text": texts, "label": [low, high] * 12}
+        return bh.fit(model, "normal", data, max_steps=1, progress=False)
+
+    for given in ({}, {"center": 1.7e9, "spread": 30.0}):
+        with pytest.raises(DataError, match=r"1\.7e\+09 are rounded to steps of 2e\+02 .* offset"):
+            learn(1.7e9, 1.7e9 + 60, **given)
+    assert learn(0, 60).model.likelihood == Normal(30.0, 30.0)
+    assert learn(1.7e9, 1.73e9).model.likelihood == Normal(1.715e9, 1.5e7)  # a year of seconds
+
+
 @pytest.mark.parametrize("kind", [Normal, HeteroscedasticNormal, StudentT])
 def test_what_is_given_stays(kind: type[Normal | StudentT]) -> None:
     labels = torch.tensor([2.0, 4.0])

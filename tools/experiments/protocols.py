@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.sequential import by_period
 
-from .tasks import read
+from .tasks import once, read
 
 __all__ = ["PROTOCOLS", "Protocol", "Stream"]
 
@@ -72,8 +73,10 @@ def _rounds(folder: Path, seed: int, rows: int, test: int) -> Stream:
     while sizes[-1] * 2 <= rows:
         sizes.append(sizes[-1] * 2)
     (final,) = _parts(dev, [test], seed)
-    tested = {*final["text"][:]}  # the treebank has its development sentences in both files
-    train = train.select([i for i, text in enumerate(train["text"][:]) if text not in tested])
+    # The treebank has its development sentences in both files.
+    tested = {*map(plain, final["text"][:])}
+    texts = map(plain, train["text"][:])
+    train = train.select([i for i, text in enumerate(texts) if text not in tested])
     spare = min(_UNLABELLED, max(0, len(train) - sum(sizes)))
     *parts, others = _parts(train, [*sizes, spare], seed)
     names = (str(size) for size in sizes)
@@ -122,8 +125,10 @@ def _two_classes(folder: Path, file: str, column: str, middle: float, margin: fl
 
 
 def _parts(table: Dataset, sizes: Sequence[int], seed: int) -> list[Dataset]:
-    """Random rows for each part, none in two."""
+    """Random rows for each part, no text in two."""
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
+    table = once(table.select(order.tolist()), "text")
     if len(table) < sum(sizes):
         raise DataError(f"{sum(sizes)} rows are needed, there are {len(table)}")
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
-    return [table.select(part.tolist()) for part in order[: sum(sizes)].split(list(sizes))]
+    parts = torch.arange(sum(sizes)).split(list(sizes))
+    return [table.select(part.tolist()) for part in parts]

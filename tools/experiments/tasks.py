@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Value, load_dataset
 
 from bhpeft_pyro.data import Columns
+from bhpeft_pyro.data.copies import plain
 from bhpeft_pyro.data.sources import load
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.likelihoods import Likelihood
@@ -19,7 +20,7 @@ from bhpeft_pyro.posterior.io import digest_of
 
 from .tiny import ROWS
 
-__all__ = ["Shift", "Split", "Task", "read", "split"]
+__all__ = ["Shift", "Split", "Task", "once", "read", "split"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Task:
     shifts: Mapping[str, Shift] = field(default_factory=dict)
 
     @property
+    def text(self) -> str:
+        """The column of the text, or of the question."""
+        return self.columns.inputs(self.likelihood().kind)[0]
+
+    @property
     def target(self) -> str:
         """The column to predict."""
         return self.columns.target(self.likelihood().kind)
@@ -70,7 +76,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Split:
-    """Rows that share no text.
+    """Rows that share no text, case and spaces aside.
 
     Attributes:
         train: to learn.
@@ -113,11 +119,12 @@ def split(
     known = None if task.classes is None else lambda label: label < task.classes
     table = _rows(folder, task, task.source, generator, known)
     counts = (rows, validation) if task.test else (rows, validation, test)
-    train, held_out, *more = _cut(table, counts, task.source)
-    seen = {*_texts(train, task), *_texts(held_out, task)}
+    train, held_out, *more = _cut(once(table, task.text), counts, task.source)
+    seen = {plain(text) for part in (train, held_out) for text in _texts(part, task)}
 
     def fresh(rows: Dataset) -> Dataset:
-        return rows.select([i for i, text in enumerate(_texts(rows, task)) if text not in seen])
+        texts = map(plain, _texts(rows, task))
+        return rows.select([i for i, text in enumerate(texts) if text not in seen])
 
     if task.test:
         more = _cut(fresh(_rows(folder, task, task.test, generator, known)), (test,), task.test)
@@ -150,6 +157,12 @@ def _rows(
     return table.select(torch.randperm(len(table), generator=generator).tolist())
 
 
+def once(table: Dataset, column: str) -> Dataset:
+    """The rows without those whose text is a row's before, case and spaces aside."""
+    first = {plain(text): i for i, text in reversed([*enumerate(table[column][:])])}
+    return table.select(sorted(first.values()))
+
+
 def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
     """What is read of the rows, as plain data."""
     names = (*task.columns.inputs(task.likelihood().kind), task.target)
@@ -157,8 +170,7 @@ def _read(table: Dataset, task: Task) -> dict[str, list[Any]]:
 
 
 def _texts(table: Dataset, task: Task) -> list[str]:
-    column = task.columns.inputs(task.likelihood().kind)[0]
-    return list(table[column][:])
+    return list(table[task.text][:])
 
 
 def _cut(table: Dataset, counts: tuple[int, ...], source: str) -> list[Dataset]:

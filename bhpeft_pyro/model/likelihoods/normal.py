@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...checks import MAYBE_POSITIVE, Number, check_fields
-from ...errors import LikelihoodError
+from ...errors import DataError, LikelihoodError
 from ...peft.sites import Site, zeros
 from .likelihood import NO_EXTRA, Extra, Likelihood
 
 LEAST_NOISE = 1e-3
 """The least noise scale that is set rather than trained, in units; ratings may all be the same."""
+_COARSE = 0.01  # of the spread: rounding then adds 1e-5 to the variance
 _MOST = 20.0  # of a log scale: under a wide posterior it would overflow or become 0
 
 
@@ -40,12 +41,21 @@ class Ratings(Likelihood):
         return 1.0 if self.spread is None else self.spread
 
     def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
+        given = torch.tensor([-1.0, 1.0]) if labels is None else labels.double()
+        sd = given.std(correction=0).item()
+        center = given.mean().item() if self.center is None else self.center
+        spread = (sd if self.spread is None else self.spread) or 1.0  # all may be the same
+        largest = given.abs().max().item()
+        step = torch.finfo(torch.float32).eps * largest  # labels and predictions are rounded to it
+        if labels is not None and step > _COARSE * min(spread, sd or 1.0):
+            raise DataError(
+                f"data: ratings as large as {largest:.7g} are rounded to steps of {step:.2g} "
+                f"(single precision), too coarse for ratings that differ so little (sd {sd:.2g} "
+                f"after rounding); subtract an offset from all, such as {largest:.7g}"
+            )
         if self.center is not None and self.spread is not None:
             return self
-        given = torch.tensor([-1.0, 1.0]) if labels is None else labels.double()
-        center = given.mean().item() if self.center is None else self.center
-        spread = given.std(correction=0).item() if self.spread is None else self.spread
-        return replace(self, center=center, spread=spread or 1.0)  # ratings may all be the same
+        return replace(self, center=center, spread=spread)
 
     def start(self, labels: Tensor) -> dict[str, Tensor]:
         """The noise of a constant prediction: the labels' sd."""

@@ -139,7 +139,8 @@ def fit(
     named = partial(naming_rows, model, data=examples, validation=held_out)
     given, split = examples.fingerprint, None
     if held_out is None and modules[0].needs_held_out(options):
-        warn_of_copies(examples)
+        if not examples.few:  # of which nothing is held out
+            warn_of_copies(examples)
         examples, held_out = examples.hold_out(options.seed)
         split = None if held_out is None else options.seed
     splits = [

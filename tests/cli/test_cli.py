@@ -225,7 +225,8 @@ def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
     fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "no")
     assert "--validation: 0.01 of 20 rows is 0" in error(*fit, "--validation", "1%")
     common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")
-    result = bhpeft("fit", *common, *ONE, "--validation", folder / "train.csv", "--json")
+    other = write_csv(tmp_path / "other.csv", text=[f"{text} w9" for text in TEXTS], label=NAMES)
+    result = bhpeft("fit", *common, *ONE, "--validation", other, "--json")
     assert json.loads(result.stdout)["examples"] == 20  # a file leaves all rows to learn from
 
 

@@ -791,7 +791,8 @@ def test_the_noise_is_chosen_with_the_width_of_the_first_round(
     model = tiny_model(bh.presets.bh_peft(), 1, likelihood=Normal())
     first = bh.fit(model, "laplace", rows, components=1, **QUICK)
     new = {"text": random_texts(90)[60:], "label": [float(i % 3) for i in range(30)]}
-    first.update(new, validation=rows, max_steps=3)
+    others = {"text": random_texts(120)[90:], "label": new["label"]}
+    first.update(new, validation=others, max_steps=3)
     assert free == [True, False]
 
 
@@ -799,9 +800,10 @@ def test_a_later_rounds_width_is_chosen_by_the_forecasts_that_it_makes() -> None
     rows = {"text": random_texts(60), "label": [float(i % 5) for i in range(60)]}
     model = tiny_model((), 1, likelihood=Normal())
     first = bh.fit(model, "normal", rows, max_steps=40, progress=False)
-    rows = {"text": random_texts(90)[60:], "label": [float(i % 3) for i in range(30)]}
-    second = first.update(rows, guide="laplace", validation=rows, max_steps=20)
-    assert second.report.component_nll == pytest.approx(second.evaluate(rows)["nll"], rel=5e-3)
+    texts, labels = random_texts(120)[60:], [float(i % 3) for i in range(30)]
+    new, others = ({"text": part, "label": labels} for part in (texts[:30], texts[30:]))
+    second = first.update(new, guide="laplace", validation=others, max_steps=20)
+    assert second.report.component_nll == pytest.approx(second.evaluate(others)["nll"], rel=5e-3)
 
 
 class Constant(KnownNoise):

@@ -37,8 +37,9 @@ def looks(monkeypatch: pytest.MonkeyPatch, *rows: list[float]) -> list[dict[str,
 
 
 def test_a_fit_of_less_than_an_epoch_is_looked_at_once() -> None:
-    rows = tiny_examples(64)
-    posterior = bh.fit(tiny_model(()), "normal", rows, validation=rows, max_steps=2, progress=False)
+    rows, others = tiny_examples(64), tiny_examples(64, seed=1)
+    options: dict[str, Any] = {"validation": others, "max_steps": 2, "progress": False}
+    posterior = bh.fit(tiny_model(()), "normal", rows, **options)
     assert ["validation_nll" in entry for entry in posterior.report.history] == [False, True]
 
 
@@ -48,7 +49,8 @@ def test_patience_goes_back_to_the_best_state_and_passes_over_nan(
     """No number is smaller than NaN, so it would be kept for good."""
     states = looks(monkeypatch, [float("nan")], [0.5], [0.7], [0.9])
     rows = tiny_examples(8)
-    options: dict[str, Any] = {"validation": rows, "eval_every": 1, "patience": 2}
+    options: dict[str, Any] = {"eval_every": 1, "patience": 2}
+    options["validation"] = tiny_examples(8, seed=1)
     posterior = bh.fit(tiny_model(()), "normal", rows, max_steps=20, progress=False, **options)
     assert (posterior.report.best_step, posterior.report.steps) == (2, 4)
     assert all(torch.equal(v, states[1][k]) for k, v in posterior.guide.state_dict().items())
@@ -170,7 +172,7 @@ def test_a_noise_that_the_prior_fixes_stays(count: int) -> None:
 
     model = tiny_model((), 1, prior, Normal(0.0, 2.0))
     rows = {
-        "text": [f"w{5 + i % 40}" for i in range(count)],
+        "text": [f"w{5 + i % 40} w{5 + i // 40}" for i in range(count)],
         "label": [float(i % 5) for i in range(count)],
     }
     posterior = bh.fit(model, "delta", rows, max_steps=3, progress=False)
@@ -184,7 +186,7 @@ def test_a_noise_that_the_prior_fixes_stays(count: int) -> None:
 def test_ratings_that_are_all_the_same_are_learnt(guide: str, count: int) -> None:
     """They leave no errors, of which the noise would be 0."""
     texts, model = (
-        [f"w{5 + i % 40}" for i in range(count)],
+        [f"w{5 + i % 40} w{5 + i // 40}" for i in range(count)],
         tiny_model((), 1, likelihood=bh.likelihoods.Normal()),
     )
     rows = {"text": texts, "label": [3.0] * count}

@@ -108,7 +108,11 @@ def test_new_labels_appear_on_the_way(tmp_path: Path) -> None:
 def test_examples_may_be_from_before_new_labels(tmp_path: Path) -> None:
     """Read once with the names of their time; a stream that goes on has more."""
     names = ("no", "yes", "perhaps")
-    rows = {name: {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4} for name in "ab"}
+    texts = [f"w{5 + i % 2} w{9 + i}" for i in range(16)]
+    rows = {
+        name: {"text": own, "label": ["no", "yes"] * 4}
+        for name, own in (("a", texts[:8]), ("b", texts[8:]))
+    }
     rows["b"]["label"] = ["perhaps", "yes"] * 4
     batches = {
         name: encode(rows[name], tiny_tokenizer(), kind="class", columns=Columns(label_names=known))
@@ -179,7 +183,8 @@ def test_tests_wait_for_labels_that_are_still_to_come(tmp_path: Path) -> None:
         "a": {"text": ["w5 w9", "w6 w8"] * 4, "label": ["no", "yes"] * 4},
         "b": {"text": ["w7 w9", "w6 w8"] * 4, "label": ["perhaps", "yes"] * 4},
     }
-    posterior = run(tmp_path, weeks, tests=weeks, grow=True, replay=None)
+    tests = {name: {**rows, "text": ["w5 w7", "w6 w7"] * 4} for name, rows in weeks.items()}
+    posterior = run(tmp_path, weeks, tests=tests, grow=True, replay=None)
     record = Record.of(posterior)
     assert record.tests == ["a", "b"]
     assert record.matrix.isnan().tolist() == [[False, True], [False, False]]
@@ -361,8 +366,9 @@ def test_stars_are_tested_and_gone_on_with_whatever_their_scale_is_made_of(tmp_p
     """NumPy's numbers are neither plain data nor written alike."""
     ordered = tiny_model((), 1, likelihood=bh.likelihoods.OrderedLogistic(np.int64(3)))
     weeks = {"a": {"text": ["w5", "w6", "w7"], "label": [0, 1, 2]}}
+    tests = {"a": {"text": ["w5 w8", "w6 w8", "w7 w8"], "label": [0, 1, 2]}}
     record = Record.of(
-        bh.stream(ordered, weeks, tmp_path / "o", tests=weeks, max_steps=2, progress=False)
+        bh.stream(ordered, weeks, tmp_path / "o", tests=tests, max_steps=2, progress=False)
     )
     assert record.tests == ["a"]
     rows = {"text": ["w5", "w6"], "label": [1.0, 5.0]}

@@ -31,13 +31,11 @@ __all__ = ["load_backbone"]
 LOCAL = {"minilm": assets.minilm, "mpnet": assets.mpnet, "smollm2": assets.smollm2}
 
 
-# Of a configuration: what changes the outputs and not the shapes of the weights.
-_SETTINGS = (
-    *("num_attention_heads", "num_key_value_heads", "head_dim", "is_decoder", "sliding_window"),
-    *("hidden_act", "hidden_activation", "activation", "activation_function"),
-    *("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps", "norm_eps"),
-    *("rope_theta", "position_embedding_type"),
-)
+# Of a configuration: what shows only in texts that are longer than the fixed ones.
+_SETTINGS = ("sliding_window", "local_attention", "layer_types")
+
+_FIXED = 128  # tokens of the longest fixed text
+_KEPT = 16  # numbers that are kept of each text's output
 
 
 def load_backbone(
@@ -150,56 +148,109 @@ def check_plain(backbone: PreTrainedModel) -> None:
 
 
 def identity(backbone: PreTrainedModel) -> dict[str, Any]:
-    """What tells a backbone from others: two digests of its weights, and settings that change what
-    it computes with them.
+    """What tells a backbone from others: digests of its weights, and the settings of `_SETTINGS`.
 
-    `fingerprint` is of its type and size, and of a sample of every tensor that counts, `weights` of
-    the sums of their bits. Heads and poolers are left out: `from_pretrained` initialises them at
+    `fingerprint` is of its type and size, and of a sample of every tensor that counts; `weights` of
+    the sums of their bits, and `rows` of the sums of each row's and of each column's, which change
+    when rows are exchanged. Heads and poolers are left out: `from_pretrained` initialises them at
     random where a checkpoint lacks them. What a `ClassifierHead` uses of them is saved with the
     posterior.
     """
     config = backbone.config.to_dict()
     shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers")}
-    samples, sums = (hashlib.sha256() for _ in range(2))
+    samples, sums, rows = (hashlib.sha256() for _ in range(3))
     samples.update(json.dumps(shape, sort_keys=True).encode())
     for name, tensor in sorted(backbone.base_model.state_dict().items()):
         if name.startswith("pooler.") or not isinstance(tensor, Tensor):
             continue  # some quantised layers keep other things than tensors
-        flat = tensor.detach().dequantize().float().flatten()
+        table = tensor.detach().dequantize().float()
+        flat = table.flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].cpu()
         called = f"{name}{tuple(tensor.shape)}".encode()
         samples.update(called)
         samples.update(sample.numpy().tobytes())
+        bits = (table.flatten(1) if table.ndim > 1 else flat.unsqueeze(0)).view(torch.int32)
+        each = bits.sum(1, dtype=torch.int64)
         sums.update(called)
-        sums.update(str(flat.view(torch.int32).sum(dtype=torch.int64).item()).encode())
+        sums.update(str(each.sum().item()).encode())
+        for line in (each, bits.sum(0, dtype=torch.int64)):
+            rows.update(line.cpu().numpy().tobytes())
     settings = {k: getattr(backbone.config, k, None) for k in _SETTINGS}
     return {
         "fingerprint": samples.hexdigest(),
         "weights": sums.hexdigest(),
-        "settings": {k: v for k, v in settings.items() if isinstance(v, (int, float, str))},
+        "rows": rows.hexdigest(),
+        "settings": {k: v for k, v in settings.items() if v is not None},
     }
 
 
 def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
-    """Refuse another backbone than that whose `identity` was saved (older files lack parts of it).
+    """Refuse another backbone than that whose `identity` was saved (older files lack parts of it,
+    and have more settings).
 
     Raises:
         SaveError: the weights or a setting differ.
     """
     own = identity(backbone)
-    differ = [k for k in ("fingerprint", "weights") if saved.get(k, own[k]) != own[k]]
-    settings = saved.get("settings", {})
-    others = [k for k in settings if own["settings"].get(k, settings[k]) != settings[k]]
-    if not differ and not others:
+    for name, was in saved.get("settings", {}).items():
+        now = getattr(backbone.config, name, None)
+        if now is not None and now != was:
+            raise _another(backbone, saved, f"its {name} was {was!r}, not {now!r} as in")
+    if any(saved.get(k, own[k]) != own[k] for k in ("fingerprint", "weights", "rows")):
+        raise _another(backbone, saved, "its weights differ from those of")
+
+
+def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """(4, T) token ids from the whole vocabulary, the same on every machine and whatever the
+    configuration says of special tokens, and their mask: texts of several lengths, padded."""
+    embedding = backbone.base_model.get_input_embeddings()
+    vocabulary = int(getattr(embedding, "num_embeddings", backbone.config.vocab_size))
+    # Learned positions may start at an offset of a few, so stay clear of the end.
+    longest = getattr(backbone.config, "max_position_embeddings", None) or _FIXED + 4
+    length = max(1, min(_FIXED, longest - 4))
+    lengths = torch.tensor([length, 2 * length // 3, length // 4, 1]).clamp_min(1)
+    mask = (torch.arange(length) < lengths.unsqueeze(1)).long()
+    # A large prime, so that neighbours are far apart.
+    ids = torch.arange(mask.numel()).reshape(mask.shape) * 2_654_435_761 % vocabulary
+    return (ids * mask).to(backbone.device), mask.to(backbone.device)
+
+
+def kept_of(features: Tensor) -> list[list[float]]:
+    """A few of the numbers that the head reads of each of the fixed texts, to be saved."""
+    some = features[:, :: max(1, features.shape[1] // _KEPT)]
+    return [[float(f"{value:.4g}") for value in row] for row in some.tolist()]
+
+
+def check_outputs(
+    backbone: PreTrainedModel, own: list[list[float]], saved: Mapping[str, Any]
+) -> None:
+    """Refuse a backbone that computes something else from the fixed texts than what was saved.
+
+    The weights are the same, so a setting is not. Devices, attention functions and versions of
+    torch differ by rounding, which is allowed for: 0.5 %, or ten units of the last place of the
+    backbone's dtype, which are 8 % in bfloat16.
+
+    Raises:
+        SaveError: the outputs differ.
+    """
+    if (before := saved.get("outputs")) is None:  # an older file
         return
-    what = "its weights differ"
-    if others:
-        name = others[0]
-        what = f"its {name} was {settings[name]!r}, not {own['settings'][name]!r} as"
-    raise SaveError(
+    then, now = torch.tensor(before, dtype=torch.float64), torch.tensor(own, dtype=torch.float64)
+    tolerance = max(5e-3, 10 * torch.finfo(backbone.dtype).eps)
+    if then.shape != now.shape or not (then - now).norm() <= tolerance * then.norm():
+        raise _another(
+            backbone,
+            saved,
+            "the weights are the same, but a setting of the configuration is not (for example "
+            "rope_parameters, pad_token_id or num_attention_heads), and the outputs differ from "
+            "those of",
+        )
+
+
+def _another(backbone: PreTrainedModel, saved: Mapping[str, Any], how: str) -> SaveError:
+    return SaveError(
         f"backbone: this posterior was fitted on another one ({saved['name'] or 'unnamed'!r}); "
-        f"{what} {'in' if others else 'from those of'} "
-        f"{backbone.config._name_or_path or 'the one given'!r}"
+        f"{how} {backbone.config._name_or_path or 'the one given'!r}"
     )
 
 

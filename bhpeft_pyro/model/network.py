@@ -21,7 +21,7 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights, load_tokenizer
+from .backbone import check_weights, fixed_tokens, kept_of, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -173,6 +173,19 @@ class RandomPEFT(PyroModule):
     def probe(self) -> list[int] | None:
         """Numbers by which the tokenizer is known again; None if none has been used."""
         return None if self._tokenizer is None else [*probe_of(self._tokenizer)]
+
+    def fixed_outputs(self) -> list[list[float]]:
+        """Numbers by which what the backbone computes is known again: what the head reads of fixed
+        tokens, without PEFT weights."""
+        ids, mask = fixed_tokens(self.backbone)
+        inputs = self._accepted({"input_ids": ids, "attention_mask": mask})
+        spans = None
+        if self.head.each_word:  # the last token of each text
+            ends = mask.sum(1)
+            spans = torch.stack([torch.arange(len(ends)).to(ends), ends - 1, ends], 1)
+        device = ids.device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False), _evaluating(self.backbone):
+            return kept_of(self.head.read(self.backbone, inputs, mask, self.causal, spans))
 
     @cached_property
     def causal(self) -> bool:
@@ -348,6 +361,18 @@ class RandomPEFT(PyroModule):
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
+
+
+@contextmanager
+def _evaluating(backbone: PreTrainedModel) -> Iterator[None]:
+    """No module is in training mode until the end of the block."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ from ..guides import GUIDES, BlockGuide, DrawsGuide, ForeignGuide, Guide, PyroGu
 from ..guides.function import FunctionGuide
 from ..inference.report import FitReport
 from ..model import likelihoods
-from ..model.backbone import check_identity, identity, saved_name
+from ..model.backbone import check_identity, check_outputs, identity, saved_name
 from ..model.head import ClassifierHead, Head, with_tail
 from ..model.likelihoods import Function, Likelihood
 from ..model.model import Model
@@ -101,6 +101,7 @@ def describe(posterior: Posterior) -> tuple[Plain, Tensors]:
     plain: Plain = {
         "backbone": {
             **identity(network.backbone),
+            "outputs": network.fixed_outputs(),
             "name": saved_name(network.backbone),
             "tokenizer": network.probe(),
         },
@@ -156,6 +157,7 @@ def revive(
     probes = fitted_on.get("tokenizer"), network.probe()
     if None not in probes and probes[0] != probes[1]:
         raise SaveError("tokenizer: this posterior was fitted with another one; expected that")
+    check_outputs(backbone, network.fixed_outputs(), fitted_on)
     _load(network, tensors, "network")
     found = []
     for number, fit in enumerate(fits):

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError, DataError, SaveError
-from bhpeft_pyro.model.backbone import check_identity, identity
+from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.testing import tiny_backbone, tiny_batch, tiny_examples, tiny_model
 
 HYBRID = (bh.peft.LoRA(rank=2), bh.peft.Adapter(size=3), bh.peft.Prefix(length=2))
@@ -214,56 +213,6 @@ def test_the_backbone_is_no_part_of_the_module(network: bh.RandomPEFT) -> None:
         assert not any("encoder" in name or "embed" in name for name in module.state_dict())
     assert not any(parameter.requires_grad for parameter in network.backbone.parameters())
     assert not network.backbone.training
-
-
-def test_the_fingerprint_tells_backbones_apart() -> None:
-    first, second = tiny_backbone(), tiny_backbone()
-    assert identity(first) == identity(second)
-    with torch.no_grad():
-        second.encoder.layer[1].output.dense.bias[3] += 1e-3
-    assert identity(first)["fingerprint"] != identity(second)["fingerprint"]
-
-
-def test_any_weight_and_any_setting_makes_another_backbone() -> None:
-    config = {**tiny_backbone().config.to_dict(), "vocab_size": 3000}
-    first = BertModel(BertConfig(**config))
-    saved = {"name": "first", **identity(first)}
-
-    def other(**changes: Any) -> BertModel:
-        model = BertModel(BertConfig(**{**config, **changes}))
-        model.load_state_dict(first.state_dict())
-        return model
-
-    check_identity(other(hidden_dropout_prob=0.3), saved)  # which has no effect on predictions
-    changed = other()
-    with torch.no_grad():
-        changed.embeddings.word_embeddings.weight[49, 1] += 1e-4  # one that is not in the sample
-    assert identity(changed)["fingerprint"] == saved["fingerprint"]
-    with pytest.raises(SaveError, match=r"fitted on another one \('first'\); its weights differ"):
-        check_identity(changed, saved)
-    for name, value in (("num_attention_heads", 4), ("hidden_act", "relu")):
-        with pytest.raises(SaveError, match=f"its {name} was .*, not {value!r} as in"):
-            check_identity(other(**{name: value}), saved)
-    older = {name: saved[name] for name in ("name", "fingerprint")}
-    check_identity(other(num_attention_heads=4), older)  # a file that does not know
-
-
-def test_the_fingerprint_leaves_out_a_pooler_that_the_checkpoint_lacks(tmp_path) -> None:
-    """`from_pretrained` draws it at random each time, as for roberta-base."""
-    BertForMaskedLM(tiny_backbone().config).save_pretrained(tmp_path)
-    first, second = (AutoModel.from_pretrained(tmp_path) for _ in range(2))
-    assert not torch.equal(first.pooler.dense.weight, second.pooler.dense.weight)
-    assert identity(first)["weights"] == identity(second)["weights"]
-
-
-def test_the_fingerprint_is_of_what_the_head_reads() -> None:
-    """`AutoModelForSequenceClassification` draws a classifier, which a `Head` has no use for."""
-    first, second = (BertForSequenceClassification(tiny_backbone().config) for _ in range(2))
-    second.bert.load_state_dict(first.bert.state_dict())
-    assert not torch.equal(first.classifier.weight, second.classifier.weight)
-    assert (
-        identity(first)["weights"] == identity(second)["weights"] == identity(first.bert)["weights"]
-    )
 
 
 def test_features_make_no_peft_weights(monkeypatch: pytest.MonkeyPatch) -> None:

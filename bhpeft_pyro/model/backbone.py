@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,18 @@ def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
     # A large prime, so that neighbours are far apart.
     ids = torch.arange(mask.numel()).reshape(mask.shape) * 2_654_435_761 % vocabulary
     return (ids * mask).to(backbone.device), mask.to(backbone.device)
+
+
+@contextmanager
+def evaluating(backbone: PreTrainedModel) -> Iterator[None]:
+    """No module is in training mode until the end of the block."""
+    training = [module for module in backbone.modules() if module.training]
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def kept_of(features: Tensor) -> list[list[float]]:

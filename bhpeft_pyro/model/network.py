@@ -21,7 +21,7 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
-from .backbone import check_weights, fixed_tokens, kept_of, load_tokenizer
+from .backbone import check_weights, evaluating, fixed_tokens, kept_of, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
 
@@ -184,7 +184,7 @@ class RandomPEFT(PyroModule):
             ends = mask.sum(1)
             spans = torch.stack([torch.arange(len(ends)).to(ends), ends - 1, ends], 1)
         device = ids.device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False), _evaluating(self.backbone):
+        with torch.no_grad(), torch.autocast(device, enabled=False), evaluating(self.backbone):
             return kept_of(self.head.read(self.backbone, inputs, mask, self.causal, spans))
 
     @cached_property
@@ -361,18 +361,6 @@ class RandomPEFT(PyroModule):
         accepted, mask = self._accepted(inputs), _mask(inputs)
         pooled = self.head.read(self.backbone, accepted, mask, self.causal, spans)
         return pooled if self.axes is None else self.axes(pooled)
-
-
-@contextmanager
-def _evaluating(backbone: PreTrainedModel) -> Iterator[None]:
-    """No module is in training mode until the end of the block."""
-    training = [module for module in backbone.modules() if module.training]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _mask(inputs: Mapping[str, Tensor]) -> Tensor:

@@ -112,8 +112,8 @@ SETTINGS: list[tuple[str, str, Any]] = [
 ]
 
 
-def outputs(backbone: PreTrainedModel, head: Any = bh.Head(2)) -> list[list[float]]:
-    return bh.RandomPEFT(backbone, (), head).fixed_outputs()
+def outputs(backbone: PreTrainedModel, head: Any = None) -> list[list[float]]:
+    return bh.RandomPEFT(backbone, (), head or bh.Head(2)).fixed_outputs()
 
 
 @pytest.mark.parametrize(("model_type", "name", "value"), SETTINGS)

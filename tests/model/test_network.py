@@ -9,13 +9,6 @@ import pytest
 import torch
 from tiny import CAUSAL, build, drawn, take
 from torch.nn import functional
-from transformers import (
-    AutoModel,
-    BertConfig,
-    BertForMaskedLM,
-    BertForSequenceClassification,
-    BertModel,
-)
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError, DataError

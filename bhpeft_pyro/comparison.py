@@ -17,7 +17,7 @@ from .checks import Number, as_path, check
 from .data import Columns
 from .data.copies import check_apart
 from .errors import ConfigError, DataError
-from .files import write
+from .files import refuse_link, write
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
 from .inference.predict import AnyForecast
@@ -171,6 +171,7 @@ def compare(
 
     def kept(name: str, doing: str, make: Callable[[], Posterior]) -> Posterior:
         place, network = folder / name.replace(" ", "-"), head.network
+        refuse_link(place)
         if io.exists(place):
             say(f"{name} is in {place}")
             own: dict[str, Any] = {"prior": head.prior, "likelihood": own_likelihood(head)}

@@ -80,7 +80,11 @@ def repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_posterior_comes_back_from_the_hub(posterior: bh.Posterior, repositories: Path) -> None:
     assert posterior.push_to_hub("me/reviews") == "me/reviews: Upload posterior"
     later = posterior.update({"text": TEXTS, "label": ["c", "c"]}, max_steps=1, progress=False)
+    own = repositories / "me/reviews" / "posterior-notes.safetensors"
+    own.write_bytes(b"a user's own")
     later.push_to_hub("me/reviews", commit_message="Tuesday")
+    assert own.read_bytes() == b"a user's own"
+    own.unlink()
     files = sorted(file.name for file in (repositories / "me/reviews").iterdir())
     assert [name.partition("-")[0] for name in files] == [
         "README.md",

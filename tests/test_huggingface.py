@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,7 @@ from bhpeft_pyro.errors import (
     ConfigError,
     DataError,
     SaveError,
-    WriteError,
 )
-from bhpeft_pyro.huggingface import writing
 from bhpeft_pyro.model.head import final_layer, set_final_layer
 from bhpeft_pyro.testing import (
     tiny_backbone,
@@ -355,11 +355,11 @@ def fitted(kinds: Any = None, guide: str = "delta", **options: Any) -> bh.Poster
 
 def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
     posterior = fitted(guide="laplace", components=2)
-    posterior.to_peft(tmp_path)
+    posterior.to_peft(both := tmp_path / "both")
     model = peft.PeftModel.from_pretrained(
-        tiny_classifier(), tmp_path / "component-0", adapter_name="component-0"
+        tiny_classifier(), both / "component-0", adapter_name="component-0"
     ).eval()
-    model.load_adapter(tmp_path / "component-1", adapter_name="component-1")
+    model.load_adapter(both / "component-1", adapter_name="component-1")
     for number, part in enumerate(posterior.components):
         model.set_adapter(f"component-{number}")
         close(logits(model, TEST), ours(part, TEST))
@@ -374,24 +374,39 @@ def test_components_are_adapters_of_one_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="draws=3: this posterior is of the network linearised"):
         posterior.to_peft(tmp_path / "draws", draws=3)
     with pytest.raises(SaveError, match="holds an adapter already"):
-        posterior.to_peft(tmp_path, component=0)
-    posterior.to_peft(tmp_path, component=0, overwrite=True)
-    found = {file.parent.relative_to(tmp_path) for file in tmp_path.rglob("adapter_*")}
-    assert found == {Path("."), Path("one")}  # "one" is a folder of the user's own
+        posterior.to_peft(both, component=0)
+    posterior.to_peft(both, component=0, overwrite=True)
+    assert {file.parent for file in both.rglob("*")} == {both}
+    assert {path.name for path in tmp_path.iterdir()} <= {"both", "one", ".both.lock", ".one.lock"}
     (tmp_path / "file").touch()
-    with pytest.raises(WriteError, match="file"):
+    with pytest.raises(SaveError, match="file is a file"):
         posterior.to_peft(tmp_path / "file", component=0)
 
 
-def test_a_killed_export_leaves_no_adapter_of_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The old configuration may not fit the new weights."""
-    fitted().to_peft(tmp_path)
-    monkeypatch.setattr(writing, "TemporaryDirectory", pytest.fail)  # after the weights
-    with pytest.raises(pytest.fail.Exception):
-        fitted().to_peft(tmp_path, overwrite=True)
-    assert not (tmp_path / "adapter_config.json").exists()
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "a copy": lambda f: shutil.copytree(f / "component-0", f / "component-7"),
+    "a copy by another name": lambda f: shutil.copytree(f / "component-0", f / "component-best"),
+    "a file": lambda f: (f / "README.md").touch(),
+    "a folder": lambda f: (f / "draw-0").mkdir(),
+    "one's own adapter": lambda f: adapted(
+        tiny_classifier(), target_modules=["query"]
+    ).save_pretrained(f / "component-0"),
+    "a setting": lambda f: (f / "component-1" / "adapter_config.json").write_text("{}"),
+    "a link": lambda f: (f / "component-7").symlink_to(f / "component-0"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_no_export_wrote_is_never_replaced(name: str, tmp_path: Path) -> None:
+    posterior, folder = fitted(guide="laplace", components=2), tmp_path / "run"
+    posterior.to_peft(folder)
+    CHANGES[name](folder)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(SaveError, match="was not written by to_peft, or was changed"):
+        posterior.to_peft(folder, overwrite=True)
+    assert {path: path.read_bytes() for path in files} == before
+    posterior.to_peft(tmp_path / "other")
 
 
 def test_draws_of_a_normal_guide(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def push_to_hub(
             folder_path=folder,
             commit_message=commit_message,
             allow_patterns=[*_FILES, "README.md"],
-            delete_patterns=_FILES[1],
+            delete_patterns=f"posterior-{'[0-9a-f]' * 16}.safetensors",  # as `save` names them
         )
     return str(done.commit_url)
 

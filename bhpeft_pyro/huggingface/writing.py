@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from ..checks import as_path
 from ..distributed import is_main
 from ..errors import ConfigError, SaveError
-from ..files import make_folder, naming, write
+from ..files import make_folder, replacing, write
 from ..guides.guide import check_not_linear
 from ..model.head import ClassifierHead, final_layer, set_final_layer
 from ..model.network import RandomPEFT
@@ -24,6 +25,7 @@ from ..posterior.posterior import Posterior
 from .reading import CONFIG, Layer, check_targets, library
 
 _TENSORS = "adapter_model.safetensors"
+_MARK = "bhpeft_pyro"  # of the tensors' metadata
 
 
 def to_peft(
@@ -40,15 +42,18 @@ def to_peft(
     `PeftModel.from_pretrained(backbone, folder)` gives the same logits, with a backbone of
     `AutoModelForSequenceClassification.from_pretrained(..., num_labels=...)`.
 
+    The adapters appear together, when all are written. What was there stays until then.
+
     Args:
         posterior: of LoRA alone, with a `ClassifierHead`.
-        folder: of the adapter. Several adapters are written to its folders component-0,
-            component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one by one.
+        folder: of the adapter, a new or an empty one. Several adapters are written to its folders
+            component-0, component-1 and so on, or draw-0 and so on: `model.load_adapter` takes one
+            by one.
         component: of a mixture, the one to write; by default all.
         draws: write so many draws of the weights, in place of the central values; of a mixture
             rounded up, as many of each component.
         seed: of the draws.
-        overwrite: replace all adapters that an earlier call wrote to `folder`.
+        overwrite: replace a folder of adapters that an earlier call wrote, with all of them.
 
     Returns:
         The folder.
@@ -57,7 +62,7 @@ def to_peft(
         ConfigError: adapter or prefix weights, or a `Head`, which `peft` has no counterpart for;
             several labels a text, and a backbone whose config does not say so (`problem_type`); no
             such component; draws of a linearised posterior, which are no weights of the network.
-        SaveError: there is an adapter already.
+        SaveError: there is an adapter already, or anything that no earlier call wrote.
     """
     folder = as_path("folder", folder)
     _check(posterior, "to_peft")
@@ -83,17 +88,49 @@ def to_peft(
         chosen = {
             f"draw-{i}": {name: value[i] for name, value in drawn.items()} for i in range(count)
         }
-    places = {folder if len(chosen) == 1 else folder / name: v for name, v in chosen.items()}
-    before = [folder, *folder.glob("component-*"), *folder.glob("draw-*")]
-    before = [place for place in before if (place / CONFIG).exists()]
-    if before and not overwrite and is_main():
-        raise SaveError(f"folder: {before[0]} holds an adapter already; pass overwrite=True")
-    for place, values in places.items():
-        _write(network, values, place)
-    for place in {*before} - {*places} if is_main() else ():
-        (place / CONFIG).unlink()  # first: without it, no reader takes the rest for an adapter
-        (place / _TENSORS).unlink(missing_ok=True)
+    if not is_main():
+        return folder
+    there = folder.resolve()
+    with replacing(there, lambda: _check_ours(there, overwrite)) as new:
+        for name, values in chosen.items():
+            _write(network, values, new, "" if len(chosen) == 1 else name)
     return folder
+
+
+def _check_ours(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with anything but what an earlier `to_peft` wrote; that too, unless
+    `overwrite`."""
+    if folder.exists() and not folder.is_dir():
+        raise SaveError(f"folder: {folder} is a file; expected a folder, or the name of a new one")
+    every, ours = {*folder.rglob("*")}, set[Path]()
+    for file in every:
+        if file.name == _TENSORS and _is_ours(file, folder):
+            ours |= {file.parent, file, file.with_name(CONFIG)}
+    held = sorted(file.parent for file in every if file.name == CONFIG)
+    if held and not overwrite:
+        raise SaveError(f"folder: {held[0]} holds an adapter already; pass overwrite=True")
+    if other := sorted(every - ours):
+        raise SaveError(
+            f"folder: {other[0]} was not written by to_peft, or was changed; expected a new or an "
+            "empty folder, or one that to_peft alone has written to"
+        )
+
+
+def _is_ours(tensors: Path, folder: Path) -> bool:
+    """Whether `_write` wrote an adapter at this very place, and nobody changed it since."""
+    config = tensors.with_name(CONFIG)
+    if tensors.is_symlink() or config.is_symlink():
+        return False
+    try:
+        with safe_open(tensors, "pt") as file:
+            mark = (file.metadata() or {}).get(_MARK)
+        return mark == _mark(str(tensors.parent.relative_to(folder)), config.read_bytes())
+    except (OSError, SafetensorError):
+        return False
+
+
+def _mark(place: str, config: bytes) -> str:
+    return f"{place} {hashlib.sha256(config).hexdigest()}"
 
 
 def merge(posterior: Posterior, component: int | None = None) -> PreTrainedModel:
@@ -168,8 +205,8 @@ def _modules(network: RandomPEFT, values: Mapping[str, Tensor]) -> dict[str, Lay
     return found
 
 
-def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path) -> None:
-    """One adapter in the format of `peft`, its configuration last."""
+def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path, place: str) -> None:
+    """One adapter in the format of `peft`, at a place in the folder."""
     peft = library()
     backbone = network.backbone
     modules = _modules(network, values)
@@ -197,12 +234,11 @@ def _write(network: RandomPEFT, values: Mapping[str, Tensor], folder: Path) -> N
         ),
     )
     data = {f"base_model.model.{key}": value for key, value in {**tensors, **kept}.items()}
-    with naming(folder):
-        make_folder(folder)
-        if is_main():
-            (folder / CONFIG).unlink(missing_ok=True)  # it may not fit the new weights
     plain = {key: value.detach().cpu().contiguous().clone() for key, value in data.items()}
-    write(folder / _TENSORS, dump_tensors(plain, metadata={"format": "pt"}))
-    with TemporaryDirectory() as temporary:
-        config.save_pretrained(temporary)
-        write(folder / CONFIG, (Path(temporary) / CONFIG).read_bytes())
+    folder /= place
+    make_folder(folder)
+    config.save_pretrained(str(folder))
+    written = (folder / CONFIG).read_bytes()
+    write(folder / CONFIG, written)  # so that it is on the disk
+    mark = {_MARK: _mark(place or ".", written), "format": "pt"}
+    write(folder / _TENSORS, dump_tensors(plain, metadata=mark))

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from ..checks import Number, as_path, check, harmless
 from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
-from ..files import keep_names, naming
+from ..files import keep_names, make_folder, naming, refuse_link, write
 from ..inference.report import FitReport
 from ..posterior import io
 from ..posterior.posterior import Posterior
@@ -98,6 +98,7 @@ class History:
 
         Raises:
             BusyError: another process is writing; says which.
+            WriteError: the folder cannot be written to, or is a symbolic link.
 
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
@@ -113,11 +114,14 @@ class History:
             return
         writer, nested = self.folder / _WRITER, self._lock.is_locked
         with naming(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in (self.folder, self.folder / _LOCK):
+                refuse_link(path)
+            make_folder(self.folder)
             try:
                 held = self._lock.acquire(timeout=wait)
             except Timeout:
-                who = writer.read_text() if writer.exists() else ""
+                known = writer.is_file() and not writer.is_symlink()
+                who = writer.read_text() if known else ""
                 raise BusyError(
                     f"history: {who or 'another process'} is writing into {self.folder}; wait "
                     "until it has ended, or use another folder"
@@ -129,8 +133,7 @@ class History:
             try:
                 now = datetime.now(UTC).isoformat(" ", timespec="seconds")
                 who = f"process {os.getpid()} on {socket.gethostname()}, since {now},"
-                with naming(writer):
-                    writer.write_text(who)
+                write(writer, who.encode())
                 yield
             finally:
                 writer.unlink(missing_ok=True)
@@ -159,6 +162,7 @@ class History:
                 if folder.exists():
                     raise SaveError(f"history: {self.folder} has the round {report.id} already")
                 named = posterior.replace(lineage=(*posterior.lineage[:-1], report))
+                refuse_link(partial)
                 with naming(folder):
                     io.save(named, partial, overwrite=True, alone=False)
                     os.rename(partial, folder)
@@ -208,6 +212,7 @@ class History:
             # Children first, so that a kill leaves no round without those before it.
             others = [rounds[other][0] for other in reversed(rounds) if other not in kept]
             moves = {path: self.folder / _ASIDE / path.name for path in others}
+            refuse_link(self.folder / _ASIDE)
             for goal in moves.values():
                 if goal.exists():
                     raise SaveError(f"history: {goal} exists already; move it elsewhere first")
@@ -226,6 +231,7 @@ class History:
         with self.writing():
             for path in self.folder.iterdir() if is_main() else ():
                 if _OURS.fullmatch(path.name):
+                    refuse_link(path)
                     shutil.rmtree(path)
 
     def _find(self, id: str, rounds: Iterable[str]) -> str:

@@ -82,8 +82,6 @@ class Record:
             return
         folder, table = as_path("folder", folder), self.table.to_csv(index=False)
         for name, text in (("record.json", strict_json(self.rows)), ("record.csv", table)):
-            for left in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):  # by a `write` that was killed
-                left.unlink()
             write(folder / name, text.encode())
 
 

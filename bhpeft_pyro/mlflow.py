@@ -8,9 +8,10 @@ serve` do: a table of texts in, and the columns of `bhpeft predict` out. `load_m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,9 +22,8 @@ from mlflow.artifacts import download_artifacts
 from mlflow.models import Model, infer_signature
 from mlflow.models.model import ModelInfo
 
-from . import __version__
 from .checks import strings
-from .errors import ConfigError
+from .errors import ConfigError, SaveError
 from .model.backbone import shared_name
 from .posterior.posterior import Posterior
 
@@ -108,18 +108,46 @@ def load_model(model_uri: str, *, device: str = "auto", **own: Any) -> Posterior
             "models:/reviews@champion".
         device: of the backbone: "cpu", "cuda", or "auto" for a GPU if there is one.
         own: the prior, likelihood or guide if it was your own, as for `Posterior.load`.
+
+    Raises:
+        SaveError: as for `Posterior.load`; or the model names a folder outside its own.
     """
-    folder = Path(download_artifacts(model_uri))
+    folder = Path(download_artifacts(model_uri)).resolve()
     data = Model.load(folder).flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.DATA]
-    return _posterior(folder / data, device, **own)
+    place = (folder / str(data)).resolve()
+    if not place.is_relative_to(folder):
+        raise SaveError(
+            f"model_uri: {folder / 'MLmodel'} names {data!r:.60} as its data; expected a folder "
+            "in the model's own"
+        )
+    return _posterior(place, device, **own)
 
 
 def get_default_pip_requirements() -> list[str]:
-    """What an environment needs that predicts, in the versions that are installed."""
+    """What an environment needs that predicts, in the versions that are installed.
+
+    This package is named with where it was installed from, such as a wheel or a repository. Without
+    that it is left out: on an index, its name may be somebody else's.
+    """
     others = {name: version(name) for name in ("pyro-ppl", "torch", "transformers")}
     # No registry has the builds that PyTorch calls "+cpu" or "+cu126".
-    pinned = (f"{name}=={number.split('+')[0]}" for name, number in others.items())
-    return [f"bhpeft_pyro=={__version__}", *pinned]
+    pinned = [f"{name}=={number.split('+')[0]}" for name, number in others.items()]
+    return [*filter(None, [_own_requirement()]), *pinned]
+
+
+def _own_requirement() -> str | None:
+    """The address that pip noted when it installed this package, if it did (PEP 610)."""
+    try:
+        noted = distribution("bhpeft_pyro").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    if noted is None:
+        return None
+    source = json.loads(noted)
+    url, repository = source["url"], source.get("vcs_info")
+    if repository:
+        url = f"{repository['vcs']}+{url}@{repository['commit_id']}"
+    return f"bhpeft_pyro @ {url}"
 
 
 def _load_pyfunc(path: str) -> _Predictor:

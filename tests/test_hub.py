@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -98,6 +99,16 @@ def test_a_posterior_comes_back_from_the_hub(posterior: bh.Posterior, repositori
     assert not (repositories / "cache/me/reviews/README.md").exists()
 
 
+def test_names_have_no_meaning_to_markdown_or_html(posterior: bh.Posterior) -> None:
+    names = ("![x](https://elsewhere/x.png)", "<img src=x>\n\n# Title")
+    columns = dataclasses.replace(posterior.columns, label_names=names)
+    report = dataclasses.replace(posterior.report, name="`a`|*b*\n|", metrics={"<b>": 0.5})
+    text = hub.card(posterior.replace(columns=columns, lineage=(report,)), "me/reviews").text
+    for each in ("![", "](", "<img", "\n# Title", "`a`", "*b*", "<b>"):
+        assert each not in text
+    assert "img src=x&#62; # Title" in text
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match=r"name: .*/gone is neither a folder nor"):
         bh.Posterior.from_pretrained(tmp_path / "gone")
@@ -114,7 +125,7 @@ def test_a_folder_has_a_card_that_the_hub_understands(
     assert data.base_model is None  # it was loaded from a folder
     assert data.metrics == ["nll"]
     assert f'from_pretrained("{folder}")' in card.text
-    assert "| classes | a/b, c |" in card.text
+    assert "| classes | a&#124;b, c |" in card.text
     assert "| held_out/nll | 0.25 |" in card.text
     assert posterior.report.data in card.text
     again = bh.Posterior.from_pretrained(folder, tokenizer=tiny_tokenizer())

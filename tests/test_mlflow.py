@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from packaging.requirements import Requirement
 from saves import backbone_in
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import ConfigError
+from bhpeft_pyro.errors import ConfigError, SaveError
 from bhpeft_pyro.testing import tiny_examples, tiny_model
 
 mlflow = pytest.importorskip("mlflow")
 from mlflow.models import Model  # noqa: E402
 
-from bhpeft_pyro.mlflow import load_model, log_model, save_model  # noqa: E402
+import bhpeft_pyro.mlflow as own  # noqa: E402
+from bhpeft_pyro.mlflow import (  # noqa: E402
+    get_default_pip_requirements,
+    load_model,
+    log_model,
+    save_model,
+)
 
 QUICK = {"max_steps": 3, "progress": False}
 
@@ -119,7 +128,7 @@ def test_a_folder_holds_no_pickle_and_the_backbone_if_it_is_from_a_folder(
         files = [path for path in (tmp_path / name).rglob("*") if path.is_file()]
         assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
         requirements = (tmp_path / name / "requirements.txt").read_text()
-        assert "bhpeft_pyro==" in requirements and "+cpu" not in requirements
+        assert "bhpeft_pyro==" not in requirements and "+cpu" not in requirements
         assert (tmp_path / name / "data/posterior/backbone").exists() == (name == "whole")
         loaded = mlflow.pyfunc.load_model(str(tmp_path / name))
         found = loaded.predict(rows)
@@ -129,6 +138,41 @@ def test_a_folder_holds_no_pickle_and_the_backbone_if_it_is_from_a_folder(
         assert list(found)[1:4] == ["sd", "lower_90", "upper_90"]
         assert loaded.metadata.get_input_schema().input_names() == ["review"]
         assert loaded.metadata.get_output_schema().input_names() == list(found)
+
+
+WHEEL = {"url": "file:///w/bhpeft_pyro-0.1.0-py3-none-any.whl", "archive_info": {}}
+CLONE = {"url": "https://host/r.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}}
+
+
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [
+        (WHEEL, "bhpeft_pyro @ file:///w/bhpeft_pyro-0.1.0-py3-none-any.whl"),
+        (CLONE, "bhpeft_pyro @ git+https://host/r.git@abc"),
+        (None, None),
+    ],
+)
+def test_nobody_else_s_package_is_required(
+    noted: dict[str, Any] | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is not taken on PyPI: whoever takes it would be installed."""
+    text = None if noted is None else json.dumps(noted)
+    monkeypatch.setattr(own, "distribution", lambda _: SimpleNamespace(read_text=lambda _: text))
+    found = get_default_pip_requirements()
+    assert [each for each in found if "bhpeft" in each] == ([expected] if expected else [])
+    assert all(Requirement(each) for each in found)
+
+
+def test_a_model_reads_nothing_outside_its_folder(tmp_path: Path) -> None:
+    posterior = bh.fit(tiny_model(()), "normal", tiny_examples(), **QUICK)
+    save_model(posterior, tmp_path / "model")
+    posterior.save(tmp_path)
+    described = tmp_path / "model" / "MLmodel"
+    text = described.read_text()
+    assert "data: data/posterior" in text
+    described.write_text(text.replace("data: data/posterior", "data: .."))
+    with pytest.raises(SaveError, match=r"model_uri: .*MLmodel names '..' as its data"):
+        load_model(str(tmp_path / "model"), device="cpu")
 
 
 def test_aliases_need_a_registered_model() -> None:

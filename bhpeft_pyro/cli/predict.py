@@ -255,6 +255,7 @@ def _predicted(
 
 def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:
     """Write a CSV file, or JSON lines."""
+    from ..data.cells import safe
     from ..files import writing
 
     with writing(out) as file:
@@ -265,10 +266,10 @@ def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -
             # if it is in the writer's own ends of lines.
             lines: Any = SimpleNamespace(write=lambda line: text.write(line[:-2] + "\n"))
             writer = csv.DictWriter(lines, [*names], lineterminator="\r\n")
-            writer.writeheader()
+            writer.writerow({name: safe(name) for name in names})
             for record in records:
                 nested = {k: json.dumps(v) for k, v in record.items() if isinstance(v, list | dict)}
-                writer.writerow(record | nested)
+                writer.writerow({k: safe(v) for k, v in (record | nested).items()})
         else:
             for record in records:
                 text.write(json.dumps(record, ensure_ascii=False) + "\n")

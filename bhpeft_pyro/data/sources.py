@@ -26,6 +26,7 @@ from datasets import (
 
 from ..checks import shown
 from ..errors import DataError
+from .cells import meant
 from .columns import Columns, Kind
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
@@ -233,7 +234,8 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         _check_once([name for name in header if name])
         table = pd.read_csv(path, na_values="", chunksize=size, **how)
-        yield from [table] if size is None else table
+        for part in [table] if size is None else table:
+            yield part.rename(columns=meant).map(meant, na_action="ignore")
     except pd.errors.EmptyDataError as error:
         raise DataError("the file is empty") from error
     except pd.errors.ParserError as error:

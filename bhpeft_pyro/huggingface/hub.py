@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,15 +46,25 @@ def card(posterior: Posterior, repo: str) -> ModelCard:
         metrics=sorted(each for each in scores if "/" not in each) or None,
     )
     backbone = name or type(network).__name__
-    facts: dict[str, Any] = {
+    facts = posterior.facts | {"backbone": backbone, "bhpeft_pyro": __version__}
+    parts: dict[str, Any] = {
         "repo": repo,
         "needs": "" if network.config._name_or_path else ", backbone, tokenizer=tokenizer",
-        "backbone": backbone,
-        "facts": posterior.facts | {"backbone": backbone, "bhpeft_pyro": __version__},
-        "rounds": posterior.lineage,
-        "metrics": metrics,
+        "backbone": _plain(backbone),
+        "facts": {_plain(fact): _plain(value) for fact, value in facts.items()},
+        "rounds": [
+            {"name": _plain(each.name), "examples": each.examples, "data": _plain(each.data)}
+            for each in posterior.lineage
+        ],
+        "metrics": {_plain(metric): value for metric, value in metrics.items()},
     }
-    return ModelCard.from_template(data, template_path=str(_TEMPLATE), **facts)
+    return ModelCard.from_template(data, template_path=str(_TEMPLATE), **parts)
+
+
+def _plain(text: object) -> str:
+    """A name in one line of Markdown, where nothing in it has a meaning to Markdown or HTML."""
+    line = " ".join(str(text).split())
+    return re.sub(r"[\\`*\[\]<>|&~]", lambda found: f"&#{ord(found[0])};", line)
 
 
 def save_pretrained(posterior: Posterior, folder: str | Path, overwrite: bool = False) -> Path:

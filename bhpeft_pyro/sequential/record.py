@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import as_path, check
+from ..data.cells import safe
 from ..distributed import is_main
 from ..errors import DataError
 from ..files import strict_json, write
@@ -80,7 +81,7 @@ class Record:
         """Write `record.json` and `record.csv`, each atomically; one process at a time may."""
         if not is_main():
             return
-        folder, table = as_path("folder", folder), self.table.to_csv(index=False)
+        folder, table = as_path("folder", folder), self.table.map(safe).to_csv(index=False)
         for name, text in (("record.json", strict_json(self.rows)), ("record.csv", table)):
             write(folder / name, text.encode())
 

@@ -481,6 +481,21 @@ def test_predictions_can_be_predicted_again(folder, tmp_path):
     assert again.read_text() == (tmp_path / "out.csv").read_text()
 
 
+def test_no_cell_is_a_formula_and_a_file_comes_back_as_it_was(folder, tmp_path):
+    """A spreadsheet would run `=HYPERLINK(...)`; the next command reads what was meant."""
+    rows = ["=w5 w9", "+w6", "-w7 w8", "@w33 w5", "\tw5", "'w5"]
+    prices = ["-1.5", "+2", "-3", "-4", "5", "6"]
+    write_csv(tmp_path / "new.csv", **{"text": rows, "=price": prices})
+    bhpeft("predict", folder / "run", tmp_path / "new.csv", "--out", tmp_path / "out.csv")
+    found = read_csv(tmp_path / "out.csv")
+    assert [row["text"] for row in found] == [f"'{text}" for text in rows[:-1]] + ["'w5"]
+    assert [row["'=price"] for row in found] == prices  # numbers stay numbers
+    bhpeft("predict", folder / "run", tmp_path / "out.csv", "--out", tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "out.csv").read_text()
+    given, predicted = (load(tmp_path / name, None) for name in ("new.csv", "out.csv"))
+    assert [predicted[name] for name in given.column_names] == [*given.to_dict().values()]
+
+
 def test_predictions_are_not_replaced_unless_told(folder, tmp_path):
     out = tmp_path / "out.csv"
     out.write_text("mine")

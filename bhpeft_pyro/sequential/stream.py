@@ -37,6 +37,17 @@ from .update import has_learnt
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
 
+# Fields of `Columns`, and the options of `bhpeft stream` for them.
+_READING = {
+    "text": " (--text-column)",
+    "pair": " (--pair-column)",
+    "label": " (--label-column)",
+    "question": "",
+    "choices": "",
+    "answer": " (--label-column)",
+    "max_length": " (--max-length)",
+}
+
 _UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
 
@@ -62,8 +73,9 @@ def stream(
     """Go through batches in order: predict, compare with what was expected, learn, save.
 
     A stream that was killed resumes after the last saved round when it is called again with the
-    same arguments. A round is in the folder whole or not at all, with its predictions' metrics in
-    its report; `record.json` and `record.csv` are made from the rounds.
+    same arguments. `keep` and the options of the fit may differ: a warning says so, and each
+    round's report has its own. A round is in the folder whole or not at all, with its predictions'
+    metrics in its report; `record.json` and `record.csv` are made from the rounds.
 
     Args:
         model: not fitted yet.
@@ -85,7 +97,7 @@ def stream(
     Raises:
         BusyError: another stream is writing into the folder.
         ConfigError: the folder holds other rounds than these, or rounds of another guide, of
-            another number of components or of other labels.
+            another number of components, or of data that were read otherwise.
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.
@@ -129,7 +141,10 @@ def stream(
             what, found, given = "components", str(len(there)), str(components)
         elif names != (last.columns.label_names or ())[: len(names)]:
             what, found, given = "columns", f"labels {last.columns.label_names}", f"{names}"
+        elif other := _read_otherwise(last.columns, columns):
+            what, (found, given) = "columns", other
         else:
+            _note_changes(last, chosen, keep, folder)
             return
         raise ConfigError(
             f"{what}: {folder} holds rounds of {found}, not {given}; use the same {what}, or "
@@ -292,6 +307,28 @@ def _standardised(model: Model, there: Model) -> Likelihood:
     known = vars(there.likelihood)
     found: Likelihood = replace(given, **{name: known[name] for name in left_open})
     return found
+
+
+def _read_otherwise(before: Columns, now: Columns) -> tuple[str, str] | None:
+    """The first field by which texts or labels are read otherwise than before: both values."""
+    for field, option in _READING.items():
+        old, new = getattr(before, field), getattr(now, field)
+        if old != new:
+            return f"{field}={old!r}{option}", f"{new!r}"
+    return None
+
+
+def _note_changes(
+    last: Posterior, options: FitOptions, keep: float | dict[str, float], folder: str | Path
+) -> None:
+    """Warn of what may change from one round to the next, but not by mistake."""
+    before, now = vars(last.report.options), vars(options)
+    changed = [name for name in now if now[name] != before[name] and name != "progress"]
+    found = [f"{name}={now[name]} (until now {before[name]})" for name in changed]
+    if len(last.lineage) > 1 and keep != last.report.keep:  # the first round forgets nothing
+        found.append(f"keep={keep} (until now {last.report.keep})")
+    if found:
+        warnings.warn(f"{folder}: new rounds are learnt with {', '.join(found)}", stacklevel=3)
 
 
 def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:

@@ -326,11 +326,27 @@ def test_rounds_of_other_arguments_are_not_gone_on_with(tmp_path: Path) -> None:
         ({"guide": "normal", "replay": None}, "guide: .*LaplaceGuide, not NormalGuide"),
         ({"components": 3}, "components: .*rounds of 2, not 3"),
         ({"columns": bh.Columns(label_names=("a", "b"))}, "columns: .*labels None, not ..a., .b."),
+        ({"columns": bh.Columns(text="body")}, "rounds of text='text' .--text-column., not 'body'"),
+        ({"columns": bh.Columns(max_length=9)}, "rounds of max_length=None .--max-length., not 9"),
     ]
     for options, message in others:
         with pytest.raises(ConfigError, match=message):
             run(tmp_path, **options)
     run(tmp_path, components=None)
+
+
+def test_rounds_that_are_learnt_otherwise_than_the_last_are_noted(tmp_path: Path) -> None:
+    first, second, _ = WEEKS.items()
+    run(tmp_path, dict([first]))
+    with pytest.warns(UserWarning, match=r"new rounds are learnt with lr=0.1 \(until now 0.3\)$"):
+        run(tmp_path, dict([first, second]), lr=0.1, keep=0.5)
+    expected = r"with temperature=0.5 \(until now None\), seed=7 .*, keep=0.9 \(until now 0.5\)$"
+    with pytest.warns(UserWarning, match=expected):
+        last = run(tmp_path, lr=0.1, keep=0.9, seed=7, temperature=0.5)
+    reports = last.lineage
+    assert [each.keep for each in reports] == [1.0, 0.5, 0.9]
+    assert [each.options.lr for each in reports] == [0.3, 0.1, 0.1]
+    assert [each.options.seed for each in reports] == [0, 0, 7]
 
 
 def test_a_guide_that_cannot_grow_is_refused_before_it_is_fitted(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from .errors import ProcessError
+from .threads import give_way
 
 __all__ = ["independent", "is_main", "rank", "world"]
 
@@ -105,9 +106,12 @@ def map_over_ranks(
     """
     count, own, left = world(), rank(), iter(items)
     if count == 1:
-        yield from ((item, compute(item)) for item in left)
+        for item in left:
+            give_way()
+            yield item, compute(item)
         return
     while group := [*islice(left, count)]:
+        give_way()
         values: list[Tensor] = []
         error: Exception | None = None
         try:

@@ -2,7 +2,7 @@
 tokenizers are shared by all of them.
 
 Whatever runs a Pyro function, sets the random state or tokenises does so inside one of the blocks
-below.
+below. Long work inside them calls `give_way` between its steps.
 """
 
 from __future__ import annotations
@@ -11,40 +11,140 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import runtime
+from torch import Tensor
 
-_LOCK = threading.RLock()
+_FORK = 10.0  # seconds that a fork waits for a step to end
 
-
-def _forget_other_threads() -> None:
-    """In a forked process, end what a thread was doing that held the lock and does not exist here.
-
-    Its lock would never be released, and its Pyro handlers would act on every later sample.
-    """
-    global _LOCK
-    if _LOCK.acquire(blocking=False):  # nobody's, or this thread's own
-        _LOCK.release()
-        return
-    _LOCK = threading.RLock()
-    # Private, but handlers leave Pyro's stack only by the `with` blocks of the lost thread.
-    runtime._PYRO_STACK.clear()
-    runtime._DIM_ALLOCATOR._stack.clear()
-    pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
+_FITS = threading.RLock()
+_TURN, _DOOR = threading.Lock(), threading.Lock()  # who waits for a turn holds the door
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forget_other_threads)
+@dataclass(frozen=True)
+class _Shared:
+    """What threads share, as it is now."""
+
+    # Handlers leave Pyro's stack only by their own `with` blocks; `clear` of a store makes new
+    # dicts, so the old ones need no copies.
+    handlers: list[Any] = field(default_factory=lambda: [*runtime._PYRO_STACK])
+    dims: list[Any] = field(default_factory=lambda: [*runtime._DIM_ALLOCATOR._stack])
+    store: dict[str, Any] = field(default_factory=lambda: {**vars(pyro.get_param_store())})
+    settings: dict[str, Any] = field(default_factory=pyro.settings.get)  # validation among them
+    random: Tensor = field(default_factory=torch.get_rng_state)
+    on_gpus: list[Tensor] = field(
+        default_factory=lambda: (
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        )
+    )
+
+    def put_back(self) -> None:
+        runtime._PYRO_STACK[:] = self.handlers
+        runtime._DIM_ALLOCATOR._stack[:] = self.dims
+        vars(pyro.get_param_store()).update(self.store)
+        pyro.settings.set(**self.settings)
+        torch.set_rng_state(self.random)
+        if self.on_gpus:
+            torch.cuda.set_rng_state_all(self.on_gpus)
+
+
+class _Mine(threading.local):
+    """Of each thread, what was there when its turn began; None if it is not its turn."""
+
+    before: _Shared | None = None
+    forking: bool = False  # in a turn of its own
+
+
+_MINE = _Mine()
+
+
+def _begin(timeout: float = -1) -> bool:
+    """Wait for a turn; whether it came in time."""
+    if not _DOOR.acquire(timeout=timeout):
+        return False
+    try:
+        began = _TURN.acquire(timeout=timeout)
+    finally:
+        _DOOR.release()
+    if began:
+        _MINE.before = _Shared()
+    return began
+
+
+def _end() -> None:
+    _MINE.before = None
+    _TURN.release()
 
 
 @contextmanager
 def sampling() -> Iterator[None]:
-    """Lock what threads share, so that only one at a time samples or tokenises."""
-    with _LOCK:
+    """A turn: only one thread at a time samples or tokenises."""
+    if _MINE.before is not None:
         yield
+        return
+    _begin()
+    try:
+        yield
+    finally:
+        _end()
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """A turn for one fit at a time, as fits set the coordinates of a network. Others may take turns
+    whenever it gives way."""
+    with _away():
+        _FITS.acquire()
+    try:
+        with sampling():
+            yield
+    finally:
+        _FITS.release()
+
+
+def give_way() -> None:
+    """If another thread waits for a turn, let it have one, between two steps of long work. It finds
+    what threads share as it was before this turn, and leaves this thread's own as it is."""
+    if _DOOR.locked():
+        with _away():
+            pass
+
+
+@contextmanager
+def _away() -> Iterator[None]:
+    """Outside the turn that this thread has, if it has one."""
+    if (before := _MINE.before) is None:
+        yield
+        return
+    own = _Shared()
+    before.put_back()
+    _end()
+    try:
+        yield
+    finally:
+        try:
+            _begin()
+        except BaseException:  # Ctrl-C; the blocks around this one end in a turn all the same
+            _begin()
+            raise
+        finally:
+            own.put_back()
+
+
+@contextmanager
+def unlocked() -> Iterator[None]:
+    """Inside `fitting`, let other threads sample and fit while this one waits for them."""
+    with _away():
+        _FITS.release()
+        try:
+            yield
+        finally:
+            _FITS.acquire()
 
 
 @contextmanager
@@ -62,16 +162,6 @@ def without_autocast() -> Iterator[None]:
         for device in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
             off.enter_context(torch.autocast(device, enabled=False))
         yield
-
-
-@contextmanager
-def unlocked() -> Iterator[None]:
-    """Inside `sampling`, let other threads sample while this one waits for them."""
-    _LOCK.release()
-    try:
-        yield
-    finally:
-        _LOCK.acquire()
 
 
 @contextmanager
@@ -100,3 +190,42 @@ def alone() -> Iterator[None]:
         poutine.block(),
     ):
         yield
+
+
+# A child of `os.fork` has this thread only. What another one was doing never ends there: its locks
+# stay held (torch has some of its own, such as that of `manual_seed`), its handlers in force. So a
+# fork is a turn; but after a while, another thread may be waiting for the fork itself.
+
+
+def _before_fork() -> None:
+    _MINE.forking = _MINE.before is None and _begin(_FORK)
+
+
+def _after_fork() -> None:
+    if _MINE.forking:
+        _end()
+
+
+def _after_fork_in_child() -> None:
+    global _FITS, _TURN, _DOOR
+    if not _FITS.acquire(blocking=False):
+        _FITS = threading.RLock()
+    else:  # nobody's, or this thread's own
+        _FITS.release()
+    _TURN, _DOOR = threading.Lock(), threading.Lock()
+    if _MINE.forking:
+        _MINE.before = None
+    elif _MINE.before is not None:
+        _TURN.acquire()
+    else:
+        runtime._PYRO_STACK.clear()
+        runtime._DIM_ALLOCATOR._stack.clear()
+        pyro.enable_validation(__debug__)  # a fit turns it off; this is Pyro's default
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork,
+        after_in_child=_after_fork_in_child,
+    )

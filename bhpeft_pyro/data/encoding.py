@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
 from ..errors import ConfigError, DataError
-from ..threads import sampling
+from ..threads import give_way, sampling
 from .columns import (
     Columns,
     Kind,
@@ -306,6 +306,7 @@ def _tokenise(
     parts: list[Tokens] = []
     cut: list[int] = []
     for start in range(0, len(rows), CHUNK):
+        give_way()
         chunk = rows[start : start + CHUNK]
         encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)
         over = [i for i, row in enumerate(encoded["input_ids"]) if limit and len(row) > limit]

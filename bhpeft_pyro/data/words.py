@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import shown
 from ..errors import DataError
-from ..threads import sampling
+from ..threads import give_way, sampling
 from .columns import as_list, check_text, wrong
 from .tokens import CHUNK, Tokens
 
@@ -140,6 +140,7 @@ def _windows(
     parts: list[Tokens] = []
     sequence = count()
     for start in range(0, len(sentences), CHUNK):
+        give_way()
         encoded = tokenizer(
             [" ".join(words) for words in sentences[start : start + CHUNK]],
             padding=False,

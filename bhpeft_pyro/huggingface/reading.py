@@ -28,7 +28,7 @@ from ..options import FitOptions
 from ..peft.architectures import architecture_of, blocks_of
 from ..peft.lora import LoRA
 from ..posterior.posterior import Posterior
-from ..threads import sampling, seeded, with_gradients
+from ..threads import fitting, seeded, with_gradients
 
 Layer = tuple[Tensor, Tensor, float]
 """LoRA's A (r, in), B (out, r) and scale on one module."""
@@ -37,7 +37,7 @@ CONFIG = "adapter_config.json"
 _KEEP = ("gaussian", "eva", "orthogonal")  # initialisations that leave the frozen weights alone
 
 
-@sampling()
+@fitting()
 @with_gradients()
 def from_peft(
     adapter: Any,

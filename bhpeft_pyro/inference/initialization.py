@@ -25,7 +25,7 @@ from ..guides.latent import Latent, with_mean
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import complete
-from ..threads import seeded
+from ..threads import give_way, seeded
 from .fisher import diagonal, from_prior, scores
 from .loop import optimise
 from .passes import Feed
@@ -94,6 +94,7 @@ def _gradients(
 ) -> Iterator[dict[str, Tensor]]:
     """Per-example gradients of every site, batch by batch."""
     for batch in batches:
+        give_way()
         yield from scores(model, values(len(batch)), batch.to(model.network.device))
 
 

@@ -25,7 +25,7 @@ from ..forecast.metrics import nlls
 from ..guides import Guide
 from ..guides.optimizers import trained
 from ..model.model import Model
-from ..threads import seeded
+from ..threads import give_way, seeded
 from .convergence import culprit, summarise
 from .elbo import ELBO
 from .noise import has_noise, noise_of, settle_noise
@@ -157,6 +157,7 @@ class _Run:
         ]
         bad = 0  # steps in a row
         for step in range(1, self.steps + 1):
+            give_way()
             report.steps = step
             bar.update()
             entry = self._step(step, steppers)

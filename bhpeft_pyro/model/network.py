@@ -21,6 +21,7 @@ from ..distributed import same
 from ..errors import ConfigError, DataError
 from ..peft import Attachment, Kind, presets
 from ..peft.sites import Sites
+from ..threads import give_way
 from .backbone import check_weights, evaluating, fixed_tokens, kept_of, load_tokenizer
 from .coordinates import Coordinates, PrincipalAxes
 from .head import ClassifierHead, Head, check_features, is_causal
@@ -240,6 +241,7 @@ class RandomPEFT(PyroModule):
         """(B, D) or (B, C, D) features of B examples, what the head reads: those of the frozen
         transformer, or inside `bind`, which takes kinds without gates, those under its weights."""
         self.attachment.check_mode()
+        give_way()
         with torch.no_grad():
             pooled = self._pooled(batch.rows(1), batch.spans)
         return pooled.reshape(*batch.shape, -1)
@@ -271,6 +273,7 @@ class RandomPEFT(PyroModule):
         """
         if not self.attachment.constant:
             return None
+        give_way()
         whole = batch.split(1)
         states = self.attachment.constant_states(self._accepted(whole.rows(1)))
         return states.unflatten(0, whole.shape)

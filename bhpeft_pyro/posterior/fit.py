@@ -27,7 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
-from ..threads import sampling, seeded, with_gradients
+from ..threads import fitting, seeded, with_gradients
 from .posterior import Posterior
 from .replay import set_aside
 from .rounds import FitArguments, Start, fit_components, seeds
@@ -36,7 +36,7 @@ from .rounds import FitArguments, Start, fit_components, seeds
 _HEAD_TEXTS, _PEFT_TEXTS = 2000, 128
 
 
-@sampling()
+@fitting()
 @with_gradients()
 def fit(
     model: Model,

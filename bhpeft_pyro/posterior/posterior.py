@@ -27,7 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import Prior, PriorLike, closed
-from ..threads import sampling, with_gradients
+from ..threads import fitting, with_gradients
 from .replay import Coreset
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class Posterior:
 
         return widen(self, data, validation=validation, changes=changes)
 
-    @sampling()
+    @fitting()
     @with_gradients()
     def update(
         self,

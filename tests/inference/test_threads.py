@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +20,16 @@ import torch
 from components import equal, state
 from exact import independent
 from forks import start, wait
+from outcomes import RIGHT, report, sized
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro import threads
 from bhpeft_pyro.data import Columns, encode
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
+from bhpeft_pyro.threads import fitting, give_way, sampling, seeded
 
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 TEXTS = [f"w{2 + i} w{3 + i} w{40 - i} w9" for i in range(24)]
 
 
@@ -107,16 +114,72 @@ def test_guides_are_made_and_posteriors_loaded_beside_predictions(tmp_path: Path
         assert all(torch.equal(result, expected) for result in results)
 
 
-def test_a_prediction_in_another_thread_waits_for_the_fit() -> None:
-    old = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=20, progress=False)
-    expected, new = old.predict(TEXTS).probabilities, tiny_examples(seed=1)
-    alone = state(old.update(new, max_steps=40))
-    with ThreadPoolExecutor() as pool:
-        fit = pool.submit(lambda: state(old.update(new, max_steps=40)))
-        found = old.predict(TEXTS).probabilities
-        beside = fit.result()
-    torch.testing.assert_close(found, expected)
-    assert equal(alone, beside)
+@pytest.mark.parametrize("guide", ["normal", "laplace"])
+def test_a_fit_gives_way_to_predictions_and_is_the_same(guide: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"components": 1, "max_steps": 4, "progress": False}
+    old = bh.fit(tiny_model(), guide, tiny_examples(), **options)
+    folder, backbone = old.save(tmp_path / "saved"), old.model.network.backbone
+    expected, new = old.predict(TEXTS, seed=1).probabilities, tiny_examples(24, seed=1)
+    alone, answers, begun = state(old.update(new, max_steps=80)), 0, Event()
+    with ThreadPoolExecutor(1) as pool:
+        fit = pool.submit(
+            lambda: state(old.update(new, max_steps=80, callback=lambda _: begun.set()))
+        )
+        assert begun.wait(30)
+        while not fit.done():
+            assert torch.equal(old.predict(TEXTS, seed=1).probabilities, expected)
+            bh.Posterior.load(folder, backbone, tokenizer=tiny_tokenizer())
+            answers += not fit.done()
+        assert equal(alone, fit.result())
+    assert answers
+
+
+def shared() -> list[Any]:
+    """What threads share, as seen by the thread that asks."""
+    return [
+        [*pyro.poutine.runtime._PYRO_STACK],
+        [*pyro.poutine.runtime._DIM_ALLOCATOR._stack],
+        [*pyro.get_param_store()],
+        pyro.settings.get(),
+        torch.get_rng_state().tolist(),
+    ]
+
+
+def test_a_turn_in_between_finds_and_leaves_what_threads_share() -> None:
+    before = shared()
+    inside, done = Event(), Event()
+
+    def long() -> None:
+        with (
+            fitting(),
+            seeded(5),
+            pyro.get_param_store().scope(),
+            pyro.validation_enabled(False),
+            pyro.plate("rows", 3),
+            pyro.poutine.trace(),
+        ):
+            pyro.param("own", torch.zeros(1))
+            torch.rand(3)
+            own = shared()
+            assert all(mine != theirs for mine, theirs in zip(own, before, strict=True))
+            inside.set()
+            for _ in range(1000):
+                give_way()
+                assert shared() == own
+                if done.wait(0.01):
+                    raise ArithmeticError
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(long)
+        assert inside.wait(30)
+        with sampling():
+            assert shared() == before
+            pyro.param("another", torch.zeros(1))
+            torch.manual_seed(3)
+        done.set()
+        with pytest.raises(ArithmeticError):
+            work.result(30)
+    assert shared() == before
 
 
 def test_fits_in_two_threads_are_those_of_one() -> None:
@@ -133,9 +196,58 @@ def test_fits_in_two_threads_are_those_of_one() -> None:
         assert equal(first, second)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_a_process_forked_in_the_middle_of_a_fit_predicts_and_fits_as_ever() -> None:
-    """The lock is held, and Pyro's handlers are set, by a thread that the child does not have."""
+@forks
+def test_a_fork_waits_for_the_end_of_a_turn() -> None:
+    """Torch's own locks, such as that of `manual_seed`, would stay held in the child."""
+    locks, held = torch.cuda._initialization_lock, Event()
+
+    def turn() -> None:
+        with sampling(), locks:
+            held.set()
+            time.sleep(0.3)
+
+    def child() -> None:
+        signal.alarm(20)  # ends it if it hangs
+        torch.manual_seed(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(turn)
+        assert held.wait(30)
+        assert wait(start(child)) == 0
+
+
+@forks
+@sized(3, 200)
+def test_processes_are_forked_beside_fits_at_any_moment(runs: int) -> None:
+    old, new = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=4), tiny_examples(seed=1)
+    chance, stop, counts = random.Random(0), Event(), Counter[str]()
+
+    def fits() -> None:
+        while not stop.is_set():
+            bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=10, progress=False)
+
+    def child() -> None:
+        signal.alarm(60)
+        old.predict(TEXTS)
+        old.update(new, max_steps=2)
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(fits)
+        for _ in range(runs):
+            time.sleep(chance.uniform(0, 0.2))
+            counts["hung" if wait(start(child)) else RIGHT] += 1
+        stop.set()
+        beside.result(60)
+    report("forked beside fits", counts)
+
+
+@forks
+def test_a_process_forked_in_the_middle_of_a_step_predicts_and_fits_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lock is held, and Pyro's handlers are set, by a thread that the child does not have: it
+    waits for the fork itself."""
+    monkeypatch.setattr(threads, "_FORK", 0.1)
     old, new = bh.fit(tiny_model(), "normal", tiny_examples(), max_steps=4), tiny_examples(seed=1)
     expected, learnt = old.predict(TEXTS).probabilities, state(old.update(new, max_steps=2))
     fitting, forked = Event(), Event()

@@ -22,7 +22,7 @@ from .. import __version__
 from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_memory
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
-from .screen import say, spoken_warnings
+from .screen import interactive, say, spoken_warnings
 
 
 @contextmanager
@@ -63,20 +63,27 @@ class Commands(TyperGroup):
 
 
 def quietly(command: Callable[..., None]) -> Callable[..., None]:
-    """The command without progress bars and messages of other libraries, in the process group that
-    `torchrun` asks for, if it does; only the first process prints, but for errors."""
+    """The command without messages of other libraries, and where stderr is no terminal with lines
+    in place of progress bars; in the process group that `torchrun` asks for, if it does. Only the
+    first process prints, but for errors."""
 
     @wraps(command)
     def run(**arguments: Any) -> None:
         import datasets
+        from huggingface_hub.utils import enable_progress_bars
         from transformers import logging
 
         from ..distributed import from_environment, is_main
+        from ..progress import Lines, made_by
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
         with ExitStack() as around:
+            if interactive():
+                enable_progress_bars()  # of downloads
+            else:
+                around.enter_context(made_by(Lines))
             if _launched():
                 around.enter_context(from_environment())
             if not is_main():

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ConfigError
 from . import options
-from .screen import interactive, print_json, say, table
+from .screen import print_json, say, table
 
 
 def compare(
@@ -54,7 +54,7 @@ def compare(
     from .runs import check_out, split
     from .task import infer
 
-    how = FitOptions(progress=interactive()).change(**fitting.given)
+    how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
     rows = load(data, reading.texts)
     task = infer(rows, reading)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import options
-from .screen import interactive, pulse, say
+from .screen import say
 
 
 def fit(
@@ -41,11 +41,12 @@ def fit(
     from .runs import check_out, finish, split
     from .task import infer
 
-    how = FitOptions(progress=interactive()).change(**fitting.given)
+    how = FitOptions().change(**fitting.given)
     check_out(out, overwrite)
     table = load(data, reading.texts)
     task = infer(table, reading)
     say(f"{len(table)} rows, {task}")
+    say(f"loading {reading.backbone}")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     # Encoded before rows are held out, so that errors count rows as the file does.
     examples = model.encode(table, task.columns)
@@ -69,6 +70,5 @@ def fit(
         options=how,
         components=components,
         columns=task.columns,
-        callback=pulse(),
     )
     finish(posterior, out, data, examples, held_out, samples, overwrite=overwrite, as_json=as_json)

@@ -6,7 +6,7 @@ import csv
 import json
 import warnings
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,7 +18,7 @@ import typer
 from ..checks import Number
 from ..errors import ConfigError, DataError
 from . import options
-from .screen import interactive, say, table
+from .screen import say, table
 
 if TYPE_CHECKING:
     from ..posterior.posterior import Posterior
@@ -89,11 +89,12 @@ def predict(
         bhpeft predict runs/reviews new.jsonl --flag 5% --by epistemic --out for-review.csv
     """
     import torch
-    from tqdm.auto import tqdm
 
     from ..files import naming
     from ..forecast.base import share_of
     from ..inference.passes import not_finite
+    from ..inference.predict import PART
+    from ..progress import work
     from .runs import check_file, open_run
 
     if flag == 0:
@@ -119,9 +120,9 @@ def predict(
     how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = _Kept(file, posterior.model.network.head.each_word)
-        rows = _predicted(posterior, data, by, skip_bad, how)
-        for row in tqdm(rows, "predict", total, disable=not interactive(), unit="row"):
-            kept.add(*row)
+        with work(parts=-(-total // PART)) as whole:
+            for row in _predicted(posterior, data, by, skip_bad, how, whole.next):
+                kept.add(*row)
         if kept.bad:
             text = kept.left_out[posterior.columns.inputs(kind)[0]]
             error = not_finite("data", kept.bad, text)
@@ -191,6 +192,7 @@ def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
     from ..data import CutWarning
     from ..data.sources import parts
     from ..inference.predict import PART
+    from ..progress import tracked
     from .runs import rows_for
 
     model, columns = posterior.model, posterior.columns
@@ -198,7 +200,8 @@ def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
     total = 0
     try:
         with warnings.catch_warnings(record=True) as found:
-            for part in parts(data, columns.inputs(model.likelihood.kind), PART):
+            read = parts(data, columns.inputs(model.likelihood.kind), PART)
+            for part in tracked(read, "reading rows"):
                 total += len(model.encode_texts(part, columns).rows.unique())
                 names |= dict.fromkeys(part)
     except DataError:
@@ -212,11 +215,16 @@ def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
 
 
 def _predicted(
-    posterior: Posterior, data: str, by: str, skip_bad: bool, how: dict[str, Any]
+    posterior: Posterior,
+    data: str,
+    by: str,
+    skip_bad: bool,
+    how: dict[str, Any],
+    done: Callable[[], object],
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
     """Of each row its cells as they are in the file; the columns that are predicted; and how
     uncertain each of its examples is, with their texts. The last three are empty for a row that the
-    backbone cannot read."""
+    backbone cannot read. `done` is called after each part of the file."""
     from ..data import CutWarning
     from ..data.sources import parts
     from ..inference.passes import not_finite
@@ -251,6 +259,7 @@ def _predicted(
         for row, cells in enumerate(zip(*given.values(), strict=True)):
             yield dict(zip(given, cells, strict=True)), *predicted.get(row, ({}, [], []))
         first += len(next(iter(given.values())))
+        done()
 
 
 def _write(out: Path, records: Iterable[dict[str, Any]], names: Iterable[str]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checks import harmless
-
-_PULSE = 60.0  # seconds
 
 
 def say(text: str) -> None:
@@ -39,25 +36,6 @@ def spoken_warnings() -> Iterator[None]:
 def interactive() -> bool:
     """Whether stderr is a terminal; progress bars do not belong in a log file."""
     return sys.stderr.isatty()
-
-
-def pulse() -> Callable[[dict[str, float]], None] | None:
-    """A callback of fits without a progress bar: a line a minute, so that a log shows that they go
-    on. None where there is a bar, or if several processes share the fit."""
-    from ..distributed import world
-
-    if interactive() or world() > 1:
-        return None
-    last = time.monotonic()
-
-    def line(entry: dict[str, float]) -> None:
-        nonlocal last
-        if time.monotonic() - last > _PULSE:
-            last = time.monotonic()
-            where = f"component {entry['component'] + 1:.0f}, step {entry['step']:.0f}"
-            say(f"{where}: loss {entry['loss']:.3f}")
-
-    return line
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -12,7 +12,7 @@ import typer
 from .. import names
 from ..errors import ConfigError, DataError
 from . import options
-from .screen import interactive, print_json, say, table
+from .screen import print_json, say, table
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +93,7 @@ def stream(
     from .runs import ROUNDS
     from .task import infer
 
-    how = FitOptions(progress=False).change(**fitting.given)
+    how = FitOptions().change(**fitting.given)
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
     if io.exists(out):
@@ -140,7 +140,6 @@ def stream(
             replay=replay,
             grow=grow,
             again=again,
-            progress=interactive(),
             columns=task.columns,
         )
     record = sequential.Record.of(last)

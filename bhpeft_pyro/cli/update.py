@@ -8,7 +8,7 @@ import typer
 
 from .. import names
 from . import options
-from .screen import interactive, pulse, say
+from .screen import say
 
 
 def update(
@@ -50,7 +50,7 @@ def update(
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
-    how = before.report.options.change(progress=interactive(), **fitting.given)
+    how = before.report.options.change(progress=True, **fitting.given)
     table = rows_for(before, data, labelled=True)
     start = with_outputs_for(before, table, grow)
     if start is not before:
@@ -81,7 +81,6 @@ def update(
         guide=guide,
         keep=keep,
         again=again,
-        callback=pulse(),
     )
     finish(
         after,

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checks import Number, check, one_of, shown
 from ..errors import ConfigError, DataError
+from ..progress import tracked
 from ..threads import give_way, sampling
 from .columns import (
     Columns,
@@ -305,7 +306,8 @@ def _tokenise(
     how: dict[str, Any] = {"padding": False, "return_attention_mask": False, "verbose": False}
     parts: list[Tokens] = []
     cut: list[int] = []
-    for start in range(0, len(rows), CHUNK):
+    starts = range(0, len(rows), CHUNK)
+    for start in tracked(starts, "reading texts", len(starts)):
         give_way()
         chunk = rows[start : start + CHUNK]
         encoded = tokenizer(*map(list, zip(*chunk, strict=True)), **how)

@@ -16,6 +16,7 @@ from ..errors import ConfigError, DataError
 from ..inference.passes import Feed
 from ..posterior.mixture import MixturePosterior
 from ..posterior.posterior import Posterior
+from ..progress import work
 from .ratios import log_ratios
 
 with warnings.catch_warnings():  # ArviZ 0.23 announces 1.0 at every import
@@ -141,12 +142,14 @@ def psis(posterior: Posterior, data: object, samples: int = 1000, seed: int = 0)
     parts = posterior.components
     share = -(-samples // len(parts))
     ratios = []
-    for number, each in enumerate(parts):
-        own = each.report
-        model, guide, temperature = each.guide.target(
-            each.model, own.temperature, later=own.parent is not None
-        )
-        ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
+    with work("k-hat", len(parts)) as whole:
+        for number, each in enumerate(parts):
+            own = each.report
+            model, guide, temperature = each.guide.target(
+                each.model, own.temperature, later=own.parent is not None
+            )
+            ratios.append(log_ratios(model, guide, feed, share, derived(seed, number), temperature))
+            whole.next()
     found, report = PSIS.of(torch.cat(ratios)), posterior.report
     taus = {each.report.tau or 1.0 for each in parts}
     if posterior.guide.linear and (report.temperature != 1 or taus != {1.0}):

@@ -20,18 +20,25 @@ from ..inference.draws import PLATE, Block, centre, traces
 from ..inference.passes import Feed, passes
 from ..model.model import Model
 from ..priors import checked, complete
+from ..progress import work
 from ..threads import alone
 
 
-def log_likelihoods(model: Model, draws: Iterable[Block], feed: Feed) -> Tensor:
-    """(S,) float64: log p(labels | weights) of all examples together, under each draw."""
+def log_likelihoods(
+    model: Model, draws: Iterable[Block], feed: Feed, samples: int | None = None
+) -> Tensor:
+    """(S,) float64: log p(labels | weights) of all examples together, under each of S draws."""
 
     def take(predicted: TorchDistribution, labels: Tensor | None) -> tuple[Tensor]:
         assert labels is not None
         return (predicted.log_prob(labels),)
 
-    parts = passes(model, draws, feed, take)
-    return torch.cat([part.double().sum(-1) for (part,) in parts])
+    found = []
+    with work("likelihoods", samples) as whole:
+        for (part,) in passes(model, draws, feed, take):
+            found.append(part.double().sum(-1))
+            whole.next(parts=len(part))
+    return torch.cat(found)
 
 
 def log_ratios(
@@ -69,7 +76,7 @@ def log_ratios(
             densities.append(_log_prob(tracer.trace, weights, temperature) - _log_prob(trace))
             yield Block(complete(model.prior, model.sites, weights), at)
 
-    likelihood = log_likelihoods(model, draws(), feed)
+    likelihood = log_likelihoods(model, draws(), feed, samples)
     ratios = likelihood / temperature + torch.cat(densities)
     if ratios.isnan().any() or (ratios == math.inf).any():
         raise GuideError("guide: its log-density, or the model's, is not finite at its own draws")

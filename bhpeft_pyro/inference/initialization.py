@@ -241,7 +241,6 @@ def _fit_head(model: Model, guide: Guide, frozen: Feed, options: FitOptions) -> 
         batch_size=batch_size,
         accumulate=1,
         patience=None,
-        progress=False,
     )
     report = FitReport(size, frozen.examples.fingerprint, brief)
     # Frozen features say nothing about PEFT weights: their prior alone would move them to its mode,

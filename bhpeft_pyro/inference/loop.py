@@ -14,17 +14,17 @@ import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from ..checks import check, shown
 from ..data import Examples
 from ..data.batch import Batch
-from ..distributed import average, is_main, rank, same, world
+from ..distributed import average, rank, same, world
 from ..errors import ConfigError, DataError, FitError
 from ..forecast.metrics import nlls
 from ..guides import Guide
 from ..guides.optimizers import trained
 from ..model.model import Model
+from ..progress import Work, bars, work
 from ..threads import give_way, seeded
 from .convergence import culprit, summarise
 from .elbo import ELBO
@@ -112,12 +112,12 @@ class _Run:
 
     def run(self) -> None:
         report, started = self.report, time.monotonic()
-        quiet = not (self.options.progress and is_main())
         with (
             seeded(self.options.seed),
             pyro.get_param_store().scope(),
             ExitStack() as checks,
-            tqdm(total=self.steps, disable=quiet, desc="fit", unit="step") as bar,
+            bars(self.options.progress),
+            work("training", self.steps) as bar,
         ):
             self._prepare()
             # Argument checks have passed once; in the loop, non-finite values are handled.
@@ -140,7 +140,7 @@ class _Run:
             summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
         report.seconds = time.monotonic() - started
 
-    def _train(self, bar: tqdm) -> None:
+    def _train(self, bar: Work) -> None:
         from transformers import get_scheduler  # slow to import: it imports the Trainer
 
         options, report = self.options, self.report
@@ -155,11 +155,10 @@ class _Run:
             )
             for each in steppers
         ]
-        bad = 0  # steps in a row
+        bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
             give_way()
             report.steps = step
-            bar.update()
             entry = self._step(step, steppers)
             if entry is None:
                 if report.skipped == 0 and self.feed.features is None:
@@ -170,11 +169,10 @@ class _Run:
                     raise self._diverged(
                         f"for {bad} steps in a row (last step: {step} of {self.steps})"
                     )
+                bar.next()
                 continue
             bad = 0
             report.history.append(entry)
-            shown = {"loss": "loss", "NLL": "nll", "KL": "kl"}
-            bar.set_postfix({k: f"{entry[v]:.3f}" for k, v in shown.items()}, refresh=False)
             for scheduler in schedulers:
                 scheduler.step()
             last = self.selects and step == self.steps
@@ -188,7 +186,9 @@ class _Run:
                     # The guide has diverged, as the next steps find too, or one draw was too far.
                 else:
                     entry["validation_nll"] = rows.mean().item()
+                    note = f", held-out NLL {entry['validation_nll']:.3f}"
                     stops = self._stops(step, rows)
+            bar.next(f"loss {entry['loss']:.3f}{note}")
             if self.callback is not None:
                 self.callback({**entry})
             if stops:

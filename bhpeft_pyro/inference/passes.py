@@ -25,6 +25,7 @@ from ..model.head import check_features
 from ..model.linearized import linear_predictives
 from ..model.model import Model
 from ..model.network import RandomPEFT
+from ..progress import tracked
 from ..threads import without_autocast
 from .draws import Block
 
@@ -115,7 +116,9 @@ def by_batch(
 
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
-    for (indices, _), found in map_over_ranks(feed.prediction(size, only), values):
+    count = -(-(len(feed.examples) if only is None else len(only)) // size)
+    batches = tracked(feed.prediction(size, only), "", count)
+    for (indices, _), found in map_over_ranks(batches, values):
         parts.append(found)
         order.append(indices)
     back = torch.cat(order).argsort()
@@ -268,7 +271,9 @@ class Feed:
                 check_all(model, data=self.examples)
                 raise
 
-        batches = self.examples.by_length(_MAX_ROWS * self.per_text)
+        size = _MAX_ROWS * self.per_text
+        count = -(-len(self.examples) // size)
+        batches = tracked(self.examples.by_length(size), "reading features", count)
         parts = [(indices, *own) for (indices, _), own in map_over_ranks(batches, features_of)]
         # Examples come with the most choices first, so the first batch is the widest.
         first = parts[0][1]
@@ -281,7 +286,8 @@ class Feed:
 def _constant_states(network: RandomPEFT, tokens: Tokens) -> Tensor | None:
     """The `states` of a `Feed`."""
     total, states = int(tokens.lengths.sum()), None
-    for rows in tokens.lengths.argsort(descending=True).split(_MAX_ROWS):
+    batches = tokens.lengths.argsort(descending=True).split(_MAX_ROWS)
+    for rows in tracked(batches, "reading hidden states", len(batches)):
         own = network.constant_states(Batch(tokens.padded(rows)).to(network.device))
         assert own is not None
         if total * own[0, 0].nbytes > _MAX_STATES:

@@ -25,6 +25,7 @@ from ..guides import Guide
 from ..guides.budget import examples_at_once
 from ..model.linearized import jacobian, symmetric_noise
 from ..model.model import Model
+from ..progress import work
 from .draws import Block, draw_blocks, private_rng, strata
 from .passes import BATCH, Feed, Take, by_batch, check_all, passes
 
@@ -82,9 +83,9 @@ def predict(
     closed = closed and not keep_samples and samples != 0
     count = (_OUTPUTS if closed else _WEIGHTS) if samples is None else samples
 
-    def forecast(feed: Feed) -> AnyForecast:
+    def forecast(feed: Feed, done: Callable[[], object]) -> AnyForecast:
         take = _quantities(model, count, seed, rows)
-        runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16)
+        runs = _runs(model, guide, feed, count, take, closed, max_rows, seed, bf16, done)
         if certainty is not None and len(runs) > 1:
             found: AnyForecast = _until_certain(runs, feed.examples, certainty)
         elif closed and model.likelihood.kind != "rating":
@@ -99,17 +100,19 @@ def predict(
                 found = _classes(values[0], feed.examples, keep_samples)
         return found if examples.words is None else replace(found, rows=feed.examples.rows)
 
-    if isinstance(data, Feed):
-        return forecast(data)
-    try:
-        each = [data] if rows <= PART else (data.subset(at) for at in in_order(rows, PART))
-        parts: Any = [forecast(Feed(model, part)) for part in each]
-    except DataError as error:
-        if error.rows and rows > PART:  # which are counted from the part's first
-            check_all(model, data=data)
-        raise
-    whole: AnyForecast = type(parts[0]).joined(parts)
-    return whole
+    pieces = 1 if isinstance(data, Feed) else -(-rows // PART)
+    with work("predicting", pieces * len(guide.components)) as whole:
+        if isinstance(data, Feed):
+            return forecast(data, whole.next)
+        try:
+            each = [data] if pieces == 1 else (data.subset(at) for at in in_order(rows, PART))
+            parts: Any = [forecast(Feed(model, part), whole.next) for part in each]
+        except DataError as error:
+            if error.rows and rows > PART:  # which are counted from the part's first
+                check_all(model, data=data)
+            raise
+    joined: AnyForecast = type(parts[0]).joined(parts)
+    return joined
 
 
 def _runs(
@@ -122,6 +125,7 @@ def _runs(
     max_rows: int,
     seed: int,
     bf16: bool,
+    done: Callable[[], object],
 ) -> list[_Run]:
     """For each component, from the moments of the linearised network's outputs if `closed`; or from
     draws of the weights, those of `draw` if the components run in order."""
@@ -137,13 +141,19 @@ def _runs(
         number: int, component: Any, share: int, only: Tensor | None = None
     ) -> Sequence[Tensor]:
         if not closed:
-            draws = draw_blocks(model, component, share, seeds)
-            found = passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only)
-            return [torch.cat(part) for part in zip(*found, strict=True)]
+            draws, found = draw_blocks(model, component, share, seeds), []
+            with work(parts=share) as drawn:
+                for part in passes(model, draws, feed, take, rows=max_rows, bf16=bf16, only=only):
+                    found.append(part)
+                    drawn.next(parts=len(part[0]))
+            done()
+            return [torch.cat(each) for each in zip(*found, strict=True)]
         with private_rng(derived(seed, number)):  # the same for every example, whatever its batch
             noise = symmetric_noise(share, own + normals).to(model.network.device)
         read = partial(_read, model, component, noise, take)
-        return by_batch(model, feed, read, size=size, bf16=bf16, only=only)
+        values = by_batch(model, feed, read, size=size, bf16=bf16, only=only)
+        done()
+        return values
 
     return [partial(run, number, *each) for number, each in enumerate(strata(guide, samples))]
 

@@ -29,6 +29,7 @@ from ..guides import LaplaceGuide
 from ..guides.budget import examples_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
+from ..progress import tracked
 from ..threads import seeded
 from .candidates import (
     DRAWS,
@@ -185,7 +186,8 @@ def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobia
     at_once = examples_at_once(len(guide.loc), _outputs(model, examples))
 
     def batches() -> Iterator[Batch]:
-        for _, batch in Feed(model, examples).prediction(at_once):
+        parts = -(-len(examples) // at_once)
+        for _, batch in tracked(Feed(model, examples).prediction(at_once), "width", parts):
             yield batch.to(model.network.device)
 
     def compute(batch: Batch) -> list[Tensor]:

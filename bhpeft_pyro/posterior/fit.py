@@ -27,6 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..priors.prior import check_prior
+from ..progress import bars, tracked, work
 from ..threads import fitting, seeded, with_gradients
 from .posterior import Posterior
 from .replay import set_aside
@@ -110,9 +111,11 @@ def fit(
             "expected a new RandomPEFT"
         )
     count = _components(components, guide, model)
-    examples = model.encode(data, columns, new_names=True)
-    columns = model.columns_of(examples, columns)
-    held_out = None if validation is None else model.encode(validation, columns)
+    visible = partial(bars, options.progress)
+    with visible():
+        examples = model.encode(data, columns, new_names=True)
+        columns = model.columns_of(examples, columns)
+        held_out = None if validation is None else model.encode(validation, columns)
     if held_out is not None:
         check_apart(examples, held_out, "validation")
     _check_classes(examples, columns.label)
@@ -149,9 +152,12 @@ def fit(
     ]
     texts = examples if unlabelled is None else model.encode_texts(unlabelled, columns)
     chosen = torch.randperm(len(texts), generator=torch.Generator().manual_seed(options.seed))
-    with named(unlabelled=None if texts is examples else texts):
-        model.network.align(batch for _, batch in texts.subset(chosen[:_HEAD_TEXTS]).by_length(32))
-    batches = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
+    with visible(), named(unlabelled=None if texts is examples else texts):
+        some = texts.subset(chosen[:_HEAD_TEXTS])
+        parts = -(-len(some) // 32)
+        batches = (batch for _, batch in some.by_length(32))
+        model.network.align(tracked(batches, "measuring the backbone", parts))
+    fewer = [batch for _, batch in texts.subset(chosen[:_PEFT_TEXTS]).by_length(16)]
     starts: list[Start] = []
     for module, own, (kept, rest) in zip(modules, every, splits, strict=True):
         report = FitReport(len(examples), examples.fingerprint, own, given=given, split=split)
@@ -159,8 +165,8 @@ def fit(
             report.held_out = len(held_out)
         if point:
             report.pull = 1.0 if held_out is None else 0.0
-        with seeded(own.seed), named():
-            first = _start(model, module, rest, report, batches)
+        with visible(), work("preparing"), seeded(own.seed), named():
+            first = _start(model, module, rest, report, fewer)
             if starts and not _starts_anew(module, report):
                 scatter(model, module, own)
         posterior = Posterior(first, module, (report,), columns, first.prior)

@@ -16,9 +16,9 @@ from traceback import format_exc
 from typing import Any, TypeVar
 
 import cloudpickle
-from tqdm.auto import tqdm
 
 from ..errors import BHPEFTError, ConfigError, FitError
+from ..progress import bars
 from ..threads import sampling, unlocked
 
 Item = TypeVar("Item")
@@ -58,7 +58,6 @@ def in_workers(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     known: Sequence[Sequence[object]],
-    progress: bool,
 ) -> Iterator[Result]:
     """The results of a function of each item, in order, from the workers of an executor.
 
@@ -79,8 +78,7 @@ def in_workers(
                 futures.append(executor.submit(job, _pickled(pair, shared)))
         except Exception as error:  # of the objects' own code, or of the executor
             raise ConfigError(f"executor: a fit cannot be sent to its worker: {error}") from error
-        shown = tqdm(futures, desc="fit", unit="component", disable=not progress)
-        for number, future in enumerate(shown):
+        for number, future in enumerate(futures):
             try:
                 with unlocked():
                     data = future.result()
@@ -106,7 +104,7 @@ def _job(common: bytes, own: bytes) -> bytes:
     function, shared = _unpickled(common)
     item, known = _unpickled(own, shared)
     try:
-        with sampling():  # workers may be threads
+        with sampling(), bars(False):  # workers may be threads
             result = function(item)
     except Exception as error:
         if not isinstance(error, BHPEFTError):

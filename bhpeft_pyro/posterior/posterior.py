@@ -27,6 +27,7 @@ from ..inference.report import FitReport
 from ..model.model import Model
 from ..options import FitOptions
 from ..priors import Prior, PriorLike, closed
+from ..progress import bars
 from ..threads import fitting, with_gradients
 from .replay import Coreset
 
@@ -335,7 +336,9 @@ class Posterior:
             changes = {"patience": None, **changes}
         options = (options or self.report.options).change(**changes)
         how = FitArguments(options, validation, optimizer, callback, executor, replay)
-        return update(self, data, how, guide, prior, KEEP("keep", keep), grow=grow, again=again)
+        keep = KEEP("keep", keep)
+        with bars(options.progress):
+            return update(self, data, how, guide, prior, keep, grow=grow, again=again)
 
     def assess(self, data: object, samples: int = 64, **options: Any) -> Drift:
         """How surprising new data are before they are learnt; see `sequential.assess`."""

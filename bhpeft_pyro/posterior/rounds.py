@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from ..checks import MAYBE_COUNT, check, derived
 from ..data import Examples
-from ..distributed import Ranks, agree, gathered, is_main, same, world
+from ..distributed import Ranks, agree, gathered, same, world
 from ..errors import ConfigError, FitError, PriorError
 from ..guides import Guide
 from ..guides.guide import prior_of
@@ -31,6 +31,7 @@ from ..model.likelihoods import Likelihood
 from ..model.likelihoods.normal import Ratings
 from ..options import FitOptions
 from ..priors import closed, independent_normals
+from ..progress import bars, work
 from .jobs import in_workers
 from .mixture import MixturePosterior
 from .posterior import Posterior
@@ -135,34 +136,40 @@ def fit_components(
     options, callback, executor = how.options, how.callback, how.executor
     _warn_of_scale(starts[0].posterior.model.likelihood, starts[0].examples)
     one = partial(fit_round, held_out=held_out, optimizer=how.optimizer)
+
+    def here(numbered: tuple[int, Start]) -> Fitted:
+        number, start = numbered
+        if len(starts) > 1:
+            whole.name(f"component {number + 1} of {len(starts)}")
+        return one(start, callback=callback and partial(_tell, callback, number))
+
     away = 0 if executor is None else len(starts)
     if executor is None and world() > 1 and callback is None:
         executor = Ranks()  # as many for each; what is left is fitted by all of them together
         away = len(starts) // world() * world()
-    each: Iterator[Fitted] = (
-        one(start, callback=callback and partial(_tell, callback, number))
-        for number, start in enumerate(starts[away:], away)
-    )
+    each: Iterator[Fitted] = map(here, enumerate(starts[away:], away))
     if executor is not None and away:
         known = []
         for start in starts[:away]:
             last, model = start.posterior, start.posterior.model
             known.append((model.network, model.prior, last.first_prior, start.examples, held_out))
             last.report.options = last.report.options.change(progress=False)
-        bar = options.progress and is_main()
-        each = chain(in_workers(executor, one, starts[:away], known, bar), each)
+        each = chain(in_workers(executor, one, starts[:away], known), each)
     fitted: list[Fitted] = []
-    try:
-        for component in each:
-            report = component[0].report
-            report.options = report.options.change(progress=options.progress)
-            fitted.append(component)
-    except FitError as error:
-        if fitted:
-            components = [posterior for posterior, _ in fitted]
-            error.posterior = MixturePosterior.joined(components, options, lineage)
-        raise
-    posterior = joined(fitted, held_out, options, lineage)
+    with bars(options.progress), work("fit", len(starts)) as whole:
+        try:
+            for component in each:
+                report = component[0].report
+                report.options = report.options.change(progress=options.progress)
+                fitted.append(component)
+                whole.next()
+        except FitError as error:
+            if fitted:
+                components = [posterior for posterior, _ in fitted]
+                error.posterior = MixturePosterior.joined(components, options, lineage)
+            raise
+        whole.name("mixture")
+        posterior = joined(fitted, held_out, options, lineage)
     posterior.report.id = gathered(posterior.report.id)[0]  # each rank has made its own
     return posterior
 

@@ -14,6 +14,7 @@ from ..inference.initialization import centred
 from ..inference.noise import has_noise, settle_noise
 from ..inference.report import new_id
 from ..inference.width import widen as add_width
+from ..progress import bars, work
 from .mixture import MixturePosterior
 from .posterior import Posterior
 from .rounds import Fitted, joined, note_first_prior
@@ -41,9 +42,15 @@ def widen(
     else:
         check_apart(examples, held_out, "validation")
     options = report.options.change(**changes)
-    wide = [_widened(part, examples, held_out, changes) for part in posterior.components]
-    lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
-    return joined(wide, held_out, options, lineage)
+    wide = []
+    parts = posterior.components
+    with bars(options.progress), work("width", len(parts)) as whole:
+        for number, part in enumerate(parts, 1):
+            whole.name(f"component {number} of {len(parts)}")
+            wide.append(_widened(part, examples, held_out, changes))
+            whole.next()
+        lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
+        return joined(wide, held_out, options, lineage)
 
 
 def _widened(

@@ -9,13 +9,11 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..checks import as_path, boolean, check
 from ..data import Columns, Examples, encode
 from ..data.copies import shared
 from ..data.encoding import CutWarning, cut_once
-from ..distributed import agree, is_main
+from ..distributed import agree
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
@@ -26,6 +24,7 @@ from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
 from ..posterior.stored import check_savable, describe_likelihood, own_likelihood
+from ..progress import bars, work
 from ..threads import seeded
 from .drift import assess
 from .forgetting import KEEP, forget
@@ -114,7 +113,7 @@ def stream(
     check(columns, Columns, "columns", "bh.Columns(...)")
     check(options, FitOptions | None, "options", "bh.FitOptions(...) or None")
     grow, again = boolean("grow", grow), boolean("again", again)
-    chosen = (options or FitOptions()).change(**{"progress": False, **changes})
+    chosen = (options or FitOptions()).change(**{"progress": progress, **changes})
     tests = _named(tests)
     _check_tests(model, tests, columns)
     with seeded(chosen.seed):
@@ -205,7 +204,8 @@ def prequential(
     with (
         history.writing(),
         cut_once(),
-        tqdm(pairs, "stream", total, disable=not (progress and is_main()), unit="round") as bar,
+        bars(progress),
+        work("stream", total) as whole,
     ):
         history.clean()
         posterior = _resumed(history, model)
@@ -214,7 +214,8 @@ def prequential(
         done = () if posterior is None else posterior.lineage
         agree("folder", *(report.id for report in done))
         count = 0
-        for count, pair in enumerate(bar, 1):
+        for count, pair in enumerate(pairs, 1):
+            whole.name(f"round {count}{f' of {total}' if total else ''}")
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 got = f"batches: number {count} is a {type(pair).__name__}"
                 raise ConfigError(f"{got}; expected a pair of a name and data")
@@ -222,6 +223,7 @@ def prequential(
             if count <= len(done):
                 assert posterior is not None
                 _check_same(posterior, count - 1, name, data)
+                whole.next()
                 continue
             metrics: dict[str, float] = {}
             first = posterior is None
@@ -231,7 +233,6 @@ def prequential(
                     found = assess(posterior, examples)
                     metrics = evaluate(found.forecast)
                     metrics |= {f"drift/{key}": value for key, value in found.metrics().items()}
-                    bar.set_postfix(nll=f"{metrics['nll']:.3f}", advice=found.advice, refresh=False)
                 else:
                     metrics = posterior.evaluate(examples, samples)
             posterior = learn(posterior, data)
@@ -253,6 +254,7 @@ def prequential(
                     posterior.report.given = learnt.concat(tested[name]).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
+            whole.next()
         if posterior is None:
             raise DataError("batches is empty: at least one is needed")
         if len(posterior.lineage) > count:

@@ -376,9 +376,7 @@ def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
     bhpeft("fit", "--config", config, "--out", tmp_path / "run", "--max-steps", 3, "--no-bf16")
     fitted = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
     assert fitted.model.network.kinds == ()
-    assert fitted.report.options == FitOptions(
-        max_steps=3, batch_size=8, seed=5, bf16=False, progress=False
-    )
+    assert fitted.report.options == FitOptions(max_steps=3, batch_size=8, seed=5, bf16=False)
     bhpeft("fit", "--config", config, "--out", tmp_path / "bf16", "--max-steps", 1)
     assert bh.Posterior.load(tmp_path / "bf16", *_tiny(folder)).report.options.bf16
     config.write_text("samples: 8\nseed: 3\njson: true\n")

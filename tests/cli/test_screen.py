@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import tqdm
 
-from bhpeft_pyro.cli import screen
 from bhpeft_pyro.cli.screen import say, table
+from bhpeft_pyro.progress import Lines, made_by, work
 
 _STOPPED = """
 import signal, sys, builtins
@@ -65,14 +66,20 @@ def test_a_log_gets_a_line_a_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(screen, "interactive", lambda: False)
-    monkeypatch.setattr(screen.time, "monotonic", lambda: now)
-    line = screen.pulse()
-    assert line is not None
-    for step in range(1, 9):
-        now = 20.0 * step
-        line({"component": 1, "step": step, "loss": 0.5})
-    shown = capsys.readouterr().err.splitlines()
-    assert shown == [f"component 2, step {step}: loss 0.500" for step in (4, 8)]
-    monkeypatch.setattr(screen, "interactive", lambda: True)
-    assert screen.pulse() is None
+    monkeypatch.setattr(tqdm.std, "time", lambda: now)
+    with made_by(Lines), work("fit", 2) as whole:
+        for number in range(2):
+            whole.name(f"component {number + 1} of 2")
+            with work("training", 50) as steps:
+                for step in range(50):
+                    now += 4.0
+                    steps.next(f"loss {step}")
+            whole.next()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "about 7 minutes",
+        "component 1 of 2, training: 15 %, 01:00, 05:40 left, loss 14",
+        "component 1 of 2, training: 30 %, 02:00, 04:40 left, loss 29",
+        "component 1 of 2, training: 45 %, 03:00, 03:40 left, loss 44",
+    ]
+    assert len(lines) == 7 and lines[4].startswith("component 2 of 2, training: 60 %")

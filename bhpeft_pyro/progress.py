@@ -1,0 +1,169 @@
+"""Signs of progress: one bar for a piece of work, with the time that is left of all of it.
+
+Bars are shown in terminals and notebooks; the program's logs get a line a minute (`Lines`). There
+are none in workers, on other ranks than the first, and in a fit with `progress=False`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm as plain
+from tqdm.auto import tqdm
+
+from .distributed import is_main
+
+Item = TypeVar("Item")
+
+_DELAY = 1.0  # seconds after which a bar is shown
+_MEASURED = 5.0  # seconds after which it is estimated how long all will take
+_LONG = 60.0  # seconds; an estimate above is printed
+_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+_LINE = "{desc}: {percentage:.0f} %, {elapsed}, {remaining} left{postfix}"
+_ENDLESS = "{desc} {elapsed}"  # of work of unknown length
+
+
+def _in_terminals(**how: Any) -> Any:
+    return tqdm(disable=None, **how)  # in notebooks too, if they have widgets
+
+
+_make: ContextVar[Callable[..., Any] | None] = ContextVar("make", default=_in_terminals)
+
+
+class Lines(plain):  # type: ignore[type-arg]
+    """A line a minute in place of a bar."""
+
+    every = 60.0  # seconds
+
+    def __init__(self, **how: Any) -> None:
+        how |= {"delay": self.every, "mininterval": self.every}
+        super().__init__(**how | {"bar_format": _LINE if how.get("total") else _ENDLESS})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Print the state; an empty message, which would clear a bar, is nothing here."""
+        if msg is None:
+            self.write(str(self), self.fp)
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Print a line; there is no bar to draw again below it."""
+        print(s, file=file, end=end, flush=True)
+
+
+class Work:
+    """A piece of work in parts of equal length. Work that is done within a part moves the same bar
+    through that part.
+
+    Args:
+        title: what it is, in a word or two.
+        parts: how many; None if that is not known.
+        outer: the work that this is a part of.
+    """
+
+    def __init__(self, title: str, parts: int | None, outer: Work | None) -> None:
+        self.parts, self.done, self.outer = parts, 0, outer
+        self.begin, self.length, self.estimated = 0.0, 1.0, False
+        self.bar = _bar(parts is not None) if outer is None else outer.bar
+        if outer is not None:
+            self.length = outer.length / (outer.parts or 1)
+            self.begin = outer.begin + outer.done * self.length
+        self.name(title)
+
+    def name(self, title: str) -> None:
+        """Say what is being done."""
+        before = "" if self.outer is None else self.outer.title
+        self.title = ", ".join(filter(None, (before, title)))
+        self.bar.set_description_str(self.title, refresh=False)
+
+    def next(self, note: str = "", parts: int = 1) -> None:
+        """Some parts are done; `note` is shown behind the bar."""
+        if self.bar.disable:
+            return
+        self.done += parts
+        if note:
+            self.bar.set_postfix_str(note, refresh=False)
+        share = self.done / self.parts if self.parts else 0.0
+        self.bar.update(max(0.0, min(1.0, self.begin + share * self.length) - self.bar.n))
+        self._estimate()
+
+    def _estimate(self) -> None:
+        """Print once how long all will take, if it is long."""
+        first = self if self.outer is None else self.outer
+        while first.outer is not None:
+            first = first.outer
+        elapsed, share = self.bar.format_dict["elapsed"], self.bar.n
+        if first.estimated or elapsed < _MEASURED or share == 0:
+            return
+        first.estimated = True
+        if (total := elapsed / share) > _LONG:
+            hours, minutes = f"{total / 3600:.1f} hours", f"{max(2, round(total / 60))} minutes"
+            self.bar.write(f"about {hours if total > 5400 else minutes}", sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar to the outer work, or remove it."""
+        if self.outer is None:
+            self.bar.close()
+        else:
+            self.bar.set_description_str(self.outer.title, refresh=False)
+
+
+_work: ContextVar[Work | None] = ContextVar("work", default=None)
+
+
+def _bar(known: bool) -> Any:
+    make = _make.get()
+    if make is None or not is_main():
+        return tqdm(disable=True)
+    how: dict[str, Any] = {"delay": _DELAY, "miniters": 0, "smoothing": 0, "dynamic_ncols": True}
+    ends = {"total": 1.0, "bar_format": _FORMAT} if known else {"bar_format": _ENDLESS}
+    return make(leave=False, **how, **ends)
+
+
+@contextmanager
+def work(title: str = "", parts: int | None = 1) -> Iterator[Work]:
+    """Show a piece of work; see `Work`.
+
+    >>> with bars(False), work("counting", 3) as counting:
+    ...     for _ in range(3):
+    ...         counting.next()
+    """
+    own = Work(title, parts, _work.get())
+    token = _work.set(own)
+    try:
+        yield own
+    finally:
+        _work.reset(token)
+        own.close()
+
+
+def tracked(items: Iterable[Item], title: str, parts: int | None = None) -> Iterator[Item]:
+    """Items one after the other, as the parts of a piece of work that has no other within it."""
+    own = Work(title, parts, _work.get())  # a generator cannot set the context of its caller
+    try:
+        for item in items:
+            yield item
+            own.next()
+    finally:
+        own.close()
+
+
+@contextmanager
+def made_by(make: Callable[..., Any] | None) -> Iterator[None]:
+    """Within the block, bars are made by this class; by None, there are no bars."""
+    token = _make.set(make)
+    try:
+        yield
+    finally:
+        _make.reset(token)
+
+
+def bars(wanted: bool) -> AbstractContextManager[None]:
+    """Within the block there are bars if they are wanted, unless an outer block has hidden them."""
+    make = _make.get()
+    if make is _in_terminals and "ipykernel" in sys.modules:
+        make = tqdm  # which is text where a notebook has no widgets
+    return made_by(make if wanted else None)

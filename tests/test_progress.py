@@ -1,0 +1,108 @@
+"""Bars: one for a whole fit, with the truth about how much of it is left."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+import bhpeft_pyro as bh
+from bhpeft_pyro import progress
+from bhpeft_pyro.posterior import jobs
+from bhpeft_pyro.progress import bars, made_by, tracked, work
+from bhpeft_pyro.testing import tiny_examples, tiny_model
+
+
+class Shown(progress.plain):  # type: ignore[type-arg]
+    """A bar that keeps every state: title, share that is done, and note."""
+
+    states: list[tuple[str, float, str]]
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how | {"delay": 0.0, "mininterval": 0.0})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None and self.desc:
+            self.states.append((self.desc, self.n, self.postfix or ""))
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
+    found: list[tuple[str, float, str]] = []
+    monkeypatch.setattr(Shown, "states", found, raising=False)
+    return found
+
+
+def fit(guide: str = "laplace", **how: Any) -> bh.Posterior:
+    rows, more = tiny_examples(24), tiny_examples(12, seed=1)
+    with made_by(Shown):
+        return bh.fit(tiny_model(), guide, rows, validation=more, max_steps=4, **how)
+
+
+def test_a_fit_has_one_bar_for_all_its_parts(states):
+    fit(components=2)
+    titles = [*dict.fromkeys(title for title, _, _ in states)]
+    for number in (1, 2):
+        for part in ("training", "width"):
+            assert f"component {number} of 2, {part}" in titles
+    own = [(n, note) for title, n, note in states if title.startswith("component")]
+    shares = [n for n, _ in own]
+    assert shares == sorted(shares) and {0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0} <= {
+        *shares
+    }
+    notes = {note for _, note in own if note}
+    assert all(re.fullmatch(r"loss \d\.\d{3}(, held-out NLL \d\.\d{3})?", n) for n in notes)
+    assert any("held-out NLL" in note for note in notes)
+
+
+@pytest.mark.parametrize("guide", ["laplace", "normal"])
+def test_predictions_have_a_bar(guide, states):
+    posterior, rows = fit(guide, components=2, progress=False), tiny_examples(12)
+    with made_by(Shown):
+        posterior.predict(rows, samples=8)
+    assert {title for title, _, _ in states} == {"predicting"}
+    shares = [n for _, n, _ in states]
+    assert shares == sorted(shares) and shares[-1] == 1.0 and 0.5 in shares
+
+
+def test_a_stream_has_one_bar(states, tmp_path):
+    weeks = {f"week {i}": tiny_examples(12, seed=i) for i in range(2)}
+    with made_by(Shown):
+        bh.stream(tiny_model(()), weeks, tmp_path, components=2, max_steps=2)
+    titles = {title for title, _, _ in states}
+    assert {"round 1 of 2, component 2 of 2, training", "round 2 of 2, predicting"} <= titles
+    assert [n for _, n, _ in states] == sorted(n for _, n, _ in states)
+
+
+def test_without_progress_there_is_no_bar(states):
+    first, rows = fit(components=2, progress=False), tiny_examples(12, seed=5)
+    with made_by(Shown):
+        first.update(rows, max_steps=2)  # the option of the last round
+    assert not states
+    with bars(False), made_by(None):
+        assert [*tracked([1, 2], "counting", 2)] == [1, 2]
+
+
+def test_workers_have_none(states):
+    def job(_: int) -> int:
+        with work("working", 1) as one:
+            one.next()
+        return 1
+
+    with made_by(Shown):
+        done = jobs._unpickled(jobs._job(jobs._pickled((job, [])), jobs._pickled((3, []))))
+    assert done == 1 and not states
+
+
+def test_bars_stay_out_of_what_is_no_terminal(capsys):
+    bh.fit(tiny_model(), "normal", tiny_examples(12), max_steps=2)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bar_goes_when_its_work_fails(states):
+    with made_by(Shown):
+        with pytest.raises(ZeroDivisionError), work("dividing", 2) as whole:
+            next(tracked([1, 2], "", 2))
+            raise ZeroDivisionError
+        assert whole.bar.disable and work("again").__enter__().outer is None

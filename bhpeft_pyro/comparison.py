@@ -20,6 +20,7 @@ from .errors import ConfigError, DataError
 from .files import refuse_link, write
 from .forecast import ClassForecast
 from .forecast.metrics import evaluate, nlls
+from .forecast.score import compared
 from .inference.predict import AnyForecast
 from .model.model import Model, check_model
 from .options import FitOptions
@@ -29,6 +30,7 @@ from .posterior.fit import fit
 from .posterior.mixture import MixturePosterior
 from .posterior.posterior import Posterior
 from .posterior.stored import own_likelihood
+from .progress import bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +40,7 @@ __all__ = ["BASELINE", "Comparison", "compare"]
 BASELINE = "hybrid"
 """The method that the others are compared with: ordinary fine-tuning of all PEFT weights."""
 
+_LORA = "LoRA"
 _SETUP = "comparison.json"
 _SCALED = ", scaled"
 _FEW = 30  # rows
@@ -73,6 +76,16 @@ class Comparison:
                 rows[name] |= {"nll difference": difference.mean(), "low": low, "high": high}
             rows[name]["seconds"] = self.seconds[name]
         return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+    def verdict(self) -> str:
+        """In a sentence, whether the posterior is better than LoRA, and what it costs."""
+        *_, name = self.forecasts
+        own, lora = self.forecasts[name], self.forecasts[_LORA]
+        times = self.seconds[name] / max(self.seconds[_LORA], 1e-9)
+        return (
+            f"the default ({name}) beside LoRA, with standard errors: {compared(own, lora)}. "
+            f"Its fit took {times:.1f} times as long"
+        )
 
     def plot(self) -> Figure:
         """NLL differences with their intervals, and accuracy (or MSE) of the rest when the least
@@ -156,9 +169,10 @@ def compare(
     folder = as_path("out", out)
     head = model(presets.head_only())
     check_model(head)
-    rows = head.encode(data, columns, new_names=True)
-    columns = head.columns_of(rows, columns)
-    known, tested = (head.encode(given, columns) for given in (validation, test))
+    with bars(options.progress):
+        rows = head.encode(data, columns, new_names=True)
+        columns = head.columns_of(rows, columns)
+        known, tested = (head.encode(given, columns) for given in (validation, test))
     if len(tested) < 2:
         raise DataError(f"test: {len(tested)} row; expected 2 or more, for intervals over rows")
     for part in (rows, known):
@@ -187,7 +201,7 @@ def compare(
         return kept(name, f"fitting {name}", one)
 
     head_only = learn("head only", head, 1)
-    lora = learn("LoRA", model(presets.lora()), 1)
+    lora = learn(_LORA, model(presets.lora()), 1)
     points = learn("points", model(presets.bh_peft()), components)
     assert isinstance(points, MixturePosterior)
     widening = f"measuring the width of {components} points"
@@ -195,7 +209,7 @@ def compare(
     ensemble = f"{components} hybrids"
     methods = {
         "head only": head_only,
-        "LoRA": lora,
+        _LORA: lora,
         BASELINE: points.components[0],
         ensemble: points,
         f"{components} components": wide,
@@ -203,14 +217,15 @@ def compare(
     forecasts: dict[str, AnyForecast] = {}
     seconds: dict[str, float] = {}
     for name, posterior in methods.items():
-        forecasts[name] = forecast = posterior.predict(tested)
-        seconds[name] = posterior.report.seconds
-        if isinstance(forecast, ClassForecast) and name in (BASELINE, ensemble):
-            calibrating = posterior.predict(known)
-            assert isinstance(calibrating, ClassForecast)
-            forecasts[name + _SCALED], _ = forecast.tempered(calibrating)
-            seconds[name + _SCALED] = seconds[name]
-    posteriors = {"head only": head_only, "LoRA": lora, "points": points, "posterior": wide}
+        with bars(options.progress):
+            forecasts[name] = forecast = posterior.predict(tested)
+            seconds[name] = posterior.report.seconds
+            if isinstance(forecast, ClassForecast) and name in (BASELINE, ensemble):
+                calibrating = posterior.predict(known)
+                assert isinstance(calibrating, ClassForecast)
+                forecasts[name + _SCALED], _ = forecast.tempered(calibrating)
+                seconds[name + _SCALED] = seconds[name]
+    posteriors = {"head only": head_only, _LORA: lora, "points": points, "posterior": wide}
     return Comparison(forecasts, seconds, posteriors)
 
 

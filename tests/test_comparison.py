@@ -20,6 +20,7 @@ from bhpeft_pyro.comparison import BASELINE, Comparison, compare
 from bhpeft_pyro.errors import ConfigError, DataError
 from bhpeft_pyro.forecast import RatingForecast
 from bhpeft_pyro.forecast.metrics import nlls
+from bhpeft_pyro.plots.forecasts import STYLES
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 HOW = bh.FitOptions(max_steps=3, progress=False)
@@ -196,3 +197,24 @@ def test_words_of_a_sentence_are_drawn_together() -> None:
     assert comparison._interval(away.repeat(30), sentences) == pytest.approx(
         comparison._interval(away)
     )
+
+
+def test_the_verdict_is_a_sentence_about_the_default(made: tuple[Comparison, Path]) -> None:
+    found, _ = made
+    table = found.table()
+    change = table.loc["2 components", "accuracy"] - table.loc["LoRA", "accuracy"]
+    times = found.seconds["2 components"] / found.seconds["LoRA"]
+    said = found.verdict()
+    assert said.startswith(
+        "the default (2 components) beside LoRA, with standard errors: accuracy "
+    )
+    assert f"accuracy {change:+.3f} ± " in said and f"{times:.1f} times as long" in said
+    gain = nlls(found.forecasts["2 components"]) - nlls(found.forecasts["LoRA"])
+    error = gain.std() / len(gain) ** 0.5
+    assert f"NLL {gain.mean():+.3f} ± {error:.3f} (" in said
+
+
+def test_each_method_has_a_colour_of_its_own(made: tuple[Comparison, Path]) -> None:
+    lines = made[0].plot().axes[1].get_lines()
+    assert len({line.get_color() for line in lines}) == len(lines) >= 5
+    assert len({colour for colour, _ in STYLES}) == len(STYLES) >= 7  # as many as methods

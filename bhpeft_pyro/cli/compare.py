@@ -98,4 +98,5 @@ def compare(
         title = f"{what}; diff.: NLL minus the hybrid's, with its 95 % interval"
         short = known.rename(columns={"nll difference": "diff."})
         table(title, ("", *short.columns), [*short.itertuples(name=None)])
+    say(result.verdict())
     say(f"saved in {out}: a posterior for each method, table.csv, plot.png")

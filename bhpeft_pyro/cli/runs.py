@@ -16,6 +16,9 @@ from ..data.copies import apart, warn_of_copies
 from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
+from ..forecast.metrics import evaluate
+from ..forecast.score import Score, compared
+from ..inference.report_text import described
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..sequential import History
@@ -144,14 +147,22 @@ def finish(
     report = posterior.report
     report.name, report.given = Path(data).name, examples.fingerprint
     posterior.save(out, overwrite)
-    say(f"{report}\nsaved in {out}")
     columns = {"held_out": posterior} if before is None else {"before": before, "after": posterior}
     scores = {}
-    if held_out is not None:
-        scores = {name: each.evaluate(held_out, samples) for name, each in columns.items()}
-        *_, own = scores.values()
-        report.metrics |= {f"held_out/{name}": value for name, value in own.items()}
+    if held_out is not None and examples.labels is not None:
+        forecasts = {name: each.predict(held_out, samples) for name, each in columns.items()}
+        scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}
+        *_, own = forecasts.values()
+        report.metrics |= {f"held_out/{name}": value for name, value in evaluate(own).items()}
+        report.score = str(Score.of(own, examples.labels))
         posterior.save(out, overwrite=True)
+        say(report.score)
+        if before is not None:
+            say(f"since the last round, on these rows: {compared(own, forecasts['before'])}")
+        say(f"next: bhpeft predict {out} NEW_ROWS predicts, and flags the least certain rows")
+    else:
+        say(f"next: bhpeft evaluate {out} LABELLED_ROWS tells how good it is")
+    say(f"{described(report)}\nsaved in {out}")
     if as_json:
         facts = ("examples", "steps", "negative_elbo", "temperature", "unsettled")
         known = {name: getattr(report, name) for name in facts}

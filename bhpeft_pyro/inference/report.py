@@ -70,6 +70,7 @@ class FitReport:
             network, the mean over at most 32 random ones. With the KL it gives the negative ELBO.
         between: for a mixture, the share of the epistemic uncertainty of held-out rows that comes
             from disagreement between components.
+        score: in words, how good the forecast of the held-out rows is, beside the simplest one.
         name: your name for the round.
         metrics: numbers that you want to keep with it.
         components: for a mixture, the report of each component. In the mixture's report, steps and
@@ -107,6 +108,7 @@ class FitReport:
     component_nll: float | None = None
     expected_nll: float | None = None
     between: float | None = None
+    score: str = ""
     name: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     components: list[FitReport] = field(default_factory=list)
@@ -234,7 +236,7 @@ class FitReport:
         return replace(self, history=[*early[::every], *late], components=components)
 
     def __str__(self) -> str:
-        return described(self)
+        return "\n".join(filter(None, (self.score, described(self))))
 
     def _repr_html_(self) -> str:
         from ..html import report_html  # matplotlib is slow to import

@@ -19,7 +19,9 @@ from ..forecast.metrics import BINS, calibration_bins, rejection_curve
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676"
 )  # fmt: skip
-STYLES = tuple(zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE) * 2, "osD^vPX*<>", strict=True))
+STYLES = tuple(
+    zip((BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, "black", GREY), "osD^vPX*", strict=True)
+)
 
 
 def new_axes(ax: Axes | None) -> Axes:

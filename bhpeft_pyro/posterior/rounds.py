@@ -21,6 +21,7 @@ from ..checks import MAYBE_COUNT, check, derived
 from ..data import Examples
 from ..distributed import Ranks, agree, gathered, same, world
 from ..errors import ConfigError, FitError, PriorError
+from ..forecast.score import Score
 from ..guides import Guide
 from ..guides.guide import prior_of
 from ..inference.candidates import Candidates
@@ -169,7 +170,7 @@ def fit_components(
                 error.posterior = MixturePosterior.joined(components, options, lineage)
             raise
         whole.name("mixture")
-        posterior = joined(fitted, held_out, options, lineage)
+        posterior = joined(fitted, held_out, options, lineage, starts[0].examples.labels)
     posterior.report.id = gathered(posterior.report.id)[0]  # each rank has made its own
     return posterior
 
@@ -204,10 +205,12 @@ def joined(
     held_out: Examples | None,
     options: FitOptions,
     lineage: tuple[FitReport, ...] = (),
+    known: Tensor | None = None,
 ) -> Posterior:
     """Components that have just been fitted as one posterior, their widths chosen together.
 
-    Their disagreement is measured on the rows `held_out`; the rest is as for `fit_components`.
+    Their disagreement and their score are measured on the rows `held_out`, the score beside the
+    simplest forecast from the labels `known`; the rest is as for `fit_components`.
     """
     components = [posterior for posterior, _ in fitted]
     if len(components) == 1 and not lineage:
@@ -224,6 +227,8 @@ def joined(
         mixture.report.point_nll, mixture.report.component_nll = nlls
     if held_out is not None and mixture.guide.linear:
         forecast = mixture.predict(held_out)
+        if known is not None:
+            mixture.report.score = str(Score.of(forecast, known))
         if forecast.between is not None:
             share = forecast.between.mean() / forecast.epistemic.mean().clamp_min(1e-12)
             mixture.report.between = share.item()

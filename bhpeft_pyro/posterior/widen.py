@@ -50,7 +50,7 @@ def widen(
             wide.append(_widened(part, examples, held_out, changes))
             whole.next()
         lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
-        return joined(wide, held_out, options, lineage)
+        return joined(wide, held_out, options, lineage, examples.labels)
 
 
 def _widened(

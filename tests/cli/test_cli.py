@@ -239,6 +239,11 @@ def test_rows_are_held_out_as_fit_does_unless_a_share_is_given(folder, tmp_path)
     more = write_csv(tmp_path / "more.csv", text=texts, label=NAMES * 3)
     result = bhpeft("fit", more, *fit, "--overwrite", "--json")
     run = bh.Posterior.load(tmp_path / "run", *_tiny(folder))
+    said = [line for line in result.stderr.splitlines() if not line.startswith("note")]
+    first = said.index(run.report.score)
+    assert re.match(r"accuracy [01]\.\d+ ± 0\.\d+ on 12 held-out rows", said[first])
+    assert said[first + 1].startswith(f"next: bhpeft predict {tmp_path / 'run'} ")
+    assert "steps on 48 examples" in said[first + 2]
     train, held_out = run.encode({"text": texts, "label": NAMES * 3}).hold_out(0)
     assert (run.report.examples, run.report.held_out) == (len(train), len(held_out)) == (48, 12)
     assert json.loads(result.stdout)["held_out"] == pytest.approx(run.evaluate(held_out))
@@ -252,6 +257,8 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
     assert before == {file.name: file.read_bytes() for file in (folder / "run").iterdir()}
     found = json.loads(result.stdout)
     assert found["round"] == 2 and found["after"].keys() == found["before"].keys()
+    change = found["after"]["accuracy"] - found["before"]["accuracy"]
+    assert f"since the last round, on these rows: accuracy {change:+.3f} ± " in result.stderr
     first, second = bh.Posterior.load(tmp_path / "second", *_tiny(folder)).lineage
     assert (first.steps, second.steps) == (2 * 4, 2 * 3)
     assert first.name == second.name == "train.csv"

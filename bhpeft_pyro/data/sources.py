@@ -26,6 +26,7 @@ from datasets import (
 
 from ..checks import shown
 from ..errors import DataError
+from ..reach import hub_or_cache
 from .cells import meant
 from .columns import Columns, Kind
 
@@ -171,7 +172,9 @@ def _from_hub(source: str) -> Dataset:
             "(a single text goes in a list)"
         )
     try:
-        return load_dataset(match["name"], name=match["config"], split=match["split"] or "train")
+        with hub_or_cache():
+            name, split = match["name"], match["split"] or "train"
+            return load_dataset(name, name=match["config"], split=split)
     except Exception as error:  # whatever goes wrong inside: network, syntax, split
         cause = error.__cause__ or error  # which may be hidden behind an error of its own
         raise DataError(

@@ -25,6 +25,7 @@ from transformers import (
 
 from ..data import assets
 from ..errors import ArchitectureError, ConfigError, SaveError
+from ..reach import hub_or_cache
 
 __all__ = ["load_backbone"]
 
@@ -59,6 +60,15 @@ def load_backbone(
     """
     place = device_named(device)
     source, options = _located(name)
+    if source == name and not Path(source).exists():
+        with hub_or_cache():
+            return _loaded(name, source, options, place, classifier)
+    return _loaded(name, source, options, place, classifier)
+
+
+def _loaded(
+    name: str, source: str, options: dict[str, Any], place: torch.device, classifier: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         config = AutoConfig.from_pretrained(source, **options)
         # Only the encoder of T5 and similar models.
@@ -74,7 +84,8 @@ def load_backbone(
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"backbone: {name!r} is not a folder with a model and cannot be loaded from the hub "
-            f"({str(error).splitlines()[0]}); {', '.join(map(repr, LOCAL))} come from PyPI"
+            f"({str(error).splitlines()[0]}); {', '.join(map(repr, LOCAL))} come from PyPI and "
+            "need no hub"
         ) from error
     except (ValueError, KeyError) as error:
         raise ArchitectureError(f"backbone: {name!r}: {str(error).splitlines()[0]}") from error

@@ -205,7 +205,7 @@ def prequential(
         history.writing(),
         cut_once(),
         bars(progress),
-        work("stream", total) as whole,
+        work("stream", total) as bar,
     ):
         history.clean()
         posterior = _resumed(history, model)
@@ -215,7 +215,7 @@ def prequential(
         agree("folder", *(report.id for report in done))
         count = 0
         for count, pair in enumerate(pairs, 1):
-            whole.name(f"round {count}{f' of {total}' if total else ''}")
+            bar.name(f"round {count}{f' of {total}' if total else ''}")
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 got = f"batches: number {count} is a {type(pair).__name__}"
                 raise ConfigError(f"{got}; expected a pair of a name and data")
@@ -223,7 +223,7 @@ def prequential(
             if count <= len(done):
                 assert posterior is not None
                 _check_same(posterior, count - 1, name, data)
-                whole.next()
+                bar.next()
                 continue
             metrics: dict[str, float] = {}
             first = posterior is None
@@ -254,7 +254,7 @@ def prequential(
                     posterior.report.given = learnt.concat(tested[name]).fingerprint
             history.add(posterior, name, metrics)
             Record.of(posterior).save(folder)
-            whole.next()
+            bar.next()
         if posterior is None:
             raise DataError("batches is empty: at least one is needed")
         if len(posterior.lineage) > count:

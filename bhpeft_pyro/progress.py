@@ -34,7 +34,7 @@ def _in_terminals(**how: Any) -> Any:
 _make: ContextVar[Callable[..., Any] | None] = ContextVar("make", default=_in_terminals)
 
 
-class Lines(plain):  # type: ignore[type-arg]
+class Lines(plain):
     """A line a minute in place of a bar."""
 
     every = 60.0  # seconds
@@ -67,7 +67,7 @@ class Work:
     def __init__(self, title: str, parts: int | None, outer: Work | None) -> None:
         self.parts, self.done, self.outer = parts, 0, outer
         self.begin, self.length, self.estimated = 0.0, 1.0, False
-        self.bar = _bar(parts is not None) if outer is None else outer.bar
+        self.bar: Any = _bar(parts is not None) if outer is None else outer.bar
         if outer is not None:
             self.length = outer.length / (outer.parts or 1)
             self.begin = outer.begin + outer.done * self.length
@@ -76,7 +76,7 @@ class Work:
     def name(self, title: str) -> None:
         """Say what is being done."""
         before = "" if self.outer is None else self.outer.title
-        self.title = ", ".join(filter(None, (before, title)))
+        self.title: str = ", ".join(filter(None, (before, title)))
         self.bar.set_description_str(self.title, refresh=False)
 
     def next(self, note: str = "", parts: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def error(*arguments: object, code: int = 2) -> str:
     result = bhpeft(*arguments, code=code)
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.output and result.stdout == ""
+    assert not re.search(r"(?<![-\w])[a-z_]+=", lines[0]), "an argument, which the program lacks"
     return lines[0]
 
 

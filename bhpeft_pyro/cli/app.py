@@ -23,13 +23,14 @@ from ..errors import BHPEFTError, BusyError, FitError, ProcessError, is_out_of_m
 from . import compare, evaluate, fit, history, predict, report, stream, update
 from .options import flat
 from .screen import interactive, say, spoken_warnings
+from .words import in_options
 
 
 @contextmanager
 def spoken_errors() -> Iterator[None]:
     """Print deliberate errors in one line, without a traceback."""
     try:
-        with spoken_warnings():
+        with spoken_warnings(_translated):
             yield
     except BrokenPipeError:  # under `| head`: Typer then ends the program without a message
         raise
@@ -45,8 +46,20 @@ def spoken_errors() -> Iterator[None]:
 
 
 def _fail(error: Exception, code: int) -> NoReturn:
-    say(f"error: {'rank ' + os.environ['RANK'] + ': ' if _launched() else ''}{error}")
+    rank = f"rank {os.environ['RANK']}: " if _launched() else ""
+    say(f"error: {rank}{_translated(str(error))}")
     raise typer.Exit(code) from error
+
+
+def _translated(message: str) -> str:
+    every: Any = typer.main.get_command(app)
+    options = (each for command in every.commands.values() for each in command.params)
+    flags = {
+        each.name: (max(each.opts, key=len), max(each.secondary_opts, default="", key=len))
+        for each in options
+        if each.param_type_name == "option"
+    }
+    return in_options(message, flags)
 
 
 def _launched() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,12 +24,14 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def spoken_warnings() -> Iterator[None]:
-    """Print this package's warnings as lines, and leave out those of others."""
+def spoken_warnings(translated: Callable[[str], str]) -> Iterator[None]:
+    """Print this package's warnings as lines, `translated`, and leave out those of others."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning, module=r"bhpeft_pyro\.")
-        warnings.showwarning = lambda message, *_args, **_more: say(f"note: {message}")
+        warnings.showwarning = lambda message, *_args, **_more: say(
+            f"note: {translated(str(message))}"
+        )
         yield
 
 

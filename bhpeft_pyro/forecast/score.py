@@ -46,8 +46,9 @@ class Score:
         `known`: of their most frequent class, or their mean.
 
         >>> draws = torch.tensor([[[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.6, 0.4]]])
-        >>> print(Score.of(ClassForecast.from_draws(draws, labels=[0, 1, 0, 0]), torch.zeros(9)))
-        accuracy 0.750 ± 0.250 on 4 held-out rows (always the most frequent class: 1.000)
+        >>> print(Score.of(ClassForecast.from_draws(draws, labels=[0, 1, 1, 0]), torch.ones(9)))
+        accuracy 1.000 ± 0.000 on 4 held-out rows (always the most frequent class: 0.500); not \
+clearly better than that: label more rows, or try another backbone
         """
         labels = forecast.observed()
         loss = loss_of(forecast, labels)

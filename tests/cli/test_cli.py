@@ -627,7 +627,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     (stream / "rounds").mkdir(parents=True)
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
-        ((*fit, "--batch-size", 6), "multiple of particles"),
+        ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4"),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
         (("fit", train, "--out", run), "--overwrite"),

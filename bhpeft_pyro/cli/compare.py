@@ -33,6 +33,7 @@ def compare(
     components: Annotated[
         int, typer.Option(help="Components of the ensemble, and of the posterior.", min=2)
     ] = 5,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -46,22 +47,26 @@ def compare(
         bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
     from ..comparison import compare as run
+    from ..data.doubts import tally
     from ..data.sources import load
     from ..files import write
     from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
-    from .runs import check_out, split
+    from .runs import check_out, doubting, split
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
     rows = load(data, reading.texts)
-    task = infer(rows, reading)
+    with doubting(yes):
+        task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")
     backbone, tokenizer = load_backbone(reading.backbone, device)
     model = task.model(backbone, tokenizer, ())
     examples = model.encode(rows, task.columns)
+    if counts := tally(examples):
+        say(counts)
     parts: dict[str, Any] = {}
     for name, given in (("test", test), ("validation", validation)):
         examples, parts[name] = split(

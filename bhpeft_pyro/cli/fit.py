@@ -17,6 +17,7 @@ def fit(
     components: options.Components = None,
     validation: options.Validation = None,
     samples: options.Samples = None,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -33,23 +34,27 @@ def fit(
         bhpeft fit --config fit.yaml --epochs 5
     """
     from ..data.copies import check_apart
+    from ..data.doubts import tally
     from ..data.sources import load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior.fit import fit as learn
-    from .runs import check_out, finish, split
+    from .runs import check_out, doubting, finish, split
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite)
     table = load(data, reading.texts)
-    task = infer(table, reading)
+    with doubting(yes):
+        task = infer(table, reading)
     say(f"{len(table)} rows, {task}")
     say(f"loading {reading.backbone}")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     # Encoded before rows are held out, so that errors count rows as the file does.
     examples = model.encode(table, task.columns)
+    if counts := tally(examples):
+        say(counts)
     train, held_out = split(
         examples,
         validation,

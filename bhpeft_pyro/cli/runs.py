@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from ..data import Examples
+from ..data import Examples, LabelWarning
 from ..data.copies import apart, warn_of_copies
 from ..data.labels import by_name
 from ..data.sources import load
@@ -43,6 +45,19 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
     return table
+
+
+@contextmanager
+def doubting(yes: bool) -> Iterator[None]:
+    """Refuse labels that look like a mistake, unless the user has agreed to them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always" if yes else "error", LabelWarning)
+        try:
+            yield
+        except LabelWarning as doubt:
+            raise DataError(
+                f"{doubt}; mend the labels, or learn them as they are with --yes"
+            ) from doubt
 
 
 def hold_out(

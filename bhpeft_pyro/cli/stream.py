@@ -70,6 +70,7 @@ def stream(
     ] = None,
     grow: options.Grow = False,
     again: options.Again = False,
+    yes: options.Yes = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
 ) -> None:
@@ -84,13 +85,14 @@ def stream(
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
     from .. import sequential
+    from ..data.doubts import tally
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import ROUNDS
+    from .runs import ROUNDS, doubting
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
@@ -99,13 +101,15 @@ def stream(
     if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     rows = load(data, reading.texts)
-    whole = infer(rows, reading)
+    with doubting(yes):
+        whole = infer(rows, reading)
     batches = _batches(rows, by, batch)
     task = whole
     if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
         first, *_ = batches
         try:
-            task = infer(batches[first], reading)
+            with doubting(yes=True):  # all rows have been looked at
+                task = infer(batches[first], reading)
         except DataError as error:
             raise DataError(f"--grow: the first batch, {first}: {error}") from error
     say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
@@ -120,14 +124,16 @@ def stream(
         kind=model.likelihood.kind,
         each_word=model.network.head.each_word,
     )
-    with cut_once():
+    with cut_once(), doubting(yes):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
-        read(rows, columns=model.limited(whole.columns, rows))
+        examples = read(rows, columns=model.limited(whole.columns, rows))
         columns = model.limited(task.columns, rows)
         learnt, tested = _with_tests(
             batches, partial(read, columns=columns, labelled=False), tests, how.seed
         )
+        if counts := tally(examples):
+            say(counts)
         last = sequential.stream(
             model,
             learnt,

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import names
 from ..data import Columns, Kind
 from ..data.columns import is_number, read_ratings, wrong
-from ..data.labels import name_of, read_labels, warn_of_look_alikes
+from ..data.doubts import warn_of_classes
+from ..data.labels import name_of, read_labels
 from ..data.words import labelled_words, naming_words, read_words
 from ..errors import DataError
 from ..model import tasks
@@ -203,7 +204,7 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
             f"column {label!r}: all {len(values)} labels are {values[0]!r}; "
             "expected at least two classes"
         )
-    warn_of_look_alikes(label, map(str, sorted(found, key=str)))
+    warn_of_classes(label, [name_of(value) for value in values])
     if isinstance(feature, ClassLabel):
         called = tuple(feature.names)
     elif type(values[0]) is int and found == set(range(len(found))):

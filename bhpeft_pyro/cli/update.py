@@ -28,6 +28,7 @@ def update(
     keep: options.Keep = 1.0,
     grow: options.Grow = False,
     again: options.Again = False,
+    yes: options.Yes = False,
     validation: options.Validation = None,
     samples: options.Samples = None,
     backbone: options.Backbone = None,
@@ -44,21 +45,25 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
+    from ..data.doubts import tally
     from ..sequential.growth import with_outputs_for
     from ..sequential.update import check_held_out, refuse_known
-    from .runs import check_out, finish, open_run, rows_for, split
+    from .runs import check_out, doubting, finish, open_run, rows_for, split
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
     how = before.report.options.change(progress=True, **fitting.given)
     table = rows_for(before, data, labelled=True)
-    start = with_outputs_for(before, table, grow)
+    with doubting(yes):
+        start = with_outputs_for(before, table, grow)
     if start is not before:
         old, new = (each.columns.label_names or () for each in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
     # Encoded before rows are held out, so that errors count rows as the file does.
     examples = start.encode(table)
+    if counts := tally(examples):
+        say(counts)
     if not again:
         refuse_known(before, examples)
     train, held_out = split(
@@ -74,14 +79,15 @@ def update(
     if used is None:
         check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
-    after = start.update(
-        train,
-        validation=used,
-        options=how,
-        guide=guide,
-        keep=keep,
-        again=again,
-    )
+    with doubting(yes):
+        after = start.update(
+            train,
+            validation=used,
+            options=how,
+            guide=guide,
+            keep=keep,
+            again=again,
+        )
     finish(
         after,
         out,

@@ -2,7 +2,8 @@
 
 from .batch import Batch
 from .columns import Columns, Kind
+from .doubts import LabelWarning
 from .encoding import CutWarning, encode
 from .examples import Examples
 
-__all__ = ["Batch", "Columns", "CutWarning", "Examples", "Kind", "encode"]
+__all__ = ["Batch", "Columns", "CutWarning", "Examples", "Kind", "LabelWarning", "encode"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from ..checks import shown
 from ..errors import DataError
 from .columns import as_list, check_types, is_number, wrong
+from .doubts import warn_of_classes
 
 
 def name_of(value: Any) -> str:
@@ -49,23 +49,6 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
                 )
         return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
-
-
-def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that differ in case or in spaces around them alone.
-
-    >>> look_alikes(["sports", "world", "Sports "])
-    [('sports', 'Sports ')]
-    """
-    first: dict[str, str] = {}
-    pairs = [(first.setdefault(name.strip().casefold(), name), name) for name in names]
-    return [(one, other) for one, other in pairs if one != other]
-
-
-def warn_of_look_alikes(column: str, names: Iterable[str]) -> None:
-    """Warn of classes that may be meant to be one."""
-    for one, other in look_alikes(names):
-        warnings.warn(f"column {column!r}: {one!r} and {other!r} are two classes", stacklevel=2)
 
 
 def _name_among(known: Mapping[float, str], value: float) -> Any:
@@ -105,7 +88,7 @@ def read_classes(
         else:
             if names is None:
                 names = sorted(set(values))
-                warn_of_look_alikes(column, names)
+                warn_of_classes(column, values)
             names = tuple(names)
             index = {name: k for k, name in enumerate(names)}
             for i, value in enumerate(values):
@@ -164,6 +147,8 @@ def read_labels(
     if called or (names is not None and not every):
         if names is None and not new_names:
             raise DataError(f"column {column!r} has names, and the labels of this model have none")
+        if names is None:
+            warn_of_classes(column, [each for each in every if isinstance(each, str)])
         names = tuple(names or sorted(filter(str.strip, called)))
         for i, cell in enumerate(cells):
             if unknown := [each for each in cell if each not in names]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
-from ..data.labels import by_name, look_alikes, name_of
+from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
+from ..data.labels import by_name, name_of
 from ..data.sources import read
 from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, LikelihoodError
@@ -60,6 +61,17 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
     True
     """
+    new, known = _appended(posterior, labels), posterior.columns.label_names or ()
+    names = new.columns.label_names or ()
+    for one, other in look_alikes(names):
+        if other not in known:
+            what = f"labels: {other!r} becomes a new class beside {one!r}"
+            warnings.warn(LabelWarning(what), stacklevel=2)
+    return new
+
+
+def _appended(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
+    """See `grow`."""
     names, known = _names(posterior, labels), posterior.columns.label_names or ()
     count = int(labels) if names is None else len(names) - len(known)  # type: ignore[arg-type]
     old, head = posterior.model.network, _head(posterior.model)
@@ -118,8 +130,9 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     labels = unknown_labels(posterior, data)
     if not labels:
         return posterior
+    names = posterior.columns.label_names or ()
     if isinstance(labels, tuple):
-        new, known = ", ".join(map(repr, labels)), str(posterior.columns.label_names)
+        new, known = ", ".join(called(each, names) for each in labels), str(names)
     else:
         count = posterior.model.likelihood.num_labels(posterior.model.network.outputs) or 0
         new, known = f"label {count + labels - 1}", f"0 to {count - 1}"
@@ -132,12 +145,14 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
                     f"{count} on"
                 )
     if not grow:
-        alike = "".join(f"; {b!r} may mean {a!r}" for a, b in _alike(posterior, labels))
         raise DataError(
-            f"data: {new} is not among the labels {known}{alike}; grow=True (--grow) adds outputs "
-            "for new labels"
+            f"data: {new} is not among the labels {known}; grow=True (--grow) adds outputs for new "
+            "labels"
         )
-    return posterior.grow(labels)
+    if names and not isinstance(data, Examples):
+        values = [each for each in _labels(posterior, data) if isinstance(each, str)]
+        warn_of_classes(posterior.columns.label, values, names)
+    return _appended(posterior, labels)
 
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:
@@ -166,17 +181,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
-    for name, label in _alike(posterior, new):
-        warnings.warn(f"labels: {label!r} becomes a new class beside {name!r}", stacklevel=2)
     return (*known, *new)
-
-
-def _alike(posterior: Posterior, new: Sequence[str] | int) -> list[tuple[str, str]]:
-    """New labels, each with an earlier one that it looks like."""
-    known = posterior.columns.label_names
-    if known is None or isinstance(new, int):
-        return []
-    return [(one, other) for one, other in look_alikes((*known, *new)) if other in new]
 
 
 def _head(model: Model) -> Head | ClassifierHead:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from contextlib import suppress
 
-from ..data import Examples
+import torch
+
+from ..data import Examples, LabelWarning
 from ..data.copies import check_apart
+from ..data.doubts import swapped, turned
 from ..data.sources import read
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, GuideError
+from ..forecast import ClassForecast, RatingForecast
 from ..guides import Guide, GuideLike, autoguide
 from ..guides.guide import prior_of
 from ..inference.initialization import centred, own_start
@@ -31,6 +37,8 @@ from ..priors.prior import check_prior
 from ..threads import seeded
 from .forgetting import forget
 from .growth import with_outputs_for
+
+_CHECKED = 256  # examples whose labels are compared with what is predicted
 
 
 def update(
@@ -65,11 +73,39 @@ def update(
     every = zip(posterior.components, seeds(how.options, len(posterior.components)), strict=True)
     lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
     with naming_rows(posterior.model, data=examples, validation=held_out):
+        if (doubt := _contradiction(posterior, examples)) is not None:
+            warnings.warn(LabelWarning(doubt), stacklevel=2)
         starts = [
             _start(last, examples, held_out, options, family, own, keep, how.replay)
             for last, options in every
         ]
         return fit_components(starts, held_out, how, lineage)
+
+
+def _contradiction(posterior: Posterior, examples: Examples) -> str | None:
+    """How the labels of examples, or of some if they are many, contradict what the posterior
+    predicts for them at its central values; None if they do not, or it has none."""
+    generator = torch.Generator().manual_seed(0)
+    some = examples.subset(torch.randperm(len(examples), generator=generator)[:_CHECKED])
+    found = None
+    with suppress(GuideError):
+        forecast = posterior.predict(some, samples=0)
+        labels = forecast.labels
+        assert labels is not None
+        if isinstance(forecast, RatingForecast):
+            found = turned(forecast.mean, labels)
+        elif isinstance(forecast, ClassForecast) and examples.kind == "class":
+            scores = forecast.probabilities
+            # A class that has grown and was not learnt yet has a head of zeros.
+            head = posterior.components[0].guide.means().get("head.weight")
+            known = torch.ones(scores.shape[1], dtype=torch.bool)
+            if head is not None and len(head) == len(known):
+                known = head.cpu().any(1)
+            there = known[labels]
+            predicted = scores[there].masked_fill(~known, -1).argmax(1)
+            names = forecast.label_names or [*map(str, range(len(known)))]
+            found = swapped(predicted, labels[there], names)
+    return found and f"data: the labels contradict the posterior, which {found}"
 
 
 def _start(

@@ -47,13 +47,12 @@ def compare(
         bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
     from ..comparison import compare as run
-    from ..data.doubts import tally
     from ..data.sources import load
     from ..files import write
     from ..html import png
     from ..model.backbone import load_backbone
     from ..options import FitOptions
-    from .runs import check_out, doubting, split
+    from .runs import check_out, doubting, say_labels, split
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
@@ -65,8 +64,7 @@ def compare(
     backbone, tokenizer = load_backbone(reading.backbone, device)
     model = task.model(backbone, tokenizer, ())
     examples = model.encode(rows, task.columns)
-    if counts := tally(examples):
-        say(counts)
+    say_labels(examples, task.levels)
     parts: dict[str, Any] = {}
     for name, given in (("test", test), ("validation", validation)):
         examples, parts[name] = split(

@@ -34,13 +34,12 @@ def fit(
         bhpeft fit --config fit.yaml --epochs 5
     """
     from ..data.copies import check_apart
-    from ..data.doubts import tally
     from ..data.sources import load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior.fit import fit as learn
-    from .runs import check_out, doubting, finish, split
+    from .runs import check_out, doubting, finish, say_labels, split
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
@@ -53,8 +52,7 @@ def fit(
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     # Encoded before rows are held out, so that errors count rows as the file does.
     examples = model.encode(table, task.columns)
-    if counts := tally(examples):
-        say(counts)
+    say_labels(examples, task.levels)
     train, held_out = split(
         examples,
         validation,

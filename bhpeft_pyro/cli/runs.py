@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import Examples, LabelWarning
 from ..data.copies import apart, warn_of_copies
+from ..data.doubts import tally
 from ..data.labels import by_name
 from ..data.sources import load
 from ..errors import ConfigError, DataError
@@ -45,6 +46,18 @@ def rows_for(posterior: Posterior, source: str, labelled: bool) -> Dataset:
     if names and type(first) is int and by_name([first], table.features[label], names) == [first]:
         say(f"labels are numbers: 0 stands for {names[0]!r}, 1 for {names[1]!r} and so on")
     return table
+
+
+def say_labels(examples: Examples, levels: int = 0) -> None:
+    """How many examples each class has, or where ratings lie; of few whole numbers, what they may
+    be instead."""
+    if counts := tally(examples):
+        say(counts)
+    if levels:
+        say(
+            f"note: the ratings are {levels} whole numbers: the intervals of predictions end at "
+            "the lowest and the highest; --task classes predicts the probability of each instead"
+        )
 
 
 @contextmanager

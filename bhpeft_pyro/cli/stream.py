@@ -85,14 +85,13 @@ def stream(
         bhpeft stream reviews.csv --batch 100 --keep 0.9 --out runs/reviews-stream
     """
     from .. import sequential
-    from ..data.doubts import tally
     from ..data.encoding import cut_once, encode
     from ..data.sources import load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import ROUNDS, doubting
+    from .runs import ROUNDS, doubting, say_labels
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
@@ -132,8 +131,7 @@ def stream(
         learnt, tested = _with_tests(
             batches, partial(read, columns=columns, labelled=False), tests, how.seed
         )
-        if counts := tally(examples):
-            say(counts)
+        say_labels(examples, whole.levels)
         last = sequential.stream(
             model,
             learnt,

@@ -26,6 +26,7 @@ _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
 _TAGS = ("tags", "ner_tags")
 _SHOWN = 12
+_LEVELS = 11  # 0 to 10: of more whole numbers the ends may not be those of the scale
 _PLAIN = Reading()
 
 
@@ -38,6 +39,7 @@ class Task:
         columns: how the table is read, with the names of the classes if they have any.
         classes: the number of classes or labels.
         scale: the lowest and the highest rating.
+        levels: the number of different ratings, if they are few whole numbers.
         noise_by_text: whether ratings get a noise scale for each text.
     """
 
@@ -45,6 +47,7 @@ class Task:
     columns: Columns
     classes: int = 0
     scale: tuple[float, float] = (0.0, 1.0)
+    levels: int = 0
     noise_by_text: bool = False
 
     def __str__(self) -> str:
@@ -69,7 +72,8 @@ class Task:
         if self.classes:
             how |= {"several": self.name == "labels", "each_word": self.name == "words"}
             return tasks.categories(backbone, self.classes, **how)
-        return tasks.ratings(backbone, *self.scale, noise_by_text=self.noise_by_text, **how)
+        how |= {"limits": bool(self.levels), "noise_by_text": self.noise_by_text}
+        return tasks.ratings(backbone, *self.scale, **how)
 
 
 def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
@@ -133,7 +137,9 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     scale = float(min(values)), float(max(values))
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
-    return replace(task, scale=scale)
+    found = set(values)
+    few = len(found) <= _LEVELS and all(value == int(value) for value in found)
+    return replace(task, scale=scale, levels=len(found) if few else 0)
 
 
 def _check_noise(task: names.Task, reading: Reading) -> None:

@@ -45,10 +45,9 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
-    from ..data.doubts import tally
     from ..sequential.growth import with_outputs_for
     from ..sequential.update import check_held_out, refuse_known
-    from .runs import check_out, doubting, finish, open_run, rows_for, split
+    from .runs import check_out, doubting, finish, open_run, rows_for, say_labels, split
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
@@ -62,8 +61,7 @@ def update(
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
     # Encoded before rows are held out, so that errors count rows as the file does.
     examples = start.encode(table)
-    if counts := tally(examples):
-        say(counts)
+    say_labels(examples)
     if not again:
         refuse_known(before, examples)
     train, held_out = split(

@@ -37,6 +37,7 @@ class RatingForecast(Forecast):
         densities: (S, N) log density of the labels under each draw's own likelihood, if that is not
             Normal. `log_prob` of these labels is then exact; that of others is of the Normals.
         outcomes: (S, N, R) labels drawn from each draw's own likelihood, if that is not Normal.
+        scale: the ends of the scale, at which intervals end; None for an end that is open.
 
     >>> forecast = RatingForecast.from_draws(torch.tensor([[1.0], [3.0]]), torch.full((2, 1), 0.5))
     >>> forecast.mean, forecast.epistemic, forecast.aleatoric
@@ -54,6 +55,7 @@ class RatingForecast(Forecast):
     within: Tensor | None = None
     densities: Tensor | None = None
     outcomes: Tensor | None = None
+    scale: tuple[float | None, float | None] = (None, None)
 
     def __post_init__(self) -> None:
         self._check_rows(whole=False)
@@ -69,6 +71,7 @@ class RatingForecast(Forecast):
         texts: Sequence[str] | None = None,
         densities: Tensor | None = None,
         outcomes: Tensor | None = None,
+        scale: tuple[float | None, float | None] = (None, None),
     ) -> RatingForecast:
         """The mixture over S draws of Normal(mean, sd), both (S, N).
 
@@ -113,6 +116,7 @@ class RatingForecast(Forecast):
             texts=texts,
             densities=densities,
             outcomes=None if outcomes is None else kept(outcomes),
+            scale=scale,
         )
 
     def __len__(self) -> int:
@@ -195,9 +199,13 @@ class RatingForecast(Forecast):
         return self.outcomes.double().transpose(0, 1).flatten(1).sort(-1).values
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Ends (N,), (N,) of the mixture's central interval of probability `level`."""
-        level = INSIDE("level", level)
-        return self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+        """Ends (N,), (N,) of the mixture's central interval of probability `level`, as far as it is
+        within the scale."""
+        level, (low, high) = INSIDE("level", level), self.scale
+        ends = self.quantile((1 - level) / 2), self.quantile((1 + level) / 2)
+        if low is None and high is None:
+            return ends
+        return ends[0].clamp(low, high), ends[1].clamp(low, high)
 
     def summary(self) -> dict[str, list[Any]]:
         lower, upper = self.interval(0.9)

@@ -23,6 +23,7 @@ from ..errors import ConfigError, DataError, LikelihoodError
 from ..forecast import ClassForecast, LabelsForecast, RatingForecast
 from ..guides import Guide
 from ..guides.budget import examples_at_once
+from ..model.likelihoods.normal import Ratings
 from ..model.linearized import jacobian, symmetric_noise
 from ..model.model import Model
 from ..progress import work
@@ -96,6 +97,8 @@ def predict(
             if model.likelihood.kind == "rating":
                 exact = closed and model.likelihood.constant_noise
                 found = _ratings(values, feed.examples, exact)
+                if isinstance(model.likelihood, Ratings):
+                    found = replace(found, scale=(model.likelihood.low, model.likelihood.high))
             else:
                 found = _classes(values[0], feed.examples, keep_samples)
         return found if examples.words is None else replace(found, rows=feed.examples.rows)

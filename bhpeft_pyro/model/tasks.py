@@ -18,7 +18,6 @@ from .head import Head
 from .likelihoods import (
     Categorical,
     HeteroscedasticNormal,
-    Likelihood,
     MultiLabel,
     MultipleChoice,
     Normal,
@@ -34,6 +33,7 @@ def ratings(
     low: float,
     high: float,
     *,
+    limits: bool = False,
     noise_by_text: bool = False,
     kinds: Sequence[Kind] | None = None,
     prior: PriorLike | None = None,
@@ -44,6 +44,7 @@ def ratings(
     Args:
         backbone: the transformer.
         low, high: the ends of the scale; outputs of -2 and 2 stand for them.
+        limits: whether no rating can be beyond them, so that the intervals of forecasts end there.
         noise_by_text: predict a noise scale for each text, instead of learning one for all.
         kinds, prior, tokenizer: as for `RandomPEFT` and `Model`.
 
@@ -57,9 +58,9 @@ def ratings(
     low = Number()("low", low, LikelihoodError)
     high = Number(above=low)("high", high, LikelihoodError)
     center, spread = (low + high) / 2, (high - low) / 4
-    likelihood: Likelihood = Normal(center, spread)
-    if noise_by_text:
-        likelihood = HeteroscedasticNormal(center, spread)
+    ends = {"low": low, "high": high} if boolean("limits", limits) else {}
+    kind = HeteroscedasticNormal if noise_by_text else Normal
+    likelihood = kind(center, spread, **ends)
     head = Head(2 if noise_by_text else 1)
     return Model(RandomPEFT(backbone, kinds, head, tokenizer), prior, likelihood)
 

@@ -425,9 +425,12 @@ def test_ratings(folder, tmp_path):
     arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
     result = bhpeft(*arguments, *FIFTH, "--preset", "lora", "--noise-by-text", "--json")
     assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
+    assert "ratings from 1 to 5, mean 3, sd 1.41\nnote: the ratings are 5 whole" in result.stderr
     assert "mse" in json.loads(result.stdout)["held_out"]
     bhpeft("predict", tmp_path / "run", data, "--out", tmp_path / "out.csv", "--samples", 4)
     rows = read_csv(tmp_path / "out.csv")
+    # Their sd is above 1: without ends these intervals would be wider than the scale.
+    assert all(1 <= float(row["lower_90"]) < float(row["upper_90"]) <= 5 for row in rows)
     forecast = bh.Posterior.load(tmp_path / "run", *_tiny(folder)).predict(str(data), 4)
     lower, upper = forecast.interval(0.9)
     for name, values in (
@@ -438,6 +441,20 @@ def test_ratings(folder, tmp_path):
         ("epistemic", forecast.epistemic),
     ):
         assert [float(row[name]) for row in rows] == pytest.approx(values.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "levels"),
+    [([1.0, 5.0, 3.0], 3), ([1, 2], 2), ([1.5, 4.0], 0), ([float(i) for i in range(12)], 0)],
+)
+def test_scales_of_few_whole_numbers_have_ends(ratings, levels):
+    """Where the least and the greatest of many numbers are, chance decides."""
+    table = Dataset.from_dict({"text": ["w5"] * len(ratings), "stars": ratings})
+    task = infer(table)
+    assert task.levels == levels
+    likelihood = task.model(tiny_backbone(), None, ()).likelihood
+    ends = (min(ratings), max(ratings)) if levels else (None, None)
+    assert (likelihood.low, likelihood.high) == ends
 
 
 def test_multiple_choice(folder, tmp_path):

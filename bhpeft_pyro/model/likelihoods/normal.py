@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import pyro.distributions as dist
@@ -30,10 +30,13 @@ class Ratings(Likelihood):
 
     center: float | None = None
     spread: float | None = None
+    low: float | None = field(default=None, repr=False, kw_only=True)
+    high: float | None = field(default=None, repr=False, kw_only=True)
     kind = "rating"
 
     def __post_init__(self) -> None:
-        rules = {"center": Number(none=True), "spread": MAYBE_POSITIVE}
+        rules = dict.fromkeys(("center", "low", "high"), Number(none=True))
+        rules["spread"] = MAYBE_POSITIVE
         check_fields(self, rules, type(self).__name__, LikelihoodError)
 
     @property
@@ -84,9 +87,12 @@ class Normal(Ratings):
         center, spread: the middle of the ratings and a typical distance from it, in the ratings'
             own unit, so that outputs and their priors are of order one. None is the mean and the
             sd of the ratings that `fit` is given in the first round; without a fit, 0 and 1.
+        low, high: the ends of the scale, if no rating can be beyond them: the intervals of
+            forecasts end there, and nothing else changes.
 
     Raises:
-        LikelihoodError: `center` is not a finite number, or `spread` not a positive one.
+        LikelihoodError: `center`, `low` or `high` is not a finite number, or `spread` not a
+            positive one.
 
     >>> fit = Normal(center=3., spread=2.).distribution(
     ...     torch.zeros(1, 1), {"noise.log_scale": torch.tensor(0.)})
@@ -113,7 +119,7 @@ class HeteroscedasticNormal(Ratings):
     "noise.log_scale" (). The factor is 1 at output_1 = 0 and grows with it.
 
     Args:
-        center, spread: as for `Normal`.
+        center, spread, low, high: as for `Normal`.
 
     Raises:
         LikelihoodError: as for `Normal`.
@@ -143,7 +149,7 @@ class StudentT(Ratings):
     "noise.log_scale" ().
 
     Args:
-        center, spread: as for `Normal`.
+        center, spread, low, high: as for `Normal`.
         df: the degrees of freedom, above 2 so that there is an sd; 4 has far heavier tails than a
             Normal, 30 hardly any.
 

@@ -14,7 +14,7 @@ from .. import names
 from ..data import Columns, Kind
 from ..data.columns import is_number, read_ratings, wrong
 from ..data.doubts import warn_of_classes
-from ..data.labels import name_of, read_labels
+from ..data.labels import in_one_form, name_of, read_labels
 from ..data.words import labelled_words, naming_words, read_words
 from ..errors import DataError
 from ..model import tasks
@@ -204,6 +204,7 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     for row, value in enumerate(values):
         if not isinstance(value, (int, float, str)):
             raise wrong(label, row, f"expected an integer or a str, got {value!r:.60}")
+    values = in_one_form(values)
     found = set(values)
     if len(found) < 2:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,8 +30,10 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
     """Labels by the names of the classes, where there are names and the labels determine them.
 
     A `ClassLabel` with other names determines them; so do numbers where a name is a number, and
-    truth values where all names are truth values. Other numbers are indices.
+    truth values where all names are truth values. Other numbers are indices. A name may be in
+    another Unicode normal form; new names are in NFC.
     """
+    values = in_one_form(values, names)
     own = feature.names if isinstance(feature, ClassLabel) else None
     if names is None or (own is not None and tuple(own) == tuple(names)):
         return list(values)
@@ -49,6 +52,26 @@ def by_name(values: Sequence[Any], feature: object, names: Sequence[str] | None)
                 )
         return [_name_among(known, v) if isinstance(v, (int, float)) else v for v in values]
     return list(values)
+
+
+def in_one_form(values: Sequence[Any], names: Sequence[str] | None = None) -> list[Any]:
+    """The values with texts as they are in `names` if these have them in any Unicode normal form,
+    and in NFC if not.
+
+    >>> in_one_form(["cafe\u0301", 3]) == ["caf\u00e9", 3]
+    True
+    """
+    known = {_composed(name): name for name in names or ()} | {name: name for name in names or ()}
+    return [
+        known.get(value) or known.get(plain := _composed(value), plain)
+        if isinstance(value, str)
+        else value
+        for value in values
+    ]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _name_among(known: Mapping[float, str], value: float) -> Any:
@@ -79,6 +102,9 @@ def read_classes(
     check_types(values, column, (int, str), "an integer or a str")
     if names is None and new_names and all(isinstance(value, bool) for value in values):
         names = ("False", "True")
+    elif any(isinstance(value, bool) for value in values):  # whose names, if any, are others
+        expected = "the number of a class" if names is None else f"one of {tuple(names)}"
+        check_types(values, column, (int, str), expected, bool)
     if isinstance(values[0], str):
         empty = next((i for i, value in enumerate(values) if not value.strip()), None)
         if empty is not None:
@@ -142,6 +168,7 @@ def read_labels(
         known = dict(enumerate(inner.names))
         cells = [[known.get(each, each) for each in cell] for cell in cells]
         names = inner.names if names is None and new_names else names
+    cells = [in_one_form(cell, names) for cell in cells]
     every = [each for cell in cells for each in cell]
     called = {each for each in every if isinstance(each, str)}
     if called or (names is not None and not every):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import COUNT, check_memory, shown, strings
 from ..data import Examples
 from ..data.doubts import LabelWarning, called, look_alikes, warn_of_classes
-from ..data.labels import by_name, name_of
+from ..data.labels import by_name, in_one_form, name_of
 from ..data.sources import read
 from ..data.words import labelled_words, read_words
 from ..errors import ConfigError, DataError, LikelihoodError
@@ -177,7 +177,7 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
         rows = [site.numel // site.shape[0] for site in posterior.model.sites if site.name in _HEAD]
         check_memory("labels", COUNT("labels", labels), 4 * sum(rows))
         return None
-    new = strings("labels", labels)
+    new = tuple(in_one_form(strings("labels", labels), known))
     blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")

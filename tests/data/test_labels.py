@@ -208,3 +208,30 @@ def test_names_that_look_alike_are_said() -> None:
     data = rows(["bad", "good", "good ", "bad"] * 2)
     with pytest.warns(UserWarning, match="'label': 'good' and 'good ' are two classes"):
         bh.data.encode(data, tiny_tokenizer(), kind="class")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_truth_values_are_no_places_among_other_classes(numbered: Posterior, named: bool) -> None:
+    """Of ("ham", "spam") the answers to "is it ham?" would be learnt the wrong way round."""
+    first = fitted(rows(["ham", "spam"] * 4)) if named else numbered
+    expected = r"one of \('ham', 'spam'\)" if named else "the number of a class"
+    with pytest.raises(DataError, match=f"row 0: True is a bool; expected {expected}"):
+        first.update(rows([True, False] * 4))
+
+
+def test_names_are_the_same_in_every_unicode_form() -> None:
+    composed, parts = "caf\u00e9", "cafe\u0301"
+    both = [composed, parts, "bar", "bar"] * 2
+    several = bh.data.encode(rows([[each] for each in both]), tiny_tokenizer(), kind="labels")
+    assert several.label_names == ("bar", composed)
+    first = fitted(rows(both))
+    assert first.columns.label_names == ("bar", composed)
+    assert read(first, [parts, "bar"] * 4) == [1, 0] * 4
+    with pytest.raises(bh.errors.ConfigError, match="names not in"):
+        first.grow([parts])
+    task = infer(Dataset.from_dict(rows(both)), Reading())
+    assert task.columns.label_names == ("bar", composed)
+    # A posterior keeps the names that it was saved with.
+    old = fitted(rows(["bar", parts] * 4), columns=bh.Columns(label_names=("bar", parts)))
+    assert old.columns.label_names == ("bar", parts)
+    assert read(old, both) == [1, 1, 0, 0] * 2

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from .errors import BHPEFTError, ConfigError
+from .errors import BHPEFTError, ConfigError, DataError
 
 Rule = Callable[..., Any]
 
@@ -136,6 +136,41 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
     if isinstance(value, str):
         return value
     raise error(f"{name}={shown(value)} must be a str")
+
+
+_SUFFIXES = (".csv", ".json", ".jsonl")
+_SHEET = (
+    'save it as "CSV UTF-8" in the spreadsheet program, or in Python give pandas.read_excel(...)'
+)
+# Other files, which are no names on the hub either, and what to do.
+_OTHERS = {
+    ".ods": _SHEET,
+    ".parquet": "in Python give pandas.read_parquet(...)",
+    ".tsv": 'in Python give pandas.read_csv(..., sep="\\t")',
+    ".txt": "",
+    ".xls": _SHEET,
+    ".xlsx": _SHEET,
+}
+
+
+def data_file(source: str | Path) -> Path | None:
+    """The file of a data set; None for a name on the hub.
+
+    Raises:
+        DataError: there is no such file, or it is of another kind.
+    """
+    path, suffix = Path(source), Path(source).suffix.lower()
+    if suffix in _SUFFIXES:
+        if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
+            raise DataError(f"{source}: no such file (a single text goes in a list)")
+        return path
+    other = suffix in _OTHERS and " " not in str(source)
+    if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
+        way_out = f"; {_OTHERS[suffix]}" if _OTHERS.get(suffix) else ""
+        raise DataError(
+            f"source={shown(str(source))}: expected a .csv, .json or .jsonl file{way_out}"
+        )
+    return None
 
 
 def as_path(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = [
     "ArchitectureError",
@@ -28,6 +28,7 @@ KEEP_TENSORS = (
 )
 
 
+_LISTED = 5  # rows in a message, after the first
 _LONGEST = 2000  # characters of a message; what is shown of one value is far shorter
 
 
@@ -63,15 +64,42 @@ class ArchitectureError(BHPEFTError, ValueError):
 class DataError(BHPEFTError, ValueError):
     """The data cannot be used: empty, a column missing, a label out of range.
 
-    `rows` are all rows for which the backbone's output is not finite, without which the data can be
-    used; empty for other errors. `cell` is the column, the row and what is wrong there, where one
-    cell is at fault.
+    `rows` are all rows at fault, counted from 0, without which the others can be read; empty if no
+    rows are. `where` is the column or the argument that they are in, and `problem` what is wrong
+    with the first of them. `file` is the name of the file whose own numbers the message has.
     """
 
-    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.rows = tuple(rows)
-        self.cell: tuple[str, int, str] | None = None
+    rows: tuple[int, ...] = ()
+    where = problem = file = ""
+
+    @classmethod
+    def of_rows(
+        cls,
+        where: str,
+        rows: Sequence[int],
+        problem: str,
+        unit: str = "row",
+        number: Callable[[int], int] = int,
+    ) -> DataError:
+        """An error that names rows, the first few of them if they are many.
+
+        >>> print(DataError.of_rows("column 'text'", [3, 7, 9], "the text is empty"))
+        column 'text', row 3: the text is empty (and 2 more: rows 7, 9)
+        """
+        first, *others = map(number, rows)
+        listed = ", ".join(map(str, others[:_LISTED])) + " ..." * (len(others) > _LISTED)
+        which = f"{unit}s" if len(others) > 1 else unit
+        more = f" (and {len(others)} more: {which} {listed})" if others else ""
+        error = cls(f"{where}{', ' if where else ''}{unit} {first}: {problem}{more}")
+        error.rows, error.where, error.problem = tuple(rows), where, problem
+        return error
+
+    def placed(self, file: str, unit: str, number: Callable[[int], int]) -> DataError:
+        """The same error with the numbers that rows have in a file."""
+        where = f"{file}, {self.where}" if self.where.startswith("column") else file
+        error = self.of_rows(where, self.rows, self.problem, unit, number)
+        error.file = file
+        return error
 
 
 class PriorError(BHPEFTError, ValueError):

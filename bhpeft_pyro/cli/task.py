@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
 from ..data import Columns, Kind
-from ..data.columns import is_number, read_ratings, wrong
+from ..data.columns import check_types, is_number, read_ratings, wrong
 from ..data.doubts import warn_of_classes
 from ..data.labels import in_one_form, name_of, read_labels
 from ..data.words import labelled_words, naming_words, read_words
@@ -116,9 +116,8 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     if pair is not None:
         _column("pair", pair, [], there)
     values, feature = table[label][:], table.features[label]
-    missing_row = next((i for i, value in enumerate(values) if value is None), None)
-    if missing_row is not None:
-        raise DataError(f"column {label!r}, row {missing_row}: the label is missing")
+    if missing_rows := [i for i, value in enumerate(values) if value is None]:
+        raise wrong(label, missing_rows, "the label is missing")
     name = name or ("words" if words else _guess(values, label, feature))
     _check_noise(name, reading)
     columns = Columns(text=text, pair=pair, label=label, max_length=reading.max_length)
@@ -201,9 +200,7 @@ def _is_list(value: object) -> bool:
 
 def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     label = task.columns.label
-    for row, value in enumerate(values):
-        if not isinstance(value, (int, float, str)):
-            raise wrong(label, row, f"expected an integer or a str, got {value!r:.60}")
+    check_types(values, label, (int, float, str), "an integer or a str")
     values = in_one_form(values)
     found = set(values)
     if len(found) < 2:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ Kind = Literal["class", "labels", "rating", "choice"]
 """A class, several labels, a real number, or the index of the right one of several choices."""
 
 MAX_CHOICES = 8
+
+V = TypeVar("V")
+W = TypeVar("W")
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,32 @@ class Columns:
 
 def check_texts(values: Sequence[Any], column: str) -> list[str]:
     """The values, if all of them are str that are not blank."""
+    return each_row(values, lambda i, value: check_text(value, column, i))
+
+
+def each_row(values: Iterable[V], read: Callable[[int, V], W]) -> list[W]:
+    """What `read` makes of each row's number and value; one error for all rows that it refuses."""
+    found: list[W] = []
+    errors: list[DataError] = []
     for i, value in enumerate(values):
-        check_text(value, column, i)
-    return list(values)
+        try:
+            found.append(read(i, value))
+        except DataError as error:
+            if not error.rows:
+                raise
+            errors.append(error)
+    if errors:
+        rows = [row for error in errors for row in error.rows]
+        raise DataError.of_rows(errors[0].where, rows, errors[0].problem)
+    return found
 
 
 def read_choices(
     values: Sequence[Any], column: str
 ) -> tuple[list[list[str]], list[list[Any] | None]]:
     """The texts of each example's choices, and their names (A, B, C, ...) if there are any."""
-    texts: list[list[str]] = []
-    names: list[list[Any] | None] = []
-    for i, value in enumerate(values):
+
+    def read(i: int, value: Any) -> tuple[list[str], list[Any] | None]:
         labels = None
         value = as_list(value, column, i)
         if isinstance(value, dict) and "text" in value:
@@ -118,9 +135,10 @@ def read_choices(
             raise wrong(column, i, f"{len(value)} texts but {len(labels)} labels")
         for k, text in enumerate(value):
             check_text(text, column, i, f"choice {k}: ")
-        texts.append(value)
-        names.append(labels)
-    return texts, names
+        return value, labels
+
+    every = each_row(values, read)
+    return [texts for texts, _ in every], [names for _, names in every]
 
 
 def as_list(value: Any, column: str, row: int) -> Any:
@@ -134,7 +152,7 @@ def as_list(value: Any, column: str, row: int) -> Any:
         raise wrong(column, row, f"{shown(value)} {expected}") from error
 
 
-def check_text(value: Any, column: str, row: int, where: str = "") -> None:
+def check_text(value: Any, column: str, row: int, where: str = "") -> str:
     """One text, which is a str that is not blank."""
     if value is None:
         raise wrong(column, row, f"{where}the text is missing; drop the row or fill it in")
@@ -143,6 +161,7 @@ def check_text(value: Any, column: str, row: int, where: str = "") -> None:
         raise wrong(column, row, f"{where}{what}; expected a str")
     if not value.strip():
         raise wrong(column, row, f"{where}the text is empty; drop the row or fill it in")
+    return value
 
 
 def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
@@ -152,7 +171,7 @@ def unlabelled(values: Sequence[Any], column: str, placeholder: bool) -> bool:
     if 0 < missing < len(values):
         warnings.warn(
             f"column {column!r}: {missing} of {len(values)} labels are missing, so none is used",
-            stacklevel=4,
+            stacklevel=5,
         )
     return bool(missing) or (placeholder and all(value == -1 for value in values))
 
@@ -167,16 +186,20 @@ def is_number(value: Any) -> bool:
 
 def read_ratings(values: Sequence[Any], column: str, what: str = "rating") -> Tensor:
     """(N,) float32 ratings, or other numbers."""
-    # First, because one such cell makes a reader turn all the others into str.
-    for i, value in enumerate(values):
+
+    def check_number(i: int, value: Any) -> None:
         if isinstance(value, str) and not is_number(value):
             raise wrong(column, i, f"{shown(value)} is not a number; expected a {what}, as 3.5")
+
+    # First, because one such cell makes a reader turn all the others into str.
+    each_row(values, check_number)
     missing = "label" if what == "rating" else what
     check_types(values, column, (float, int), "a real number", bool, missing)
     ratings = torch.tensor(values, dtype=torch.float32)
-    for i in (~ratings.isfinite()).nonzero().flatten().tolist():
-        problem = "is too large for float32" if math.isfinite(values[i]) else "is not finite"
-        raise wrong(column, i, f"{values[i]!r} {problem}")
+    if bad := (~ratings.isfinite()).nonzero().flatten().tolist():
+        first = values[bad[0]]
+        problem = "is too large for float32" if math.isfinite(first) else "is not finite"
+        raise wrong(column, bad, f"{first!r} {problem}")
     return ratings
 
 
@@ -188,8 +211,9 @@ def read_answers(
 ) -> Tensor:
     """(N,) int64 indices of the right choices."""
     check_types(values, column, (int, str), "an index, or the text or name of a choice", bool)
-    answers = []
-    for i, (value, texts, labels) in enumerate(zip(values, choices, names, strict=True)):
+
+    def read(i: int, row: tuple[Any, Sequence[str], Sequence[Any] | None]) -> int:
+        value, texts, labels = row
         # A reader may have made 1 of "1", the name of a choice.
         if isinstance(value, str) or any(map(is_number, labels or ())):
             options = [*map(str, texts if labels is None else labels)]
@@ -199,7 +223,9 @@ def read_answers(
             value = options.index(str(value))
         if not 0 <= value < len(texts):
             raise wrong(column, i, f"answer {value}; expected 0 to {len(texts) - 1}")
-        answers.append(value)
+        return int(value)
+
+    answers = each_row(zip(values, choices, names, strict=True), read)
     return torch.tensor(answers, dtype=torch.int64)
 
 
@@ -212,17 +238,23 @@ def check_types(
     what: str = "label",
 ) -> None:
     """All values of the right types, and none missing."""
-    # First, because a missing label makes a reader turn the others into floats.
-    for i, value in enumerate(values):
+
+    def check_there(i: int, value: Any) -> None:
         if value is None or (value != value and float not in types):
             raise wrong(column, i, f"the {what} is missing ({value})")
-    for i, value in enumerate(values):
+
+    def check_type(i: int, value: Any) -> None:
         if not isinstance(value, types) or isinstance(value, refused):
-            what = f"{shown(value)} is a {type(value).__name__}"
-            raise wrong(column, i, f"{what}; expected {expected}")
+            given = f"{shown(value)} is a {type(value).__name__}"
+            raise wrong(column, i, f"{given}; expected {expected}")
+
+    # First, because a missing label makes a reader turn the others into floats.
+    each_row(values, check_there)
+    each_row(values, check_type)
 
 
-def wrong(column: str, row: int, problem: str) -> DataError:
-    error = DataError(f"column {column!r}, row {row}: {problem}")
-    error.cell = column, row, problem
-    return error
+def wrong(column: str, rows: int | Sequence[int], problem: str) -> DataError:
+    """The error about a cell of a row, or about those of several."""
+    return DataError.of_rows(
+        f"column {column!r}", [rows] if isinstance(rows, int) else rows, problem
+    )

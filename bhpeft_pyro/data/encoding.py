@@ -27,11 +27,12 @@ from .columns import (
     read_choices,
     read_ratings,
     unlabelled,
+    wrong,
 )
 from .copies import keys_of, plain
 from .examples import Examples
 from .labels import read_classes, read_labels
-from .sources import read
+from .sources import in_file, read
 from .tokens import CHUNK, Tokens
 from .words import labelled_words, naming_words, read_words, tokenise_words
 
@@ -96,7 +97,9 @@ def encode(
             if the classes are known by number: names are then refused.
 
     Raises:
-        DataError: anything that would make the data unusable, with column and row (from 0).
+        DataError: anything that would make the data unusable, with column and row: that of a
+            spreadsheet for a CSV file (the header is row 1), the line of JSON lines, and for other
+            sources the row from 0.
 
     Warns:
         CutWarning: once, with the number of texts that were cut.
@@ -109,9 +112,7 @@ def encode(
     ([[True, True, False], [True, True, True]], [1, 2])
     """
     num_labels = _check_arguments(tokenizer, kind, each_word, columns, num_labels)
-    names, target = columns.label_names, columns.target(kind)
-    pair = len(columns.inputs(kind)) == 2
-    limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
+    names = columns.label_names
     if isinstance(source, Examples):
         _check_compatible(source, tokenizer, kind, each_word, columns, num_labels, labelled)
         if names is None and source.label_names is not None and not new_names:
@@ -123,6 +124,26 @@ def encode(
         # It has none, or `grow` has added some since.
         return replace(source, label_names=tuple(names), num_labels=len(names))
 
+    with in_file(source):
+        return _encoded(
+            source, tokenizer, kind, each_word, columns, num_labels, labelled, new_names
+        )
+
+
+def _encoded(
+    source: object,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    each_word: bool,
+    columns: Columns,
+    num_labels: int | None,
+    labelled: bool,
+    new_names: bool,
+) -> Examples:
+    """See `encode`."""
+    names, target = columns.label_names, columns.target(kind)
+    pair = len(columns.inputs(kind)) == 2
+    limit = _limit(tokenizer, columns.max_length, pair and not _joins_pairs(tokenizer))
     table = read(source, kind, columns, labelled)
     values: list[Any] | None = table[target][:] if target in table.column_names else None
     placeholder = kind in ("class", "choice") and "-1" not in (names or ())
@@ -163,10 +184,11 @@ def encode(
         tokens, cut = _tokenise(tokenizer, rows, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
         if int(tokens.lengths.min()) == 0:
-            row = int(owner[tokens.lengths == 0][0])
-            raise DataError(f"row {row}: the tokenizer finds no token in {shown(texts[row])}")
+            empty = owner[tokens.lengths == 0].unique().tolist()
+            problem = f"the tokenizer finds no token in {shown(texts[empty[0]])}"
+            raise wrong(text, empty, problem)
         if cut:
-            warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=2)
+            warnings.warn(CutWarning(len(owner[cut].unique()), len(texts), limit), stacklevel=3)
     return Examples(
         kind=kind,
         tokens=tokens,

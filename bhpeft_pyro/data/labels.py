@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..checks import shown
 from ..errors import DataError
-from .columns import as_list, check_types, is_number, wrong
+from .columns import as_list, check_types, each_row, is_number, wrong
 from .doubts import warn_of_classes
 
 
@@ -106,8 +107,7 @@ def read_classes(
         expected = "the number of a class" if names is None else f"one of {tuple(names)}"
         check_types(values, column, (int, str), expected, bool)
     if isinstance(values[0], str):
-        empty = next((i for i, value in enumerate(values) if not value.strip()), None)
-        if empty is not None:
+        if empty := [i for i, value in enumerate(values) if not value.strip()]:
             raise wrong(column, empty, "the label is empty")
         if names is None and not new_names:
             values = _numbers(values, column, num_labels)
@@ -117,9 +117,8 @@ def read_classes(
                 warn_of_classes(column, values)
             names = tuple(names)
             index = {name: k for k, name in enumerate(names)}
-            for i, value in enumerate(values):
-                if value not in index:
-                    raise wrong(column, i, f"{value!r} is not one of {names}")
+            if unknown := [i for i, value in enumerate(values) if value not in index]:
+                raise wrong(column, unknown, f"{values[unknown[0]]!r} is not one of {names}")
             values = [index[value] for value in values]
     if names is not None and num_labels not in (None, len(names)):
         raise DataError(
@@ -140,11 +139,10 @@ def _whole(value: Any) -> Any:
 
 def _numbers(values: Sequence[str], column: str, count: int | None) -> list[int]:
     """Indices that a file has as text."""
-    for i, value in enumerate(values):
-        if not re.fullmatch(r"-?\d+", value):
-            until = "" if count is None else f" to {count - 1}"
-            what = f"{shown(value)} is a name, and the classes have none"
-            raise wrong(column, i, f"{what}; expected their numbers, 0{until}")
+    if named := [i for i, value in enumerate(values) if not re.fullmatch(r"-?\d+", value)]:
+        until = "" if count is None else f" to {count - 1}"
+        what = f"{shown(values[named[0]])} is a name, and the classes have none"
+        raise wrong(column, named, f"{what}; expected their numbers, 0{until}")
     return [int(value) for value in values]
 
 
@@ -161,7 +159,7 @@ def read_labels(
     A cell is a list of names, or of K numbers 0 or 1; in a CSV file as JSON. Of a list of
     `ClassLabel` it is a list of indices. Other arguments are those of `read_classes`.
     """
-    cells = [as_list(value, column, i) for i, value in enumerate(values)]
+    cells = each_row(values, lambda i, value: as_list(value, column, i))
     check_types(cells, column, (list, tuple), 'a list of names, such as ["sport", "money"]')
     inner = getattr(feature, "feature", None)
     if isinstance(inner, ClassLabel):
@@ -177,9 +175,10 @@ def read_labels(
         if names is None:
             warn_of_classes(column, [each for each in every if isinstance(each, str)])
         names = tuple(names or sorted(filter(str.strip, called)))
-        for i, cell in enumerate(cells):
-            if unknown := [each for each in cell if each not in names]:
-                raise wrong(column, i, f"{shown(unknown[0])} is not one of {names}")
+        unknown = [(i, each) for i, cell in enumerate(cells) for each in cell if each not in names]
+        if unknown:
+            rows = [*dict.fromkeys(i for i, _ in unknown)]
+            raise wrong(column, rows, f"{shown(unknown[0][1])} is not one of {names}")
         cells = [[int(name in cell) for name in names] for cell in cells]
     count = len(names) if names is not None else num_labels or len(cells[0])
     if not count:
@@ -189,19 +188,22 @@ def read_labels(
             f"num_labels={num_labels}, but column {column!r} has {count} labels: {names}; "
             "label_names says which there are"
         )
-    for i, cell in enumerate(cells):
-        if len(cell) != count or any(each not in (0, 1) for each in cell):
-            expected = f"names of labels, or {count} numbers 0 or 1"
-            raise wrong(column, i, f"{shown(cell)}; expected a list of {expected}")
+    if bad := [
+        i
+        for i, cell in enumerate(cells)
+        if len(cell) != count or any(each not in (0, 1) for each in cell)
+    ]:
+        expected = f"names of labels, or {count} numbers 0 or 1"
+        raise wrong(column, bad, f"{shown(cells[bad[0]])}; expected a list of {expected}")
     labels = torch.tensor(cells, dtype=torch.float32)
     return labels, None if names is None else tuple(names), count
 
 
 def _check_range(values: Sequence[int], column: str, count: int | None) -> None:
-    for i, value in enumerate(values):
-        if value < 0 or (count is not None and value >= count):
-            limit = "0 or more" if count is None else f"0 to {count - 1}"
-            hint = "; label_names=(...) is for classes whose numbers are their names"
-            if value == -1:
-                hint = " (-1 marks rows without a label: use labelled=False)"
-            raise wrong(column, i, f"label {value}; expected {limit}{hint}")
+    most = math.inf if count is None else count - 1
+    if bad := [i for i, value in enumerate(values) if not 0 <= value <= most]:
+        limit = "0 or more" if count is None else f"0 to {most}"
+        hint = "; label_names=(...) is for classes whose numbers are their names"
+        if values[bad[0]] == -1:
+            hint = " (-1 marks rows without a label: use labelled=False)"
+        raise wrong(column, bad, f"label {values[bad[0]]}; expected {limit}{hint}")

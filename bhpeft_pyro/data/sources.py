@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, MappingView, Sequence, Set
+from array import array
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MappingView,
+    Sequence,
+    Set,
+)
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -24,15 +33,13 @@ from datasets import (
     load_dataset,
 )
 
-from ..checks import shown
+from ..checks import data_file, shown
 from ..errors import DataError
 from ..reach import hub_or_cache
 from .cells import meant
-from .columns import Columns, Kind
+from .columns import Columns, Kind, wrong
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
-_SUFFIXES = (".csv", ".json", ".jsonl")
-_OTHERS = (".parquet", ".tsv", ".txt", ".xlsx")  # which are no names on the hub either
 # Neither names such as "007" nor numbers that would lose digits.
 _INTEGER = r"-?(?:0|[1-9]\d{0,14})"
 _REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
@@ -64,7 +71,7 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
         rows = [*stream]
-        source = _by_column(rows, "a dict") if rows else empty
+        source = _by_column(rows) if rows else empty
         if rows and stream.features is not None:
             source = Dataset.from_dict(source, stream.features)
     elif isinstance(source, pd.DataFrame):
@@ -107,7 +114,8 @@ def load(source: str | Path, texts: Collection[str] | None = ()) -> Dataset:
     of a CSV file to keep as text, whatever they look like; None for all. Columns with cells of
     different types are left out, with a warning."""
     found = _loaded(source, texts)
-    return found if isinstance(found, Dataset) else _from_lists(found, partly=True)
+    with in_file(source):
+        return found if isinstance(found, Dataset) else _from_lists(found, source)
 
 
 def parts(
@@ -119,7 +127,7 @@ def parts(
     A list in a JSON file is read whole. Each part of a CSV file decides for itself whether a column
     holds numbers, and lacks the columns of a JSON file that none of its rows has.
     """
-    if (path := _file(source)) is None:
+    if (path := data_file(source)) is None:
         table = _from_hub(str(source))
         yield from (table[start : start + size] for start in range(0, max(1, len(table)), size))
         return
@@ -127,9 +135,40 @@ def parts(
         yield from _columns(path, texts, size)
 
 
+def places(source: object) -> tuple[str, str, Callable[[int], int]]:
+    """How the rows of a source are called outside: the name of the file, what a row is in it, and
+    the number that a row (from 0) has there. Rows of other sources than files count from 0, and
+    have no name."""
+    path = data_file(source) if isinstance(source, (str, Path)) else None
+    if path is None:
+        return "", "row", int
+    if path.suffix.lower() == ".csv":
+        return path.name, "row", (2).__add__  # after the header
+    with path.open(encoding="utf-8-sig") as file:
+        lines = array("q", (i for i, line in enumerate(file, 1) if line.strip()))
+        file.seek(0)
+        if file.read().lstrip().startswith("["):
+            return path.name, "entry", (1).__add__
+    return path.name, "line", lines.__getitem__
+
+
+@contextmanager
+def in_file(source: object) -> Iterator[None]:
+    """In errors about rows of a file, name it, and number them as it does."""
+    try:
+        yield
+    except DataError as error:
+        if error.file or not error.rows:
+            raise
+        name, unit, number = places(source)
+        if not name:
+            raise
+        raise error.placed(name, unit, number) from error
+
+
 def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict[str, list[Any]]:
     found: Dataset | dict[str, list[Any]]
-    if (path := _file(source)) is None:
+    if (path := data_file(source)) is None:
         found = _from_hub(str(source))
     else:
         with _reading(source):
@@ -137,19 +176,6 @@ def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict
     if not (len(found) if isinstance(found, Dataset) else any(found.values())):
         raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
     return found
-
-
-def _file(source: str | Path) -> Path | None:
-    """The file; None for a name on the hub."""
-    path, called = Path(source), shown(str(source))
-    if path.suffix.lower() in _SUFFIXES:
-        if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
-            raise DataError(f"{source}: no such file (a single text goes in a list)")
-        return path
-    other = path.suffix.lower() in _OTHERS and " " not in str(source)
-    if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
-        raise DataError(f"source={called}: expected a .csv, .json or .jsonl file")
-    return None
 
 
 @contextmanager
@@ -201,7 +227,7 @@ def _columns(
     if not part:
         raise DataError("the file is empty")
     while part:
-        yield _by_column(part, "an object")
+        yield _by_column(part)
         part = [*islice(rows, size)]
 
 
@@ -222,7 +248,11 @@ def _objects(path: Path) -> Iterator[object]:
                     f"line {number} is not JSON ({error}); expected an object a line, or a list of "
                     "them"
                 ) from error
-            yield from found if whole else [found]
+            for each in found if whole else [found]:
+                if not isinstance(each, dict):
+                    what = f"a {type(each).__name__} ({shown(each)})"
+                    raise DataError(f"line {number}: {what}; expected an object")
+                yield each
 
 
 def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
@@ -230,6 +260,7 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
     # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
     # "None" and "null" are not missing values.
     how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    how["skip_blank_lines"] = False  # a blank line is a row, whose cells are empty
     # pandas would give a column that comes twice another name.
     try:
         header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
@@ -237,12 +268,26 @@ def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
             raise DataError("the header has a NUL character; expected a text file in UTF-8")
         _check_once([name for name in header if name])
         table = pd.read_csv(path, na_values="", chunksize=size, **how)
-        for part in [table] if size is None else table:
+        for part in _without_end([table] if size is None else table):
             yield part.rename(columns=meant).map(meant, na_action="ignore")
     except pd.errors.EmptyDataError as error:
         raise DataError("the file is empty") from error
     except pd.errors.ParserError as error:
         raise DataError(f"{_CELLS} ({' '.join(str(error).split())})") from error
+
+
+def _without_end(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The tables, of which the last has rows, without empty rows after the last that has a cell."""
+    last = None
+    for table in tables:
+        if last is not None:
+            table = pd.concat([last, table])
+        count = len(table)
+        while count and not table.iloc[count - 1].fillna("").str.strip().any():
+            count -= 1
+        if count or last is None:
+            yield table[:count]
+        last = table[count:]
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -274,34 +319,36 @@ def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str
     """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
     choices)."""
     if isinstance(rows[0], Mapping):
-        return _by_column(rows, "a dict")
+        return _by_column(rows)
     names = columns.inputs(kind)
     if len(names) == 1:
-        return {names[0]: [_expect(row, i, (str, list), "a text") for i, row in enumerate(rows)]}
+        return {names[0]: _expect(rows, (str, list), "a text")}
     what = f"a pair ({names[0]}, {names[1]})"
-    pairs = [_expect(row, i, (tuple, list), what) for i, row in enumerate(rows)]
-    for i, pair in enumerate(pairs):
-        if len(pair) != 2:
-            raise DataError(f"source, row {i}: {len(pair)} entries; expected {what}")
+    pairs = _expect(rows, (tuple, list), what)
+    if bad := [i for i, pair in enumerate(pairs) if len(pair) != 2]:
+        raise DataError.of_rows("source", bad, f"{len(pairs[bad[0]])} entries; expected {what}")
     return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
 
 
-def _by_column(rows: Sequence[object], expected: str) -> dict[str, list[Any]]:
+def _by_column(rows: Sequence[object]) -> dict[str, list[Any]]:
     """The cells of each column; None where a row has none."""
-    dicts = [_expect(row, i, Mapping, expected) for i, row in enumerate(rows)]
+    dicts = _expect(rows, Mapping, "a dict")
     names = dict.fromkeys(name for row in dicts for name in row)
     return {name: [row.get(name) for row in dicts] for name in names}
 
 
-def _expect(row: Any, i: int, types: type | tuple[type, ...], what: str) -> Any:
-    if not isinstance(row, types):
-        raise DataError(f"source, row {i}: a {type(row).__name__} ({shown(row)}); expected {what}")
-    return row
+def _expect(rows: Sequence[Any], types: type | tuple[type, ...], what: str) -> list[Any]:
+    """The rows, if all are of a type."""
+    if bad := [i for i, row in enumerate(rows) if not isinstance(row, types)]:
+        first = rows[bad[0]]
+        got = f"a {type(first).__name__} ({shown(first)})"
+        raise DataError.of_rows("source", bad, f"{got}; expected {what}")
+    return [*rows]
 
 
-def _from_lists(columns: Mapping[str, Any], partly: bool = False) -> Dataset:
-    """A mapping of lists, arrays or tensors of one length; `partly` without the columns that cannot
-    be used, if there are others."""
+def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
+    """A mapping of lists, arrays or tensors of one length; of those of a `file` without the columns
+    that cannot be used, if there are others."""
     lists: dict[str, list[Any]] = {}
     for name, column in columns.items():
         # The views of a mapping are in its order; other sets have none.
@@ -329,9 +376,11 @@ def _from_lists(columns: Mapping[str, Any], partly: bool = False) -> Dataset:
             tables.append(_table(name, column))
         except DataError as error:
             failed.append(error)
-    if failed and not (partly and tables):
+    if failed and (file is None or not tables):
         raise failed[0]
     for why in failed:
+        if why.rows:
+            why = why.placed(*places(file))
         warnings.warn(f"{why}; this column is left out", stacklevel=2)
     return concatenate_datasets(tables, axis=1)
 
@@ -341,15 +390,16 @@ def _table(name: str, column: list[Any]) -> Dataset:
         return Dataset.from_dict({name: column})
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         first = type(column[0])
-        odd = next((i for i, value in enumerate(column) if not _fits(value, first)), None)
-        where = "" if odd is None else f", row {odd}: {shown(column[odd])}"
+        odd = [i for i, value in enumerate(column) if not _fits(value, first)]
         if isinstance(error, UnicodeError):
             why = f"not valid Unicode: {error}"
-        elif odd is None:
+        elif not odd:
             why = f"mixed or unknown types: {error}"
         else:
-            why = f"a {type(column[odd]).__name__}, where row 0 has a {first.__name__}"
-        raise DataError(f"column {name!r}{where}: {why}") from error
+            why = f"a {type(column[odd[0]]).__name__}, where the first row has a {first.__name__}"
+        if not odd:
+            raise DataError(f"column {name!r}: {why}") from error
+        raise wrong(name, odd, f"{shown(column[odd[0]])}: {why}") from error
 
 
 def _without_gaps(column: list[Any]) -> list[Any]:

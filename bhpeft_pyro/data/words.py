@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -16,24 +16,23 @@ from transformers import PreTrainedTokenizerBase
 from ..checks import shown
 from ..errors import DataError
 from ..threads import give_way, sampling
-from .columns import as_list, check_text, wrong
+from .columns import as_list, check_text, each_row, wrong
 from .tokens import CHUNK, Tokens
 
 
 def read_words(values: Sequence[Any], column: str) -> list[list[str]]:
     """The words of each sentence: a list of them, in a CSV file as JSON, or a str that is split at
     white space."""
-    sentences = []
-    for i, value in enumerate(values):
+
+    def read(i: int, value: Any) -> list[str]:
         words = _split(value) if isinstance(value, str) else value
         if not isinstance(words, list):
             raise wrong(column, i, f"{shown(words)}; expected a list of words, or a text")
         if not words:
             raise wrong(column, i, "there is no word; drop the row or fill it in")
-        for k, word in enumerate(words):
-            check_text(word, column, i, f"word {k}: ")
-        sentences.append(words)
-    return sentences
+        return [check_text(word, column, i, f"word {k}: ") for k, word in enumerate(words)]
+
+    return each_row(values, read)
 
 
 def _split(text: str) -> list[str]:
@@ -53,14 +52,17 @@ def labelled_words(
 
     Without labels, or if some word has none and they are not `needed`, None and all words.
     """
-    labels: list[Any] = []
-    for i, (cell, words) in enumerate(zip(cells or (), sentences, strict=False)):
+
+    def read(i: int, row: tuple[Any, Sequence[str]]) -> list[Any]:
+        cell, words = row
         own = as_list(cell, column, i)
         if not isinstance(own, list):
             raise wrong(column, i, f"{shown(own)}; expected a list with a label for each word")
         if len(own) != len(words):
             raise wrong(column, i, f"{len(own)} labels for {len(words)} words")
-        labels += [None if label == -100 else label for label in own]
+        return [None if label == -100 else label for label in own]
+
+    labels = [*chain.from_iterable(each_row(zip(cells or (), sentences, strict=False), read))]
     kept = [i for i, label in enumerate(labels) if label is not None]
     every = [*range(sum(map(len, sentences)))]
     if cells is None or (len(kept) < len(every) and not needed):
@@ -76,12 +78,14 @@ def naming_words(sentences: Sequence[Sequence[str]], kept: Sequence[int]) -> Ite
     try:
         yield
     except DataError as error:
-        if error.cell is None:
+        if not error.rows:
             raise
-        column, row, problem = error.cell
         places = [(i, k) for i, words in enumerate(sentences) for k in range(len(words))]
-        sentence, word = places[kept[row]]
-        raise wrong(column, sentence, f"word {word}: {problem}") from error
+        found = [places[kept[row]] for row in error.rows]
+        rows = [*dict.fromkeys(sentence for sentence, _ in found)]
+        raise DataError.of_rows(
+            error.where, rows, f"word {found[0][1]}: {error.problem}"
+        ) from error
 
 
 def tokenise_words(
@@ -117,12 +121,15 @@ def tokenise_words(
     if not any(bad.any() for bad in lost):
         return tokens, words
     unknown, mended = tokenizer.unk_token, [[*sentence] for sentence in sentences]
-    for i, bad in enumerate(lost):
+
+    def mend(i: int, bad: Tensor) -> None:
         for k in bad.nonzero().flatten().tolist():
             if unknown in (None, mended[i][k]):
                 what = shown(mended[i][k])
                 raise wrong(column, i, f"word {k}: the tokenizer finds no token in {what}")
             mended[i][k] = unknown
+
+    each_row(lost, mend)
     return tokenise_words(tokenizer, mended, limit, column)
 
 

@@ -146,12 +146,11 @@ def check_all(model: Model, **sources: Examples | None) -> None:
 
 def not_finite(what: str, rows: Sequence[int], text: str) -> DataError:
     """The error that names such rows, and the text of the first of them."""
-    first, *others = rows
-    more = f" (and of rows {', '.join(map(str, others[:3]))}{' ...' * (len(others) > 3)})"
-    return DataError(
-        f"{what}, row {first}: of {shown(text)}{more if others else ''} the backbone makes numbers "
-        "that are not finite; drop the row, or load the backbone with dtype=torch.float32",
-        rows=rows,
+    return DataError.of_rows(
+        what,
+        rows,
+        f"of {shown(text)} the backbone makes numbers that are not finite; drop the row, or load "
+        "the backbone with dtype=torch.float32",
     )
 
 

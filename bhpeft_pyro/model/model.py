@@ -14,7 +14,8 @@ from torch import Tensor
 from ..checks import check
 from ..data import Columns, Examples, encode
 from ..data.batch import Batch
-from ..data.sources import read
+from ..data.columns import wrong
+from ..data.sources import in_file, read
 from ..errors import ConfigError, DataError, LikelihoodError, PriorError
 from ..peft.architectures import positions_of
 from ..peft.sites import Sites
@@ -140,18 +141,19 @@ class Model(PyroModule):
         Raises:
             DataError: as for `data.encode`; or the backbone cannot read `max_length` tokens.
         """
-        examples = encode(
-            data,
-            self.network.tokenizer,
-            kind=self.likelihood.kind,
-            each_word=self.network.head.each_word,
-            columns=self.limited(columns, data),
-            num_labels=self.likelihood.num_labels(self.network.outputs),
-            labelled=labelled,
-            new_names=new_names,
-        )
-        self.likelihood.check_extra(examples.extra, examples.rows)
-        self._check_support(examples, columns.label)
+        with in_file(data):
+            examples = encode(
+                data,
+                self.network.tokenizer,
+                kind=self.likelihood.kind,
+                each_word=self.network.head.each_word,
+                columns=self.limited(columns, data),
+                num_labels=self.likelihood.num_labels(self.network.outputs),
+                labelled=labelled,
+                new_names=new_names,
+            )
+            self.likelihood.check_extra(examples.extra, examples.rows)
+            self._check_support(examples, columns.label)
         return examples
 
     def _check_support(self, examples: Examples, column: str) -> None:
@@ -199,18 +201,20 @@ class Model(PyroModule):
             densities = torch.stack([each.log_prob(numbers) for each in predicted])
             possible = (densities > -torch.inf).any(0)
         if not possible.all():
-            row = int((~possible).nonzero()[0])
-            raise DataError(
-                f"column {column!r}, row {examples.rows[row]}: {labels[row]:g} has probability 0 "
-                f"under {self.likelihood}; expected {at(0.0, slice(row, row + 1)).support}"
-            )
+            bad = (~possible).nonzero().flatten().cpu()
+            row = int(bad[0])
+            expected = at(0.0, slice(row, row + 1)).support
+            what = f"{labels[row]:g} has probability 0 under {self.likelihood}; expected {expected}"
+            raise wrong(column, examples.rows[bad].unique().tolist(), what)
 
     def encode_texts(self, data: object, columns: Columns = Columns()) -> Examples:
         """`encode` the texts alone: labels are not looked at."""
+        rows = data
         if not isinstance(data, Examples):
             columns = self.limited(columns, data)
-            data = read(data, self.likelihood.kind, columns, labelled=None)
-        return replace(self.encode(data, columns, labelled=False), labels=None)
+            rows = read(data, self.likelihood.kind, columns, labelled=None)
+        with in_file(data):
+            return replace(self.encode(rows, columns, labelled=False), labels=None)
 
     def limited(self, columns: Columns, data: object) -> Columns:
         """`columns` with those that the likelihood reads, and a `max_length` that the backbone can.

@@ -8,6 +8,7 @@ import pandas
 from datasets import Dataset
 
 from ..checks import COUNT, check, one_of, string
+from ..data.columns import wrong
 from ..errors import DataError
 from ..names import Period
 
@@ -82,9 +83,7 @@ def _times(table: Dataset, column: str) -> pandas.Series:
     values = pandas.Series(table[column][:], dtype=object)
     times = pandas.to_datetime(values.map(str), format="ISO8601", errors="coerce", utc=True)
     if times.isna().any():
-        row = int(times.isna().argmax())
-        raise DataError(
-            f"column {column!r}, row {row}: {values[row]!r:.40} is not a date; expected ISO 8601, "
-            "such as 2024-03-31 or 2024-03-31T12:00"
-        )
+        rows = [*times[times.isna()].index]
+        what = f"{values[rows[0]]!r:.40} is not a date; expected ISO 8601, such as 2024-03-31 or "
+        raise wrong(column, rows, f"{what}2024-03-31T12:00")
     return times.dt.tz_localize(None).sort_values(kind="stable")

@@ -73,12 +73,12 @@ def update(
     every = zip(posterior.components, seeds(how.options, len(posterior.components)), strict=True)
     lineage = posterior.lineage if isinstance(posterior, MixturePosterior) else ()
     with naming_rows(posterior.model, data=examples, validation=held_out):
-        if (doubt := _contradiction(posterior, examples)) is not None:
-            warnings.warn(LabelWarning(doubt), stacklevel=2)
         starts = [
             _start(last, examples, held_out, options, family, own, keep, how.replay)
             for last, options in every
         ]
+        if (doubt := _contradiction(posterior, examples)) is not None:
+            warnings.warn(LabelWarning(doubt), stacklevel=2)
         return fit_components(starts, held_out, how, lineage)
 
 

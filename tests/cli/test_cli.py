@@ -123,7 +123,7 @@ def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
     scores = json.loads(bhpeft("evaluate", folder / "run", folder / "train.csv", "--json").stdout)
     result = bhpeft("evaluate", folder / "run", data, "--json")
     assert json.loads(result.stdout) == scores
-    note = "column 'id', row 1: 1: a int, where row 0 has a str; this column is left out"
+    note = "column 'id', row 1: 1: a int, where the first row has a str; this column is left out"
     assert result.output.count(note) == 1
     whole = posterior.encode(folder / "train.csv")
     assert posterior.encode(str(data)).fingerprint == whole.fingerprint

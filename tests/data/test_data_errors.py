@@ -77,11 +77,11 @@ SOURCES: list[tuple[Any, str]] = [
     (texts("good", "bad", " \n\t"), "column 'text', row 2: the text is empty"),
     (texts("good", None), "column 'text', row 1: the text is missing"),
     (texts(1, 2), "column 'text', row 0: 1 is a int; expected a str"),
-    (texts("good", 2), "column 'text', row 1: 2: a int, where row 0 has a str"),
+    (texts("good", 2), "column 'text', row 1: 2: a int, where the first row has a str"),
     (texts("good", "cut \ud83d"), "column 'text', row 1: .*: not valid Unicode"),
     (
         streamed({"text": "good", "label": 0}, {"text": "bad", "label": "x"}),
-        "row 1: 'x': a str, where row 0 has a int",
+        "row 1: 'x': a str, where the first row has a int",
     ),
     (streamed({"text": "good"}, {"text": "bad", "label": 1}), "row 0: the label is missing"),
     (streamed({"text": "good", "label": 0}, "bad"), "row 1: a str .*expected a dict"),
@@ -120,7 +120,7 @@ CLASSES: list[tuple[Any, dict[str, Any], str]] = [
         {},
         "row 1: the label is missing",
     ),
-    (labels("a", 1), {}, "column 'label', row 1: 1: a int, where row 0 has a str"),
+    (labels("a", 1), {}, "column 'label', row 1: 1: a int, where the first row has a str"),
     (labels("a", "c"), {"columns": Columns(label_names=["a", "b"])}, "row 1: 'c' is not one of"),
     (labels("a", "b"), {"num_labels": 3}, "num_labels=3, but .* 2 classes"),
     (labels("a", " "), {}, "row 1: the label is empty"),
@@ -171,7 +171,7 @@ QUIZZES: list[tuple[Any, str]] = [
     (quiz(["yes", "yes"], "yes"), "row 1: 'yes' matches 2"),
     (quiz(["yes", "no"], None), "row 1: the label is missing"),
     (quiz(["yes", 3]), "column 'choices': mixed"),
-    (quiz("yes"), "column 'choices', row 1.*: a str, where row 0 has a list"),
+    (quiz("yes"), "column 'choices', row 1.*: a str, where the first row has a list"),
     (
         {**OK, "question": ["a", "b"], "choices": ["c", "d"], "answer": [0, 0]},
         "row 0: 'c' is not a list",
@@ -231,9 +231,12 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "broken.jsonl": ('{"text": "good", "la\n', "broken.jsonl.*line 1 is not JSON"),
         "mixed.jsonl": (
             "".join(json.dumps({"text": "a", "label": v}) + "\n" for v in (0, 1, "x")),
-            "'label', row 2: 'x': a str, where row 0 has a int",
+            "mixed.jsonl, column 'label', line 3: 'x': a str, where the first row has a int",
         ),
-        "gap.csv": ("text,label\ngood,0\nbad,\nfilm,1\n", "'label', row 1: the label is missing"),
+        "gap.csv": (
+            "text,label\ngood,0\nbad,\nfilm,1\nso,\n",
+            r"^gap.csv, column 'label', row 3: the label is missing .* \(and 1 more: row 5\)$",
+        ),
         "twice.csv": ("text,label,text\nbad,0,good\n", "column 'text' is there twice"),
         "twice.jsonl": (
             '{"text": "bad", "text": "good", "label": 0}',
@@ -241,7 +244,22 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         "deep.jsonl": ("[" * 100_000, "cannot be read"),
         "nul.csv": ("te\0xt,label\ngood,0\n", "the header has a NUL character"),
-        "blank.csv": ('text,label\ngood,0\n"",1\n', "'text', row 1: the text is missing"),
+        "blank.csv": (
+            'text,label\ngood,0\n"",1\n',
+            "blank.csv, column 'text', row 3: the text is missing",
+        ),
+        "list.json": (
+            '[{"text": "good", "label": 0},\n{"text": " ", "label": 1}]',
+            "list.json, column 'text', entry 2: the text is empty",
+        ),
+        "lines.jsonl": (
+            '{"text": "good", "label": 0}\n\n{"text": " ", "label": 1}\n',
+            "lines.jsonl, column 'text', line 3: the text is empty",
+        ),
+        "number.jsonl": (
+            '{"text": "good", "label": 0}\n\n7\n',
+            "line 3: a int .7.; expected an obj",
+        ),
     }
     for name, (content, message) in contents.items():
         (tmp_path / name).write_text(content)

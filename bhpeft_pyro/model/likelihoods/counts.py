@@ -63,9 +63,9 @@ class _Counts(Likelihood):
 
     def check_extra(self, extra: Extra, rows: Tensor) -> None:
         for column in self.columns:
-            for i in (extra[column] <= 0).nonzero().flatten().tolist():
-                got = f"{extra[column][i]:g}; expected an exposure above 0"
-                raise wrong(column, int(rows[i]), got)
+            if len(bad := (extra[column] <= 0).nonzero().flatten()):
+                got = f"{extra[column][bad[0]]:g}; expected an exposure above 0"
+                raise wrong(column, rows[bad].unique().tolist(), got)
 
     def distribution(
         self,

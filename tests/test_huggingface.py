@@ -315,7 +315,8 @@ def test_a_rating() -> None:
         "text": ["w5 w20", "w6 w21", "w5 w22", "w6 w9"] * 3,
         "label": [1.0, 4.0, 2.0, 5.0] * 3,
     }
-    posterior = bh.from_peft(model, ratings, validation=ratings, tokenizer=tiny_tokenizer())
+    others = {**ratings, "text": [f"{text} w7" for text in ratings["text"]]}
+    posterior = bh.from_peft(model, ratings, validation=others, tokenizer=tiny_tokenizer())
     forecast = posterior.predict(ratings)
     close(forecast.mean, logits(model, posterior.encode(ratings))[:, 0])
     assert (forecast.epistemic > 0).all() and posterior.report.noise > 0

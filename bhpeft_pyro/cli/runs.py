@@ -74,12 +74,12 @@ def doubting(yes: bool) -> Iterator[None]:
 
 
 def hold_out(
-    rows: Dataset, keys: Tensor, share: float, seed: int
+    rows: Dataset, hashes: Tensor, share: float, seed: int
 ) -> tuple[Dataset, Dataset | None]:
-    """Rows to learn from, and a random share held out, without copies (rows of the same key) in
+    """Rows to learn from, and a random share held out, without copies (rows of the same hash) in
     both; None if that is no row, or all."""
     order = np.random.default_rng(seed).permutation(len(rows))
-    learnt, held_out = apart(torch.from_numpy(order), keys, round(share * len(rows)))
+    learnt, held_out = apart(torch.from_numpy(order), hashes, round(share * len(rows)))
     if not (len(learnt) and len(held_out)):
         return rows, None
     return rows.select(learnt.tolist()), rows.select(held_out.tolist())
@@ -106,7 +106,7 @@ def split(
         different = "different " if examples.copies else ""
         say(f"too few {different}rows to hold some out; {option} 20% does, and shows their metrics")
     elif given:
-        rows, copies = len(examples.row_keys), examples.copies
+        rows, copies = len(examples.row_hashes), examples.copies
         where = f", and {copies} repeat another's text" if copies else ""
         raise DataError(
             f"{option}: {given:.3g} of {rows} rows is {round(given * rows)}{where}; expected "

@@ -178,7 +178,7 @@ def _with_tests(
         return batches, {}
     learnt, tested = {}, {}
     for name, each in batches.items():
-        learnt[name], test = hold_out(each, read(each).row_keys, tests, seed)
+        learnt[name], test = hold_out(each, read(each).row_hashes, tests, seed)
         if test is not None:
             tested[name] = test
         else:

@@ -27,11 +27,11 @@ def plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def keys_of(rows: Iterable[Sequence[str]]) -> Tensor:
+def hashes_of(rows: Iterable[Sequence[str]]) -> Tensor:
     """(R,) int64, a hash of all texts of each row, as `plain`: copies have the same one, also in
     other data sets.
 
-    >>> first, second, third = keys_of([("A b", "c"), ("a  B", "C"), ("a", "b c")]).tolist()
+    >>> first, second, third = hashes_of([("A b", "c"), ("a  B", "C"), ("a", "b c")]).tolist()
     >>> first == second, first == third
     (True, False)
     """
@@ -40,19 +40,19 @@ def keys_of(rows: Iterable[Sequence[str]]) -> Tensor:
     return torch.from_numpy(np.frombuffer(digests, "<i8").astype(np.int64))
 
 
-def apart(order: Tensor, keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def apart(order: Tensor, hashes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Rows in random order in two parts without copies of each other, of which the second has
     `count` rows, or somewhat fewer where copies leave no other way.
 
     Args:
         order: (R,) the numbers of the rows, in random order.
-        keys: (R,) of rows 0, 1, ...
+        hashes: (R,) of rows 0, 1, ...
 
     >>> rest, held_out = apart(torch.tensor([3, 0, 1, 2, 4]), torch.tensor([7, 8, 9, 7, 6]), 3)
     >>> rest.tolist(), held_out.tolist()
     ([2, 4], [3, 0, 1])
     """
-    _, groups, sizes = keys[order].unique(return_inverse=True, return_counts=True)
+    _, groups, sizes = hashes[order].unique(return_inverse=True, return_counts=True)
     room, chosen, size = count, [], sizes.tolist()
     for group in dict.fromkeys(groups.tolist()):
         if size[group] <= room:
@@ -68,7 +68,7 @@ def warn_of_copies(examples: Examples) -> None:
     """Say how many rows of data of which some are held out are copies."""
     if examples.copies:
         warnings.warn(
-            f"{examples.copies} of {len(examples.row_keys)} rows repeat another's text (case and "
+            f"{examples.copies} of {len(examples.row_hashes)} rows repeat another's text (case and "
             "spaces aside); such rows are held out together or not at all, and each still counts "
             "as an observation",
             stacklevel=2,
@@ -77,12 +77,12 @@ def warn_of_copies(examples: Examples) -> None:
 
 def shared(data: Examples, others: Examples) -> int:
     """How many rows of `others` have the text of a row of `data`."""
-    return int(torch.isin(others.row_keys, data.row_keys).sum())
+    return int(torch.isin(others.row_hashes, data.row_hashes).sum())
 
 
 def check_apart(data: Examples, held_out: Examples, name: str) -> None:
     """Refuse rows to test on or to choose by that are all copies of `data`; warn if some are."""
-    rows, found = len(held_out.row_keys), shared(data, held_out)
+    rows, found = len(held_out.row_hashes), shared(data, held_out)
     if found == rows:
         raise DataError(
             f"{name}: each of the {rows} rows has the text of a row that is learnt (case and "

@@ -29,7 +29,7 @@ from .columns import (
     unlabelled,
     wrong,
 )
-from .copies import keys_of, plain
+from .copies import hashes_of, plain
 from .examples import Examples
 from .labels import read_classes, read_labels
 from .sources import in_file, read
@@ -161,7 +161,7 @@ def _encoded(
             labels, names, num_labels = answers(values, getattr(feature, "feature", None))
         tokens, every = tokenise_words(tokenizer, sentences, limit, text)
         words = every[kept]
-        keys = keys_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
+        hashes = hashes_of((" ".join(sentence),) for sentence in sentences)[words[:, 3]]
         extra = {name: value[words[:, 3]] for name, value in extra.items()}
         whole = [*chain.from_iterable(sentences)]
         texts = [whole[i] for i in kept]
@@ -173,13 +173,13 @@ def _encoded(
             counts = torch.tensor([len(options) for options in choices])
             # Each choice is read on its own, so their order makes no difference.
             asked = zip(texts, choices, strict=True)
-            keys = keys_of((q, *sorted(map(plain, own))) for q, own in asked)
+            hashes = hashes_of((q, *sorted(map(plain, own))) for q, own in asked)
             rows = [(q, each) for q, own in zip(texts, choices, strict=True) for each in own]
             labels = None if values is None else read_answers(values, target, choices, marks)
         else:
             if columns.pair is not None:
                 rows = [*zip(texts, check_texts(table[columns.pair][:], columns.pair), strict=True)]
-            keys = keys_of(rows)
+            hashes = hashes_of(rows)
             labels, names, num_labels = answers(values, feature)
         tokens, cut = _tokenise(tokenizer, rows, limit)
         owner = torch.arange(len(texts)).repeat_interleave(1 if counts is None else counts)
@@ -198,7 +198,7 @@ def _encoded(
         num_labels=num_labels if names is None else len(names),
         counts=counts,
         probe=probe_of(tokenizer),
-        keys=keys,
+        hashes=hashes,
         extra=extra,
         words=words,
     )

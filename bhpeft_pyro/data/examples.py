@@ -35,8 +35,8 @@ class Examples:
         num_labels: number of classes (kinds "class" and "labels", with labels or names).
         counts: (N,) number of choices (kind "choice").
         probe: ids by which another tokenizer is recognised.
-        keys: (N,) int64 hashes of the texts, all that an example has: the same for copies. Not
-            saved.
+        hashes: (N,) int64 of all texts of an example, or of a word's sentence, the same for copies;
+            not saved.
         extra: further columns of numbers by name, each (N,) float32.
         words: None; or, where examples are words, (N, 4) int64: the number of the word's sequence,
             where its tokens begin and end there, and the number of its sentence.
@@ -60,7 +60,7 @@ class Examples:
     num_labels: int | None
     counts: Tensor | None
     probe: tuple[int, ...]
-    keys: Tensor
+    hashes: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     words: Tensor | None = None
 
@@ -74,15 +74,15 @@ class Examples:
         return torch.arange(len(self)) if self.words is None else self.words[:, 3]
 
     @cached_property
-    def row_keys(self) -> Tensor:
-        """(R,) the key of each row, in ascending order of `rows`."""
+    def row_hashes(self) -> Tensor:
+        """(R,) the hash of each row, in ascending order of `rows`."""
         rows, at = self.rows.unique(return_inverse=True)
-        return torch.empty_like(rows).scatter_(0, at, self.keys)
+        return torch.empty_like(rows).scatter_(0, at, self.hashes)
 
     @property
     def copies(self) -> int:
         """How many rows have the text of another one; of several alike, all but one."""
-        return len(self.row_keys) - len(self.row_keys.unique())
+        return len(self.row_hashes) - len(self.row_hashes.unique())
 
     def __repr__(self) -> str:
         what = "no labels" if self.labels is None else f"labels {self.label_names or ''}".strip()
@@ -168,7 +168,7 @@ class Examples:
         else:
             count = round(share * len(rows))
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        rest, held_out = apart(order, self.row_keys, count)
+        rest, held_out = apart(order, self.row_hashes, count)
         if not (len(rest) and len(held_out)):
             return self, None
         return self.of_rows(rows[rest]), self.of_rows(rows[held_out])
@@ -204,7 +204,7 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             texts=tuple(self.texts[i] for i in chosen.tolist()),
             counts=None if self.counts is None else self.counts[chosen],
-            keys=self.keys[chosen],
+            hashes=self.hashes[chosen],
             extra={name: values[chosen] for name, values in self.extra.items()},
         )
 
@@ -245,7 +245,7 @@ class Examples:
             texts=tuple(text for part in parts for text in part.texts),
             num_labels=max(numbers, default=None),
             counts=cat([part.counts for part in parts]),
-            keys=torch.cat([part.keys for part in parts]),
+            hashes=torch.cat([part.hashes for part in parts]),
             extra={name: torch.cat([part.extra[name] for part in parts]) for name in self.extra},
         )
 
@@ -359,7 +359,7 @@ def describe(examples: Examples) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     parts = (examples, examples.tokens)
     values = {field.name: getattr(part, field.name) for part in parts for field in fields(part)}
-    del values["tokens"], values["keys"]
+    del values["tokens"], values["hashes"]
     values |= {f"extra.{name}": value for name, value in values.pop("extra").items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     return {name: value for name, value in values.items() if name not in tensors}, tensors
@@ -373,5 +373,5 @@ def revive(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Examples:
     tokens = Tokens(**{field.name: values.pop(field.name) for field in fields(Tokens)})
     extra = {name: values.pop(name) for name in [*values] if name.startswith("extra.")}
     extra = {name.removeprefix("extra."): value for name, value in extra.items()}
-    keys = torch.arange(len(values["texts"]))  # nothing is held out of these examples
-    return Examples(tokens=tokens, keys=keys, extra=extra, **values)
+    hashes = torch.arange(len(values["texts"]))  # nothing is held out of these examples
+    return Examples(tokens=tokens, hashes=hashes, extra=extra, **values)

@@ -35,8 +35,8 @@ RATINGS = {"text": TEXTS * 3, "label": [1.0, 3.0, 2.0] * 3}
 
 @pytest.fixture(scope="module")
 def posterior() -> Posterior:
-    data = tiny_examples()
-    return fit(tiny_model(), "normal", data, validation=data, max_steps=6, progress=False)
+    data, others = tiny_examples(), tiny_examples(seed=1)
+    return fit(tiny_model(), "normal", data, validation=others, max_steps=6, progress=False)
 
 
 @pytest.fixture(scope="module")

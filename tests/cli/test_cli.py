@@ -211,17 +211,17 @@ def test_fit_as_json_is_all_there_is_on_stdout(folder, tmp_path):
 
 
 def test_held_out_rows_are_not_learnt_from(folder, tmp_path):
-    table, keys = load(str(folder / "train.csv")), torch.arange(20)
-    train, held_out = runs.hold_out(table, keys, 0.25, 7)
+    table, hashes = load(str(folder / "train.csv")), torch.arange(20)
+    train, held_out = runs.hold_out(table, hashes, 0.25, 7)
     as_before = table.train_test_split(test_size=5, seed=7)
     assert train["text"][:] == as_before["train"]["text"][:]
     assert held_out["text"][:] == as_before["test"]["text"][:]
     assert sorted([*train["text"], *held_out["text"]]) == sorted(TEXTS)
     assert len(held_out) == 5
-    again, other = (runs.hold_out(table, keys, 0.25, seed)[1] for seed in (7, 8))
+    again, other = (runs.hold_out(table, hashes, 0.25, seed)[1] for seed in (7, 8))
     assert held_out["text"][:] == again["text"][:] != other["text"][:]
     for part in (0.0, 0.01, 1.0):  # of 20 rows, none or all
-        assert runs.hold_out(table, keys, part, 0) == (table, None)
+        assert runs.hold_out(table, hashes, part, 0) == (table, None)
     fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "no")
     assert "--validation: 0.01 of 20 rows is 0" in error(*fit, "--validation", "1%")
     common = (folder / "train.csv", "--backbone", folder / "tiny", "--out", tmp_path / "run")

@@ -11,7 +11,7 @@ import torch
 import bhpeft_pyro as bh
 from bhpeft_pyro.comparison import compare
 from bhpeft_pyro.data import Columns, Examples, encode
-from bhpeft_pyro.data.copies import keys_of
+from bhpeft_pyro.data.copies import hashes_of
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.testing import tiny_examples, tiny_model, tiny_tokenizer
 
@@ -40,9 +40,9 @@ def test_texts_differ_by_more_than_case_spaces_and_unicode_form() -> None:
         ("caf\u00e9 no 1",),
         ("caf\u00e9", "no. 1"),
     ]
-    first, *others = keys_of(rows).tolist()
+    first, *others = hashes_of(rows).tolist()
     assert [first == other for other in others] == [True, False, False, False]
-    assert first == keys_of(rows[1:])[0]  # in another table too
+    assert first == hashes_of(rows[1:])[0]  # in another table too
 
 
 def test_without_copies_rows_are_held_out_as_ever() -> None:
@@ -61,7 +61,7 @@ def test_copies_are_held_out_together(share: float | None) -> None:
     rest, held_out = examples.hold_out(0, share)
     assert examples.copies == 120 and held_out is not None
     assert len(held_out) == (36 if share is None else 18)
-    assert not {*rest.keys.tolist()} & {*held_out.keys.tolist()}
+    assert not {*rest.hashes.tolist()} & {*held_out.hashes.tolist()}
     whole = examples.subset(range(60)).concat(examples.subset(range(60, 180)))
     assert whole.hold_out(0, share)[1].texts == held_out.texts  # type: ignore[union-attr]
 

@@ -187,7 +187,7 @@ def test_a_posterior_that_is_passed_on_by_hand_stays_what_it_is() -> None:
     """No guide sets its scales again, as if it were the default prior."""
     model = tiny_model(())
     guide = bh.guides.LaplaceGuide(model, rank=1)  # most of what is learnt is in the diagonal
-    first = bh.fit(model, guide, tiny_examples(400), **QUICK)
+    first = bh.fit(model, guide, tiny_examples(400, seed=1), **QUICK)
     prior: Any = first.as_prior()
     data = tiny_examples(9, seed=3)
     known = first.update(data, **QUICK).model.prior.moments()["head.weight"]  # type: ignore[attr-defined]
@@ -223,7 +223,8 @@ def test_another_family_has_the_first_prior_of_the_one_before(first: bh.Posterio
     narrow, wide = (carried(first, data, tau, guide="laplace") for tau in (10.0, 0.01))
     torch.testing.assert_close(narrow, wide)
     # Rows choose a tau below 1: what a part of the evidence leaves must stay a precision.
-    third = second.update(tiny_examples(9, seed=4), keep=0.5, validation=data, **QUICK)
+    rows = tiny_examples(9, seed=5)
+    third = second.update(tiny_examples(9, seed=4), keep=0.5, validation=rows, **QUICK)
     assert third.predict(["w5"]).probabilities.isfinite().all()
 
 

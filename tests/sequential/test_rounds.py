@@ -149,7 +149,7 @@ def test_the_first_prior_acts_on_few_rows_only() -> None:
 def test_a_coreset_does_not_set_the_noise_scale() -> None:
     """One outlier that is kept would make all forecasts as wide as it is wrong."""
     rows = {
-        "text": [f"w{5 + i % 40}" for i in range(60)],
+        "text": [f"w{5 + i % 40} w{5 + i // 40}" for i in range(60)],
         "label": [float(i % 3) for i in range(60)],
     }
     small = tiny_model((), 1, likelihood=bh.likelihoods.Normal(0.0, 9.0))

@@ -162,14 +162,12 @@ def data_file(source: str | Path) -> Path | None:
     path, suffix = Path(source), Path(source).suffix.lower()
     if suffix in _SUFFIXES:
         if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
-            raise DataError(f"{source}: no such file (a single text goes in a list)")
+            raise DataError(f"{source}: no such file")
         return path
     other = suffix in _OTHERS and " " not in str(source)
     if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
         way_out = f"; {_OTHERS[suffix]}" if _OTHERS.get(suffix) else ""
-        raise DataError(
-            f"source={shown(str(source))}: expected a .csv, .json or .jsonl file{way_out}"
-        )
+        raise DataError(f"{shown(str(source))}: expected a .csv, .json or .jsonl file{way_out}")
     return None
 
 

@@ -47,7 +47,7 @@ def compare(
         bhpeft compare train.jsonl --test test.jsonl --task ratings --out runs/compared
     """
     from ..comparison import compare as run
-    from ..data.sources import load
+    from ..data.sources import in_file, load
     from ..files import write
     from ..html import png
     from ..model.backbone import load_backbone
@@ -58,12 +58,13 @@ def compare(
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
     rows = load(data, reading.texts)
-    with doubting(yes):
+    with in_file(data), doubting(yes):
         task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")
     backbone, tokenizer = load_backbone(reading.backbone, device)
     model = task.model(backbone, tokenizer, ())
-    examples = model.encode(rows, task.columns)
+    with in_file(data):
+        examples = model.encode(rows, task.columns)
     say_labels(examples, task.levels)
     parts: dict[str, Any] = {}
     for name, given in (("test", test), ("validation", validation)):

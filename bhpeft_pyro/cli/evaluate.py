@@ -22,10 +22,12 @@ def evaluate(
         bhpeft evaluate runs/reviews test.csv
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
+    from ..data.sources import in_file
     from .runs import open_run, rows_for
 
     posterior = open_run(run, backbone, device)
-    examples = posterior.encode(rows_for(posterior, data, labelled=True))
+    with in_file(data):
+        examples = posterior.encode(rows_for(posterior, data, labelled=True))
     scores = posterior.evaluate(examples, samples, seed=draw_seed)
     if as_json:
         print_json({"examples": len(examples), **scores})

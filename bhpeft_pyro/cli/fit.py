@@ -34,7 +34,7 @@ def fit(
         bhpeft fit --config fit.yaml --epochs 5
     """
     from ..data.copies import check_apart
-    from ..data.sources import load
+    from ..data.sources import in_file, load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
@@ -45,13 +45,14 @@ def fit(
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite)
     table = load(data, reading.texts)
-    with doubting(yes):
+    with in_file(data), doubting(yes):
         task = infer(table, reading)
     say(f"{len(table)} rows, {task}")
     say(f"loading {reading.backbone}")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     # Encoded before rows are held out, so that errors count rows as the file does.
-    examples = model.encode(table, task.columns)
+    with in_file(data):
+        examples = model.encode(table, task.columns)
     say_labels(examples, task.levels)
     train, held_out = split(
         examples,

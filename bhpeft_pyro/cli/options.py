@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from .. import names
-from ..checks import shown
+from ..checks import data_file, shown
 from ..errors import ConfigError
 from ..options import FitOptions
 
@@ -43,9 +43,24 @@ def share_or_file(text: str) -> float | str:
     return share(text) if re.fullmatch(r"[\d.]+%?", text) else text
 
 
+def check_data(given: Any) -> Any:
+    """Refuse a file that is not there before anything slow is imported."""
+    if isinstance(given, str):
+        data_file(given)
+    return given
+
+
+def _check_run(run: Path) -> Path:
+    if not run.exists():
+        raise ConfigError(f"run: there is no folder {run}")
+    return run
+
+
 def held_out(help: str, **how: Any) -> Any:
     """An option for rows that are held out: a share of the data, or a file."""
-    return typer.Option(help=help, metavar="SHARE|FILE", parser=share_or_file, **how)
+    return typer.Option(
+        help=help, metavar="SHARE|FILE", parser=share_or_file, callback=check_data, **how
+    )
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -97,8 +112,8 @@ _VALIDATION = (
 _ALL_DRAWS = "1000 of the outputs under laplace, else 32 of the weights"
 _FIT = "How to fit"
 
-Data = Annotated[str, typer.Argument(help=_DATA, show_default=False)]
-Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False)]
+Data = Annotated[str, typer.Argument(help=_DATA, show_default=False, callback=check_data)]
+Run = Annotated[Path, typer.Argument(help=_RUN, show_default=False, callback=_check_run)]
 Out = Annotated[Path, typer.Option(help=_OUT, show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in --out.")]
 Config = Annotated[

@@ -7,11 +7,12 @@ import json
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 
 import typer
 
@@ -21,7 +22,10 @@ from . import options
 from .screen import say, table
 
 if TYPE_CHECKING:
+    from ..inference.predict import AnyForecast
     from ..posterior.posterior import Posterior
+
+T = TypeVar("T")
 
 _OF_CLASSES = ("variance", "confidence")
 
@@ -54,9 +58,17 @@ def predict(
         bool,
         typer.Option(
             "--skip-bad",
-            help="Leave rows empty for which the backbone's output is not finite.",
+            help="Leave the predictions of rows empty that have no text, or for which the "
+            "backbone's output is not finite.",
         ),
     ] = False,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column to read, if it has another name here.",
+            show_default="that of the training data",
+        ),
+    ] = None,
     samples: options.Samples = None,
     certainty: Annotated[
         float | None,
@@ -90,9 +102,9 @@ def predict(
     """
     import torch
 
+    from ..data.sources import places
     from ..files import naming
     from ..forecast.base import share_of
-    from ..inference.passes import not_finite
     from ..inference.predict import PART
     from ..progress import work
     from .runs import check_file, open_run
@@ -116,32 +128,42 @@ def predict(
             )
         if certainty is not None:
             raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
-    names, total = _check_data(posterior, data)
+    if text_column is not None:
+        if kind == "choice":
+            raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
+        columns = replace(posterior.columns, text=text_column)
+        posterior = posterior.replace(columns=columns)
+    names, total = _check_data(posterior, data, skip_bad)
+    called, unit, number = places(data)
     how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = _Kept(file, posterior.model.network.head.each_word)
+        bad: dict[int, str] = {}
         with work(parts=-(-total // PART)) as whole:
-            for row in _predicted(posterior, data, by, skip_bad, how, whole.next):
+            for row in _predicted(posterior, data, by, skip_bad, how, bad, whole.next):
                 kept.add(*row)
-        if kept.bad:
-            text = kept.left_out[posterior.columns.inputs(kind)[0]]
-            error = not_finite("data", kept.bad, text)
-            if len(kept.bad) == total:
+        if bad:
+            error = DataError.of_rows("", [*bad], next(iter(bad.values())))
+            error = error.placed(called, unit, number)
+            if len(bad) == total:
                 raise error
-            say(f"note: no prediction for {len(kept.bad)} rows. {error}")
+            say(f"note: no prediction for {len(bad)} rows. {error}")
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
         columns = names | kept.columns | {"flagged": None}
         _write(out, kept.records(names, flagged, shown), columns)
+    for row in shown.values():
+        row["row"] = number(row["row"])
     what = f"{len(order)} words" if kept.words else f"{total} rows"
     say(f"{what}, {len(flagged)} flagged by {by}; written to {out}")
     if shown:
         some, *_ = shown.values()
         # Not the probabilities of each of several labels.
         heads = [name for name in some if not isinstance(some[name], dict)]
+        where = f"{unit}s as in {called}" if called else "rows count from 0"
         cells = [[each[name] for name in heads] for each in shown.values()]
-        table(f"Least certain ({by}); rows count from 0", heads, cells)
+        table(f"Least certain ({by}); {where}", [unit, *heads[1:]], cells)
 
 
 class _Kept:
@@ -152,19 +174,12 @@ class _Kept:
         self.file, self.words = file, words
         self.columns: dict[str, None] = {}  # that are predicted
         self.scores = array("d")  # how uncertain each example is
-        self.rows = 0
-        self.bad: list[int] = []  # rows without a prediction
-        self.left_out: dict[str, Any] = {}  # the first of them
 
     def add(
         self, row: dict[str, Any], own: dict[str, Any], scores: list[float], texts: list[str]
     ) -> None:
         """One row, as `_predicted` gives it."""
         self.columns = self.columns or dict.fromkeys(own)
-        if not own:
-            self.bad.append(self.rows)
-            self.left_out = self.left_out or row
-        self.rows += 1
         self.file.write(json.dumps([row, own, texts], default=str) + "\n")
         self.scores.extend(scores)
 
@@ -187,10 +202,10 @@ class _Kept:
             yield names | row | (own or self.columns) | {"flagged": mark}
 
 
-def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
-    """The names of all columns and the number of rows, if all rows can be predicted."""
+def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[str, None], int]:
+    """The names of all columns and the number of rows, if all rows can be read, or are skipped."""
     from ..data import CutWarning
-    from ..data.sources import parts
+    from ..data.sources import in_file, parts
     from ..inference.predict import PART
     from ..progress import tracked
     from .runs import rows_for
@@ -202,16 +217,35 @@ def _check_data(posterior: Posterior, data: str) -> tuple[dict[str, None], int]:
         with warnings.catch_warnings(record=True) as found:
             read = parts(data, columns.inputs(model.likelihood.kind), PART)
             for part in tracked(read, "reading rows"):
-                total += len(model.encode_texts(part, columns).rows.unique())
+                _of_good_rows(part, lambda rows: model.encode_texts(rows, columns), skip_bad)
+                total += len(next(iter(part.values())))
                 names |= dict.fromkeys(part)
     except DataError:
-        # Of the whole table, where rows are counted from the first.
-        model.encode_texts(rows_for(posterior, data, labelled=False), columns)
+        with in_file(data):  # the whole table, where rows are counted from the first
+            model.encode_texts(rows_for(posterior, data, labelled=False), columns)
         raise
     cuts = [each.message for each in found if isinstance(each.message, CutWarning)]
     if cuts:
         say(f"note: {CutWarning(sum(each.cut for each in cuts), total, cuts[0].limit)}")
     return names, total
+
+
+def _of_good_rows(
+    part: dict[str, list[Any]], make: Callable[[dict[str, list[Any]]], T], skip_bad: bool
+) -> tuple[T | None, list[int], dict[int, str]]:
+    """What `make` makes of some rows, without those that it refuses if these are to be skipped: the
+    numbers of the rows that are left, and what is wrong with each of the others."""
+    rows, bad = [*range(len(next(iter(part.values()))))], dict[int, str]()
+    while rows:
+        some = {name: [cells[row] for row in rows] for name, cells in part.items()} if bad else part
+        try:
+            return make(some), rows, bad
+        except DataError as error:
+            if not (skip_bad and error.rows):
+                raise
+            bad |= {rows[i]: error.problem for i in error.rows}
+            rows = [row for row in rows if row not in bad]
+    return None, [], bad
 
 
 def _predicted(
@@ -220,35 +254,35 @@ def _predicted(
     by: str,
     skip_bad: bool,
     how: dict[str, Any],
+    bad: dict[int, str],
     done: Callable[[], object],
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[float], list[str]]]:
     """Of each row its cells as they are in the file; the columns that are predicted; and how
-    uncertain each of its examples is, with their texts. The last three are empty for a row that the
-    backbone cannot read. `done` is called after each part of the file."""
+    uncertain each of its examples is, with their texts. The last three are empty for the rows that
+    cannot be predicted, which are added to `bad`, with what is wrong. `done` is called after each
+    part of the file."""
     from ..data import CutWarning
-    from ..data.sources import parts
-    from ..inference.passes import not_finite
+    from ..data.sources import parts, places
     from ..inference.predict import PART
 
     model, columns, first = posterior.model, posterior.columns, 0
     read = columns.inputs(model.likelihood.kind)
+
+    def predict(some: dict[str, list[Any]]) -> AnyForecast:
+        return posterior.predict(model.encode_texts(some, columns), **how)
+
     for given, part in zip(parts(data, None, PART), parts(data, read, PART), strict=True):
-        with warnings.catch_warnings(action="ignore", category=CutWarning):  # it was said before
-            examples = model.encode_texts(part, columns)
-        rows = examples.rows.unique().tolist()
         try:
-            forecast = posterior.predict(examples, **how)
+            with warnings.catch_warnings(action="ignore", category=CutWarning):  # said before
+                forecast, rows, refused = _of_good_rows(part, predict, skip_bad)
         except DataError as error:
             if not error.rows:
                 raise
-            if not skip_bad:
-                bad = [first + row for row in error.rows]
-                raise not_finite("data", bad, part[read[0]][error.rows[0]]) from error
-            rows = [row for row in rows if row not in error.rows]
-            if rows:
-                forecast = posterior.predict(examples.of_rows(rows), **how)
+            whole = DataError.of_rows("", [first + row for row in error.rows], error.problem)
+            raise whole.placed(*places(data)) from error
+        bad |= {first + row: refused[row] for row in sorted(refused)}
         predicted: dict[int, Any] = {}
-        if rows:
+        if forecast is not None:
             found = forecast.summary()
             texts = forecast.texts or [""] * len(forecast)
             every = [forecast.by_row(forecast.uncertainty(by)), forecast.by_row(texts)]

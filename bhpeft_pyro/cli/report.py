@@ -15,7 +15,9 @@ def report(
     run: options.Run,
     data: Annotated[
         str | None,
-        typer.Argument(help="Labelled data to test it on.", show_default="none"),
+        typer.Argument(
+            help="Labelled data to test it on.", show_default="none", callback=options.check_data
+        ),
     ] = None,
     config: options.Config = None,
     out: Annotated[Path, typer.Option(help="The .html file to write.")] = Path("report.html"),
@@ -30,6 +32,7 @@ def report(
         bhpeft report runs/reviews --out report.html
         bhpeft report runs/reviews test.csv --out report.html
     """
+    from ..data.sources import in_file
     from ..files import write
     from ..html import posterior_page
     from .runs import check_file, open_run, rows_for
@@ -38,7 +41,8 @@ def report(
     posterior = open_run(run, backbone, device)
     forecast, heading = None, ""
     if data is not None:
-        examples = posterior.encode(rows_for(posterior, data, labelled=True))
+        with in_file(data):
+            examples = posterior.encode(rows_for(posterior, data, labelled=True))
         forecast = posterior.predict(examples, samples, seed=draw_seed)
         heading = f"On {len(examples)} {examples.unit} of {data}"
     write(out, posterior_page(posterior, str(run), forecast, heading).encode())

@@ -17,7 +17,7 @@ from ..data import Examples, LabelWarning
 from ..data.copies import apart, warn_of_copies
 from ..data.doubts import tally
 from ..data.labels import by_name
-from ..data.sources import load
+from ..data.sources import in_file, load
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..forecast.score import Score, compared
@@ -96,9 +96,10 @@ def split(
     holds out as `fit` does."""
     if isinstance(given, str):
         try:
-            return examples, read(given)
+            with in_file(given):
+                return examples, read(given)
         except DataError as error:
-            raise DataError(f"{option} {given}: {error}") from error
+            raise DataError(f"{option} {'' if error.file else f'{given}: '}{error}") from error
     train, held_out = examples.hold_out(seed, given)
     if held_out is not None:
         warn_of_copies(examples)

@@ -86,7 +86,7 @@ def stream(
     """
     from .. import sequential
     from ..data.encoding import cut_once, encode
-    from ..data.sources import load
+    from ..data.sources import in_file, load
     from ..model.backbone import load_backbone
     from ..options import FitOptions
     from ..peft import presets
@@ -100,9 +100,9 @@ def stream(
     if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     rows = load(data, reading.texts)
-    with doubting(yes):
+    with in_file(data), doubting(yes):
         whole = infer(rows, reading)
-    batches = _batches(rows, by, batch)
+        batches = _batches(rows, by, batch)
     task = whole
     if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
         first, *_ = batches
@@ -126,7 +126,8 @@ def stream(
     with cut_once(), doubting(yes):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
-        examples = read(rows, columns=model.limited(whole.columns, rows))
+        with in_file(data):
+            examples = read(rows, columns=model.limited(whole.columns, rows))
         columns = model.limited(task.columns, rows)
         learnt, tested = _with_tests(
             batches, partial(read, columns=columns, labelled=False), tests, how.seed

@@ -45,6 +45,7 @@ def update(
         bhpeft update runs/reviews-3 thursday.csv --out runs/reviews-4 --keep 0.9 --grow
         bhpeft update runs/reviews-4 friday.csv --out runs/reviews-5 --guide normal
     """
+    from ..data.sources import in_file
     from ..sequential.growth import with_outputs_for
     from ..sequential.update import check_held_out, refuse_known
     from .runs import check_out, doubting, finish, open_run, rows_for, say_labels, split
@@ -53,14 +54,15 @@ def update(
     before = open_run(run, backbone, device)
     how = before.report.options.change(progress=True, **fitting.given)
     table = rows_for(before, data, labelled=True)
-    with doubting(yes):
+    with in_file(data), doubting(yes):
         start = with_outputs_for(before, table, grow)
     if start is not before:
         old, new = (each.columns.label_names or () for each in (before, start))
         added = start.model.network.outputs - before.model.network.outputs
         say(f"new classes: {', '.join(new[len(old) :]) or added}")
     # Encoded before rows are held out, so that errors count rows as the file does.
-    examples = start.encode(table)
+    with in_file(data):
+        examples = start.encode(table)
     say_labels(examples)
     if not again:
         refuse_known(before, examples)

@@ -82,8 +82,8 @@ def called(name: str, others: Iterable[str]) -> str:
 
 
 def warn_of_classes(column: str, labels: Sequence[str], known: Sequence[str] = ()) -> None:
-    """Warn of classes that may be mistakes, by the labels of all rows; `known` are those of earlier
-    rounds."""
+    """Warn of classes that may be mistakes, by the labels of all rows. `known` are those of earlier
+    rounds; `grow` itself says which new ones look like them."""
     counts = Counter(labels)
     names = [*known, *sorted(counts.keys() - {*known})]
     new = names[len(known) :]
@@ -93,7 +93,7 @@ def warn_of_classes(column: str, labels: Sequence[str], known: Sequence[str] = (
         for name in new
         if name in parted
     ]
-    pairs = [pair for pair in look_alikes(names) if pair[1] in new]
+    pairs = look_alikes(new)
     alike = [f"{one!r} and {other!r} are two classes" for one, other in pairs]
     other = {*parted, *chain.from_iterable(pairs)}
     single = [name for name in new if counts[name] == 1 and name not in other]

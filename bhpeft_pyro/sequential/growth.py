@@ -61,17 +61,6 @@ def grow(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
     >>> bool((new.guide.means()["head.weight"][:2] == old.guide.means()["head.weight"]).all())
     True
     """
-    new, known = _appended(posterior, labels), posterior.columns.label_names or ()
-    names = new.columns.label_names or ()
-    for one, other in look_alikes(names):
-        if other not in known:
-            what = f"labels: {other!r} becomes a new class beside {one!r}"
-            warnings.warn(LabelWarning(what), stacklevel=2)
-    return new
-
-
-def _appended(posterior: Posterior, labels: Sequence[str] | int) -> Posterior:
-    """See `grow`."""
     names, known = _names(posterior, labels), posterior.columns.label_names or ()
     count = int(labels) if names is None else len(names) - len(known)  # type: ignore[arg-type]
     old, head = posterior.model.network, _head(posterior.model)
@@ -152,7 +141,7 @@ def with_outputs_for(posterior: Posterior, data: object, grow: bool) -> Posterio
     if names and not isinstance(data, Examples):
         values = [each for each in _labels(posterior, data) if isinstance(each, str)]
         warn_of_classes(posterior.columns.label, values, names)
-    return _appended(posterior, labels)
+    return posterior.grow(labels)
 
 
 def _labels(posterior: Posterior, data: object) -> list[Any]:
@@ -181,6 +170,10 @@ def _names(posterior: Posterior, labels: Sequence[str] | int) -> tuple[str, ...]
     blank, repeated = not all(map(str.strip, new)), len({*known, *new}) < len(known) + len(new)
     if not new or blank or repeated:
         raise ConfigError(f"labels={shown(new)}: expected one or more names not in {known}")
+    for one, other in look_alikes((*known, *new)):
+        if other in new:
+            what = f"labels: {other!r} becomes a new class beside {one!r}"
+            warnings.warn(LabelWarning(what), stacklevel=2)
     return (*known, *new)
 
 

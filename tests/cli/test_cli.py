@@ -33,6 +33,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_model
 QUICK = ("--max-steps", "4", "--batch-size", "8", "--device", "cpu")
 ONE = (*QUICK, "--components", "1")
 FIFTH = ("--validation", "20%")
+DATA = "owner/data"  # on the hub, and never read
 TEXTS = [f"w{5 + i % 2} w{10 + i} w{40 - i}" for i in range(20)]
 NAMES = ["good" if i % 2 else "bad" for i in range(20)]
 
@@ -78,7 +79,7 @@ def test_two_commands_from_a_csv_to_flagged_predictions(folder, posterior, tmp_p
     assert flagged == sorted(forecast.flag(0.4).tolist()) and len(flagged) == 2
     assert "5 rows, 2 flagged by total" in result.stderr
     shown = [int(n) for n in re.findall(r"^\s+(\d)\s", result.stdout, re.MULTILINE)]
-    assert shown == forecast.flag(1.0).tolist()
+    assert [row - 2 for row in shown] == forecast.flag(1.0).tolist()  # the header is row 1
 
 
 def test_texts_that_are_certain_are_left_out_of_components(folder, posterior, tmp_path):
@@ -123,8 +124,8 @@ def test_columns_of_mixed_types_are_in_nobodys_way(folder, posterior, tmp_path):
     scores = json.loads(bhpeft("evaluate", folder / "run", folder / "train.csv", "--json").stdout)
     result = bhpeft("evaluate", folder / "run", data, "--json")
     assert json.loads(result.stdout) == scores
-    note = "column 'id', row 1: 1: a int, where the first row has a str; this column is left out"
-    assert result.output.count(note) == 1
+    note = "mixed.jsonl, column 'id', line 2: 1: a int, where the first row has a str (and 18 more"
+    assert result.output.count(note) == 1 and "this column is left out" in result.output
     whole = posterior.encode(folder / "train.csv")
     assert posterior.encode(str(data)).fingerprint == whole.fingerprint
     bhpeft("predict", folder / "run", half, "--out", tmp_path / "out.jsonl", "--show", 0)
@@ -177,7 +178,7 @@ def test_an_update_that_may_grow_and_need_not_shows_both_rounds(folder, tmp_path
     update = ("update", folder / "run", new, *QUICK, *FIFTH, "--grow", "--json")
     found = json.loads(bhpeft(*update, "--out", tmp_path / "same").stdout)
     assert {"before", "after"} <= found.keys()
-    write_csv(new, text=TEXTS, label=["strange", *NAMES[1:]])
+    write_csv(new, text=TEXTS, label=["strange", "strange", *NAMES[2:]])
     found = json.loads(bhpeft(*update, "--out", tmp_path / "more").stdout)
     assert "held_out" in found and "before" not in found
 
@@ -408,14 +409,14 @@ def test_options_on_the_command_line_win_over_the_file(folder, tmp_path):
 def test_a_bad_config_file_is_an_error(tmp_path, content, message):
     config = tmp_path / "fit.yaml"
     config.write_text(content)
-    assert re.search(message, error("fit", "x.csv", "--out", tmp_path, "--config", config))
+    assert re.search(message, error("fit", DATA, "--out", tmp_path, "--config", config))
 
 
 def test_values_of_a_config_file_are_read_as_on_the_command_line(tmp_path):
     config = tmp_path / "fit.yaml"
     for value in ("2.5", "2024-13-45"):
         config.write_text(f"epochs: {value}")
-        result = bhpeft("fit", "x.csv", "--out", tmp_path / "run", "--config", config, code=2)
+        result = bhpeft("fit", DATA, "--out", tmp_path / "run", "--config", config, code=2)
         assert "'--epochs': Input should be a valid integer" in result.stderr
 
 
@@ -493,7 +494,9 @@ def test_choices_of_a_csv_are_json_as_predict_writes_them(folder, tmp_path):
     for name in ("quiz.csv", "quiz-predictions.csv"):
         bhpeft("evaluate", tmp_path / "run", tmp_path / name)
     data = write_csv(tmp_path / "no.csv", question=["w5"], choices=["w6, w7"], answer=[0])
-    assert "row 0: 'w6, w7' is not a list" in error("evaluate", tmp_path / "run", data)
+    assert "column 'choices', row 2: 'w6, w7' is not a list" in error(
+        "evaluate", tmp_path / "run", data
+    )
 
 
 def test_predictions_can_be_predicted_again(folder, tmp_path):
@@ -584,11 +587,11 @@ def test_a_cell_that_is_no_number_makes_no_classes_of_ratings(folder, tmp_path, 
     data = write_csv(tmp_path / "films.csv", text=TEXTS, rating=stars)
     fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run")
     for more in ((), ("--task", "ratings")):
-        assert re.search(rf"'rating', row 19: '?{cell}'?\b", error(*fit, *more))
+        assert re.search(rf"'rating', row 21: '?{cell}'?\b", error(*fit, *more))
     assert infer(Dataset.from_dict({"text": TEXTS, "rating": NAMES})).name == "classes"
     commas = [each.replace(".", ",") for each in stars[:19]]
     data = write_csv(tmp_path / "films.csv", text=TEXTS[:19], rating=commas)
-    assert "'rating', row 0: '1,0000' is not a number" in error(*fit)
+    assert "'rating', row 2: '1,0000' is not a number" in error(*fit)
 
 
 def test_columns_and_classes_that_are_mixed_up_are_named():
@@ -613,11 +616,11 @@ def test_rows_are_counted_in_the_file_and_all_checked_before_the_fit(folder, tmp
         texts = [" " if i == row else f"{each} w3" for i, each in enumerate(TEXTS)]
         data = write_csv(tmp_path / "bad.csv", text=texts, label=NAMES)
         for command in (("fit", data, *fit), ("update", folder / "run", data, "--out", "x")):
-            assert f"'text', row {row}: the text is empty" in error(*command)
+            assert f"bad.csv, column 'text', row {row + 2}: the text is empty" in error(*command)
         new = write_csv(tmp_path / "new.csv", text=[f"{t} w3" for t in TEXTS], label=NAMES)
         for command in (("fit", new, *fit), ("update", folder / "run", new, "--out", "x")):
             assert re.search(
-                rf"--validation \S*bad.csv: .*row {row}: the text",
+                rf"--validation bad.csv, column 'text', row {row + 2}: the text",
                 error(*command, "--validation", data),
             )
     labels = ["odd" if i == row else name for i, name in enumerate(NAMES)]  # a held-out one
@@ -644,6 +647,9 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     (stream / "rounds").mkdir(parents=True)
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
+        (("fit", tmp_path / "no.xlsx", "--out", out), 'save it as "CSV UTF-8"'),
+        (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
+        ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
         ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4"),
         ((*fit, "--label-column", "no"), "--label-column"),
         ((*fit, "--patience", 2, "--validation", 0), "needs validation"),
@@ -658,8 +664,14 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("predict", run, train, "--out", "x.parquet"), "should end in"),
         (("predict", run, train, "--flag", 0, "--out", tmp_path / "y.csv"), "flags no row"),
         (("evaluate", run, folder / "new.csv"), "no column 'label'.*id, text"),
-        (("fit", lists, "--task", "classes", "--out", out), r"row 0: expected an integer or a str"),
-        (("report", run, partly, "--out", tmp_path / "x.html"), "row 1: the label is"),
+        (
+            ("fit", lists, "--task", "classes", "--out", out),
+            r"line 1: \['a'\] is a list; expected an integer or a str",
+        ),
+        (
+            ("report", run, partly, "--out", tmp_path / "x.html"),
+            "partly.csv, .* row 3: the label is",
+        ),
         (("fit", empty, "--out", out), "is empty: at least one row"),
         (("evaluate", run, empty), "is empty: at least one row"),
         (("fit", train, "--out", train / "x", "--backbone", tiny), "--out: .* is a file"),
@@ -673,7 +685,7 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
         (("predict", run, train, "--flag", 10), "'10' is not a share; expected 10% or 0.1"),
         ((*fit, "--validation", "101%"), "'101%' is not a share"),
         (
-            ("predict", run, "nowhere.csv", "--out", tmp_path / "y.csv", "--by", "x"),
+            ("predict", run, train, "--out", tmp_path / "y.csv", "--by", "x"),
             "'x' is not one of",
         ),
     ):
@@ -785,6 +797,35 @@ def test_json_has_no_word_for_infinity(capsys):
 
     print_json({"nll": math.inf, "held_out": {"mse": math.nan, "n": 3}})
     assert json.loads(capsys.readouterr().out) == {"nll": None, "held_out": {"mse": None, "n": 3}}
+
+
+def test_a_file_whose_text_has_another_name(folder, posterior, tmp_path):
+    data = write_csv(tmp_path / "new.csv", review=["w5 w9", "w6 w9"], text=["w6", "w6"])
+    out = tmp_path / "out.jsonl"
+    bhpeft("predict", folder / "run", data, "--text-column", "review", "--out", out, "--show", 0)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    expected = posterior.predict(["w5 w9", "w6 w9"])
+    assert [row["probability"] for row in found] == pytest.approx(expected.confidence.tolist())
+    assert [row["text"] for row in found] == ["w6", "w6"]
+    again = ("predict", folder / "run", data, "--text-column", "no", "--out", tmp_path / "x.csv")
+    assert "has no column 'no'" in error(*again)
+
+
+def test_blank_lines_are_rows_and_may_be_skipped(folder, tmp_path):
+    """One column of a spreadsheet, with empty cells; those at the end are none."""
+    data = tmp_path / "new.csv"
+    data.write_text("text\nw5 w9\n\n  \nw6 w9\n\n\n")
+    command = ("predict", folder / "run", data, "--show", 9)
+    told = error(*command)
+    assert "new.csv, column 'text', row 3: the text is missing" in told
+    assert told.endswith("(and 1 more: row 4)")
+    result = bhpeft(*command, "--skip-bad")
+    assert "no prediction for 2 rows. new.csv, row 3: the text is missing" in result.stderr
+    rows = read_csv(tmp_path / "new-predictions.csv")
+    assert [row["text"].strip() for row in rows] == ["w5 w9", "", "", "w6 w9"]
+    assert [row["prediction"] != "" for row in rows] == [True, False, False, True]
+    shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
+    assert sorted(shown) == ["2", "5"]
 
 
 def test_texts_that_look_like_numbers_are_texts(folder, tmp_path):

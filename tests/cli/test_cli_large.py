@@ -73,12 +73,12 @@ def test_rows_are_checked_before_the_first_is_predicted(
     monkeypatch.setattr(module, "PART", 4)
     monkeypatch.setattr(bh.Posterior, "predict", lambda *_, **__: 1 / 0)
     data = write_csv(tmp_path / "new.csv", text=[*TEXTS[:9], "", "w5"])
-    assert "column 'text', row 9: the text is missing" in error("predict", run, data)
+    assert "new.csv, column 'text', row 11: the text is missing" in error("predict", run, data)
     lines = tmp_path / "new.jsonl"
     lines.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{")
     assert "line 12 is not JSON" in error("predict", run, lines)
     lines.write_text('{"text": "w5"}\n' * 4 + '{"words": "w5"}\n' * 4)
-    assert "row 4: the text is missing" in error("predict", run, lines)
+    assert "new.jsonl, column 'text', line 5: the text is missing" in error("predict", run, lines)
     lines.write_text('{"words": "w5"}\n' * 8)
     assert "has no column 'text', which this posterior" in error("predict", run, lines)
     (tmp_path / "none.csv").write_text("text\n")
@@ -103,24 +103,27 @@ def test_rows_left_out_are_counted_from_the_first(
 
     def predict(self: Any, examples: Any, *args: Any, **options: Any) -> Any:
         if bad := [i for i, text in enumerate(examples.texts) if "w33" in text]:
-            raise DataError("of this part", bad)
+            raise DataError.of_rows("data", bad, f"{examples.texts[bad[0]]} is bad")
         return whole(self, examples, *args, **options)
 
     monkeypatch.setattr(bh.Posterior, "predict", predict)
     # The second part has no other rows, and the third is in order.
     texts = [*TEXTS[:3], "w33 w5", *["w33"] * 4, *TEXTS[3:5]]
     command = ("predict", run, write_csv(tmp_path / "new.csv", text=texts), "--flag", "100%")
-    assert "row 3: of 'w33 w5' the backbone" in error(*command)
+    assert "error: new.csv, row 5: w33 w5 is bad" in error(*command)
     result = bhpeft(*command, "--skip-bad")
-    assert "for 5 rows. data, row 3: of 'w33 w5' (and of rows 4, 5, 6 ...)" in result.stderr
+    note = "for 5 rows. new.csv, row 5: w33 w5 is bad (and 4 more: rows 6, 7, 8, 9)"
+    assert note in result.stderr
     rows = read_csv(tmp_path / "new-predictions.csv")
     flagged = ["True"] * 3 + [""] * 5 + ["True"] * 2
     assert [row["flagged"] for row in rows] == flagged and [row["text"] for row in rows] == texts
     assert [row["prediction"] != "" for row in rows] == [flag == "True" for flag in flagged]
     shown = re.findall(r"^\s+(\d+)\s", result.stdout, re.MULTILINE)
-    assert sorted(shown) == ["0", "1", "2", "8", "9"]
-    data = write_csv(tmp_path / "bad.csv", text=["w33"] * 6)
-    assert "(and of rows 1, 2, 3 ...)" in error("predict", run, data, "--skip-bad")
+    assert sorted(map(int, shown)) == [2, 3, 4, 10, 11]  # as a spreadsheet counts
+    assert "rows as in new.csv" in result.stdout
+    data = write_csv(tmp_path / "bad.csv", text=["w33"] * 8)
+    listed = "(and 7 more: rows 3, 4, 5, 6, 7 ...)"
+    assert listed in error("predict", run, data, "--skip-bad")
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
     for more, message in (
         ((), "--by: a batch of a week needs a column of dates"),
         (("--by", "day"), "no date column 'day'; columns there: date, text, label"),
-        (("--by", "text"), "row 0: 'w6 w23 w27' is not a date"),
+        (("--by", "text"), "row 2: 'w6 w23 w27' is not a date"),
         (("--by", "date", "--grow", "--tests", "30%"), "labels still to come"),
         (("--by", "date", "--tests", "1%"), "0.01 is no row of any batch"),
     ):
@@ -234,7 +234,7 @@ def test_bad_input_is_refused_before_any_work(folder: Path) -> None:
 def test_rows_of_later_batches_are_checked_first_and_counted_in_the_file(folder: Path) -> None:
     texts = [" " if i == 0 else text for i, text in enumerate(TEXTS)]  # of the last day
     write_csv(folder / "news.csv", date=DAYS, text=texts, label=NAMES)
-    assert "row 0: the text is empty" in error(*arguments(folder, "--by", "date"))
+    assert "column 'text', row 2: the text is empty" in error(*arguments(folder, "--by", "date"))
     assert not (folder / "out").exists()
 
 

@@ -128,4 +128,4 @@ def test_errors_name_the_row(folder: Path) -> None:
     rows = [{"tokens": ["w5"], "ner_tags": [0]}, {"tokens": ["w6", "w7"], "ner_tags": [1]}]
     bad.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     wrong = error("fit", bad, "--backbone", folder / "tiny", "--out", folder / "no")
-    assert "column 'ner_tags', row 1: 1 labels for 2 words" in wrong
+    assert "bad.jsonl, column 'ner_tags', line 2: 1 labels for 2 words" in wrong

@@ -40,7 +40,19 @@ def test_an_import_waits_for_nothing_that_only_some_functions_need() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["--version"], ["fit", "--help"], ["fit", "--no"], ["fit", "--preset", "lore"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["fit", "--help"],
+        ["fit", "--no"],
+        ["fit", "--preset", "lore"],
+        ["fit", "no.csv", "--out", "x"],
+        ["fit", "no.xlsx", "--out", "x"],
+        ["predict", "no", "."],
+        ["update", ".", "no.csv", "--out", "x"],
+        ["report", ".", "no.csv"],
+        ["fit", __file__ + "/../x.csv", "--out", "x", "--validation", "no.csv"],
+    ],
 )
 def test_the_program_answers_without_what_is_slow_to_import(words: list[str]) -> None:
     *_, modules = run(

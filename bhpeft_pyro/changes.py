@@ -243,6 +243,7 @@ def shifts(posterior: Posterior) -> dict[str, dict[int | None, Shift]]:
     >>> {kind: list(layers) for kind, layers in shifts(fitted).items()}
     {'lora': [0, 1], 'head': [None]}
     """
+    check(posterior, Posterior, "posterior", "a bh.Posterior")
     parts: dict[tuple[str, int | None], list[list[Tensor]]] = {}
     for each in posterior.components:
         for site, moments in _moments(each).items():

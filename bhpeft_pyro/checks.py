@@ -223,6 +223,23 @@ def check_fields(
         object.__setattr__(config, name, rule(label, getattr(config, name), error))
 
 
+def shallow(value: Any, depth: int) -> bool:
+    """Whether lists, dicts and arrays of objects lie no more than `depth` deep in each other.
+
+    >>> endless = [1]
+    >>> endless.append(endless)
+    >>> shallow([[1], {"a": [2]}], 3), shallow(endless, 3)
+    (True, False)
+    """
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        if str(getattr(value, "dtype", "")) != "object":
+            return True
+        value = value.ravel().tolist()
+    return depth > 0 and all(shallow(each, depth - 1) for each in value)
+
+
 def check_memory(name: str, count: int, each: int) -> None:
     """Refuse `count` things of `each` bytes if there is no memory for them, and say how many would
     fit.

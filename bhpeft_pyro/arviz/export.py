@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..checks import MAYBE_COUNT, SAMPLES, SEED, derived
+from ..checks import MAYBE_COUNT, SAMPLES, SEED, check, derived
 from ..data import Columns, Examples
 from ..errors import ConfigError
 from ..guides import DrawsGuide, Guide, PriorGuide, prior_like
@@ -105,6 +105,7 @@ def to_arviz(
     """
     samples, seed = MAYBE_COUNT("samples", samples), SEED("seed", seed)
     max_bytes = SAMPLES("max_bytes", max_bytes)
+    check(posterior, Posterior | Model, "posterior", "a bh.Posterior, or a bh.Model")
     chains: Sequence[Guide]
     prior: Guide
     if isinstance(posterior, Model):

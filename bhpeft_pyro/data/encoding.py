@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import Number, check, one_of, shown
+from ..checks import Number, boolean, check, one_of, shown
 from ..errors import ConfigError, DataError
 from ..progress import tracked
 from ..threads import give_way, sampling
@@ -112,6 +112,7 @@ def encode(
     ([[True, True, False], [True, True, True]], [1, 2])
     """
     num_labels = _check_arguments(tokenizer, kind, each_word, columns, num_labels)
+    labelled, new_names = boolean("labelled", labelled), boolean("new_names", new_names)
     names = columns.label_names
     if isinstance(source, Examples):
         _check_compatible(source, tokenizer, kind, each_word, columns, num_labels, labelled)

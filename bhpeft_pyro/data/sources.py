@@ -33,7 +33,7 @@ from datasets import (
     load_dataset,
 )
 
-from ..checks import data_file, shown
+from ..checks import data_file, shallow, shown
 from ..errors import DataError
 from ..reach import hub_or_cache
 from .cells import meant
@@ -52,6 +52,8 @@ _EXPECTED = (
     ".jsonl file, a pandas DataFrame, a mapping of lists, a list of dicts, or (to predict) a list "
     "of texts"
 )
+
+_DEEPEST = 40  # levels of a cell
 
 
 def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) -> Dataset:
@@ -386,6 +388,12 @@ def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:
 
 
 def _table(name: str, column: list[Any]) -> Dataset:
+    deep = next((i for i, cell in enumerate(column) if not shallow(cell, _DEEPEST)), None)
+    if deep is not None:  # Arrow would end the process
+        raise DataError(
+            f"column {name!r}, row {deep}: {shown(column[deep])} contains itself, or lists more "
+            f"than {_DEEPEST} deep"
+        )
     try:
         return Dataset.from_dict({name: column})
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:

@@ -125,6 +125,7 @@ class Forecast(ABC):
 
     def _check_rows(self, *, whole: bool, shape: tuple[int, ...] | None = None) -> None:
         """Check texts and labels, of shape (N,) by default, which may have to be whole numbers."""
+        check(self.texts, Sequence | np.ndarray | None, "texts", "a text for each example")
         if self.texts is not None and len(self.texts) != len(self):
             raise DataError(f"texts has {len(self.texts)} entries for {len(self)} examples")
         if self.labels is None:

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ..checks import check
+from ..checks import boolean, check
 from ..data.labels import by_name
 from ..errors import DataError, LikelihoodError
 from .base import Forecast, Labels, as_labels, check_shape, digits
@@ -68,6 +68,8 @@ class ClassForecast(Forecast):
     def __post_init__(self) -> None:
         count, classes = self.probabilities.shape
         self._check_rows(whole=True)
+        check(self.label_names, Sequence | None, "label_names", "a name for each class")
+        check(self.choices, Tensor | None, "choices", "a tensor (N, C)")
         if self.label_names is not None and len(self.label_names) != classes:
             raise DataError(f"label_names has {len(self.label_names)} names for {classes} classes")
         if self.labels is not None:
@@ -102,7 +104,7 @@ class ClassForecast(Forecast):
             LikelihoodError: `probabilities` is not such a tensor.
             DataError: `labels`, `texts`, `label_names` or `choices` do not match it.
         """
-        draws = _checked(probabilities)
+        draws, keep_samples = _checked(probabilities), boolean("keep_samples", keep_samples)
         first = draws[0].double()
         first_entropy = entropy(first)
         # Sums are of differences from the first draw: exactly zero where all draws agree.
@@ -202,8 +204,9 @@ class ClassForecast(Forecast):
         """
         names = self.label_names
         if names is not None and not isinstance(labels, Tensor):
-            plain = labels.tolist() if hasattr(labels, "tolist") else [*labels]
-            cells = by_name(plain, None, names)
+            plain = labels.tolist() if hasattr(labels, "tolist") else labels
+            check(plain, Iterable, "labels", "a label for each example")
+            cells = by_name([*plain], None, names)
             if unknown := [each for each in cells if isinstance(each, str) and each not in names]:
                 raise DataError(f"labels: {unknown[0]!r} is not one of {tuple(names)}")
             labels = [names.index(each) if isinstance(each, str) else each for each in cells]

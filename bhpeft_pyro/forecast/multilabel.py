@@ -51,6 +51,7 @@ class LabelsForecast(Forecast):
         self._check_rows(whole=False, shape=(len(self), self.count))
         if self.labels is not None and not ((self.labels == 0) | (self.labels == 1)).all():
             raise DataError("labels must be 0 or 1, one for each label")
+        check(self.label_names, Sequence | None, "label_names", "a name for each label")
         if self.label_names is not None and len(self.label_names) != self.count:
             raise DataError(
                 f"label_names has {len(self.label_names)} names for {self.count} labels"

@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
+from ..checks import shallow
 from ..distributed import is_main
 from ..errors import BHPEFTError, SaveError, is_out_of_memory
 from ..files import alone_in, make_folder, size_of, write
@@ -206,18 +207,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         ) from error
     if not known:
         raise SaveError(f"path: {index} was altered: its checksum does not match")
-    if not isinstance(content, dict) or not _shallow(content, _DEEPEST):
+    if not isinstance(content, dict) or not shallow(content, _DEEPEST):
         raise SaveError(f"path: {index} is not a saved posterior: it is no object, or too deep")
     if (found := content.get("format")) != FORMAT:
         raise SaveError(f"path: {index} has format {found!r}, expected {FORMAT}{_writer(content)}")
     return content
-
-
-def _shallow(value: Any, depth: int) -> bool:
-    if not isinstance(value, dict | list):
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_shallow(each, depth - 1) for each in inner)
 
 
 def _writer(content: dict[str, Any]) -> str:

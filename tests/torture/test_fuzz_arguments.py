@@ -10,6 +10,7 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from typer.testing import CliRunner
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import checks, diagnostics, plots
+from bhpeft_pyro.arviz import to_arviz
+from bhpeft_pyro.changes import changes, shifts
 from bhpeft_pyro.cli.app import app
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, DataError, GuideError, SaveError
 from bhpeft_pyro.forecast import metrics
@@ -80,11 +83,26 @@ def odd(draw: random.Random) -> Any:
     )
 
 
+def deep(draw: random.Random) -> Any:
+    """Something that contains itself."""
+    array, mapping, listed = np.empty(1, object), dict[str, Any](), list[Any]()
+    array[0], mapping["a"] = array, mapping
+    listed.append(listed)
+    return draw.choice((array, mapping, listed, [1, listed], (listed,)))
+
+
 def column(draw: random.Random) -> Any:
     """A column of a table, which may be in order."""
     if draw.random() < 0.3:
         return odd(draw)
-    values = [odd(draw) if draw.random() < 0.2 else draw.choice((0, 1, "w5", 0.5)) for _ in TEXTS]
+    values = [
+        deep(draw)
+        if draw.random() < 0.05
+        else odd(draw)
+        if draw.random() < 0.2
+        else draw.choice((0, 1, "w5", 0.5))
+        for _ in TEXTS
+    ]
     try:
         return draw.choice((list, tuple, np.array, pd.Series, iter, set, dict.fromkeys))(values)
     except Exception:  # NumPy's and Python's own, before the values come to us
@@ -115,6 +133,7 @@ def few(draw: random.Random, names: tuple[str, ...]) -> dict[str, Any]:
 
 def encoded(draw: random.Random) -> None:
     kind, labelled = draw.choice(("class", "labels", "rating", "choice")), draw.random() < 0.5
+    labelled = odd(draw) if draw.random() < 0.1 else labelled
     each_word = draw.random() < 0.2
     bh.data.encode(
         source(draw), tiny_tokenizer(), kind=kind, each_word=each_word, labelled=labelled
@@ -173,6 +192,7 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
     forecast = posterior.predict(["w5"], 2)
     numbers = ("samples", "seed")
     known = posterior.sample(4)
+    named = replace(forecast, label_names=("a", "b"))
     what: tuple[Callable[[], Any], ...] = (
         lambda: posterior.predict(source(draw), samples=3),
         lambda: posterior.predict(
@@ -198,6 +218,14 @@ def used(draw: random.Random, posterior: bh.Posterior) -> None:
         lambda: forecast.flag(odd(draw), by=draw.choice(("total", odd(draw)))),
         lambda: forecast.by_row(odd(draw)),
         lambda: metrics.evaluate(forecast, odd(draw)),
+        lambda: named.with_labels(odd(draw)),
+        lambda: type(named).from_draws(
+            torch.full((2, 1, 2), 0.5),
+            **few(draw, ("labels", "texts", "label_names", "choices", "keep_samples")),
+        ),
+        lambda: changes(draw.choice((posterior, odd(draw))), **few(draw, numbers)),
+        lambda: shifts(odd(draw)),
+        lambda: to_arviz(odd(draw), samples=2),
         lambda: metrics.rejection_curve(forecast, [0], fractions=odd(draw)),
         lambda: posterior.weights(odd(draw), odd(draw)),
         lambda: bh.Posterior.load(odd(draw)),

@@ -17,7 +17,7 @@ from counts import COUNTS, Counts
 from bhpeft_pyro import FitOptions, Posterior, fit
 from bhpeft_pyro.arviz import export, to_arviz
 from bhpeft_pyro.arviz.export import trace
-from bhpeft_pyro.changes import changes, sizes
+from bhpeft_pyro.changes import changes, shifts, sizes
 from bhpeft_pyro.errors import ConfigError
 from bhpeft_pyro.inference import FitReport
 from bhpeft_pyro.model import likelihoods
@@ -314,6 +314,9 @@ def test_wrong_arguments_are_named(posterior: Posterior) -> None:
         posterior.to_arviz(samples=2, sites=["head.*", "adapter.*"])
     with pytest.raises(ConfigError, match="samples=0"):
         posterior.to_arviz(samples=0)
+    for function in (to_arviz, changes, shifts):
+        with pytest.raises(ConfigError, match=r"posterior: expected a bh.Posterior.* got 3"):
+            function(3)  # type: ignore[arg-type]
 
 
 def test_same_seed_same_draws(posterior: Posterior) -> None:

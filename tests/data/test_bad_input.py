@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -24,6 +26,29 @@ from bhpeft_pyro.model.likelihoods import Likelihood, Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_tokenizer
 
 GOOD = {"text": ["w5 w9", "w6 w8", "w5", "w6"], "label": [0, 1, 0, 1]}
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+OBJECTS = np.empty(1, object)
+OBJECTS[0] = OBJECTS
+
+
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("cell", [ENDLESS, OBJECTS], ids=["list", "array"])
+@pytest.mark.parametrize("made", [dict, pd.DataFrame])
+def test_a_cell_that_contains_itself_is_refused(cell: Any, row: int, made: Any) -> None:
+    """Arrow went round in it until the process ended."""
+    cells = [cell if number >= row else 1 for number in range(4)]
+    with pytest.raises(DataError, match=rf"column 'label', row {row}: .* contains itself"):
+        bh.fit(tiny_model(()), "normal", made({**GOOD, "label": cells}))
+
+
+def test_a_truth_value_is_one() -> None:
+    for name in ("labelled", "new_names"):
+        how: dict[str, Any] = {name: torch.ones(2)}
+        with pytest.raises(ConfigError, match=rf"{name}=.* must be True or False"):
+            bh.data.encode(GOOD, tiny_tokenizer(), kind="class", **how)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -153,6 +154,20 @@ def test_draws_that_are_no_probabilities_are_refused(draws, words):
 def test_what_does_not_go_with_the_draws_is_refused(options, words):
     with pytest.raises(DataError, match=words):
         ClassForecast.from_draws(some_draws(), **options)
+
+
+def test_what_is_no_sequence_is_refused_by_name() -> None:
+    draws = torch.full((1, 1, 2), 0.5)
+    for name in ("texts", "label_names", "choices", "keep_samples"):
+        with pytest.raises(ConfigError, match=name):
+            ClassForecast.from_draws(draws, **{name: 1.0})
+    for each, number in ((LabelsForecast, draws), (RatingForecast, draws[..., 0])):
+        with pytest.raises(ConfigError, match=r"texts: expected a text for each example, got 1.0"):
+            each.from_draws(*[number] * (1 + (each is RatingForecast)), texts=1.0)
+    named = ClassForecast.from_draws(draws, label_names=("a", "b"))
+    for labels in (pd.NA, 3, np.int64(3)):
+        with pytest.raises(ConfigError, match="labels: expected a label for each example, got"):
+            named.with_labels(labels)
 
 
 def test_classes_may_be_whole_floats() -> None:

@@ -143,7 +143,8 @@ def _sampled(mcmc: MCMC) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     if draws is None:
         raise GuideError("draws: this MCMC has no draws; expected one that has run")
     # Not by `diagnostics()`, which also takes the effective sample size of every weight.
-    known = [each.get("divergences") for each in mcmc._diagnostics]
+    said: list[Any] = mcmc._diagnostics
+    known = [each.get("divergences") for each in said]
     if None in known:  # a kernel of one's own
         return draws, {}
     diverging = torch.zeros(mcmc.num_chains, mcmc.num_samples)

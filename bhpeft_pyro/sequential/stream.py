@@ -100,7 +100,7 @@ def stream(
         DataError: a batch or a test cannot be used, or a batch is the same as an earlier one.
         GuideError: a point guide, which cannot be a prior, or one that cannot `grow`.
         PriorError: `keep` has no closed form under the guide.
-        SaveError: the model cannot be saved, for example because the likelihood is your own.
+        SaveError: the model cannot be saved, for example because of a PEFT kind of your own.
 
     >>> import tempfile
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model

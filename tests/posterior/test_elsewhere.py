@@ -17,6 +17,7 @@ from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, autoguide
 from torch import Tensor
 
 import bhpeft_pyro as bh
+from bhpeft_pyro.arviz import export
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
 from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
@@ -123,7 +124,9 @@ def test_an_mcmc_gives_its_chains_and_what_diverged(monkeypatch: pytest.MonkeyPa
         assert found == expected and (each is alone or all(expected.values()))
 
 
-def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(tmp_path: Path) -> None:
+def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, energy = tiny_model(()), torch.arange(40.0).reshape(2, 20)
     draws = draws_of(model, 20, chains=2)
     draws["head.bias"][..., 0] = energy
@@ -135,6 +138,10 @@ def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(tmp_path: Pat
             taken = idata.posterior["head.bias"].values[..., 0]
             np.testing.assert_array_equal(idata.sample_stats["energy"].values, taken)
             assert taken.shape == (2, samples or 20) and (np.diff(taken) > 0).all()
+        with monkeypatch.context() as other:  # of ArviZ 1
+            other.delitem(vars(export.arviz), "InferenceData", raising=False)
+            tree = each.to_arviz()
+            assert tree["sample_stats/energy"].dims == ("chain", "draw")
         with pytest.raises(ConfigError, match="samples=21: the sampler made 20 draws in each"):
             each.to_arviz(samples=21)
     for wrong, message in (({"lp": energy[0]}, "as many chains"), ({"lp": energy[:, 1:]}, "'lp'")):

@@ -215,7 +215,8 @@ def check_identity(backbone: PreTrainedModel, saved: Mapping[str, Any]) -> None:
 def fixed_tokens(backbone: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """(4, T) token ids from the whole vocabulary, the same on every machine and whatever the
     configuration says of special tokens, and their mask: texts of several lengths, padded."""
-    embedding = backbone.base_model.get_input_embeddings()
+    base: Any = backbone.base_model
+    embedding = base.get_input_embeddings()
     vocabulary = int(getattr(embedding, "num_embeddings", backbone.config.vocab_size))
     # Learned positions may start at an offset of a few, so stay clear of the end.
     longest = getattr(backbone.config, "max_position_embeddings", None) or _FIXED + 4

@@ -23,9 +23,10 @@ def evaluate(
         bhpeft evaluate runs/reviews test.csv --json | jq .ece
     """
     from ..data.sources import in_file
-    from .runs import open_run, rows_for
+    from .runs import check_samples, guide_of, open_run, rows_for
 
     posterior = open_run(run, backbone, device)
+    check_samples(samples, guide_of(posterior), posterior.model.likelihood)
     with in_file(data):
         examples = posterior.encode(rows_for(posterior, data, labelled=True))
     scores = posterior.evaluate(examples, samples, seed=draw_seed)

@@ -39,7 +39,7 @@ def fit(
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior.fit import fit as learn
-    from .runs import check_out, doubting, finish, say_labels, split
+    from .runs import check_out, check_samples, check_used, doubting, finish, say_labels, split
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
@@ -60,6 +60,8 @@ def fit(
         how.seed,
         lambda file: model.encode(load(file, reading.texts), task.columns),
     )
+    check_used(fitting, guide, held_out is not None)
+    check_samples(samples, guide, model.likelihood, held_out is not None)
     # Other fits do not depend on these rows: it is enough to evaluate them at the end.
     used = held_out if how.patience or guide in options.POINTS else None
     if used is None and held_out is not None:

@@ -107,7 +107,7 @@ def predict(
     from ..forecast.base import share_of
     from ..inference.predict import PART
     from ..progress import work
-    from .runs import check_file, open_run
+    from .runs import check_file, check_samples, guide_of, open_run
 
     if flag == 0:
         raise ConfigError("--flag: 0 flags no row; expected a share above 0")
@@ -128,6 +128,12 @@ def predict(
             )
         if certainty is not None:
             raise ConfigError(f"--certainty: got {certainty} for {what}; leave it out")
+    family, single = guide_of(posterior), len(posterior.components) == 1
+    check_samples(samples, family, posterior.model.likelihood)
+    if certainty is not None and single:
+        raise ConfigError(f"--certainty: got {certainty}, but there is one component; leave it out")
+    if single and family == "delta" and by in ("epistemic", "variance"):
+        raise ConfigError(f"--by: got {by!r}, of which a point estimate has none; expected total")
     if text_column is not None:
         if kind == "choice":
             raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")

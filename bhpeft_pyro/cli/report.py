@@ -35,10 +35,11 @@ def report(
     from ..data.sources import in_file
     from ..files import write
     from ..html import posterior_page
-    from .runs import check_file, open_run, rows_for
+    from .runs import check_file, check_samples, guide_of, open_run, rows_for
 
     check_file(out, ".html")
     posterior = open_run(run, backbone, device)
+    check_samples(samples, guide_of(posterior), posterior.model.likelihood, data is not None)
     forecast, heading = None, ""
     if data is not None:
         with in_file(data):

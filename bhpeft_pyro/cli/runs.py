@@ -21,10 +21,13 @@ from ..data.sources import in_file, load
 from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..forecast.score import Score, compared
+from ..guides.registry import GUIDES
 from ..inference.report_text import described
+from ..model.likelihoods import Likelihood
 from ..posterior import io
 from ..posterior.posterior import Posterior
 from ..sequential import History
+from .options import POINTS, Fitting
 from .screen import print_json, say, show_metrics
 
 ROUNDS = "rounds"  # in the folder of a stream
@@ -135,6 +138,40 @@ def check_file(out: Path, *suffixes: str) -> None:
         raise ConfigError(f"--out: {out} should end in {' or '.join(suffixes)}")
     if not out.parent.is_dir():
         raise ConfigError(f"--out: there is no folder {out.parent}")
+
+
+def check_used(fitting: Fitting, guide: str, selects: bool) -> None:
+    """Refuse options that a fit of a guide would ignore. `selects` says whether held-out rows
+    choose the step of a point estimate that is kept."""
+    if fitting.tau is not None and guide != "laplace":
+        raise ConfigError(f"--tau: it is the width of laplace, which {guide!r} does not have")
+    chosen = guide in POINTS and fitting.temperature is None and selects
+    if getattr(fitting, "patience", None) is not None and chosen:
+        raise ConfigError(
+            f"--patience: {guide} is fitted to the end, and keeps the step that is best on "
+            "held-out rows; leave it out"
+        )
+
+
+def check_samples(
+    samples: int | None, guide: str, likelihood: Likelihood, predicts: bool = True
+) -> None:
+    """Refuse a number of draws where nothing is drawn."""
+    if samples is None:
+        return
+    why = "" if predicts else "no rows are predicted"
+    if guide == "delta":
+        why = "delta is a point estimate"
+    elif guide == "laplace" and likelihood.constant_noise and samples > 0:
+        why = "forecasts of ratings under laplace are exact"
+    if why:
+        raise ConfigError(f"--samples: {why}, so nothing is drawn; leave it out")
+
+
+def guide_of(posterior: Posterior) -> str:
+    """The name of a posterior's family, as --guide takes it."""
+    guide = posterior.components[0].guide
+    return next((name for name, made in GUIDES.items() if type(guide) is made), guide.title())
 
 
 def rounds_of(folder: Path) -> History:

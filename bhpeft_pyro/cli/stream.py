@@ -91,12 +91,13 @@ def stream(
     from ..options import FitOptions
     from ..peft import presets
     from ..posterior import io
-    from .runs import ROUNDS, doubting, say_labels
+    from .runs import ROUNDS, check_used, doubting, say_labels
     from .task import infer
 
     how = FitOptions().change(**fitting.given)
     if grow and tests:
         raise ConfigError("--grow, --tests: early rounds cannot be tested on labels still to come")
+    check_used(fitting, guide, selects=False)
     if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     rows = load(data, reading.texts)

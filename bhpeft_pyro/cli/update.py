@@ -48,7 +48,18 @@ def update(
     from ..data.sources import in_file
     from ..sequential.growth import with_outputs_for
     from ..sequential.update import check_held_out, refuse_known
-    from .runs import check_out, doubting, finish, open_run, rows_for, say_labels, split
+    from .runs import (
+        check_out,
+        check_samples,
+        check_used,
+        doubting,
+        finish,
+        guide_of,
+        open_run,
+        rows_for,
+        say_labels,
+        split,
+    )
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
@@ -72,6 +83,9 @@ def update(
         how.seed,
         lambda file: start.encode(rows_for(start, file, labelled=True)),
     )
+    family = guide or guide_of(before)
+    check_used(fitting, family, selects=False)
+    check_samples(samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
     point = before.guide.point if guide is None else guide in options.POINTS

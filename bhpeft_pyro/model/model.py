@@ -71,6 +71,7 @@ class Model(PyroModule):
             raise PriorError(f"prior: got {prior}; a likelihood goes to likelihood=")
         if callable(likelihood) and not isinstance(likelihood, Likelihood | type):
             likelihood = Function(likelihood)
+            likelihood.check_kind(network.outputs)
         if not isinstance(likelihood, Likelihood | None):
             raise LikelihoodError(
                 f"likelihood: expected an instance of a Likelihood, got {likelihood!r:.60}"

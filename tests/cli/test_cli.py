@@ -637,6 +637,39 @@ def test_numbers_that_do_not_count_from_zero_are_names():
     assert infer(hub).columns.label_names == ("x", "y", "z")
 
 
+def test_options_without_an_effect_are_refused(folder, tmp_path):
+    out = tmp_path / "out"
+    fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--out", out)
+    update = ("update", folder / "run", folder / "train.csv", "--again", "--out", out)
+    stars = write_csv(tmp_path / "stars.csv", text=TEXTS, stars=[1 + i % 5 for i in range(20)])
+    rated = ("fit", stars, *fit[2:])
+    bhpeft(*rated, "--guide", "delta", "--out", tmp_path / "point")
+    bhpeft(*rated, "--out", tmp_path / "rated")
+    new = ("predict", tmp_path / "point", folder / "new.csv", "--out", tmp_path / "new.jsonl")
+    for arguments, message in (
+        ((*fit, "--guide", "normal", "--tau", 3), "--tau: .* 'normal' does not have"),
+        ((*fit, "--guide", "A only", "--tau", 3), "--tau: .* 'A only'"),
+        ((*update, "--guide", "normal", "--tau", 3), "--tau: .* 'normal'"),
+        (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau: "),
+        ((*fit, *FIFTH, "--patience", 2), "--patience: laplace is fitted to the end"),
+        ((*fit, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
+        ((*update, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
+        ((*fit, *FIFTH, "--guide", "delta", "--samples", 8), "--samples: delta is a point"),
+        ((*rated, *FIFTH, "--samples", 8), "--samples: forecasts of ratings under laplace are"),
+        (("evaluate", tmp_path / "rated", stars, "--samples", 8), "--samples: forecasts of"),
+        (("report", folder / "run", "--samples", 8, "--out", tmp_path / "r.html"), "no rows are"),
+        ((*new, "--samples", 8), "--samples: delta is a point"),
+        ((*new, "--by", "epistemic"), "--by: got 'epistemic', of which a point"),
+    ):
+        assert re.search(message, error(*arguments)), arguments
+    bhpeft(*fit, "--components", 1, "--out", tmp_path / "one")
+    one = ("predict", tmp_path / "one", folder / "new.csv", "--out", tmp_path / "new.jsonl")
+    assert "--certainty: got 0.5, but there is one" in error(*one, "--certainty", 0.5)
+    # The same where they have an effect.
+    bhpeft("evaluate", tmp_path / "rated", stars, "--samples", 0)
+    bhpeft(*fit, *FIFTH, "--patience", 2, "--temperature", 1)
+
+
 def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     train, tiny, run, out = folder / "train.csv", folder / "tiny", folder / "run", tmp_path / "x"
     fit = ("fit", train, "--out", out, "--backbone", tiny)

@@ -545,3 +545,15 @@ def test_what_is_given_stays(kind: type[Normal | StudentT]) -> None:
     assert kind(5.0, 2.0).standardised(labels) == kind(5.0, 2.0)
     assert kind().standardised(torch.full((3,), 7.0)) == kind(7.0, 1.0)
     assert kind().standardised(None) == kind(0.0, 1.0)
+
+
+def test_a_function_of_another_kind_than_ratings_says_which() -> None:
+    network = tiny_model(()).network
+    for function, kind in (
+        (lambda outputs: dist.Categorical(logits=outputs), "kind='class' or kind='choice'"),
+        (lambda outputs: dist.Bernoulli(logits=outputs).to_event(1), "kind='labels'"),
+    ):
+        with pytest.raises(LikelihoodError, match=rf"Function\(function, {kind}\)"):
+            bh.Model(network, likelihood=function)
+    bh.Model(network, likelihood=Function(function, "labels"))
+    bh.Model(network, likelihood=lambda outputs: dist.Poisson(outputs[..., 0].exp()))

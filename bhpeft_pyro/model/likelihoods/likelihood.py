@@ -241,6 +241,26 @@ class Function(Likelihood):
         rules = {"kind": one_of(*_KINDS), "columns": strings}
         check_fields(self, rules, "Function", LikelihoodError)
 
+    def check_kind(self, outputs: int) -> None:
+        """Refuse a function for ratings whose distribution is of another kind.
+
+        Raises:
+            LikelihoodError: names the kind that it needs.
+        """
+        try:
+            found: Any = self.function(torch.zeros(1, outputs))
+            base, events = base_of(found), len(found.event_shape)
+        except Exception:  # the function's own, which a fit will show
+            return
+        needs = "'class' or kind='choice'" if isinstance(base, Categorical) else None
+        if isinstance(base, Bernoulli) and events == 1:
+            needs = "'labels'"
+        if self.kind == "rating" and needs:
+            raise LikelihoodError(
+                f"likelihood: the function's {type(base).__name__} is not of ratings; expected "
+                f"bh.likelihoods.Function(function, kind={needs})"
+            )
+
     def distribution(
         self,
         outputs: Tensor,

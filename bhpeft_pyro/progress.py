@@ -48,6 +48,10 @@ class Lines(plain):
         if msg is None:
             self.write(str(self), self.fp)
 
+    def set_description_str(self, desc: str | None = None, refresh: bool = True) -> None:
+        """Say it in the next line."""
+        super().set_description_str(desc, refresh=False)
+
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
         """Print a line; there is no bar to draw again below it."""
@@ -64,10 +68,12 @@ class Work:
         outer: the work that this is a part of.
     """
 
-    def __init__(self, title: str, parts: int | None, outer: Work | None) -> None:
+    def __init__(
+        self, title: str, parts: int | None, outer: Work | None, at_once: bool = False
+    ) -> None:
         self.parts, self.done, self.outer = parts, 0, outer
         self.begin, self.length, self.estimated = 0.0, 1.0, False
-        self.bar: Any = _bar(parts is not None) if outer is None else outer.bar
+        self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
         if outer is not None:
             self.length = outer.length / (outer.parts or 1)
             self.begin = outer.begin + outer.done * self.length
@@ -77,7 +83,9 @@ class Work:
         """Say what is being done."""
         before = "" if self.outer is None else self.outer.title
         self.title: str = ", ".join(filter(None, (before, title)))
-        self.bar.set_description_str(self.title, refresh=False)
+        # At once, in a bar that is shown: what comes may take long.
+        seen = not self.bar.disable and self.bar.format_dict["elapsed"] > _DELAY
+        self.bar.set_description_str(self.title, refresh=seen)
 
     def next(self, note: str = "", parts: int = 1) -> None:
         """Some parts are done; `note` is shown behind the bar."""
@@ -114,24 +122,25 @@ class Work:
 _work: ContextVar[Work | None] = ContextVar("work", default=None)
 
 
-def _bar(known: bool) -> Any:
+def _bar(title: str, known: bool, at_once: bool) -> Any:
     make = _make.get()
     if make is None or not is_main():
         return tqdm(disable=True)
-    how: dict[str, Any] = {"delay": _DELAY, "miniters": 0, "smoothing": 0, "dynamic_ncols": True}
+    how: dict[str, Any] = {"miniters": 0, "smoothing": 0, "dynamic_ncols": True}
+    how |= {"desc": title, "delay": 0.0 if at_once else _DELAY}
     ends = {"total": 1.0, "bar_format": _FORMAT} if known else {"bar_format": _ENDLESS}
     return make(leave=False, **how, **ends)
 
 
 @contextmanager
-def work(title: str = "", parts: int | None = 1) -> Iterator[Work]:
-    """Show a piece of work; see `Work`.
+def work(title: str = "", parts: int | None = 1, at_once: bool = False) -> Iterator[Work]:
+    """Show a piece of work; see `Work`. Its bar comes after a second if not `at_once`.
 
     >>> with bars(False), work("counting", 3) as counting:
     ...     for _ in range(3):
     ...         counting.next()
     """
-    own = Work(title, parts, _work.get())
+    own = Work(title, parts, _work.get(), at_once)
     token = _work.set(own)
     try:
         yield own

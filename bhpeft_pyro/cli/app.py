@@ -82,6 +82,8 @@ def quietly(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**arguments: Any) -> None:
+        if interactive():
+            say("starting")  # the imports take seconds
         import datasets
         from huggingface_hub.utils import enable_progress_bars
         from transformers import logging

@@ -61,6 +61,7 @@ def compare(
     with in_file(data), doubting(yes):
         task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")
+    say(f"loading {reading.backbone}")
     backbone, tokenizer = load_backbone(reading.backbone, device)
     model = task.model(backbone, tokenizer, ())
     with in_file(data):

@@ -113,6 +113,7 @@ def stream(
         except DataError as error:
             raise DataError(f"--grow: the first batch, {first}: {error}") from error
     say(f"{len(rows)} rows in {len(batches)} batch{'es' * (len(batches) > 1)}, {task}")
+    say(f"loading {reading.backbone}")
     model = task.model(*load_backbone(reading.backbone, device), getattr(presets, preset)())
     if done := len(sequential.History(out / ROUNDS).rounds):
         say(

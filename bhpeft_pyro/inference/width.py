@@ -29,7 +29,7 @@ from ..guides import LaplaceGuide
 from ..guides.budget import examples_at_once, rows_kept
 from ..model.linearized import Outputs, jacobian, symmetric_noise
 from ..model.model import Model
-from ..progress import tracked
+from ..progress import tracked, work
 from ..threads import seeded
 from .candidates import (
     DRAWS,
@@ -90,7 +90,7 @@ def widen(
     """
     options, started = report.options, time.monotonic()
     first, more = _sampled(examples, options.seed)
-    with seeded(options.seed):
+    with seeded(options.seed), work("width") as doing:
         again = _repeatable(model, guide, first)
         if guide.open:
             model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
@@ -100,6 +100,7 @@ def widen(
         candidates = None
         choice = Choice(options.tau or guide.tau.item(), output_scale=report.output_scale or 1.0)
         if held_out is not None:
+            doing.name("choosing the width")
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
     learnt = curvature.times(guide.information_factor(choice.noise))
@@ -187,7 +188,7 @@ def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobia
 
     def batches() -> Iterator[Batch]:
         parts = -(-len(examples) // at_once)
-        for _, batch in tracked(Feed(model, examples).prediction(at_once), "width", parts):
+        for _, batch in tracked(Feed(model, examples).prediction(at_once), "", parts):
             yield batch.to(model.network.device)
 
     def compute(batch: Batch) -> list[Tensor]:

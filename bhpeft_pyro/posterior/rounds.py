@@ -157,7 +157,7 @@ def fit_components(
             last.report.options = last.report.options.change(progress=False)
         each = chain(in_workers(executor, one, starts[:away], known), each)
     fitted: list[Fitted] = []
-    with bars(options.progress), work("fit", len(starts)) as whole:
+    with bars(options.progress), work("fit", len(starts), at_once=True) as whole:
         try:
             for component in each:
                 report = component[0].report

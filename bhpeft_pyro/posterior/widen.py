@@ -44,7 +44,7 @@ def widen(
     options = report.options.change(**changes)
     wide = []
     parts = posterior.components
-    with bars(options.progress), work("width", len(parts)) as whole:
+    with bars(options.progress), work("width", len(parts), at_once=True) as whole:
         for number, part in enumerate(parts, 1):
             whole.name(f"component {number} of {len(parts)}")
             wide.append(_widened(part, examples, held_out, changes))

@@ -205,7 +205,7 @@ def prequential(
         history.writing(),
         cut_once(),
         bars(progress),
-        work("stream", total) as bar,
+        work("stream", total, at_once=True) as bar,
     ):
         history.clean()
         posterior = _resumed(history, model)

@@ -85,7 +85,7 @@ class FitOptions:
         eval_samples: weight draws of an evaluation.
         bf16: autocast to bfloat16.
         seed: of the draws and of the order of the data.
-        progress: show a progress bar.
+        progress: show progress bars, in terminals and notebooks.
 
     Raises:
         ConfigError: a value is of the wrong type or outside its range.

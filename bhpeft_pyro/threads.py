@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.poutine import runtime
 from torch import Tensor
 
-_FORK = 10.0  # seconds that a fork waits for a step to end
+_FORK = 5.0  # seconds that a fork waits at the door, and then for its turn
 
 _FITS = threading.RLock()
 _TURN, _DOOR = threading.Lock(), threading.Lock()  # who waits for a turn holds the door

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.posterior.io import INDEX, digest_of
@@ -21,6 +25,20 @@ def backbone_in(folder: Path, model: Any = None) -> Path:
     (tiny_backbone() if model is None else model).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def retensor(
+    folder: Path, which: Callable[[str], bool], change: Callable[[Tensor], Tensor]
+) -> None:
+    """Alter some of the tensors and mend the checksums."""
+    (file,) = folder.glob("posterior-*.safetensors")
+    tensors = load_file(file)
+    data = save(tensors | {name: change(tensors[name]) for name in tensors if which(name)})
+    digest = hashlib.sha256(data).hexdigest()
+    new = file.rename(folder / f"posterior-{digest[:16]}.safetensors")
+    new.write_bytes(data)
+    index = {"file": new.name, "sha256": digest, "bytes": len(data)}
+    rewrite(folder, lambda content: content.update(tensors=index))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 from saves import backbone_in
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -562,6 +563,20 @@ def test_a_folder_that_names_no_backbone_or_fits_another(tmp_path: Path) -> None
         bh.from_peft(tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    first = next(name for name in tensors if "lora_A" in name)
+    for value, message in (
+        (tensors[first] * torch.nan, "the weights 'base_model.*lora_A.weight' are not finite"),
+        (tensors[first][:1], "does not fit the backbone, a Bert.*size mismatch"),
+    ):
+        save_file(tensors | {first: value.clone()}, weights)
+        with pytest.raises(ConfigError, match=f"(?s){message}"):
+            bh.from_peft(tmp_path, backbone=classifier())
+    save_file(tensors, weights)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="tokenizer: none can be loaded"):
+        bh.from_peft(tmp_path, backbone=classifier())
+    (tmp_path / "tokenizer_config.json").unlink()
     weights.write_bytes(weights.read_bytes()[:-9])
     with pytest.raises(ConfigError, match=r"adapter: the weights in .* cannot be read"):
         bh.from_peft(tmp_path, backbone=classifier())

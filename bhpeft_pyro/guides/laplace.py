@@ -27,7 +27,6 @@ from .latent import joint_normal
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 from .precision import Precision
 
-_BUFFERS = ("scale", "axes", "ratio")
 _LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
@@ -100,7 +99,7 @@ class LaplaceGuide(Guide):
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
         covariance = self.prior.covariance
-        for name in _BUFFERS:
+        for name in ("scale", "axes", "ratio"):
             self.register_buffer(name, getattr(covariance, name))
         self.register_buffer("measured", torch.tensor(False))
         self.register_buffer("tau", start.new_tensor(1.0))
@@ -420,7 +419,10 @@ class LaplaceGuide(Guide):
         """Load a state whose number of directions may differ; in older ones the output scale is 1
         and missing."""
         state_dict = {prefix + "output_scale": torch.tensor(1.0), **state_dict}
-        for name in _BUFFERS:
-            if (value := state_dict.get(prefix + name)) is not None:
+        rank = tuple(state_dict.get(prefix + "ratio", self.ratio).shape)
+        shapes = {"scale": self.loc.shape, "axes": (*self.loc.shape, *rank), "ratio": rank}
+        for name, shape in shapes.items():
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape == shape:
                 setattr(self, name, value.to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)

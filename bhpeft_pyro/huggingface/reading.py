@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import Columns
-from ..errors import ArchitectureError, ConfigError, DataError
+from ..errors import ArchitectureError, ConfigError, DataError, is_out_of_memory
 from ..guides import DeltaGuide
 from ..inference.report import FitReport
-from ..model.backbone import check_plain, load_backbone
+from ..model.backbone import check_plain, load_backbone, load_tokenizer
 from ..model.head import ClassifierHead, final_layer, set_final_layer, with_tail
 from ..model.likelihoods import Categorical, Likelihood, MultiLabel, Normal
 from ..model.model import Model
@@ -132,10 +132,10 @@ def _loaded(
         raise ConfigError(f"adapter: {folder} has no {CONFIG}; expected the folder of an adapter")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # of a damaged file, peft raises whatever it stumbles over
         raise ConfigError(f"adapter: {folder / CONFIG} cannot be read: {error}") from error
     if tokenizer is None and (folder / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(str(folder))
     given = backbone
     if backbone is None:
         if not config.base_model_name_or_path:
@@ -151,21 +151,25 @@ def _loaded(
         saved = peft.load_peft_weights(str(folder), device="cpu")
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"adapter: the weights in {folder} cannot be read: {error}") from error
+    if bad := [key for key, value in saved.items() if not value.isfinite().all()]:
+        raise ConfigError(f"adapter: in {folder} the weights {bad[0]!r} are not finite")
     weight = saved.get(f"base_model.model.{name}.weight")
-    if weight is not None:  # as many labels as the adapter was trained with
-        set_final_layer(backbone, weight, saved.get(f"base_model.model.{name}.bias"))
-    elif given is None:
+    if weight is None and given is None:
         raise DataError(
             f"adapter: {folder} holds no weights for {name!r} (its modules_to_save is "
             f"{config.modules_to_save}); expected backbone=, the classifier it was trained on"
         )
     try:
+        if weight is not None:  # as many labels as the adapter was trained with
+            set_final_layer(backbone, weight, saved.get(f"base_model.model.{name}.bias"))
         return peft.PeftModel.from_pretrained(backbone, str(folder)), tokenizer
-    except ValueError as error:  # among others peft's own, of modules that it does not find
+    except Exception as error:  # sizes that differ, modules that peft does not find, odd options
+        if is_out_of_memory(error):
+            raise
         kind = type(backbone).__name__
         raise ConfigError(
             f"adapter: {folder} does not fit the backbone, a {kind} ({error}); expected the model "
-            "that it was trained on"
+            "that it was trained on, and whole files"
         ) from error
 
 

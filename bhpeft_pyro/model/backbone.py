@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from ..data import assets
-from ..errors import ArchitectureError, ConfigError, SaveError
+from ..data.encoding import probe_of
+from ..errors import ArchitectureError, ConfigError, SaveError, is_out_of_memory
 from ..reach import hub_or_cache
 
 __all__ = ["load_backbone"]
@@ -55,7 +56,7 @@ def load_backbone(
         classifier: load a sequence classifier, for a `ClassifierHead`.
 
     Raises:
-        ConfigError: there is no such model or device.
+        ConfigError: there is no such model or device, or its files are damaged.
         ArchitectureError: transformers does not have the code of this model.
     """
     place = device_named(device)
@@ -80,15 +81,21 @@ def _loaded(
         else:
             model = auto.from_pretrained(source, **options)
     except ImportError as error:
-        raise ConfigError(f"backbone: {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError(f"backbone: {name!r}: {_first_line(error)}") from error
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"backbone: {name!r} is not a folder with a model and cannot be loaded from the hub "
-            f"({str(error).splitlines()[0]}); {', '.join(map(repr, LOCAL))} come from PyPI and "
-            "need no hub"
+            f"({_first_line(error)}); {', '.join(map(repr, LOCAL))} come from PyPI and need no hub"
         ) from error
     except (ValueError, KeyError) as error:
-        raise ArchitectureError(f"backbone: {name!r}: {str(error).splitlines()[0]}") from error
+        raise ArchitectureError(f"backbone: {name!r}: {_first_line(error)}") from error
+    except Exception as error:  # of damaged files; transformers raises whatever it stumbles over
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"backbone: the configuration or the weights of {name!r} are damaged "
+            f"({_first_line(error):.120}); expected a whole checkpoint"
+        ) from error
     path = Path(os.path.expanduser(name))
     given_path = name not in LOCAL and path.exists()
     model.config._name_or_path = str(path.resolve()) if given_path else name
@@ -106,12 +113,18 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _tokenizer(name: str, source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
-    except (ImportError, OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        probe_of(tokenizer)  # of a damaged one, the first use fails
+    except Exception as error:  # tokenizers raises no other
         raise ConfigError(
-            f"tokenizer: none can be loaded for the backbone {name!r} "
-            f"({str(error).strip().splitlines()[0]}); expected tokenizer=..."
+            f"tokenizer: none can be loaded for the backbone {name!r} ({_first_line(error)}); "
+            "expected tokenizer=..."
         ) from error
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _located(name: str) -> tuple[str, dict[str, Any]]:

@@ -162,9 +162,10 @@ class Coordinates(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """As PyTorch's; the axes to load may be fitted or not."""
         for site in self._outer:
-            for side in _SIDES:
+            for side, size in zip(_SIDES, site.shape[1:], strict=True):
                 key = _key(site.name, side)
-                if (value := state_dict.get(prefix + key)) is not None:
+                value = state_dict.get(prefix + key)
+                if value is not None and value.shape in ((0,), (site.shape[0], size, size)):
                     setattr(self, key, torch.zeros_like(value, device=site.unit.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -136,6 +136,9 @@ def revive(
             saved, or tensors do not fit.
         KeyError, TypeError, AttributeError: parts are missing or unknown.
     """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise SaveError(f"path: its tensor {name!r} is not finite; expected a whole file")
     tensors = {  # examples stay on the CPU
         name: value if ".examples." in f".{name}" else value.to(backbone.device)
         for name, value in tensors.items()
@@ -287,8 +290,14 @@ def _state(part: str, module: nn.Module) -> Tensors:
 
 
 def _load(module: nn.Module, tensors: Tensors, part: str) -> None:
+    state = _part(tensors, part)
+    for name, own in module.state_dict().items():
+        if name in state and state[name].dtype != own.dtype:
+            raise SaveError(
+                f"path: its tensor '{part}.{name}' is {state[name].dtype}; expected {own.dtype}"
+            )
     try:
-        module.load_state_dict(_part(tensors, part))
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise SaveError(f"path: its {part} does not fit this model: {error}") from error
 

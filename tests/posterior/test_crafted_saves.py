@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saves import load, rewrite
+from program import error, write_csv
+from saves import backbone_in, load, retensor, rewrite
+from torch import Tensor
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import BHPEFTError, ConfigError, SaveError
@@ -90,6 +92,25 @@ def test_code_that_a_file_names_is_never_imported(what: str, whole: Path, tmp_pa
     assert not ran and "antigravity" not in sys.modules
 
 
+def test_tensors_of_another_kind_are_refused(whole: Path, tmp_path: Path) -> None:
+    """With a checksum that is right they were loaded, and the first prediction failed."""
+    changes: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
+        ("guide.", lambda value: value * float("nan"), "is not finite"),
+        ("network.coordinates.lora", Tensor.half, "is torch.float16; expected torch.float32"),
+        ("network.coordinates.lora/query/B/left", Tensor.flatten, "size mismatch"),
+    ]
+    for part, change, message in changes:
+        folder = Path(shutil.copytree(whole, tmp_path / message))
+        retensor(folder, lambda name, part=part: name.startswith(part), change)
+        with pytest.raises(SaveError, match=message):
+            load(folder)
+    laplace = bh.fit(tiny_model(()), "laplace", tiny_examples(), components=1, max_steps=2)
+    folder = laplace.save(tmp_path / "laplace")
+    retensor(folder, lambda name: name == "guide.scale", lambda value: value[1:].clone())
+    with pytest.raises(SaveError, match="size mismatch for scale"):
+        load(folder)
+
+
 def test_a_deep_index_is_refused(whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     for depth in (50, 500, 100_000):
@@ -128,6 +149,50 @@ def test_a_backbone_is_a_file_or_a_folder(tmp_path: Path) -> None:
     for name in ("~nobody-of-this-name/model", "a\0b"):
         with pytest.raises(BHPEFTError, match="backbone"):
             load_backbone(name, "cpu")
+
+
+def _set(**values: Any) -> Callable[[Path], Any]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")  # not a pickle at all
+
+
+DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
+    (_set(num_attention_heads=0), "the configuration or the weights of '.*' are damaged"),
+    (_set(intermediate_size=3), "damaged .*ignore_mismatched_sizes"),
+    (_set(vocab_size={}), "damaged"),
+    (lambda folder: (folder / "config.json").write_text("null"), "damaged"),
+    (_pickled, "damaged"),
+    (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "tokenizer: none can be"),
+    (lambda folder: (folder / "tokenizer_config.json").write_text("{}"), "tokenizer: none can be"),
+    (lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'), "tokenizer: none can"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+def test_a_damaged_backbone_is_refused(
+    damage: Callable[[Path], Any], message: str, tmp_path: Path
+) -> None:
+    folder = backbone_in(tmp_path / "tiny")
+    damage(folder)
+    with pytest.raises(ConfigError, match=message):
+        load_backbone(str(folder), "cpu")
+
+
+def test_damaged_backbones_end_the_program_in_a_line(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", text=["w5", "w6"] * 3, label=["a", "b"] * 3)
+    folder = backbone_in(tmp_path / "tiny")
+    (folder / "cut.gguf").write_bytes(b"GGUF\3\0")
+    fit = ("fit", table, "--out", tmp_path / "run", "--device", "cpu", "--backbone")
+    assert "the weights of" in error(*fit, folder / "cut.gguf")
+    _set(num_attention_heads=0)(folder)
+    assert "are damaged" in error(*fit, folder)
 
 
 def test_code_beside_a_tokenizer_is_never_run(

@@ -18,7 +18,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ import pytest
 import torch
 from forks import in_a_child, killed_at_line, start, wait
 from outcomes import ERROR, OLD, RIGHT, load, report, same, sized
+from safetensors.torch import load_file, save_file
+from saves import backbone_in, retensor
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.errors import BHPEFTError
+from bhpeft_pyro.errors import BHPEFTError, is_out_of_memory
+from bhpeft_pyro.model.backbone import load_backbone
 from bhpeft_pyro.posterior.io import digest_of
-from bhpeft_pyro.testing import tiny_examples, tiny_model
+from bhpeft_pyro.testing import tiny_classifier, tiny_examples, tiny_model, tiny_tokenizer
 
 TEXTS = ["w5 w20", "w6 w21"]
 
@@ -143,20 +146,23 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, used + 2**31))
 
 
-def outcome(folder: Path, expected: torch.Tensor | None) -> str:
-    """What loading and predicting give; with `expected`, only this forecast counts as right."""
+def ending(forecast: Callable[[], torch.Tensor], expected: torch.Tensor | None = None) -> str:
+    """How a forecast of what was damaged ends; with `expected`, only this one counts as right."""
     signal.alarm(60)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            loaded = load(folder)
-            forecast = predicted(loaded)
-            right = expected is None or torch.equal(forecast, expected)
+            found = forecast()
+            right = expected is None or torch.equal(found, expected)
     except BHPEFTError:
         return ERROR
     except Exception as error:
-        return f"{type(error).__name__}: {error!s:.80}"
+        return ERROR if is_out_of_memory(error) else f"{type(error).__name__}: {error!s:.80}"
     return RIGHT if right else "another answer"
+
+
+def outcome(folder: Path, expected: torch.Tensor | None) -> str:
+    return ending(lambda: predicted(load(folder)), expected)
 
 
 def damaged(chance: random.Random, data: bytes) -> bytes:
@@ -252,3 +258,96 @@ def test_crafted_indices(
         return counts
 
     report("crafted indices", Counter(in_a_child(work, tmp_path / "counts")))
+
+
+def altered(chance: random.Random, value: torch.Tensor) -> torch.Tensor:
+    """A tensor of another dtype or shape, or with other numbers."""
+    changes: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        *(torch.Tensor.half, torch.Tensor.double, torch.Tensor.long, torch.Tensor.flatten),
+        lambda value: value.float() * float("nan"),
+        lambda value: value.float() / 0,
+        lambda value: value[..., 1:] if value.ndim else value[None],
+        lambda value: value.new_zeros(()),
+    ]
+    return chance.choice(changes)(value).contiguous().clone()
+
+
+@sized(40, 2000)
+def test_crafted_tensors(
+    runs: int, posteriors: tuple[bh.Posterior, bh.Posterior], tmp_path: Path
+) -> None:
+    """Their checksums are right, too."""
+    options: dict[str, Any] = {"components": 2, "max_steps": 2, "progress": False}
+    wholes = [posteriors[1].save(tmp_path / "normal")]
+    mixture = bh.fit(tiny_model(), "laplace", tiny_examples(), **options)
+    wholes.append(mixture.save(tmp_path / "laplace"))
+
+    def work() -> Counter[str]:
+        limited()
+        chance, counts = random.Random(3), Counter[str]()
+        for number in range(runs):
+            folder = Path(shutil.copytree(chance.choice(wholes), tmp_path / str(number)))
+            (file,) = folder.glob("*.safetensors")
+            one = chance.choice(sorted(load_file(file)))
+            retensor(folder, lambda name, one=one: name == one, lambda v: altered(chance, v))
+            counts[outcome(folder, None)] += 1
+            shutil.rmtree(folder)
+        return counts
+
+    report("crafted tensors", Counter(in_a_child(work, tmp_path / "counts")))
+
+
+def damage(chance: random.Random, file: Path) -> None:
+    """Other bytes, other values in JSON, or other tensors."""
+    data = file.read_bytes()
+    if chance.random() < 0.3:
+        file.write_bytes(damaged(chance, data))
+    elif file.suffix == ".json":
+        content = json.loads(data)
+        made = crafted(chance, content)
+        if "num_hidden_layers" in content:  # as many as it says are made, however long it takes
+            made["num_hidden_layers"] = content["num_hidden_layers"]
+        file.write_text(json.dumps(chance.choice([made, made, made, *HOSTILE])))
+    else:
+        tensors = load_file(file)
+        one = chance.choice(sorted(tensors))
+        save_file(tensors | {one: altered(chance, tensors[one])}, file)
+
+
+def of_backbone(folder: Path) -> torch.Tensor:
+    backbone, tokenizer = load_backbone(str(folder), "cpu")
+    network = bh.RandomPEFT(backbone, (), bh.Head(2), tokenizer)
+    options: dict[str, Any] = {"max_steps": 1, "progress": False}
+    return predicted(bh.fit(bh.Model(network), "normal", tiny_examples(), **options))
+
+
+def of_adapter(folder: Path) -> torch.Tensor:
+    return predicted(bh.from_peft(folder, backbone=tiny_classifier()))
+
+
+@pytest.mark.parametrize("read", [of_backbone, of_adapter])
+@sized(30, 1000)
+def test_damaged_backbones_and_adapters(
+    runs: int, read: Callable[[Path], torch.Tensor], tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    if read is of_backbone:
+        backbone_in(whole)
+    else:
+        peft = pytest.importorskip("peft")
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+        peft.get_peft_model(tiny_classifier(), config).save_pretrained(whole)
+        tiny_tokenizer().save_pretrained(whole)
+    names = sorted(p.name for p in whole.iterdir() if p.suffix in (".json", ".safetensors"))
+
+    def work() -> Counter[str]:
+        limited()
+        chance, counts = random.Random(4), Counter[str]()
+        for number in range(runs):
+            folder = Path(shutil.copytree(whole, tmp_path / str(number)))
+            damage(chance, folder / chance.choice(names))
+            counts[ending(lambda folder=folder: read(folder))] += 1
+            shutil.rmtree(folder)
+        return counts
+
+    report(f"damaged: {read.__name__}", Counter(in_a_child(work, tmp_path / "counts")))

@@ -157,8 +157,8 @@ def predict(
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
-        columns = names | kept.columns | {"flagged": None}
-        _write(out, kept.records(names, flagged, shown), columns)
+        every = names | kept.columns | {"flagged": None}
+        _write(out, kept.records(names, flagged, shown), every)
     for row in shown.values():
         row["row"] = number(row["row"])
     what = f"{len(order)} words" if kept.words else f"{total} rows"

@@ -113,7 +113,7 @@ def _first(doubts: Sequence[str]) -> str:
 def _parted(names: Sequence[str]) -> dict[str, list[str]]:
     """The names that are several with separators between them: of "a;b" one part is a class, or
     part of another name."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for mark in _SEPARATORS:
         parts = {name: [part.strip() for part in name.split(mark)] for name in names}
         uses = Counter(chain.from_iterable({*each} for each in parts.values()))

@@ -199,7 +199,7 @@ def prequential(
     check(batches, Iterable, "batches", "data by name: a mapping, or pairs")
     folder = as_path("folder", folder)
     history = History(folder / "rounds")
-    pairs = list(batches.items()) if isinstance(batches, Mapping) else batches
+    pairs: Iterable[Any] = list(batches.items()) if isinstance(batches, Mapping) else batches
     total = len(pairs) if isinstance(pairs, Sized) else None
     with (
         history.writing(),

@@ -34,7 +34,7 @@ def table(count: int = 60) -> dict[str, list[Any]]:
     """The first word determines the three labels."""
     codes = torch.randint(0, 8, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     labels = [[name for k, name in enumerate(NAMES) if code >> k & 1] for code in codes]
-    texts = [f"w{5 + code} w{20 + i % 30}" for i, code in enumerate(codes)]
+    texts = [f"w{5 + code} w{20 + i % 30}" + " w49" * (i // 30) for i, code in enumerate(codes)]
     return {"text": texts, "label": labels}
 
 
@@ -196,9 +196,9 @@ def test_drift_is_judged_by_the_likelihood() -> None:
 
 def test_outcomes_of_different_batches_are_independent() -> None:
     """Equal noise in each batch of 32 would correlate texts, and labels simulated from them."""
-    data = {"text": ["w5 w6"] * 64, "label": [0.0, 1.0] * 32}
+    data = {"text": ["w5 w6"] * 32, "label": [0.0, 1.0] * 16}
     posterior = bh.fit(model(StudentT()), "delta", data, max_steps=2, progress=False)
-    outcomes = posterior.predict(data, 1).outcomes
+    outcomes = posterior.predict(data["text"] * 2, 1).outcomes
     assert outcomes is not None
     first, second = outcomes[0, :32].flatten(), outcomes[0, 32:].flatten()
     assert torch.corrcoef(torch.stack([first.clamp(-3, 3), second.clamp(-3, 3)]))[0, 1].abs() < 0.05

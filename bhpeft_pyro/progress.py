@@ -66,17 +66,24 @@ class Work:
         title: what it is, in a word or two.
         parts: how many; None if that is not known.
         outer: the work that this is a part of.
+        at_once: show the bar before the first second has passed.
+        aside: it is the lesser piece of an outer part, and only named.
     """
 
     def __init__(
-        self, title: str, parts: int | None, outer: Work | None, at_once: bool = False
+        self,
+        title: str,
+        parts: int | None,
+        outer: Work | None,
+        at_once: bool = False,
+        aside: bool = False,
     ) -> None:
         self.parts, self.done, self.outer = parts, 0, outer
         self.begin, self.length, self.estimated = 0.0, 1.0, False
         self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
         if outer is not None:
-            self.length = outer.length / (outer.parts or 1)
-            self.begin = outer.begin + outer.done * self.length
+            each = outer.length / (outer.parts or 1)
+            self.begin, self.length = outer.begin + outer.done * each, 0.0 if aside else each
         self.name(title)
 
     def name(self, title: str) -> None:
@@ -133,14 +140,14 @@ def _bar(title: str, known: bool, at_once: bool) -> Any:
 
 
 @contextmanager
-def work(title: str = "", parts: int | None = 1, at_once: bool = False) -> Iterator[Work]:
-    """Show a piece of work; see `Work`. Its bar comes after a second if not `at_once`.
+def work(title: str = "", parts: int | None = 1, **how: bool) -> Iterator[Work]:
+    """Show a piece of work; see `Work`, also for `how`.
 
     >>> with bars(False), work("counting", 3) as counting:
     ...     for _ in range(3):
     ...         counting.next()
     """
-    own = Work(title, parts, _work.get(), at_once)
+    own = Work(title, parts, _work.get(), **how)
     token = _work.set(own)
     try:
         yield own
@@ -149,9 +156,13 @@ def work(title: str = "", parts: int | None = 1, at_once: bool = False) -> Itera
         own.close()
 
 
-def tracked(items: Iterable[Item], title: str, parts: int | None = None) -> Iterator[Item]:
+def tracked(
+    items: Iterable[Item], title: str, parts: int | None = None, aside: bool = True
+) -> Iterator[Item]:
     """Items one after the other, as the parts of a piece of work that has no other within it."""
-    own = Work(title, parts, _work.get())  # a generator cannot set the context of its caller
+    own = Work(
+        title, parts, _work.get(), aside=aside
+    )  # a generator cannot set the context of its caller
     try:
         for item in items:
             yield item

@@ -72,7 +72,13 @@ def test_a_stream_has_one_bar(states, tmp_path):
         bh.stream(tiny_model(()), weeks, tmp_path, components=2, max_steps=2)
     titles = {title for title, _, _ in states}
     assert {"round 1 of 2, component 2 of 2, training", "round 2 of 2, predicting"} <= titles
-    assert [n for _, n, _ in states] == sorted(n for _, n, _ in states)
+    own = [(title, n) for title, n, _ in states if title.startswith("round")]
+    assert [n for _, n in own] == sorted(n for _, n in own)
+    for number, part in ((1, 1), (2, 1), (1, 2), (2, 2)):  # nothing else moves it
+        name = f"round {number} of 2, component {part} of 2, training"
+        done = [n for title, n in own if title == name]
+        start = (number - 1) / 2 + (part - 1) / 4
+        assert start <= min(done) <= start + 1 / 8 and max(done) == start + 1 / 4
 
 
 def test_without_progress_there_is_no_bar(states):

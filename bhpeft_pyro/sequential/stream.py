@@ -229,19 +229,21 @@ def prequential(
             first = posterior is None
             if posterior is not None:
                 posterior, examples = _ready_for(posterior, data, name, grow)
-                if drift:
-                    found = assess(posterior, examples)
-                    metrics = evaluate(found.forecast)
-                    metrics |= {f"drift/{key}": value for key, value in found.metrics().items()}
-                else:
-                    metrics = posterior.evaluate(examples, samples)
+                with work(aside=True):
+                    if drift:
+                        found = assess(posterior, examples)
+                        metrics = evaluate(found.forecast)
+                        metrics |= {f"drift/{key}": v for key, v in found.metrics().items()}
+                    else:
+                        metrics = posterior.evaluate(examples, samples)
             posterior = learn(posterior, data)
             try:
                 tested = _encoded(posterior, tests)
             except DataError:
                 history.add(posterior, name, metrics)  # what was learnt stays
                 raise
-            metrics |= _scores(posterior, tested, samples, first)
+            with work(aside=True):
+                metrics |= _scores(posterior, tested, samples, first)
             if tested:
                 learnt = posterior.encode(data)
                 if copies := sum(shared(learnt, rows) for rows in tested.values()):

@@ -273,7 +273,8 @@ def test_update_learns_a_second_round_and_leaves_the_first(folder, tmp_path):
 
 
 def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp_path):
-    first = (*ONE, "--patience", 2, "--validation", "20%", "--backbone", folder / "tiny")
+    first = (*ONE, "--patience", 2, "--temperature", 1, "--validation", "20%")
+    first = (*first, "--backbone", folder / "tiny")
     bhpeft("fit", folder / "train.csv", *first, "--out", tmp_path / "first")
     again = ("update", tmp_path / "first", folder / "train.csv", "--again")
     for out, part, patience in (("none", 0, None), ("some", "20%", 2)):

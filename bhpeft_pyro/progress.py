@@ -174,11 +174,13 @@ def tracked(
 @contextmanager
 def made_by(make: Callable[..., Any] | None) -> Iterator[None]:
     """Within the block, bars are made by this class; by None, there are no bars."""
-    token = _make.set(make)
+    before = _make.set(make)
+    around = _work.set(_work.get() if make else None)  # whose bar is to stay still
     try:
         yield
     finally:
-        _make.reset(token)
+        _work.reset(around)
+        _make.reset(before)
 
 
 def bars(wanted: bool) -> AbstractContextManager[None]:

@@ -377,7 +377,7 @@ def test_what_is_no_likelihood_is_refused_by_name() -> None:
         (lambda outputs: None, "got a NoneType in place of a distribution"),
         (lambda outputs: outputs[..., 0], "got a Tensor in place of a distribution"),
         (lambda outputs: dist.Cauchy(outputs[..., 0], 1.0), "its Cauchy has no mean or no stddev"),
-        (lambda outputs: dist.Categorical(logits=outputs), 'Function.*kind="class"'),
+        (lambda outputs: dist.Categorical(logits=outputs), "Function.*kind='class'"),
     ):
         outputs = 2 if "class" in message else 1
         with pytest.raises(LikelihoodError, match=message):

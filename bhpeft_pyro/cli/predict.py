@@ -137,8 +137,8 @@ def predict(
     if text_column is not None:
         if kind == "choice":
             raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
-        columns = replace(posterior.columns, text=text_column)
-        posterior = posterior.replace(columns=columns)
+        read = replace(posterior.columns, text=text_column)
+        posterior = posterior.replace(columns=read)
     names, total = _check_data(posterior, data, skip_bad)
     called, unit, number = places(data)
     how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
@@ -242,7 +242,7 @@ def _of_good_rows(
     """What `make` makes of some rows, without those that it refuses if these are to be skipped: the
     numbers of the rows that are left, and what is wrong with each of the others."""
     rows, bad = [*range(len(next(iter(part.values()))))], dict[int, str]()
-    while rows:
+    while rows or not bad:  # that there are none is refused too
         some = {name: [cells[row] for row in rows] for name, cells in part.items()} if bad else part
         try:
             return make(some), rows, bad

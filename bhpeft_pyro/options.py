@@ -59,7 +59,8 @@ class FitOptions:
         particles: weight draws per forward pass (a point estimate always uses 1).
         accumulate: forward passes per optimiser step.
         lr: learning rate. None takes the default of the family: for "normal", natural-gradient
-            steps (`NaturalGradient`) of B / N, at most 0.1; for all others, Adam with 2e-3.
+            steps (`NaturalGradient`) of B / N, at most 0.1; for point estimates ("laplace",
+            "delta") Adam with 0.002, for all others Adam with 0.01.
         schedule: of the learning rate, as in transformers: "cosine", "linear",
             "constant_with_warmup", "constant", or "inverse_sqrt".
         warmup: fraction of the steps over which the learning rate rises.

@@ -194,7 +194,7 @@ class Guide(nn.Module):
 
     def optimizers(self, options: FitOptions, examples: int) -> list[Optimizer]:
         """The optimisers of its parameters for a fit to so many examples; by default Adam."""
-        return [Adam(trained(self), lr=adam_lr(options))]
+        return [Adam(trained(self), lr=adam_lr(options, self.point))]
 
     def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
         """The parameters that belong to these sites only; a fit can hold them fixed for a while."""

@@ -20,7 +20,7 @@ from ..options import FitOptions
 
 NOISE_STEPS = 10.0
 """Step size of the noise scale of a point estimate, as a multiple of that of other weights."""
-_ADAM_LR = 2e-3
+_POINT_LR, _DRAWN_LR = 2e-3, 1e-2  # of weights themselves, and of a distribution of weights
 _TRUST = 0.2  # largest change of a log precision per step
 
 
@@ -136,9 +136,10 @@ def trained(guide: nn.Module) -> list[nn.Parameter]:
     return found
 
 
-def adam_lr(options: FitOptions) -> float:
-    """The learning rate of Adam."""
-    return _ADAM_LR if options.lr is None else options.lr
+def adam_lr(options: FitOptions, point: bool = True) -> float:
+    """The learning rate of Adam, for point estimates or for other guides."""
+    default = _POINT_LR if point else _DRAWN_LR
+    return default if options.lr is None else options.lr
 
 
 def natural_lr(options: FitOptions, examples: int) -> float:

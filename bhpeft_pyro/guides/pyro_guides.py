@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import permutations
 from math import prod
 from typing import Any
@@ -16,7 +16,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer import autoguide as pyro_guides
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.initialization import init_to_mean
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
 from ..data.batch import Batch
@@ -50,9 +50,10 @@ class PyroGuide(Guide):
     """One of Pyro's autoguides.
 
     It starts at the sites' own initial values (A Kaiming, B zero), because Pyro's are a saddle
-    point of B A, and as wide as the prior if no `init_scale` is given; a flow starts as in Pyro.
-    The posterior becomes a prior of independent Normals, or of one Normal over all weights. A flow
-    cannot be a prior.
+    point of B A. Without an `init_scale` it starts as wide as the prior, and `fit` first fits the
+    head and sets the sds, as those of a `NormalGuide`; a flow starts as in Pyro. The posterior
+    becomes a prior of independent Normals, or of one Normal over all weights. A flow cannot be a
+    prior.
 
     Args:
         model: the model whose latents it covers.
@@ -95,8 +96,9 @@ class PyroGuide(Guide):
         if not self._waits():  # Pyro's guides make their parameters when they are first called
             with alone():
                 self.auto(None)
-            if "init_scale" not in options:
-                self._widen()
+            self._sds = {x.name: x.scale for x in self._latents}
+            if self.free_sds():
+                self._start()
         self.follow(model)
 
     def title(self) -> str:
@@ -123,15 +125,26 @@ class PyroGuide(Guide):
             return None
         return guide
 
-    @torch.no_grad()
-    def _widen(self) -> None:
-        """Start as wide as the prior, where Pyro starts at 0.1."""
-        constraint = getattr(self.auto, "scale_constraint", None)
-        if constraint is None:
+    def free_sds(self) -> bool:
+        has = hasattr(self.auto, "scale_constraint") and not self._waits()
+        return has and "init_scale" not in self._options
+
+    def narrow(self, information: Mapping[str, Tensor]) -> None:
+        if not self.free_sds():
             return
-        inverse = transform_to(constraint).inv
-        widths = {f"scales.{x.name}": inverse(x.scale) for x in self._latents}
-        whole = torch.cat([x.scale.flatten() for x in self._latents])
+        for latent in self._latents:
+            if latent.name in information and is_real(latent.support):
+                sd = self._sds[latent.name]
+                self._sds[latent.name] = (sd**-2 + information[latent.name]).rsqrt()
+        self._start()
+
+    @torch.no_grad()
+    def _start(self) -> None:
+        """Start with these sds, where Pyro starts at 0.1."""
+        auto: Any = self.auto
+        inverse = transform_to(auto.scale_constraint).inv
+        widths = {f"scales.{name}": inverse(sd) for name, sd in self._sds.items()}
+        whole = torch.cat([sd.flatten() for sd in self._sds.values()])
         if isinstance(self.auto, pyro_guides.AutoLowRankMultivariateNormal):
             whole = whole / (1 + self.auto.cov_factor.square().sum(-1)).sqrt()  # the factor adds
         widths["scale"] = inverse(whole)
@@ -152,6 +165,21 @@ class PyroGuide(Guide):
             if (loc := places.get(name.removesuffix("_unconstrained"))) is not None:
                 parameter.copy_(loc.reshape(parameter.shape))  # flat in AutoStructured
 
+    def scale_slopes(self) -> dict[str, Tensor]:
+        constraint = getattr(self.auto, "scale_constraint", None)
+        if constraint is None:
+            return {}
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.auto.named_parameters():
+            kind, _, latent = name.removesuffix("_unconstrained").partition(".")
+            if kind in ("scale", "scales") and parameter.grad is not None:
+                free, transform = parameter.detach(), transform_to(constraint)
+                scale = transform(free)
+                # By the chain rule, as the guide trains another function of the sd.
+                slope = parameter.grad * scale / transform.log_abs_det_jacobian(free, scale).exp()
+                found |= {latent: slope} if latent else unpack(slope, self._shapes)
+        return {name: slope.mean() for name, slope in found.items()}
+
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         if self._joint is None:
             drawn: dict[str, Tensor] = self.auto(batch)
@@ -167,6 +195,10 @@ class PyroGuide(Guide):
         point = dist.Delta(torch.cat(flat, -1), log_density=density, event_dim=1)
         infer: Any = {"sites": shapes}
         return unpack(pyro.sample(self._joint.name, point, infer=infer), shapes)
+
+    def parameters_of(self, sites: Collection[str]) -> list[nn.Parameter]:
+        named = self.auto.named_parameters()  # "locs.head.bias", where it keeps sites apart
+        return [p for n, p in named if n.removesuffix("_unconstrained").partition(".")[2] in sites]
 
     def follow(self, model: Model) -> None:
         self._model = (model,)  # a tuple keeps it out of the submodules

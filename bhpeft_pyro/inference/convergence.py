@@ -1,8 +1,9 @@
-"""Whether the sds have converged, and where numbers stop being finite."""
+"""Whether a fit has converged, and where numbers stop being finite."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,43 @@ Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
 """Step numbers with `Guide.scale_slopes` after their backward passes."""
 
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
+_LEVEL = 0.05  # nats per example by which the loss may still fall
+_FEW = 8  # values of which a mean and its standard error say little
+
+
+class Descent:
+    """How fast the loss falls along the way that the optimiser takes, for any guide.
+
+    The product of a gradient with the step before it, which other rows and weight draws chose, is
+    negative on average while the loss falls, and 0 or positive around an optimum (Pflug 1983). In
+    units of the learning rate it does not shrink with it.
+    """
+
+    def __init__(self) -> None:
+        self._slopes: list[float] = []
+        self._moved: list[tuple[nn.Parameter, Tensor]] = []
+        self._lr = self._way = 0.0
+
+    @contextmanager
+    def step(self, parameters: Sequence[nn.Parameter], lr: float, size: int) -> Iterator[None]:
+        """Around an optimiser's step, with the gradients of the loss of `size` examples."""
+        if self._lr > 0:
+            products = [(p.grad * way).sum() for p, way in self._moved if p.grad is not None]
+            self._slopes.append(sum(each.item() for each in products) / (self._lr * size))
+        before = [p.detach().clone() for p in parameters]
+        yield
+        self._moved = [(p, p.detach() - at) for p, at in zip(parameters, before, strict=True)]
+        self._lr, self._way = lr, self._way + lr
+
+    def ahead(self) -> float | None:
+        """By how much the loss would fall to first order, in nats per example, if the fit went on
+        as long again; None if that is little, or noise. From the last quarter of the steps."""
+        last = self._slopes[-(len(self._slopes) // 4) :]
+        if len(last) < _FEW:
+            return None
+        falls = -self._way * torch.tensor(last)
+        fall = falls.mean().item()
+        return fall if fall > _LEVEL + 2 * falls.std().item() / len(last) ** 0.5 else None
 
 
 def summarise(guide: Guide, model: Model, parts: Parts, slopes: Slopes, report: FitReport) -> None:

@@ -171,16 +171,17 @@ def start(
     set.
     """
     done: set[str] = set()
-    guide.narrow(from_prior(model, guide.means()))
-    if model.network.kinds:
-        frozen = Feed(model, examples, frozen=True)
-        done = _narrow(model, guide, frozen, options, done)
-        _fit_head(model, guide, frozen, options)
-        align(model, texts, guide)
-        guide.follow(model)
-    else:
-        align(model, texts)
-    _narrow(model, guide, Feed(model, examples), options, done)
+    with pyro.get_param_store().scope():  # Pyro's guides put their parameters there
+        guide.narrow(from_prior(model, guide.means()))
+        if model.network.kinds:
+            frozen = Feed(model, examples, frozen=True)
+            done = _narrow(model, guide, frozen, options, done)
+            _fit_head(model, guide, frozen, options)
+            align(model, texts, guide)
+            guide.follow(model)
+        else:
+            align(model, texts)
+        _narrow(model, guide, Feed(model, examples), options, done)
 
 
 def own_start(model: Model, seed: int) -> dict[str, Tensor]:

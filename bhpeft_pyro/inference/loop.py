@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,7 +26,7 @@ from ..guides.optimizers import trained
 from ..model.model import Model
 from ..progress import Work, bars, work
 from ..threads import give_way, seeded
-from .convergence import culprit, summarise
+from .convergence import Descent, culprit, summarise
 from .elbo import ELBO
 from .noise import has_noise, noise_of, settle_noise
 from .passes import Feed, check_all
@@ -109,6 +109,7 @@ class _Run:
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
         self.best: _Best | None = None
         self.slopes: list[tuple[int, dict[str, Tensor]]] = []
+        self.descent = Descent()
 
     def run(self) -> None:
         report, started = self.report, time.monotonic()
@@ -138,6 +139,7 @@ class _Run:
             if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
                 raise self._diverged("at the end")
             summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
+            report.falling = None if self.best else self.descent.ahead()
         report.seconds = time.monotonic() - started
 
     def _train(self, bar: Work) -> None:
@@ -262,11 +264,13 @@ class _Run:
         if step % 10 == 1:
             self.good = self._state()
         self.slopes.append((step, self.guide.scale_slopes()))
-        if options.clip is not None:
-            nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
         lr = steppers[0].param_groups[0]["lr"]
-        for optimizer in steppers:
-            optimizer.step()
+        # What a point estimate does on the training rows is no measure: others choose its state.
+        with nullcontext() if self.point else self.descent.step(params, lr, size):
+            if options.clip is not None:
+                nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
+            for optimizer in steppers:
+                optimizer.step()
         return {
             "step": step,
             "loss": loss / size,

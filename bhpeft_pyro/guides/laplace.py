@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -95,6 +96,7 @@ class LaplaceGuide(Guide):
         self._prior, self._joint, start = joint_normal(model, "LaplaceGuide")
         self._shapes = self._prior.shapes
         self._likelihood = {site.name for site in model.likelihood.sites}
+        self._peft = bool(model.network.kinds)  # a head alone is linear anyway
         scaled = model.likelihood.softmax
         self._head = {site.name for site in model.sites if scaled and site.role == "head"}
         self.loc = nn.Parameter(start)
@@ -158,6 +160,13 @@ class LaplaceGuide(Guide):
     def forward(self, batch: Batch | None = None) -> dict[str, Tensor]:
         infer: Any = {"sites": self._shapes}
         if self.measured:
+            if batch is not None and self._peft:  # which model follows, only the caller knows
+                warnings.warn(
+                    "guide: these weights are draws for the network linearised around "
+                    "guide.means(), and a model that is run under them (Predictive, SVI, "
+                    "Importance) predicts something else; expected posterior.predict(texts)",
+                    stacklevel=2,
+                )
             center = self._factors() * self.loc
             normal = LowRankNormal(center, self.covariance, validate_args=False)
             infer["is_auxiliary"] = not self._joint

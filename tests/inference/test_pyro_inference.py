@@ -5,6 +5,7 @@ Where a posterior is compared with the closed form, means are in units of the ex
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -179,6 +180,18 @@ def test_predictive_from_the_prior_and_from_a_guide() -> None:
         guide.loc[key("head.bias")].copy_(torch.tensor([0.0, 100.0]))
     found = Predictive(model, guide=guide, num_samples=7, parallel=True)(batch)
     assert (found["label"] == 1).all()
+
+
+@pytest.mark.parametrize("components", [1, 2])
+def test_weight_draws_of_the_linearised_network_warn_in_the_network_itself(components: int) -> None:
+    batch = bh.data.Batch(tiny_batch(5).inputs)
+    for kinds in (bh.presets.lora(), ()):
+        model, options = tiny_model(kinds), {"max_steps": 2, "progress": False}
+        posterior = bh.fit(model, "laplace", tiny_examples(12), components=components, **options)
+        predictive = Predictive(posterior.model, guide=posterior.guide, num_samples=2)
+        posterior.predict(tiny_examples(4), samples=2, keep_samples=True)  # silent, as it is right
+        with pytest.warns(UserWarning, match="linearised") if kinds else nullcontext():
+            assert predictive(batch)["label"].shape == (2, 5)
 
 
 def test_conditioning_on_a_weight(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:

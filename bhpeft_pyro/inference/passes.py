@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from ..checks import shown
-from ..data import Examples
+from ..data import Columns, Examples
 from ..data.batch import Batch, shuffled
 from ..data.tokens import Tokens
 from ..distributed import agree, map_over_ranks
@@ -279,6 +279,29 @@ class Feed:
         self.features = first.new_zeros(len(self.examples), *first.shape[1:])
         for indices, features in parts:
             self.features[indices, : features.shape[1]] = features
+
+
+@torch.inference_mode(False)  # samplers take gradients
+def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Batch:
+    """All examples as one batch, for samplers such as NUTS, which run the model many times.
+
+    What does not depend on PEFT weights is computed here, once, as in `fit`: for a head alone the
+    features, so that a step of a sampler costs no more than the head.
+
+    Args:
+        model: the model that is sampled; one of a fit has its head's axes and its ratings' unit.
+        data, columns: as for `fit`.
+
+    Raises:
+        DataError: as for `fit`.
+
+    >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
+    >>> whole_batch(tiny_model(()), tiny_examples(12)).features.shape
+    torch.Size([12, 16])
+    """
+    examples = model.encode(data, columns)
+    ((_, batch),) = Feed(model, examples).prediction(len(examples))
+    return batch.to(model.network.device)
 
 
 @torch.inference_mode(False)  # they enter passes with gradients

@@ -148,6 +148,25 @@ def test_nuts_meets_the_closed_form(model: bh.Model, batch: bh.data.Batch, exact
     assert_near(flat(mcmc.get_samples()), exact, exact.sd, 0.3, 0.25)
 
 
+def test_nuts_on_features_that_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same density as with the network, which is run before sampling only."""
+    model, data = tiny_model(()), tiny_examples(12)
+    batch = bh.inference.whole_batch(model, data)
+    weights = {site.name: torch.randn(site.shape) for site in model.sites}
+    conditioned = poutine.condition(model, weights)
+    sums = [
+        poutine.trace(conditioned).get_trace(each).log_prob_sum().item()
+        for each in (batch, next(data.batches(12)))
+    ]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-4)
+    monkeypatch.setattr(model.network.backbone, "forward", None)  # any call would be an error
+    mcmc = MCMC(NUTS(model, max_tree_depth=2), num_samples=3, warmup_steps=2, disable_progbar=True)
+    mcmc.run(batch)
+    monkeypatch.undo()
+    posterior = bh.Posterior.from_draws(model, mcmc.get_samples(), data)
+    assert posterior.predict(["w5 w9"]).probabilities.isfinite().all()
+
+
 @pytest.mark.parametrize("kernel", [NUTS, HMC])
 @pytest.mark.parametrize("name", ["Poisson", "NegativeBinomial"])
 def test_samplers_run_on_counts(kernel: Any, name: str) -> None:

@@ -1,15 +1,32 @@
-"""Cells of CSV files, which people open in spreadsheets.
+"""The cells of CSV and JSON files, column by column.
 
-A spreadsheet takes a text that begins with "=", "+", "-" or "@" for a formula, which may run a
-program or send other cells elsewhere. OWASP's advice is an apostrophe before it. Reading takes it
-away again, so that a file that was written comes back as it was.
+People open CSV files in spreadsheets, which take a text that begins with "=", "+", "-" or "@" for a
+formula. It may run a program or send other cells elsewhere. OWASP's advice is an apostrophe before
+it. Reading takes it away again, so that a file that was written comes back as it was.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..checks import shown
+from ..errors import DataError
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")
+# Neither names such as "007" nor numbers that would lose digits.
+_INTEGER = r"-?(?:0|[1-9]\d{0,14})"
+_REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
+_CELLS = (
+    "expected commas between cells, not semicolons or tabs, and quotes around a cell with a comma "
+    "or a line break in it"
+)
 
 
 def safe(value: object) -> object:
@@ -38,3 +55,125 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def columns_of(
+    path: Path, texts: Collection[str] | None, size: int | None
+) -> Iterator[dict[str, list[Any]]]:
+    """The cells of each column of a file, `size` rows at a time; of all rows if it is None."""
+    if path.suffix.lower() == ".csv":
+        for table in _frames(path, size):
+            if not isinstance(table.index, pd.RangeIndex):
+                raise DataError(f"rows have more cells than the header has names; {_CELLS}")
+            yield {
+                name: values_of(column) if texts is None or name in texts else _typed(column)
+                for name, column in table.items()
+            }
+        return
+    rows = _objects(path)
+    part = [*islice(rows, size)]
+    if not part:
+        raise DataError("the file is empty")
+    while part:
+        yield by_column(part)
+        part = [*islice(rows, size)]
+
+
+def _objects(path: Path) -> Iterator[object]:
+    """One JSON object a line, or a list of them."""
+    # Not by `datasets`, which infers a column's type from a file's first part, and parses dates.
+    whole: bool | None = None
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            if whole is None and (whole := line.lstrip().startswith("[")):
+                line += file.read()
+            try:
+                found = json.loads(line, object_pairs_hook=_once)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"line {number} is not JSON ({error}); expected an object a line, or a list of "
+                    "them"
+                ) from error
+            for each in found if whole else [found]:
+                if not isinstance(each, dict):
+                    what = f"a {type(each).__name__} ({shown(each)})"
+                    raise DataError(f"line {number}: {what}; expected an object")
+                yield each
+
+
+def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
+    """A CSV file with all cells as text."""
+    # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
+    # "None" and "null" are not missing values.
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    how["skip_blank_lines"] = False  # a blank line is a row, whose cells are empty
+    # pandas would give a column that comes twice another name.
+    try:
+        header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
+        if any("\0" in name for name in header):
+            raise DataError("the header has a NUL character; expected a text file in UTF-8")
+        check_once([name for name in header if name])
+        table = pd.read_csv(path, na_values="", chunksize=size, **how)
+        for part in _without_end([table] if size is None else table):
+            yield part.rename(columns=meant).map(meant, na_action="ignore")
+    except pd.errors.EmptyDataError as error:
+        raise DataError("the file is empty") from error
+    except pd.errors.ParserError as error:
+        raise DataError(f"{_CELLS} ({' '.join(str(error).split())})") from error
+
+
+def _without_end(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The tables, of which the last has rows, without empty rows after the last that has a cell."""
+    last = None
+    for table in tables:
+        if last is not None:
+            table = pd.concat([last, table])
+        count = len(table)
+        while count and not table.iloc[count - 1].fillna("").str.strip().any():
+            count -= 1
+        if count or last is None:
+            yield table[:count]
+        last = table[count:]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def check_once(names: Sequence[object]) -> None:
+    """Refuse a column that is there twice, of which a reader would keep but one."""
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"column {shown(twice)} is there twice; expected different names")
+
+
+def _typed(column: pd.Series) -> list[Any]:
+    there = column.dropna()
+    for pattern, number in ((_INTEGER, int), (_REAL, float)):
+        if len(there) and there.str.fullmatch(pattern).all():
+            return [None if pd.isna(cell) else number(cell) for cell in column]
+    return values_of(column)
+
+
+def values_of(column: pd.Series) -> list[Any]:
+    """Plain values, None where there are none."""
+    return column.astype(object).where(column.notna(), None).tolist()
+
+
+def by_column(rows: Sequence[object]) -> dict[str, list[Any]]:
+    """The cells of each column; None where a row has none."""
+    dicts = expect(rows, Mapping, "a dict")
+    names = dict.fromkeys(name for row in dicts for name in row)
+    return {name: [row.get(name) for row in dicts] for name in names}
+
+
+def expect(rows: Sequence[Any], types: type | tuple[type, ...], what: str) -> list[Any]:
+    """The rows, if all are of a type."""
+    if bad := [i for i, row in enumerate(rows) if not isinstance(row, types)]:
+        first = rows[bad[0]]
+        got = f"a {type(first).__name__} ({shown(first)})"
+        raise DataError.of_rows("source", bad, f"{got}; expected {what}")
+    return [*rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from array import array
@@ -17,7 +16,6 @@ from collections.abc import (
     Set,
 )
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +34,10 @@ from datasets import (
 from ..checks import data_file, shallow, shown
 from ..errors import DataError
 from ..reach import hub_or_cache
-from .cells import meant
+from .cells import by_column, check_once, columns_of, expect, values_of
 from .columns import Columns, Kind, wrong
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:\[(?P<config>[^\[\]]+)\])?(?::(?P<split>.+))?")
-# Neither names such as "007" nor numbers that would lose digits.
-_INTEGER = r"-?(?:0|[1-9]\d{0,14})"
-_REAL = r"[+-]?(?:(?:0|[1-9]\d{0,14})(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,2})?"
-_CELLS = (
-    "expected commas between cells, not semicolons or tabs, and quotes around a cell with a comma "
-    "or a line break in it"
-)
 _EXPECTED = (
     "a datasets.Dataset or IterableDataset, the name of one on the hub, a path to a .csv, .json or "
     ".jsonl file, a pandas DataFrame, a mapping of lists, a list of dicts, or (to predict) a list "
@@ -73,12 +64,12 @@ def read(source: object, kind: Kind, columns: Columns, labelled: bool | None) ->
         if {*needed} <= {*names}:
             stream = stream.select_columns([n for n in (*needed, target) if n in names])
         rows = [*stream]
-        source = _by_column(rows) if rows else empty
+        source = by_column(rows) if rows else empty
         if rows and stream.features is not None:
             source = Dataset.from_dict(source, stream.features)
     elif isinstance(source, pd.DataFrame):
-        _check_once([*source.columns])
-        source = {name: _cells(source[name]) for name in source.columns}
+        check_once([*source.columns])
+        source = {name: values_of(source[name]) for name in source.columns}
     elif isinstance(source, (list, tuple, Column, pd.Series, pd.Index, np.ndarray, Iterator)):
         rows = source.tolist() if isinstance(source, np.ndarray) else list(source)
         rows = rows if isinstance(rows, list) else [rows]  # from an array without dimensions
@@ -134,7 +125,7 @@ def parts(
         yield from (table[start : start + size] for start in range(0, max(1, len(table)), size))
         return
     with _reading(source):
-        yield from _columns(path, texts, size)
+        yield from columns_of(path, texts, size)
 
 
 def places(source: object) -> tuple[str, str, Callable[[int], int]]:
@@ -174,7 +165,7 @@ def _loaded(source: str | Path, texts: Collection[str] | None) -> Dataset | dict
         found = _from_hub(str(source))
     else:
         with _reading(source):
-            found = next(_columns(path, texts, None))
+            found = next(columns_of(path, texts, None))
     if not (len(found) if isinstance(found, Dataset) else any(found.values())):
         raise DataError(f"source={shown(str(source))} is empty: at least one row is needed")
     return found
@@ -211,141 +202,19 @@ def _from_hub(source: str) -> Dataset:
         ) from error
 
 
-def _columns(
-    path: Path, texts: Collection[str] | None, size: int | None
-) -> Iterator[dict[str, list[Any]]]:
-    """The cells of each column of a file, `size` rows at a time; of all rows if it is None."""
-    if path.suffix.lower() == ".csv":
-        for table in _frames(path, size):
-            if not isinstance(table.index, pd.RangeIndex):
-                raise DataError(f"rows have more cells than the header has names; {_CELLS}")
-            yield {
-                name: _cells(column) if texts is None or name in texts else _typed(column)
-                for name, column in table.items()
-            }
-        return
-    rows = _objects(path)
-    part = [*islice(rows, size)]
-    if not part:
-        raise DataError("the file is empty")
-    while part:
-        yield _by_column(part)
-        part = [*islice(rows, size)]
-
-
-def _objects(path: Path) -> Iterator[object]:
-    """One JSON object a line, or a list of them."""
-    # Not by `datasets`, which infers a column's type from a file's first part, and parses dates.
-    whole: bool | None = None
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            if whole is None and (whole := line.lstrip().startswith("[")):
-                line += file.read()
-            try:
-                found = json.loads(line, object_pairs_hook=_once)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"line {number} is not JSON ({error}); expected an object a line, or a list of "
-                    "them"
-                ) from error
-            for each in found if whole else [found]:
-                if not isinstance(each, dict):
-                    what = f"a {type(each).__name__} ({shown(each)})"
-                    raise DataError(f"line {number}: {what}; expected an object")
-                yield each
-
-
-def _frames(path: Path, size: int | None) -> Iterator[pd.DataFrame]:
-    """A CSV file with all cells as text."""
-    # Not by `datasets`, which infers a column's type from its first rows alone. The texts "NA",
-    # "None" and "null" are not missing values.
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    how["skip_blank_lines"] = False  # a blank line is a row, whose cells are empty
-    # pandas would give a column that comes twice another name.
-    try:
-        header = pd.read_csv(path, header=None, nrows=1, **how).iloc[0]
-        if any("\0" in name for name in header):
-            raise DataError("the header has a NUL character; expected a text file in UTF-8")
-        _check_once([name for name in header if name])
-        table = pd.read_csv(path, na_values="", chunksize=size, **how)
-        for part in _without_end([table] if size is None else table):
-            yield part.rename(columns=meant).map(meant, na_action="ignore")
-    except pd.errors.EmptyDataError as error:
-        raise DataError("the file is empty") from error
-    except pd.errors.ParserError as error:
-        raise DataError(f"{_CELLS} ({' '.join(str(error).split())})") from error
-
-
-def _without_end(tables: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """The tables, of which the last has rows, without empty rows after the last that has a cell."""
-    last = None
-    for table in tables:
-        if last is not None:
-            table = pd.concat([last, table])
-        count = len(table)
-        while count and not table.iloc[count - 1].fillna("").str.strip().any():
-            count -= 1
-        if count or last is None:
-            yield table[:count]
-        last = table[count:]
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _check_once([name for name, _ in pairs])
-    return dict(pairs)
-
-
-def _check_once(names: Sequence[object]) -> None:
-    """Refuse a column that is there twice, of which a reader would keep but one."""
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise DataError(f"column {shown(twice)} is there twice; expected different names")
-
-
-def _typed(column: pd.Series) -> list[Any]:
-    there = column.dropna()
-    for pattern, number in ((_INTEGER, int), (_REAL, float)):
-        if len(there) and there.str.fullmatch(pattern).all():
-            return [None if pd.isna(cell) else number(cell) for cell in column]
-    return _cells(column)
-
-
-def _cells(column: pd.Series) -> list[Any]:
-    """Plain values, None where there are none."""
-    return column.astype(object).where(column.notna(), None).tolist()
-
-
 def _from_rows(rows: Sequence[object], kind: Kind, columns: Columns) -> dict[str, list[Any]]:
     """A list of dicts, of texts or lists of words, or of pairs (text and pair, question and
     choices)."""
     if isinstance(rows[0], Mapping):
-        return _by_column(rows)
+        return by_column(rows)
     names = columns.inputs(kind)
     if len(names) == 1:
-        return {names[0]: _expect(rows, (str, list), "a text")}
+        return {names[0]: expect(rows, (str, list), "a text")}
     what = f"a pair ({names[0]}, {names[1]})"
-    pairs = _expect(rows, (tuple, list), what)
+    pairs = expect(rows, (tuple, list), what)
     if bad := [i for i, pair in enumerate(pairs) if len(pair) != 2]:
         raise DataError.of_rows("source", bad, f"{len(pairs[bad[0]])} entries; expected {what}")
     return {name: [pair[k] for pair in pairs] for k, name in enumerate(names)}
-
-
-def _by_column(rows: Sequence[object]) -> dict[str, list[Any]]:
-    """The cells of each column; None where a row has none."""
-    dicts = _expect(rows, Mapping, "a dict")
-    names = dict.fromkeys(name for row in dicts for name in row)
-    return {name: [row.get(name) for row in dicts] for name in names}
-
-
-def _expect(rows: Sequence[Any], types: type | tuple[type, ...], what: str) -> list[Any]:
-    """The rows, if all are of a type."""
-    if bad := [i for i, row in enumerate(rows) if not isinstance(row, types)]:
-        first = rows[bad[0]]
-        got = f"a {type(first).__name__} ({shown(first)})"
-        raise DataError.of_rows("source", bad, f"{got}; expected {what}")
-    return [*rows]
 
 
 def _from_lists(columns: Mapping[str, Any], file: object = None) -> Dataset:

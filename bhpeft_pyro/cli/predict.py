@@ -102,7 +102,7 @@ def predict(
     """
     import torch
 
-    from ..data.sources import places
+    from ..data.sources import in_file, places
     from ..files import naming
     from ..forecast.base import share_of
     from ..inference.predict import PART
@@ -145,7 +145,7 @@ def predict(
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = _Kept(file, posterior.model.network.head.each_word)
         bad: dict[int, str] = {}
-        with work(parts=-(-total // PART)) as whole:
+        with in_file(data), work(parts=-(-total // PART)) as whole:
             for row in _predicted(posterior, data, by, skip_bad, how, bad, whole.next):
                 kept.add(*row)
         if bad:
@@ -268,7 +268,7 @@ def _predicted(
     cannot be predicted, which are added to `bad`, with what is wrong. `done` is called after each
     part of the file."""
     from ..data import CutWarning
-    from ..data.sources import parts, places
+    from ..data.sources import parts
     from ..inference.predict import PART
 
     model, columns, first = posterior.model, posterior.columns, 0
@@ -284,8 +284,8 @@ def _predicted(
         except DataError as error:
             if not error.rows:
                 raise
-            whole = DataError.of_rows("", [first + row for row in error.rows], error.problem)
-            raise whole.placed(*places(data)) from error
+            rows = [first + row for row in error.rows]
+            raise DataError.of_rows("", rows, error.problem) from error
         bad |= {first + row: refused[row] for row in sorted(refused)}
         predicted: dict[int, Any] = {}
         if forecast is not None:

@@ -58,6 +58,16 @@ def shown(value: object) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 3]}..."
 
 
+def few(texts: Sequence[str], most: int = 12, mark: str = ", ", more: str = " and {} more") -> str:
+    """The first texts, with a mark between them, and how many more there are.
+
+    >>> few(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    left = len(texts) - most
+    return mark.join(texts[:most]) + (more.format(left) if left > 0 else "")
+
+
 def harmless(text: str) -> str:
     r"""The text with what would control a terminal, or cannot be printed, written out.
 

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import names
+from ..checks import few
 from ..data import Columns, Kind
 from ..data.columns import check_types, is_number, read_ratings, wrong
 from ..data.doubts import warn_of_classes
@@ -25,7 +26,6 @@ from .options import Reading
 _RATINGS = ("rating", "stars", "score")
 _LABELS = ("label", "labels", *_RATINGS)
 _TAGS = ("tags", "ner_tags")
-_SHOWN = 12
 _LEVELS = 11  # 0 to 10: of more whole numbers the ends may not be those of the scale
 _PLAIN = Reading()
 
@@ -59,7 +59,7 @@ class Task:
         if self.classes:
             called = self.columns.label_names or [str(k) for k in range(self.classes)]
             what = "labels" if self.name == "labels" else "classes"
-            return f"{head}, {self.classes} {what} ({_few(called)})"
+            return f"{head}, {self.classes} {what} ({few(called)})"
         return head
 
     def model(
@@ -87,7 +87,7 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     name, pair = reading.task, reading.pair_column
     if name == "choices" or (not name and not reading.label_column and set(needed) <= set(there)):
         if missing := [column for column in needed if column not in there]:
-            raise DataError(f"choices need a column {missing[0]!r}; columns there: {_few(there)}")
+            raise DataError(f"choices need a column {missing[0]!r}; columns there: {few(there)}")
         for option, given in (("text", reading.text_column), ("pair", pair)):
             if given is not None:
                 raise DataError(
@@ -137,8 +137,8 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
     if scale[0] == scale[1]:
         raise DataError(f"column {label!r}: all {len(values)} ratings are {scale[0]:g}")
     found = set(values)
-    few = len(found) <= _LEVELS and all(value == int(value) for value in found)
-    return replace(task, scale=scale, levels=len(found) if few else 0)
+    steps = len(found) <= _LEVELS and all(value == int(value) for value in found)
+    return replace(task, scale=scale, levels=len(found) if steps else 0)
 
 
 def _check_noise(task: names.Task, reading: Reading) -> None:
@@ -149,7 +149,7 @@ def _check_noise(task: names.Task, reading: Reading) -> None:
 def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence[str]) -> str:
     if given is not None:
         if given not in there:
-            raise DataError(f"--{what}-column: no column {given!r}; columns there: {_few(there)}")
+            raise DataError(f"--{what}-column: no column {given!r}; columns there: {few(there)}")
         return given
     if len(likely) == 1:
         return likely[0]
@@ -158,8 +158,8 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         raise DataError(
             f"one column, {there[0]!r}: the cells have {found} between them; expected commas"
         )
-    problem = f"{_few(likely)} may all be the {what}" if likely else f"no column has the {what}"
-    raise DataError(f"{problem}; name it with --{what}-column, one of {_few(there)}")
+    problem = f"{few(likely)} may all be the {what}" if likely else f"no column has the {what}"
+    raise DataError(f"{problem}; name it with --{what}-column, one of {few(there)}")
 
 
 def _has_lists(table: Dataset, column: str) -> bool:
@@ -216,8 +216,3 @@ def _classes(task: Task, values: Sequence[Any], feature: object) -> Task:
     else:
         called = tuple(name_of(value) for value in sorted(found))
     return replace(task, classes=len(called), columns=replace(task.columns, label_names=called))
-
-
-def _few(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    return ", ".join(words[:_SHOWN]) + more

@@ -16,12 +16,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom, norm
 from torch import Tensor
 
+from ..checks import few
+
 if TYPE_CHECKING:
     from .examples import Examples
 
 _FEW = 10  # labels: of fewer, any class may have but one
 _SHOWN = 3  # doubts of a kind, and classes whose meanings changed
-_LISTED = 12  # classes with their counts
 _SURE = math.log(0.001)  # of a p-value
 _SEPARATORS = ";|,"
 
@@ -55,8 +56,7 @@ def tally(examples: Examples) -> str:
         counts = labels.bincount(minlength=examples.num_labels or 0)
     names = examples.label_names or [str(k) for k in range(len(counts))]
     parts = [f"{name} {count}" for name, count in zip(names, counts.tolist(), strict=True)]
-    more = len(parts) - _LISTED
-    return ", ".join(parts[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return few(parts)
 
 
 def look_alikes(names: Iterable[str]) -> list[tuple[str, str]]:
@@ -101,13 +101,8 @@ def warn_of_classes(column: str, labels: Sequence[str], known: Sequence[str] = (
     alone = [f"{called(name, often)} is there once" for name in single]
     kinds = [joined, alike, alone if len(labels) >= _FEW else []]
     if any(kinds):
-        what = "; ".join(_first(each) for each in kinds if each)
-        warnings.warn(LabelWarning(f"column {column!r}: {what}"), stacklevel=3)
-
-
-def _first(doubts: Sequence[str]) -> str:
-    more = len(doubts) - _SHOWN
-    return "; ".join(doubts[:_SHOWN]) + (f"; and {more} more of this kind" if more > 0 else "")
+        listed = (few(each, _SHOWN, "; ", "; and {} more of this kind") for each in kinds if each)
+        warnings.warn(LabelWarning(f"column {column!r}: {'; '.join(listed)}"), stacklevel=3)
 
 
 def _parted(names: Sequence[str]) -> dict[str, list[str]]:
@@ -170,8 +165,7 @@ def _exchange(names: Sequence[str], meaning: Sequence[int]) -> str:
     rest = [k for k in moved if meaning[meaning[k]] != k]
     said = [f"{names[k]!r} and {names[meaning[k]]!r} were swapped" for k in pairs]
     said += [f"{names[k]!r} meant {names[meaning[k]]!r}" for k in rest]
-    more = len(said) - _SHOWN
-    return ", ".join(said[:_SHOWN]) + (f" and {more} more so" if more > 0 else "")
+    return few(said, _SHOWN, more=" and {} more so")
 
 
 def turned(predicted: Tensor, ratings: Tensor) -> str | None:

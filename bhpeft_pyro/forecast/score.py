@@ -13,7 +13,9 @@ from .base import Forecast
 from .classes import ClassForecast
 from .metrics import loss_of, nlls
 from .multilabel import LabelsForecast
+from .ratings import RatingForecast
 
+_OF_RATINGS = "mean squared error"
 _CLEAR = 2.0  # standard errors, above which a difference is not chance
 
 
@@ -67,10 +69,10 @@ clearly better than that: label more rows, or try another backbone
         value, own = mean_and_error(loss, forecast.rows)
         less = other.mean().item()
         count = f"{len(forecast)} held-out {'rows' if forecast.rows is None else 'words'}"
-        name = "mean squared error"
-        if isinstance(forecast, ClassForecast | LabelsForecast):
-            name = "accuracy" if isinstance(forecast, ClassForecast) else "share of right labels"
-            value, less = 1 - value, 1 - less
+        if isinstance(forecast, RatingForecast):
+            name = _OF_RATINGS
+        else:
+            name, value, less = forecast.quality, 1 - value, 1 - less
         return cls(name, value, own, simplest, less, gain > _CLEAR * error, count)
 
     def __str__(self) -> str:
@@ -104,10 +106,8 @@ def mean_and_error(values: Tensor, rows: Tensor | None = None) -> tuple[float, f
 def compared(after: Forecast, before: Forecast) -> str:
     """The difference between two forecasts of the same examples, which may be chance."""
     truth = after.observed()
-    up = -1 if isinstance(after, ClassForecast | LabelsForecast) else 1  # a loss, or its complement
-    name = {-1: "accuracy", 1: "mean squared error"}[up]
-    if isinstance(after, LabelsForecast):
-        name = "share of right labels"
+    # A loss, or one minus it.
+    name, up = (_OF_RATINGS, 1) if isinstance(after, RatingForecast) else (after.quality, -1)
     parts = []
     for what, sign, values in (
         (name, up, loss_of(after, truth) - loss_of(before, truth)),

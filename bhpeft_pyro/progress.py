@@ -107,7 +107,7 @@ class Work:
 
     def _estimate(self) -> None:
         """Print once how long all will take, if it is long."""
-        first = self if self.outer is None else self.outer
+        first = self
         while first.outer is not None:
             first = first.outer
         elapsed, share = self.bar.format_dict["elapsed"], self.bar.n
@@ -160,9 +160,8 @@ def tracked(
     items: Iterable[Item], title: str, parts: int | None = None, aside: bool = True
 ) -> Iterator[Item]:
     """Items one after the other, as the parts of a piece of work that has no other within it."""
-    own = Work(
-        title, parts, _work.get(), aside=aside
-    )  # a generator cannot set the context of its caller
+    # Not `work`: a generator cannot set the context of its caller.
+    own = Work(title, parts, _work.get(), aside=aside)
     try:
         for item in items:
             yield item

@@ -34,6 +34,7 @@ from ..posterior.rounds import (
 )
 from ..priors import Prior, PriorLike, as_prior, closed_form
 from ..priors.prior import check_prior
+from ..progress import work
 from ..threads import seeded
 from .forgetting import forget
 from .growth import with_outputs_for
@@ -77,7 +78,9 @@ def update(
             _start(last, examples, held_out, options, family, own, keep, how.replay)
             for last, options in every
         ]
-        if (doubt := _contradiction(posterior, examples)) is not None:
+        with work(aside=True):
+            doubt = _contradiction(posterior, examples)
+        if doubt is not None:
             warnings.warn(LabelWarning(doubt), stacklevel=2)
         return fit_components(starts, held_out, how, lineage)
 

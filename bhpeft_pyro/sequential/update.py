@@ -214,29 +214,22 @@ def has_learnt(report: FitReport, examples: Examples) -> bool:
 
 def refuse_known(posterior: Posterior, examples: Examples) -> None:
     """Raise a DataError if a round has learnt these examples."""
-    if (found := _round_of(posterior, examples)) is not None:
-        number, report = found
-        raise DataError(
-            f"data: round {number} ({report.id}) has learnt {report.examples} of these examples "
-            "already, and they would count twice; again=True (--again) learns them again"
-        )
+    why = " already, and they would count twice; again=True learns them again"
+    _refuse(posterior, examples, "data", why)
 
 
 def check_held_out(posterior: Posterior, examples: Examples, held_out: Examples | None) -> None:
     """Raise a DataError if this round is to learn all rows that are held out, or an earlier one
     has; warn if it is some."""
-    if held_out is None:
-        return
-    check_apart(examples, held_out, "validation")
-    if (found := _round_of(posterior, held_out)) is not None:
-        number, report = found
-        raise DataError(
-            f"validation: round {number} ({report.id}) has learnt {report.examples} of these "
-            "examples; expected rows that are not learnt"
-        )
+    if held_out is not None:
+        check_apart(examples, held_out, "validation")
+        _refuse(posterior, held_out, "validation", "; expected rows that are not learnt")
 
 
-def _round_of(posterior: Posterior, examples: Examples) -> tuple[int, FitReport] | None:
-    """The number and the report of the round that has learnt these examples, if one has."""
-    every = enumerate(posterior.lineage, 1)
-    return next(((i, report) for i, report in every if has_learnt(report, examples)), None)
+def _refuse(posterior: Posterior, examples: Examples, what: str, why: str) -> None:
+    for number, report in enumerate(posterior.lineage, 1):
+        if has_learnt(report, examples):
+            raise DataError(
+                f"{what}: round {number} ({report.id}) has learnt {report.examples} of these "
+                f"examples{why}"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,9 @@ def prequential(
             metrics: dict[str, float] = {}
             first = posterior is None
             if posterior is not None:
-                posterior, examples = _ready_for(posterior, data, name, grow)
+                with _naming("batches", name):
+                    posterior = with_outputs_for(posterior, data, grow)
+                    examples = posterior.encode(data)
                 with work(aside=True):
                     if drift:
                         found = assess(posterior, examples)
@@ -355,15 +358,22 @@ def _named(tests: Mapping[str, object] | None) -> dict[str, object]:
     return {str(name): _reusable(data) for name, data in (tests or {}).items()}
 
 
+@contextmanager
+def _naming(argument: str, name: str) -> Iterator[None]:
+    """In errors about data, say which they are."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{argument}: {name!r}: {error}") from error
+
+
 def _encoded(posterior: Posterior, tests: Mapping[str, object]) -> dict[str, Examples]:
     """The tests whose labels the posterior knows; others are learnt in a later round."""
     found = {}
     for test, rows in tests.items():
-        try:
+        with _naming("tests", test):
             if not unknown_labels(posterior, rows):
                 found[test] = posterior.encode(rows)
-        except DataError as error:
-            raise DataError(f"tests: {test!r}: {error}") from error
     return found
 
 
@@ -372,34 +382,21 @@ def _reusable(data: object) -> object:
     return list(data) if isinstance(data, Iterator) else data
 
 
-def _ready_for(
-    posterior: Posterior, data: object, name: str, grow: bool
-) -> tuple[Posterior, Examples]:
-    try:
-        posterior = with_outputs_for(posterior, data, grow)
-        return posterior, posterior.encode(data)
-    except DataError as error:
-        raise DataError(f"batches: {name!r}: {error}") from error
-
-
 def _check_tests(model: Model, tests: Mapping[str, object], columns: Columns) -> None:
     """Check the tests before anything is learnt; which classes there are is not known yet."""
     for name, data in tests.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
-                examples = encode(
-                    data,
-                    model.network.tokenizer,
-                    kind=model.likelihood.kind,
-                    each_word=model.network.head.each_word,
-                    columns=replace(model.limited(columns, data), label_names=None),
-                    labelled=False,
-                )
-        except DataError as error:
-            raise DataError(f"tests: {name!r}: {error}") from error
-        if examples.labels is None:
-            raise DataError(f"tests: {name!r}: labels are missing")
+        with _naming("tests", name), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=CutWarning)  # given when they are used
+            examples = encode(
+                data,
+                model.network.tokenizer,
+                kind=model.likelihood.kind,
+                each_word=model.network.head.each_word,
+                columns=replace(model.limited(columns, data), label_names=None),
+                labelled=False,
+            )
+            if examples.labels is None:
+                raise DataError("labels are missing")
 
 
 def _scores(

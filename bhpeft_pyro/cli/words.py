@@ -24,6 +24,7 @@ _SAID = {
     r"source='([^']*)'": r"\1",
     r"(?<=so it cannot be a prior: ).*": "fit with --guide laplace or --guide normal",
     r"tokenizer=\.\.\.": "a folder that has a tokenizer",
+    r"(\w+)=True \((--[\w-]+)\)": r"\2",
     rf"\w+={_VALUE} \((--[\w-]+)\)": r"\2 \1",
 }
 

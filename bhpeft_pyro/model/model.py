@@ -153,7 +153,6 @@ class Model(PyroModule):
                 labelled=labelled,
                 new_names=new_names,
             )
-            self.likelihood.check_extra(examples.extra, examples.rows)
             self._check_support(examples, columns.label)
         return examples
 

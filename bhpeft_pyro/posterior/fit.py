@@ -119,7 +119,7 @@ def fit(
     if held_out is not None:
         check_apart(examples, held_out, "validation")
     _check_classes(examples, columns.label)
-    likelihood = model.likelihood.standardised(examples.labels, examples.extra)
+    likelihood = model.likelihood.standardised(examples.labels)
     if likelihood is not model.likelihood:
         model = Model(model.network, model.prior, likelihood)
     check_prior(model.prior, model.sites)

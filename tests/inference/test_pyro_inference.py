@@ -14,7 +14,7 @@ import pytest
 import torch
 from exact import WIDTH, Exact, flat, own_network, random_texts, ratings, regression
 from pyro import poutine
-from pyro.infer import HMC, MCMC, NUTS, SVI, Predictive, Trace_ELBO
+from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from pyro.optim import Adam
@@ -165,17 +165,6 @@ def test_nuts_on_features_that_are_computed_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     posterior = bh.Posterior.from_draws(model, mcmc.get_samples(), data)
     assert posterior.predict(["w5 w9"]).probabilities.isfinite().all()
-
-
-@pytest.mark.parametrize("kernel", [NUTS, HMC])
-@pytest.mark.parametrize("name", ["Poisson", "NegativeBinomial"])
-def test_samplers_run_on_counts(kernel: Any, name: str) -> None:
-    model = tiny_model((), 1, likelihood=getattr(bh.likelihoods, name)())
-    rows = model.encode({"text": ["w5 w20", "w6 w21", "w7"], "label": [0, 3, 1]})
-    options = {"trajectory_length": 0.2} if kernel is HMC else {"max_tree_depth": 2}
-    mcmc = MCMC(kernel(model, **options), num_samples=2, warmup_steps=2, disable_progbar=True)
-    mcmc.run(next(rows.batches(3)))
-    assert all(draws.dtype == torch.float32 for draws in mcmc.get_samples().values())
 
 
 def test_a_sampler_in_double_precision(model: bh.Model, batch: bh.data.Batch) -> None:

@@ -21,7 +21,7 @@ from bhpeft_pyro.arviz import export
 from bhpeft_pyro.errors import ConfigError, DataError, GuideError, PriorError
 from bhpeft_pyro.guides import DrawsGuide, MixtureGuide, NormalGuide, PyroGuide
 from bhpeft_pyro.guides.guide import prior_of
-from bhpeft_pyro.model.likelihoods import Poisson
+from bhpeft_pyro.model.likelihoods import Function
 from bhpeft_pyro.priors import JointPrior
 from bhpeft_pyro.testing import (
     tiny_backbone,
@@ -294,7 +294,10 @@ def test_a_mixture_of_guides_becomes_a_mixture_of_posteriors(tmp_path: Path) -> 
 
 def test_further_columns_are_read_in_rounds_too() -> None:
     counts = {"text": ["w5 w20", "w6 w21"] * 4, "label": [0, 2] * 4, "hours": [1.0, 2.0] * 4}
-    model = tiny_model((), 1, likelihood=Poisson(exposure="hours"))
+    rate = Function(
+        lambda o, extra: dist.Poisson(extra["hours"] * o[..., 0].exp()), columns=["hours"]
+    )
+    model = tiny_model((), 1, likelihood=rate)
     posterior = bh.Posterior.of(model, NormalGuide(model), counts)
     later = posterior.update({**counts, "text": ["w7 w20", "w8 w21"] * 4}, **QUICK)
     assert later.columns.extra == ("hours",)

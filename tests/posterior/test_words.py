@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from counts import Counts
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.huggingface.hub import card
-from bhpeft_pyro.model.likelihoods import Normal, Poisson
+from bhpeft_pyro.model.likelihoods import Normal
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
 NAMES = ("O", "B-PER", "I-PER")
@@ -169,7 +170,7 @@ def test_numbers_of_words() -> None:
     posterior = bh.fit(bh.Model(network, likelihood=Normal(0.2, 0.1)), "normal", times, **QUICK)
     forecast = posterior.predict(["w5 w6 w7", "w8"])
     assert [len(row) for row in forecast.by_row(forecast.mean)] == [3, 1]
-    counter = bh.Model(network, likelihood=Poisson())
+    counter = bh.Model(network, likelihood=Counts())
     with pytest.raises(DataError, match="column 'label', row 1: -3 has probability 0"):
         counter.encode({"text": ["w5 w6", "w7 w8"], "label": [[0, 1], [2, -3]]})
 

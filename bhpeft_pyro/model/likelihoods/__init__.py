@@ -6,7 +6,6 @@ Each is a small class with `outputs` (how many numbers the head must give for ea
 """
 
 from .categorical import Categorical, MultiLabel, MultipleChoice, OrderedLogistic
-from .counts import NegativeBinomial, Poisson
 from .likelihood import Function, Likelihood
 from .normal import HeteroscedasticNormal, Normal, StudentT
 
@@ -17,9 +16,7 @@ __all__ = [
     "Likelihood",
     "MultiLabel",
     "MultipleChoice",
-    "NegativeBinomial",
     "Normal",
     "OrderedLogistic",
-    "Poisson",
     "StudentT",
 ]

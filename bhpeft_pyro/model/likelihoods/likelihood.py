@@ -85,24 +85,13 @@ class Likelihood(ABC):
         """
         return {}
 
-    def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
+    def standardised(self, labels: Tensor | None) -> Self:
         """The likelihood in the unit of (N,) labels, which `fit` gives it in the first round.
 
         Options that were given stay. Without labels the others get the values that they have
-        without a fit. `extra` has the columns of the data, (N,) each.
+        without a fit.
         """
         return self
-
-    def check_extra(self, extra: Extra, rows: Tensor) -> None:  # noqa: B027  (most need none)
-        """Refuse a cell of the further `columns`, (N,) each, that cannot be used.
-
-        Args:
-            extra: the columns by name.
-            rows: (N,) the row of the data that each cell is in.
-
-        Raises:
-            DataError: names column and row.
-        """
 
     @abstractmethod
     def distribution(

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ...checks import MAYBE_POSITIVE, Number, check_fields
 from ...errors import DataError, LikelihoodError
 from ...peft.sites import Site, zeros
-from .likelihood import NO_EXTRA, Extra, Likelihood
+from .likelihood import Likelihood
 
 LEAST_NOISE = 1e-3
 """The least noise scale that is set rather than trained, in units; ratings may all be the same."""
@@ -43,7 +43,7 @@ class Ratings(Likelihood):
     def unit(self) -> float:  # type: ignore[override]
         return 1.0 if self.spread is None else self.spread
 
-    def standardised(self, labels: Tensor | None, extra: Extra = NO_EXTRA) -> Self:
+    def standardised(self, labels: Tensor | None) -> Self:
         given = torch.tensor([-1.0, 1.0]) if labels is None else labels.double()
         sd = given.std(correction=0).item()
         center = given.mean().item() if self.center is None else self.center

@@ -10,10 +10,10 @@ Forecasts live on the CPU and are detached; sums are taken in float64, results h
 of the draws (at least float32). In this package S counts draws, N examples and C classes.
 """
 
-from . import metrics, tokens
+from . import metrics
 from .base import Forecast
 from .classes import ClassForecast
 from .multilabel import LabelsForecast
 from .ratings import RatingForecast
 
-__all__ = ["ClassForecast", "Forecast", "LabelsForecast", "RatingForecast", "metrics", "tokens"]
+__all__ = ["ClassForecast", "Forecast", "LabelsForecast", "RatingForecast", "metrics"]

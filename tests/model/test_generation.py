@@ -3,10 +3,9 @@ cache; the tokens it made, scored."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import ConfigError
-from bhpeft_pyro.forecast import ClassForecast
-from bhpeft_pyro.forecast.tokens import score_tokens
 from bhpeft_pyro.peft import LoRA, Prefix
-from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+from bhpeft_pyro.testing import tiny_examples, tiny_tokenizer
 
 NEW = 6
 KINDS = bh.presets.bh_peft()
@@ -222,108 +219,3 @@ def test_weights_of_a_component_or_a_draw(mixture: bh.Posterior) -> None:
         assert torch.equal(draws[0][name], value[0])
         assert torch.equal(draws[0][name], draws[2][name])
         assert not torch.equal(draws[0][name], draws[1][name])
-
-
-# ------------------------------------------------------------------------------- scores
-
-
-def members(count: int = 3, model_type: str = "gpt2") -> list[PreTrainedModel]:
-    """gpt2 adds a vector for each position, so it shows where positions are counted from."""
-    return [language_model(model_type, seed=seed) for seed in range(count)]
-
-
-def test_scores_are_those_of_each_text_alone() -> None:
-    """By brute force: text by text without padding, and a forecast of classes for each token."""
-    models, start = members(), 2
-    texts = [torch.tensor([7, 8, 9, 10, 11, 12]), torch.tensor([13, 14, 15, 16])]
-    ids = torch.zeros(2, 8, dtype=torch.long)
-    ids[0, 2:], ids[1, 1:5] = texts[0], texts[1]  # padding on both sides
-    mask = (ids > 0).long()
-    found = score_tokens([nullcontext(model) for model in models], ids, mask, start=start)
-    assert found.log_probs.shape == (3, 2, 6)
-    whole = torch.zeros(3, 2)
-    for row, (text, first) in enumerate(zip(texts, (2, 1), strict=True)):
-        with torch.no_grad():
-            draws = torch.stack([model(text[None]).logits[0].softmax(-1) for model in models])
-        forecast = ClassForecast.from_draws(draws)
-        for place in range(start, 8):
-            own = place - first  # the token's place in the text alone
-            if not 1 <= own < len(text):
-                for value in (found.log_probs[:, row], found.total[row], found.epistemic[row]):
-                    assert (value[..., place - start] == 0).all()
-                continue
-            log_probs = draws[:, own - 1, text[own]].log()
-            close(found.log_probs[:, row, place - start], log_probs)
-            whole[:, row] += log_probs
-            for name in ("total", "aleatoric", "epistemic"):
-                expected = getattr(forecast, name)[own - 1]
-                close(getattr(found, name)[row, place - start], expected)
-    close(found.sequence, whole.exp().mean(0).log())
-    assert found.epistemic.max() > 0.1
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "gemma2"])
-def test_what_was_generated_has_the_scores_it_was_generated_by(model_type: str) -> None:
-    """gemma2 caps its logits after the output layer."""
-    network = network_on(language_model(model_type))
-    weights, inputs = (
-        tiny.drawn(network.sites, seed=2, scale=0.3),
-        prompts(),
-    )
-    with network.bind(weights) as model:
-        tokens, logits = generated(model, inputs, do_sample=True)
-    ids = torch.cat([inputs["input_ids"], tokens], 1)
-    mask = torch.cat([inputs["attention_mask"], torch.ones_like(tokens)], 1)
-    found = score_tokens([network.bind(weights)], ids, mask, start=7)
-    expected = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    close(found.log_probs[0], expected, 1e-4)
-    close(found.sequence, expected.sum(-1), 1e-4)
-    assert (found.epistemic == 0).all(), "one member agrees with itself"
-
-
-def test_adapters_of_peft_are_members() -> None:
-    """K adapters that one model holds, each in force in turn."""
-    torch.manual_seed(0)
-    options = peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False)
-    model = peft.get_peft_model(language_model(), options, adapter_name="first")
-    model.add_adapter("second", options)
-
-    @contextmanager
-    def adapter(name: str) -> Iterator[Any]:
-        model.set_adapter(name)
-        yield model.eval()
-
-    ids = prompts(2)["input_ids"]
-    found = score_tokens([adapter("first"), adapter("second")], ids)
-    for number, name in enumerate(("first", "second")):
-        model.set_adapter(name)
-        with torch.no_grad():
-            logs = model(ids).logits.log_softmax(-1)
-        close(found.log_probs[number], logs[:, :-1].gather(-1, ids[:, 1:, None])[..., 0])
-    assert (found.epistemic > 0).all()
-    assert (found.total < math.log(tiny.VOCABULARY)).all()
-
-
-def test_what_cannot_be_scored() -> None:
-    ids, model = prompts()["input_ids"], language_model()
-    for arguments, options, message in (
-        ((ids[0],), {}, r"input_ids, attention_mask: \(\(7,\), \(7,\)\), expected"),
-        ((ids, ids[:, 1:]), {}, r"\(\(4, 7\), \(4, 6\)\), expected"),
-        ((ids,), {"start": 0}, "start=0 must be an integer of at least 1 and at most 6"),
-        ((ids,), {"start": 7}, "start=7 must be"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            score_tokens([nullcontext(model)], *arguments, **options)
-    with pytest.raises(ConfigError, match="members: there are none"):
-        score_tokens([], ids)
-    with pytest.raises(ConfigError, match="members: expected context managers"):
-        score_tokens([model], ids)
-    with pytest.raises(ConfigError, match="members: expected several"):
-        score_tokens(nullcontext(model), ids)
-    with pytest.raises(ConfigError, match="input_ids: expected a tensor"):
-        score_tokens([nullcontext(model)], ids.tolist())
-    for other in (tiny_backbone(), model.base_model):
-        with pytest.raises(
-            ConfigError, match="members: expected models of AutoModelForCausalLM, got"
-        ):
-            score_tokens([nullcontext(other)], ids)

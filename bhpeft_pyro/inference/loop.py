@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import pyro
@@ -14,6 +15,7 @@ import torch
 from pyro.infer.elbo import ELBOModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..checks import check, shown
 from ..data import Examples
@@ -39,6 +41,7 @@ Callback = Callable[[dict[str, float]], object]
 """Gets a copy of each step's entry of `FitReport.history`."""
 
 _MAX_SKIPPED = 5  # consecutive steps without a finite loss, after which a fit stops
+_WARM_UP = 0.05  # of the steps, in which the learning rate rises
 _CHECKS = 10  # evaluations of a point estimate whose state held-out rows choose
 
 
@@ -88,7 +91,7 @@ class _Run:
         self.guide, self.report = guide, report
         size = report.options.batch_size * feed.per_text
         self.options = options = report.options.change(batch_size=size)
-        self.model, self.temperature, self.least = guide.objective(
+        self.model, temperature, self.least = guide.objective(
             model, report.temperature, later=report.parent is not None
         )
         self.point = guide.point
@@ -103,7 +106,7 @@ class _Run:
         self.selects = report.selects and self.validation is not None
         if self.selects:
             self.eval_every = options.eval_every or max(1, self.steps // _CHECKS)
-        self.elbo = ELBO(self.particles, self.temperature)
+        self.elbo = ELBO(self.particles, temperature)
         self.loss: ELBOModule = self.elbo(self.model, guide)
         self.optimizer, self.callback = optimizer, callback
         self.good: dict[str, Tensor] = {}  # the last state with a finite loss and gradient
@@ -143,20 +146,12 @@ class _Run:
         report.seconds = time.monotonic() - started
 
     def _train(self, bar: Work) -> None:
-        from transformers import get_scheduler  # slow to import: it imports the Trainer
-
         options, report = self.options, self.report
         if self.optimizer is not None:
             steppers = [_made(self.optimizer, trained(self.guide))]
         else:
             steppers = self.guide.optimizers(options, len(self.feed.examples))
-        warmup = int(options.warmup * self.steps)
-        schedulers = [
-            get_scheduler(
-                options.schedule, each, num_warmup_steps=warmup, num_training_steps=self.steps
-            )
-            for each in steppers
-        ]
+        schedulers = [LambdaLR(each, partial(_rate, steps=self.steps)) for each in steppers]
         bad, note = 0, ""  # steps in a row; the held-out NLL
         for step in range(1, self.steps + 1):
             give_way()
@@ -236,8 +231,6 @@ class _Run:
         """One optimiser step; None if it was skipped: the loss or gradient was not finite."""
         options, device = self.options, self.model.network.device
         size = len(self.feed.examples)
-        rise = step / (options.kl_warmup * self.steps) if options.kl_warmup else 1.0
-        self.elbo.temperature = self.temperature * min(1.0, rise)
         for optimizer in steppers:
             optimizer.zero_grad()
         nll = kl = 0.0
@@ -309,6 +302,15 @@ class _Run:
             return noise_of(self.model, self.guide, self.validation, bf16)[0]
         samples = 0 if self.point else self.options.eval_samples
         return nlls(predict(self.model, self.guide, self.validation, samples, bf16=bf16))
+
+
+def _rate(done: int, steps: int) -> float:
+    """The share of the learning rate that is used after `done` of the steps."""
+    rise = int(_WARM_UP * steps)
+    if done < rise:
+        return done / rise
+    progress = (done - rise) / (steps - rise)
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _worse(rows: Tensor, best: Tensor) -> bool:

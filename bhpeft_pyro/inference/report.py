@@ -16,6 +16,7 @@ from ..options import FitOptions
 from .report_text import described, guards
 
 _LAST = 50  # steps over which losses are averaged
+_GONE = ("floor", "schedule", "warmup", "kl_warmup")  # fields of older reports and their options
 
 
 def new_id() -> str:
@@ -215,7 +216,7 @@ class FitReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FitReport:
-        """From plain data, as `dataclasses.asdict` makes them; `floor`, which older ones have, is
+        """From plain data, as `dataclasses.asdict` makes them; fields that only older ones have are
         left out.
 
         Raises:
@@ -223,9 +224,8 @@ class FitReport:
             ConfigError: an option has a value that it cannot have.
         """
         components = [cls.from_json(report) for report in data.get("components", [])]
-        options = FitOptions(**data["options"])
-        known = {name: value for name, value in data.items() if name != "floor"}
-        report = cls(**{**known, "options": options, "components": components})
+        options = FitOptions(**_known(data["options"]))
+        report = cls(**{**_known(data), "options": options, "components": components})
         check_types(report)
         return report
 
@@ -246,6 +246,11 @@ class FitReport:
         from ..html import report_html  # matplotlib is slow to import
 
         return report_html(self)
+
+
+def _known(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields without those that older reports and their options have."""
+    return {name: value for name, value in data.items() if name not in _GONE}
 
 
 def _mean(entries: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -116,7 +116,6 @@ def test_mean_field_is_too_narrow_but_not_biased() -> None:
         max_steps=30,
         batch_size=24,
         lr=0.3,
-        warmup=0.0,
     )
     assert "head.bias[0]" in found.failed, str(found)
     assert found.shape("head.bias[0]") == "too narrow"

@@ -31,7 +31,7 @@ def regress(**changes: Any) -> tuple[bh.Posterior, Exact]:
     """A regression whose bias is a point estimate."""
     model = regression(own_network(), PRIOR_SD, NOISE)
     examples = ratings(model.network, random_texts(64, 3), seed=3, noise=NOISE)
-    options = {"max_steps": 300, "batch_size": 64, "lr": 0.1, "warmup": 0.0, "progress": False}
+    options = {"max_steps": 300, "batch_size": 64, "lr": 0.1, "progress": False}
     posterior = bh.fit(model, POINT_BIAS, examples, **{**options, **changes})
     return posterior, Exact.of(model, examples)
 

@@ -31,8 +31,6 @@ FIT: dict[str, Any] = {
     "batch_size": 32,
     "particles": 4,
     "lr": 0.1,
-    "schedule": "cosine",
-    "warmup": 0.0,
     "progress": False,
 }
 

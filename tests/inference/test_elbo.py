@@ -183,8 +183,6 @@ def test_accumulated_small_batches_take_the_step_of_a_large_one(kinds: Any) -> N
             data,
             optimizer=_sgd,
             max_steps=1,
-            warmup=0.0,
-            schedule="constant",
             batch_size=batch_size,
             accumulate=accumulate,
             particles=1,

@@ -30,7 +30,6 @@ FIT: dict[str, Any] = {
     "batch_size": 24,
     "particles": 4,
     "lr": 0.1,
-    "warmup": 0.0,
     "progress": False,
 }
 

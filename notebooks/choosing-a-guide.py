@@ -32,6 +32,7 @@
 # %%
 import logging
 import os
+import sys
 import warnings
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -46,8 +47,11 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import diagnostics, guides
-from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
+from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.testing import tiny_backbone, tiny_examples, tiny_tokenizer
+
+sys.path.insert(0, "..")  # the repository: its tools fetch the data
+from tools.sentiment import sentiment, two_rounds
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

@@ -22,6 +22,7 @@
 # %%
 import logging
 import os
+import sys
 import warnings
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -37,7 +38,10 @@ from transformers import AutoModel
 
 import bhpeft_pyro as bh
 from bhpeft_pyro import plots
-from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
+from bhpeft_pyro.data.assets import minilm
+
+sys.path.insert(0, "..")  # the repository: its tools fetch the data
+from tools.sentiment import sentiment, two_rounds
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

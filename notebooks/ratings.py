@@ -30,6 +30,7 @@
 # %%
 import logging
 import os
+import sys
 import warnings
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -44,9 +45,12 @@ from scipy.stats import bootstrap, rankdata, zscore
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.data.assets import minilm, sentiment
+from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.forecast import RatingForecast, metrics
 from bhpeft_pyro.plots.forecasts import BLUE, STYLES, VERMILLION
+
+sys.path.insert(0, "..")  # the repository: its tools fetch the data
+from tools.sentiment import sentiment
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

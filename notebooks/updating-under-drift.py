@@ -22,6 +22,7 @@
 # %%
 import logging
 import os
+import sys
 import warnings
 
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -33,8 +34,11 @@ import matplotlib.pyplot as plt
 from transformers import AutoModel
 
 import bhpeft_pyro as bh
-from bhpeft_pyro.data.assets import minilm, sentiment, two_rounds
+from bhpeft_pyro.data.assets import minilm
 from bhpeft_pyro.forecast import metrics
+
+sys.path.insert(0, "..")  # the repository: its tools fetch the data
+from tools.sentiment import sentiment, two_rounds
 
 # BHPEFT_SMALL=1 checks in a minute that everything runs; the numbers are then meaningless.
 small = os.environ.get("BHPEFT_SMALL") == "1"

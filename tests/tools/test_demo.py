@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from bhpeft_pyro import Posterior
 from bhpeft_pyro.comparison import BASELINE, Comparison
-from bhpeft_pyro.data.assets import Round, two_rounds
 from bhpeft_pyro.errors import DataError
 from bhpeft_pyro.model.backbone import LOCAL
 from bhpeft_pyro.testing import tiny_backbone, tiny_tokenizer
 from tools.demo import SCALED, WIDE, Settings, app, run
+from tools.sentiment import Round, two_rounds
 
 TINY = Settings((24, 12), validation=10, test=16, epochs=2, exported=5)
 

@@ -38,7 +38,7 @@ class BlockGuide(Guide):
             sites, such as scales, are matched by their own names.
 
     Raises:
-        GuideError: a family or an option is unknown; no pattern matches a latent, or a pattern
+        GuideError: a family is unknown; no pattern matches a latent, or a pattern
             matches none; or the prior samples several sites jointly.
 
     >>> from bhpeft_pyro.testing import tiny_model
@@ -56,8 +56,8 @@ class BlockGuide(Guide):
         names = [latent.name for latent in found]
         pattern_of = sort_by_pattern(names, families, "guide", GuideError)
         self.guides = nn.ModuleList(
-            _make(model, pattern, parsed[pattern], [n for n in names if pattern_of[n] == pattern])
-            for pattern in families
+            FAMILIES[family](model, names=[n for n in names if pattern_of[n] == own], **options)
+            for own, (family, options) in parsed.items()
         )
 
     @property
@@ -190,16 +190,6 @@ def check_separate(guide: str, found: Sequence[Latent]) -> None:
             "on its own; expected 'laplace', or posterior.update(data, guide=...) of the posterior "
             "that the prior comes from"
         )
-
-
-def _make(model: Model, pattern: str, family: tuple[str, Any], names: Sequence[str]) -> Guide:
-    name, options = family
-    try:
-        return FAMILIES[name](model, names=names, **options)
-    except TypeError as error:
-        raise GuideError(
-            f"guide: {name!r} at {pattern!r} does not take {dict(options)}: {error}"
-        ) from error
 
 
 def _parsed(pattern: str, family: Family) -> tuple[str, Mapping[str, Any]]:

@@ -112,8 +112,6 @@ def transfer(scores: Tensor, untrained: Tensor) -> dict[str, float]:
     >>> print(*(f"{name} {value:.2f}" for name, value in found.items()), sep=", ")
     average_accuracy 0.75, backward_transfer -0.20, forward_transfer 0.10, forgetting 0.20
     """
-    for name, value in (("scores", scores), ("untrained", untrained)):
-        check(value, Tensor, name, "a tensor")
     scores, untrained = scores.double(), untrained.double()
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.isnan().any():
         raise DataError(f"scores must be a (T, T) matrix without gaps, got {tuple(scores.shape)}")

@@ -147,7 +147,6 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 6, "particles": 4}, "batch_size=6 must be a multiple of particles=4"),
     ({"batch_size": 2, "particles": 4}, "batch_size=2 must be a multiple of particles=4"),
     ({"patience": 3}, "patience=3 needs validation data"),
-    ({"learning_rate": 0.1}, "unknown fit options learning_rate; known: accumulate, .*temperature"),
     ({"lr": 0.0}, "lr=0.0 must be a finite number above 0, or None"),
     ({"lr": float("nan")}, "lr=nan must be a finite number"),
     ({"epochs": 0}, "epochs=0 must be"),
@@ -292,7 +291,6 @@ def test_errors_in_an_update_leave_the_posterior(monkeypatch: pytest.MonkeyPatch
         ([], {}, DataError),
         (with_(label=[0, 1, 2, 1]), {}, DataError),
         (GOOD, {"particles": 3}, ConfigError),
-        (GOOD, {"stepps": 3}, ConfigError),
         (GOOD, {"patience": 3}, ConfigError),
     ]
     for data, options, error in cases:

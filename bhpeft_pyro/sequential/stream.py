@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from ..errors import ConfigError, DataError
 from ..forecast.metrics import evaluate
 from ..guides import GuideLike, PriorGuide, autoguide
 from ..inference.predict import predict
-from ..model.likelihoods import Likelihood
 from ..model.model import Model, check_model
 from ..options import FitOptions
 from ..posterior.fit import fit
 from ..posterior.posterior import Posterior
-from ..posterior.stored import check_savable, describe_likelihood, own_likelihood
+from ..posterior.stored import check_savable
 from ..progress import bars, work
 from ..threads import seeded
 from .drift import assess
@@ -32,21 +31,10 @@ from .forgetting import KEEP, forget
 from .growth import check_growing, unknown_labels, with_outputs_for
 from .history import History
 from .record import TEST, TEST_NLL, UNTRAINED, Record
-from .update import has_learnt
+from .resume import check_same_batch, note_changes, read_otherwise, resumed
 
 Learner = Callable[[Posterior | None, object], Posterior]
 Batches = Mapping[str, object] | Iterable[tuple[str, object]]
-
-# Fields of `Columns`, and the options of `bhpeft stream` for them.
-_READING = {
-    "text": " (--text-column)",
-    "pair": " (--pair-column)",
-    "label": " (--label-column)",
-    "question": "",
-    "choices": "",
-    "answer": " (--label-column)",
-    "max_length": " (--max-length)",
-}
 
 _UNTRAINED = 8  # draws of the first prior, whose forecasts are near chance; each costs a pass
 
@@ -141,10 +129,10 @@ def stream(
             what, found, given = "components", str(len(there)), str(components)
         elif names != (last.columns.label_names or ())[: len(names)]:
             what, found, given = "columns", f"labels {last.columns.label_names}", f"{names}"
-        elif other := _read_otherwise(last.columns, columns):
+        elif other := read_otherwise(last.columns, columns):
             what, (found, given) = "columns", other
         else:
-            _note_changes(last, chosen, keep, folder)
+            note_changes(last, chosen, keep, folder)
             return
         raise ConfigError(
             f"{what}: {folder} holds rounds of {found}, not {given}; use the same {what}, or "
@@ -209,7 +197,7 @@ def prequential(
         work("stream", total, at_once=True) as bar,
     ):
         history.clean()
-        posterior = _resumed(history, model)
+        posterior = resumed(history, model)
         if posterior is not None and check_same is not None:
             check_same(posterior)
         done = () if posterior is None else posterior.lineage
@@ -223,7 +211,7 @@ def prequential(
             name, data = str(pair[0]), _reusable(pair[1])  # dates and numbers are names too
             if count <= len(done):
                 assert posterior is not None
-                _check_same(posterior, count - 1, name, data)
+                check_same_batch(posterior, count - 1, name, data)
                 bar.next()
                 continue
             metrics: dict[str, float] = {}
@@ -269,87 +257,6 @@ def prequential(
             )
         Record.of(posterior).save(folder)
         return posterior
-
-
-def _resumed(history: History, model: Model) -> Posterior | None:
-    """The last posterior of a single line of rounds of this model, if there are any."""
-    leaves = history.leaves
-    if len(leaves) > 1:
-        raise ConfigError(
-            f"folder: {history.folder} holds {len(leaves)} branches, which end in the rounds "
-            f"{', '.join(leaves)}; expected a single line of rounds (`bhpeft history FOLDER --keep "
-            "ROUND` keeps the one that ends in ROUND, and moves all others aside)"
-        )
-    if not leaves:
-        return None
-    network = model.network
-    own = {"prior": model.prior, "likelihood": own_likelihood(model)}
-    last = history.load(leaves[0], network.backbone, tokenizer=network.tokenizer, **own)
-    there = last.model
-    for what, given, found in (
-        ("PEFT weights", network.kinds, there.network.kinds),
-        ("head", replace(network.head, outputs=2), replace(there.network.head, outputs=2)),
-        ("likelihood", _in_words(_standardised(model, there)), _in_words(there.likelihood)),
-    ):
-        if given != found:
-            raise ConfigError(
-                f"model: {history.folder} holds rounds of other {what}: {found}, not {given}; "
-                "use the same model, or another folder"
-            )
-    return last
-
-
-def _in_words(likelihood: Likelihood) -> str:
-    plain = describe_likelihood(likelihood)
-    return f"{plain.pop('class')}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
-
-
-def _standardised(model: Model, there: Model) -> Likelihood:
-    """The model's likelihood in the unit of the first round's ratings, where it leaves it open."""
-    given: Any = model.likelihood
-    options = vars(given).items() if is_dataclass(given) else ()
-    left_open = [name for name, value in options if value is None]
-    if not left_open or type(model.likelihood) is not type(there.likelihood):
-        return model.likelihood
-    known = vars(there.likelihood)
-    found: Likelihood = replace(given, **{name: known[name] for name in left_open})
-    return found
-
-
-def _read_otherwise(before: Columns, now: Columns) -> tuple[str, str] | None:
-    """The first field by which texts or labels are read otherwise than before: both values."""
-    for field, option in _READING.items():
-        old, new = getattr(before, field), getattr(now, field)
-        if old != new:
-            return f"{field}={old!r}{option}", f"{new!r}"
-    return None
-
-
-def _note_changes(
-    last: Posterior, options: FitOptions, keep: float | dict[str, float], folder: str | Path
-) -> None:
-    """Warn of what may change from one round to the next, but not by mistake."""
-    before, now = vars(last.report.options), vars(options)
-    changed = [name for name in now if now[name] != before[name] and name != "progress"]
-    found = [f"{name}={now[name]} (until now {before[name]})" for name in changed]
-    if len(last.lineage) > 1 and keep != last.report.keep:  # the first round forgets nothing
-        found.append(f"keep={keep} (until now {last.report.keep})")
-    if found:
-        warnings.warn(f"{folder}: new rounds are learnt with {', '.join(found)}", stacklevel=3)
-
-
-def _check_same(posterior: Posterior, number: int, name: str, data: object) -> None:
-    """Check that a finished round learnt this very batch."""
-    report = posterior.lineage[number]
-    try:
-        same = report.name == name and has_learnt(report, posterior.encode(data))
-    except DataError:  # such as labels that it does not know
-        same = False
-    if not same:
-        raise ConfigError(
-            f"batches: round {number + 1} in the folder learnt {report.name!r}, and batch "
-            f"{number + 1} is {name!r}" + (" with other data" if report.name == name else "")
-        )
 
 
 def _named(tests: Mapping[str, object] | None) -> dict[str, object]:

@@ -46,15 +46,14 @@ class Descent:
         self._moved = [(p, p.detach() - at) for p, at in zip(parameters, before, strict=True)]
         self._lr, self._way = lr, self._way + lr
 
-    def ahead(self) -> float | None:
-        """By how much the loss would fall to first order, in nats per example, if the fit went on
-        as long again; None if that is little, or noise. From the last quarter of the steps."""
+    def goes_on(self) -> bool:
+        """Whether the loss would fall noticeably, to first order, if the fit went on as long again.
+        From the last quarter of the steps."""
         last = self._slopes[-(len(self._slopes) // 4) :]
         if len(last) < _FEW:
-            return None
+            return False
         falls = -self._way * torch.tensor(last)
-        fall = falls.mean().item()
-        return fall if fall > _LEVEL + 2 * falls.std().item() / len(last) ** 0.5 else None
+        return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)
 
 
 def summarise(guide: Guide, model: Model, parts: Parts, slopes: Slopes, report: FitReport) -> None:

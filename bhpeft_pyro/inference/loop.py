@@ -142,7 +142,7 @@ class _Run:
             if not all(kl.isfinite() for kl in self.elbo.parts.kl.values()):
                 raise self._diverged("at the end")
             summarise(self.guide, self.model, self.elbo.parts, self.slopes, report)
-            report.falling = None if self.best else self.descent.ahead()
+            report.falling = self.best is None and self.descent.goes_on()
         report.seconds = time.monotonic() - started
 
     def _train(self, bar: Work) -> None:

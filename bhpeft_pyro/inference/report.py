@@ -46,8 +46,7 @@ class FitReport:
         scales: geometric mean of posterior sd / prior sd, per site.
         points: sites with a point estimate. Their `kl` is minus the log prior density.
         unsettled: sites whose sds had not converged at the end.
-        falling: by how much the loss would fall, to first order, if the fit went on as long again,
-            in nats per example; None if it has converged, or held-out rows stopped it.
+        falling: whether the loss still fell at the end, and no held-out rows chose the state.
         best_step: with early stopping, the step whose state was kept.
         id: identifies the round.
         parent: id of the round whose posterior was the prior; None in the first round.
@@ -94,7 +93,7 @@ class FitReport:
     scales: dict[str, float] = field(default_factory=dict)
     points: list[str] = field(default_factory=list)
     unsettled: list[str] = field(default_factory=list)
-    falling: float | None = None
+    falling: bool = False
     best_step: int | None = None
     id: str = field(default_factory=new_id)
     parent: str | None = None
@@ -151,7 +150,7 @@ class FitReport:
                 for name in first.scales
             },
             unsettled=[*dict.fromkeys(name for each in components for name in each.unsettled)],
-            falling=max((each.falling for each in components if each.falling), default=None),
+            falling=any(each.falling for each in components),
             parent=parent,
             projection=fmean(projections) if projections else None,
             components=list(components),

@@ -34,10 +34,7 @@ def guards(report: FitReport) -> list[str]:
     if report.unsettled:
         found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
-        found.append(
-            f"not converged: the loss still falls, by some {report.falling:.2g} nats per example "
-            "in a fit as long; set more epochs, or another lr"
-        )
+        found.append("not converged: the loss still falls; set more epochs, or another lr")
     if report.skipped > _SKIPPED * report.steps:
         found.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "

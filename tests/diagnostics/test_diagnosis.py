@@ -36,7 +36,7 @@ def test_a_sound_report_has_no_guards() -> None:
             "learnt nothing: .* at all sites of a$",
         ),
         ({"unsettled": ["a"]}, "not converged: the sds still move at a$"),
-        ({"falling": 0.25}, "not converged: the loss still falls, by some 0.25 nats per example"),
+        ({"falling": True}, "not converged: the loss still falls"),
         ({"temperature": 0.1}, "temperature 0.1: a cold posterior, .* seen 10 times$"),
         ({"temperature": 4.0}, "temperature 4: a hot posterior, .* seen 0.25 times$"),
         ({"temperature": 0.0}, "temperature 0: maximum likelihood, no posterior$"),

@@ -28,6 +28,7 @@ import warnings
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="IProgress")
+warnings.filterwarnings("ignore", message="data: the labels contradict")  # turned on purpose
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 import matplotlib.pyplot as plt

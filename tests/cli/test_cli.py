@@ -869,6 +869,7 @@ def test_blank_lines_are_rows_and_may_be_skipped(folder, tmp_path):
 
 
 def test_texts_that_look_like_numbers_are_texts(folder, tmp_path):
-    data = write_csv(tmp_path / "codes.csv", text=range(20), label=NAMES)
-    fit = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
-    assert "classes: 'label' from 'text'" in bhpeft(*fit).stderr
+    data = write_csv(tmp_path / "codes.csv", text=range(20), other=["w5", "w6"] * 10, label=NAMES)
+    fit = ("fit", data, "--pair-column", "other", "--backbone", folder / "tiny")
+    said = bhpeft(*fit, "--out", tmp_path / "run", *ONE).stderr
+    assert "classes: 'label' from 'text and other'" in said

@@ -38,9 +38,10 @@ def test_rows_that_are_all_alike_cannot_be_held_out(
     table = write_csv(tmp_path / "same.csv", text=["w5"] * 60, label=NAMES)
     expected = "--validation: 0.2 of 60 rows is 12, and 59 repeat another's text; expected another"
     assert expected in error("fit", table, *fit, "--validation", "20%")
-    said = bhpeft("fit", table, *fit).stderr
+    said = bhpeft("fit", table, *fit, code=2).stderr
     assert "too few different rows to hold some out" in said
     assert "note: 59 of 60 rows repeat another's text" in said
+    assert "all 60 texts have the same features" in said
 
 
 @pytest.mark.parametrize("guide", ["laplace", "normal"])
@@ -50,10 +51,10 @@ def test_a_validation_file_is_of_rows_that_are_not_learnt(
     first = write_csv(tmp_path / "first.csv", text=TEXTS[:40], label=NAMES[:40])
     other = write_csv(tmp_path / "other.csv", text=TEXTS[20:], label=NAMES[20:])
     learn = ("fit", first, *fit, "--guide", guide, "--validation")
-    all_alike = "validation: each of the 40 rows has the text of a row that is learnt"
+    all_alike = "--validation: each of the 40 rows has the text of a row that is learnt"
     assert all_alike in error(*learn, first)
     said = bhpeft(*learn, other).stderr
-    assert said.count("note: validation: 20 of 40 rows have the text of a row") == 1
+    assert said.count("note: --validation: 20 of 40 rows have the text of a row") == 1
     update = ("update", tmp_path / "run", other, "--max-steps", 1, "--out", tmp_path / "next")
     assert all_alike in error(*update, "--validation", other)
     wrong = error(*update, "--validation", first)

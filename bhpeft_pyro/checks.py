@@ -149,6 +149,7 @@ def string(name: str, value: object, error: type[BHPEFTError] = ConfigError) -> 
 
 
 _SUFFIXES = (".csv", ".json", ".jsonl")
+_LONGEST = 255  # characters of a file's name
 _SHEET = (
     'save it as "CSV UTF-8" in the spreadsheet program, or in Python give pandas.read_excel(...)'
 )
@@ -172,7 +173,8 @@ def data_file(source: str | Path) -> Path | None:
     path, suffix = Path(source), Path(source).suffix.lower()
     if suffix in _SUFFIXES:
         if not os.path.isfile(path):  # Path.is_file raises for a text too long for a name
-            raise DataError(f"{source}: no such file")
+            hint = " (a single text goes in a list)" if len(path.name) > _LONGEST else ""
+            raise DataError(f"{source}: no such file{hint}")
         return path
     other = suffix in _OTHERS and " " not in str(source)
     if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read

@@ -261,12 +261,12 @@ def test_rounds_are_gone_on_with_as_they_were_read_and_other_options_are_noted(
     write_csv(folder / "news.csv", **table)
     bhpeft(*arguments(folder, "--by", "date"))
     found = error(*arguments(folder, "--by", "date", "--text-column", "body"))
-    assert "rounds of text='text' (--text-column), not 'body'" in found
+    assert "rounds of --text-column 'text', not 'body'" in found
     found = error(*arguments(folder, "--by", "date", "--max-length", 9))
-    assert "rounds of max_length=None (--max-length), not 9" in found
+    assert "rounds of --max-length None, not 9" in found
     found = bhpeft(*arguments(folder, "--by", "date", "--keep", 0.5, "--seed", 4)).stderr
     found = " ".join(found.split())
-    assert "new rounds are learnt with seed=4 (until now 0), keep=0.5 (until now 1.0)" in found
+    assert "learnt with --seed 4 (until now 0), --keep 0.5 (until now 1.0)" in found
 
 
 def test_a_first_batch_has_no_scores_and_a_single_one_is_no_plural(folder: Path) -> None:

@@ -21,7 +21,7 @@ def slow(name, *rest):
         signal.raise_signal(signal.SIGINT)
     return real(name, *rest)
 from bhpeft_pyro.__main__ import main
-sys.argv = ["bhpeft", "predict", "there is none", "x.csv", "--out", "y.csv"]
+sys.argv = ["bhpeft", "history", "."]
 builtins.__import__ = slow
 main()
 """

@@ -289,7 +289,7 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
     features, so that a step of a sampler costs no more than the head.
 
     Args:
-        model: the model that is sampled; one of a fit has its head's axes and its ratings' unit.
+        model: the model that is sampled; after a fit of it, its head has principal axes.
         data, columns: as for `fit`.
 
     Raises:

@@ -98,6 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, asked: Mapping[str, Any] | None = None) -> None:
         path = self.path.partition("?")[0].replace("%3A", ":").strip("/")
+        if not path:  # whether there is a hub
+            return self._send(200)
         api = path.startswith("api/")
         kind = "datasets" if path.removeprefix("api/").startswith("datasets/") else "models"
         rest = path.removeprefix("api/").removeprefix(f"{kind}/").split("/")

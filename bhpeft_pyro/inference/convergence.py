@@ -13,13 +13,13 @@ from ..model.model import Model
 from ..priors import JOINT
 from .elbo import Parts
 from .report import FitReport
+from .report_text import FEW
 
 Slopes = Sequence[tuple[int, Mapping[str, Tensor]]]
 """Step numbers with `Guide.scale_slopes` after their backward passes."""
 
 _SETTLED = 0.05  # relative change of a site's sds that is still expected
 _LEVEL = 0.05  # nats per example by which the loss may still fall
-_FEW = 8  # values of which a mean and its standard error say little
 
 
 class Descent:
@@ -48,9 +48,10 @@ class Descent:
 
     def goes_on(self) -> bool:
         """Whether the loss would fall noticeably, to first order, if the fit went on as long again.
-        From the last quarter of the steps."""
-        last = self._slopes[-(len(self._slopes) // 4) :]
-        if len(last) < _FEW:
+        From the last quarter of the steps, or the last half if they are few."""
+        count = len(self._slopes)
+        last = self._slopes[-(count // 4 if count >= 4 * FEW else count // 2) :]
+        if len(last) < FEW:
             return False
         falls = -self._way * torch.tensor(last)
         return bool(falls.mean() > _LEVEL + 2 * falls.std() / len(last) ** 0.5)

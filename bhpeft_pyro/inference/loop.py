@@ -258,8 +258,8 @@ class _Run:
             self.good = self._state()
         self.slopes.append((step, self.guide.scale_slopes()))
         lr = steppers[0].param_groups[0]["lr"]
-        # What a point estimate does on the training rows is no measure: others choose its state.
-        with nullcontext() if self.point else self.descent.step(params, lr, size):
+        # Where held-out rows choose the state, the loss of the training rows is no measure.
+        with nullcontext() if self.selects else self.descent.step(params, lr, size):
             if options.clip is not None:
                 nn.utils.clip_grads_with_norm_(params, options.clip * size, norm)
             for optimizer in steppers:

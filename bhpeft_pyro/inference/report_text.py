@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .report import FitReport
 
+FEW = 8  # values of which a mean and its standard error say little
 _COLLAPSED = 1e-3  # sd / prior sd: the data count a million times as much as the prior
 _NOTHING = 0.1  # nats: no event's probability differs from the prior's by more than 0.22 (Pinsker)
 _SKIPPED = 0.1  # of the steps
@@ -35,6 +36,8 @@ def guards(report: FitReport) -> list[str]:
         found.append(f"not converged: the sds still move at {', '.join(report.unsettled)}")
     if report.falling:
         found.append("not converged: the loss still falls; set more epochs, or another lr")
+    elif few := [each.steps for each in report.components or [report] if _too_few(each)]:
+        found.append(f"too few steps ({min(few)}) to tell whether the loss still falls")
     if report.skipped > _SKIPPED * report.steps:
         found.append(
             f"unstable: {report.skipped} of {report.steps} steps were skipped because the loss or "
@@ -43,6 +46,11 @@ def guards(report: FitReport) -> list[str]:
     if not _is_laplace(report):
         found += _unusual(report.temperature)
     return found
+
+
+def _too_few(report: FitReport) -> bool:
+    """Whether half of the steps are too few, where no held-out rows chose the state."""
+    return report.best_step is None and 0 < len(report.history) <= 2 * FEW
 
 
 def described(report: FitReport) -> str:

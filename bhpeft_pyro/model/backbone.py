@@ -256,7 +256,7 @@ def evaluating(backbone: PreTrainedModel) -> Iterator[None]:
 def kept_of(features: Tensor) -> list[list[float]]:
     """A few of the numbers that the head reads of each of the fixed texts, to be saved."""
     some = features[:, :: max(1, features.shape[1] // _KEPT)]
-    return [[float(f"{value:.4g}") for value in row] for row in some.tolist()]
+    return [[float(f"{value:.4g}") for value in row] for row in some.cpu().tolist()]
 
 
 def check_outputs(

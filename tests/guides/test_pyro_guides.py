@@ -77,6 +77,15 @@ def test_a_loss_that_still_falls_is_reported_whatever_the_guide(guide: Any) -> N
     assert not quick.falling and "the loss still falls" not in str(quick)
 
 
+@pytest.mark.parametrize("guide", [own, "delta"])
+def test_few_steps_say_whether_the_loss_falls_or_that_they_are_too_few(guide: Any) -> None:
+    # At temperature 1 no held-out rows choose the state of the point estimate.
+    options: dict[str, Any] = {"lr": 0.01, "temperature": 1.0}
+    some, few = (rated(guide, max_steps=steps, **options).report for steps in (24, 15))
+    assert some.falling is not None and "the loss still falls, by some" in str(some)
+    assert "too few steps (15) to tell whether the loss still falls" in few.guards
+
+
 def loaded(posterior: bh.Posterior, folder: Path) -> bh.Posterior:
     return load(posterior.save(folder))
 

@@ -30,8 +30,8 @@ HEAD = """# What works of Pyro
 
 `tests/repository/test_pyro_support.py` tries each line and fails if this page says something else.
 For an autoguide, "result" lists which of `bh.fit`, `save` and `update` work. A note gives the error
-of whatever is missing, then the way round it. "Refused" means an error of this package. How to use what
-works is on [coming from Pyro](from-pyro.md).
+of whatever is missing, then the way round it. "Refused" means an error of this package. How to use
+what works is on [coming from Pyro](from-pyro.md).
 """
 QUICK: dict[str, Any] = {"max_steps": 2, "progress": False}
 

@@ -90,7 +90,7 @@ def from_draws(
             `get_samples(group_by_chain=True)` does.
         data, columns: as for `of`.
         statistics: what the sampler says of each draw, under ArviZ's names (such as "energy" or
-            "lp"): `(S,)` or `(C, S)`. Exports have them as `sample_stats`. Of an `MCMC`,
+            "lp"): `(S,)`, or of several chains `(C, S)`. Exports have them as `sample_stats`. Of an `MCMC`,
             "diverging" is known.
 
     Raises:
@@ -106,22 +106,27 @@ def from_draws(
     2
     """
     check_model(model)
-    said: dict[str, Tensor] = {}
+    said = _tensors("statistics", {} if statistics is None else statistics)
     if isinstance(draws, MCMC):
-        draws, said = _sampled(draws)
-    values, said = _tensors("draws", draws), said | _tensors("statistics", statistics or {})
+        if draws.num_chains == 1:
+            said = {name: each[None] if each.dim() == 1 else each for name, each in said.items()}
+        draws, known = _sampled(draws)
+        said = known | said
+    values = _tensors("draws", draws)
     shapes = {latent.name: tuple(latent.loc.shape) for latent in latents(model)}
     shapes |= {name: shape for latent in latents(model) for name, shape in latent.sites.items()}
     if {value.dim() - len(shapes[k]) for k, value in values.items() if k in shapes} != {2}:
         return of(model, DrawsGuide.of(model, values, said), data, columns)
-    counts = {len(value) if value.dim() else 0 for value in (*values.values(), *said.values())}
+    counts = {len(value) if value.dim() else 0 for value in values.values()}
     if len(counts) != 1:
-        raise GuideError(
-            f"draws: expected as many chains of each latent and statistic, got {sorted(counts)}"
-        )
-    guides = [
-        DrawsGuide.of(model, _row(values, chain), _row(said, chain)) for chain in range(*counts)
-    ]
+        raise GuideError(f"draws: expected as many chains of each latent, got {sorted(counts)}")
+    (chains,), samples = counts, max(value.shape[1] for value in values.values())
+    for name, each in said.items():
+        if each.shape != (chains, samples):
+            raise GuideError(
+                f"statistics: {name!r} has shape {(*each.shape,)}, expected {(chains, samples)}"
+            )
+    guides = [DrawsGuide.of(model, _row(values, c), _row(said, c)) for c in range(chains)]
     return of(model, guides[0] if len(guides) == 1 else MixtureGuide(guides), data, columns)
 
 

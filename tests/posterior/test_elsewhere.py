@@ -111,9 +111,12 @@ def test_an_mcmc_gives_its_chains_and_what_diverged(monkeypatch: pytest.MonkeyPa
         bh.Posterior.from_draws(model, mcmc)
     for each in (mcmc, alone):
         each.run(batch)
-        posterior = bh.Posterior.from_draws(model, each, tiny_examples(12))
+        energy = torch.arange(4.0 * each.num_chains).reshape(each.num_chains, 4)
+        said = {"energy": energy[0] if each is alone else energy}
+        posterior = bh.Posterior.from_draws(model, each, tiny_examples(12), statistics=said)
         assert len(posterior.components) == each.num_chains
         idata = posterior.to_arviz()
+        assert torch.equal(torch.from_numpy(idata.sample_stats["energy"].values), energy.double())
         for name, value in each.get_samples(group_by_chain=True).items():
             assert torch.equal(torch.from_numpy(idata.posterior[name].values), value)
         found = {
@@ -144,9 +147,12 @@ def test_statistics_of_draws_are_those_of_the_draws_that_are_taken(
             assert tree["sample_stats/energy"].dims == ("chain", "draw")
         with pytest.raises(ConfigError, match="samples=21: the sampler made 20 draws in each"):
             each.to_arviz(samples=21)
-    for wrong, message in (({"lp": energy[0]}, "as many chains"), ({"lp": energy[:, 1:]}, "'lp'")):
+    for wrong in (energy[0], energy[:, 1:]):
+        message = rf"'lp' has shape \({', '.join(map(str, wrong.shape))},?\), expected \(2, 20\)"
         with pytest.raises(GuideError, match=message):
-            bh.Posterior.from_draws(model, draws, statistics=wrong)
+            bh.Posterior.from_draws(model, draws, statistics={"lp": wrong})
+    with pytest.raises(ConfigError, match="statistics: expected tensors by name"):
+        bh.Posterior.from_draws(model, draws, statistics=energy)  # type: ignore[arg-type]
 
 
 def test_draws_become_a_prior_of_their_moments() -> None:

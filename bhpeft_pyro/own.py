@@ -37,8 +37,11 @@ def given_for(what: str, path: str, given: object) -> Any:
             "code, but it never brings or imports any)"
         )
     if path_of(given).split(":")[1] != path.partition(":")[2]:
+        own = path.startswith(f"{__package__}.")
         raise SaveError(
-            f"{what}: this posterior was saved with {path!r:.200}; got {path_of(given)!r}"
+            f"{what}: this posterior was saved with {path!r:.200}"
+            + f", which needs no {what}=" * own
+            + f"; got {path_of(given)!r}"
         )
     return given
 
@@ -49,10 +52,12 @@ def check_plain(what: str, make: Any, options: Mapping[str, Any], *given: object
     try:
         inspect.signature(make).bind(*given, **options)
     except (TypeError, ValueError) as error:
+        expected = "an attribute of its name for each argument, as of a dataclass, and no others"
+        if what == "guide":
+            expected = "options() with all arguments but the model"
         raise SaveError(
             f"{what}: {name} cannot be saved, as it cannot be made again from {sorted(options)}: "
-            f"{error}; expected a dataclass with plain fields, or of a guide options() with all "
-            "arguments but the model"
+            f"{error}; expected {expected}"
         ) from error
     for key, value in options.items():
         if not _is_plain(value):

@@ -7,12 +7,16 @@ from functools import partial
 from math import prod
 from typing import Any
 
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.util import prune_subsample_sites
+from torch import nn
 
 from ..checks import COUNT, shown
 from ..errors import GuideError
 from ..model.model import Model
 from ..patterns import first_match
+from ..threads import alone, seeded
 from .blocks import FAMILIES, BlockGuide, Family, MixtureGuide, check_separate
 from .budget import Budget
 from .empirical import DrawsGuide
@@ -140,6 +144,10 @@ def _made_by(name: Any) -> tuple[Callable[..., Guide], Callable[..., Budget | No
         return GUIDES[name], GUIDES[name].size
     if name in PYROS or (isinstance(name, type) and issubclass(name, AutoGuide)):
         return partial(PyroGuide, family=name), partial(PyroGuide.size, family=name)
+    if isinstance(name, type) and issubclass(name, nn.Module):
+        raise GuideError(
+            f"guide: expected a guide, got the class {name.__name__}; pass {name.__name__}(model)"
+        )
     known = ", ".join([*GUIDES, *PRESETS, *PYROS])
     raise GuideError(f"autoguide: unknown guide {name!r}; known: {known}")
 
@@ -170,6 +178,32 @@ def trained_by_pyro(guide: Guide, model: Model) -> Guide:
     return guide
 
 
+def check_sampled(model: Model, guide: Guide) -> None:
+    """Compare what a guide of Pyro samples with the model's latents, as the first step of a fit
+    does.
+
+    Raises:
+        GuideError: a latent is missing, unknown, or of another shape.
+    """
+    if not isinstance(guide, ForeignGuide | PyroGuide):
+        return  # `check_made_for` has looked at it
+    guide.follow(model)
+    with seeded(0), alone():
+        trace = prune_subsample_sites(poutine.trace(guide).get_trace(None))
+    found = {
+        name: tuple(node["value"].shape)
+        for name, node in trace.iter_stochastic_nodes()
+        if not node["infer"].get("is_auxiliary")
+    }
+    shapes = {latent.name: tuple(latent.prior.shape()) for latent in latents(model)}
+    _refuse_differences(
+        guide,
+        [name for name in shapes if name not in found],
+        [name for name in found if name not in shapes],
+        [name for name, shape in shapes.items() if found.get(name, shape) != shape],
+    )
+
+
 def check_made_for(model: Model, guide: Guide) -> None:
     """Compare the sites of a guide's central values with the model's.
 
@@ -191,13 +225,20 @@ def check_made_for(model: Model, guide: Guide) -> None:
         return
     shapes = {site.name: site.shape for site in model.sites}
     sampled = {name for latent in there for name in latent.names}
-    differences = {
-        "it lacks": [name for name in shapes if name in sampled - found.keys()],
-        "the model lacks": [name for name in found if name not in sampled | shapes.keys()],
-        "other shapes of": [n for n, shape in shapes.items() if found.get(n, shape) != shape],
-    }
+    _refuse_differences(
+        guide,
+        [name for name in shapes if name in sampled - found.keys()],
+        [name for name in found if name not in sampled | shapes.keys()],
+        [name for name, shape in shapes.items() if found.get(name, shape) != shape],
+    )
+
+
+def _refuse_differences(
+    guide: Guide, lacking: list[str], unknown: list[str], other: list[str]
+) -> None:
+    differences = {"it lacks": lacking, "the model lacks": unknown, "other shapes of": other}
     if wrong := [f"{what} {', '.join(names)}" for what, names in differences.items() if names]:
         raise GuideError(
-            f"guide: this {type(guide).__name__} was made for another model: {'; '.join(wrong)}; "
+            f"guide: this {guide.title()} was made for another model: {'; '.join(wrong)}; "
             "expected one made for the model that is fitted"
         )

@@ -23,7 +23,7 @@ from ..errors import BHPEFTError, DataError, FitError
 from ..forecast.base import join
 from ..model.head import check_features
 from ..model.linearized import linear_predictives
-from ..model.model import Model
+from ..model.model import Model, check_model
 from ..model.network import RandomPEFT
 from ..progress import tracked
 from ..threads import without_autocast
@@ -293,12 +293,14 @@ def whole_batch(model: Model, data: object, columns: Columns = Columns()) -> Bat
         data, columns: as for `fit`.
 
     Raises:
+        ConfigError: `model` is none.
         DataError: as for `fit`.
 
     >>> from bhpeft_pyro.testing import tiny_examples, tiny_model
     >>> whole_batch(tiny_model(()), tiny_examples(12)).features.shape
     torch.Size([12, 16])
     """
+    check_model(model)
     examples = model.encode(data, columns)
     ((_, batch),) = Feed(model, examples).prediction(len(examples))
     return batch.to(model.network.device)

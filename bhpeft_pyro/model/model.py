@@ -74,7 +74,8 @@ class Model(PyroModule):
             likelihood.check_kind(network.outputs)
         if not isinstance(likelihood, Likelihood | None):
             raise LikelihoodError(
-                f"likelihood: expected an instance of a Likelihood, got {likelihood!r:.60}"
+                "likelihood: expected an instance of a Likelihood, or a function of the outputs, "
+                f"got {likelihood!r:.60}" + "; did you forget ()?" * isinstance(likelihood, type)
             )
         if likelihood is not None and not hasattr(likelihood, "kind"):
             raise LikelihoodError(

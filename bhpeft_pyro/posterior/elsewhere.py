@@ -9,11 +9,11 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor, nn
 
-from ..checks import check
+from ..checks import check, shown
 from ..data import Columns
-from ..errors import GuideError
+from ..errors import ConfigError, GuideError
 from ..guides import DrawsGuide, MixtureGuide, as_guide, check_made_for, latents
-from ..guides.registry import trained_by_pyro
+from ..guides.registry import check_sampled, trained_by_pyro
 from ..inference.report import FitReport
 from ..model.model import Model, check_model
 from ..options import FitOptions
@@ -55,9 +55,15 @@ def of(
     """
     check_model(model)
     check_prior(model.prior, model.sites)
+    if isinstance(guide, str | type):
+        raise ConfigError(
+            f"guide: expected a guide that is trained on this model already, got {shown(guide)}; "
+            "bh.fit trains one"
+        )
     guides = [trained_by_pyro(each, model) for each in as_guide(guide).components]
     for each in guides:
         check_made_for(model, each)
+        check_sampled(model, each)
     learnt = 0, ""
     if data is not None:
         examples = model.encode(data, columns, new_names=True)
@@ -90,8 +96,8 @@ def from_draws(
             `get_samples(group_by_chain=True)` does.
         data, columns: as for `of`.
         statistics: what the sampler says of each draw, under ArviZ's names (such as "energy" or
-            "lp"): `(S,)`, or of several chains `(C, S)`. Exports have them as `sample_stats`. Of an `MCMC`,
-            "diverging" is known.
+            "lp"): `(S,)`, or of several chains `(C, S)`. Exports have them as `sample_stats`. Of an
+            `MCMC`, "diverging" is known.
 
     Raises:
         ConfigError: an argument is not of these types.

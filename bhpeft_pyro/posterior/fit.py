@@ -19,6 +19,7 @@ from ..data.copies import check_apart, warn_of_copies
 from ..errors import ConfigError, DataError
 from ..guides import Guide, GuideLike, as_guide, autoguide, check_made_for
 from ..guides.latent import with_mean
+from ..guides.pyro_guides import PYROS
 from ..guides.registry import default_components
 from ..inference.initialization import align, centred, may_start, own_start, scatter, start
 from ..inference.loop import Callback, OptimizerFactory
@@ -206,6 +207,12 @@ def _start_point(model: Model, guide: Guide, examples: Examples, report: FitRepo
 
 def _components(given: Any, guide: object, model: Model) -> int:
     """The number of components, given or by default."""
+    if type(guide) in PYROS.values():
+        name = type(guide).__name__
+        raise ConfigError(
+            f"guide: got an {name} object, whose posterior could not be saved; pass {name}, the "
+            f"class, or bh.autoguide({name}, model) with options"
+        )
     if isinstance(guide, nn.Module):
         count = len(as_guide(guide).components)
         if given not in (None, count):

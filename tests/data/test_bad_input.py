@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import hierarchical
+from pyro.infer.autoguide import AutoNormal
 
 import bhpeft_pyro as bh
 from bhpeft_pyro.errors import (
@@ -184,6 +185,8 @@ def no_events(batch: object) -> None:
         (3, ConfigError, "guide: expected .*got 3"),
         (None, ConfigError, "guide: expected .*got None"),
         (dict, GuideError, "unknown guide <class 'dict'>"),
+        (NormalGuide, GuideError, r"got the class NormalGuide; pass NormalGuide\(model\)"),
+        (AutoNormal(tiny_model(())), ConfigError, "got an AutoNormal object.*pass AutoNormal, the"),
         (torch.nn.Identity(), GuideError, "'head.weight' of the model is not sampled"),
         (invents, GuideError, "samples 'head.scale', which is not in the model"),
         (

@@ -269,7 +269,7 @@ def test_a_function_of_the_outputs() -> None:
     batch = bh.data.Batch({"input_ids": torch.ones(2, 1, dtype=torch.long)})
     with pytest.raises(LikelihoodError, match="reads the column 'hours', and the batch has no ext"):
         with_hours.predictive(weights, batch)
-    with pytest.raises(LikelihoodError, match="expected an instance of a Likelihood"):
+    with pytest.raises(LikelihoodError, match=r"or a function.*did you forget \(\)"):
         bh.Model(network, likelihood=Normal)  # type: ignore[arg-type]
 
 

@@ -317,3 +317,24 @@ def test_a_flow_that_cannot_be_made_again_stays_itself() -> None:
 
     guide = trained(model, autoguide.AutoNormalizingFlow(model, transform), steps=1)
     assert bh.Posterior.of(model, guide).guide.module is guide
+
+
+def test_a_guide_of_another_model_is_refused_before_it_predicts() -> None:
+    model, other = tiny_model(()), tiny_model(bh.presets.lora(rank=2))
+
+    def function(batch: Any) -> None:
+        pyro.sample("head.bias", dist.Normal(pyro.param("b", torch.zeros(2)), 1.0).to_event(1))
+
+    for guide, message in (
+        (trained(other, autoguide.AutoNormal(other), steps=1), "the model lacks lora.query.A"),
+        (trained(other, autoguide.AutoDiagonalNormal(other), steps=1), "the model lacks lora"),
+        (function, "it lacks head.weight"),
+    ):
+        function(None)  # its parameter is in the store
+        with pytest.raises(GuideError, match=f"made for another model: {message}"):
+            bh.Posterior.of(model, guide)
+    for wrong in ("AutoNormal", autoguide.AutoNormal):
+        with pytest.raises(ConfigError, match="expected a guide that is trained on this model"):
+            bh.Posterior.of(model, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model: expected a bh\.Model"):
+        bh.inference.whole_batch(tiny_examples(4), model)  # type: ignore[arg-type]

@@ -159,9 +159,12 @@ def test_a_prior_for_other_sites_is_refused() -> None:
 
 
 def test_a_point_or_a_foreign_guide_is_no_prior() -> None:
+    class OwnAuto(AutoNormal):
+        """An autoguide of one's own, of which an object may be given."""
+
     model = tiny_model()
-    foreign = AutoNormal(model)
-    for guide, message in (("delta", "no width"), (foreign, r"autoguide\(AutoNormal, model\)")):
+    foreign = OwnAuto(model)
+    for guide, message in (("delta", "no width"), (foreign, r"autoguide\(OwnAuto, model\)")):
         posterior = fit(model, guide)
         before = copy.deepcopy(posterior.lineage)
         with pytest.raises(GuideError, match=message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from .latent import joint_normal
 from .optimizers import NOISE_STEPS, ScaledAdam, adam_lr
 from .precision import Precision
 
+_WITHIN = ("bhpeft_pyro", "pyro", "torch")
 _LEAST = 1e-4  # share of the first prior's precision in later rounds, so that all sds are finite
 
 
@@ -165,7 +167,7 @@ class LaplaceGuide(Guide):
                     "guide: these weights are draws for the network linearised around "
                     "guide.means(), and a model that is run under them (Predictive, SVI, "
                     "Importance) predicts something else; expected posterior.predict(texts)",
-                    stacklevel=2,
+                    stacklevel=_to_caller(),
                 )
             center = self._factors() * self.loc
             normal = LowRankNormal(center, self.covariance, validate_args=False)
@@ -435,3 +437,14 @@ class LaplaceGuide(Guide):
             if value is not None and value.shape == shape:
                 setattr(self, name, value.to(self.loc).clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _to_caller() -> int:
+    """The `stacklevel` of the code that called Pyro, for a warning of the function that asks.
+
+    A warning that points at one line of that code is shown once, however many draws there are.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _WITHIN:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -5,6 +5,7 @@ Where a posterior is compared with the closed form, means are in units of the ex
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -196,9 +197,12 @@ def test_weight_draws_of_the_linearised_network_warn_in_the_network_itself(compo
         model, options = tiny_model(kinds), {"max_steps": 2, "progress": False}
         posterior = bh.fit(model, "laplace", tiny_examples(12), components=components, **options)
         predictive = Predictive(posterior.model, guide=posterior.guide, num_samples=2)
-        posterior.predict(tiny_examples(4), samples=2, keep_samples=True)  # silent, as it is right
-        with pytest.warns(UserWarning, match="linearised") if kinds else nullcontext():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # silent, as it is right
+            posterior.predict(tiny_examples(4), samples=2, keep_samples=True)
+        with pytest.warns(UserWarning, match="linearised") if kinds else nullcontext() as found:
             assert predictive(batch)["label"].shape == (2, 5)
+        assert all(each.filename == __file__ for each in found or ())
 
 
 def test_conditioning_on_a_weight(model: bh.Model, batch: bh.data.Batch, exact: Exact) -> None:

@@ -389,6 +389,9 @@ def test_a_guide_of_one_s_own_comes_back_with_its_class_or_function(tmp_path: Pa
         with pytest.raises(SaveError, match=rf"guide: .*:{code.__name__}'; got .*{other.__name__}"):
             load(folder, guide=other)
     assert load(tmp_path / "class", guide=OneScale).guide.note == ["a", 1]
+    ready = bh.Posterior.of(model, NormalGuide(model), CLASSES).save(tmp_path / "ready")
+    with pytest.raises(SaveError, match=r"NormalGuide', which needs no guide=; got .*OneScale"):
+        load(ready, guide=OneScale)
     both = MixtureGuide([OneScale(model), OneScale(model)])
     folder = bh.Posterior.of(model, both, CLASSES).save(tmp_path / "mixture")
     assert {type(each) for each in load(folder, guide=OneScale).guide.components} == {OneScale}

@@ -277,8 +277,7 @@ def test_sds_that_still_move_are_named(optimizer: Any) -> None:
     posterior = fit(model, guide, max_steps=20, optimizer=optimizer)
     # From far below the prior's, at a rate that has gone to zero: the last steps hardly move.
     assert "lora.query.A" in posterior.report.unsettled
-    assert "not converged" in str(posterior.report)
-    assert "lora.query.A" in str(posterior.report).splitlines()[-1]
+    assert re.search("not converged: the sds still move at .*lora.query.A", str(posterior.report))
 
 
 def test_sds_that_have_settled_are_not() -> None:

@@ -425,6 +425,14 @@ class Louder(Normal):
     factor: Any = 1.0
 
 
+class Forgetful(Counts):
+    """It keeps its argument under another name."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.speed = rate
+
+
 def waits(outputs: Tensor, extra: Any) -> Any:
     return dist.Exponential(extra["hours"] * outputs[..., 0].exp())
 
@@ -453,6 +461,8 @@ def test_a_likelihood_of_one_s_own_comes_back_with_its_class_or_function(tmp_pat
     message = r"likelihood: Louder cannot be saved: its factor is a Tensor; expected None, numbers"
     with pytest.raises(SaveError, match=message):
         fit(Louder(factor=torch.zeros(2)), RATINGS).save(tmp_path / "new")
+    with pytest.raises(SaveError, match="argument: 'rate'; expected an attribute of its name for"):
+        fit(Forgetful(2.0), COUNTS).save(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

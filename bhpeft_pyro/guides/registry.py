@@ -190,9 +190,10 @@ def check_sampled(model: Model, guide: Guide) -> None:
     guide.follow(model)
     with seeded(0), alone():
         trace = prune_subsample_sites(poutine.trace(guide).get_trace(None))
+    nodes: dict[str, Any] = dict(trace.iter_stochastic_nodes())
     found = {
         name: tuple(node["value"].shape)
-        for name, node in trace.iter_stochastic_nodes()
+        for name, node in nodes.items()
         if not node["infer"].get("is_auxiliary")
     }
     shapes = {latent.name: tuple(latent.prior.shape()) for latent in latents(model)}

@@ -64,26 +64,30 @@ class Work:
 
     Args:
         title: what it is, in a word or two.
-        parts: how many; None if that is not known.
+        parts: how many, the last of which may be less than one; None if that is not known.
         outer: the work that this is a part of.
         at_once: show the bar before the first second has passed.
-        aside: it is the lesser piece of an outer part, and only named.
+        share: of an outer part, what this takes of it; 0 if it is only named. What comes after it
+            in the same part moves the bar through the rest.
     """
 
     def __init__(
         self,
         title: str,
-        parts: int | None,
+        parts: float | None,
         outer: Work | None,
         at_once: bool = False,
-        aside: bool = False,
+        share: float = 1.0,
     ) -> None:
         self.parts, self.done, self.outer = parts, 0, outer
         self.begin, self.length, self.estimated = 0.0, 1.0, False
+        self.share, self.taken = share, 0.0  # taken: of the part that is being done
         self.bar: Any = _bar(title, parts is not None, at_once) if outer is None else outer.bar
         if outer is not None:
             each = outer.length / (outer.parts or 1)
-            self.begin, self.length = outer.begin + outer.done * each, 0.0 if aside else each
+            end = outer.begin + outer.length
+            self.begin = min(end, outer.begin + (outer.done + outer.taken) * each)
+            self.length = min(min(share, 1 - outer.taken) * each, end - self.begin)
         self.name(title)
 
     def name(self, title: str) -> None:
@@ -98,7 +102,7 @@ class Work:
         """Some parts are done; `note` is shown behind the bar."""
         if self.bar.disable:
             return
-        self.done += parts
+        self.done, self.taken = self.done + parts, 0.0
         if note:
             self.bar.set_postfix_str(note, refresh=False)
         share = self.done / self.parts if self.parts else 0.0
@@ -123,6 +127,7 @@ class Work:
         if self.outer is None:
             self.bar.close()
         else:
+            self.outer.taken = min(1.0, self.outer.taken + self.share)
             self.bar.set_description_str(self.outer.title, refresh=False)
 
 
@@ -140,7 +145,7 @@ def _bar(title: str, known: bool, at_once: bool) -> Any:
 
 
 @contextmanager
-def work(title: str = "", parts: int | None = 1, **how: bool) -> Iterator[Work]:
+def work(title: str = "", parts: float | None = 1, **how: Any) -> Iterator[Work]:
     """Show a piece of work; see `Work`, also for `how`.
 
     >>> with bars(False), work("counting", 3) as counting:
@@ -157,11 +162,11 @@ def work(title: str = "", parts: int | None = 1, **how: bool) -> Iterator[Work]:
 
 
 def tracked(
-    items: Iterable[Item], title: str, parts: int | None = None, aside: bool = True
+    items: Iterable[Item], title: str, parts: int | None = None, share: float = 0.0
 ) -> Iterator[Item]:
     """Items one after the other, as the parts of a piece of work that has no other within it."""
     # Not `work`: a generator cannot set the context of its caller.
-    own = Work(title, parts, _work.get(), aside=aside)
+    own = Work(title, parts, _work.get(), share=share)
     try:
         for item in items:
             yield item

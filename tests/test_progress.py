@@ -47,10 +47,16 @@ def test_a_fit_has_one_bar_for_all_its_parts(states):
         for part in ("training", "width"):
             assert f"component {number} of 2, {part}" in titles
     own = [(n, note) for title, n, note in states if title.startswith("component")]
-    shares = [n for n, _ in own]
-    assert shares == sorted(shares) and {0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0} <= {
-        *shares
-    }
+    shares = [n for _, n, _ in states if n]
+    assert shares == sorted(shares) and max(shares) == pytest.approx(1.0)
+    for number in (1, 2):  # neither training nor the widths fill all that is left
+        start = (number - 1) / 2.3
+        done = [n for title, n, _ in states if title == f"component {number} of 2, training"]
+        assert done[-1] == pytest.approx(start + 0.7 / 2.3)
+        done = [n for title, n, _ in states if title == f"component {number} of 2, width"]
+        assert done[-1] == pytest.approx(start + 0.9 / 2.3)
+    assert max(n for n, _ in own) == pytest.approx(2 / 2.3)
+    assert not any("training, predicting" in title for title in titles)
     notes = {note for _, note in own if note}
     assert all(re.fullmatch(r"loss \d\.\d{3}(, held-out NLL \d\.\d{3})?", n) for n in notes)
     assert any("held-out NLL" in note for note in notes)
@@ -77,8 +83,10 @@ def test_a_stream_has_one_bar(states, tmp_path):
     for number, part in ((1, 1), (2, 1), (1, 2), (2, 2)):  # nothing else moves it
         name = f"round {number} of 2, component {part} of 2, training"
         done = [n for title, n in own if title == name]
-        start = (number - 1) / 2 + (part - 1) / 4
-        assert start <= min(done) <= start + 1 / 8 and max(done) == start + 1 / 4
+        each = 1 / 2 / 2.3
+        start = (number - 1) / 2 + (part - 1) * each
+        assert start <= min(done) <= start + each / 2
+        assert max(done) == pytest.approx(start + 0.7 * each)
 
 
 def test_without_progress_there_is_no_bar(states):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,8 @@ def spoken_warnings(translated: Callable[[str], str]) -> Iterator[None]:
 
 
 def interactive() -> bool:
-    """Whether stderr is a terminal; progress bars do not belong in a log file."""
-    return sys.stderr.isatty()
+    """Whether stderr is a terminal with a size, in which progress bars can be drawn."""
+    return sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno()))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -176,7 +176,8 @@ class _Run:
             stops = False
             if self.validation is not None and (last or step % self.eval_every == 0):
                 try:
-                    rows = self._evaluate()
+                    with bars(False):  # one step's part, whose title stays
+                        rows = self._evaluate()
                 except DataError as error:
                     if error.rows:
                         raise

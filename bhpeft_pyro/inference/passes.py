@@ -117,7 +117,7 @@ def by_batch(
     order: list[Tensor] = []
     parts: list[Iterable[Tensor]] = []
     count = -(-(len(feed.examples) if only is None else len(only)) // size)
-    batches = tracked(feed.prediction(size, only), "", count, aside=False)
+    batches = tracked(feed.prediction(size, only), "", count, share=1.0)
     for (indices, _), found in map_over_ranks(batches, values):
         parts.append(found)
         order.append(indices)

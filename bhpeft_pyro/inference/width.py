@@ -90,19 +90,23 @@ def widen(
     """
     options, started = report.options, time.monotonic()
     first, more = _sampled(examples, options.seed)
-    with seeded(options.seed), work("width") as doing:
+    with seeded(options.seed), work("width", 2 + (held_out is not None)) as doing:
         again = _repeatable(model, guide, first)
         if guide.open:
             model = model.with_prior(guide.rescale(equal_effect(model, guide, again())))
-        rows = chain(again(), *(_jacobians(model, guide, part) for part in more))
+        doing.next()
+        each = [_jacobians(model, guide, part, share=1 / len(more)) for part in more]
+        rows = chain(again(), *each)
         weight = len(examples) / (len(first) + sum(map(len, more)))
         curvature = measured(model, guide, rows, weight)
+        doing.next()
         candidates = None
         choice = Choice(options.tau or guide.tau.item(), output_scale=report.output_scale or 1.0)
         if held_out is not None:
             doing.name("choosing the width")
             candidates = _candidates(model, guide, curvature, held_out, options.tau)
             choice = candidates.best()
+            doing.next()
     learnt = curvature.times(guide.information_factor(choice.noise))
     own = covariance(guide, learnt, choice.tau)
     guide.set_covariance(own, choice.tau, choice.noise, choice.output_scale)
@@ -181,14 +185,17 @@ def _sampled(examples: Examples, seed: int) -> tuple[Examples, list[Examples]]:
     return first, more
 
 
-def _jacobians(model: Model, guide: LaplaceGuide, examples: Examples) -> Jacobians:
+def _jacobians(
+    model: Model, guide: LaplaceGuide, examples: Examples, share: float = 1.0
+) -> Jacobians:
     """As many examples at a time as there is memory for; several processes divide the batches."""
     means = guide.unpack(guide.loc.detach())  # as they were trained
     at_once = examples_at_once(len(guide.loc), _outputs(model, examples))
 
     def batches() -> Iterator[Batch]:
         parts = -(-len(examples) // at_once)
-        for _, batch in tracked(Feed(model, examples).prediction(at_once), "", parts):
+        every = Feed(model, examples).prediction(at_once)
+        for _, batch in tracked(every, "", parts, share):
             yield batch.to(model.network.device)
 
     def compute(batch: Batch) -> list[Tensor]:

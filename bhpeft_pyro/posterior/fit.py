@@ -166,7 +166,7 @@ def fit(
             report.held_out = len(held_out)
         if point:
             report.pull = 1.0 if held_out is None else 0.0
-        with visible(), work("preparing", at_once=True, aside=True), seeded(own.seed), named():
+        with visible(), work("preparing", at_once=True, share=0), seeded(own.seed), named():
             first = _start(model, module, rest, report, fewer)
             if starts and not _starts_anew(module, report):
                 scatter(model, module, own)

@@ -22,7 +22,7 @@ from ..data import Examples
 from ..distributed import Ranks, agree, gathered, same, world
 from ..errors import ConfigError, FitError, PriorError
 from ..forecast.score import Score
-from ..guides import Guide
+from ..guides import Guide, LaplaceGuide
 from ..guides.guide import prior_of
 from ..inference.candidates import Candidates
 from ..inference.loop import Callback, OptimizerFactory, optimise
@@ -37,6 +37,9 @@ from .jobs import in_workers
 from .mixture import MixturePosterior
 from .posterior import Posterior
 from .replay import Coreset
+
+_TRAINING = 0.7  # of the time of a component of laplace, about; its width takes the rest
+_MIXTURE = 0.3  # as long as so much of a component
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""
@@ -157,7 +160,8 @@ def fit_components(
             last.report.options = last.report.options.change(progress=False)
         each = chain(in_workers(executor, one, starts[:away], known), each)
     fitted: list[Fitted] = []
-    with bars(options.progress), work("fit", len(starts), at_once=True) as whole:
+    parts = parts_of(len(starts))
+    with bars(options.progress), work("fit", parts, at_once=True) as whole:
         try:
             for component in each:
                 report = component[0].report
@@ -191,10 +195,12 @@ def fit_round(
     """
     posterior = start.posterior
     try:
-        candidates = _learn(start, held_out, optimizer, callback)
-        if start.kept is None:
-            return posterior, candidates
-        return _fit_coreset(posterior, start.kept, optimizer), candidates
+        with work(parts=1 if start.kept is None else 2) as both:
+            candidates = _learn(start, held_out, optimizer, callback)
+            both.next()
+            if start.kept is None:
+                return posterior, candidates
+            return _fit_coreset(posterior, start.kept, optimizer), candidates
     except FitError as error:
         error.posterior = posterior
         raise
@@ -215,6 +221,23 @@ def joined(
     components = [posterior for posterior, _ in fitted]
     if len(components) == 1 and not lineage:
         return components[0]
+    with work(share=_MIXTURE):
+        return _mixed(fitted, held_out, options, lineage, known)
+
+
+def parts_of(components: int) -> float:
+    """The parts of the work on so many components, with what `joined` adds."""
+    return components + _MIXTURE * (components > 1)
+
+
+def _mixed(
+    fitted: Sequence[Fitted],
+    held_out: Examples | None,
+    options: FitOptions,
+    lineage: tuple[FitReport, ...],
+    known: Tensor | None,
+) -> Posterior:
+    components = [posterior for posterior, _ in fitted]
     candidates = [each for _, each in fitted if each is not None]
     nlls = None
     if len(candidates) == len(fitted) > 1:
@@ -264,7 +287,8 @@ def _learn(
     if guide.point and report.pull is None:
         report.pull = guide.pull
     first = posterior.first_prior is posterior.model.prior
-    optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
+    with work(share=_TRAINING if isinstance(guide, LaplaceGuide) else 1.0):
+        optimise(posterior.model, guide, examples, held_out, report, optimizer, callback)
     posterior.model, candidates = refine(guide, posterior.model, examples, held_out, report)
     if first:
         posterior.first_prior = posterior.model.prior

@@ -17,7 +17,7 @@ from ..inference.width import widen as add_width
 from ..progress import bars, work
 from .mixture import MixturePosterior
 from .posterior import Posterior
-from .rounds import Fitted, joined, note_first_prior
+from .rounds import Fitted, joined, note_first_prior, parts_of
 
 
 def widen(
@@ -44,11 +44,12 @@ def widen(
     options = report.options.change(**changes)
     wide = []
     parts = posterior.components
-    with bars(options.progress), work("width", len(parts), at_once=True) as whole:
+    with bars(options.progress), work("width", parts_of(len(parts)), at_once=True) as whole:
         for number, part in enumerate(parts, 1):
             whole.name(f"component {number} of {len(parts)}")
             wide.append(_widened(part, examples, held_out, changes))
             whole.next()
+        whole.name("mixture")
         lineage = posterior.lineage[:-1] if isinstance(posterior, MixturePosterior) else ()
         return joined(wide, held_out, options, lineage, examples.labels)
 

@@ -220,7 +220,7 @@ def prequential(
                 with _naming("batches", name):
                     posterior = with_outputs_for(posterior, data, grow)
                     examples = posterior.encode(data)
-                with work(aside=True):
+                with work(share=0):
                     if drift:
                         found = assess(posterior, examples)
                         metrics = evaluate(found.forecast)
@@ -233,7 +233,7 @@ def prequential(
             except DataError:
                 history.add(posterior, name, metrics)  # what was learnt stays
                 raise
-            with work(aside=True):
+            with work(share=0):
                 metrics |= _scores(posterior, tested, samples, first)
             if tested:
                 learnt = posterior.encode(data)

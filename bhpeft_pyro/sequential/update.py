@@ -78,7 +78,7 @@ def update(
             _start(last, examples, held_out, options, family, own, keep, how.replay)
             for last, options in every
         ]
-        with work(aside=True):
+        with work(share=0):
             doubt = _contradiction(posterior, examples)
         if doubt is not None:
             warnings.warn(LabelWarning(doubt), stacklevel=2)

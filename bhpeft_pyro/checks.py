@@ -177,6 +177,8 @@ def data_file(source: str | Path) -> Path | None:
             raise DataError(f"{source}: no such file{hint}")
         return path
     other = suffix in _OTHERS and " " not in str(source)
+    if other and not os.path.exists(path):
+        raise DataError(f"{source}: no such file")
     if other or isinstance(source, Path) or os.path.exists(path):  # of a folder, all would be read
         way_out = f"; {_OTHERS[suffix]}" if _OTHERS.get(suffix) else ""
         raise DataError(f"{shown(str(source))}: expected a .csv, .json or .jsonl file{way_out}")

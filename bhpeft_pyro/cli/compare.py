@@ -58,7 +58,7 @@ def compare(
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite=True)
     rows = load(data, reading.texts)
-    with in_file(data), doubting(yes):
+    with in_file(data), doubting(yes, data):
         task = infer(rows, reading)
     say(f"{len(rows)} rows, {task}")
     say(f"loading {reading.backbone}")

@@ -44,8 +44,9 @@ def fit(
 
     how = FitOptions().change(**fitting.given)
     check_out(out, overwrite)
+    check_used(fitting, guide, bool(validation))  # it may be known before the rows are read
     table = load(data, reading.texts)
-    with in_file(data), doubting(yes):
+    with in_file(data), doubting(yes, data):
         task = infer(table, reading)
     say(f"{len(table)} rows, {task}")
     say(f"loading {reading.backbone}")

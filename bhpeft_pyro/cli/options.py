@@ -96,8 +96,8 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def listed(names: Any) -> str:
-    """The values of a Literal."""
-    return ", ".join(get_args(names))
+    """The values of a Literal, as a shell takes them."""
+    return ", ".join(f'"{each}"' if " " in each else each for each in get_args(names))
 
 
 _DATA = "A .csv, .json or .jsonl file, or a data set on the hub (fancyzhx/ag_news:test)."

@@ -7,6 +7,7 @@ import json
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -102,6 +103,7 @@ def predict(
     """
     import torch
 
+    from ..data.columns import FILL_IN
     from ..data.sources import in_file, places
     from ..files import naming
     from ..forecast.base import share_of
@@ -139,21 +141,24 @@ def predict(
             raise ConfigError(f"--text-column: got {text_column!r} for choices; leave it out")
         read = replace(posterior.columns, text=text_column)
         posterior = posterior.replace(columns=read)
-    names, total = _check_data(posterior, data, skip_bad)
+    with _advising(skip_bad):
+        names, total = _check_data(posterior, data, skip_bad)
     called, unit, number = places(data)
     how = {"samples": samples, "seed": draw_seed, "certainty": certainty}
     with naming(out), TemporaryFile("w+", encoding="utf-8", dir=out.parent) as file:
         kept = _Kept(file, posterior.model.network.head.each_word)
         bad: dict[int, str] = {}
-        with in_file(data), work(parts=-(-total // PART)) as whole:
+        with _advising(skip_bad), in_file(data), work(parts=-(-total // PART)) as whole:
             for row in _predicted(posterior, data, by, skip_bad, how, bad, whole.next):
                 kept.add(*row)
         if bad:
-            error = DataError.of_rows("", [*bad], next(iter(bad.values())))
+            why = next(iter(bad.values())).removesuffix(FILL_IN)
+            error = DataError.of_rows("", [*bad], why)
             error = error.placed(called, unit, number)
             if len(bad) == total:
                 raise error
-            say(f"note: no prediction for {len(bad)} rows. {error}")
+            count = "1 row has" if len(bad) == 1 else f"{len(bad)} rows have"
+            say(f"note: {count} no prediction: {error}")
         order = torch.tensor(kept.scores).argsort(descending=True, stable=True)
         flagged = {*order[: share_of(flag, len(order))].tolist()}
         shown: dict[int, Any] = dict.fromkeys(order[:show].tolist())
@@ -234,6 +239,17 @@ def _check_data(posterior: Posterior, data: str, skip_bad: bool) -> tuple[dict[s
     if cuts:
         say(f"note: {CutWarning(sum(each.cut for each in cuts), total, cuts[0].limit)}")
     return names, total
+
+
+@contextmanager
+def _advising(skip_bad: bool) -> Iterator[None]:
+    """In errors about rows, say how to leave these out."""
+    try:
+        yield
+    except DataError as error:
+        if skip_bad or not error.rows:
+            raise
+        raise DataError(f"{error}; or give --skip-bad") from error
 
 
 def _of_good_rows(

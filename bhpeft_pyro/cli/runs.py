@@ -56,23 +56,24 @@ def say_labels(examples: Examples, levels: int = 0) -> None:
     be instead."""
     if counts := tally(examples):
         say(counts)
-    if levels:
+    if levels and examples.labels is not None:
         say(
-            f"note: the ratings are {levels} whole numbers: the intervals of predictions end at "
-            "the lowest and the highest; --task classes predicts the probability of each instead"
+            f"note: there are {levels} different ratings: intervals end at {examples.labels.min():g} "
+            f"and {examples.labels.max():g}. For the probability of each, use --task classes"
         )
 
 
 @contextmanager
-def doubting(yes: bool) -> Iterator[None]:
+def doubting(yes: bool, data: str) -> Iterator[None]:
     """Refuse labels that look like a mistake, unless the user has agreed to them."""
     with warnings.catch_warnings():
         warnings.simplefilter("always" if yes else "error", LabelWarning)
         try:
             yield
         except LabelWarning as doubt:
+            told = str(doubt).removeprefix("data: ")
             raise DataError(
-                f"{doubt}; mend the labels, or learn them as they are with --yes"
+                f"{Path(data).name}: {told}; mend the labels, or learn them as they are with --yes"
             ) from doubt
 
 
@@ -144,12 +145,11 @@ def check_used(fitting: Fitting, guide: str, selects: bool) -> None:
     """Refuse options that a fit of a guide would ignore. `selects` says whether held-out rows
     choose the step of a point estimate that is kept."""
     if fitting.tau is not None and guide != "laplace":
-        raise ConfigError(f"--tau: it is the width of laplace, which {guide!r} does not have")
+        raise ConfigError("--tau works only with --guide laplace; leave it out")
     chosen = guide in POINTS and fitting.temperature is None and selects
     if getattr(fitting, "patience", None) is not None and chosen:
         raise ConfigError(
-            f"--patience: {guide} is fitted to the end, and keeps the step that is best on "
-            "held-out rows; leave it out"
+            f"--patience has no effect on a first {guide} fit without --temperature; leave it out"
         )
 
 

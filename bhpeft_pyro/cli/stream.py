@@ -101,14 +101,14 @@ def stream(
     if io.exists(out):
         raise ConfigError(f"--out: {out} holds a posterior; expected another folder")
     rows = load(data, reading.texts)
-    with in_file(data), doubting(yes):
+    with in_file(data), doubting(yes, data):
         whole = infer(rows, reading)
         batches = _batches(rows, by, batch)
     task = whole
     if grow and whole.name in ("classes", "words"):  # the first batch's; the others come later
         first, *_ = batches
         try:
-            with doubting(yes=True):  # all rows have been looked at
+            with doubting(True, data):  # all rows have been looked at
                 task = infer(batches[first], reading)
         except DataError as error:
             raise DataError(f"--grow: the first batch, {first}: {error}") from error
@@ -125,7 +125,7 @@ def stream(
         kind=model.likelihood.kind,
         each_word=model.network.head.each_word,
     )
-    with cut_once(), doubting(yes):
+    with cut_once(), doubting(yes, data):
         # All rows are checked before any is learnt, so that errors count rows as the file does.
         # With --grow the classes to come count too, which `task.columns` does not know yet.
         with in_file(data):

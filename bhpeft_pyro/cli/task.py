@@ -117,6 +117,8 @@ def infer(table: Dataset, reading: Reading = _PLAIN) -> Task:
         _column("pair", pair, [], there)
     values, feature = table[label][:], table.features[label]
     if missing_rows := [i for i, value in enumerate(values) if value is None]:
+        if not any(cell not in (None, "") for cell in table[missing_rows[0]].values()):
+            raise DataError.of_rows("", missing_rows[:1], "all cells are empty; delete the line")
         raise wrong(label, missing_rows, "the label is missing")
     name = name or ("words" if words else _guess(values, label, feature))
     _check_noise(name, reading)
@@ -158,8 +160,13 @@ def _column(what: str, given: str | None, likely: Sequence[str], there: Sequence
         raise DataError(
             f"one column, {there[0]!r}: the cells have {found} between them; expected commas"
         )
-    problem = f"{few(likely)} may all be the {what}" if likely else f"no column has the {what}"
-    raise DataError(f"{problem}; name it with --{what}-column, one of {few(there)}")
+    if likely:
+        problem = f"{few(likely)} may all be the {what}; name it with --{what}-column"
+        raise DataError(f"{problem}, one of {few(there)}")
+    raise DataError(
+        f"no column is known to be the {what}; columns there: {few(there)}; name it, as in "
+        "--label-column category --text-column message"
+    )
 
 
 def _has_lists(table: Dataset, column: str) -> bool:
@@ -186,7 +193,7 @@ def _guess(values: Sequence[Any], label: str, feature: object) -> names.Task:
         return "classes"
     raise DataError(
         f"column {label!r} has whole numbers from {min(values)} to {max(values)}: "
-        "choose --task classes or --task ratings"
+        "choose --task classes, or --task ratings (if their order matters)"
     )
 
 

@@ -63,9 +63,11 @@ def update(
 
     check_out(out, overwrite)
     before = open_run(run, backbone, device)
+    family = guide or guide_of(before)
+    check_used(fitting, family, selects=False)
     how = before.report.options.change(progress=True, **fitting.given)
     table = rows_for(before, data, labelled=True)
-    with in_file(data), doubting(yes):
+    with in_file(data), doubting(yes, data):
         start = with_outputs_for(before, table, grow)
     if start is not before:
         old, new = (each.columns.label_names or () for each in (before, start))
@@ -83,8 +85,6 @@ def update(
         how.seed,
         lambda file: start.encode(rows_for(start, file, labelled=True)),
     )
-    family = guide or guide_of(before)
-    check_used(fitting, family, selects=False)
     check_samples(samples, family, start.model.likelihood, held_out is not None)
     if held_out is None:  # the last round may have had some
         how = how.change(patience=fitting.patience)
@@ -93,7 +93,7 @@ def update(
     if used is None:
         check_held_out(start, train, held_out)
     say(f"round {len(before.lineage) + 1}: fitting to {len(train)} {train.unit}")
-    with doubting(yes):
+    with doubting(yes, data):
         after = start.update(
             train,
             validation=used,

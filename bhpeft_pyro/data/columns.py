@@ -152,15 +152,18 @@ def as_list(value: Any, column: str, row: int) -> Any:
         raise wrong(column, row, f"{shown(value)} {expected}") from error
 
 
+FILL_IN = "; drop the row or fill it in"
+
+
 def check_text(value: Any, column: str, row: int, where: str = "") -> str:
     """One text, which is a str that is not blank."""
     if value is None:
-        raise wrong(column, row, f"{where}the text is missing; drop the row or fill it in")
+        raise wrong(column, row, f"{where}the text is missing{FILL_IN}")
     if not isinstance(value, str):
         what = f"{shown(value)} is a {type(value).__name__}"
         raise wrong(column, row, f"{where}{what}; expected a str")
     if not value.strip():
-        raise wrong(column, row, f"{where}the text is empty; drop the row or fill it in")
+        raise wrong(column, row, f"{where}the text is empty{FILL_IN}")
     return value
 
 

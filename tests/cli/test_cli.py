@@ -433,7 +433,7 @@ def test_ratings(folder, tmp_path):
     arguments = ("fit", data, "--backbone", folder / "tiny", "--out", tmp_path / "run", *ONE)
     result = bhpeft(*arguments, *FIFTH, "--preset", "lora", "--noise-by-text", "--json")
     assert "ratings: 'stars' from 'review', between 1 and 5" in result.stderr
-    assert "ratings from 1 to 5, mean 3, sd 1.41\nnote: the ratings are 5 whole" in result.stderr
+    assert "sd 1.41\nnote: there are 5 different ratings: intervals end at 1 and 5" in result.stderr
     assert "mse" in json.loads(result.stdout)["held_out"]
     bhpeft("predict", tmp_path / "run", data, "--out", tmp_path / "out.csv", "--samples", 4)
     rows = read_csv(tmp_path / "out.csv")
@@ -564,13 +564,14 @@ def test_what_is_not_clear_is_asked():
 
     two = ["a", "b"]
     for columns, message in (
-        (table(text=two, label=[1, 5]), "--task classes or --task ratings"),
+        (table(text=two, label=[1, 5]), "--task classes, or --task ratings \\(if"),
         (table(text=two, label=two, rating=[1, 2]), "label, rating may all be .*--label-column"),
-        (table(text=two, verdict=two), "--label-column, one of text, verdict"),
+        (table(text=two, verdict=two), "to be the label; columns there: text, verdict; name it"),
         (table(title=two, body=two, label=two), "title, body may all be .*--text-column"),
-        (table(n=[1, 2], label=two), "no column has the text"),
+        (table(n=[1, 2], label=two), "no column is known to be the text"),
         (table(text=two, label=["a", "a"]), "at least two classes"),
         (table(text=two, label=["a", None]), "row 1: the label is missing"),
+        (table(text=["a", None], label=["a", None]), "^row 1: all cells are empty; delete"),
         (table(text=two, rating=[2, 2]), "all 2 ratings are 2"),
     ):
         with pytest.raises(DataError, match=message):
@@ -647,6 +648,9 @@ def test_numbers_that_do_not_count_from_zero_are_names():
 def test_options_without_an_effect_are_refused(folder, tmp_path):
     out = tmp_path / "out"
     fit = ("fit", folder / "train.csv", "--backbone", folder / "tiny", *ONE, "--out", out)
+    none = tmp_path / "none.csv"
+    none.touch()
+    gone = (none, *fit[2:])  # refused before anything is read
     update = ("update", folder / "run", folder / "train.csv", "--again", "--out", out)
     stars = write_csv(tmp_path / "stars.csv", text=TEXTS, stars=[1 + i % 5 for i in range(20)])
     rated = ("fit", stars, *fit[2:])
@@ -654,13 +658,18 @@ def test_options_without_an_effect_are_refused(folder, tmp_path):
     bhpeft(*rated, "--out", tmp_path / "rated")
     new = ("predict", tmp_path / "point", folder / "new.csv", "--out", tmp_path / "new.jsonl")
     for arguments, message in (
-        ((*fit, "--guide", "normal", "--tau", 3), "--tau: .* 'normal' does not have"),
-        ((*fit, "--guide", "A only", "--tau", 3), "--tau: .* 'A only'"),
-        ((*update, "--guide", "normal", "--tau", 3), "--tau: .* 'normal'"),
-        (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau: "),
-        ((*fit, *FIFTH, "--patience", 2), "--patience: laplace is fitted to the end"),
+        ((*fit, "--guide", "normal", "--tau", 3), "--tau works only with --guide laplace"),
+        ((*fit, "--guide", "A only", "--tau", 3), "--tau works only"),
+        ((*update, "--guide", "normal", "--tau", 3), "--tau works only"),
+        (("stream", *fit[1:], "--batch", 9, "--guide", "normal", "--tau", 3), "--tau works"),
+        ((*fit, *FIFTH, "--patience", 2), "--patience has no effect on a first laplace fit"),
         ((*fit, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
         ((*update, "--validation", 0, "--samples", 8), "--samples: no rows are predicted"),
+        (
+            ("fit", *gone, *FIFTH, "--guide", "delta", "--patience", 2),
+            "--patience has no effect on a first delta fit",
+        ),
+        (("fit", *gone, "--guide", "normal", "--tau", 3), "--tau works only"),
         ((*fit, *FIFTH, "--guide", "delta", "--samples", 8), "--samples: delta is a point"),
         ((*rated, *FIFTH, "--samples", 8), "--samples: forecasts of ratings under laplace are"),
         (("evaluate", tmp_path / "rated", stars, "--samples", 8), "--samples: forecasts of"),
@@ -683,11 +692,14 @@ def test_bad_input_is_one_line_and_exit_code_2(folder, tmp_path):
     lists, stream = tmp_path / "lists.jsonl", tmp_path / "stream"
     lists.write_text('{"text": "w5", "label": ["a"]}\n{"text": "w6", "label": ["b"]}\n')
     partly = write_csv(tmp_path / "partly.csv", text=["w5", "w6"], label=["bad", ""])
+    sheet = tmp_path / "sheet.xlsx"
+    sheet.touch()
     empty = write_csv(tmp_path / "empty.csv", text=[], label=[])
     (stream / "rounds").mkdir(parents=True)
     for arguments, message in (
         (("fit", tmp_path / "no.csv", "--out", out), "no such file"),
-        (("fit", tmp_path / "no.xlsx", "--out", out), 'save it as "CSV UTF-8"'),
+        (("fit", sheet, "--out", out), 'save it as "CSV UTF-8"'),
+        (("fit", tmp_path / "no.xlsx", "--out", out), "no.xlsx: no such file"),
         (("evaluate", tmp_path / "none", train), "there is no folder .*none"),
         ((*fit, "--validation", "no.csv"), "no.csv: no such file"),
         ((*fit, "--batch-size", 6), "--batch-size 6 must be a multiple of 4"),
@@ -858,9 +870,10 @@ def test_blank_lines_are_rows_and_may_be_skipped(folder, tmp_path):
     command = ("predict", folder / "run", data, "--show", 9)
     told = error(*command)
     assert "new.csv, column 'text', row 3: the text is missing" in told
-    assert told.endswith("(and 1 more: row 4)")
+    assert told.endswith("(and 1 more: row 4); or give --skip-bad")
     result = bhpeft(*command, "--skip-bad")
-    assert "no prediction for 2 rows. new.csv, row 3: the text is missing" in result.stderr
+    told = "note: 2 rows have no prediction: new.csv, row 3: the text is missing (and 1 more"
+    assert told in result.stderr
     rows = read_csv(tmp_path / "new-predictions.csv")
     assert [row["text"].strip() for row in rows] == ["w5 w9", "", "", "w6 w9"]
     assert [row["prediction"] != "" for row in rows] == [True, False, False, True]

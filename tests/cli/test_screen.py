@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
+import termios
 
 import pytest
 import tqdm
 
-from bhpeft_pyro.cli.screen import say, table
+from bhpeft_pyro.cli.screen import interactive, say, table
 from bhpeft_pyro.progress import Lines, made_by, work
 
 _STOPPED = """
@@ -33,6 +35,15 @@ def test_an_interrupt_during_the_imports_is_one_line(after: int) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 130, done.stderr
     assert done.stderr == "interrupted; every saved posterior is whole\n" and not done.stdout
+
+
+def test_bars_need_a_terminal_with_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, other = pty.openpty()
+    with open(main, "rb"), open(other, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        for size, drawn in (((0, 0), False), ((0, 80), False), ((24, 80), True)):
+            termios.tcsetwinsize(other, size)
+            assert interactive() == drawn
 
 
 def test_texts_do_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ SOURCES: list[tuple[Any, str]] = [
         for text in ("w5 w6 " * 60, "w" * 300, "a\0b", "w" * 300 + ".csv")
     ),
     ("nowhere.csv", "no such file"),
-    (Path("data.parquet"), "expected a .csv, .json or .jsonl"),
+    (Path("data.parquet"), "data.parquet: no such file"),
     ([{"text": "good", "label": 1}, "bad"], "row 1: a str .*expected a dict"),
     (["good", {"text": "bad"}], "row 1: a dict .*expected a text"),
     (texts("good", ""), "column 'text', row 1: the text is empty"),

@@ -152,6 +152,7 @@ def test_the_program_refuses_unless_told(folder: Path) -> None:
     result = bhpeft("fit", folder / "train.csv", *how, "--out", folder / "run")
     assert "\nbad 12, good 12\n" in result.stderr
     told = error("update", folder / "run", folder / "swapped.csv", "--out", folder / "run2")
+    assert "swapped.csv: the labels contradict" in told
     assert "'bad' and 'good' were swapped" in told and not (folder / "run2").exists()
     yes = ("--yes", "--out", folder / "run2", "--max-steps", 1)
     result = bhpeft("update", folder / "run", folder / "swapped.csv", *yes)

@@ -57,9 +57,10 @@ def say_labels(examples: Examples, levels: int = 0) -> None:
     if counts := tally(examples):
         say(counts)
     if levels and examples.labels is not None:
+        low, high = examples.labels.min(), examples.labels.max()
         say(
-            f"note: there are {levels} different ratings: intervals end at {examples.labels.min():g} "
-            f"and {examples.labels.max():g}. For the probability of each, use --task classes"
+            f"note: there are {levels} different ratings: intervals end at {low:g} and {high:g}. "
+            "For the probability of each, use --task classes"
         )
 
 

@@ -50,12 +50,12 @@ def test_a_fit_has_one_bar_for_all_its_parts(states):
     shares = [n for _, n, _ in states if n]
     assert shares == sorted(shares) and max(shares) == pytest.approx(1.0)
     for number in (1, 2):  # neither training nor the widths fill all that is left
-        start = (number - 1) / 2.3
+        start = (number - 1) / 2.2
         done = [n for title, n, _ in states if title == f"component {number} of 2, training"]
-        assert done[-1] == pytest.approx(start + 0.7 / 2.3)
+        assert done[-1] == pytest.approx(start + 0.8 / 2.2)
         done = [n for title, n, _ in states if title == f"component {number} of 2, width"]
-        assert done[-1] == pytest.approx(start + 0.9 / 2.3)
-    assert max(n for n, _ in own) == pytest.approx(2 / 2.3)
+        assert done[-1] == pytest.approx(start + (0.8 + 0.2 * 2 / 3) / 2.2)
+    assert max(n for n, _ in own) == pytest.approx(2 / 2.2)
     assert not any("training, predicting" in title for title in titles)
     notes = {note for _, note in own if note}
     assert all(re.fullmatch(r"loss \d\.\d{3}(, held-out NLL \d\.\d{3})?", n) for n in notes)
@@ -83,10 +83,10 @@ def test_a_stream_has_one_bar(states, tmp_path):
     for number, part in ((1, 1), (2, 1), (1, 2), (2, 2)):  # nothing else moves it
         name = f"round {number} of 2, component {part} of 2, training"
         done = [n for title, n in own if title == name]
-        each = 1 / 2 / 2.3
+        each = 1 / 2 / 2.2
         start = (number - 1) / 2 + (part - 1) * each
         assert start <= min(done) <= start + each / 2
-        assert max(done) == pytest.approx(start + 0.7 * each)
+        assert max(done) == pytest.approx(start + 0.8 * each)
 
 
 def test_without_progress_there_is_no_bar(states):

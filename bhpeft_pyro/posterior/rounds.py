@@ -38,8 +38,8 @@ from .mixture import MixturePosterior
 from .posterior import Posterior
 from .replay import Coreset
 
-_TRAINING = 0.7  # of the time of a component of laplace, about; its width takes the rest
-_MIXTURE = 0.3  # as long as so much of a component
+_TRAINING = 0.8  # of the time of a component of laplace, about; its width takes the rest
+_MIXTURE = 0.2  # of the time of a component, about
 
 Fitted = tuple[Posterior, Candidates | None]
 """A fitted component, and its held-out densities if its width is still to be chosen."""

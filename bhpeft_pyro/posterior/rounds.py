@@ -221,8 +221,10 @@ def joined(
     components = [posterior for posterior, _ in fitted]
     if len(components) == 1 and not lineage:
         return components[0]
-    with work(share=_MIXTURE):
-        return _mixed(fitted, held_out, options, lineage, known)
+    with work(share=_MIXTURE) as last:
+        mixture = _mixed(fitted, held_out, options, lineage, known)
+        last.next()
+    return mixture
 
 
 def parts_of(components: int) -> float:

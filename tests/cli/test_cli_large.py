@@ -112,7 +112,7 @@ def test_rows_left_out_are_counted_from_the_first(
     command = ("predict", run, write_csv(tmp_path / "new.csv", text=texts), "--flag", "100%")
     assert "error: new.csv, row 5: w33 w5 is bad" in error(*command)
     result = bhpeft(*command, "--skip-bad")
-    note = "note: 5 rows have no prediction: new.csv, row 5: w33 w5 is bad (and 4 more: rows 6, 7, 8, 9)"
+    note = "5 rows have no prediction: new.csv, row 5: w33 w5 is bad (and 4 more: rows 6, 7, 8, 9)"
     assert note in result.stderr
     rows = read_csv(tmp_path / "new-predictions.csv")
     flagged = ["True"] * 3 + [""] * 5 + ["True"] * 2

@@ -74,7 +74,7 @@ def drugs(count: int, first: int) -> Dataset:
             "Unnamed: 0": first + i,
             "drugName": "Drug",
             "condition": None if i == 3 else "Pain",
-            "review": f'"w{5 + i % 9} t{first}{i}"',
+            "review": f'"A w{5 + i % 9} t{first}{i}"',
             "rating": 1.0 + i % 10,
             "date": "May 20, 2012",
             "usefulCount": i,

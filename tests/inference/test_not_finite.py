@@ -38,7 +38,7 @@ def test_the_row_is_named(kinds: Any) -> None:
         with pytest.raises(DataError, match=named):
             act(BAD)
     with pytest.raises(DataError, match=named.replace("data,", "validation,")):
-        posterior.update({"text": ["w5", "w6"], "label": [0, 1]}, validation=BAD)
+        posterior.update({"text": ["w7", "w8"], "label": [0, 1]}, validation=BAD)
     assert all(torch.equal(value, before[name]) for name, value in posterior.sample(3).items())
 
 

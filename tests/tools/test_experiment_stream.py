@@ -96,6 +96,7 @@ def test_few_rows_are_passed_more_often(rows: tuple[int, ...], steps: int) -> No
     assert setup.options(*rows)["max_steps"] == steps
 
 
+@pytest.mark.filterwarnings("ignore:.* repeat another's text")
 def test_a_fit_to_all_data_takes_the_steps_of_all_its_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -218,6 +219,7 @@ def test_a_killed_run_goes_on_and_learns_no_round_twice(
     assert not list((folder / "killed").glob("*.rounds"))
 
 
+@pytest.mark.filterwarnings("ignore::bhpeft_pyro.data.LabelWarning")
 def test_batches_are_predicted_before_they_are_learnt(folder: Path) -> None:
     """Each batch turns the labels of the one before around."""
     batches = {

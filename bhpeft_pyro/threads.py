@@ -72,7 +72,11 @@ def _begin(timeout: float = -1) -> bool:
     finally:
         _DOOR.release()
     if began:
-        _MINE.before = _Shared()
+        try:
+            _MINE.before = _Shared()
+        except BaseException:  # too little memory for a copy of the random state
+            _TURN.release()
+            raise
     return began
 
 

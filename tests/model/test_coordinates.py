@@ -333,7 +333,7 @@ def test_ratings_do_not_go_astray() -> None:
     assert posterior.report.last("loss") < baseline + 0.5
 
 
-@pytest.mark.parametrize("guide", ["AutoNormal", "laplace", "delta"])
+@pytest.mark.parametrize("guide", ["iaf", "laplace", "delta"])
 def test_unlabelled_texts_set_axes_and_coordinates(guide: str) -> None:
     """Of points the head's axes alone: they train the PEFT weights themselves."""
     few, many = tiny_examples(8), tiny_examples(48, seed=3)
@@ -345,7 +345,7 @@ def test_unlabelled_texts_set_axes_and_coordinates(guide: str) -> None:
         bh.fit(model, guide, data, unlabelled=unlabelled, **quick)  # under random heads
         after = model.network.coordinates.state_dict()
         changed = any(not torch.equal(after[name], value) for name, value in start.items())
-        assert changed == bool(after["fitted"]) == (guide == "AutoNormal")
+        assert changed == bool(after["fitted"]) == (guide == "iaf")
         return dict(model.network.state_dict())
 
     assert many.texts is not None
@@ -354,7 +354,7 @@ def test_unlabelled_texts_set_axes_and_coordinates(guide: str) -> None:
     assert all(torch.equal(given[name], value) for name, value in by_many.items())
     assert not torch.equal(by_few["axes.matrix"], by_many["axes.matrix"])
     left = "coordinates.lora/query/B/left"
-    assert torch.equal(by_few[left], by_many[left]) == (guide != "AutoNormal")
+    assert torch.equal(by_few[left], by_many[left]) == (guide != "iaf")
 
 
 def test_coordinates_are_those_under_the_head_that_the_labels_ask_for(

@@ -182,6 +182,20 @@ def test_a_turn_in_between_finds_and_leaves_what_threads_share() -> None:
     assert shared() == before
 
 
+def test_a_turn_that_cannot_begin_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all later turns would wait for ever, as after a fork with too little memory."""
+
+    def too_little() -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "_Shared", too_little)
+        with pytest.raises(MemoryError), threads.sampling():
+            pass
+    assert threads._begin(timeout=1.0)
+    threads._end()
+
+
 def test_fits_in_two_threads_are_those_of_one() -> None:
     models, data = [tiny_model() for _ in range(6)], tiny_examples()
 

@@ -72,7 +72,8 @@ class NumberRegressor(OfNumbers, BayesianTextRegressor):
 
 
 def words(X: Any) -> list[str]:
-    rounded = np.clip(np.round(4 * X.astype(float)), -24, 23).astype(int) + 26
+    # Far from 0 they still differ, since texts that are all alike are refused.
+    rounded = np.clip(np.round(4 * X.astype(float)), -1e9, 1e9).astype(int) % 48 + 2
     return [" ".join(f"w{k}" for k in row) for row in rounded]
 
 

@@ -138,10 +138,12 @@ def places(source: object) -> tuple[str, str, Callable[[int], int]]:
     if path.suffix.lower() == ".csv":
         return path.name, "row", (2).__add__  # after the header
     with path.open(encoding="utf-8-sig") as file:
-        lines = array("q", (i for i, line in enumerate(file, 1) if line.strip()))
-        file.seek(0)
-        if file.read().lstrip().startswith("["):
-            return path.name, "entry", (1).__add__
+        lines = array("q")
+        for number, line in enumerate(file, 1):
+            if not lines and line.lstrip().startswith("["):
+                return path.name, "entry", (1).__add__
+            if line.strip():
+                lines.append(number)
     return path.name, "line", lines.__getitem__
 
 

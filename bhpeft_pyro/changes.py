@@ -26,7 +26,7 @@ from .peft.sites import Role, Site
 from .posterior.posterior import Posterior
 from .priors import closed_form, unpack
 
-__all__ = ["Shift", "changes", "factors", "head_norms", "shifts", "sizes"]
+__all__ = ["Shift", "changes", "head_norms", "shifts", "sizes"]
 
 ByLayer = dict[str, dict[int, Tensor]]
 """Branch ("lora.query", "adapter", "prefix.key", ...) to layer number to values (S, ...)."""

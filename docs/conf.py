@@ -58,7 +58,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|contextlib|pathlib|torch|nn|pyro)\..*"),
     ("py:.*", r"(transformers|datasets|numpy|matplotlib)\..*"),
     # As they stand in the source: imported for type checks only, or in a signature that Pyro gives.
-    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor"),
+    ("py:class", r"Tensor|TorchDistribution|Constraint|Dataset|Axes|AutoGuide|Executor|MCMC"),
     ("py:class", r"OptimizerFactory|Callback"),
     # What nobody makes by hand.
     (

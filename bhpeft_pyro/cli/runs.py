@@ -219,8 +219,8 @@ def finish(
     if held_out is not None and examples.labels is not None:
         forecasts = {name: each.predict(held_out, samples) for name, each in columns.items()}
         scores = {name: evaluate(forecast) for name, forecast in forecasts.items()}
-        *_, own = forecasts.values()
-        report.metrics |= {f"held_out/{name}": value for name, value in evaluate(own).items()}
+        (*_, own), (*_, metrics) = forecasts.values(), scores.values()
+        report.metrics |= {f"held_out/{name}": value for name, value in metrics.items()}
         report.score = str(Score.of(own, examples.labels))
         posterior.save(out, overwrite=True)
         say(report.score)
